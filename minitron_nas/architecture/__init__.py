@@ -1,0 +1,1 @@
+"""Shapes as values: specification, layout grammar, costs and rules; no torch."""

@@ -1,0 +1,83 @@
+"""What a shape costs: parameters, FLOPs and bytes, exact, for one shape or for arrays of them."""
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from minitron_nas.architecture.layout import Axis, Layout, axis_sizes
+from minitron_nas.architecture.spec import Architecture
+
+Sizes: TypeAlias = Mapping[Axis, Any]
+"""Axis sizes: integers, or integer arrays of one shape (one entry per candidate)."""
+
+
+def count_parameters(architecture: Architecture, layout: Layout) -> int:
+    """Total parameters of a model, tied embeddings counted once."""
+    return int(count_parameters_of(layout, architecture, axis_sizes(architecture), architecture.num_hidden_layers))
+
+
+def count_parameters_of(layout: Layout, source: Architecture, sizes: Sizes, num_hidden_layers: Any) -> Any:
+    """Total parameters for many shapes at once.
+
+    Args:
+        layout: The family table.
+        source: Says which optional tensors exist.
+        sizes: Axis sizes, scalars or arrays.
+        num_hidden_layers: Scalar or array.
+
+    Returns:
+        An int64 scalar or array.
+    """
+    total: Any = np.int64(0)
+    for table_row in layout.rows:
+        if table_row.exists(source):
+            elements = _elements(table_row.dims, sizes)
+            total = total + (elements * num_hidden_layers if table_row.per_layer else elements)
+    return total
+
+
+def count_embedding_parameters(architecture: Architecture, layout: Layout) -> int:
+    """Parameters of the token embedding and of the untied output head."""
+    sizes = axis_sizes(architecture)
+    return int(
+        sum(
+            _elements(r.dims, sizes)
+            for r in layout.rows
+            if r.exists(architecture) and any(Axis.VOCAB in dim for dim in r.dims)
+        )
+    )
+
+
+def forward_flops_per_token(architecture: Architecture, layout: Layout, context_tokens: int) -> int:
+    """Floating-point operations of one forward pass, per token.
+
+    Two operations per weight of every matrix product (the token look-up is none, the output head
+    is one) plus 4 x num_attention_heads x head_dim x context_tokens per layer for attention.
+
+    Args:
+        architecture: The shape.
+        layout: Its family table.
+        context_tokens: Mean number of tokens attended to.
+    """
+    sizes = axis_sizes(architecture)
+    per_layer = sum(
+        _elements(r.dims, sizes) for r in layout.rows if r.per_layer and len(r.dims) == 2 and r.exists(architecture)
+    )
+    attention = 4 * architecture.num_attention_heads * architecture.head_dim * context_tokens
+    head = 2 * architecture.vocab_size * architecture.hidden_size
+    return int(architecture.num_hidden_layers * (2 * per_layer + attention) + head)
+
+
+def kv_cache_bytes_per_token(architecture: Architecture, bytes_per_value: int = 2) -> int:
+    """Bytes of keys and values that one token of context keeps."""
+    per_layer = 2 * architecture.num_key_value_heads * architecture.head_dim
+    return architecture.num_hidden_layers * per_layer * bytes_per_value
+
+
+def _elements(dims: tuple[tuple[Axis, ...], ...], sizes: Sizes) -> Any:
+    result: Any = 1
+    for dim in dims:
+        for axis in dim:
+            result = result * sizes[axis]
+    return result

@@ -1,0 +1,1 @@
+"""The command minitron-nas: one verb per public function."""

@@ -1,0 +1,58 @@
+"""Every error that minitron_nas raises on purpose.
+
+Each class is a `MinitronNasError` and also the builtin that a caller would expect, so both
+`except MinitronNasError` and `except ValueError` work. A message says what was given, what is
+required and what to do; the command line prints it as one line and exits with 2.
+"""
+
+
+class MinitronNasError(Exception):
+    """Root of all errors that a user can act on."""
+
+
+class PlanError(MinitronNasError, ValueError):
+    """A plan, setting or command-line value that cannot be used."""
+
+
+class InvalidArchitectureError(MinitronNasError, ValueError):
+    """A shape that cannot exist, or that stock transformers refuses to load."""
+
+
+class UnknownFamilyError(MinitronNasError, ValueError):
+    """A model type that no family table describes."""
+
+
+class CheckpointError(MinitronNasError, ValueError):
+    """A checkpoint whose tensors or tokenizer disagree with its family table or config."""
+
+
+class TeacherNotFoundError(MinitronNasError, FileNotFoundError):
+    """A teacher that no source could deliver."""
+
+
+class SpaceError(MinitronNasError, ValueError):
+    """A search space that is malformed or holds no candidate for a requested size."""
+
+
+class DataError(MinitronNasError, ValueError):
+    """Text that is missing, unreadable or too short."""
+
+
+class RunFolderError(MinitronNasError, RuntimeError):
+    """An output folder that belongs to another run or is in use."""
+
+
+class DiskSpaceError(MinitronNasError, OSError):
+    """Not enough free disk for what a stage is about to write."""
+
+
+class TrialError(MinitronNasError, RuntimeError):
+    """Trials that failed so often that the search cannot go on."""
+
+
+class ProofError(MinitronNasError, RuntimeError):
+    """A student whose reloaded logits differ from the model it was written from."""
+
+
+class NonFiniteLossError(MinitronNasError, ArithmeticError):
+    """A training loss that became NaN or infinite."""

@@ -1,0 +1,1 @@
+"""Loss, KL divergence, speed, memory and benchmark scores of a model."""

@@ -1,0 +1,1 @@
+"""One declarative layout per model family, and the loading of teachers."""

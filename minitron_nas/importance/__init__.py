@@ -1,0 +1,1 @@
+"""Forward-only importance scores of channels, neurons, heads and layers."""

@@ -1,0 +1,1 @@
+"""The plan and the stages that turn a teacher into a family."""

@@ -1,0 +1,1 @@
+"""How a run is told: figures, one HTML file, a model card per student."""

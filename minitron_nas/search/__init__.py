@@ -1,0 +1,1 @@
+"""From candidates to one chosen shape: screen, tournament, Pareto front."""

@@ -1,0 +1,81 @@
+"""The base of everything that a user can set: strict, frozen, and with helpful refusals."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from minitron_nas.errors import PlanError
+
+_SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
+_COUNT = re.compile(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([kmbt]?)", re.IGNORECASE)
+
+
+def parse_count(value: object) -> int:
+    """Read a count such as 8e9, "110M", "4.5B" or "64k".
+
+    Raises:
+        ValueError: If the value is not a positive count.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"{value!r} is not a count; write a number such as 8e9 or '110M'")
+    match = _COUNT.fullmatch(str(value).strip())
+    if match is None:
+        raise ValueError(f"{value!r} is not a count; write a number such as 8e9 or '110M'")
+    count = round(float(match[1]) * _SUFFIXES[match[2].lower()])
+    if count < 1:
+        raise ValueError(f"{value!r} is not a positive count")
+    return count
+
+
+def format_count(count: int) -> str:
+    """Write a count as people say it: 94500000 becomes "94.5M"."""
+    for suffix in "tbmk":
+        unit = _SUFFIXES[suffix]
+        if count >= unit:
+            return f"{count / unit:.4g}{suffix.upper() if suffix != 'k' else 'k'}"
+    return str(count)
+
+
+Count = Annotated[int, BeforeValidator(parse_count)]
+"""A positive integer that may be written with a suffix (k, M, B, T)."""
+
+
+class Settings(BaseModel):
+    """Frozen settings that refuse unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+def plan_error(error: ValidationError, model: type[BaseModel], origin: str) -> PlanError:
+    """Turn all of pydantic's complaints into one `PlanError` that names the nearest known keys.
+
+    Args:
+        error: What pydantic raised.
+        model: The settings class that was being read.
+        origin: Where the values came from, e.g. "plan.yaml".
+    """
+    faults = [_describe(fault["loc"], fault["type"], fault["msg"], model) for fault in error.errors()]
+    return PlanError(f"{origin}: " + "; ".join(faults))
+
+
+def _describe(location: Sequence[int | str], kind: str, message: str, model: type[BaseModel]) -> str:
+    key = ".".join(str(part) for part in location)
+    if kind != "extra_forbidden":
+        return f"{key}: {message.removeprefix('Value error, ')}" if key else message
+    known = _fields_at(model, location[:-1])
+    near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.0)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"unknown key {key!r}; {hint}known keys: {', '.join(sorted(known))}"
+
+
+def _fields_at(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
+    for part in path:
+        field = model.model_fields.get(str(part))
+        inner: Any = field.annotation if field else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return list(model.model_fields)

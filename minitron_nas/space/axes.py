@@ -1,0 +1,127 @@
+"""`SearchSpace`: what may change, read from YAML."""
+
+from pathlib import Path
+from typing import Annotated, Self
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from minitron_nas.architecture.spec import Architecture
+from minitron_nas.errors import SpaceError
+from minitron_nas.resources import resource, resource_names
+from minitron_nas.settings import Count, Settings, plan_error
+
+
+class AxisValues(Settings):
+    """The sizes that one axis may take.
+
+    Exactly one of three forms: `values` lists sizes; `min_fraction` with `step_fraction` walks down
+    from the source's size; `ratios` (for intermediate_size only) multiplies the candidate's own
+    hidden_size. The last two are rounded down to `multiple_of`. The source's own size always
+    belongs to the first and second form's axis only if the form names it.
+    """
+
+    values: tuple[int, ...] | None = None
+    min_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    step_fraction: Annotated[float, Field(gt=0, le=1)] = 0.125
+    ratios: tuple[float, ...] | None = None
+    multiple_of: Annotated[int, Field(ge=1)] = 1
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        forms = [name for name in ("values", "min_fraction", "ratios") if getattr(self, name) is not None]
+        if len(forms) != 1:
+            raise ValueError(f"give exactly one of values, min_fraction and ratios (given: {forms or 'none'})")
+        return self
+
+    def sizes(self, source_size: int) -> list[int]:
+        """Return the axis' sizes for a source, descending and without repeats."""
+        if self.values is not None:
+            return sorted({value for value in self.values if value <= source_size}, reverse=True)
+        assert self.min_fraction is not None
+        steps = int((1 - self.min_fraction) / self.step_fraction + 1e-9)
+        raw = (source_size * (1 - step * self.step_fraction) for step in range(1, steps + 1))
+        rounded = (int(size + 1e-9) // self.multiple_of * self.multiple_of for size in raw)
+        return sorted({source_size, *(size for size in rounded if size >= 1)}, reverse=True)
+
+
+class SpaceAxes(Settings):
+    """The axes of a space; an axis that is left out keeps the source's size.
+
+    Without `num_attention_heads`, query heads follow their KV groups.
+    """
+
+    num_hidden_layers: AxisValues | None = None
+    hidden_size: AxisValues | None = None
+    intermediate_size: AxisValues | None = None
+    num_attention_heads: AxisValues | None = None
+    num_key_value_heads: AxisValues | None = None
+
+    @model_validator(mode="after")
+    def _ratios_only_for_neurons(self) -> Self:
+        for name in ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads"):
+            axis: AxisValues | None = getattr(self, name)
+            if axis is not None and axis.ratios is not None:
+                raise ValueError(f"{name} takes values or min_fraction; ratios are for intermediate_size")
+        return self
+
+
+class SearchSpace(Settings):
+    """What the search may change, and how near a candidate must come to its size.
+
+    Attributes:
+        axes: The sizes that each axis may take.
+        tolerance: Greatest relative distance of a candidate's total parameters from the size.
+        window: Least and greatest total parameters; replaces `tolerance`.
+        protected_layers: Layers that depth pruning never drops, negative ones from the end.
+        source: The shape that the space was made for; lets it be enumerated without a checkpoint.
+    """
+
+    description: str = ""
+    axes: SpaceAxes = SpaceAxes()
+    tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    window: tuple[Count, Count] | None = None
+    protected_layers: tuple[int, ...] = (0, -1)
+    source: dict[str, int | str | bool] | None = None
+
+    def size_window(self, size: int) -> tuple[int, int]:
+        """Return the least and greatest total parameters allowed for a size."""
+        if self.window is not None:
+            return self.window
+        return round(size * (1 - self.tolerance)), round(size * (1 + self.tolerance))
+
+    def source_architecture(self) -> Architecture:
+        """Return the shape that the space carries.
+
+        Raises:
+            SpaceError: If it carries none.
+        """
+        if self.source is None:
+            raise SpaceError("this space carries no source shape; name a teacher to enumerate it for")
+        return Architecture.from_config(self.source)
+
+
+def load_space(name_or_path: str | Path) -> SearchSpace:
+    """Read a space: the name of a shipped preset or the path of a YAML file.
+
+    Raises:
+        SpaceError: If there is no such space or it cannot be used.
+    """
+    path = Path(name_or_path)
+    if not path.is_file():
+        known = resource_names("search_spaces", ".yaml")
+        if str(name_or_path) not in known:
+            raise SpaceError(
+                f"no search space {str(name_or_path)!r}; give the path of a YAML file or one of: {', '.join(known)}"
+            )
+        path = resource("search_spaces", f"{name_or_path}.yaml")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpaceError(f"{path.name} is not YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise SpaceError(f"{path.name} must hold a mapping with the key 'axes'")
+    try:
+        return SearchSpace.model_validate(content)
+    except ValidationError as error:
+        raise SpaceError(str(plan_error(error, SearchSpace, path.name))) from None

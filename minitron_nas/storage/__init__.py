@@ -1,0 +1,1 @@
+"""Run folders, ledgers, Parquet tables and safetensors files, each whole or absent."""

@@ -1,0 +1,160 @@
+"""The schema of every Parquet table of a run: column by column, with units, in one place.
+
+`SCHEMA_VERSION` stands in each file's metadata. It rises when a column changes its meaning or goes
+away; a new column alone does not raise it.
+"""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column: its Arrow type and what it says, with its unit."""
+
+    name: str
+    type: pa.DataType
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table: its file name, the columns that identify a row, and all columns."""
+
+    file_name: str
+    key: tuple[str, ...]
+    columns: tuple[Column, ...]
+
+    def arrow_schema(self) -> pa.Schema:
+        """Return the Arrow schema, with descriptions as field metadata."""
+        fields = [pa.field(c.name, c.type, metadata={"description": c.description}) for c in self.columns]
+        return pa.schema(fields, metadata={"minitron_nas_schema_version": str(SCHEMA_VERSION)})
+
+
+_TEXT, _INT, _FLOAT, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+
+_SHAPE = (
+    Column("num_hidden_layers", _INT, "decoder layers"),
+    Column("hidden_size", _INT, "channels of the residual stream"),
+    Column("intermediate_size", _INT, "FFN neurons a layer"),
+    Column("num_attention_heads", _INT, "query heads a layer"),
+    Column("num_key_value_heads", _INT, "key-value groups a layer"),
+)
+
+SCORES = Table(
+    "scores.parquet",
+    ("axis", "layer", "index"),
+    (
+        Column("axis", _TEXT, "hidden_size, intermediate_size, num_attention_heads, num_key_value_heads or layer"),
+        Column("layer", _INT, "decoder layer from 0; null for hidden_size, whose ranking all layers share"),
+        Column("index", _INT, "channel, neuron, query head, KV group or layer, from 0"),
+        Column("score", _FLOAT, "importance; comparable within one axis and layer only"),
+        Column("rank", _INT, "0 is the most important within the axis and layer"),
+    ),
+)
+
+CANDIDATES = Table(
+    "candidates.parquet",
+    ("size", "candidate"),
+    (
+        Column("size", _TEXT, "label of the parameter budget, e.g. 110M"),
+        Column("candidate", _TEXT, "shape id"),
+        *_SHAPE,
+        Column("num_parameters", _INT, "total parameters, tied embeddings counted once"),
+        Column("num_embedding_parameters", _INT, "parameters of token embedding and untied output head"),
+        Column("forward_flops_per_token", _INT, "FLOPs of a forward pass per token at the plan's sequence length"),
+        Column("kv_cache_bytes_per_token", _INT, "bytes of 16-bit keys and values per token of context"),
+        Column("screen_kl_nats", _FLOAT, "untrained KL(teacher || candidate) per token; null if not screened"),
+        Column("screen_loss_nats", _FLOAT, "untrained next-token loss; null if not screened"),
+        Column("on_front", _BOOL, "whether no other candidate is both smaller and closer to the teacher"),
+        Column("outcome", _TEXT, "chosen, stopped, failed, screened_out or not_sampled"),
+        Column("reason", _TEXT, "why the candidate went no further, in words"),
+    ),
+)
+
+EXCLUSIONS = Table(
+    "exclusions.parquet",
+    ("size", "rule"),
+    (
+        Column("size", _TEXT, "label of the parameter budget"),
+        Column("rule", _TEXT, "the first rule that left the shapes out"),
+        Column("reason", _TEXT, "what the rule protects"),
+        Column("num_shapes", _INT, "raw combinations of the space that the rule left out"),
+    ),
+)
+
+TRIALS = Table(
+    "trials.parquet",
+    ("size", "candidate", "rung"),
+    (
+        Column("size", _TEXT, "label of the parameter budget"),
+        Column("candidate", _TEXT, "shape id"),
+        Column("rung", _INT, "rung of the tournament, from 1"),
+        Column("tokens", _INT, "KD tokens seen by the end of the rung"),
+        Column("kl_nats", _FLOAT, "validation KL(teacher || student) per token"),
+        Column("loss_nats", _FLOAT, "validation next-token loss"),
+        Column("promoted", _BOOL, "whether the trial went on to the next rung, or won the last one"),
+        Column("status", _TEXT, "completed, infeasible (out of memory) or failed"),
+        Column("error", _TEXT, "last line of the error; null if completed"),
+        Column("num_parameters", _INT, "total parameters of the candidate"),
+        Column("seconds", _FLOAT, "wall time of this rung, training and validation"),
+    ),
+)
+
+CURVES = Table(
+    "curves.parquet",
+    ("model", "split", "tokens"),
+    (
+        Column("model", _TEXT, "name of the model, as in evaluations.parquet"),
+        Column("size", _TEXT, "label of the parameter budget"),
+        Column("role", _TEXT, "student, depth_baseline or random_baseline"),
+        Column("split", _TEXT, "train or validation"),
+        Column("tokens", _INT, "KD tokens seen"),
+        Column("kl_nats", _FLOAT, "KL(teacher || student) per token; for train the mean since the last point"),
+        Column("loss_nats", _FLOAT, "next-token loss; null for train"),
+        Column("learning_rate", _FLOAT, "learning rate at this point; null for validation"),
+    ),
+)
+
+EVALUATIONS = Table(
+    "evaluations.parquet",
+    ("model",),
+    (
+        Column("model", _TEXT, "teacher, the size's label, or the label with -depth or -random"),
+        Column("size", _TEXT, "label of the parameter budget; null for the teacher"),
+        Column("role", _TEXT, "teacher, student, depth_baseline or random_baseline"),
+        Column("path", _TEXT, "folder of the model, relative to the run folder where it lies inside"),
+        *_SHAPE,
+        Column("num_parameters", _INT, "total parameters, tied embeddings counted once"),
+        Column("num_embedding_parameters", _INT, "parameters of token embedding and untied output head"),
+        Column("tokens_trained", _INT, "KD tokens of this model's own distillation"),
+        Column("untrained_kl_nats", _FLOAT, "validation KL before distillation; null for the teacher"),
+        Column("kl_nats", _FLOAT, "validation KL(teacher || model) per token"),
+        Column("loss_nats", _FLOAT, "validation next-token loss"),
+        Column("perplexity", _FLOAT, "exp(loss_nats)"),
+        Column("prefill_tokens_per_second", _FLOAT, "measured, batch 1, bf16 or fp32 as evaluated"),
+        Column("decode_tokens_per_second", _FLOAT, "measured with a key-value cache, batch 1"),
+        Column("peak_memory_bytes", _INT, "peak of the measuring process (CPU: resident set; CUDA: allocated)"),
+        Column("proof_max_abs_difference", _FLOAT, "largest logit difference between memory and reloaded folder"),
+    ),
+)
+
+BENCHMARKS = Table(
+    "benchmarks.parquet",
+    ("model", "task", "metric"),
+    (
+        Column("model", _TEXT, "name of the model, as in evaluations.parquet"),
+        Column("task", _TEXT, "lm-eval task"),
+        Column("task_version", _TEXT, "lm-eval's version of the task"),
+        Column("metric", _TEXT, "metric and filter, e.g. acc,none"),
+        Column("value", _FLOAT, "the metric"),
+        Column("standard_error", _FLOAT, "its standard error; null where lm-eval gives none"),
+        Column("num_fewshot", _INT, "examples in the prompt"),
+        Column("limit", _INT, "documents evaluated at most; null for all"),
+    ),
+)
+
+TABLES = (SCORES, CANDIDATES, EXCLUSIONS, TRIALS, CURVES, EVALUATIONS, BENCHMARKS)

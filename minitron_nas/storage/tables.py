@@ -1,0 +1,45 @@
+"""Reading and writing the Parquet tables of `schemas.py`."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from minitron_nas.storage.atomic import whole_file
+from minitron_nas.storage.schemas import Table
+
+Row: TypeAlias = Mapping[str, Any]
+
+
+def write_rows(folder: Path, table: Table, rows: Iterable[Row]) -> None:
+    """Write a whole table, whole or not at all."""
+    arrow = pa.Table.from_pylist([dict(row) for row in rows], schema=table.arrow_schema())
+    with whole_file(folder / table.file_name) as partial:
+        pq.write_table(arrow, partial)
+
+
+def read_rows(folder: Path, table: Table) -> list[dict[str, Any]]:
+    """Read a table as plain rows; a table that was never written has none."""
+    path = folder / table.file_name
+    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist() if path.exists() else []
+    return rows
+
+
+def read_frame(folder: Path, table: Table) -> pd.DataFrame:
+    """Read a table as a DataFrame with the schema's columns, empty if it was never written."""
+    path = folder / table.file_name
+    if not path.exists():
+        return table.arrow_schema().empty_table().to_pandas()
+    return pd.read_parquet(path)
+
+
+def replace_rows(folder: Path, table: Table, same: Row, rows: Iterable[Row]) -> None:
+    """Put new rows in the place of those that agree with `same`; others keep their place.
+
+    Writing the same rows twice leaves the same table, so a stage may be repeated.
+    """
+    kept = [row for row in read_rows(folder, table) if any(row[name] != value for name, value in same.items())]
+    write_rows(folder, table, [*kept, *rows])
