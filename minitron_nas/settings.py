@@ -3,14 +3,15 @@
 import difflib
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any
+from decimal import Decimal
+from typing import Annotated, TypeGuard, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from minitron_nas.errors import PlanError
 
 _SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
-_COUNT = re.compile(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([kmbt]?)", re.IGNORECASE)
+_COUNT = re.compile(r"(\d+(?:\.\d+)?(?:e\+?\d{1,2})?)\s*([kmbt]?)", re.IGNORECASE)
 
 
 def parse_count(value: object) -> int:
@@ -24,7 +25,7 @@ def parse_count(value: object) -> int:
     match = _COUNT.fullmatch(str(value).strip())
     if match is None:
         raise ValueError(f"{value!r} is not a count; write a number such as 8e9 or '110M'")
-    count = round(float(match[1]) * _SUFFIXES[match[2].lower()])
+    count = round(Decimal(match[1]) * _SUFFIXES[match[2].lower()])
     if count < 1:
         raise ValueError(f"{value!r} is not a positive count")
     return count
@@ -33,9 +34,9 @@ def parse_count(value: object) -> int:
 def format_count(count: int) -> str:
     """Write a count as people say it: 94500000 becomes "94.5M"."""
     for suffix in "tbmk":
-        unit = _SUFFIXES[suffix]
-        if count >= unit:
-            return f"{count / unit:.4g}{suffix.upper() if suffix != 'k' else 'k'}"
+        digits = f"{count / _SUFFIXES[suffix]:.4g}"
+        if float(digits) >= 1:
+            return digits + (suffix.upper() if suffix != "k" else "k")
     return str(count)
 
 
@@ -74,8 +75,13 @@ def _describe(location: Sequence[int | str], kind: str, message: str, model: typ
 def _fields_at(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
     for part in path:
         field = model.model_fields.get(str(part))
-        inner: Any = field.annotation if field else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+        annotation = field.annotation if field else None
+        inner = [kind for kind in (annotation, *get_args(annotation)) if _is_settings(kind)]
+        if not inner:
             return []
-        model = inner
+        model = inner[0]
     return list(model.model_fields)
+
+
+def _is_settings(kind: object) -> TypeGuard[type[BaseModel]]:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)

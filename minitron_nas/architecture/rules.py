@@ -47,7 +47,8 @@ def check_architecture(architecture: Architecture, layout: Layout) -> None:
         if rule.applies(layout) and not rule.keeps(sizes):
             heads = architecture.num_attention_heads
             below = architecture.hidden_size // heads * heads
+            legal = " or ".join(str(size) for size in (below, below + heads) if size)
             raise InvalidArchitectureError(
                 f"hidden_size={architecture.hidden_size} with num_attention_heads={heads} breaks the rule "
-                f"{rule.name}: {rule.reason}; nearest legal hidden_size: {below} or {below + heads}"
+                f"{rule.name}: {rule.reason}; nearest legal hidden_size: {legal}"
             )

@@ -115,7 +115,7 @@ class Architecture:
                 raise InvalidArchitectureError(
                     f"{name}={value} exceeds the source's {getattr(self, name)}; pruning only removes"
                 )
-        sizes = dict(changes)
+        sizes: dict[str, Any] = dict(changes)
         if "num_key_value_heads" in sizes:
             sizes.setdefault("num_attention_heads", sizes["num_key_value_heads"] * self.heads_per_group)
         result = replace(self, **sizes)

@@ -25,7 +25,7 @@ def layout_of(model_type: str) -> Layout:
     except KeyError:
         raise UnknownFamilyError(
             f"model type {model_type!r} is no known family; known: {', '.join(sorted(LAYOUTS))}; to add one, "
-            "write a table like minitron_nas/families/llama.py and list it in minitron_nas/families/catalog.py"
+            "write a table like minitron_nas/families/llama.py and list it in catalog.py beside it"
         ) from None
 
 

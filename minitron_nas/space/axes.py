@@ -17,27 +17,29 @@ class AxisValues(Settings):
 
     Exactly one of three forms: `values` lists sizes; `min_fraction` with `step_fraction` walks down
     from the source's size; `ratios` (for intermediate_size only) multiplies the candidate's own
-    hidden_size. The last two are rounded down to `multiple_of`. The source's own size always
-    belongs to the first and second form's axis only if the form names it.
+    hidden_size. The last two are rounded down to `multiple_of`. The walk starts at the source's
+    own size; the other forms hold it only if they name it.
     """
 
-    values: tuple[int, ...] | None = None
+    values: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] | None = None
     min_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     step_fraction: Annotated[float, Field(gt=0, le=1)] = 0.125
-    ratios: tuple[float, ...] | None = None
+    ratios: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] | None = None
     multiple_of: Annotated[int, Field(ge=1)] = 1
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
         forms = [name for name in ("values", "min_fraction", "ratios") if getattr(self, name) is not None]
         if len(forms) != 1:
-            raise ValueError(f"give exactly one of values, min_fraction and ratios (given: {forms or 'none'})")
+            raise ValueError(
+                f"give exactly one of values, min_fraction and ratios (given: {forms or 'none'})"
+            )
         return self
 
     def sizes(self, source_size: int) -> list[int]:
-        """Return the axis' sizes for a source, descending and without repeats."""
+        """Return the axis' sizes for a source, descending and without repeats, of `values` or the walk."""
         if self.values is not None:
-            return sorted({value for value in self.values if value <= source_size}, reverse=True)
+            return sorted(set(self.values), reverse=True)
         assert self.min_fraction is not None
         steps = int((1 - self.min_fraction) / self.step_fraction + 1e-9)
         raw = (source_size * (1 - step * self.step_fraction) for step in range(1, steps + 1))
@@ -84,6 +86,12 @@ class SearchSpace(Settings):
     protected_layers: tuple[int, ...] = (0, -1)
     source: dict[str, int | str | bool] | None = None
 
+    @model_validator(mode="after")
+    def _window_in_order(self) -> Self:
+        if self.window is not None and self.window[0] > self.window[1]:
+            raise ValueError(f"window: {self.window[0]} exceeds {self.window[1]}; write the least size first")
+        return self
+
     def size_window(self, size: int) -> tuple[int, int]:
         """Return the least and greatest total parameters allowed for a size."""
         if self.window is not None:
@@ -112,7 +120,8 @@ def load_space(name_or_path: str | Path) -> SearchSpace:
         known = resource_names("search_spaces", ".yaml")
         if str(name_or_path) not in known:
             raise SpaceError(
-                f"no search space {str(name_or_path)!r}; give the path of a YAML file or one of: {', '.join(known)}"
+                f"no search space {str(name_or_path)!r}; give the path of a YAML file or one of: "
+                f"{', '.join(known)}"
             )
         path = resource("search_spaces", f"{name_or_path}.yaml")
     try:

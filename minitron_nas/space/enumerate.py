@@ -1,7 +1,8 @@
 """All shapes of a space that meet a size: arithmetic on arrays, no torch."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any, TypeAlias
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from minitron_nas.architecture.costs import count_parameters, count_parameters_of
 from minitron_nas.architecture.layout import Axis, Layout, axis_sizes
-from minitron_nas.architecture.rules import RULES
+from minitron_nas.architecture.rules import RULES, Rule
 from minitron_nas.architecture.spec import SHAPE_FIELDS, Architecture
 from minitron_nas.errors import SpaceError
 from minitron_nas.settings import format_count
@@ -20,8 +21,9 @@ Columns: TypeAlias = dict[str, Any]
 
 WINDOW_RULE = "size_window"
 _SPACE_RULES = {
-    "heads_fill_groups": "every KV group needs the same number of query heads, and no more than the source has",
+    "heads_fill_groups": "every KV group needs equally many query heads, and no more than the source's have",
     "pruning_only_removes": "no size may exceed the source's",
+    "pruning_removes_something": "the source itself is no candidate",
     WINDOW_RULE: "total parameters must lie within the size's tolerance or window",
 }
 RULE_REASONS = {rule.name: rule.reason for rule in RULES} | _SPACE_RULES
@@ -74,8 +76,8 @@ def enumerate_candidates(space: SearchSpace, size: int, source: Architecture, la
         )
     columns = _raw_columns(space, source)
     excluded: dict[str, int] = {}
-    counts: Any = np.empty(0, dtype=np.int64)
-    for rule, keep in _verdicts(columns, source, layout):
+    for rule, keeps in _checks(source, layout):
+        keep = keeps(columns)
         excluded[rule] = int(len(keep) - np.count_nonzero(keep))
         columns = {name: values[keep] for name, values in columns.items()}
     counts = count_parameters_of(layout, source, _axis_arrays(columns, source), columns["num_hidden_layers"])
@@ -128,26 +130,32 @@ def _raw_columns(space: SearchSpace, source: Architecture) -> Columns:
     return {name: table[:, column] for column, name in enumerate(SHAPE_FIELDS)}
 
 
-def _verdicts(columns: Columns, source: Architecture, layout: Layout) -> Iterator[tuple[str, Any]]:
-    """Yield (rule, keep) for each rule, over the shapes that earlier rules kept."""
-    alive = np.ones(len(columns["hidden_size"]), dtype=bool)
-
-    def step(keep: Any) -> Any:
-        nonlocal alive
-        verdict = keep[alive]
-        alive = alive & keep
-        return verdict
-
-    heads, groups = columns["num_attention_heads"], columns["num_key_value_heads"]
-    yield "heads_fill_groups", step((heads % groups == 0) & (heads // groups <= source.heads_per_group))
-    smaller = np.ones_like(alive)
-    for name in SHAPE_FIELDS:
-        smaller &= (columns[name] <= getattr(source, name)) & (columns[name] >= 1)
-    yield "pruning_only_removes", step(smaller)
-    sizes = _axis_arrays(columns, source)
+def _checks(source: Architecture, layout: Layout) -> Iterator[tuple[str, Callable[[Columns], Any]]]:
+    """Yield (rule, function from columns to truth values); each may count on those before it."""
+    yield (
+        "heads_fill_groups",
+        lambda shapes: (
+            (shapes["num_attention_heads"] % shapes["num_key_value_heads"] == 0)
+            & (shapes["num_attention_heads"] // shapes["num_key_value_heads"] <= source.heads_per_group)
+        ),
+    )
+    yield (
+        "pruning_only_removes",
+        lambda shapes: np.all(
+            [(shapes[name] >= 1) & (shapes[name] <= getattr(source, name)) for name in SHAPE_FIELDS], axis=0
+        ),
+    )
+    yield (
+        "pruning_removes_something",
+        lambda shapes: np.any([shapes[name] != getattr(source, name) for name in SHAPE_FIELDS], axis=0),
+    )
     for rule in RULES:
         if rule.applies(layout):
-            yield rule.name, step(rule.keeps(sizes))
+            yield rule.name, partial(_keeps, rule, source)
+
+
+def _keeps(rule: Rule, source: Architecture, shapes: Columns) -> Any:
+    return rule.keeps(_axis_arrays(shapes, source))
 
 
 def _axis_arrays(columns: Columns, source: Architecture) -> dict[Axis, Any]:
@@ -166,7 +174,7 @@ def _nothing_reachable(size: int, low: int, high: int, counts: Any, excluded: di
     near += [f"{int(above.min()):,}"] if len(above) else []
     blocking = ", ".join(f"{rule} ({count} shapes)" for rule, count in excluded.items() if count)
     return (
-        f"no shape has between {low:,} and {high:,} parameters (size {format_count(size)}); nearest reachable: "
-        f"{' and '.join(near) or 'none'}; left out by: {blocking or 'no rule: the space is empty'}; "
+        f"no shape has between {low:,} and {high:,} parameters (size {format_count(size)}); "
+        f"nearest reachable: {' and '.join(near) or 'none'}; left out by: {blocking}; "
         "widen the space's axes, its tolerance, or choose a nearby size"
     )

@@ -67,6 +67,6 @@ def require_free_bytes(folder: Path, needed_bytes: int, purpose: str) -> None:
     free_bytes = shutil.disk_usage(existing).free
     if free_bytes < needed_bytes:
         raise DiskSpaceError(
-            f"{purpose} needs {needed_bytes / 1e9:.2f} GB in {folder}, which has {free_bytes / 1e9:.2f} GB free; "
-            "free some space or choose another output folder"
+            f"{purpose} needs {needed_bytes / 1e9:.2f} GB in {folder}, which has {free_bytes / 1e9:.2f} GB "
+            "free; free some space or choose another output folder"
         )

@@ -15,8 +15,16 @@ Row: TypeAlias = Mapping[str, Any]
 
 
 def write_rows(folder: Path, table: Table, rows: Iterable[Row]) -> None:
-    """Write a whole table, whole or not at all."""
-    arrow = pa.Table.from_pylist([dict(row) for row in rows], schema=table.arrow_schema())
+    """Write a whole table, whole or not at all; a column that a row lacks is null.
+
+    Raises:
+        ValueError: If a row has a column that the table lacks.
+    """
+    values = [dict(row) for row in rows]
+    unknown = set().union(*values) - {column.name for column in table.columns}
+    if unknown:
+        raise ValueError(f"{table.file_name} has no column {', '.join(sorted(unknown))}")
+    arrow = pa.Table.from_pylist(values, schema=table.arrow_schema())
     with whole_file(folder / table.file_name) as partial:
         pq.write_table(arrow, partial)
 
@@ -32,7 +40,8 @@ def read_frame(folder: Path, table: Table) -> pd.DataFrame:
     """Read a table as a DataFrame with the schema's columns, empty if it was never written."""
     path = folder / table.file_name
     if not path.exists():
-        return table.arrow_schema().empty_table().to_pandas()
+        empty: pd.DataFrame = table.arrow_schema().empty_table().to_pandas()
+        return empty
     return pd.read_parquet(path)
 
 
@@ -41,5 +50,7 @@ def replace_rows(folder: Path, table: Table, same: Row, rows: Iterable[Row]) -> 
 
     Writing the same rows twice leaves the same table, so a stage may be repeated.
     """
-    kept = [row for row in read_rows(folder, table) if any(row[name] != value for name, value in same.items())]
+    kept = [
+        row for row in read_rows(folder, table) if any(row[name] != value for name, value in same.items())
+    ]
     write_rows(folder, table, [*kept, *rows])

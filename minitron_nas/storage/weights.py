@@ -12,8 +12,6 @@ from safetensors import safe_open
 
 from minitron_nas.errors import CheckpointError
 
-_DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4}
-
 
 @dataclass(frozen=True, slots=True)
 class TensorHeader:
@@ -22,28 +20,28 @@ class TensorHeader:
     file: Path
     shape: tuple[int, ...]
     dtype: str
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the tensor's data."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count * _DTYPE_BYTES.get(self.dtype, 1)
+    num_bytes: int
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the folder's safetensors files in the index's order, or the single one.
+    """Return the safetensors files that the folder's index names, sorted, or the single one.
 
     Raises:
-        CheckpointError: If there is none, or one that the index names is missing.
+        CheckpointError: If there is none, the index cannot be read, or a file that it names is missing.
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError):
+            raise CheckpointError(
+                f"{index} is no safetensors index, or is cut short; copy it again"
+            ) from None
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
-            raise CheckpointError(f"{folder} lacks {', '.join(missing)}, which its index names; copy it again")
+            raise CheckpointError(
+                f"{folder} lacks {', '.join(missing)}, which its index names; copy it again"
+            )
         return [folder / name for name in names]
     single = folder / "model.safetensors"
     if not single.is_file():
@@ -67,13 +65,16 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
                 (length,) = struct.unpack("<Q", handle.read(8))
                 content = json.loads(handle.read(length))
         except (struct.error, ValueError, MemoryError, OverflowError):
-            raise CheckpointError(f"{file} is not a safetensors file, or is cut short; copy it again") from None
+            raise CheckpointError(
+                f"{file} is not a safetensors file, or is cut short; copy it again"
+            ) from None
         content.pop("__metadata__", None)
         end = max((entry["data_offsets"][1] for entry in content.values()), default=0)
         if file.stat().st_size != 8 + length + end:
             raise CheckpointError(f"{file} is cut short ({file.stat().st_size} of {8 + length + end} bytes)")
         for name, entry in content.items():
-            headers[name] = TensorHeader(file, tuple(entry["shape"]), entry["dtype"])
+            begin, stop = entry["data_offsets"]
+            headers[name] = TensorHeader(file, tuple(entry["shape"]), entry["dtype"], stop - begin)
     return headers
 
 

@@ -1,0 +1,71 @@
+"""minitron_nas: from one trained language model to a family of smaller ones.
+
+The public names are loaded when they are first used, so that importing the package costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minitron_nas.architecture.spec import Architecture
+    from minitron_nas.errors import MinitronNasError
+    from minitron_nas.families.catalog import count_parameters
+    from minitron_nas.importance.score import score_importance
+    from minitron_nas.importance.scores import ImportanceScores
+    from minitron_nas.pipeline.build import Family, build_family
+    from minitron_nas.pipeline.plan import FamilyPlan, load_plan
+    from minitron_nas.pipeline.verbs import evaluate, prune
+    from minitron_nas.reporting.html import write_report
+    from minitron_nas.search.pareto import pareto_front
+    from minitron_nas.space.axes import SearchSpace
+    from minitron_nas.space.enumerate import Candidate, enumerate_candidates
+
+_HOMES = {
+    "Architecture": "architecture.spec",
+    "Candidate": "space.enumerate",
+    "Family": "pipeline.build",
+    "FamilyPlan": "pipeline.plan",
+    "ImportanceScores": "importance.scores",
+    "MinitronNasError": "errors",
+    "SearchSpace": "space.axes",
+    "build_family": "pipeline.build",
+    "count_parameters": "families.catalog",
+    "enumerate_candidates": "space.enumerate",
+    "evaluate": "pipeline.verbs",
+    "load_plan": "pipeline.plan",
+    "pareto_front": "search.pareto",
+    "prune": "pipeline.verbs",
+    "score_importance": "importance.score",
+    "write_report": "reporting.html",
+}
+
+__all__ = [
+    "Architecture",
+    "Candidate",
+    "Family",
+    "FamilyPlan",
+    "ImportanceScores",
+    "MinitronNasError",
+    "SearchSpace",
+    "build_family",
+    "count_parameters",
+    "enumerate_candidates",
+    "evaluate",
+    "load_plan",
+    "pareto_front",
+    "prune",
+    "score_importance",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return __all__

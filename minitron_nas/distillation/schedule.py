@@ -1,0 +1,52 @@
+"""How many steps a distillation takes, and of how many sequences."""
+
+from dataclasses import dataclass
+from math import ceil
+from typing import Self
+
+from minitron_nas.distillation.settings import DistillationSettings
+
+_MAX_BATCH_SEQUENCES = 1152
+_WANTED_STEPS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Steps and batch of one distillation.
+
+    Attributes:
+        num_steps: Optimizer steps of the whole learning-rate schedule.
+        batch_sequences: Sequences of one optimizer step, over all processes.
+        sequence_length: Tokens of a sequence.
+    """
+
+    num_steps: int
+    batch_sequences: int
+    sequence_length: int
+
+    @classmethod
+    def resolve(cls, settings: DistillationSettings, tokens: int, sequence_length: int) -> Self:
+        """Fill in what the settings leave open.
+
+        Args:
+            settings: May name the batch.
+            tokens: KD tokens of the whole schedule.
+            sequence_length: Tokens of a sequence.
+        """
+        automatic = min(max(tokens // (sequence_length * _WANTED_STEPS), 1), _MAX_BATCH_SEQUENCES)
+        batch = settings.batch_sequences or automatic
+        return cls(ceil(tokens / (batch * sequence_length)), batch, sequence_length)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimizer step."""
+        return self.batch_sequences * self.sequence_length
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the whole schedule."""
+        return self.num_steps * self.tokens_per_step
+
+    def steps_for(self, tokens: int) -> int:
+        """Return the steps after which at least `tokens` were seen, within the schedule."""
+        return min(ceil(tokens / self.tokens_per_step), self.num_steps)

@@ -1,0 +1,133 @@
+"""Documents from whatever the user names: files, globs, folders, hub datasets, Dataset objects."""
+
+import glob
+import random
+from collections.abc import Iterable, Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from minitron_nas.distillation.embedded_text import embedded_documents
+from minitron_nas.distillation.settings import TextSettings
+from minitron_nas.errors import DataError
+
+EMBEDDED = "embedded"
+"""The name of the text that every machine has: Python's and the installed packages' documentation."""
+
+_LOADERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".ndjson": "json"}
+_TEXT_SUFFIXES = (".txt", ".md", ".rst", ".text")
+_PASSAGE_CHARACTERS = 4000
+_SHUFFLE_BUFFER = 10_000
+
+
+def read_documents(data: Any, settings: TextSettings, seed: int) -> Iterator[str]:
+    """Yield distinct, non-empty documents in an order that the seed decides.
+
+    A plain text file is cut at blank lines into passages of about 4,000 characters, each of which
+    counts as a document.
+
+    Args:
+        data: A path, a glob, a folder, a hub dataset's name, "embedded", or a `datasets.Dataset`.
+        settings: Says which column, config and split to read.
+        seed: Decides the order.
+
+    Raises:
+        DataError: If there is no such data, or its table lacks the column.
+    """
+    seen: set[bytes] = set()
+    for text in _shuffled(data, settings, seed):
+        digest = sha256(text.strip().encode("utf-8", "replace")).digest()
+        if text.strip() and digest not in seen:
+            seen.add(digest)
+            yield text
+
+
+def data_name(data: Any) -> str:
+    """Return how a plan names the data: its path or name, or a Dataset object's fingerprint."""
+    if isinstance(data, datasets.Dataset):
+        return f"dataset:{data._fingerprint}"
+    if isinstance(data, datasets.IterableDataset):
+        raise DataError("an IterableDataset cannot be resumed; pass its hub name, its files or a Dataset")
+    text = str(data)
+    return str(Path(text).absolute()) if _matching_files(text) else text
+
+
+def _shuffled(data: Any, settings: TextSettings, seed: int) -> Iterable[str]:
+    if isinstance(data, datasets.Dataset):
+        return _column(data.shuffle(seed=seed), settings.column, "the Dataset")
+    if data == EMBEDDED:
+        return _reordered(embedded_documents(), seed)
+    files = _matching_files(str(data))
+    if not files:
+        return _hub_column(str(data), settings, seed)
+    texts = [file for file in files if file.suffix in _TEXT_SUFFIXES]
+    tables = [file for file in files if file.suffix in _LOADERS]
+    if not texts and not tables:
+        raise DataError(
+            f"{data}: cannot read {files[0].suffix or 'files without suffix'}; "
+            f"give {', '.join((*_TEXT_SUFFIXES, *_LOADERS))} files"
+        )
+    documents = [passage for file in texts for passage in _passages(file)]
+    for loader in sorted({_LOADERS[file.suffix] for file in tables}):
+        chosen = [str(file) for file in tables if _LOADERS[file.suffix] == loader]
+        try:
+            table = datasets.load_dataset(loader, data_files=chosen, split="train")
+        except Exception as error:
+            raise DataError(f"{data} cannot be read as {loader}: {error}") from error
+        documents.extend(_column(table, settings.column, str(data)))
+    return _reordered(documents, seed)
+
+
+def _matching_files(name: str) -> list[Path]:
+    path = Path(name)
+    if path.is_dir():
+        known = (*_TEXT_SUFFIXES, *_LOADERS)
+        return sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in known)
+    return sorted(Path(match) for match in glob.glob(name, recursive=True) if Path(match).is_file())
+
+
+def _hub_column(name: str, settings: TextSettings, seed: int) -> Iterator[str]:
+    if name.startswith((".", "/", "~")) or Path(name).suffix in (*_TEXT_SUFFIXES, *_LOADERS) or "*" in name:
+        raise DataError(f"no file matches {name}; give an existing file, glob, folder or a hub dataset's name")
+    try:
+        stream = datasets.load_dataset(name, settings.config, split=settings.split, streaming=True)
+    except Exception as error:
+        raise DataError(
+            f"{name!r} is neither a file here nor a hub dataset that could be opened: "
+            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        ) from error
+    return iter(_column(stream.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER), settings.column, name))
+
+
+def _column(table: Any, column: str, origin: str) -> Iterator[str]:
+    names = table.column_names
+    if names is not None and column not in names:
+        raise DataError(
+            f"{origin} has no column {column!r} but {', '.join(names)}; choose one with --set text.column=NAME"
+        )
+    for example in table:
+        if isinstance(example[column], str):
+            yield example[column]
+
+
+def _passages(file: Path) -> Iterator[str]:
+    try:
+        content = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8 text ({error.reason} at byte {error.start})") from None
+    passage = ""
+    for paragraph in content.split("\n\n"):
+        passage = f"{passage}\n\n{paragraph}" if passage else paragraph
+        if len(passage) >= _PASSAGE_CHARACTERS:
+            yield passage
+            passage = ""
+    if passage:
+        yield passage
+
+
+def _reordered(documents: Iterable[str], seed: int) -> list[str]:
+    ordered = list(documents)
+    random.Random(seed).shuffle(ordered)
+    return ordered

@@ -1,0 +1,291 @@
+"""The one training loop, on Hugging Face's Trainer, for short and full distillation alike."""
+
+import json
+import math
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_model
+from torch import Tensor
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from minitron_nas.distillation.losses import distillation_loss
+from minitron_nas.distillation.schedule import Schedule
+from minitron_nas.distillation.settings import DistillationSettings
+from minitron_nas.distillation.signals import TeacherSignal
+from minitron_nas.distillation.tokens import PackedTokens
+from minitron_nas.distillation.validation import validate
+from minitron_nas.errors import NonFiniteLossError, PlanError
+from minitron_nas.execution.device import compute_dtype, pick_device
+from minitron_nas.progress import Progress, silent
+from minitron_nas.resources import resource
+
+_COMPLETE = "complete"
+_LOG_POINTS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A token stream with the teacher's signal over it."""
+
+    tokens: PackedTokens
+    signal: TeacherSignal
+
+
+@dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """One point of a training or validation curve; `learning_rate` is None for validation."""
+
+    tokens: int
+    kl_nats: float
+    loss_nats: float | None
+    learning_rate: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """What a distillation leaves: its curve, which ends with a validation."""
+
+    curve: tuple[CurvePoint, ...]
+
+    @property
+    def final(self) -> CurvePoint:
+        """The last validation."""
+        return [point for point in self.curve if point.learning_rate is None][-1]
+
+
+def distill(
+    student: Any,
+    train: Stream,
+    validation: Stream,
+    settings: DistillationSettings,
+    schedule: Schedule,
+    folder: Path,
+    seed: int,
+    stop_step: int | None = None,
+    progress: Progress = silent,
+) -> TrainingResult:
+    """Train a student to match the teacher, going on from the last whole checkpoint in `folder`.
+
+    Args:
+        student: A causal LM with float32 weights; it is trained in place.
+        train: Sequences in the order of training; repeated if the schedule is longer.
+        validation: Held-out sequences.
+        settings: Learning rate, loss and so on.
+        schedule: Steps and batch.
+        folder: Checkpoints go here; delete it when the student is saved.
+        seed: Seeds what the model may draw (dropout).
+        stop_step: Stop here with a checkpoint although the schedule goes on; a later call with a
+            higher `stop_step` continues.
+        progress: Told about optimizer steps.
+
+    Raises:
+        NonFiniteLossError: If the loss becomes NaN or infinite.
+    """
+    last_step = min(stop_step or schedule.num_steps, schedule.num_steps)
+    checkpoint = _last_whole_checkpoint(folder)
+    if checkpoint is not None and _step_of(checkpoint) >= last_step:
+        load_model(student, checkpoint / "model.safetensors")
+        return _result(json.loads((checkpoint / "trainer_state.json").read_text())["log_history"], schedule)
+    trainer = _DistillationTrainer(
+        student, train, validation, settings, arguments=_arguments(settings, schedule, folder, seed)
+    )
+    trainer.add_callback(_Control(last_step, schedule.num_steps, settings, progress))
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return _result(trainer.state.log_history, schedule)
+
+
+class _SequenceDataset(Dataset[dict[str, Tensor]]):
+    """Training sequences in order, repeated to the schedule's length."""
+
+    def __init__(self, tokens: PackedTokens, num_sequences: int) -> None:
+        self._tokens, self._labels, self._length = tokens, tokens.labels(), num_sequences
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, position: int) -> dict[str, Tensor]:
+        index = position % self._tokens.num_sequences
+        return {
+            "index": torch.tensor(index),
+            "input_ids": self._tokens.input_ids[index],
+            "position_ids": self._tokens.position_ids[index],
+            "next_tokens": self._labels[index],
+        }
+
+
+class _DistillationTrainer(Trainer):  # type: ignore[misc]
+    """Trainer whose loss compares final hidden states through both output heads."""
+
+    def __init__(
+        self,
+        student: Any,
+        train: Stream,
+        validation: Stream,
+        settings: DistillationSettings,
+        arguments: TrainingArguments,
+    ) -> None:
+        num_sequences = (
+            arguments.max_steps
+            * arguments.gradient_accumulation_steps
+            * arguments.per_device_train_batch_size
+            * arguments.world_size
+        )
+        super().__init__(model=student, args=arguments, train_dataset=_SequenceDataset(train.tokens, num_sequences))
+        self.loss_is_scaled_for_ga = False
+        self._signal, self._validation, self._settings = train.signal, validation, settings
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return the distillation loss of a batch."""
+        tokens = PackedTokens(inputs["input_ids"], inputs["position_ids"])
+        # The output head is applied in chunks by the loss; logits_to_keep=1 keeps the model from applying it.
+        output = model(
+            input_ids=tokens.input_ids,
+            position_ids=tokens.position_ids,
+            use_cache=False,
+            logits_to_keep=1,
+            output_hidden_states=True,
+        )
+        loss = distillation_loss(
+            output.hidden_states[-1].flatten(0, 1),
+            self.accelerator.unwrap_model(model).get_output_embeddings().weight,
+            inputs["next_tokens"].flatten(),
+            self._signal.hidden(inputs["index"], tokens).flatten(0, 1),
+            self._signal.head,
+            self._settings.lm_loss_weight,
+        )
+        return (loss, output) if return_outputs else loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Validate on the held-out stream and log the result."""
+        model = self.accelerator.unwrap_model(self.model)
+        losses = validate(model, self._validation.tokens, self._validation.signal)
+        metrics = {"eval_kl_nats": losses.kl_nats, "eval_loss_nats": losses.loss_nats}
+        self.log(dict(metrics))
+        return metrics
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
+        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Save, then mark the checkpoint as whole: a killed process leaves an unmarked one."""
+        super()._save_checkpoint(*args, **kwargs)
+        if self.is_world_process_zero():
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            os.sync()
+            (folder / _COMPLETE).touch()
+            for other in folder.parent.glob("checkpoint-*"):
+                if other != folder:
+                    shutil.rmtree(other, ignore_errors=True)
+
+
+class _Control(TrainerCallback):  # type: ignore[misc]
+    """Validates at even distances, checkpoints by the clock, stops at a step and at NaN."""
+
+    def __init__(self, last_step: int, num_steps: int, settings: DistillationSettings, progress: Progress) -> None:
+        self._last_step, self._progress = last_step, progress
+        self._goes_on_later = last_step < num_steps
+        self._evaluation_steps = math.ceil(num_steps / settings.num_evaluations)
+        self._interval_seconds = settings.checkpoint_minutes * 60
+        self._saved_at = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Decide what happens after this optimizer step."""
+        self._progress(state.global_step, self._last_step)
+        at_log = state.global_step % state.logging_steps == 0
+        control.should_evaluate = state.global_step % self._evaluation_steps == 0
+        if state.global_step >= self._last_step:
+            control.should_training_stop = True
+            control.should_evaluate = True
+            control.should_log = True
+            control.should_save = self._goes_on_later
+        elif at_log and time.monotonic() - self._saved_at >= self._interval_seconds:
+            control.should_save = True
+            self._saved_at = time.monotonic()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
+        """Stop when the loss is no number any more."""
+        loss = logs.get("loss")
+        if loss is not None and not math.isfinite(loss):
+            raise NonFiniteLossError(
+                f"the distillation loss is {loss} at step {state.global_step} (learning rate "
+                f"{logs.get('learning_rate', float('nan')):.3g}); lower distillation.learning_rate and run again: it "
+                "goes on from the last checkpoint"
+            )
+
+
+def _arguments(settings: DistillationSettings, schedule: Schedule, folder: Path, seed: int) -> TrainingArguments:
+    device = pick_device()
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    micro = min(settings.micro_batch_sequences, schedule.batch_sequences)
+    if schedule.batch_sequences % (micro * world_size):
+        raise PlanError(
+            f"a batch of {schedule.batch_sequences} sequences does not divide into micro-batches of {micro} on "
+            f"{world_size} processes; choose distillation.batch_sequences as a multiple of {micro * world_size}"
+        )
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=schedule.num_steps,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=schedule.batch_sequences // (micro * world_size),
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": settings.min_learning_rate_fraction},
+        warmup_steps=math.ceil(settings.warmup_fraction * schedule.num_steps),
+        weight_decay=settings.weight_decay,
+        adam_beta2=settings.adam_beta2,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=compute_dtype(device) == torch.bfloat16,
+        use_cpu=device.type == "cpu",
+        gradient_checkpointing=settings.gradient_checkpointing,
+        deepspeed=str(_deepspeed_json(settings.deepspeed)) if settings.deepspeed else None,
+        save_strategy="no",
+        eval_strategy="no",
+        logging_steps=math.ceil(schedule.num_steps / _LOG_POINTS),
+        logging_nan_inf_filter=False,
+        report_to="none",
+        seed=seed,
+        disable_tqdm=True,
+        log_level="error",
+        remove_unused_columns=False,
+        dataloader_pin_memory=device.type == "cuda",
+    )
+
+
+def _deepspeed_json(name: str) -> Path:
+    path = Path(name)
+    return path if path.is_file() else resource("runners", f"{name}.json")
+
+
+def _last_whole_checkpoint(folder: Path) -> Path | None:
+    whole = [path.parent for path in folder.glob(f"checkpoint-*/{_COMPLETE}")]
+    return max(whole, key=_step_of, default=None)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
+
+
+def _result(history: list[dict[str, Any]], schedule: Schedule) -> TrainingResult:
+    return TrainingResult(tuple(point for entry in history if (point := _curve_point(entry, schedule)) is not None))
+
+
+def _curve_point(entry: dict[str, Any], schedule: Schedule) -> CurvePoint | None:
+    tokens = entry["step"] * schedule.tokens_per_step
+    if "eval_kl_nats" in entry:
+        return CurvePoint(tokens, entry["eval_kl_nats"], entry["eval_loss_nats"], None)
+    if "loss" in entry:
+        return CurvePoint(tokens, entry["loss"], None, entry["learning_rate"])
+    return None

@@ -1,0 +1,52 @@
+"""Validation: KL to the teacher and next-token loss on held-out tokens."""
+
+from typing import Any
+
+import torch
+
+from minitron_nas.distillation.losses import Losses, LossSums
+from minitron_nas.distillation.signals import TeacherSignal, final_hidden
+from minitron_nas.distillation.tokens import PackedTokens
+from minitron_nas.execution.device import compute_dtype
+from minitron_nas.progress import Progress, silent
+
+
+@torch.no_grad()
+def validate(
+    model: Any,
+    tokens: PackedTokens,
+    signal: TeacherSignal | None,
+    batch_sequences: int = 4,
+    progress: Progress = silent,
+) -> Losses:
+    """Measure a model on held-out tokens, computing in the device's dtype whatever the weights' is.
+
+    Args:
+        model: A causal LM on its device.
+        tokens: The held-out sequences.
+        signal: The teacher over the same sequences; without it there is no KL.
+        batch_sequences: Sequences of one forward pass.
+        progress: Told about tokens.
+    """
+    training = model.training
+    model.eval()
+    head = model.get_output_embeddings().weight
+    device = head.device
+    dtype = compute_dtype(device)
+    cast_head = head.to(dtype)
+    sums = LossSums()
+    done = 0
+    for indices, batch in tokens.batches(batch_sequences):
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32 and head.dtype != dtype):
+            hidden = final_hidden(model, batch.input_ids.to(device), batch.position_ids.to(device))
+        labels = batch.labels().flatten().to(device)
+        flat = hidden.flatten(0, 1).to(dtype)
+        if signal is None:
+            sums.add(flat, cast_head, labels)
+        else:
+            teacher_hidden = signal.hidden(indices, batch).flatten(0, 1)
+            sums.add(flat, cast_head, labels, teacher_hidden, signal.head)
+        done += batch.num_tokens
+        progress(done, tokens.num_tokens)
+    model.train(training)
+    return sums.means()

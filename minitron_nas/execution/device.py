@@ -1,0 +1,28 @@
+"""Which device and number format this process computes with."""
+
+import gc
+import os
+
+import torch
+
+
+def pick_device() -> torch.device:
+    """Return the accelerator of this process (its local rank's), or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    return torch.device("cpu")
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """Return bfloat16 where the device computes it natively, else float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    fast = torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return torch.bfloat16 if fast else torch.float32
+
+
+def release_memory() -> None:
+    """Give memory of models that are no longer referenced back to the device."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,17 @@
+"""The runner that stays in this process: for debugging, notebooks and single machines."""
+
+from collections.abc import Callable, Sequence
+
+from minitron_nas.execution.device import release_memory
+from minitron_nas.execution.runner import Job, JobFunction, Outcome, attempt
+
+
+class LocalRunner:
+    """Runs jobs one after the other."""
+
+    def execute(self, function: JobFunction, jobs: Sequence[Job], on_outcome: Callable[[Outcome], None]) -> None:
+        """Run every job in this process."""
+        for job in jobs:
+            outcome = attempt(function, job)
+            release_memory()
+            on_outcome(outcome)

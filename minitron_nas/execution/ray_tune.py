@@ -1,0 +1,94 @@
+"""The runner that turns jobs into Ray Tune trials; the only module that imports ray."""
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+# Set before ray is imported: no usage reports, plain old console output, and results at their own pace.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+from ray import tune
+
+from minitron_nas.errors import PlanError
+from minitron_nas.execution.runner import Job, JobFunction, Outcome, attempt
+from minitron_nas.execution.settings import RunnerSettings
+
+_OUTCOME = "outcome"
+
+
+class RayTuneRunner:
+    """Runs each job as a Ray Tune trial, on an embedded Ray or on a cluster."""
+
+    def __init__(self, settings: RunnerSettings, folder: Path) -> None:
+        """Remember where to run.
+
+        Args:
+            settings: Address and resources of a trial.
+            folder: Where Ray Tune keeps its experiment state; removed when a call has ended.
+        """
+        self._settings, self._folder = settings, folder.absolute()
+
+    def execute(self, function: JobFunction, jobs: Sequence[Job], on_outcome: Callable[[Outcome], None]) -> None:
+        """Run every job as a trial.
+
+        Raises:
+            PlanError: If no node of the cluster can ever hold a trial.
+        """
+        if not ray.is_initialized():
+            ray.init(
+                address=self._settings.address,
+                include_dashboard=False if self._settings.address is None else None,
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
+        by_key = {job.key: job for job in jobs}
+        done: set[str] = set()
+
+        def trial(config: dict[str, Any]) -> None:
+            tune.report({_OUTCOME: asdict(attempt(function, by_key[config["job"]]))})
+
+        class Deliver(tune.Callback):  # type: ignore[misc]
+            def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
+                if _OUTCOME in result:
+                    done.add(result[_OUTCOME]["key"])
+                    on_outcome(Outcome(**result[_OUTCOME]))
+
+        tuner = tune.Tuner(
+            tune.with_resources(trial, self._resources()),
+            param_space={"job": tune.grid_search(list(by_key))},
+            tune_config=tune.TuneConfig(reuse_actors=True),
+            run_config=tune.RunConfig(
+                name="trials",
+                storage_path=str(self._folder),
+                failure_config=tune.FailureConfig(max_failures=self._settings.max_worker_losses),
+                callbacks=[Deliver()],
+                verbose=0,
+            ),
+        )
+        grid = tuner.fit()
+        for index, result in enumerate(grid):
+            key = list(by_key)[index] if result.config is None else result.config["job"]
+            if key not in done:
+                on_outcome(Outcome(key, "failed", None, f"the worker was lost: {result.error}", 0.0))
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _resources(self) -> dict[str, float]:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        has_gpu = any(node.get("GPU", 0) for node in nodes)
+        gpus = self._settings.gpus_per_trial
+        gpus = gpus if gpus is not None else float(has_gpu)
+        most = max(node.get("CPU", 0.0) for node in nodes)
+        cpus = self._settings.cpus_per_trial or (1.0 if gpus else most)
+        if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+            raise PlanError(
+                f"a trial asks for {cpus:g} CPUs and {gpus:g} GPUs, which no node of the cluster has (at most "
+                f"{most:g} CPUs); lower runner.cpus_per_trial or runner.gpus_per_trial"
+            )
+        return {"cpu": cpus, "gpu": gpus}

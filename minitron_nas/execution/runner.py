@@ -1,0 +1,144 @@
+"""The seam between the search and where it runs.
+
+A runner is handed a picklable function and a list of jobs, and knows no stage; Ray and this process
+are interchangeable behind it.
+"""
+
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias
+
+from minitron_nas.errors import TrialError
+from minitron_nas.execution.settings import RunnerSettings
+from minitron_nas.progress import Progress, silent
+from minitron_nas.storage.atomic import read_json, write_json
+
+JobFunction: TypeAlias = Callable[..., Mapping[str, Any]]
+"""A module-level function that takes a job's arguments and returns plain values."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One call of a function: a file-name-safe key and keyword arguments of plain values."""
+
+    key: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a job.
+
+    Attributes:
+        key: The job's key.
+        status: `infeasible` means out of memory: the shape does not fit, which is no defect.
+        value: What the function returned, if completed.
+        error: The traceback, if not.
+        seconds: Wall time of the call.
+    """
+
+    key: str
+    status: Literal["completed", "infeasible", "failed"]
+    value: Mapping[str, Any] | None
+    error: str | None
+    seconds: float
+
+
+class Runner(Protocol):
+    """Executes jobs, in any order, on one or many machines."""
+
+    def execute(self, function: JobFunction, jobs: Sequence[Job], on_outcome: Callable[[Outcome], None]) -> None:
+        """Run every job and hand over each outcome as soon as it is there."""
+
+
+def attempt(function: JobFunction, job: Job) -> Outcome:
+    """Call the function and turn any exception into an outcome."""
+    started = time.perf_counter()
+    try:
+        value = function(**job.arguments)
+        return Outcome(job.key, "completed", dict(value), None, time.perf_counter() - started)
+    except Exception as error:
+        status: Literal["infeasible", "failed"] = "infeasible" if _is_out_of_memory(error) else "failed"
+        return Outcome(job.key, status, None, traceback.format_exc(), time.perf_counter() - started)
+
+
+def run_jobs(
+    runner: Runner,
+    function: JobFunction,
+    jobs: Sequence[Job],
+    results: Path,
+    max_failures: int,
+    progress: Progress = silent,
+) -> dict[str, Outcome]:
+    """Run the jobs that have no result yet and return the outcomes of all, by key, in the jobs' order.
+
+    Args:
+        runner: Where they run.
+        function: What they run.
+        jobs: With distinct keys.
+        results: Folder of one JSON file per finished job; a repeated call runs only what is missing.
+            Failed jobs leave no file and are tried again.
+        max_failures: More failed jobs than this stop the search.
+        progress: Told about jobs.
+
+    Raises:
+        TrialError: If too many jobs failed; the message ends with the last traceback's last line.
+    """
+    outcomes: dict[str, Outcome] = {}
+    for job in jobs:
+        path = results / f"{job.key}.json"
+        if path.exists():
+            outcomes[job.key] = Outcome(**read_json(path))
+    progress(len(outcomes), len(jobs))
+
+    def keep(outcome: Outcome) -> None:
+        outcomes[outcome.key] = outcome
+        if outcome.status != "failed":
+            write_json(results / f"{outcome.key}.json", asdict(outcome))
+        progress(len(outcomes), len(jobs))
+        _stop_if_hopeless(outcomes, max_failures, len(jobs))
+
+    remaining = [job for job in jobs if job.key not in outcomes]
+    if remaining:
+        runner.execute(function, remaining, keep)
+    return {job.key: outcomes[job.key] for job in jobs}
+
+
+def make_runner(settings: RunnerSettings, folder: Path) -> Runner:
+    """Return the runner that the settings name.
+
+    Args:
+        settings: Local or Ray.
+        folder: Where Ray Tune keeps its experiment state.
+    """
+    if settings.kind == "local":
+        from minitron_nas.execution.local import LocalRunner
+
+        return LocalRunner()
+    from minitron_nas.execution.ray_tune import RayTuneRunner  # deferred: Ray is imported where it is used
+
+    return RayTuneRunner(settings, folder)
+
+
+def last_line(error: str | None) -> str | None:
+    """Return the last line of a traceback, which names the error."""
+    return error.strip().splitlines()[-1] if error and error.strip() else None
+
+
+def _stop_if_hopeless(outcomes: Mapping[str, Outcome], max_failures: int, num_jobs: int) -> None:
+    failed = [outcome for outcome in outcomes.values() if outcome.status == "failed"]
+    if len(failed) > max_failures or len(failed) == num_jobs:
+        raise TrialError(
+            f"{len(failed)} of {num_jobs} trials failed, more than runner.max_failures={max_failures} allows or all "
+            f"of them; the last one: {last_line(failed[-1].error)}\n{failed[-1].error}"
+        )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("not enough memory" in text or "out of memory" in text)

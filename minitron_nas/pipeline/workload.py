@@ -1,0 +1,56 @@
+"""What a run will cost, stage by stage, before anything runs."""
+
+from minitron_nas.architecture.costs import count_parameters, forward_flops_per_token
+from minitron_nas.families.checkpoint import Checkpoint
+from minitron_nas.pipeline.plan import FamilyPlan
+from minitron_nas.pipeline.sources import Tokens
+from minitron_nas.settings import format_count
+
+_BACKWARD = 3
+"""Forward and backward together cost about three forward passes."""
+
+_LOAD_SECONDS_AS_TOKENS = 1500
+"""Starting a process and loading a model takes about as long as this many tokens' forward pass."""
+
+
+def estimate_workload(plan: FamilyPlan, teacher: Checkpoint, tokens: Tokens) -> dict[str, float]:
+    """Return the FLOPs that each stage of a run is expected to take.
+
+    Students are taken to cost what their share of the teacher's parameters says.
+
+    Args:
+        plan: The plan.
+        teacher: The first teacher.
+        tokens: The run's tokens.
+    """
+    context = plan.text.sequence_length // 2
+    teacher_flops = forward_flops_per_token(teacher.architecture, teacher.layout, context)
+    per_parameter = teacher_flops / count_parameters(teacher.architecture, teacher.layout)
+    validation = tokens.part("validation").num_tokens
+    calibration = tokens.part("calibration").num_tokens
+    train = tokens.part("train").num_tokens
+    rungs = plan.search.rung_tokens(tokens.distillation_tokens)
+    overhead = _LOAD_SECONDS_AS_TOKENS
+    cached = train if plan.distillation.teacher_signal == "hidden_cache" else 0
+    work = {"teacher signal": teacher_flops * (validation + cached)}
+    source, source_flops = "teacher", teacher_flops
+    for size in plan.descending_sizes:
+        label, flops = format_count(size), size * per_parameter
+        if plan.kd_teacher == "previous" and source != "teacher":
+            work[f"{source} signal"] = source_flops * (validation + cached)
+        work[f"{source} score"] = source_flops * calibration
+        screened = min((plan.search.screen_sequences or 10**9) * plan.text.sequence_length, validation)
+        work[f"{label} screen"] = flops * (screened + overhead) * plan.search.max_screened / 2
+        alive, trial_tokens, previous = float(plan.search.num_finalists), 0.0, 0
+        for rung in rungs:
+            trial_tokens += alive * (_BACKWARD * (rung - previous) + validation + 3 * overhead)
+            alive, previous = max(alive / plan.search.reduction, 1.0), rung
+        work[f"{label} tournament"] = flops * trial_tokens
+        training = _BACKWARD * tokens.distillation_tokens + validation * (1 + plan.distillation.num_evaluations)
+        names = [label, *([f"{label}-depth", f"{label}-random"] if plan.baselines else [])]
+        for name in names:
+            work[f"{name} distil"] = flops * (training + overhead)
+            work[f"{name} evaluate"] = flops * (validation + 3 * overhead)
+        source, source_flops = label, flops
+    work["teacher evaluate"] = teacher_flops * (validation + 3 * overhead)
+    return work

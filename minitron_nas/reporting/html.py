@@ -1,0 +1,91 @@
+"""`write_report`: one self-contained HTML file that tells a run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from minitron_nas.reporting import figures, numerals, sections
+from minitron_nas.reporting.members import comparison, list_members
+from minitron_nas.reporting.run_record import RunRecord, read_run
+from minitron_nas.resources import resource
+from minitron_nas.storage.atomic import write_text
+
+FIRST_ROWS = 40
+"""Candidates that stand in the file as plain HTML, for readers without scripts and for print."""
+
+
+def write_report(run_folder: Path) -> Path:
+    """Write `report.html` into a run folder, finished or not, and return its path.
+
+    Raises:
+        RunFolderError: If the folder or its `plan.yaml` is missing.
+    """
+    path = run_folder / "report.html"
+    write_text(path, render_report(read_run(run_folder)))
+    return path
+
+
+def render_report(run: RunRecord) -> str:
+    """Return the report as HTML: no clock, no random id, so the same run gives the same bytes."""
+    template = resource("reports", "report.html.j2")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(template.parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.globals["numerals"] = numerals
+    environment.filters["words"] = sections.words
+    return environment.get_template(template.name).render(_content(run)) + "\n"
+
+
+def _content(run: RunRecord) -> dict[str, Any]:
+    members = list_members(run)
+    sizes = run.sizes()
+    rows = sections.candidate_rows(run)
+    models = [member.name for member in members]
+    return {
+        "run": run,
+        "sizes": sizes,
+        "members": members,
+        "teacher": members[0],
+        "students": [member for member in members if member.role == "student"],
+        "comparisons": {size: comparison(members, size) for size in sizes},
+        "missing": sections.missing_parts(run),
+        "figures": _figures(run, sizes, members[0].value("num_parameters")),
+        "outcomes": {size: sections.outcome_counts(run.candidates, size) for size in sizes},
+        "agreement": {size: sections.rank_agreement(run, size) for size in sizes},
+        "columns": sections.CANDIDATE_COLUMNS,
+        "first_rows": rows[:FIRST_ROWS],
+        "num_rows": len(rows),
+        "num_candidates": len(run.candidates),
+        "candidate_json": _script_json({"columns": sections.CANDIDATE_COLUMNS, "rows": rows}),
+        "exclusions": sections.exclusion_rows(run),
+        "benchmarks": sections.benchmark_table(run, models),
+        "checks": sections.checks(run),
+        "plotly": Markup(figures.plotly_script()),  # noqa: S704 - plotly's own file, not data
+    }
+
+
+def _figures(run: RunRecord, sizes: list[str], teacher_parameters: int | None) -> dict[str, Markup]:
+    found = {
+        "pareto": figures.pareto_figure(
+            run.candidates, run.trials, run.evaluations, run.size_windows(), teacher_parameters
+        ),
+        "speed": figures.speed_figure(run.evaluations),
+    }
+    for size in sizes:
+        found[f"curves-{size}"] = figures.curve_figure(run.curves, size)
+        found[f"rungs-{size}"] = figures.rung_figure(run.candidates, run.trials, size)
+    return {name: Markup(figures.figure_json(figure)) for name, figure in found.items()}  # noqa: S704
+
+
+def _script_json(value: Any) -> Markup:
+    """Return JSON that may stand inside a `<script>` element."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    escaped = text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+    return Markup(escaped)  # noqa: S704 - nothing in it can end the script element

@@ -1,0 +1,131 @@
+"""The members of a family and how they compare: the rows behind the headline, the table and the card."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from minitron_nas.reporting import numerals
+from minitron_nas.reporting.run_record import Lineage, RunRecord, plain_rows
+
+ROLES = ("teacher", "student", "depth_baseline", "random_baseline")
+ROLE_NAMES = {
+    "teacher": "teacher",
+    "student": "student",
+    "depth_baseline": "depth-only baseline",
+    "random_baseline": "random-weights baseline",
+}
+_SAME_FRACTION = 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One model of the run beside its teacher.
+
+    Attributes:
+        values: The columns of `evaluations.parquet`, None where not measured.
+        teacher: The same of the teacher, or what the plan knows of it.
+        tolerance: Greatest logit difference that the student's proof allows.
+    """
+
+    name: str
+    role: str
+    size: str | None
+    values: Mapping[str, Any]
+    teacher: Mapping[str, Any]
+    tolerance: float | None = None
+
+    def value(self, column: str) -> Any:
+        """Return a column's value, None where missing."""
+        return self.values.get(column)
+
+    def ratio(self, column: str) -> float | None:
+        """Return this member's value over the teacher's, None if either is missing."""
+        mine, whole = self.values.get(column), self.teacher.get(column)
+        return mine / whole if mine is not None and whole else None
+
+    @property
+    def title(self) -> str:
+        """The member as a heading says it."""
+        return self.heading if self.heading == self.name else f"{self.size} {self.heading}"
+
+    @property
+    def heading(self) -> str:
+        """The member's title within its size, whose student stands above it."""
+        return self.name if self.role in ("teacher", "student") else ROLE_NAMES[self.role]
+
+    @property
+    def proven(self) -> bool | None:
+        """Whether the reloaded logits agree; None if that was not measured."""
+        difference = self.values.get("proof_max_abs_difference")
+        return None if difference is None or self.tolerance is None else bool(difference <= self.tolerance)
+
+
+def list_members(run: RunRecord) -> list[Member]:
+    """Return the teacher, then per size (largest first) student, depth-only and random baseline.
+
+    A student that has no evaluation yet stands there with what its lineage says.
+    """
+    rows = plain_rows(run.evaluations)
+    evaluated = {row["model"] for row in rows}
+    rows += [_from_lineage(size, run) for size in run.lineages if size not in evaluated]
+    teacher = next((row for row in rows if row["role"] == "teacher"), None)
+    if teacher is None:
+        teacher = {**run.teacher, "model": "teacher", "size": None, "role": "teacher"}
+        rows.append(teacher)
+    sizes = run.sizes()
+    rows.sort(
+        key=lambda row: (-1 if row["size"] is None else sizes.index(row["size"]), ROLES.index(row["role"]))
+    )
+    return [
+        Member(row["model"], row["role"], row["size"], row, teacher, _tolerance(row, run.lineages))
+        for row in rows
+    ]
+
+
+def comparison(members: list[Member], size: str) -> str:
+    """Say how one size's student stands against its baselines, whoever is ahead; empty if unknown."""
+    mine = {member.role: member for member in members if member.size == size}
+    student = mine.pop("student", None)
+    kl = student.value("kl_nats") if student else None
+    baselines = [member for member in mine.values() if member.value("kl_nats")]
+    if student is None or kl is None or not baselines:
+        return ""
+    told = [
+        _against(kl, baseline.value("kl_nats"), baseline) + _differences(student, baseline)
+        for baseline in baselines
+    ]
+    return f"KL {numerals.nats(kl)} is {' and '.join(told)}"
+
+
+def _against(kl: float, other: float, baseline: Member) -> str:
+    change = kl / other - 1
+    verdict = f"{numerals.percent(abs(change))} {'lower' if change < 0 else 'higher'} than"
+    if abs(change) < _SAME_FRACTION:
+        verdict = "the same as"
+    return f"{verdict} the {ROLE_NAMES[baseline.role]}'s {numerals.nats(other)}"
+
+
+def _differences(student: Member, baseline: Member) -> str:
+    """Say in what a baseline had more or less than the student; empty if it is a like-for-like match."""
+    told = []
+    for column, noun, slack in (("num_parameters", "parameters", 0.01), ("tokens_trained", "KD tokens", 0.0)):
+        mine, other = student.value(column), baseline.value(column)
+        if mine and other is not None and abs(other / mine - 1) > slack:
+            told.append(f"{numerals.count(other)} {noun} against {numerals.count(mine)}")
+    return f" ({', '.join(told)})" if told else ""
+
+
+def _from_lineage(size: str, run: RunRecord) -> dict[str, Any]:
+    lineage = run.lineages[size]
+    chosen = run.candidates[(run.candidates["size"] == size) & (run.candidates["outcome"] == "chosen")]
+    known = {**lineage["architecture"], "tokens_trained": lineage["tokens_trained"]}
+    if len(chosen) == 1:
+        known["num_parameters"] = int(chosen["num_parameters"].iloc[0])
+    return {**known, "model": size, "size": size, "role": "student"}
+
+
+def _tolerance(row: Mapping[str, Any], lineages: Mapping[str, Lineage]) -> float | None:
+    if row["role"] != "student" or row["size"] not in lineages:
+        return None
+    tolerance: float | None = lineages[row["size"]]["proof"].get("tolerance")
+    return tolerance

@@ -1,0 +1,126 @@
+"""`write_model_card`: the README.md of a student folder."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from minitron_nas.architecture.spec import SHAPE_FIELDS
+from minitron_nas.errors import RunFolderError
+from minitron_nas.reporting import numerals
+from minitron_nas.reporting.members import comparison, list_members
+from minitron_nas.reporting.run_record import RunRecord, read_run
+from minitron_nas.reporting.sections import benchmark_table, words
+from minitron_nas.resources import resource
+from minitron_nas.storage.atomic import write_text
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FILE_SUFFIXES = (".gguf", ".safetensors", ".bin")
+_FIXED_FIELDS = ("model_type", "head_dim", "vocab_size", "tie_word_embeddings")
+
+
+def write_model_card(student_folder: Path, run_folder: Path) -> None:
+    """Write `README.md` into a student's folder from its lineage and the run's tables.
+
+    Raises:
+        RunFolderError: If the run folder has no plan or the student no `lineage.json`.
+    """
+    run = read_run(run_folder)
+    size = student_folder.name
+    if size not in run.lineages:
+        raise RunFolderError(
+            f"{run_folder / 'students' / size / 'lineage.json'} is missing; distill {size} first"
+        )
+    write_text(student_folder / "README.md", render_model_card(run, size))
+
+
+def render_model_card(run: RunRecord, size: str) -> str:
+    """Return the model card of one student as Markdown with YAML front matter."""
+    template = resource("reports", "model_card.md.j2")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(template.parent),
+        autoescape=False,  # noqa: S701 - Markdown; the filter below escapes what stands in tables
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"cell": _cell, "words": words}
+    return environment.get_template(template.name).render(_content(run, size))
+
+
+def hub_name(source: str | None) -> str | None:
+    """Return a teacher's source if it is a name on the Hugging Face hub, else None.
+
+    A hub name is `owner/model`, and a revision after `@` is left out; a path that exists, that
+    starts with a dot or that names a file is none.
+    """
+    name = (source or "").partition("@")[0]
+    if not _HUB_NAME.fullmatch(name) or name.endswith(_FILE_SUFFIXES) or Path(name).exists():
+        return None
+    return name
+
+
+def _content(run: RunRecord, size: str) -> dict[str, Any]:
+    lineage = run.lineages[size]
+    members = list_members(run)
+    source = lineage["teacher"].get("source") or run.teacher["source"]
+    base_model = hub_name(source)
+    student = next(member for member in members if member.name == size)
+    compared = [member for member in members if member.role == "teacher" or member.size == size]
+    return {
+        "front_matter": _front_matter(base_model),
+        "size": size,
+        "base_model": base_model,
+        "teacher_name": base_model or (Path(source).name if source else "the teacher"),
+        "lineage": lineage,
+        "source_name": "the teacher"
+        if lineage["source"]["name"] in ("teacher", None)
+        else lineage["source"]["name"],
+        "kd_teacher": run.plan.get("kd_teacher", "first"),
+        **_shape(run, size),
+        "settings": _settings(run.plan.get("distillation") or {}),
+        "student": student,
+        "compared": compared,
+        "evaluated": student.value("loss_nats") is not None,
+        "comparison": comparison(members, size),
+        "benchmarks": benchmark_table(run, [member.name for member in compared]),
+        "plan": yaml.safe_dump(dict(run.plan), sort_keys=False, allow_unicode=True).rstrip(),
+        "numerals": numerals,
+    }
+
+
+def _front_matter(base_model: str | None) -> str:
+    fields: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    if base_model is not None:
+        fields |= {"base_model": base_model, "base_model_relation": "finetune"}
+    fields["tags"] = ["minitron", "pruned", "distilled"]
+    return yaml.safe_dump(fields, sort_keys=False).rstrip()
+
+
+def _shape(run: RunRecord, size: str) -> dict[str, Any]:
+    """Return the columns and rows of the shape table: teacher, the model pruned from, this model."""
+    lineage = run.lineages[size]
+    first = next((one for one in run.lineages.values() if one["source"]["name"] == "teacher"), None)
+    columns = {"pruned from " + str(lineage["source"]["name"]): lineage["source_architecture"]}
+    if first is not None:
+        columns = {"teacher": first["source_architecture"], **columns}
+    if lineage["source"]["name"] in ("teacher", None):
+        columns = {"teacher": lineage["source_architecture"]}
+    columns["this model"] = lineage["architecture"]
+    names = [name for name in (*SHAPE_FIELDS, *_FIXED_FIELDS) if name in lineage["architecture"]]
+    rows = [(name, [column.get(name, numerals.MISSING) for column in columns.values()]) for name in names]
+    return {"shape_columns": list(columns), "shape": rows}
+
+
+def _settings(distillation: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Return the plan's settings of distillation that the lineage does not tell."""
+    told = ("tokens", "learning_rate")
+    return [(name, value) for name, value in distillation.items() if name not in told and value is not None]
+
+
+def _cell(value: object) -> str:
+    """Return a value that cannot break a Markdown table."""
+    return " ".join(str(value).split()).replace("|", "\\|")

@@ -1,0 +1,168 @@
+"""`RunRecord`: all that a report needs of a run folder, read once."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pandas as pd
+import yaml
+
+from minitron_nas.errors import RunFolderError
+from minitron_nas.settings import format_count, parse_count
+from minitron_nas.storage.atomic import read_json
+from minitron_nas.storage.schemas import (
+    BENCHMARKS,
+    CANDIDATES,
+    CURVES,
+    EVALUATIONS,
+    EXCLUSIONS,
+    TRIALS,
+    Table,
+)
+from minitron_nas.storage.tables import read_frame
+
+Lineage: TypeAlias = Mapping[str, Any]
+
+_TEACHER: Mapping[str, Any] = {"source": None, "fingerprint": None, "num_parameters": None}
+_LINEAGE: Lineage = {
+    "source": {"name": None, "fingerprint": None},
+    "teacher": _TEACHER,
+    "architecture": {},
+    "source_architecture": {},
+    "kept_layers": [],
+    "tokens_trained": None,
+    "learning_rate": None,
+    "seed": None,
+    "dtype": None,
+    "versions": {},
+    "proof": {},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """The content of a run folder; a table that was never written is empty.
+
+    Attributes:
+        name: The folder's name.
+        plan_text: `plan.yaml` to the letter.
+        plan: The resolved plan.
+        versions: Package versions that the run began with.
+        teacher: Source, fingerprint and number of parameters, as far as known.
+        lineages: The content of each `students/<size>/lineage.json` by size, what it lacks as None or empty.
+    """
+
+    name: str
+    plan_text: str
+    plan: Mapping[str, Any]
+    versions: Mapping[str, str]
+    teacher: Mapping[str, Any]
+    candidates: pd.DataFrame
+    exclusions: pd.DataFrame
+    trials: pd.DataFrame
+    curves: pd.DataFrame
+    evaluations: pd.DataFrame
+    benchmarks: pd.DataFrame
+    lineages: Mapping[str, Lineage]
+
+    def sizes(self) -> list[str]:
+        """Return the labels of all sizes that are planned or left a trace in the run, largest first."""
+        frames = (self.candidates, self.exclusions, self.trials, self.curves, self.evaluations)
+        labels = {label for frame in frames for label in frame["size"].dropna()} | set(self.lineages)
+        labels |= {format_count(parse_count(size)) for size in self.plan.get("sizes") or ()}
+        return sorted(labels, key=parse_count, reverse=True)
+
+    def size_windows(self) -> dict[str, tuple[int, int]]:
+        """Return the least and greatest parameters allowed for each size.
+
+        They come from the plan's space; where the plan only names a preset, from the candidates.
+        """
+        space = self.plan.get("space")
+        rules = space if isinstance(space, dict) else self.plan
+        windows = {label: _planned_window(rules, parse_count(label)) for label in self.sizes()}
+        found = self.candidates.groupby("size")["num_parameters"].agg(["min", "max"])
+        seen = {str(label): (int(low), int(high)) for label, low, high in found.itertuples()}
+        chosen = {label: window or seen.get(label) for label, window in windows.items()}
+        return {label: window for label, window in chosen.items() if window}
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Read a run folder, finished or not.
+
+    Raises:
+        RunFolderError: If the folder or its `plan.yaml` is missing, or the plan is no mapping.
+    """
+    text = _plan_text(folder)
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise RunFolderError(
+            f"{folder / 'plan.yaml'} is not YAML ({reason}); restore it or build anew"
+        ) from None
+    if not isinstance(content, dict):
+        raise RunFolderError(f"{folder / 'plan.yaml'} must hold a mapping with the key 'plan'; restore it")
+    students = sorted((folder / "students").glob("*/lineage.json"))
+    return RunRecord(
+        name=folder.resolve().name,
+        plan_text=text,
+        plan=content.get("plan") or {},
+        versions=content.get("versions") or {},
+        teacher={**_TEACHER, **(content.get("teacher") or {})},
+        candidates=_frame(folder, CANDIDATES),
+        exclusions=_frame(folder, EXCLUSIONS),
+        trials=_frame(folder, TRIALS),
+        curves=_frame(folder, CURVES),
+        evaluations=_frame(folder, EVALUATIONS),
+        benchmarks=_frame(folder, BENCHMARKS),
+        lineages={path.parent.name: _lineage(path) for path in students},
+    )
+
+
+def plain_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return a frame's rows as plain values, with None for what is missing."""
+    values = frame.astype(object).where(frame.notna(), None)
+    return [{str(name): value for name, value in row.items()} for row in values.to_dict("records")]
+
+
+def best_trained(trials: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per trial: the completed rung with the least KL."""
+    trained = trials.dropna(subset=["kl_nats"]).sort_values(["size", "candidate", "kl_nats"], kind="stable")
+    return trained.drop_duplicates(["size", "candidate"])
+
+
+def _plan_text(folder: Path) -> str:
+    if not folder.is_dir():
+        raise RunFolderError(f"there is no run folder {folder}; give the folder that a build wrote to")
+    path = folder / "plan.yaml"
+    if not path.is_file():
+        raise RunFolderError(
+            f"{folder} holds no plan.yaml, so it is no run folder; give the folder of a build"
+        )
+    return path.read_text(encoding="utf-8")
+
+
+def _frame(folder: Path, table: Table) -> pd.DataFrame:
+    """Read a table; a column that an older file lacks and a number that is not finite are missing."""
+    frame = read_frame(folder, table).reindex(columns=[column.name for column in table.columns])
+    return frame.replace([math.inf, -math.inf], math.nan)
+
+
+def _lineage(path: Path) -> Lineage:
+    try:
+        return {**_LINEAGE, **read_json(path)}
+    except json.JSONDecodeError as error:
+        raise RunFolderError(f"{path} is not JSON ({error}); distill this student again") from None
+
+
+def _planned_window(rules: Mapping[str, Any], size: int) -> tuple[int, int] | None:
+    if rules.get("window"):
+        low, high = rules["window"]
+        return parse_count(low), parse_count(high)
+    tolerance = rules.get("tolerance")
+    if tolerance is None:
+        return None
+    return round(size * (1 - tolerance)), round(size * (1 + tolerance))

@@ -1,0 +1,144 @@
+"""What stands in the sections of the report, as plain rows and sentences."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import pandas as pd
+
+from minitron_nas.reporting import numerals
+from minitron_nas.reporting.run_record import RunRecord, best_trained, plain_rows
+
+Row: TypeAlias = Mapping[str, Any]
+
+MAX_CANDIDATE_ROWS = 20_000
+OUTCOMES = ("chosen", "stopped", "failed", "screened_out", "not_sampled")
+CANDIDATE_COLUMNS = (
+    ("size", "size", "text"),
+    ("outcome", "outcome", "text"),
+    ("candidate", "shape", "text"),
+    ("num_parameters", "parameters", "whole"),
+    ("num_hidden_layers", "layers", "whole"),
+    ("hidden_size", "hidden", "whole"),
+    ("intermediate_size", "FFN", "whole"),
+    ("num_attention_heads", "heads", "whole"),
+    ("num_key_value_heads", "KV", "whole"),
+    ("screen_kl_nats", "KL untrained", "nats"),
+    ("trained_kl_nats", "KL trained", "nats"),
+    ("reason", "why", "text"),
+)
+"""Column, heading and number format of the table of candidates."""
+
+_MIN_RANKED = 4
+
+
+def missing_parts(run: RunRecord) -> list[str]:
+    """Say in words which parts of a run are not there yet."""
+    parts = (
+        (run.candidates, "no candidates: the search space was not enumerated yet"),
+        (run.trials, "no trials: no candidate was trained yet"),
+        (run.curves, "no distillation curves: no student was distilled yet"),
+        (run.evaluations, "no evaluations: quality, speed and memory were not measured yet"),
+    )
+    missing = [sentence for frame, sentence in parts if frame.empty]
+    evaluated = set(run.evaluations["model"])
+    if evaluated:
+        missing += [f"no evaluation of {size}" for size in run.sizes() if size not in evaluated]
+    return missing
+
+
+def candidate_rows(run: RunRecord) -> list[list[Any]]:
+    """Return the table of candidates in the order of CANDIDATE_COLUMNS.
+
+    Sizes stand in descending order, within a size the chosen first, then by trained and untrained
+    KL. Past MAX_CANDIDATE_ROWS those that were never sampled are left out.
+    """
+    trained = best_trained(run.trials).set_index(["size", "candidate"])["kl_nats"].to_dict()
+    sizes = run.sizes()
+    rows = plain_rows(run.candidates)
+    for row in rows:
+        row["trained_kl_nats"] = trained.get((row["size"], row["candidate"]))
+
+    def order(row: Row) -> tuple[Any, ...]:
+        kls = (row["trained_kl_nats"], row["screen_kl_nats"])
+        known = (float("inf") if kl is None else kl for kl in kls)
+        return (sizes.index(row["size"]), _outcome_rank(row), *known, row["candidate"])
+
+    if len(rows) > MAX_CANDIDATE_ROWS:
+        rows = sorted(rows, key=_outcome_rank)[:MAX_CANDIDATE_ROWS]
+    return [[row[column] for column, _, _ in CANDIDATE_COLUMNS] for row in sorted(rows, key=order)]
+
+
+def outcome_counts(candidates: pd.DataFrame, size: str) -> str:
+    """Say how many candidates of one size ended how, e.g. "12 candidates: 1 chosen, 11 not sampled"."""
+    outcomes = candidates[candidates["size"] == size]["outcome"].value_counts()
+    told = [f"{outcomes[name]:,} {words(name)}" for name in OUTCOMES if name in outcomes]
+    return f"{int(outcomes.sum()):,} candidates: {', '.join(told)}" if told else "no candidates"
+
+
+def exclusion_rows(run: RunRecord) -> list[Row]:
+    """Return what each rule left out: largest size first, then the strictest rule."""
+    sizes = run.sizes()
+    return sorted(plain_rows(run.exclusions), key=lambda row: (sizes.index(row["size"]), -row["num_shapes"]))
+
+
+def words(name: str | None) -> str:
+    """Return a name of the tables as words."""
+    return (name or numerals.MISSING).replace("_", " ")
+
+
+def rank_agreement(run: RunRecord, size: str) -> str:
+    """Say how well the untrained KL foretold the order after the first rung.
+
+    Spearman's rank correlation over the trials that have both; empty if fewer than four have.
+    """
+    trials = run.trials[(run.trials["size"] == size) & (run.trials["rung"] == 1)]
+    screened = run.candidates[run.candidates["size"] == size][["candidate", "screen_kl_nats"]]
+    both = trials.merge(screened, on="candidate").dropna(subset=["kl_nats", "screen_kl_nats"])
+    if len(both) < _MIN_RANKED:
+        return ""
+    agreement = both["kl_nats"].rank().corr(both["screen_kl_nats"].rank())
+    if pd.isna(agreement):
+        return ""
+    return (
+        f"Untrained KL against KL after rung 1: rank correlation {agreement:.2f} "
+        f"(Spearman, {len(both)} trials)."
+    )
+
+
+def benchmark_table(run: RunRecord, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return one row per task, metric and setting, with a value per model where there is one.
+
+    Args:
+        run: The run.
+        names: The models, in the order of the columns.
+    """
+    keys = ("task", "metric", "task_version", "num_fewshot", "limit")
+    table: dict[tuple[Any, ...], dict[str, Row]] = {}
+    for row in plain_rows(run.benchmarks):
+        table.setdefault(tuple(row[key] for key in keys), {})[row["model"]] = row
+    ordered = sorted(table.items(), key=lambda item: [str(part) for part in item[0]])
+    return [
+        {**dict(zip(keys, setting, strict=True)), "cells": [found.get(name) for name in names]}
+        for setting, found in ordered
+    ]
+
+
+def checks(run: RunRecord) -> list[tuple[str, bool | None, str]]:
+    """Return what was checked: (claim, whether it holds or None if unknown, the evidence)."""
+    found: list[tuple[str, bool | None, str]] = []
+    for size in sorted(run.lineages, key=run.sizes().index):
+        lineage = run.lineages[size]
+        difference, tolerance = lineage["proof"].get("max_abs_difference"), lineage["proof"].get("tolerance")
+        known = difference is not None and tolerance is not None
+        evidence = f"largest difference {numerals.tiny(difference)}, allowed {numerals.tiny(tolerance)}"
+        claim = f"{size} reloads with stock transformers and gives the same logits"
+        found.append((claim, difference <= tolerance if known else None, evidence if known else "no proof"))
+        wanted, used = run.teacher["fingerprint"], lineage["teacher"].get("fingerprint")
+        evidence = f"{used or 'unknown'} in the lineage, {wanted or 'unknown'} in the plan"
+        claim = f"{size} was distilled from the plan's teacher"
+        found.append((claim, wanted == used if wanted and used else None, evidence))
+    return found
+
+
+def _outcome_rank(row: Row) -> int:
+    return OUTCOMES.index(row["outcome"]) if row["outcome"] in OUTCOMES else len(OUTCOMES)

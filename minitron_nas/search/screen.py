@@ -1,0 +1,75 @@
+"""Screening: every candidate's untrained KL to the teacher."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minitron_nas.architecture.spec import Architecture
+from minitron_nas.distillation.signals import HiddenCache
+from minitron_nas.distillation.tokens import PackedTokens
+from minitron_nas.distillation.validation import validate
+from minitron_nas.execution.device import compute_dtype, pick_device
+from minitron_nas.execution.runner import Job, Outcome, Runner, run_jobs
+from minitron_nas.progress import Progress, silent
+from minitron_nas.pruning.prepare import PreparedTeacher
+from minitron_nas.pruning.slice import build_student
+from minitron_nas.search.settings import SearchSettings
+from minitron_nas.space.enumerate import Candidate
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationFiles:
+    """Held-out tokens and the teacher's states over them, as paths that any worker can open."""
+
+    tokens: Path
+    cache: Path
+
+
+def sample_candidates(candidates: Sequence[Candidate], settings: SearchSettings, seed: int) -> list[Candidate]:
+    """Return all candidates, or a seeded sample of a large space, in their own order."""
+    if len(candidates) <= settings.max_screened:
+        return list(candidates)
+    chosen = set(random.Random(seed).sample(range(len(candidates)), settings.max_screened))
+    return [candidate for index, candidate in enumerate(candidates) if index in chosen]
+
+
+def screen(
+    candidates: Sequence[Candidate],
+    prepared: Path,
+    validation: ValidationFiles,
+    settings: SearchSettings,
+    runner: Runner,
+    max_failures: int,
+    results: Path,
+    progress: Progress = silent,
+) -> dict[str, Outcome]:
+    """Measure untrained candidates; returns outcomes by candidate id, values `kl_nats` and `loss_nats`."""
+    jobs = [
+        Job(
+            candidate.id,
+            {
+                "prepared": str(prepared),
+                "architecture": candidate.architecture.to_dict(),
+                "tokens": str(validation.tokens),
+                "cache": str(validation.cache),
+                "num_sequences": settings.screen_sequences,
+            },
+        )
+        for candidate in candidates
+    ]
+    return run_jobs(runner, screen_candidate, jobs, results, max_failures, progress)
+
+
+def screen_candidate(
+    prepared: str, architecture: Mapping[str, Any], tokens: str, cache: str, num_sequences: int | None
+) -> dict[str, float]:
+    """Slice one candidate and validate it as it is."""
+    device = pick_device()
+    student = build_student(PreparedTeacher.load(Path(prepared)), Architecture(**architecture), compute_dtype(device))
+    held_out = PackedTokens.load(Path(tokens))
+    losses = validate(
+        student.to(device), held_out.first(num_sequences or held_out.num_sequences), HiddenCache(Path(cache))
+    )
+    return {"kl_nats": losses.kl_nats, "loss_nats": losses.loss_nats}

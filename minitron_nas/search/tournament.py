@@ -1,0 +1,212 @@
+"""The tournament: short distillation in rungs, after each of which the worse trials stop.
+
+Rungs are synchronous, so that the result does not depend on which trial is faster. A trial that is
+promoted goes on from its checkpoint, with the learning-rate schedule of the last rung.
+"""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, isfinite
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minitron_nas.architecture.spec import Architecture
+from minitron_nas.distillation.schedule import Schedule
+from minitron_nas.distillation.settings import DistillationSettings
+from minitron_nas.distillation.signals import open_signal
+from minitron_nas.distillation.tokens import PackedTokens
+from minitron_nas.distillation.trainer import Stream, distill
+from minitron_nas.errors import TrialError
+from minitron_nas.execution.device import pick_device
+from minitron_nas.execution.runner import Job, Outcome, Runner, last_line, run_jobs
+from minitron_nas.progress import Progress, silent
+from minitron_nas.pruning.prepare import PreparedTeacher
+from minitron_nas.pruning.slice import build_student
+from minitron_nas.search.settings import SearchSettings
+from minitron_nas.space.enumerate import Candidate
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingFiles:
+    """Token streams and the teacher's signals over them, as paths that any worker can open.
+
+    `train_cache` is None where the teacher runs beside the student.
+    """
+
+    teacher: Path
+    train_tokens: Path
+    train_cache: Path | None
+    validation_tokens: Path
+    validation_cache: Path
+
+    def to_dict(self) -> dict[str, str | None]:
+        """Return plain values."""
+        return {name: str(value) if (value := getattr(self, name)) else None for name in self.__dataclass_fields__}
+
+    def streams(self) -> tuple[Stream, Stream]:
+        """Open the training and the validation stream."""
+        train = Stream(PackedTokens.load(self.train_tokens), open_signal(self.teacher, self.train_cache))
+        validation_signal = open_signal(self.teacher, self.validation_cache)
+        return train, Stream(PackedTokens.load(self.validation_tokens), validation_signal)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, str | None]) -> "TrainingFiles":
+        """Read what `to_dict` returned."""
+        return cls(**{name: Path(value) if value else None for name, value in values.items()})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRow:
+    """One rung of one trial, as in `trials.parquet`."""
+
+    candidate: Candidate
+    rung: int
+    tokens: int
+    outcome: Outcome
+    promoted: bool
+
+    def to_row(self, size: str) -> dict[str, Any]:
+        """Return the table's row."""
+        value = self.outcome.value or {}
+        return {
+            "size": size,
+            "candidate": self.candidate.id,
+            "rung": self.rung,
+            "tokens": self.tokens,
+            "kl_nats": value.get("kl_nats"),
+            "loss_nats": value.get("loss_nats"),
+            "promoted": self.promoted,
+            "status": self.outcome.status,
+            "error": last_line(self.outcome.error),
+            "num_parameters": self.candidate.num_parameters,
+            "seconds": self.outcome.seconds,
+        }
+
+
+def tournament(
+    finalists: Sequence[Candidate],
+    prepared: Path,
+    files: TrainingFiles,
+    search: SearchSettings,
+    distillation: DistillationSettings,
+    rung_tokens: Sequence[int],
+    runner: Runner,
+    max_failures: int,
+    folder: Path,
+    seed: int,
+    progress: Progress = silent,
+) -> tuple[Candidate, list[TrialRow]]:
+    """Train the finalists briefly, rung by rung, and return the winner and every trial's rungs.
+
+    Args:
+        finalists: Best first.
+        prepared: The sorted teacher.
+        files: Streams and signals.
+        search: Reduction between rungs.
+        distillation: Learning rate, batch and loss.
+        rung_tokens: KD tokens at the end of each rung, ascending.
+        runner: Where trials run.
+        max_failures: More failed trials than this stop the search.
+        folder: Checkpoints and results of trials; checkpoints go when a trial has ended.
+        seed: Of the training.
+        progress: Told about trial tokens.
+
+    Raises:
+        TrialError: If no trial of a rung completed.
+    """
+    alive, rows = list(finalists), []
+    train = PackedTokens.load(files.train_tokens)
+    schedule = Schedule.resolve(distillation, rung_tokens[-1], train.input_ids.shape[1])
+    total, done = _planned_tokens(len(alive), rung_tokens, search.reduction), 0
+    previous = 0
+    for rung, tokens in enumerate(rung_tokens, start=1):
+        jobs = [
+            Job(
+                f"{candidate.id}.rung-{rung}",
+                {
+                    "prepared": str(prepared),
+                    "architecture": candidate.architecture.to_dict(),
+                    "files": files.to_dict(),
+                    "distillation": distillation.model_dump(mode="json"),
+                    "schedule_tokens": rung_tokens[-1],
+                    "stop_tokens": tokens,
+                    "checkpoints": str(folder / "checkpoints" / candidate.id),
+                    "seed": seed,
+                },
+            )
+            for candidate in alive
+        ]
+        step, before = tokens - previous, done
+        outcomes = run_jobs(
+            runner,
+            train_rung,
+            jobs,
+            folder / "results",
+            max_failures,
+            lambda finished, _, step=step, before=before: progress(before + finished * step, total),  # type: ignore[misc]
+        )
+        done, previous = done + len(jobs) * step, tokens
+        by_candidate = {c.id: outcomes[job.key] for c, job in zip(alive, jobs, strict=True)}
+        ranked = _ranked(alive, by_candidate)
+        if not ranked:
+            errors = {last_line(outcome.error) for outcome in by_candidate.values() if outcome.error}
+            raise TrialError(f"no trial of rung {rung} completed: {'; '.join(sorted(filter(None, errors)))}")
+        keep = 1 if rung == len(rung_tokens) else ceil(len(ranked) / search.reduction)
+        promoted = {candidate.id for candidate in ranked[:keep]}
+        seen = schedule.steps_for(tokens) * schedule.tokens_per_step
+        rows += [TrialRow(c, rung, seen, by_candidate[c.id], c.id in promoted) for c in alive]
+        for candidate in alive:
+            if candidate.id not in promoted or rung == len(rung_tokens):
+                shutil.rmtree(folder / "checkpoints" / candidate.id, ignore_errors=True)
+        alive = [candidate for candidate in alive if candidate.id in promoted]
+    progress(total, total)
+    return alive[0], rows
+
+
+def train_rung(
+    prepared: str,
+    architecture: Mapping[str, Any],
+    files: Mapping[str, str | None],
+    distillation: Mapping[str, Any],
+    schedule_tokens: int,
+    stop_tokens: int,
+    checkpoints: str,
+    seed: int,
+) -> dict[str, float]:
+    """Train one candidate to the end of a rung, from where the rung before left it."""
+    settings = DistillationSettings(**distillation).model_copy(update={"num_evaluations": 1})
+    train, validation = TrainingFiles.from_dict(files).streams()
+    schedule = Schedule.resolve(settings, schedule_tokens, train.tokens.input_ids.shape[1])
+    student = build_student(PreparedTeacher.load(Path(prepared)), Architecture(**architecture), torch.float32)
+    result = distill(
+        student.to(pick_device()),
+        train,
+        validation,
+        settings,
+        schedule,
+        Path(checkpoints),
+        seed,
+        stop_step=schedule.steps_for(stop_tokens),
+    )
+    return {"kl_nats": result.final.kl_nats, "loss_nats": result.final.loss_nats}
+
+
+def _ranked(alive: Sequence[Candidate], outcomes: Mapping[str, Outcome]) -> list[Candidate]:
+    """Completed candidates with a finite KL, best first; ties keep their order."""
+
+    def kl(candidate: Candidate) -> float:
+        value = outcomes[candidate.id].value
+        return float(value["kl_nats"]) if value is not None else float("inf")
+
+    return sorted((candidate for candidate in alive if isfinite(kl(candidate))), key=kl)
+
+
+def _planned_tokens(num_trials: int, rung_tokens: Sequence[int], reduction: int) -> int:
+    total, previous = 0, 0
+    for tokens in rung_tokens:
+        total += num_trials * (tokens - previous)
+        num_trials, previous = ceil(num_trials / reduction), tokens
+    return total

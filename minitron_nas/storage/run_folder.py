@@ -1,0 +1,147 @@
+"""A run folder: its paths, its plan and the lock that keeps a second process out."""
+
+import fcntl
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from minitron_nas.errors import RunFolderError
+from minitron_nas.storage.atomic import write_text
+
+_UNCOMPARED = ("runner",)
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Where everything of a run lies."""
+
+    path: Path
+
+    @property
+    def plan(self) -> Path:
+        """The resolved plan, with versions and the teacher's fingerprint."""
+        return self.path / "plan.yaml"
+
+    @property
+    def ledger(self) -> Path:
+        """Which stages are done."""
+        return self.path / "ledger.jsonl"
+
+    @property
+    def tokens(self) -> Path:
+        """Packed calibration, validation and training tokens."""
+        return self.path / "tokens"
+
+    def signal(self, teacher: str, part: str) -> Path:
+        """The cached hidden states of a KD teacher over one part of the tokens."""
+        return self.path / "signals" / teacher / part
+
+    def importance(self, source: str) -> Path:
+        """Scores of the model that a size is pruned from."""
+        return self.path / "importance" / source
+
+    def prepared(self, source: str) -> Path:
+        """The sorted copy of the model that a size is pruned from."""
+        return self.path / "prepared" / source
+
+    def trials(self, size: str) -> Path:
+        """Results and checkpoints of a size's screening and tournament."""
+        return self.path / "trials" / size
+
+    def student(self, size: str) -> Path:
+        """A finished student: a stock Hugging Face folder."""
+        return self.path / "students" / size
+
+    def baseline(self, name: str) -> Path:
+        """A finished baseline: a stock Hugging Face folder."""
+        return self.path / "baselines" / name
+
+    def checkpoints(self, name: str) -> Path:
+        """Checkpoints of a distillation that is under way."""
+        return self.path / "checkpoints" / name
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.path / "report.html"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for this process.
+
+        Raises:
+            RunFolderError: If another process works in it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / ".lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunFolderError(
+                    f"{self.path} is in use by another process; wait for it or choose another --out"
+                ) from None
+            yield
+
+    def refuse_foreign(self) -> None:
+        """Refuse a folder that holds something but no run.
+
+        Raises:
+            RunFolderError: If the folder is not empty and has no plan.
+        """
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise RunFolderError(f"{self.path} is a file; choose another --out")
+        others = [entry.name for entry in self.path.iterdir() if entry.name not in (".lock", ".plan.yaml.partial")]
+        if others and not self.plan.exists():
+            raise RunFolderError(
+                f"{self.path} holds other files ({', '.join(sorted(others)[:3])}) but no plan.yaml of a run; choose an "
+                "empty or new --out"
+            )
+
+    def write_plan(self, plan: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+        """Write the resolved plan, or check that it is the one that the folder was begun with.
+
+        Settings of `runner` may differ: they say where work runs, not what comes out.
+
+        Args:
+            plan: Plain values.
+            about: What stands beside the plan: versions, teacher.
+
+        Raises:
+            RunFolderError: If the folder was begun with another plan or teacher; says the difference.
+        """
+        self.refuse_foreign()
+        wanted = {"plan": dict(plan), **about}
+        if not self.plan.exists():
+            write_text(self.plan, yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
+            return
+        found = yaml.safe_load(self.plan.read_text(encoding="utf-8"))
+        changes = list(_differences(found, yaml.safe_load(yaml.safe_dump(wanted))))
+        if changes:
+            raise RunFolderError(
+                f"{self.path} was begun with another plan: {'; '.join(changes)}; go back to the plan that it was begun "
+                "with, or choose another --out"
+            )
+
+
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
+    old = {key: value for key, value in _flat(found.get("plan", {})) if key.split(".")[0] not in _UNCOMPARED}
+    new = {key: value for key, value in _flat(wanted["plan"]) if key.split(".")[0] not in _UNCOMPARED}
+    old["teacher fingerprint"] = found.get("teacher", {}).get("fingerprint")
+    new["teacher fingerprint"] = wanted["teacher"]["fingerprint"]
+    for key in sorted({*old, *new}):
+        if old.get(key) != new.get(key):
+            yield f"{key} was {old.get(key)!r} and is now {new.get(key)!r}"
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,113 @@
+"""Tiny random models and tokenizers of every known family, for tests of this package and of new families."""
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerFast as FastTokenizer
+
+_START, _END = "<|im_start|>", "<|im_end|>"
+SPECIAL_TOKENS = ("<|endoftext|>", _START, _END)
+_MERGED_LETTERS = "etaoinshrdlcum"
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_TINY_SIZES: dict[str, Any] = {
+    "vocab_size": 320,
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "bos_token_id": SPECIAL_TOKENS.index(_START),
+    "eos_token_id": SPECIAL_TOKENS.index(_END),
+    "pad_token_id": SPECIAL_TOKENS.index(_END),
+}
+
+
+def tiny_config(model_type: str, *, tied: bool = False, **changes: Any) -> PreTrainedConfig:
+    """Return a config of about 0.1 million parameters; `changes` are config fields to replace or add."""
+    fields = {**_TINY_SIZES, "tie_word_embeddings": tied, **changes}
+    return AutoConfig.for_model(model_type, **fields)
+
+
+def tiny_tokenizer(vocab_size: int = 320) -> FastTokenizer:
+    """Return a byte-level BPE tokenizer that encodes any text without loss, with a ChatML template.
+
+    Raises:
+        ValueError: If `vocab_size` cannot hold the special tokens and all 256 bytes, or exceeds what
+            the built-in letter pairs can fill.
+    """
+    tokens = [*SPECIAL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    pairs = list(itertools.product(_MERGED_LETTERS, _MERGED_LETTERS))
+    if not len(tokens) <= vocab_size <= len(tokens) + len(pairs):
+        raise ValueError(f"vocab_size={vocab_size} is not in {len(tokens)}..{len(tokens) + len(pairs)}")
+    merges = pairs[: vocab_size - len(tokens)]
+    vocab = {token: i for i, token in enumerate([*tokens, *map("".join, merges)])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = FastTokenizer(
+        tokenizer_object=tokenizer,
+        bos_token=_START,
+        eos_token=_END,
+        pad_token=_END,
+        additional_special_tokens=list(SPECIAL_TOKENS),
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = _CHAT_TEMPLATE
+    return fast
+
+
+def tiny_model(
+    config: PreTrainedConfig, seed: int = 0, *, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """Build a model in evaluation mode whose every parameter is random, norms and biases too.
+
+    The same config and seed give the same bits; torch's global random state is left alone.
+    """
+    with torch.random.fork_rng(devices=[]):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.dim() == 1:
+                parameter.add_(0.2 * noise)
+            else:
+                parameter.copy_(noise / parameter.shape[-1] ** 0.5)
+    model.eval()
+    return model
+
+
+def tiny_checkpoint(
+    folder: Path, model_type: str, seed: int = 0, *, dtype: torch.dtype = torch.float32, **changes: Any
+) -> Path:
+    """Save a tiny random model and its tokenizer as a stock Hugging Face folder and return the folder.
+
+    Args:
+        folder: Where to write; made if absent.
+        model_type: One of the known families.
+        seed: Seed of the parameters.
+        dtype: Type of the stored tensors.
+        **changes: Arguments of `tiny_config`: `tied` or config fields.
+    """
+    config = tiny_config(model_type, **changes)
+    tiny_model(config, seed, dtype=dtype).save_pretrained(folder)
+    tiny_tokenizer(config.vocab_size).save_pretrained(folder)
+    return folder
+
+
+def rewrite_tensors(folder: Path, changes: Mapping[str, torch.Tensor | None]) -> None:
+    """Replace, add or (with None) remove tensors of a one-file checkpoint."""
+    file = folder / "model.safetensors"
+    tensors = {**load_file(file), **changes}
+    save_file({name: t for name, t in tensors.items() if t is not None}, file, metadata={"format": "pt"})

@@ -1,0 +1,99 @@
+import pytest
+
+from minitron_nas.architecture.layout import (
+    HIDDEN,
+    KEYS,
+    NEURONS,
+    QUERIES,
+    VOCAB,
+    Axis,
+    Layout,
+    axis_sizes,
+    row,
+)
+from minitron_nas.architecture.spec import Architecture
+
+SMALL = Architecture(
+    model_type="toy",
+    num_hidden_layers=2,
+    hidden_size=10,
+    intermediate_size=14,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    head_dim=4,
+    vocab_size=11,
+)
+TOY = Layout(
+    model_type="toy",
+    rows=(
+        row("embed.weight", VOCAB, HIDDEN),
+        row("blocks.{layer}.norm.weight", HIDDEN),
+        row("blocks.{layer}.norm.bias", HIDDEN),
+        row("blocks.{layer}.q.weight", QUERIES, HIDDEN),
+        row("blocks.{layer}.k.weight", KEYS, HIDDEN),
+        row("blocks.{layer}.k.bias", KEYS, when="attention_bias"),
+        row("blocks.{layer}.o.weight", HIDDEN, QUERIES),
+        row("blocks.{layer}.up.weight", NEURONS, HIDDEN),
+        row("blocks.{layer}.down.weight", HIDDEN, NEURONS),
+        row("head.weight", VOCAB, HIDDEN, unless="tie_word_embeddings"),
+    ),
+)
+
+
+def changed(**fields: bool) -> Architecture:
+    return Architecture(**(SMALL.to_dict() | fields))
+
+
+def test_every_axis_has_the_size_of_its_name() -> None:
+    assert axis_sizes(SMALL) == {
+        Axis.VOCAB: 11,
+        Axis.HIDDEN: 10,
+        Axis.NEURONS: 14,
+        Axis.KV_GROUPS: 2,
+        Axis.GROUP_HEADS: 3,
+        Axis.HEAD_DIM: 4,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("embed.weight", (11, 10)),
+        ("blocks.{layer}.norm.weight", (10,)),
+        ("blocks.{layer}.q.weight", (24, 10)),
+        ("blocks.{layer}.k.weight", (8, 10)),
+        ("blocks.{layer}.o.weight", (10, 24)),
+        ("blocks.{layer}.down.weight", (10, 14)),
+    ],
+)
+def test_a_dimension_is_the_product_of_its_axes(name: str, shape: tuple[int, ...]) -> None:
+    (found,) = [table_row for table_row in TOY.rows if table_row.name == name]
+    assert found.shape(SMALL) == shape
+
+
+def test_rows_of_a_layer_come_once_per_layer_and_others_once() -> None:
+    names = [name for name, _, _ in TOY.tensors(SMALL)]
+    assert len(names) == len(set(names)) == 2 + 7 * 2
+    assert names[:3] == ["embed.weight", "blocks.0.norm.weight", "blocks.1.norm.weight"]
+    assert {layer for name, _, layer in TOY.tensors(SMALL) if name.startswith("blocks.1.")} == {1}
+    assert {layer for name, _, layer in TOY.tensors(SMALL) if not name.startswith("blocks.")} == {None}
+
+
+def test_a_bias_exists_only_where_the_architecture_says_so() -> None:
+    plain = {name for name, _, _ in TOY.tensors(SMALL)}
+    biased = {name for name, _, _ in TOY.tensors(changed(attention_bias=True))}
+    assert biased - plain == {"blocks.0.k.bias", "blocks.1.k.bias"}
+    assert plain <= biased
+
+
+def test_tied_embeddings_have_no_output_head() -> None:
+    untied = {name for name, _, _ in TOY.tensors(SMALL)}
+    tied = {name for name, _, _ in TOY.tensors(changed(tie_word_embeddings=True))}
+    assert untied - tied == {"head.weight"}
+
+
+def test_the_places_where_importance_is_measured_follow_from_the_rows() -> None:
+    assert TOY.hidden_norms() == ["blocks.{layer}.norm"]
+    assert TOY.output_projection(Axis.NEURONS) == "blocks.{layer}.down"
+    assert TOY.output_projection(Axis.KV_GROUPS) == "blocks.{layer}.o"
+    assert TOY.layer_module == "blocks.{layer}"

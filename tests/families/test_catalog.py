@@ -1,0 +1,150 @@
+"""The family tables against real transformers models and published totals."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from minitron_nas.architecture.spec import Architecture
+from minitron_nas.errors import MinitronNasError, UnknownFamilyError
+from minitron_nas.families.catalog import LAYOUTS, count_parameters, layout_of
+
+FAMILIES = ("llama", "mistral", "nemotron", "qwen2")
+WITH_BIASES = ("llama", "nemotron")
+SIZES: dict[str, Any] = {
+    "num_hidden_layers": 3,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 100,
+}
+VARIANTS = [
+    pytest.param(family, {"tie_word_embeddings": tied}, id=f"{family}-{'tied' if tied else 'untied'}")
+    for family in FAMILIES
+    for tied in (False, True)
+] + [
+    pytest.param(family, biases, id="-".join((family, *biases)))
+    for family in WITH_BIASES
+    for biases in (
+        {"attention_bias": True},
+        {"mlp_bias": True},
+        {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    )
+]
+
+
+def meta_model(config: Any) -> Any:
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def test_these_are_the_families() -> None:
+    assert sorted(LAYOUTS) == sorted(FAMILIES)
+
+
+@pytest.mark.parametrize(("family", "changes"), VARIANTS)
+def test_parameters_are_those_of_the_real_model(family: str, changes: dict[str, bool]) -> None:
+    config = AutoConfig.for_model(family, **SIZES, **changes)
+    expected = sum(parameter.numel() for parameter in meta_model(config).parameters())
+    assert count_parameters(config) == count_parameters(config.to_dict()) == expected
+
+
+@pytest.mark.parametrize(("family", "changes"), VARIANTS)
+def test_the_table_names_every_tensor_of_the_real_model_with_its_shape(
+    family: str, changes: dict[str, bool]
+) -> None:
+    config = AutoConfig.for_model(family, **SIZES, **changes)
+    architecture = Architecture.from_config(config.to_dict())
+    real = {name: tuple(parameter.shape) for name, parameter in meta_model(config).named_parameters()}
+    table = {name: row.shape(architecture) for name, row, _ in layout_of(family).tensors(architecture)}
+    assert table == real
+
+
+@settings(max_examples=25)
+@given(
+    family=st.sampled_from(FAMILIES),
+    layers=st.integers(1, 3),
+    groups=st.integers(1, 4),
+    heads_per_group=st.integers(1, 4),
+    hidden_per_head=st.integers(1, 9),
+    neurons=st.integers(1, 99),
+    head_dim=st.integers(1, 8).map(lambda half: 2 * half),
+    vocab_size=st.integers(4, 99),
+    tied=st.booleans(),
+)
+def test_any_shape_counts_as_the_real_model(
+    family: str,
+    layers: int,
+    groups: int,
+    heads_per_group: int,
+    hidden_per_head: int,
+    neurons: int,
+    head_dim: int,
+    vocab_size: int,
+    tied: bool,
+) -> None:
+    heads = groups * heads_per_group
+    architecture = Architecture(
+        family, layers, heads * hidden_per_head, neurons, heads, groups, head_dim, vocab_size, tied
+    )
+    fields = architecture.to_dict()
+    model = meta_model(AutoConfig.for_model(fields.pop("model_type"), **fields, pad_token_id=0))
+    assert count_parameters(architecture) == sum(parameter.numel() for parameter in model.parameters())
+
+
+LLAMA_8B = Architecture("llama", 32, 4096, 14336, 32, 8, 128, 128256)
+NEMO_12B = Architecture("mistral", 40, 5120, 14336, 32, 8, 128, 131072)
+NEMOTRON_15B = Architecture("nemotron", 32, 6144, 24576, 48, 8, 128, 256000)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "total"),
+    [
+        pytest.param(LLAMA_8B, 8_030_261_248, id="Llama-3.1-8B"),
+        pytest.param(
+            LLAMA_8B.reshaped({"hidden_size": 3072, "intermediate_size": 9216}),
+            4_512_746_496,
+            id="Llama-3.1-Minitron-4B-Width",
+        ),
+        pytest.param(
+            LLAMA_8B.reshaped({"num_hidden_layers": 16}), 4_540_469_248, id="Llama-3.1-Minitron-4B-Depth"
+        ),
+        pytest.param(
+            NEMO_12B.reshaped({"hidden_size": 4096, "intermediate_size": 11520}),
+            8_414_105_600,
+            id="Mistral-NeMo-Minitron-8B",
+        ),
+        pytest.param(
+            NEMOTRON_15B.reshaped({"hidden_size": 4096, "intermediate_size": 16384}),
+            8_271_699_968,
+            id="Minitron-8B",
+        ),
+    ],
+)
+def test_published_models_have_their_published_totals(architecture: Architecture, total: int) -> None:
+    assert count_parameters(architecture) == total
+
+
+def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(
+        UnknownFamilyError,
+        match="model type 'gpt2' is no known family; known: llama, mistral, nemotron, qwen2; to add one",
+    ) as caught:
+        layout_of("gpt2")
+    assert isinstance(caught.value, MinitronNasError)
+    assert isinstance(caught.value, ValueError)
+
+
+def test_a_config_of_an_unknown_family_is_refused_before_its_fields_are_read() -> None:
+    with pytest.raises(UnknownFamilyError, match="model type 'gpt2'"):
+        count_parameters({"model_type": "gpt2", "n_embd": 768})
+
+
+def test_a_config_without_a_family_is_refused() -> None:
+    with pytest.raises(UnknownFamilyError, match="model type 'unknown'"):
+        count_parameters(SIZES)

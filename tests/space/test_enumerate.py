@@ -1,0 +1,247 @@
+"""The paper's candidates, and the laws that every enumeration keeps."""
+
+from math import prod
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from minitron_nas.architecture.rules import RULES, check_architecture
+from minitron_nas.architecture.spec import SHAPE_FIELDS, Architecture
+from minitron_nas.errors import SpaceError
+from minitron_nas.families.catalog import count_parameters, layout_of
+from minitron_nas.space.axes import SearchSpace, load_space
+from minitron_nas.space.enumerate import RULE_REASONS, Enumeration, enumerate_candidates
+
+# arXiv 2407.14679, table T19: (layers, heads, MLP, embedding), in the paper's order.
+MINITRON_8B = [
+    (32, 32, 12800, 5120),
+    (32, 32, 13824, 4608),
+    (32, 48, 11520, 4608),
+    (32, 48, 16384, 4096),
+    (31, 32, 12800, 5120),
+    (31, 32, 16128, 4608),
+    (31, 48, 13824, 4608),
+    (31, 48, 16384, 4096),
+    (30, 32, 12800, 5120),
+    (30, 32, 16128, 4608),
+    (30, 48, 13824, 4608),
+    (30, 48, 16384, 4096),
+    (29, 32, 12800, 5120),
+    (29, 32, 16128, 4608),
+    (29, 48, 13824, 4608),
+]
+LLAMA = Architecture("llama", 4, 48, 96, 6, 2, 8, 320)
+LLAMA_SIZE = count_parameters(LLAMA)
+
+
+def paper(name: str, size: int) -> Enumeration:
+    space = load_space(name)
+    return enumerate_candidates(space, size, space.source_architecture(), layout_of("nemotron"))
+
+
+def small(axes: dict[str, Any], size: int, **fields: Any) -> Enumeration:
+    space = SearchSpace.model_validate({"axes": axes, **fields})
+    return enumerate_candidates(space, size, LLAMA, layout_of("llama"))
+
+
+def columns(enumeration: Enumeration, *names: str) -> list[tuple[int, ...]]:
+    return [tuple(getattr(c.architecture, name) for name in names) for c in enumeration.candidates]
+
+
+def test_the_15_candidates_of_minitron_8b_come_in_the_papers_order() -> None:
+    names = ("num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_size")
+    assert columns(paper("minitron-15b-to-8b", 8_000_000_000), *names) == MINITRON_8B
+
+
+def test_the_paper_prints_18_candidates_within_5_percent_of_4b() -> None:
+    enumeration = paper("minitron-15b-to-4b", 4_000_000_000)
+    assert len(enumeration.candidates) == 18
+    assert all(3_800_000_000 <= c.num_parameters <= 4_200_000_000 for c in enumeration.candidates)
+    assert enumeration.excluded == {"size_window": 4 * 3 * 4 * 5 - 18}
+
+
+def test_the_published_minitron_4b_is_one_of_them() -> None:
+    by_id = {c.id: c.num_parameters for c in paper("minitron-15b-to-4b", 4_000_000_000).candidates}
+    assert by_id["l32-h3072-f9216-q24-k8"] == 4_190_509_056
+
+
+def test_a_candidate_keeps_what_pruning_cannot_change() -> None:
+    for candidate in paper("minitron-15b-to-4b", 4_000_000_000).candidates:
+        kept = candidate.architecture
+        assert (kept.model_type, kept.num_key_value_heads, kept.head_dim, kept.vocab_size) == (
+            "nemotron",
+            8,
+            128,
+            256000,
+        )
+
+
+def test_an_axis_that_is_left_out_keeps_the_sources_size() -> None:
+    enumeration = small({"num_hidden_layers": {"values": [2]}}, LLAMA_SIZE // 2, tolerance=0.3)
+    assert columns(enumeration, *SHAPE_FIELDS) == [(2, 48, 96, 6, 2)]
+
+
+def test_query_heads_follow_their_groups_unless_the_space_names_them() -> None:
+    following = small({"num_key_value_heads": {"values": [1]}}, LLAMA_SIZE - 1, tolerance=0.5)
+    assert columns(following, "num_attention_heads", "num_key_value_heads") == [(3, 1)]
+    named = {"num_key_value_heads": {"values": [2]}, "num_attention_heads": {"values": [2, 4]}}
+    own = small(named, LLAMA_SIZE - 1, tolerance=0.5)
+    assert columns(own, "num_attention_heads", "num_key_value_heads") == [(2, 2), (4, 2)]
+
+
+def test_ratios_multiply_the_candidates_own_hidden_size() -> None:
+    axes = {
+        "hidden_size": {"values": [24, 48]},
+        "intermediate_size": {"ratios": [1.25, 2.0], "multiple_of": 8},
+    }
+    enumeration = small(axes, LLAMA_SIZE // 2, tolerance=0.99)
+    # 24 x 1.25 = 30, rounded down to 24; 48 x 2 is the source itself.
+    assert columns(enumeration, "hidden_size", "intermediate_size") == [(48, 56), (24, 24), (24, 48)]
+    assert enumeration.excluded == {"pruning_removes_something": 1}
+
+
+def test_shapes_are_left_out_by_the_first_rule_that_they_break() -> None:
+    axes = {
+        "num_attention_heads": {"values": [3, 4, 6]},  # 3 heads do not fill 2 groups
+        "hidden_size": {"values": [46, 48, 60]},  # 46 is no multiple of 4 or 6; 60 exceeds the source
+        "num_hidden_layers": {"values": [3]},
+    }
+    assert small(axes, LLAMA_SIZE - 1, tolerance=0.5).excluded == {
+        "heads_fill_groups": 3,
+        "pruning_only_removes": 2,
+        "hidden_size_multiple_of_heads": 2,
+    }
+
+
+def test_more_query_heads_in_a_group_than_the_source_has_are_left_out() -> None:
+    axes = {"num_attention_heads": {"values": [6, 3]}, "num_key_value_heads": {"values": [1]}}
+    enumeration = small(axes, LLAMA_SIZE - 1, tolerance=0.5)
+    assert columns(enumeration, "num_attention_heads") == [(3,)]
+    assert enumeration.excluded == {"heads_fill_groups": 1}
+
+
+def test_the_source_itself_is_no_candidate() -> None:
+    axes = {"num_hidden_layers": {"values": [3, 4]}}
+    enumeration = small(axes, LLAMA_SIZE - 1, tolerance=0.5)
+    assert columns(enumeration, "num_hidden_layers") == [(3,)]
+    assert enumeration.excluded == {"pruning_removes_something": 1}
+
+
+def test_more_layers_fewer_heads_wider_channels_fewer_neurons_come_first() -> None:
+    axes = {
+        "num_hidden_layers": {"values": [2, 3]},
+        "num_attention_heads": {"values": [4, 2]},
+        "hidden_size": {"values": [24, 36]},
+        "intermediate_size": {"values": [64, 32]},
+    }
+    names = ("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size")
+    found = columns(small(axes, LLAMA_SIZE // 3, tolerance=0.99), *names)
+    assert found == sorted(found, key=lambda row: (-row[0], row[1], -row[2], row[3]))
+    assert len(found) == 16
+
+
+@pytest.mark.parametrize("size", [LLAMA_SIZE, 10 * LLAMA_SIZE])
+def test_a_size_that_is_not_below_the_source_is_refused(size: int) -> None:
+    with pytest.raises(
+        SpaceError, match=f"is not below the source's {LLAMA_SIZE:,} parameters; choose a smaller"
+    ):
+        small({}, size)
+
+
+def test_an_empty_window_is_answered_with_the_nearest_sizes_on_both_sides() -> None:
+    three, two = (count_parameters(LLAMA.reshaped({"num_hidden_layers": n})) for n in (3, 2))
+    size = (three + two) // 2
+    with pytest.raises(SpaceError) as caught:
+        small({"num_hidden_layers": {"values": [2, 3]}}, size, tolerance=0.01)
+    assert f"nearest reachable: {two:,} and {three:,}; left out by: size_window (2 shapes);" in str(
+        caught.value
+    )
+    assert f"no shape has between {round(size * 0.99):,} and {round(size * 1.01):,} parameters" in str(
+        caught.value
+    )
+
+
+def test_an_unreachable_size_is_answered_with_the_rule_that_blocks() -> None:
+    with pytest.raises(
+        SpaceError, match=r"nearest reachable: none; left out by: pruning_only_removes \(1 shapes\)"
+    ):
+        small({"hidden_size": {"values": [96]}}, LLAMA_SIZE - 1)
+
+
+def sizes_of(*sizes: int) -> st.SearchStrategy[list[int]]:
+    return st.lists(st.sampled_from(sizes), min_size=1, unique=True)
+
+
+# Each axis holds sizes that the source reaches, that exceed it, and that some rule forbids.
+AXES = st.fixed_dictionaries(
+    {"num_hidden_layers": sizes_of(1, 2, 3, 4, 5)},
+    optional={
+        "hidden_size": sizes_of(12, 24, 30, 36, 46, 48, 60),
+        "intermediate_size": sizes_of(1, 40, 64, 96, 97),
+        "num_attention_heads": sizes_of(1, 2, 3, 4, 6, 8),
+        "num_key_value_heads": sizes_of(1, 2, 3),
+    },
+)
+
+
+@given(axes=AXES, size=st.integers(LLAMA_SIZE // 10, LLAMA_SIZE - 1), tolerance=st.floats(0.1, 0.9))
+def test_every_enumeration_keeps_the_laws(axes: dict[str, list[int]], size: int, tolerance: float) -> None:
+    space = SearchSpace.model_validate(
+        {"axes": {name: {"values": values} for name, values in axes.items()}, "tolerance": tolerance}
+    )
+    try:
+        enumeration = enumerate_candidates(space, size, LLAMA, layout_of("llama"))
+    except SpaceError:
+        assume(False)
+    low, high = space.size_window(size)
+    for candidate in enumeration.candidates:
+        assert low <= candidate.num_parameters <= high
+        assert candidate.num_parameters == count_parameters(candidate.architecture)
+        assert candidate.architecture != LLAMA
+        assert LLAMA.reshaped(candidate.architecture.shape()) == candidate.architecture
+        check_architecture(candidate.architecture, layout_of("llama"))
+    ids = [candidate.id for candidate in enumeration.candidates]
+    assert len(set(ids)) == len(ids) > 0
+    assert len(ids) + sum(enumeration.excluded.values()) == prod(len(values) for values in axes.values())
+    assert enumerate_candidates(space, size, LLAMA, layout_of("llama")) == enumeration
+
+
+@given(size=st.integers(LLAMA_SIZE // 4, LLAMA_SIZE - 1), tolerance=st.floats(0.01, 0.2))
+def test_a_candidate_is_missing_only_for_a_reason(size: int, tolerance: float) -> None:
+    """Brute force over the grid, one `Architecture` at a time, finds the same shapes."""
+    hidden, neurons, layers = (24, 36, 48), (32, 64, 96), (2, 3, 4)
+    space = SearchSpace.model_validate(
+        {
+            "axes": {
+                "hidden_size": {"values": hidden},
+                "intermediate_size": {"values": neurons},
+                "num_hidden_layers": {"values": layers},
+            },
+            "tolerance": tolerance,
+        }
+    )
+    low, high = space.size_window(size)
+    shapes = [
+        LLAMA.reshaped({"hidden_size": h, "intermediate_size": f, "num_hidden_layers": n})
+        for h in hidden
+        for f in neurons
+        for n in layers
+    ]
+    expected = {shape.id for shape in shapes if shape != LLAMA and low <= count_parameters(shape) <= high}
+    try:
+        found = {c.id for c in enumerate_candidates(space, size, LLAMA, layout_of("llama")).candidates}
+    except SpaceError:
+        found = set()
+    assert found == expected
+
+
+def test_every_rule_has_a_reason() -> None:
+    assert set(RULE_REASONS) == {rule.name for rule in RULES} | {
+        "heads_fill_groups",
+        "pruning_only_removes",
+        "pruning_removes_something",
+        "size_window",
+    }
+    assert all(RULE_REASONS.values())

@@ -1,0 +1,118 @@
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from minitron_nas.errors import CheckpointError
+from minitron_nas.storage.weights import open_weights, read_headers, weight_files
+
+TENSORS = {
+    "embed.weight": torch.arange(12, dtype=torch.float32).reshape(4, 3),
+    "norm.weight": torch.ones(3, dtype=torch.bfloat16),
+    "steps": torch.tensor([1, 2, 3], dtype=torch.int16),
+}
+
+
+def single(folder: Path) -> Path:
+    save_file(TENSORS, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def sharded(folder: Path) -> Path:
+    weight_map = {}
+    for number, (name, tensor) in enumerate(TENSORS.items(), start=1):
+        weight_map[name] = f"model-0000{number}-of-00003.safetensors"
+        save_file({name: tensor}, folder / weight_map[name])
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+both = pytest.mark.parametrize("layout", [single, sharded])
+
+
+def test_a_folder_has_the_files_that_its_index_names(tmp_path: Path) -> None:
+    sharded(tmp_path)
+    save_file(TENSORS, tmp_path / "model-00009-of-00009.safetensors")
+    assert [file.name for file in weight_files(tmp_path)] == [
+        f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)
+    ]
+
+
+def test_a_folder_without_index_has_the_single_file(tmp_path: Path) -> None:
+    assert weight_files(single(tmp_path)) == [tmp_path / "model.safetensors"]
+
+
+@both
+def test_headers_tell_shape_type_and_bytes(tmp_path: Path, layout: object) -> None:
+    headers = read_headers(layout(tmp_path))
+    assert {name: (header.shape, header.dtype, header.num_bytes) for name, header in headers.items()} == {
+        "embed.weight": ((4, 3), "F32", 48),
+        "norm.weight": ((3,), "BF16", 6),
+        "steps": ((3,), "I16", 6),
+    }
+
+
+@both
+def test_tensors_are_read_to_the_bit(tmp_path: Path, layout: object) -> None:
+    with open_weights(layout(tmp_path)) as weights:
+        assert sorted(weights.names()) == sorted(TENSORS)
+        for name, tensor in TENSORS.items():
+            assert weights.tensor(name).dtype == tensor.dtype
+            assert torch.equal(weights.tensor(name), tensor)
+
+
+@both
+def test_a_slice_is_the_slice_of_the_tensor(tmp_path: Path, layout: object) -> None:
+    with open_weights(layout(tmp_path)) as weights:
+        part = weights.slice("embed.weight")[:2, 1:]
+    assert torch.equal(part, torch.tensor([[1.0, 2.0], [4.0, 5.0]]))
+
+
+def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(CheckpointError, match="holds no safetensors weights; load the model in transformers"):
+        weight_files(tmp_path)
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    (sharded(tmp_path) / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(
+        CheckpointError, match=r"lacks model-00002-of-00003\.safetensors, which its index names"
+    ):
+        read_headers(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", '{"weight_map": {"a"', "{}"])
+def test_an_index_that_is_cut_short_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(
+        CheckpointError, match=r"index\.json is no safetensors index, or is cut short; copy it"
+    ):
+        weight_files(tmp_path)
+
+
+def test_a_file_that_is_cut_short_in_its_data_is_refused_with_both_sizes(tmp_path: Path) -> None:
+    path = single(tmp_path) / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(CheckpointError, match=rf"is cut short \({len(whole) - 1} of {len(whole)} bytes\)"):
+        read_headers(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x01\x02",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+        struct.pack("<Q", 100) + b'{"a": {"dtype"',
+        struct.pack("<Q", 2**63) + b"{}",
+    ],
+)
+def test_a_file_that_is_no_safetensors_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match="is not a safetensors file, or is cut short; copy it again"):
+        read_headers(tmp_path)
