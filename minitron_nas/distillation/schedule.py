@@ -1,7 +1,7 @@
 """How many steps a distillation takes, and of how many sequences."""
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, cos, pi
 from typing import Self
 
 from minitron_nas.distillation.settings import DistillationSettings
@@ -50,3 +50,20 @@ class Schedule:
     def steps_for(self, tokens: int) -> int:
         """Return the steps after which at least `tokens` were seen, within the schedule."""
         return min(ceil(tokens / self.tokens_per_step), self.num_steps)
+
+    def learning_rate_factor(self, step: int, settings: DistillationSettings) -> float:
+        """Return the learning rate of an optimizer step as a fraction of the peak.
+
+        It rises linearly over the warm-up steps, the first of which already learns, and then falls
+        along half a cosine to the settings' end.
+
+        Args:
+            step: From 0.
+            settings: Warm-up and end.
+        """
+        warmup = ceil(settings.warmup_fraction * self.num_steps)
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        progress = (step - warmup) / max(self.num_steps - warmup, 1)
+        end = settings.min_learning_rate_fraction
+        return end + (1 - end) * (1 + cos(pi * min(progress, 1.0))) / 2

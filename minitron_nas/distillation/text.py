@@ -54,6 +54,18 @@ def data_name(data: Any) -> str:
     return str(Path(text).absolute()) if _matching_files(text) else text
 
 
+def read_in_order(data: Any, settings: TextSettings) -> list[str]:
+    """Return all documents of files in their own order; a plain text file is one document.
+
+    Raises:
+        DataError: If no file matches or its table lacks the column.
+    """
+    files = _matching_files(str(data))
+    if not files:
+        raise DataError(f"no file matches {data}; give an existing text, jsonl or parquet file")
+    return list(_read_files(files, settings, str(data), passages=False))
+
+
 def _shuffled(data: Any, settings: TextSettings, seed: int) -> Iterable[str]:
     if isinstance(data, datasets.Dataset):
         return _column(data.shuffle(seed=seed), settings.column, "the Dataset")
@@ -62,22 +74,26 @@ def _shuffled(data: Any, settings: TextSettings, seed: int) -> Iterable[str]:
     files = _matching_files(str(data))
     if not files:
         return _hub_column(str(data), settings, seed)
+    return _reordered(_read_files(files, settings, str(data), passages=True), seed)
+
+
+def _read_files(files: list[Path], settings: TextSettings, origin: str, passages: bool) -> Iterator[str]:
     texts = [file for file in files if file.suffix in _TEXT_SUFFIXES]
     tables = [file for file in files if file.suffix in _LOADERS]
     if not texts and not tables:
         raise DataError(
-            f"{data}: cannot read {files[0].suffix or 'files without suffix'}; "
+            f"{origin}: cannot read {files[0].suffix or 'files without suffix'}; "
             f"give {', '.join((*_TEXT_SUFFIXES, *_LOADERS))} files"
         )
-    documents = [passage for file in texts for passage in _passages(file)]
+    for file in texts:
+        yield from _passages(file) if passages else (_content(file),)
     for loader in sorted({_LOADERS[file.suffix] for file in tables}):
         chosen = [str(file) for file in tables if _LOADERS[file.suffix] == loader]
         try:
             table = datasets.load_dataset(loader, data_files=chosen, split="train")
         except Exception as error:
-            raise DataError(f"{data} cannot be read as {loader}: {error}") from error
-        documents.extend(_column(table, settings.column, str(data)))
-    return _reordered(documents, seed)
+            raise DataError(f"{origin} cannot be read as {loader}: {error}") from error
+        yield from _column(table, settings.column, origin)
 
 
 def _matching_files(name: str) -> list[Path]:
@@ -113,18 +129,21 @@ def _column(table: Any, column: str, origin: str) -> Iterator[str]:
 
 
 def _passages(file: Path) -> Iterator[str]:
-    try:
-        content = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 text ({error.reason} at byte {error.start})") from None
     passage = ""
-    for paragraph in content.split("\n\n"):
+    for paragraph in _content(file).split("\n\n"):
         passage = f"{passage}\n\n{paragraph}" if passage else paragraph
         if len(passage) >= _PASSAGE_CHARACTERS:
             yield passage
             passage = ""
     if passage:
         yield passage
+
+
+def _content(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8 text ({error.reason} at byte {error.start})") from None
 
 
 def _reordered(documents: Iterable[str], seed: int) -> list[str]:

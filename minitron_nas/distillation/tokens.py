@@ -153,9 +153,8 @@ def split_tokens(
     validation_goal, calibration_goal = settings.validation_samples * length, settings.calibration_samples * length
     wanted = train_tokens if train_tokens is not None else ONE_PASS_TOKENS
     pieces: list[Any] = []
-    found = 0
-    # Held-out documents are cut to one sequence each, so more tokens may have to be read than are used.
-    held_out = 0
+    held_out = found = spent = 0
+    enough = False
     for piece in tokenize(documents, tokenizer):
         pieces.append(piece)
         found += len(piece)
@@ -163,9 +162,10 @@ def split_tokens(
             held_out += min(len(piece), length)
             spent = found
         elif found - spent >= wanted + length:
+            enough = True
             break
-    validation_tokens = min(validation_goal, found // 10)
-    calibration_tokens = min(calibration_goal, found // 5)
+    validation_tokens = validation_goal if enough else min(validation_goal, found // 10)
+    calibration_tokens = calibration_goal if enough else min(calibration_goal, found // 5)
     validation, rest = _take(pieces, validation_tokens, length)
     calibration, rest = _take(rest, calibration_tokens, length)
     train = pack(rest, length)

