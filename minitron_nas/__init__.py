@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from minitron_nas.importance.score import score_importance
     from minitron_nas.importance.scores import ImportanceScores
     from minitron_nas.pipeline.build import Family, build_family
+    from minitron_nas.pipeline.distilling import distill
     from minitron_nas.pipeline.plan import FamilyPlan, load_plan
     from minitron_nas.pipeline.verbs import evaluate, prune
     from minitron_nas.reporting.html import write_report
@@ -30,6 +31,7 @@ _HOMES = {
     "SearchSpace": "space.axes",
     "build_family": "pipeline.build",
     "count_parameters": "families.catalog",
+    "distill": "pipeline.distilling",
     "enumerate_candidates": "space.enumerate",
     "evaluate": "pipeline.verbs",
     "load_plan": "pipeline.plan",
@@ -49,6 +51,7 @@ __all__ = [
     "SearchSpace",
     "build_family",
     "count_parameters",
+    "distill",
     "enumerate_candidates",
     "evaluate",
     "load_plan",

@@ -67,9 +67,7 @@ def tiny_tokenizer(vocab_size: int = 320) -> FastTokenizer:
     return fast
 
 
-def tiny_model(
-    config: PreTrainedConfig, seed: int = 0, *, dtype: torch.dtype = torch.float32
-) -> PreTrainedModel:
+def tiny_model(config: PreTrainedConfig, seed: int = 0, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Build a model in evaluation mode whose every parameter is random, norms and biases too.
 
     The same config and seed give the same bits; torch's global random state is left alone.

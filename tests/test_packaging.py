@@ -23,6 +23,12 @@ def test_resource_folders_are_packaged_below_the_one_top_level_name() -> None:
     assert mapped == RESOURCES | {"minitron_nas": "minitron_nas"}
 
 
+def test_every_resource_folder_holds_files() -> None:
+    """Git keeps no empty folder, and setuptools refuses to build without it."""
+    held = {f for f in RESOURCES.values() if any(p.is_file() for p in (CHECKOUT / f).rglob("*"))}
+    assert held == set(RESOURCES.values())
+
+
 def test_resource_folders_are_no_python_packages() -> None:
     assert [path for folder in RESOURCES.values() for path in (CHECKOUT / folder).rglob("__init__.py")] == []
 

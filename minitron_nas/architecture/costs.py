@@ -14,9 +14,7 @@ Sizes: TypeAlias = Mapping[Axis, Any]
 
 def count_parameters(architecture: Architecture, layout: Layout) -> int:
     """Total parameters of a model, tied embeddings counted once."""
-    return int(
-        count_parameters_of(layout, architecture, axis_sizes(architecture), architecture.num_hidden_layers)
-    )
+    return int(count_parameters_of(layout, architecture, axis_sizes(architecture), architecture.num_hidden_layers))
 
 
 def count_parameters_of(layout: Layout, source: Architecture, sizes: Sizes, num_hidden_layers: Any) -> Any:
@@ -64,9 +62,7 @@ def forward_flops_per_token(architecture: Architecture, layout: Layout, context_
     """
     sizes = axis_sizes(architecture)
     per_layer = sum(
-        _elements(r.dims, sizes)
-        for r in layout.rows
-        if r.per_layer and len(r.dims) == 2 and r.exists(architecture)
+        _elements(r.dims, sizes) for r in layout.rows if r.per_layer and len(r.dims) == 2 and r.exists(architecture)
     )
     attention = 4 * architecture.num_attention_heads * architecture.head_dim * context_tokens
     head = 2 * architecture.vocab_size * architecture.hidden_size

@@ -122,6 +122,30 @@ def prune(
 
 
 @app.command()
+def distill(
+    student: Annotated[str, typer.Argument(help="The model to train: folder, hub name, GGUF file or wheel.")],
+    teacher: Annotated[str, typer.Option(help="The model to learn from.")],
+    data: Data,
+    out: Out,
+    tokens: Annotated[Optional[str], typer.Option(help="KD tokens, such as 500k; one pass without it.")] = None,  # noqa: UP045
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a student to match a teacher. --set takes distillation.* and text.* keys."""
+    from minitron_nas.pipeline.distilling import distill
+    from minitron_nas.pipeline.plan import make_plan, with_overrides
+
+    values = {"teacher": teacher, "sizes": [1], "data": data, "distillation": {"tokens": tokens}}
+    plan = make_plan(with_overrides(values, overrides or ()), "--set")
+    result = distill(student, teacher, data, out, plan.distillation, plan.text, plan.seed)
+    before, after = result.before.kl_nats, result.result.final.kl_nats
+    if as_json:
+        _print_json({"path": str(result.path), "untrained_kl_nats": before, "kl_nats": after})
+        return
+    typer.echo(f"{result.path}: validation KL {before:.4f} nats before, {after:.4f} after")
+
+
+@app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="Folder, hub name, GGUF file or wheel.")],
     text: Annotated[str, typer.Option(help="Text, jsonl or parquet file.")],

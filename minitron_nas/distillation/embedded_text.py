@@ -129,9 +129,7 @@ def _prose(block: str) -> str:
         return ""
     letter_fraction = (sum(map(str.isalpha, text)) + text.count(" ")) / len(text)
     function_word_fraction = len(_FUNCTION_WORD.findall(text.lower())) / num_words
-    is_english = (
-        letter_fraction >= _MIN_LETTER_FRACTION and function_word_fraction >= _MIN_FUNCTION_WORD_FRACTION
-    )
+    is_english = letter_fraction >= _MIN_LETTER_FRACTION and function_word_fraction >= _MIN_FUNCTION_WORD_FRACTION
     return text if is_english else ""
 
 

@@ -122,7 +122,7 @@ def distillation_loss(
     Source: Muralidharan et al. 2024 (arXiv 2407.14679), section 3: L = L_CLM + L_logits, where
     L_logits alone proved best.
     """
-    loss: Tensor = _DistillationLoss.apply(hidden, head, labels, teacher_hidden, teacher_head, lm_loss_weight)
+    loss: Tensor = _DistillationLoss.apply(hidden, head, labels, teacher_hidden, teacher_head, lm_loss_weight)  # type: ignore[no-untyped-call]
     return loss
 
 

@@ -140,7 +140,9 @@ def write_hidden_cache(
         for _, batch in tokens.batches(batch_sequences):
             states = final_hidden(model, batch.input_ids.to(head.device), batch.position_ids.to(head.device))
             plain = states.to(dtype).cpu()
-            file.write(plain.view(torch.uint16).numpy().tobytes() if dtype == torch.bfloat16 else plain.numpy().tobytes())
+            file.write(
+                plain.view(torch.uint16).numpy().tobytes() if dtype == torch.bfloat16 else plain.numpy().tobytes()
+            )
             done += batch.num_tokens
             progress(done, tokens.num_tokens)
         save_file({"head": head.to(dtype).cpu().contiguous()}, partial / "head.safetensors")
@@ -154,7 +156,8 @@ def load_for_inference(path: Path) -> Any:
 
     device = pick_device()
     model = AutoModelForCausalLM.from_pretrained(path, dtype=compute_dtype(device), trust_remote_code=False)
-    return model.to(device).eval()
+    placed: Any = model.eval()
+    return placed.to(device)
 
 
 def open_signal(teacher: Path, cache: Path | None) -> TeacherSignal:

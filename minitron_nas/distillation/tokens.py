@@ -128,7 +128,11 @@ def tokenize(documents: Iterable[str], tokenizer: Any) -> Iterator[Any]:
     stream = iter(documents)
     while batch := list(islice(stream, _TOKENIZE_BATCH)):
         for ids in tokenizer(batch, verbose=False)["input_ids"]:
-            ending = [] if tokenizer.eos_token_id is None or ids[-1:] == [tokenizer.eos_token_id] else [tokenizer.eos_token_id]
+            ending = (
+                []
+                if tokenizer.eos_token_id is None or ids[-1:] == [tokenizer.eos_token_id]
+                else [tokenizer.eos_token_id]
+            )
             yield np.array([*ids, *ending], dtype=np.int64)
 
 

@@ -124,7 +124,7 @@ class _SequenceDataset(Dataset[dict[str, Tensor]]):
         }
 
 
-class _DistillationTrainer(Trainer):  # type: ignore[misc]
+class _DistillationTrainer(Trainer):
     """Trainer whose loss compares final hidden states through both output heads."""
 
     def __init__(
@@ -136,8 +136,8 @@ class _DistillationTrainer(Trainer):  # type: ignore[misc]
         schedule: Schedule,
         arguments: TrainingArguments,
     ) -> None:
-        num_sequences = schedule.num_steps * schedule.batch_sequences
-        super().__init__(model=student, args=arguments, train_dataset=_SequenceDataset(train.tokens, num_sequences))
+        self._sequences = _SequenceDataset(train.tokens, schedule.num_steps * schedule.batch_sequences)
+        super().__init__(model=student, args=arguments, train_dataset=self._sequences)
         self.loss_is_scaled_for_ga = False
         self._signal, self._validation = train.signal, validation
         self._settings, self._schedule = settings, schedule
@@ -182,18 +182,19 @@ class _DistillationTrainer(Trainer):  # type: ignore[misc]
         """Return the schedule's learning rates."""
         if self.lr_scheduler is None:
             self.lr_scheduler = LambdaLR(
-                optimizer or self.optimizer, lambda step: self._schedule.learning_rate_factor(step, self._settings)
+                optimizer or self.optimizer,  # type: ignore[arg-type]
+                lambda step: self._schedule.learning_rate_factor(step, self._settings),
             )
         return self.lr_scheduler
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
-        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+        return SequentialSampler(self._sequences)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Save, then mark the checkpoint as whole: a killed process leaves an unmarked one."""
         super()._save_checkpoint(*args, **kwargs)
         if self.is_world_process_zero():
-            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
             os.sync()
             (folder / _COMPLETE).touch()
             for other in folder.parent.glob("checkpoint-*"):
@@ -201,7 +202,7 @@ class _DistillationTrainer(Trainer):  # type: ignore[misc]
                     shutil.rmtree(other, ignore_errors=True)
 
 
-class _Control(TrainerCallback):  # type: ignore[misc]
+class _Control(TrainerCallback):
     """Validates at even distances, checkpoints by the clock, stops at a step and at NaN."""
 
     def __init__(self, last_step: int, num_steps: int, settings: DistillationSettings, progress: Progress) -> None:
@@ -225,8 +226,9 @@ class _Control(TrainerCallback):  # type: ignore[misc]
             control.should_save = True
             self._saved_at = time.monotonic()
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop when the loss is no number any more."""
+        logs = kwargs["logs"]
         loss = logs.get("loss")
         if loss is not None and not math.isfinite(loss):
             raise NonFiniteLossError(

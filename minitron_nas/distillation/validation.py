@@ -37,7 +37,7 @@ def validate(
     sums = LossSums()
     done = 0
     for indices, batch in tokens.batches(batch_sequences):
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32 and head.dtype != dtype):
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype not in (torch.float32, head.dtype)):
             hidden = final_hidden(model, batch.input_ids.to(device), batch.position_ids.to(device))
         labels = batch.labels().flatten().to(device)
         flat = hidden.flatten(0, 1).to(dtype)

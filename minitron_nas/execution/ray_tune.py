@@ -1,5 +1,6 @@
 """The runner that turns jobs into Ray Tune trials; the only module that imports ray."""
 
+import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -46,7 +47,7 @@ class RayTuneRunner:
                 address=self._settings.address,
                 include_dashboard=False if self._settings.address is None else None,
                 log_to_driver=False,
-                logging_level="ERROR",
+                logging_level=logging.ERROR,
             )
         by_key = {job.key: job for job in jobs}
         done: set[str] = set()
@@ -54,7 +55,7 @@ class RayTuneRunner:
         def trial(config: dict[str, Any]) -> None:
             tune.report({_OUTCOME: asdict(attempt(function, by_key[config["job"]]))})
 
-        class Deliver(tune.Callback):  # type: ignore[misc]
+        class Deliver(tune.Callback):
             def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
                 if _OUTCOME in result:
                     done.add(result[_OUTCOME]["key"])
@@ -73,14 +74,13 @@ class RayTuneRunner:
             ),
         )
         grid = tuner.fit()
-        for index, result in enumerate(grid):
-            key = list(by_key)[index] if result.config is None else result.config["job"]
+        for key, result in zip(by_key, list(grid), strict=True):  # type: ignore[call-overload]
             if key not in done:
                 on_outcome(Outcome(key, "failed", None, f"the worker was lost: {result.error}", 0.0))
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _resources(self) -> dict[str, float]:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         has_gpu = any(node.get("GPU", 0) for node in nodes)
         gpus = self._settings.gpus_per_trial
         gpus = gpus if gpus is not None else float(has_gpu)

@@ -60,7 +60,7 @@ def attempt(function: JobFunction, job: Job) -> Outcome:
     try:
         value = function(**job.arguments)
         return Outcome(job.key, "completed", dict(value), None, time.perf_counter() - started)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  # whatever a trial does, the others go on
         status: Literal["infeasible", "failed"] = "infeasible" if _is_out_of_memory(error) else "failed"
         return Outcome(job.key, status, None, traceback.format_exc(), time.perf_counter() - started)
 

@@ -9,9 +9,7 @@ from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import UnknownFamilyError
 from minitron_nas.families import llama, mistral, nemotron, qwen2
 
-LAYOUTS: dict[str, Layout] = {
-    module.LAYOUT.model_type: module.LAYOUT for module in (llama, mistral, nemotron, qwen2)
-}
+LAYOUTS: dict[str, Layout] = {module.LAYOUT.model_type: module.LAYOUT for module in (llama, mistral, nemotron, qwen2)}
 
 
 def layout_of(model_type: str) -> Layout:

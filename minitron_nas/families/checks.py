@@ -27,11 +27,7 @@ def check_tensors(path: Path, architecture: Architecture, layout: Layout) -> Non
     """
     expected = _expected_shapes(architecture, layout)
     found = {name: h for name, h in read_headers(path).items() if not name.endswith(layout.ignored)}
-    faults = [
-        f"tensor {name!r} of shape {shape} is missing"
-        for name, shape in expected.items()
-        if name not in found
-    ]
+    faults = [f"tensor {name!r} of shape {shape} is missing" for name, shape in expected.items() if name not in found]
     untied = _untied_twins(architecture, layout)
     known = expected | untied
     faults += [

@@ -83,8 +83,7 @@ def _reading(file: Path) -> Iterator[None]:
         raise
     except _UNREADABLE as error:
         raise CheckpointError(
-            f"{file} cannot be read as a model ({error}); download it again, or give a safetensors folder "
-            "of the model"
+            f"{file} cannot be read as a model ({error}); download it again, or give a safetensors folder of the model"
         ) from error
 
 

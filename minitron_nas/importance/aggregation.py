@@ -22,7 +22,7 @@ def over_sequence(activations: Tensor, aggregation: Aggregation) -> Tensor:
     if aggregation == "mean":
         return wide.abs().mean(dim=1)
     if aggregation == "l2":
-        return wide.norm(dim=1)
+        return wide.square().sum(dim=1).sqrt()
     return wide.var(dim=1, unbiased=False)
 
 

@@ -26,7 +26,7 @@ from minitron_nas.reporting.model_card import write_model_card
 from minitron_nas.settings import format_count
 from minitron_nas.storage.run_folder import RunFolder
 from minitron_nas.storage.schemas import CANDIDATES, CURVES, EVALUATIONS, TRIALS, Table
-from minitron_nas.storage.tables import read_frame
+from minitron_nas.storage.tables import read_frame, read_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +98,10 @@ class Family:
         return read_frame(self.path, table)
 
     def _members(self, role: str) -> list[Member]:
-        rows = self.evaluations[self.evaluations["role"] == role]
+        rows = [row for row in read_rows(self.path, EVALUATIONS) if row["role"] == role]
         return [
-            Member(row.model, self.path / row.path, int(row.num_parameters), row.kl_nats, row.perplexity)
-            for row in rows.sort_values("num_parameters", ascending=False).itertuples()
+            Member(row["model"], self.path / row["path"], row["num_parameters"], row["kl_nats"], row["perplexity"])
+            for row in sorted(rows, key=lambda row: -row["num_parameters"])
         ]
 
 

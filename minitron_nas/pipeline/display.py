@@ -3,11 +3,12 @@
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress as Bars, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
 
 from minitron_nas.progress import Progress, silent
 
@@ -23,15 +24,8 @@ class Display(Protocol):
     def skip(self, stage: str) -> None:
         """Note that an earlier process finished the stage."""
 
-    def stage(self, stage: str, title: str) -> "StageDisplay":
+    def stage(self, stage: str, title: str) -> AbstractContextManager[Progress]:
         """Show a stage for the duration of the block; gives its progress function."""
-
-
-class StageDisplay(Protocol):
-    """A context manager that gives a progress function."""
-
-    def __enter__(self) -> Progress: ...  # noqa: D105
-    def __exit__(self, *exception: object) -> None: ...  # noqa: D105
 
 
 class Quiet:

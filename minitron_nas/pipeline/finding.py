@@ -71,18 +71,18 @@ def prepare_source(engine: Engine, plan: FamilyPlan, hop: Hop, tokens: Tokens) -
         del model
         release_memory()
 
-    def sort(progress: Progress) -> None:
+    def sort(_: Progress) -> None:
         scores = ImportanceScores.load(scores_folder)
         order = PruningOrder.from_scores(scores, hop.source.architecture, plan.space.protected_layers)
         prepare(hop.source, order, prepared_folder)
 
-    inputs = {
+    inputs: dict[str, Any] = {
         "source": hop.source.fingerprint,
         "tokens": tokens.fingerprint,
         "importance": plan.importance.model_dump(),
     }
     engine.stage(f"{hop.source_name} score", "importance of every part", inputs, [scores_folder], score)
-    inputs |= {"protected": plan.space.protected_layers}
+    inputs = inputs | {"protected": plan.space.protected_layers}
     engine.stage(f"{hop.source_name} sort", "sorted copy of the weights", inputs, [prepared_folder], sort)
     return PreparedTeacher.load(prepared_folder)
 
@@ -163,7 +163,9 @@ def _write_candidates(
     front = pareto_front([(row["num_parameters"], _or_nan(row["screen_kl_nats"])) for row in rows])
     last = {row.candidate.id: row for row in trials}
     for row, on_front in zip(rows, front, strict=True):
-        outcome, reason = _fate(screened.get(row["candidate"]), last.get(row["candidate"]), row["candidate"] == winner.id)
+        outcome, reason = _fate(
+            screened.get(row["candidate"]), last.get(row["candidate"]), row["candidate"] == winner.id
+        )
         row |= {"on_front": on_front, "outcome": outcome, "reason": reason}
     replace_rows(engine.folder.path, CANDIDATES, {"size": hop.label}, rows)
     exclusions = [

@@ -3,11 +3,11 @@
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from minitron_nas.errors import PlanError
 from minitron_nas.families.catalog import layout_of
 from minitron_nas.settings import parse_count
 from minitron_nas.space.axes import load_space
 from minitron_nas.space.enumerate import Enumeration, enumerate_candidates
-from minitron_nas.errors import PlanError
 
 
 def enumerate_size(space_name: str, size: str | float, teacher: str | None = None) -> Enumeration:

@@ -45,7 +45,7 @@ def prepare_tokens(engine: Engine, plan: FamilyPlan, teacher: Checkpoint, data: 
     """Read, split and pack the text; later stages read the result only."""
     folder = engine.folder.tokens
 
-    def action(progress: Progress) -> dict[str, Any]:
+    def action(_: Progress) -> dict[str, Any]:
         tokenizer = AutoTokenizer.from_pretrained(teacher.path)
         documents = read_documents(data, plan.text, plan.seed)
         splits = split_tokens(documents, tokenizer, plan.text, plan.distillation.tokens)

@@ -30,7 +30,8 @@ from minitron_nas.storage.weights import read_headers
 
 Role = Literal["student", "depth_baseline", "random_baseline"]
 
-_PROOF_TOKENS = 16
+PROOF_TOKENS = 16
+"""Tokens of the prompt on which a student's reloaded logits are compared."""
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 _PACKAGES = ("minitron-nas", "torch", "transformers", "ray", "optuna", "datasets", "safetensors")
 
@@ -84,7 +85,7 @@ def train_member(
         rows = [_curve_row(name, hop.label, role, point) for point in (start, *result.curve)]
         replace_rows(engine.folder.path, CURVES, {"model": name}, rows)
         lineage = _lineage(plan, hop, shape, prepared, teacher, schedule, role)
-        prompt = validation.tokens.input_ids[:1, :_PROOF_TOKENS]
+        prompt = validation.tokens.input_ids[:1, :PROOF_TOKENS]
         proof = export_student(model, hop.source.path, folder, stored_dtype(teacher.path), prompt, lineage)
         del model, result
         release_memory()

@@ -23,15 +23,13 @@ from minitron_nas.families.teacher import resolve_teacher, source_name
 from minitron_nas.importance.score import score_importance
 from minitron_nas.importance.settings import ImportanceSettings
 from minitron_nas.pipeline.display import Display, default_display
-from minitron_nas.pipeline.training import stored_dtype, versions
+from minitron_nas.pipeline.training import PROOF_TOKENS, stored_dtype, versions
 from minitron_nas.progress import Progress
 from minitron_nas.pruning.export import Proof, export_student
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import prepare
 from minitron_nas.pruning.slice import build_student
 from minitron_nas.storage.run_folder import RunFolder
-
-_PROOF_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +143,7 @@ def prune(
                 "seed": seed,
                 "versions": versions(),
             }
-            prompt = calibration.input_ids[:1, :_PROOF_TOKENS]
+            prompt = calibration.input_ids[:1, :PROOF_TOKENS]
             proof = export_student(student, checkpoint.path, folder, dtype, prompt, lineage)
         return Pruned(folder, sum(parameter.numel() for parameter in student.parameters()), proof)
 

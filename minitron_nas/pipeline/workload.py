@@ -32,8 +32,8 @@ def estimate_workload(plan: FamilyPlan, teacher: Checkpoint, tokens: Tokens) -> 
     rungs = plan.search.rung_tokens(tokens.distillation_tokens)
     overhead = _LOAD_SECONDS_AS_TOKENS
     cached = train if plan.distillation.teacher_signal == "hidden_cache" else 0
-    work = {"teacher signal": teacher_flops * (validation + cached)}
-    source, source_flops = "teacher", teacher_flops
+    work: dict[str, float] = {"teacher signal": teacher_flops * (validation + cached)}
+    source, source_flops = "teacher", float(teacher_flops)
     for size in plan.descending_sizes:
         label, flops = format_count(size), size * per_parameter
         if plan.kd_teacher == "previous" and source != "teacher":

@@ -40,9 +40,7 @@ class PruningOrder:
     layers: Tensor
 
     @classmethod
-    def from_scores(
-        cls, scores: ImportanceScores, architecture: Architecture, protected_layers: Sequence[int]
-    ) -> Self:
+    def from_scores(cls, scores: ImportanceScores, architecture: Architecture, protected_layers: Sequence[int]) -> Self:
         """Rank every axis by its scores.
 
         Query heads are ranked within their own KV group, so that any number of heads a group can be

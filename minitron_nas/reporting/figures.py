@@ -50,25 +50,12 @@ def pareto_figure(
     """Draw parameters against KL: untrained candidates, trials, students, baselines and fronts."""
     screened = plain_rows(candidates.dropna(subset=["screen_kl_nats"]))
     trained = plain_rows(best_trained(trials))
-    models = [row for row in plain_rows(evaluations) if row["kl_nats"] and row["role"] != "teacher"]
+    models = [row for row in plain_rows(evaluations.dropna(subset=["kl_nats"])) if row["role"] != "teacher"]
     screened = [{**row, "kl_nats": row["screen_kl_nats"]} for row in screened]
     if not (screened or trained or models):
         return empty_figure("no data yet: no candidate was screened and no model trained")
     figure = _figure(480)
-    for label, (low, high) in size_windows.items():
-        figure.add_vrect(low, high, fillcolor=NEUTRAL, opacity=0.13, line_width=0, layer="below")
-        figure.add_vline(
-            parse_count(label), line={"color": NEUTRAL, "width": 1, "dash": "dot"}, layer="below"
-        )
-        figure.add_annotation(
-            x=parse_count(label),
-            y=1,
-            yref="paper",
-            yanchor="top",
-            xanchor="left",
-            text=escape(label),
-            showarrow=False,
-        )
+    _add_windows(figure, size_windows)
     _add_points(figure, screened, "screened", "num_parameters")
     _add_front(figure, [row for row in screened if row["on_front"]], "front, untrained", "dot")
     _add_front(figure, [*trained, *models], "front, trained", "solid")
@@ -87,8 +74,8 @@ def pareto_figure(
 
 def speed_figure(evaluations: pd.DataFrame) -> go.Figure:
     """Draw measured decode speed against KL, the teacher as a line."""
-    rows = [row for row in plain_rows(evaluations) if row["decode_tokens_per_second"]]
-    models = [row for row in rows if row["role"] != "teacher" and row["kl_nats"]]
+    rows = plain_rows(evaluations.dropna(subset=["decode_tokens_per_second", "kl_nats"]))
+    models = [row for row in rows if row["role"] != "teacher"]
     if not models:
         return empty_figure("no data yet: no model's speed was measured")
     figure = _figure(420)
@@ -106,9 +93,7 @@ def speed_figure(evaluations: pd.DataFrame) -> go.Figure:
 
 def curve_figure(curves: pd.DataFrame, size: str) -> go.Figure:
     """Draw KL over the tokens of distillation for one size: validation marked, training thin."""
-    rows = plain_rows(
-        curves[curves["size"] == size].dropna(subset=["kl_nats"]).sort_values("tokens", kind="stable")
-    )
+    rows = plain_rows(curves[curves["size"] == size].dropna(subset=["kl_nats"]).sort_values("tokens", kind="stable"))
     if not rows:
         return empty_figure(f"no data yet: nothing was distilled at {size}")
     figure = _figure(360)
@@ -129,15 +114,13 @@ def rung_figure(candidates: pd.DataFrame, trials: pd.DataFrame, size: str) -> go
         return empty_figure(f"no data yet: no trial has run at {size}")
     screened = candidates[candidates["size"] == size].set_index("candidate")["screen_kl_nats"].dropna()
     rows = plain_rows(mine)
-    values = [row["kl_nats"] for row in rows if row["kl_nats"]]
+    values = [row["kl_nats"] for row in rows if row["kl_nats"] is not None]
     values += [kl for name, kl in screened.items() if name in set(mine["candidate"])]
     lines: dict[str, list[list[Any]]] = {fate: [] for fate in FATES}
     for name, group in mine.groupby("candidate"):
         steps = plain_rows(group)
         start = screened.get(name)
-        lines[_fate(steps, int(mine["rung"].max()))].append(
-            _steps(str(name), steps, start, max(values, default=1.0))
-        )
+        lines[_fate(steps, int(mine["rung"].max()))].append(_steps(str(name), steps, start, max(values, default=1.0)))
     figure = _figure(360)
     for fate, look in FATES.items():
         if lines[fate]:
@@ -149,7 +132,7 @@ def rung_figure(candidates: pd.DataFrame, trials: pd.DataFrame, size: str) -> go
 
 def empty_figure(note: str) -> go.Figure:
     """Return a figure that only says why there is nothing to draw."""
-    figure = _figure(120)
+    figure = _figure(90)
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)
     figure.add_annotation(text=escape(note), x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False)
@@ -158,6 +141,17 @@ def empty_figure(note: str) -> go.Figure:
 
 def _figure(height: int) -> go.Figure:
     return go.Figure(layout=page_layout(height))
+
+
+def _add_windows(figure: go.Figure, size_windows: Mapping[str, tuple[int, int]]) -> None:
+    """Draw each size as a line in the band of parameters that its candidates may have."""
+    for label, (low, high) in size_windows.items():
+        size = parse_count(label)
+        line = {"color": NEUTRAL, "width": 1, "dash": "dot"}
+        figure.add_vrect(low, high, fillcolor=NEUTRAL, opacity=0.13, line_width=0, layer="below")
+        figure.add_vline(size, line=line, layer="below")
+        place = {"x": size, "y": 1, "yref": "paper", "yanchor": "top", "xanchor": "left"}
+        figure.add_annotation(text=escape(label), showarrow=False, **place)
 
 
 def _add_points(figure: go.Figure, rows: Sequence[Row], kind: str, x: str) -> None:
@@ -188,9 +182,7 @@ def _add_points(figure: go.Figure, rows: Sequence[Row], kind: str, x: str) -> No
 def _add_front(figure: go.Figure, rows: Sequence[Row], name: str, dash: str) -> None:
     """Draw the points that no other point beats in both parameters and KL, as a staircase."""
     best = pareto_front([(row["num_parameters"], row["kl_nats"]) for row in rows])
-    front = sorted(
-        (row for row, on in zip(rows, best, strict=True) if on), key=lambda row: row["num_parameters"]
-    )
+    front = sorted((row for row, on in zip(rows, best, strict=True) if on), key=lambda row: row["num_parameters"])
     if not front:
         return
     figure.add_trace(
@@ -252,17 +244,15 @@ def _fate(steps: Sequence[Row], last_rung: int) -> str:
 
 def _steps(name: str, steps: Sequence[Row], start: float | None, top: float) -> list[Any]:
     """Return (x, y, hover) of one trial; a failure stays at the height of the rung before."""
-    points: list[Any] = (
-        [] if start is None else [(0, start, f"{escape(name)}<br>untrained KL {numerals.nats(start)}")]
-    )
+    points: list[Any] = []
+    if start is not None:
+        points.append((0, start, f"{escape(name)}<br>untrained KL {numerals.nats(start)} nats"))
     for row in steps:
-        height = row["kl_nats"] or (points[-1][1] if points else top)
-        ended = "went on" if row["promoted"] else "ended here"
-        said = (
-            f"KL {numerals.nats(row['kl_nats'])} nats, {ended}"
-            if row["kl_nats"]
-            else escape(str(row["error"]))
-        )
+        height, ended = row["kl_nats"], "went on" if row["promoted"] else "ended here"
+        said = f"KL {numerals.nats(height)} nats, {ended}"
+        if height is None:
+            height = points[-1][1] if points else top
+            said = escape(str(row["error"] or row["status"]))
         text = f"{escape(name)}<br>rung {row['rung']}, {numerals.count(row['tokens'])} tokens<br>{said}"
         points.append((row["rung"], height, text))
     return points

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from minitron_nas.reporting import figures, numerals, sections
 from minitron_nas.reporting.members import comparison, list_members
 from minitron_nas.reporting.run_record import RunRecord, read_run
+from minitron_nas.reporting.teacher_name import display_name
 from minitron_nas.resources import resource
 from minitron_nas.storage.atomic import write_text
 
@@ -53,6 +54,7 @@ def _content(run: RunRecord) -> dict[str, Any]:
         "sizes": sizes,
         "members": members,
         "teacher": members[0],
+        "teacher_name": display_name(run.teacher["source"]),
         "students": [member for member in members if member.role == "student"],
         "comparisons": {size: comparison(members, size) for size in sizes},
         "missing": sections.missing_parts(run),
@@ -71,7 +73,8 @@ def _content(run: RunRecord) -> dict[str, Any]:
     }
 
 
-def _figures(run: RunRecord, sizes: list[str], teacher_parameters: int | None) -> dict[str, Markup]:
+def _figures(run: RunRecord, sizes: list[str], teacher_parameters: int | None) -> dict[str, dict[str, Any]]:
+    """Return each figure's JSON by name, and whether it draws anything but a note."""
     found = {
         "pareto": figures.pareto_figure(
             run.candidates, run.trials, run.evaluations, run.size_windows(), teacher_parameters
@@ -81,7 +84,10 @@ def _figures(run: RunRecord, sizes: list[str], teacher_parameters: int | None) -
     for size in sizes:
         found[f"curves-{size}"] = figures.curve_figure(run.curves, size)
         found[f"rungs-{size}"] = figures.rung_figure(run.candidates, run.trials, size)
-    return {name: Markup(figures.figure_json(figure)) for name, figure in found.items()}  # noqa: S704
+    return {
+        name: {"json": Markup(figures.figure_json(figure)), "drawn": bool(figure.data)}  # noqa: S704 - escaped
+        for name, figure in found.items()
+    }
 
 
 def _script_json(value: Any) -> Markup:

@@ -73,13 +73,8 @@ def list_members(run: RunRecord) -> list[Member]:
         teacher = {**run.teacher, "model": "teacher", "size": None, "role": "teacher"}
         rows.append(teacher)
     sizes = run.sizes()
-    rows.sort(
-        key=lambda row: (-1 if row["size"] is None else sizes.index(row["size"]), ROLES.index(row["role"]))
-    )
-    return [
-        Member(row["model"], row["role"], row["size"], row, teacher, _tolerance(row, run.lineages))
-        for row in rows
-    ]
+    rows.sort(key=lambda row: (-1 if row["size"] is None else sizes.index(row["size"]), ROLES.index(row["role"])))
+    return [Member(row["model"], row["role"], row["size"], row, teacher, _tolerance(row, run.lineages)) for row in rows]
 
 
 def comparison(members: list[Member], size: str) -> str:
@@ -91,8 +86,7 @@ def comparison(members: list[Member], size: str) -> str:
     if student is None or kl is None or not baselines:
         return ""
     told = [
-        _against(kl, baseline.value("kl_nats"), baseline) + _differences(student, baseline)
-        for baseline in baselines
+        _against(kl, baseline.value("kl_nats"), baseline) + _differences(student, baseline) for baseline in baselines
     ]
     return f"KL {numerals.nats(kl)} is {' and '.join(told)}"
 

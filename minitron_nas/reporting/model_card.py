@@ -1,6 +1,5 @@
 """`write_model_card`: the README.md of a student folder."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,10 @@ from minitron_nas.reporting import numerals
 from minitron_nas.reporting.members import comparison, list_members
 from minitron_nas.reporting.run_record import RunRecord, read_run
 from minitron_nas.reporting.sections import benchmark_table, words
+from minitron_nas.reporting.teacher_name import display_name, hub_name
 from minitron_nas.resources import resource
 from minitron_nas.storage.atomic import write_text
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_FILE_SUFFIXES = (".gguf", ".safetensors", ".bin")
 _FIXED_FIELDS = ("model_type", "head_dim", "vocab_size", "tie_word_embeddings")
 
 
@@ -30,9 +28,7 @@ def write_model_card(student_folder: Path, run_folder: Path) -> None:
     run = read_run(run_folder)
     size = student_folder.name
     if size not in run.lineages:
-        raise RunFolderError(
-            f"{run_folder / 'students' / size / 'lineage.json'} is missing; distill {size} first"
-        )
+        raise RunFolderError(f"{run_folder / 'students' / size / 'lineage.json'} is missing; distill {size} first")
     write_text(student_folder / "README.md", render_model_card(run, size))
 
 
@@ -51,18 +47,6 @@ def render_model_card(run: RunRecord, size: str) -> str:
     return environment.get_template(template.name).render(_content(run, size))
 
 
-def hub_name(source: str | None) -> str | None:
-    """Return a teacher's source if it is a name on the Hugging Face hub, else None.
-
-    A hub name is `owner/model`, and a revision after `@` is left out; a path that exists, that
-    starts with a dot or that names a file is none.
-    """
-    name = (source or "").partition("@")[0]
-    if not _HUB_NAME.fullmatch(name) or name.endswith(_FILE_SUFFIXES) or Path(name).exists():
-        return None
-    return name
-
-
 def _content(run: RunRecord, size: str) -> dict[str, Any]:
     lineage = run.lineages[size]
     members = list_members(run)
@@ -74,11 +58,9 @@ def _content(run: RunRecord, size: str) -> dict[str, Any]:
         "front_matter": _front_matter(base_model),
         "size": size,
         "base_model": base_model,
-        "teacher_name": base_model or (Path(source).name if source else "the teacher"),
+        "teacher_name": display_name(source),
         "lineage": lineage,
-        "source_name": "the teacher"
-        if lineage["source"]["name"] in ("teacher", None)
-        else lineage["source"]["name"],
+        "source_name": "the teacher" if lineage["source"]["name"] in ("teacher", None) else lineage["source"]["name"],
         "kd_teacher": run.plan.get("kd_teacher", "first"),
         **_shape(run, size),
         "settings": _settings(run.plan.get("distillation") or {}),

@@ -100,9 +100,7 @@ def read_run(folder: Path) -> RunRecord:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
-        raise RunFolderError(
-            f"{folder / 'plan.yaml'} is not YAML ({reason}); restore it or build anew"
-        ) from None
+        raise RunFolderError(f"{folder / 'plan.yaml'} is not YAML ({reason}); restore it or build anew") from None
     if not isinstance(content, dict):
         raise RunFolderError(f"{folder / 'plan.yaml'} must hold a mapping with the key 'plan'; restore it")
     students = sorted((folder / "students").glob("*/lineage.json"))
@@ -139,9 +137,7 @@ def _plan_text(folder: Path) -> str:
         raise RunFolderError(f"there is no run folder {folder}; give the folder that a build wrote to")
     path = folder / "plan.yaml"
     if not path.is_file():
-        raise RunFolderError(
-            f"{folder} holds no plan.yaml, so it is no run folder; give the folder of a build"
-        )
+        raise RunFolderError(f"{folder} holds no plan.yaml, so it is no run folder; give the folder of a build")
     return path.read_text(encoding="utf-8")
 
 

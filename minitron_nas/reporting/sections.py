@@ -10,7 +10,7 @@ from minitron_nas.reporting.run_record import RunRecord, best_trained, plain_row
 
 Row: TypeAlias = Mapping[str, Any]
 
-MAX_CANDIDATE_ROWS = 20_000
+MAX_CANDIDATE_ROWS = 5_000
 OUTCOMES = ("chosen", "stopped", "failed", "screened_out", "not_sampled")
 CANDIDATE_COLUMNS = (
     ("size", "size", "text"),
@@ -72,7 +72,7 @@ def outcome_counts(candidates: pd.DataFrame, size: str) -> str:
     """Say how many candidates of one size ended how, e.g. "12 candidates: 1 chosen, 11 not sampled"."""
     outcomes = candidates[candidates["size"] == size]["outcome"].value_counts()
     told = [f"{outcomes[name]:,} {words(name)}" for name in OUTCOMES if name in outcomes]
-    return f"{int(outcomes.sum()):,} candidates: {', '.join(told)}" if told else "no candidates"
+    return f"{int(outcomes.sum()):,} candidates: {', '.join(told)}" if told else "no candidates yet"
 
 
 def exclusion_rows(run: RunRecord) -> list[Row]:
@@ -99,10 +99,7 @@ def rank_agreement(run: RunRecord, size: str) -> str:
     agreement = both["kl_nats"].rank().corr(both["screen_kl_nats"].rank())
     if pd.isna(agreement):
         return ""
-    return (
-        f"Untrained KL against KL after rung 1: rank correlation {agreement:.2f} "
-        f"(Spearman, {len(both)} trials)."
-    )
+    return f"Untrained KL against KL after rung 1: rank correlation {agreement:.2f} (Spearman, {len(both)} trials)."
 
 
 def benchmark_table(run: RunRecord, names: Sequence[str]) -> list[dict[str, Any]]:

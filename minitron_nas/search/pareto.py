@@ -1,6 +1,7 @@
 """The Pareto front."""
 
 from collections.abc import Sequence
+from math import isnan
 
 
 def pareto_front(points: Sequence[Sequence[float]]) -> list[bool]:
@@ -11,7 +12,7 @@ def pareto_front(points: Sequence[Sequence[float]]) -> list[bool]:
             in all objectives are on the front together; NaN never is.
     """
     return [
-        all(value == value for value in point) and not any(_dominates(other, point) for other in points)
+        not any(isnan(value) for value in point) and not any(_dominates(other, point) for other in points)
         for point in points
     ]
 

@@ -175,7 +175,7 @@ def train_rung(
     stop_tokens: int,
     checkpoints: str,
     seed: int,
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Train one candidate to the end of a rung, from where the rung before left it."""
     settings = DistillationSettings(**distillation).model_copy(update={"num_evaluations": 1})
     train, validation = TrainingFiles.from_dict(files).streams()

@@ -31,9 +31,7 @@ class AxisValues(Settings):
     def _one_form(self) -> Self:
         forms = [name for name in ("values", "min_fraction", "ratios") if getattr(self, name) is not None]
         if len(forms) != 1:
-            raise ValueError(
-                f"give exactly one of values, min_fraction and ratios (given: {forms or 'none'})"
-            )
+            raise ValueError(f"give exactly one of values, min_fraction and ratios (given: {forms or 'none'})")
         return self
 
     def sizes(self, source_size: int) -> list[int]:
@@ -120,8 +118,7 @@ def load_space(name_or_path: str | Path) -> SearchSpace:
         known = resource_names("search_spaces", ".yaml")
         if str(name_or_path) not in known:
             raise SpaceError(
-                f"no search space {str(name_or_path)!r}; give the path of a YAML file or one of: "
-                f"{', '.join(known)}"
+                f"no search space {str(name_or_path)!r}; give the path of a YAML file or one of: {', '.join(known)}"
             )
         path = resource("search_spaces", f"{name_or_path}.yaml")
     try:

@@ -48,9 +48,7 @@ SCORES = Table(
     "scores.parquet",
     ("axis", "layer", "index"),
     (
-        Column(
-            "axis", _TEXT, "hidden_size, intermediate_size, num_attention_heads, num_key_value_heads or layer"
-        ),
+        Column("axis", _TEXT, "hidden_size, intermediate_size, num_attention_heads, num_key_value_heads or layer"),
         Column("layer", _INT, "decoder layer from 0; null for hidden_size, whose ranking all layers share"),
         Column("index", _INT, "channel, neuron, query head, KV group or layer, from 0"),
         Column("score", _FLOAT, "importance; comparable within one axis and layer only"),
@@ -67,13 +65,9 @@ CANDIDATES = Table(
         *_SHAPE,
         Column("num_parameters", _INT, "total parameters, tied embeddings counted once"),
         Column("num_embedding_parameters", _INT, "parameters of token embedding and untied output head"),
-        Column(
-            "forward_flops_per_token", _INT, "FLOPs of a forward pass per token at the plan's sequence length"
-        ),
+        Column("forward_flops_per_token", _INT, "FLOPs of a forward pass per token at the plan's sequence length"),
         Column("kv_cache_bytes_per_token", _INT, "bytes of 16-bit keys and values per token of context"),
-        Column(
-            "screen_kl_nats", _FLOAT, "untrained KL(teacher || candidate) per token; null if not screened"
-        ),
+        Column("screen_kl_nats", _FLOAT, "untrained KL(teacher || candidate) per token; null if not screened"),
         Column("screen_loss_nats", _FLOAT, "untrained next-token loss; null if not screened"),
         Column("on_front", _BOOL, "whether no other candidate is both smaller and closer to the teacher"),
         Column("outcome", _TEXT, "chosen, stopped, failed, screened_out or not_sampled"),
@@ -147,12 +141,8 @@ EVALUATIONS = Table(
         Column("perplexity", _FLOAT, "exp(loss_nats)"),
         Column("prefill_tokens_per_second", _FLOAT, "measured, batch 1, bf16 or fp32 as evaluated"),
         Column("decode_tokens_per_second", _FLOAT, "measured with a key-value cache, batch 1"),
-        Column(
-            "peak_memory_bytes", _INT, "peak of the measuring process (CPU: resident set; CUDA: allocated)"
-        ),
-        Column(
-            "proof_max_abs_difference", _FLOAT, "largest logit difference between memory and reloaded folder"
-        ),
+        Column("peak_memory_bytes", _INT, "peak of the measuring process (CPU: resident set; CUDA: allocated)"),
+        Column("proof_max_abs_difference", _FLOAT, "largest logit difference between memory and reloaded folder"),
     ),
 )
 

@@ -50,7 +50,5 @@ def replace_rows(folder: Path, table: Table, same: Row, rows: Iterable[Row]) -> 
 
     Writing the same rows twice leaves the same table, so a stage may be repeated.
     """
-    kept = [
-        row for row in read_rows(folder, table) if any(row[name] != value for name, value in same.items())
-    ]
+    kept = [row for row in read_rows(folder, table) if any(row[name] != value for name, value in same.items())]
     write_rows(folder, table, [*kept, *rows])

@@ -34,14 +34,10 @@ def weight_files(folder: Path) -> list[Path]:
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         except (ValueError, KeyError):
-            raise CheckpointError(
-                f"{index} is no safetensors index, or is cut short; copy it again"
-            ) from None
+            raise CheckpointError(f"{index} is no safetensors index, or is cut short; copy it again") from None
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
-            raise CheckpointError(
-                f"{folder} lacks {', '.join(missing)}, which its index names; copy it again"
-            )
+            raise CheckpointError(f"{folder} lacks {', '.join(missing)}, which its index names; copy it again")
         return [folder / name for name in names]
     single = folder / "model.safetensors"
     if not single.is_file():
@@ -65,9 +61,7 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
                 (length,) = struct.unpack("<Q", handle.read(8))
                 content = json.loads(handle.read(length))
         except (struct.error, ValueError, MemoryError, OverflowError):
-            raise CheckpointError(
-                f"{file} is not a safetensors file, or is cut short; copy it again"
-            ) from None
+            raise CheckpointError(f"{file} is not a safetensors file, or is cut short; copy it again") from None
         content.pop("__metadata__", None)
         end = max((entry["data_offsets"][1] for entry in content.values()), default=0)
         if file.stat().st_size != 8 + length + end:

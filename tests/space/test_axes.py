@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import SpaceError
+from minitron_nas.resources import resource_names
 from minitron_nas.space.axes import AxisValues, SearchSpace, load_space
 
 
@@ -101,6 +102,11 @@ def test_a_window_that_ends_before_it_begins_is_refused() -> None:
 def test_a_shipped_space_carries_the_shape_it_was_made_for() -> None:
     space = load_space("minitron-15b-to-8b")
     assert space.source_architecture() == Architecture("nemotron", 32, 6144, 24576, 48, 8, 128, 256000)
+
+
+@pytest.mark.parametrize("name", resource_names("search_spaces", ".yaml"))
+def test_every_shipped_space_can_be_read_and_says_what_it_is_for(name: str) -> None:
+    assert load_space(name).description
 
 
 def test_a_space_without_a_shape_says_so() -> None:

@@ -1,0 +1,247 @@
+"""The report as a reader's browser gets it: whole, offline, escaped and true to the tables."""
+
+import json
+import re
+import shutil
+from dataclasses import dataclass, field, replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minitron_nas.errors import RunFolderError
+from minitron_nas.reporting import html
+from minitron_nas.reporting.html import render_report, write_report
+from minitron_nas.reporting.run_record import RunRecord, plain_rows, read_run
+from minitron_nas.storage.schemas import CANDIDATES
+from minitron_nas.storage.tables import read_rows, write_rows
+
+LOADING = {"src", "href", "srcset", "data", "action", "poster", "background"}
+SHOWN = (
+    "num_parameters",
+    "num_hidden_layers",
+    "tokens_trained",
+    "untrained_kl_nats",
+    "kl_nats",
+    "loss_nats",
+    "perplexity",
+    "prefill_tokens_per_second",
+    "decode_tokens_per_second",
+    "peak_memory_bytes",
+)
+
+
+@dataclass
+class Page(HTMLParser):
+    """What a test asks of a page: its elements, visible text, scripts, and the numbers of each member."""
+
+    elements: list[tuple[str, dict[str, str | None]]] = field(default_factory=list)
+    text: str = ""
+    scripts: dict[str, str] = field(default_factory=dict)
+    numbers: dict[str, dict[str, tuple[float, str]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self._open, self._member, self._number = "", "", ("", 0.0)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.elements.append((tag, values))
+        self._open = tag
+        self._script = values.get("id") or f"script {len(self.scripts)}"
+        if tag == "tr":
+            self._member = values.get("data-model") or ""
+        if tag == "data":
+            self._number = (values["data-column"] or "", float(values["value"] or "nan"))
+
+    def handle_endtag(self, tag: str) -> None:
+        self._open = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._open == "script":
+            self.scripts[self._script] = data
+        elif self._open == "data":
+            column, value = self._number
+            self.numbers.setdefault(self._member, {})[column] = (value, data)
+        elif self._open != "style":
+            self.text += data
+
+
+def parse(text: str) -> Page:
+    page = Page()
+    page.feed(text)
+    return page
+
+
+@pytest.fixture(scope="module")
+def run(finished_run: Path) -> RunRecord:
+    return read_run(finished_run)
+
+
+@pytest.fixture(scope="module")
+def report(run: RunRecord) -> str:
+    return render_report(run)
+
+
+@pytest.fixture(scope="module")
+def page(report: str) -> Page:
+    return parse(report)
+
+
+@pytest.fixture
+def without_plotly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave plotly's five megabytes out, where a test reads the page only."""
+    monkeypatch.setattr(html.figures, "plotly_script", str)
+
+
+def test_the_report_is_one_file_of_a_few_megabytes(finished_run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished_run, tmp_path / "run")
+    path = write_report(folder)
+    assert path == folder / "report.html"
+    assert 4e6 < path.stat().st_size < 6e6
+    assert not list(folder.glob("*.partial"))
+
+
+def test_the_same_run_gives_the_same_bytes(finished_run: Path, report: str) -> None:
+    assert render_report(read_run(finished_run)) == report
+
+
+def test_no_element_loads_anything_and_the_policy_forbids_it(page: Page) -> None:
+    loaded = [
+        (tag, name, value)
+        for tag, values in page.elements
+        for name, value in values.items()
+        if name in LOADING and not (value or "").startswith("#")
+    ]
+    assert loaded == []
+    policies = [values["content"] for _, values in page.elements if "http-equiv" in values]
+    assert policies == [
+        "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+    ]
+
+
+def test_the_style_loads_nothing(report: str) -> None:
+    style = report.partition("<style>")[2].partition("</style>")[0]
+    assert re.findall(r"url\(|@import|https?:", style) == []
+
+
+def test_the_headline_is_the_family_in_one_sentence(page: Page) -> None:
+    sentence = (
+        "HuggingFaceTB/SmolLM2-135M-Instruct (134.5M parameters, perplexity 18.21) → "
+        "110M (108.9M parameters, KL 0.214 nats, perplexity 21.74, decodes 1.20× as fast) and "
+        "94M (91.65M parameters, KL 0.334 nats, perplexity 24.02, decodes 1.37× as fast)."
+    )
+    assert sentence in " ".join(page.text.split())
+
+
+def test_the_report_says_how_far_the_baselines_are(page: Page) -> None:
+    assert (
+        "KL 0.214 is 28\N{NO-BREAK SPACE}% lower than the depth-only baseline's 0.298 and "
+        "61\N{NO-BREAK SPACE}% lower than the random-weights baseline's 0.541."
+    ) in page.text
+
+
+def test_a_script_in_a_reason_stays_text(finished_run: Path, tmp_path: Path, without_plotly: None) -> None:
+    folder = shutil.copytree(finished_run, tmp_path / "run")
+    rows = read_rows(folder, CANDIDATES)
+    rows[0]["reason"] = "</script><script>alert(1)</script>"
+    write_rows(folder, CANDIDATES, rows)
+    text = render_report(read_run(folder))
+    assert "<script>alert" not in text
+    page = parse(text)
+    assert "</script><script>alert(1)</script>" in page.text
+    assert json.loads(page.scripts["candidate-data"])["rows"][0][-1] == rows[0]["reason"]
+
+
+def test_a_script_in_the_plan_or_teacher_stays_text(new_run: Path, without_plotly: None) -> None:
+    plan = new_run / "plan.yaml"
+    hostile = "<script>alert(1)</script>"
+    plan.write_text(plan.read_text().replace("HuggingFaceTB/SmolLM2-135M-Instruct", hostile))
+    assert hostile not in render_report(read_run(new_run))
+
+
+def test_an_empty_run_says_what_is_missing(new_run: Path, without_plotly: None) -> None:
+    text = " ".join(parse(render_report(read_run(new_run))).text.split())
+    assert "has no students yet" in text
+    assert "This run is not complete." in text
+    for sentence in (
+        "no candidates: the search space was not enumerated yet",
+        "no trials: no candidate was trained yet",
+        "no distillation curves: no student was distilled yet",
+        "no evaluations: quality, speed and memory were not measured yet",
+    ):
+        assert sentence in text
+
+
+def test_a_complete_run_misses_nothing(page: Page) -> None:
+    assert "not complete" not in page.text
+
+
+def test_a_run_without_benchmarks_has_no_such_section(run: RunRecord, without_plotly: None) -> None:
+    page = parse(render_report(replace(run, benchmarks=run.benchmarks.iloc[:0])))
+    assert "Benchmarks" not in page.text
+
+
+def test_a_student_without_evaluation_is_told_from_its_lineage(run: RunRecord, without_plotly: None) -> None:
+    page = parse(render_report(replace(run, evaluations=run.evaluations.iloc[:0])))
+    assert page.numbers["110M"] == {
+        "num_parameters": (108_855_360, "108.9M"),
+        "num_hidden_layers": (28, "28"),
+        "hidden_size": (576, "576"),
+        "intermediate_size": (1152, "1,152"),
+        "tokens_trained": (20_000_000, "20M"),
+    }
+
+
+def test_the_table_holds_every_candidate_and_its_reason(page: Page) -> None:
+    content = json.loads(page.scripts["candidate-data"])
+    names = [name for name, _, _ in content["columns"]]
+    rows = [dict(zip(names, row, strict=True)) for row in content["rows"]]
+    assert len(rows) == 24
+    assert [row["outcome"] for row in rows[:4]] == ["chosen", "stopped", "stopped", "stopped"]
+    assert rows[4]["reason"] == "its untrained KL was not among the 4 lowest"
+    assert rows[0]["trained_kl_nats"] == pytest.approx(0.402)
+
+
+def test_every_figure_has_a_place_to_be_drawn_in(page: Page) -> None:
+    places = {values.get("id") for _, values in page.elements}
+    drawn = {name for name in page.scripts if name.startswith("figure-")}
+    assert drawn == {
+        f"figure-{name}" for name in ("pareto", "speed", "curves-110M", "curves-94M", "rungs-110M", "rungs-94M")
+    }
+    assert {name.replace("figure-", "plot-") for name in drawn} <= places
+
+
+def test_a_missing_run_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match=r"there is no run folder .*nowhere; give the folder"):
+        write_report(tmp_path / "nowhere")
+
+
+def test_a_folder_without_a_plan_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match=r"holds no plan\.yaml, so it is no run folder"):
+        write_report(tmp_path)
+
+
+positive = st.floats(1e-3, 1e5)
+
+
+@settings(max_examples=10)
+@given(st.lists(st.tuples(positive, positive, positive), min_size=7, max_size=7))
+def test_the_numbers_of_the_members_table_are_those_of_the_evaluations(
+    run: RunRecord, measured: list[tuple[float, float, float]]
+) -> None:
+    columns = ["kl_nats", "perplexity", "decode_tokens_per_second"]
+    evaluations = run.evaluations.copy()
+    evaluations[columns] = pd.DataFrame(measured, columns=columns)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(html.figures, "plotly_script", str)
+        page = parse(render_report(replace(run, evaluations=evaluations)))
+    for row in plain_rows(evaluations):
+        numbers = page.numbers[row["model"]]
+        assert {name: numbers.get(name, (None,))[0] for name in SHOWN} == {name: row[name] for name in SHOWN}
+        for name in columns:
+            value, text = numbers[name]
+            assert float(text.replace(",", "")) == pytest.approx(value, rel=0.05, abs=0.005)

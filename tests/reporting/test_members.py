@@ -1,0 +1,62 @@
+"""Who is in a family, in which order, and who is ahead."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from minitron_nas.reporting.members import comparison, list_members
+from minitron_nas.reporting.run_record import RunRecord, read_run
+
+
+@pytest.fixture(scope="module")
+def run(finished_run: Path) -> RunRecord:
+    return read_run(finished_run)
+
+
+def changed(run: RunRecord, model: str, **values: float) -> RunRecord:
+    evaluations = run.evaluations.copy()
+    for column, value in values.items():
+        evaluations.loc[evaluations["model"] == model, column] = value
+    return replace(run, evaluations=evaluations)
+
+
+def test_the_teacher_comes_first_then_each_size_with_its_baselines(run: RunRecord) -> None:
+    shuffled = replace(run, evaluations=run.evaluations.iloc[::-1])
+    assert [member.name for member in list_members(shuffled)] == [
+        "teacher",
+        "110M",
+        "110M-depth",
+        "110M-random",
+        "94M",
+        "94M-depth",
+        "94M-random",
+    ]
+
+
+def test_a_ratio_is_to_the_teacher(run: RunRecord) -> None:
+    student = list_members(run)[1]
+    assert student.ratio("decode_tokens_per_second") == pytest.approx(63.1 / 52.4)
+
+
+@pytest.mark.parametrize(("difference", "proven"), [(1e-4, True), (1.1e-4, False)])
+def test_a_proof_holds_up_to_its_tolerance(run: RunRecord, difference: float, proven: bool) -> None:
+    student = list_members(changed(run, "110M", proof_max_abs_difference=difference))[1]
+    assert student.proven is proven
+
+
+def test_a_student_that_loses_to_a_baseline_is_said_to_lose(run: RunRecord) -> None:
+    told = comparison(list_members(changed(run, "110M-depth", kl_nats=0.1)), "110M")
+    assert told.startswith("KL 0.214 is 114\N{NO-BREAK SPACE}% higher than the depth-only baseline's 0.100 and 61")
+
+
+def test_a_baseline_with_other_parameters_or_tokens_is_said_to_have_them(run: RunRecord) -> None:
+    uneven = changed(run, "94M-random", num_parameters=99_000_000, tokens_trained=10_000_000)
+    assert comparison(list_members(uneven), "94M").endswith(
+        "0.804 (99M parameters against 91.65M, 10M KD tokens against 20M)"
+    )
+
+
+def test_a_size_without_baselines_has_nothing_to_compare(run: RunRecord) -> None:
+    alone = replace(run, evaluations=run.evaluations[run.evaluations["role"] == "student"])
+    assert comparison(list_members(alone), "110M") == ""

@@ -1,0 +1,111 @@
+"""The README.md of a student, read as the hub reads it."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from minitron_nas.errors import RunFolderError
+from minitron_nas.reporting.model_card import render_model_card, write_model_card
+from minitron_nas.reporting.run_record import RunRecord, read_run
+
+
+@pytest.fixture(scope="module")
+def run(finished_run: Path) -> RunRecord:
+    return read_run(finished_run)
+
+
+@pytest.fixture(scope="module")
+def card(run: RunRecord) -> str:
+    return render_model_card(run, "110M")
+
+
+def front_matter(card: str) -> dict[str, object]:
+    fields: dict[str, object] = yaml.safe_load(card.split("---\n")[1])
+    return fields
+
+
+def test_the_front_matter_names_the_hub_teacher_and_the_relation(card: str) -> None:
+    assert front_matter(card) == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "base_model_relation": "finetune",
+        "tags": ["minitron", "pruned", "distilled"],
+    }
+
+
+def test_a_local_teacher_is_no_base_model_and_its_path_stays_private(run: RunRecord) -> None:
+    lineage = {**run.lineages["110M"], "teacher": {"source": "/home/ada/models/mine", "fingerprint": "f"}}
+    card = render_model_card(replace(run, lineages={"110M": lineage}, plan={}), "110M")
+    assert "base_model" not in front_matter(card)
+    assert "# mine, pruned and distilled to 110M" in card
+    assert "/home/ada" not in card
+
+
+def test_the_card_is_written_whole_into_the_student_folder(finished_run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished_run, tmp_path / "run")
+    write_model_card(folder / "students" / "94M", folder)
+    written = (folder / "students" / "94M" / "README.md").read_text()
+    assert written == render_model_card(read_run(folder), "94M")
+    assert sorted(path.name for path in (folder / "students" / "94M").iterdir()) == ["README.md", "lineage.json"]
+
+
+def test_the_shape_table_compares_teacher_and_student(card: str) -> None:
+    assert "| | teacher | this model |\n|---|---:|---:|\n| `num_hidden_layers` | 30 | 28 |\n" in card
+    assert "| `intermediate_size` | 1536 | 1152 |" in card
+
+
+def test_the_shape_table_of_a_later_size_also_shows_what_it_was_pruned_from(run: RunRecord) -> None:
+    card = render_model_card(run, "94M")
+    assert "| | teacher | pruned from 110M | this model |" in card
+    assert "| `num_hidden_layers` | 30 | 28 | 26 |" in card
+
+
+def test_kept_layers_are_told_as_ranges(card: str) -> None:
+    assert "counted from 0: 0 to 19, 22 to 29." in card
+
+
+def test_the_evaluation_table_has_teacher_student_and_both_baselines(card: str) -> None:
+    rows = [line for line in card.splitlines() if line.endswith("× |")]
+    assert rows == [
+        "| teacher | 134.5M | – | 0.000 | 2.902 | 18.21 | 52.4 | 1.00× |",
+        "| **this model** | 108.9M | 20M | 0.214 | 3.079 | 21.74 | 63.1 | 1.20× |",
+        "| depth-only baseline | 109.7M | 20M | 0.298 | 3.149 | 23.32 | 66.0 | 1.26× |",
+        "| random-weights baseline | 108.9M | 20M | 0.541 | 3.351 | 28.53 | 63.3 | 1.21× |",
+    ]
+
+
+def test_a_student_that_was_not_evaluated_says_so(run: RunRecord) -> None:
+    card = render_model_card(replace(run, evaluations=run.evaluations.iloc[:0]), "110M")
+    assert "Not evaluated yet." in card
+
+
+def test_every_line_of_a_table_has_the_cells_of_its_heading(run: RunRecord) -> None:
+    for size in ("110M", "94M"):
+        for block in render_model_card(run, size).split("\n\n"):
+            lines = [line.replace("\\|", "") for line in block.splitlines() if line.startswith("|")]
+            assert len({line.count("|") for line in lines}) <= 1, block
+
+
+def test_a_bar_in_a_setting_does_not_break_the_table(run: RunRecord) -> None:
+    card = render_model_card(replace(run, plan={"distillation": {"deepspeed": "a|b\nc"}}), "110M")
+    assert "| deepspeed | a\\|b c |" in card
+
+
+def test_the_plan_in_the_card_is_the_plan_of_the_run(run: RunRecord, card: str) -> None:
+    plan = card.rpartition("```yaml\n")[2].partition("```")[0]
+    assert yaml.safe_load(plan) == run.plan
+
+
+def test_loading_code_is_three_lines_of_python(card: str) -> None:
+    code = card.partition("```python\n")[2].partition("```")[0]
+    compile(code, "card", "exec")
+    assert len(code.splitlines()) == 3
+
+
+def test_a_student_without_lineage_is_refused(new_run: Path) -> None:
+    with pytest.raises(RunFolderError, match=r"70M.lineage\.json is missing; distill 70M first"):
+        write_model_card(new_run / "students" / "70M", new_run)

@@ -1,0 +1,67 @@
+"""A run folder is read whether it is finished, begun, old or broken."""
+
+import math
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from minitron_nas.errors import RunFolderError
+from minitron_nas.reporting.run_record import best_trained, plain_rows, read_run
+from minitron_nas.storage.schemas import EVALUATIONS
+from minitron_nas.storage.tables import write_rows
+
+
+def test_sizes_are_those_planned_and_those_found_largest_first(new_run: Path) -> None:
+    write_rows(new_run, EVALUATIONS, [{"model": "1.2B", "size": "1.2B", "role": "student"}])
+    assert read_run(new_run).sizes() == ["1.2B", "110M", "94M"]
+
+
+def test_a_window_in_the_plan_replaces_the_tolerance(new_run: Path) -> None:
+    plan = new_run / "plan.yaml"
+    plan.write_text(plan.read_text().replace("window: null", "window: [90M, 112M]"))
+    assert read_run(new_run).size_windows()["94M"] == (90_000_000, 112_000_000)
+
+
+def test_a_plan_without_tolerance_takes_its_windows_from_the_candidates(finished_run: Path) -> None:
+    run = read_run(finished_run)
+    run.plan["space"].clear()  # type: ignore[attr-defined]
+    counts = run.candidates[run.candidates["size"] == "110M"]["num_parameters"]
+    assert run.size_windows()["110M"] == (counts.min(), counts.max())
+
+
+def test_the_best_rung_of_a_trial_is_the_one_with_the_least_kl(finished_run: Path) -> None:
+    best = best_trained(read_run(finished_run).trials)
+    assert len(best) == 7
+    assert sorted(best[best["rung"] == 2]["kl_nats"]) == pytest.approx([0.402, 0.439, 0.603, 0.6585])
+
+
+def test_columns_that_an_older_table_lacks_are_missing_values(new_run: Path) -> None:
+    old = pa.table({"model": ["teacher"], "role": ["teacher"], "loss_nats": [2.9]})
+    pq.write_table(old, new_run / EVALUATIONS.file_name)
+    row = plain_rows(read_run(new_run).evaluations)[0]
+    assert (row["loss_nats"], row["peak_memory_bytes"]) == (2.9, None)
+
+
+def test_an_infinite_number_counts_as_missing(new_run: Path) -> None:
+    write_rows(new_run, EVALUATIONS, [{"model": "94M", "size": "94M", "role": "student", "kl_nats": math.inf}])
+    assert plain_rows(read_run(new_run).evaluations)[0]["kl_nats"] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("- a list", "must hold a mapping with the key 'plan'"), ("{", r"plan\.yaml is not YAML")],
+)
+def test_a_broken_plan_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "plan.yaml").write_text(text)
+    with pytest.raises(RunFolderError, match=message):
+        read_run(tmp_path)
+
+
+def test_a_broken_lineage_is_refused(new_run: Path) -> None:
+    path = new_run / "students" / "94M" / "lineage.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    with pytest.raises(RunFolderError, match=r"lineage\.json is not JSON .*; distill this student again"):
+        read_run(new_run)

@@ -1,0 +1,60 @@
+"""The rows and sentences of the report's sections."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from minitron_nas.reporting import sections
+from minitron_nas.reporting.run_record import RunRecord, read_run
+
+
+@pytest.fixture(scope="module")
+def run(finished_run: Path) -> RunRecord:
+    return read_run(finished_run)
+
+
+def test_outcomes_are_counted_in_words(run: RunRecord) -> None:
+    assert sections.outcome_counts(run.candidates, "94M") == (
+        "12 candidates: 1 chosen, 2 stopped, 1 failed, 4 screened out, 4 not sampled"
+    )
+
+
+def test_candidates_past_the_limit_lose_those_never_sampled(run: RunRecord, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sections, "MAX_CANDIDATE_ROWS", 16)
+    rows = sections.candidate_rows(run)
+    assert (len(rows), {row[1] for row in rows}) == (
+        16,
+        {"chosen", "stopped", "failed", "screened_out"},
+    )
+
+
+def test_rank_agreement_is_the_rank_correlation_of_untrained_and_first_rung(run: RunRecord) -> None:
+    # Untrained the four trials stand 1 2 3 4, after rung 1 they stand 2 1 3 4: 1 - 6 * 2 / (4 * 15) = 0.8
+    assert "rank correlation 0.80 (Spearman, 4 trials)" in sections.rank_agreement(run, "110M")
+
+
+def test_three_trials_are_too_few_for_a_rank_agreement(run: RunRecord) -> None:
+    assert sections.rank_agreement(run, "94M") == ""
+
+
+def test_what_each_rule_left_out_starts_with_the_largest_size_and_strictest_rule(run: RunRecord) -> None:
+    rows = [(row["size"], row["num_shapes"]) for row in sections.exclusion_rows(run)]
+    assert rows == [("110M", 129), ("110M", 34), ("110M", 12), ("94M", 138), ("94M", 43), ("94M", 21)]
+
+
+def test_a_benchmark_has_a_cell_per_model_and_none_where_it_was_not_run(run: RunRecord) -> None:
+    row = sections.benchmark_table(run, ["teacher", "unknown"])[0]
+    assert (row["task"], row["limit"]) == ("arc_easy", 1000)
+    assert row["cells"][0]["value"] == pytest.approx(0.553)
+    assert row["cells"][1] is None
+
+
+def test_checks_hold_for_a_proof_within_tolerance_and_the_plans_teacher(run: RunRecord) -> None:
+    assert [holds for _, holds, _ in sections.checks(run)] == [True, True, True, True]
+
+
+def test_a_check_fails_for_another_teacher_and_is_unknown_without_a_proof(run: RunRecord) -> None:
+    lineage = {**run.lineages["94M"], "proof": {}, "teacher": {"fingerprint": "another"}}
+    told = sections.checks(replace(run, lineages={"94M": lineage}))
+    assert [holds for _, holds, _ in told] == [None, False]
