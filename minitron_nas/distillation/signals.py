@@ -152,12 +152,20 @@ def write_hidden_cache(
 
 def load_for_inference(path: Path) -> Any:
     """Load a stock folder on this process' device, in the dtype it computes best with."""
+    return _load(path, compute_dtype(pick_device()))
+
+
+def load_for_training(path: Path) -> Any:
+    """Load a stock folder on this process' device, with float32 weights."""
+    return _load(path, torch.float32)
+
+
+def _load(path: Path, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM  # deferred: importing model classes takes seconds
 
-    device = pick_device()
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=compute_dtype(device), trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=False)
     placed: Any = model.eval()
-    return placed.to(device)
+    return placed.to(pick_device())
 
 
 def open_signal(teacher: Path, cache: Path | None) -> TeacherSignal:

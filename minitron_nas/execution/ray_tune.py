@@ -3,7 +3,7 @@
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -42,24 +42,30 @@ class RayTuneRunner:
         Raises:
             PlanError: If no node of the cluster can ever hold a trial.
         """
-        if not ray.is_initialized():
+        started_here = not ray.is_initialized()
+        if started_here:
             ray.init(
                 address=self._settings.address,
                 include_dashboard=False if self._settings.address is None else None,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-        by_key = {job.key: job for job in jobs}
+        try:
+            self._fit(function, {job.key: job for job in jobs}, on_outcome)
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            if started_here:
+                ray.shutdown()
+
+    def _fit(self, function: JobFunction, by_key: Mapping[str, Job], on_outcome: Callable[[Outcome], None]) -> None:
         done: set[str] = set()
+
+        def deliver(outcome: Outcome) -> None:
+            done.add(outcome.key)
+            on_outcome(outcome)
 
         def trial(config: dict[str, Any]) -> None:
             tune.report({_OUTCOME: asdict(attempt(function, by_key[config["job"]]))})
-
-        class Deliver(tune.Callback):
-            def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
-                if _OUTCOME in result:
-                    done.add(result[_OUTCOME]["key"])
-                    on_outcome(Outcome(**result[_OUTCOME]))
 
         tuner = tune.Tuner(
             tune.with_resources(trial, self._resources()),
@@ -69,7 +75,7 @@ class RayTuneRunner:
                 name="trials",
                 storage_path=str(self._folder),
                 failure_config=tune.FailureConfig(max_failures=self._settings.max_worker_losses),
-                callbacks=[Deliver()],
+                callbacks=[_Deliver(deliver)],
                 verbose=0,
             ),
         )
@@ -77,7 +83,6 @@ class RayTuneRunner:
         for key, result in zip(by_key, list(grid), strict=True):  # type: ignore[call-overload]
             if key not in done:
                 on_outcome(Outcome(key, "failed", None, f"the worker was lost: {result.error}", 0.0))
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _resources(self) -> dict[str, float]:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
@@ -92,3 +97,18 @@ class RayTuneRunner:
                 f"{most:g} CPUs); lower runner.cpus_per_trial or runner.gpus_per_trial"
             )
         return {"cpu": cpus, "gpu": gpus}
+
+
+class _Deliver(tune.Callback):
+    """Hands over each outcome in the driver; Tune pickles its callbacks, but needs none of this state."""
+
+    def __init__(self, deliver: Callable[[Outcome], None]) -> None:
+        self._deliver = deliver
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
+        """Hand over the outcome that a trial has reported."""
+        if _OUTCOME in result:
+            self._deliver(Outcome(**result[_OUTCOME]))

@@ -4,20 +4,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from minitron_nas.distillation.losses import Losses
 from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings, TextSettings
-from minitron_nas.distillation.signals import load_for_inference, open_signal, write_hidden_cache
+from minitron_nas.distillation.signals import load_for_inference, load_for_training, open_signal, write_hidden_cache
 from minitron_nas.distillation.text import read_documents
 from minitron_nas.distillation.tokens import ONE_PASS_TOKENS, split_tokens
 from minitron_nas.distillation.trainer import Stream, TrainingResult
 from minitron_nas.distillation.trainer import distill as train
 from minitron_nas.distillation.validation import validate
 from minitron_nas.errors import CheckpointError
-from minitron_nas.execution.device import pick_device, release_memory
+from minitron_nas.execution.device import release_memory
 from minitron_nas.families.teacher import resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.pipeline.training import PROOF_TOKENS, stored_dtype, versions
@@ -101,7 +100,7 @@ def distill(
                     write_hidden_cache(load_for_inference(other.path), tokens, cache, progress=progress)
                     release_memory()
             streams[name] = Stream(tokens, open_signal(other.path, cache))
-    model = AutoModelForCausalLM.from_pretrained(source.path, dtype=torch.float32).to(pick_device())
+    model = load_for_training(source.path)
     before = validate(model, splits.validation, streams["validation"].signal)
     with display.stage("distil", f"{schedule.num_tokens:,} tokens in {schedule.num_steps} steps") as progress:
         checkpoints = work / "checkpoints"

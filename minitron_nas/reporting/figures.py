@@ -35,9 +35,8 @@ def plotly_script() -> str:
 
 
 def figure_json(figure: go.Figure) -> str:
-    """Return a figure as JSON that may stand inside a `<script>` element."""
-    text = str(figure.to_json())
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+    """Return a figure as the JSON that plotly.js reads."""
+    return str(figure.to_json())
 
 
 def pareto_figure(

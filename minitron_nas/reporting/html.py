@@ -18,14 +18,15 @@ FIRST_ROWS = 40
 """Candidates that stand in the file as plain HTML, for readers without scripts and for print."""
 
 
-def write_report(run_folder: Path) -> Path:
+def write_report(run_folder: str | Path) -> Path:
     """Write `report.html` into a run folder, finished or not, and return its path.
 
     Raises:
         RunFolderError: If the folder or its `plan.yaml` is missing.
     """
-    path = run_folder / "report.html"
-    write_text(path, render_report(read_run(run_folder)))
+    folder = Path(run_folder)
+    path = folder / "report.html"
+    write_text(path, render_report(read_run(folder)))
     return path
 
 
@@ -48,6 +49,7 @@ def _content(run: RunRecord) -> dict[str, Any]:
     members = list_members(run)
     sizes = run.sizes()
     rows = sections.candidate_rows(run)
+    table = {"columns": sections.CANDIDATE_COLUMNS, "rows": rows}
     models = [member.name for member in members]
     return {
         "run": run,
@@ -65,7 +67,7 @@ def _content(run: RunRecord) -> dict[str, Any]:
         "first_rows": rows[:FIRST_ROWS],
         "num_rows": len(rows),
         "num_candidates": len(run.candidates),
-        "candidate_json": _script_json({"columns": sections.CANDIDATE_COLUMNS, "rows": rows}),
+        "candidate_json": _in_script(json.dumps(table, separators=(",", ":"), allow_nan=False)),
         "exclusions": sections.exclusion_rows(run),
         "benchmarks": sections.benchmark_table(run, models),
         "checks": sections.checks(run),
@@ -85,13 +87,12 @@ def _figures(run: RunRecord, sizes: list[str], teacher_parameters: int | None) -
         found[f"curves-{size}"] = figures.curve_figure(run.curves, size)
         found[f"rungs-{size}"] = figures.rung_figure(run.candidates, run.trials, size)
     return {
-        name: {"json": Markup(figures.figure_json(figure)), "drawn": bool(figure.data)}  # noqa: S704 - escaped
+        name: {"json": _in_script(figures.figure_json(figure)), "drawn": bool(figure.data)}
         for name, figure in found.items()
     }
 
 
-def _script_json(value: Any) -> Markup:
-    """Return JSON that may stand inside a `<script>` element."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+def _in_script(text: str) -> Markup:
+    """Return JSON as it may stand inside a `<script>` element."""
     escaped = text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
     return Markup(escaped)  # noqa: S704 - nothing in it can end the script element

@@ -132,7 +132,7 @@ def checks(run: RunRecord) -> list[tuple[str, bool | None, str]]:
         found.append((claim, difference <= tolerance if known else None, evidence if known else "no proof"))
         wanted, used = run.teacher["fingerprint"], lineage["teacher"].get("fingerprint")
         evidence = f"{used or 'unknown'} in the lineage, {wanted or 'unknown'} in the plan"
-        claim = f"{size} was distilled from the plan's teacher"
+        claim = f"{size} descends from the plan's teacher"
         found.append((claim, wanted == used if wanted and used else None, evidence))
     return found
 

@@ -131,8 +131,8 @@ def test_the_style_loads_nothing(report: str) -> None:
 def test_the_headline_is_the_family_in_one_sentence(page: Page) -> None:
     sentence = (
         "HuggingFaceTB/SmolLM2-135M-Instruct (134.5M parameters, perplexity 18.21) → "
-        "110M (108.9M parameters, KL 0.214 nats, perplexity 21.74, decodes 1.20× as fast) and "
-        "94M (91.65M parameters, KL 0.334 nats, perplexity 24.02, decodes 1.37× as fast)."
+        "110M (108.9M parameters, KL 0.214 nats, perplexity 21.74, decodes 1.20\N{MULTIPLICATION SIGN} as fast) and "
+        "94M (91.65M parameters, KL 0.334 nats, perplexity 24.02, decodes 1.37\N{MULTIPLICATION SIGN} as fast)."
     )
     assert sentence in " ".join(page.text.split())
 
@@ -154,6 +154,16 @@ def test_a_script_in_a_reason_stays_text(finished_run: Path, tmp_path: Path, wit
     page = parse(text)
     assert "</script><script>alert(1)</script>" in page.text
     assert json.loads(page.scripts["candidate-data"])["rows"][0][-1] == rows[0]["reason"]
+
+
+def test_a_script_in_a_shape_id_cannot_end_a_figure(run: RunRecord, without_plotly: None) -> None:
+    hostile = "</script><script>alert(1)</script>"
+    frames = {name: getattr(run, name) for name in ("candidates", "trials")}
+    changed = {name: frame.assign(candidate=frame["candidate"] + hostile) for name, frame in frames.items()}
+    page = parse(render_report(replace(run, **changed)))
+    figure = json.loads(page.scripts["figure-rungs-110M"])
+    assert "&lt;/script&gt;" in figure["data"][0]["hovertext"][0]
+    assert not any("alert" in page.scripts[name] for name in page.scripts if name.startswith("script "))
 
 
 def test_a_script_in_the_plan_or_teacher_stays_text(new_run: Path, without_plotly: None) -> None:
