@@ -65,7 +65,8 @@ def plan_error(error: ValidationError, model: type[BaseModel], origin: str) -> P
 def _describe(location: Sequence[int | str], kind: str, message: str, model: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in location)
     if kind != "extra_forbidden":
-        return f"{key}: {message.removeprefix('Value error, ')}" if key else message
+        message = message.removeprefix("Value error, ")
+        return f"{key}: {message}" if key else message
     known = _fields_at(model, location[:-1])
     near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.0)
     hint = f"did you mean {near[0]!r}? " if near else ""

@@ -145,7 +145,7 @@ class _DistillationLoss(torch.autograd.Function):
         total = torch.zeros((), dtype=wide, device=hidden.device)
         grad_hidden = torch.empty_like(hidden, dtype=matmul_dtype)
         grad_head = torch.zeros_like(head, dtype=wide)
-        num_labels = (labels != IGNORE_LABEL).sum().clamp(min=1)
+        num_labels = (labels != IGNORE_LABEL).sum().clamp(min=1).to(wide)
         for start in range(0, len(hidden), _CHUNK_TOKENS):
             rows = slice(start, start + _CHUNK_TOKENS)
             inputs = hidden[rows].to(matmul_dtype)

@@ -45,13 +45,22 @@ def read_documents(data: Any, settings: TextSettings, seed: int) -> Iterator[str
 
 
 def data_name(data: Any) -> str:
-    """Return how a plan names the data: its path or name, or a Dataset object's fingerprint."""
+    """Return how a plan names the data: its path or name, or a Dataset object's fingerprint.
+
+    Raises:
+        DataError: If a file is missing or empty; a hub dataset's name is not looked up yet.
+    """
     if isinstance(data, datasets.Dataset):
         return f"dataset:{data._fingerprint}"
     if isinstance(data, datasets.IterableDataset):
         raise DataError("an IterableDataset cannot be resumed; pass its hub name, its files or a Dataset")
-    text = str(data)
-    return str(Path(text).absolute()) if _matching_files(text) else text
+    name = str(data)
+    files = _matching_files(name)
+    if files and not any(file.stat().st_size for file in files):
+        raise DataError(f"{name} is empty; give text to calibrate and train on")
+    if not files and _is_path(name):
+        raise DataError(f"no file matches {name}; give an existing file, glob, folder or a hub dataset's name")
+    return str(Path(name).absolute()) if files else name
 
 
 def read_in_order(data: Any, settings: TextSettings) -> list[str]:
@@ -92,8 +101,13 @@ def _read_files(files: list[Path], settings: TextSettings, origin: str, passages
         try:
             table = datasets.load_dataset(loader, data_files=chosen, split="train")
         except Exception as error:
-            raise DataError(f"{origin} cannot be read as {loader}: {error}") from error
+            cause = error.__cause__ or error  # datasets wraps it in "An error occurred while generating the dataset"
+            raise DataError(f"{origin} cannot be read as {loader}: {_one_line(cause)}") from error
         yield from _column(table, settings.column, origin)
+
+
+def _is_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or Path(name).suffix in (*_TEXT_SUFFIXES, *_LOADERS) or "*" in name
 
 
 def _matching_files(name: str) -> list[Path]:
@@ -105,14 +119,11 @@ def _matching_files(name: str) -> list[Path]:
 
 
 def _hub_column(name: str, settings: TextSettings, seed: int) -> Iterator[str]:
-    if name.startswith((".", "/", "~")) or Path(name).suffix in (*_TEXT_SUFFIXES, *_LOADERS) or "*" in name:
-        raise DataError(f"no file matches {name}; give an existing file, glob, folder or a hub dataset's name")
     try:
         stream = datasets.load_dataset(name, settings.config, split=settings.split, streaming=True)
     except Exception as error:
         raise DataError(
-            f"{name!r} is neither a file here nor a hub dataset that could be opened: "
-            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            f"{name!r} is neither a file here nor a hub dataset that could be opened: {_one_line(error)}"
         ) from error
     return iter(_column(stream.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER), settings.column, name))
 
@@ -126,6 +137,10 @@ def _column(table: Any, column: str, origin: str) -> Iterator[str]:
     for example in table:
         if isinstance(example[column], str):
             yield example[column]
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _passages(file: Path) -> Iterator[str]:

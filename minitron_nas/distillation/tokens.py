@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
+from math import ceil
 from pathlib import Path
 from typing import Any, Self
 
@@ -157,14 +158,17 @@ def split_tokens(
     validation_goal, calibration_goal = settings.validation_samples * length, settings.calibration_samples * length
     wanted = train_tokens if train_tokens is not None else ONE_PASS_TOKENS
     pieces: list[Any] = []
-    held_out = found = spent = 0
+    missing_held_out = [validation_goal, calibration_goal]
+    found = spent = 0
     enough = False
     for piece in tokenize(documents, tokenizer):
         pieces.append(piece)
         found += len(piece)
-        if held_out < validation_goal + calibration_goal:
-            held_out += min(len(piece), length)
+        if missing_held_out:
+            missing_held_out[0] -= min(len(piece), length)
             spent = found
+            if missing_held_out[0] <= 0:
+                missing_held_out.pop(0)
         elif found - spent >= wanted + length:
             enough = True
             break
@@ -175,12 +179,15 @@ def split_tokens(
     train = pack(rest, length)
     needed = (min(wanted, train_tokens or length) - 1) // length * length + length
     available = train.num_tokens * settings.max_epochs
-    if not validation.num_sequences or calibration.num_sequences < _MIN_CALIBRATION_SEQUENCES or available < needed:
-        least = needed // settings.max_epochs + (1 + _MIN_CALIBRATION_SEQUENCES) * length
+    least_calibration = min(_MIN_CALIBRATION_SEQUENCES, settings.calibration_samples)
+    if not validation.num_sequences or calibration.num_sequences < least_calibration or available < needed:
+        # Of more text at least seven tenths are for training, less what does not fill a sequence of a part.
+        missing = max(ceil(needed / settings.max_epochs) - train.num_tokens, 0)
+        enough_tokens = max(found + ceil((missing + 3 * length) / 0.7), 5 * _MIN_CALIBRATION_SEQUENCES * length)
         raise DataError(
             f"the text is too short: {found:,} tokens found, of which {train.num_tokens:,} are for training after "
-            f"validation ({validation.num_tokens:,}) and calibration ({calibration.num_tokens:,}); at least "
-            f"{least:,} are needed ({needed:,} for training); add text, lower distillation.tokens or "
+            f"validation ({validation.num_tokens:,}) and calibration ({calibration.num_tokens:,}); about "
+            f"{enough_tokens:,} are needed ({needed:,} for training); add text, lower distillation.tokens or "
             "text.sequence_length, or allow repeats with text.max_epochs"
         )
     return TokenSplits(calibration, validation, train)

@@ -3,19 +3,19 @@
 import json
 import math
 import os
-import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_model
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from minitron_nas.distillation.checkpoints import last_whole, mark_whole, step_of
 from minitron_nas.distillation.losses import distillation_loss
 from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings
@@ -26,9 +26,14 @@ from minitron_nas.errors import NonFiniteLossError, PlanError
 from minitron_nas.execution.device import compute_dtype, pick_device
 from minitron_nas.progress import Progress, silent
 from minitron_nas.resources import resource
+from minitron_nas.storage.ledger import fingerprint
 
-_COMPLETE = "complete"
 _LOG_POINTS = 500
+_NOT_DECIDING = {
+    *("checkpoint_minutes", "gradient_checkpointing", "micro_batch_sequences", "num_evaluations", "teacher_signal"),
+    *("batch_sequences", "tokens"),  # the schedule says these
+}
+_LEFT_BY_ACCELERATE = ("forward", "_original_forward", "_is_accelerate_prepared")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,8 @@ def distill(
 ) -> TrainingResult:
     """Train a student to match the teacher, going on from the last whole checkpoint in `folder`.
 
+    A checkpoint that was written for other tokens, settings, schedule or seed is not used.
+
     Args:
         student: A causal LM with float32 weights; it is trained in place.
         train: Sequences in the order of training; repeated if the schedule is longer.
@@ -84,24 +91,32 @@ def distill(
         seed: Seeds what the model may draw (dropout).
         stop_step: Stop here with a checkpoint although the schedule goes on; a later call with a
             higher `stop_step` continues.
-        progress: Told about optimizer steps.
+        progress: Told about optimizer steps, in the first process.
 
     Raises:
-        NonFiniteLossError: If the loss becomes NaN or infinite.
+        NonFiniteLossError: If the loss or its gradient becomes NaN or infinite.
+        PlanError: If the batch does not divide into micro-batches.
     """
+    arguments = _arguments(settings, schedule, folder, seed, use_cache=student.config.use_cache)
     last_step = min(stop_step or schedule.num_steps, schedule.num_steps)
-    checkpoint = _last_whole_checkpoint(folder)
-    if checkpoint is not None and _step_of(checkpoint) >= last_step:
+    identity = _identity(train.tokens, settings, schedule, seed)
+    checkpoint = last_whole(folder, identity)
+    if checkpoint is not None and step_of(checkpoint) >= last_step:
         load_model(student, checkpoint / "model.safetensors")
         return _result(json.loads((checkpoint / "trainer_state.json").read_text())["log_history"], schedule)
     if settings.gradient_checkpointing:
-        student.gradient_checkpointing_enable()
-    trainer = _DistillationTrainer(
-        student, train, validation, settings, schedule, arguments=_arguments(settings, schedule, folder, seed)
-    )
+        # transformers 5.20 knows it under the second name, which later versions deprecate.
+        enable = getattr(student, "activation_checkpointing_enable", None) or student.gradient_checkpointing_enable
+        enable()
+    trainer = _DistillationTrainer(student, train, validation, settings, schedule, arguments, identity)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_Control(last_step, schedule.num_steps, settings, progress))
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        # Without this the student would go on computing under autocast, whatever its weights' dtype.
+        for name in _LEFT_BY_ACCELERATE:
+            student.__dict__.pop(name, None)
     return _result(trainer.state.log_history, schedule)
 
 
@@ -135,12 +150,13 @@ class _DistillationTrainer(Trainer):
         settings: DistillationSettings,
         schedule: Schedule,
         arguments: TrainingArguments,
+        identity: str,
     ) -> None:
         self._sequences = _SequenceDataset(train.tokens, schedule.num_steps * schedule.batch_sequences)
         super().__init__(model=student, args=arguments, train_dataset=self._sequences)
         self.loss_is_scaled_for_ga = False
         self._signal, self._validation = train.signal, validation
-        self._settings, self._schedule = settings, schedule
+        self._settings, self._schedule, self._identity = settings, schedule, identity
 
     def compute_loss(
         self,
@@ -191,15 +207,12 @@ class _DistillationTrainer(Trainer):
         return SequentialSampler(self._sequences)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Save, then mark the checkpoint as whole: a killed process leaves an unmarked one."""
+        """Save, then mark the checkpoint as whole once every process has written its part."""
         super()._save_checkpoint(*args, **kwargs)
+        self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
-            folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-            os.sync()
-            (folder / _COMPLETE).touch()
-            for other in folder.parent.glob("checkpoint-*"):
-                if other != folder:
-                    shutil.rmtree(other, ignore_errors=True)
+            mark_whole(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}", self._identity)
+        self.accelerator.wait_for_everyone()
 
 
 class _Control(TrainerCallback):
@@ -214,7 +227,8 @@ class _Control(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Decide what happens after this optimizer step."""
-        self._progress(state.global_step, self._last_step)
+        if state.is_world_process_zero:
+            self._progress(state.global_step, self._last_step)
         at_log = state.global_step % state.logging_steps == 0
         control.should_evaluate = state.global_step % self._evaluation_steps == 0
         if state.global_step >= self._last_step:
@@ -222,24 +236,46 @@ class _Control(TrainerCallback):
             control.should_evaluate = True
             control.should_log = True
             control.should_save = self._goes_on_later
-        elif at_log and time.monotonic() - self._saved_at >= self._interval_seconds:
+        elif at_log and self._is_due(args.device):
             control.should_save = True
             self._saved_at = time.monotonic()
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop when the loss is no number any more."""
+        """Stop when the loss or its gradient is no number any more."""
         logs = kwargs["logs"]
-        loss = logs.get("loss")
-        if loss is not None and not math.isfinite(loss):
-            raise NonFiniteLossError(
-                f"the distillation loss is {loss} at step {state.global_step} (learning rate "
-                f"{logs.get('learning_rate', float('nan')):.3g}); lower distillation.learning_rate and run again: it "
-                "goes on from the last checkpoint"
-            )
+        for name, words in {"loss": "distillation loss", "grad_norm": "norm of the gradient"}.items():
+            if not math.isfinite(logs.get(name, 0.0)):
+                raise NonFiniteLossError(
+                    f"the {words} is {logs[name]} at step {state.global_step} (learning rate "
+                    f"{logs['learning_rate']:.3g}); lower distillation.learning_rate and begin a new run"
+                )
+
+    def _is_due(self, device: torch.device) -> bool:
+        """Whether a checkpoint is due by the clock of the first process, whom all follow."""
+        seconds = torch.tensor(time.monotonic() - self._saved_at, dtype=torch.float32, device=device)
+        if distributed.is_initialized():
+            distributed.broadcast(seconds, src=0)
+        return seconds.item() >= self._interval_seconds
 
 
-def _arguments(settings: DistillationSettings, schedule: Schedule, folder: Path, seed: int) -> TrainingArguments:
+def _identity(tokens: PackedTokens, settings: DistillationSettings, schedule: Schedule, seed: int) -> str:
+    """Hash what decides the weights of every step; the first batch stands for the tokens."""
+    return fingerprint(
+        {
+            "tokens": tokens.first(schedule.batch_sequences).fingerprint,
+            "settings": settings.model_dump(exclude=_NOT_DECIDING),
+            "schedule": asdict(schedule),
+            "seed": seed,
+        }
+    )
+
+
+def _arguments(
+    settings: DistillationSettings, schedule: Schedule, folder: Path, seed: int, use_cache: bool
+) -> TrainingArguments:
     device = pick_device()
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, which Trainer imports, need not search and warn
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     micro = min(settings.micro_batch_sequences, schedule.batch_sequences)
     if schedule.batch_sequences % (micro * world_size):
@@ -268,6 +304,7 @@ def _arguments(settings: DistillationSettings, schedule: Schedule, folder: Path,
         disable_tqdm=True,
         log_level="error",
         remove_unused_columns=False,
+        use_cache=use_cache,  # Trainer writes it into the student's config, which is exported
         dataloader_pin_memory=device.type == "cuda",
     )
 
@@ -275,15 +312,6 @@ def _arguments(settings: DistillationSettings, schedule: Schedule, folder: Path,
 def _deepspeed_json(name: str) -> Path:
     path = Path(name)
     return path if path.is_file() else resource("runners", f"{name}.json")
-
-
-def _last_whole_checkpoint(folder: Path) -> Path | None:
-    whole = [path.parent for path in folder.glob(f"checkpoint-*/{_COMPLETE}")]
-    return max(whole, key=_step_of, default=None)
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.split("-")[1])
 
 
 def _result(history: list[dict[str, Any]], schedule: Schedule) -> TrainingResult:

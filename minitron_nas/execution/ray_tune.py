@@ -13,6 +13,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# A trial works where this process does, so that a relative path means the same to both.
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 
 import ray
 from ray import tune
@@ -58,11 +60,7 @@ class RayTuneRunner:
                 ray.shutdown()
 
     def _fit(self, function: JobFunction, by_key: Mapping[str, Job], on_outcome: Callable[[Outcome], None]) -> None:
-        done: set[str] = set()
-
-        def deliver(outcome: Outcome) -> None:
-            done.add(outcome.key)
-            on_outcome(outcome)
+        delivery = _Delivery(on_outcome)
 
         def trial(config: dict[str, Any]) -> None:
             tune.report({_OUTCOME: asdict(attempt(function, by_key[config["job"]]))})
@@ -75,13 +73,16 @@ class RayTuneRunner:
                 name="trials",
                 storage_path=str(self._folder),
                 failure_config=tune.FailureConfig(max_failures=self._settings.max_worker_losses),
-                callbacks=[_Deliver(deliver)],
+                callbacks=[delivery],
+                stop=delivery,
                 verbose=0,
             ),
         )
         grid = tuner.fit()
+        if delivery.refusal is not None:
+            raise delivery.refusal
         for key, result in zip(by_key, list(grid), strict=True):  # type: ignore[call-overload]
-            if key not in done:
+            if key not in delivery.keys:
                 on_outcome(Outcome(key, "failed", None, f"the worker was lost: {result.error}", 0.0))
 
     def _resources(self) -> dict[str, float]:
@@ -99,16 +100,35 @@ class RayTuneRunner:
         return {"cpu": cpus, "gpu": gpus}
 
 
-class _Deliver(tune.Callback):
-    """Hands over each outcome in the driver; Tune pickles its callbacks, but needs none of this state."""
+class _Delivery(tune.Callback, tune.Stopper):
+    """Hands over each outcome in the driver, and ends the trials when the receiver refuses to go on.
 
-    def __init__(self, deliver: Callable[[Outcome], None]) -> None:
-        self._deliver = deliver
+    Tune wraps what a callback raises into an error of its own, so a refusal is kept until Tune has
+    ended. Tune also pickles its callbacks and stoppers, but needs none of this state.
+    """
+
+    def __init__(self, on_outcome: Callable[[Outcome], None]) -> None:
+        self._on_outcome = on_outcome
+        self.keys: set[str] = set()
+        self.refusal: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
         """Hand over the outcome that a trial has reported."""
-        if _OUTCOME in result:
-            self._deliver(Outcome(**result[_OUTCOME]))
+        if _OUTCOME in result and self.refusal is None:
+            outcome = Outcome(**result[_OUTCOME])
+            self.keys.add(outcome.key)
+            try:
+                self._on_outcome(outcome)
+            except Exception as refusal:  # noqa: BLE001  # raised once Tune has ended
+                self.refusal = refusal
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Stop no single trial."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Stop them all after a refusal."""
+        return self.refusal is not None

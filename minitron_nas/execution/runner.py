@@ -16,6 +16,9 @@ from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.progress import Progress, silent
 from minitron_nas.storage.atomic import read_json, write_json
 
+_OUT_OF_MEMORY = ("out of memory", "not enough memory", "allocate memory")
+"""How torch and the operating system say it."""
+
 JobFunction: TypeAlias = Callable[..., Mapping[str, Any]]
 """A module-level function that takes a job's arguments and returns plain values."""
 
@@ -141,4 +144,4 @@ def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("not enough memory" in text or "out of memory" in text)
+    return isinstance(error, RuntimeError | OSError) and any(words in text for words in _OUT_OF_MEMORY)

@@ -48,7 +48,10 @@ class BatchAggregate:
             result = self._sum_of_squares.sqrt()
         else:
             mean = self._sum / self._num_samples
-            result = mean if aggregation == "mean" else self._sum_of_squares / self._num_samples - mean * mean
+            result = mean
+            if aggregation == "variance":
+                # Rounding may leave a constant unit slightly below zero.
+                result = (self._sum_of_squares / self._num_samples - mean * mean).clamp(min=0)
         return result.float().cpu()
 
     def mean(self) -> Tensor:

@@ -50,12 +50,15 @@ def score_importance(
     """
     collector = _Collector(architecture, settings)
     device = next(model.parameters()).device
+    training = model.training
+    model.eval()
     done = 0
     with _hooks(model, layout, collector):
         for _, batch in calibration.batches(batch_sequences):
             final_hidden(model, batch.input_ids.to(device), batch.position_ids.to(device))
             done += batch.num_tokens
             progress(done, calibration.num_tokens)
+    model.train(training)
     return collector.scores()
 
 

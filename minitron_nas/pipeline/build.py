@@ -151,6 +151,8 @@ def run_plan(
     """
     folder = RunFolder(Path(out))
     folder.refuse_foreign()
+    if data is None:
+        data = data_name(plan.data)
     display = display or default_display()
     with display.stage("teacher", f"load and check {plan.teacher}") as progress:
         checkpoint = resolve_teacher(teacher if teacher is not None else plan.teacher, folder.path, progress)
@@ -166,7 +168,7 @@ def run_plan(
         }
         folder.write_plan(plan.to_dict(), about)
         engine = Engine(folder, display)
-        tokens = prepare_tokens(engine, plan, checkpoint, plan.data if data is None else data)
+        tokens = prepare_tokens(engine, plan, checkpoint, data)
         display.expect(estimate_workload(plan, checkpoint, tokens))
         _build(engine, plan, checkpoint, tokens)
     return Family(folder.path)

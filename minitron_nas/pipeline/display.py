@@ -69,7 +69,7 @@ class ConsoleDisplay:
             yield progress
         self._clock.finish(stage)
         seconds = time.monotonic() - started
-        self._console.print(f"{stage}: {title}, done in {_duration(seconds)}; {self._clock.left()}")
+        self._line(f"{stage}: {title}, done in {_duration(seconds)}")
 
     @contextmanager
     def _bars(self, stage: str, title: str) -> Iterator[Progress]:
@@ -85,7 +85,7 @@ class ConsoleDisplay:
 
     @contextmanager
     def _lines(self, stage: str, title: str) -> Iterator[Progress]:
-        self._console.print(f"{stage}: {title} ...")
+        self._line(f"{stage}: {title} ...")
         last = time.monotonic()
 
         def progress(done: int, total: int) -> None:
@@ -93,9 +93,13 @@ class ConsoleDisplay:
             self._clock.advance(stage, done / max(total, 1))
             if time.monotonic() - last >= _LINE_SECONDS:
                 last = time.monotonic()
-                self._console.print(f"{stage}: {done / max(total, 1):.0%}; {self._clock.left()}")
+                self._line(f"{stage}: {done / max(total, 1):.0%}")
 
         yield progress
+
+    def _line(self, text: str) -> None:
+        left = self._clock.left()
+        self._console.print(f"{text}; {left}" if left else text, soft_wrap=True, markup=False)
 
 
 class _Clock:

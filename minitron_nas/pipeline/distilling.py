@@ -10,7 +10,7 @@ from minitron_nas.distillation.losses import Losses
 from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings, TextSettings
 from minitron_nas.distillation.signals import load_for_inference, load_for_training, open_signal, write_hidden_cache
-from minitron_nas.distillation.text import read_documents
+from minitron_nas.distillation.text import data_name, read_documents
 from minitron_nas.distillation.tokens import ONE_PASS_TOKENS, split_tokens
 from minitron_nas.distillation.trainer import Stream, TrainingResult
 from minitron_nas.distillation.trainer import distill as train
@@ -72,6 +72,7 @@ def distill(
     display, settings, text = display or default_display(), settings or DistillationSettings(), text or TextSettings()
     folder = Path(out)
     RunFolder(folder).refuse_foreign()
+    data_name(data)
     work = folder.with_name(f"{folder.name}.work")
     source = resolve_teacher(student, work / "student")
     other = resolve_teacher(teacher, work / "teacher")

@@ -13,7 +13,7 @@ from minitron_nas.architecture.rules import check_architecture
 from minitron_nas.distillation.losses import Losses
 from minitron_nas.distillation.settings import TextSettings
 from minitron_nas.distillation.signals import OnlineTeacher, load_for_inference
-from minitron_nas.distillation.text import read_documents, read_in_order
+from minitron_nas.distillation.text import data_name, read_documents, read_in_order
 from minitron_nas.distillation.tokens import PackedTokens, pack, split_tokens, tokenize
 from minitron_nas.distillation.validation import validate
 from minitron_nas.errors import DataError, PlanError
@@ -111,6 +111,7 @@ def prune(
     display, text, protected = display or default_display(), text or TextSettings(), tuple(protected_layers)
     folder = Path(out)
     RunFolder(folder).refuse_foreign()
+    data_name(data)
     with TemporaryDirectory(dir=_existing_parent(folder)) as work:
         checkpoint = resolve_teacher(teacher, Path(work))
         target = checkpoint.architecture.reshaped(shape)

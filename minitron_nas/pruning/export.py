@@ -19,8 +19,8 @@ _SHARD_SIZE = "5GB"
 _TOLERANCE = 1e-3
 _TOP_LOGITS = 8
 _COPIED = (
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab.*", "merges.txt",
-    "*.model", "generation_config.json", "LICENSE*",
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*",
+    "additional_chat_templates/*", "vocab.*", "merges.txt", "*.model", "generation_config.json", "LICENSE*",
 )  # fmt: skip
 
 
@@ -63,9 +63,10 @@ def export_student(
     expected = _logits(model, prompt)
     with whole_folder(folder) as partial:
         model.save_pretrained(partial, max_shard_size=_SHARD_SIZE)
-        for pattern in _COPIED:
-            for file in source.glob(pattern):
-                shutil.copyfile(file, partial / file.name)
+        for file in [file for pattern in _COPIED for file in source.glob(pattern)]:
+            copy = partial / file.relative_to(source)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, copy)
         reloaded = AutoModelForCausalLM.from_pretrained(partial, dtype=dtype, trust_remote_code=False).eval()
         difference = (_logits(reloaded, prompt) - expected).abs().max().item()
         if not difference <= _TOLERANCE:

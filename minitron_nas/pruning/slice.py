@@ -20,11 +20,15 @@ def student_config(prepared: PreparedTeacher, target: Architecture) -> dict[str,
     layers that stay.
     """
     kept_layers = prepared.order.kept_layers(target.num_hidden_layers)
-    config = {
-        key: [value[layer] for layer in kept_layers] if _is_per_layer(key, value, prepared.architecture) else value
-        for key, value in prepared.config.items()
+    # A config.json may leave such lists out; what transformers fills in goes by the teacher's layers.
+    filled = AutoConfig.for_model(**prepared.config).to_dict()
+    per_layer = {
+        key: [value[layer] for layer in kept_layers]
+        for key, value in filled.items()
+        if _is_per_layer(key, value, prepared.architecture)
     }
-    return config | {name: getattr(target, name) for name in SHAPE_FIELDS} | {"head_dim": target.head_dim}
+    sizes = {name: getattr(target, name) for name in (*SHAPE_FIELDS, "head_dim")}
+    return prepared.config | per_layer | sizes
 
 
 def student_tensors(prepared: PreparedTeacher, target: Architecture) -> Iterator[tuple[str, Tensor]]:

@@ -10,8 +10,9 @@ from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.signals import HiddenCache
 from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.distillation.validation import validate
+from minitron_nas.errors import TrialError
 from minitron_nas.execution.device import compute_dtype, pick_device
-from minitron_nas.execution.runner import Job, Outcome, Runner, run_jobs
+from minitron_nas.execution.runner import Job, Outcome, Runner, last_line, run_jobs
 from minitron_nas.progress import Progress, silent
 from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.slice import build_student
@@ -45,21 +46,29 @@ def screen(
     results: Path,
     progress: Progress = silent,
 ) -> dict[str, Outcome]:
-    """Measure untrained candidates; returns outcomes by candidate id, values `kl_nats` and `loss_nats`."""
+    """Measure untrained candidates; returns outcomes by candidate id, values `kl_nats` and `loss_nats`.
+
+    Raises:
+        TrialError: If too many candidates failed, or none could be measured.
+    """
     jobs = [
         Job(
             candidate.id,
             {
-                "prepared": str(prepared),
+                "prepared": str(prepared.absolute()),
                 "architecture": candidate.architecture.to_dict(),
-                "tokens": str(validation.tokens),
-                "cache": str(validation.cache),
+                "tokens": str(validation.tokens.absolute()),
+                "cache": str(validation.cache.absolute()),
                 "num_sequences": settings.screen_sequences,
             },
         )
         for candidate in candidates
     ]
-    return run_jobs(runner, screen_candidate, jobs, results, max_failures, progress)
+    outcomes = run_jobs(runner, screen_candidate, jobs, results, max_failures, progress)
+    if all(outcome.value is None for outcome in outcomes.values()):
+        errors = {last_line(outcome.error) or "" for outcome in outcomes.values()}
+        raise TrialError(f"no candidate could be measured: {'; '.join(sorted(errors))}")
+    return outcomes
 
 
 def screen_candidate(

@@ -5,6 +5,7 @@ The run's own tables stay the truth. The study is written from them into a journ
 """
 
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 
 import optuna
@@ -54,15 +55,17 @@ def _trials(rows: Sequence[TrialRow], distributions: dict[str, IntDistribution])
 
 
 def _trial(rows: Sequence[TrialRow], last_rung: int, distributions: dict[str, IntDistribution]) -> FrozenTrial:
-    done = {row.tokens: float(row.outcome.value["kl_nats"]) for row in rows if row.outcome.value is not None}
-    if rows[-1].outcome.status != "completed":
+    values = [(row.tokens, row.outcome.value) for row in rows]
+    done = {tokens: kl for tokens, value in values if value is not None and isfinite(kl := float(value["kl_nats"]))}
+    last = rows[-1]
+    if last.outcome.status != "completed" or last.tokens not in done:
         state = TrialState.FAIL
     else:
-        state = TrialState.COMPLETE if rows[-1].rung == last_rung else TrialState.PRUNED
+        state = TrialState.COMPLETE if last.rung == last_rung else TrialState.PRUNED
     shape = rows[0].candidate.architecture
     return create_trial(
         state=state,
-        value=done[rows[-1].tokens] if state != TrialState.FAIL else None,
+        value=done[last.tokens] if state != TrialState.FAIL else None,
         params={name: getattr(shape, name) for name in distributions},
         distributions=dict(distributions),
         intermediate_values=done,

@@ -43,8 +43,9 @@ class TrainingFiles:
     validation_cache: Path
 
     def to_dict(self) -> dict[str, str | None]:
-        """Return plain values."""
-        return {name: str(value) if (value := getattr(self, name)) else None for name in self.__dataclass_fields__}
+        """Return plain values; paths become absolute, because a worker may run in another folder."""
+        paths = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: str(path.absolute()) if path is not None else None for name, path in paths.items()}
 
     def streams(self) -> tuple[Stream, Stream]:
         """Open the training and the validation stream."""
@@ -127,13 +128,13 @@ def tournament(
             Job(
                 f"{candidate.id}.rung-{rung}",
                 {
-                    "prepared": str(prepared),
+                    "prepared": str(prepared.absolute()),
                     "architecture": candidate.architecture.to_dict(),
                     "files": files.to_dict(),
                     "distillation": distillation.model_dump(mode="json"),
                     "schedule_tokens": rung_tokens[-1],
                     "stop_tokens": tokens,
-                    "checkpoints": str(folder / "checkpoints" / candidate.id),
+                    "checkpoints": str(folder.absolute() / "checkpoints" / candidate.id),
                     "seed": seed,
                 },
             )
@@ -152,8 +153,8 @@ def tournament(
         by_candidate = {c.id: outcomes[job.key] for c, job in zip(alive, jobs, strict=True)}
         ranked = _ranked(alive, by_candidate)
         if not ranked:
-            errors = {last_line(outcome.error) for outcome in by_candidate.values() if outcome.error}
-            raise TrialError(f"no trial of rung {rung} completed: {'; '.join(sorted(filter(None, errors)))}")
+            errors = {last_line(outcome.error) or "its KL is not finite" for outcome in by_candidate.values()}
+            raise TrialError(f"no trial of rung {rung} completed with a finite KL: {'; '.join(sorted(errors))}")
         keep = 1 if rung == len(rung_tokens) else ceil(len(ranked) / search.reduction)
         promoted = {candidate.id for candidate in ranked[:keep]}
         seen = schedule.steps_for(tokens) * schedule.tokens_per_step

@@ -1,6 +1,7 @@
 """The ledger of a run: which stages are done, for which inputs, and what they returned."""
 
 import json
+import os
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -58,4 +59,5 @@ class Ledger:
             prefix = b"\n" if file.tell() and not self._path.read_bytes().endswith(b"\n") else b""
             file.write(prefix + json.dumps(line).encode() + b"\n")
             file.flush()
+            os.fsync(file.fileno())
         self._entries[entry.stage, entry.fingerprint] = entry

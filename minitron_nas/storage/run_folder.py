@@ -13,6 +13,8 @@ from minitron_nas.errors import RunFolderError
 from minitron_nas.storage.atomic import write_text
 
 _UNCOMPARED = ("runner",)
+_BEFORE_THE_PLAN = (".lock", ".plan.yaml.partial", "teacher", ".teacher.partial")
+"""What a run may leave before its plan is written; a live teacher is saved to `teacher`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,7 @@ class RunFolder:
             return
         if not self.path.is_dir():
             raise RunFolderError(f"{self.path} is a file; choose another --out")
-        others = [entry.name for entry in self.path.iterdir() if entry.name not in (".lock", ".plan.yaml.partial")]
+        others = [entry.name for entry in self.path.iterdir() if entry.name not in _BEFORE_THE_PLAN]
         if others and not self.plan.exists():
             raise RunFolderError(
                 f"{self.path} holds other files ({', '.join(sorted(others)[:3])}) but no plan.yaml of a run; choose an "
@@ -106,7 +108,8 @@ class RunFolder:
     def write_plan(self, plan: Mapping[str, Any], about: Mapping[str, Any]) -> None:
         """Write the resolved plan, or check that it is the one that the folder was begun with.
 
-        Settings of `runner` may differ: they say where work runs, not what comes out.
+        Settings of `runner` may differ: they say where work runs, not what comes out. As long as no
+        stage has finished, another plan takes the place of the first.
 
         Args:
             plan: Plain values.
@@ -117,7 +120,7 @@ class RunFolder:
         """
         self.refuse_foreign()
         wanted = {"plan": dict(plan), **about}
-        if not self.plan.exists():
+        if not self.plan.exists() or not self.ledger.exists():
             write_text(self.plan, yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
             return
         found = yaml.safe_load(self.plan.read_text(encoding="utf-8"))

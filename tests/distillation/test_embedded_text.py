@@ -47,9 +47,7 @@ NUMPY_STYLE = """
     array([1, 2])
     """
 
-LONG_SENTENCE = (
-    "A student is trained on the text that its teacher has read, so that it can be as good as it is."
-)
+LONG_SENTENCE = "A student is trained on the text that its teacher has read, so that it can be as good as it is."
 
 
 def a_module(docstrings: list[str]) -> str:
@@ -163,9 +161,7 @@ def test_a_package_stops_at_its_share(tmp_path: Path, monkeypatch: pytest.Monkey
     assert documents_of(tmp_path) == texts[:1]
 
 
-def test_a_user_script_with_the_name_of_a_package_is_not_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_user_script_with_the_name_of_a_package_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tmp_path.joinpath("some_package.py").write_text("secret = 1")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(embedded_text, "_PACKAGES", ("some_package", "a_package_that_is_not_there"))

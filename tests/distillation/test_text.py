@@ -1,0 +1,201 @@
+"""Documents from files, folders, globs, datasets and the hub: which, in what order, and what is refused."""
+
+import json
+
+import datasets
+import pytest
+
+from minitron_nas.distillation.settings import TextSettings
+from minitron_nas.distillation.text import EMBEDDED, data_name, read_documents, read_in_order
+from minitron_nas.errors import DataError
+
+TEXTS = [f"This is document {number}." for number in range(20)]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+    datasets.disable_progress_bars()
+
+
+def documents(data, seed=0, **settings):
+    return list(read_documents(data, TextSettings(**settings), seed))
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def rows_of(texts, column="text"):
+    return [{column: text} for text in texts]
+
+
+def test_a_plain_text_file_is_cut_at_blank_lines_into_passages_of_about_4000_characters(tmp_path):
+    paragraphs = [letter * 1500 for letter in "abcdefg"]
+    file = tmp_path / "book.txt"
+    file.write_text("\n\n".join(paragraphs))
+    expected = ["\n\n".join(paragraphs[start : start + 3]) for start in (0, 3, 6)]
+    assert sorted(documents(file)) == expected
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".ndjson", ".json"])
+def test_every_row_of_a_json_lines_file_is_a_document(tmp_path, suffix):
+    file = write_jsonl(tmp_path / f"rows{suffix}", rows_of(TEXTS))
+    assert sorted(documents(file)) == sorted(TEXTS)
+
+
+def test_every_row_of_a_parquet_file_is_a_document(tmp_path):
+    file = tmp_path / "rows.parquet"
+    datasets.Dataset.from_dict({"text": TEXTS, "id": list(range(20))}).to_parquet(file)
+    assert sorted(documents(str(file))) == sorted(TEXTS)
+
+
+def test_another_column_can_be_named(tmp_path):
+    file = write_jsonl(tmp_path / "rows.jsonl", [{"text": "no", "body": "yes"}])
+    assert documents(file, column="body") == ["yes"]
+
+
+def test_a_glob_reads_the_files_that_it_matches(tmp_path):
+    for name in ("a-1.jsonl", "a-2.jsonl", "b-1.jsonl"):
+        write_jsonl(tmp_path / name, rows_of([name]))
+    assert sorted(documents(str(tmp_path / "a-*.jsonl"))) == ["a-1.jsonl", "a-2.jsonl"]
+
+
+def test_a_folder_is_read_with_its_subfolders_and_all_formats(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "one.txt").write_text("one")
+    write_jsonl(tmp_path / "two.jsonl", rows_of(["two"]))
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\xff")
+    assert sorted(documents(tmp_path)) == ["one", "two"]
+
+
+def test_a_dataset_object_is_read_as_it_is():
+    assert sorted(documents(datasets.Dataset.from_dict({"text": TEXTS}))) == sorted(TEXTS)
+
+
+def test_empty_documents_missing_values_and_repetitions_are_left_out(tmp_path):
+    file = write_jsonl(tmp_path / "rows.jsonl", rows_of(["same", "", "other", "  \n", None, "same", " same\n"]))
+    assert sorted(text.strip() for text in documents(file)) == ["other", "same"]
+
+
+@pytest.mark.parametrize("form", ["file", "dataset"])
+def test_the_seed_alone_decides_the_order(tmp_path, form):
+    file = write_jsonl(tmp_path / "rows.jsonl", rows_of(TEXTS))
+    data = file if form == "file" else datasets.Dataset.from_dict({"text": TEXTS})
+    first = documents(data, seed=1)
+    assert documents(data, seed=1) == first
+    assert documents(data, seed=2) != first
+    assert TEXTS != first
+    assert sorted(first) == sorted(TEXTS)
+
+
+def test_the_embedded_text_needs_no_file(monkeypatch):
+    monkeypatch.setattr("minitron_nas.distillation.text.embedded_documents", lambda: iter(TEXTS))
+    assert sorted(documents(EMBEDDED)) == sorted(TEXTS)
+
+
+def test_a_hub_dataset_is_streamed_with_the_configuration_and_split_of_the_settings(monkeypatch):
+    calls = []
+
+    def load_dataset(*args, **kwargs):
+        calls.append((args, kwargs))
+        return datasets.Dataset.from_dict({"text": TEXTS}).to_iterable_dataset()
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    found = documents("someone/texts", config="english", split="test")
+    assert calls == [(("someone/texts", "english"), {"split": "test", "streaming": True})]
+    assert sorted(found) == sorted(TEXTS)
+
+
+def test_files_read_in_order_keep_their_own_order_and_a_text_file_is_one_document(tmp_path):
+    (tmp_path / "book.txt").write_text("\n\n".join(["x" * 4000, "end"]))
+    write_jsonl(tmp_path / "rows.jsonl", rows_of(TEXTS))
+    assert read_in_order(tmp_path / "book.txt", TextSettings()) == ["x" * 4000 + "\n\nend"]
+    assert read_in_order(tmp_path / "rows.jsonl", TextSettings()) == TEXTS
+
+
+@pytest.mark.parametrize("form", ["file", "dataset"])
+def test_a_missing_column_is_an_error_that_lists_the_columns(tmp_path, form):
+    file = write_jsonl(tmp_path / "rows.jsonl", [{"id": 1, "body": "x"}])
+    data = file if form == "file" else datasets.Dataset.from_dict({"id": [1], "body": ["x"]})
+    with pytest.raises(DataError, match="has no column 'text' but id, body; choose one with --set text.column=NAME"):
+        documents(data)
+
+
+@pytest.mark.parametrize("name", ["nothing.txt", "./nothing", "nothing-*", "nothing.parquet"])
+def test_a_missing_file_is_not_looked_for_on_the_hub(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets, "load_dataset", None)
+    with pytest.raises(DataError, match=r"no file matches .*nothing.*; give an existing file, glob, folder or a hub"):
+        documents(name)
+
+
+def test_an_empty_folder_is_an_error(tmp_path):
+    with pytest.raises(DataError, match=f"no file matches {tmp_path}"):
+        documents(tmp_path)
+
+
+def test_a_missing_file_cannot_be_read_in_order(tmp_path):
+    with pytest.raises(DataError, match=r"no file matches .*; give an existing text, jsonl or parquet file"):
+        read_in_order(tmp_path / "nothing.jsonl", TextSettings())
+
+
+def test_a_hub_dataset_that_cannot_be_opened_is_an_error_of_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=r"'some/where' is neither a file here nor a hub dataset that .*: \S") as caught:
+        documents("some/where")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_binary_file_with_the_name_of_a_text_file_is_an_error_that_names_the_byte(tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_bytes(b"abc\xff\x00")
+    with pytest.raises(DataError, match=r"text\.txt is not UTF-8 text \(invalid start byte at byte 3\)"):
+        documents(file)
+
+
+@pytest.mark.parametrize(("name", "words"), [("model.bin", ".bin"), ("README", "files without suffix")])
+def test_a_file_of_another_kind_is_refused_with_the_kinds_that_can_be_read(tmp_path, name, words):
+    (tmp_path / name).write_text("text")
+    with pytest.raises(DataError, match=rf"{name}: cannot read {words}; give \.txt, .*\.parquet, .*\.ndjson files"):
+        documents(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("broken.jsonl", b'{"text": "a"\n{"te', "cannot be read as json: JSON parse error"),
+        ("broken.parquet", b"PAR1 nothing", "cannot be read as parquet: .*not a parquet file"),
+    ],
+)
+def test_a_broken_table_is_an_error_of_one_line_that_says_what_is_broken(tmp_path, name, content, reason):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"{name} {reason}") as caught:
+        documents(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_tables_whose_columns_differ_are_an_error_that_says_so(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "a", "id": 1}])
+    write_jsonl(tmp_path / "b.jsonl", [{"text": "b", "name": "x"}])
+    with pytest.raises(DataError, match="column names don't match"):
+        documents(tmp_path)
+
+
+def test_a_plan_names_files_absolutely_and_hub_datasets_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "book.txt").write_text("text")
+    assert data_name("book.txt") == str(tmp_path / "book.txt")
+    assert data_name("someone/texts") == "someone/texts"
+
+
+def test_a_plan_names_a_dataset_object_by_its_content():
+    names = {data_name(datasets.Dataset.from_dict({"text": texts})) for texts in (["a"], ["a"], ["b"])}
+    assert len(names) == 2
+
+
+def test_an_iterable_dataset_is_refused_because_it_cannot_be_resumed():
+    stream = datasets.Dataset.from_dict({"text": TEXTS}).to_iterable_dataset()
+    with pytest.raises(DataError, match="an IterableDataset cannot be resumed; pass its hub name, its files or a Data"):
+        data_name(stream)
