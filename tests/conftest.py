@@ -1,8 +1,12 @@
-"""What every test shares: no network, no telemetry, one thread, fixed seeds."""
+"""What every test shares: no network, no telemetry, one thread, fixed seeds, and one teacher that has learned."""
 
+import json
 import os
 import random
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
 
 # Before any test imports these libraries: they read their environment once.
 os.environ |= {
@@ -20,6 +24,10 @@ from hypothesis import settings
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("repeatable")
 
+Fill: TypeAlias = Callable[[Path], Any]
+TEXT_CHARACTERS = 300_000
+TEACHER_SIZES = {"hidden_size": 48, "intermediate_size": 128, "num_hidden_layers": 5, "tied": True}
+
 
 @pytest.fixture(autouse=True)
 def _fixed_seeds() -> None:
@@ -28,3 +36,97 @@ def _fixed_seeds() -> None:
     np.random.seed(0)  # noqa: NPY002 - libraries under test draw from numpy's global generator
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Fill], Path]:
+    """Fill a folder of the session once, also where pytest-xdist runs the session in several processes."""
+    from minitron_nas.families.cache import build_once
+
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made-once"
+
+    def make(name: str, fill: Fill) -> Path:
+        return build_once(root / name, fill)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def text_file(made_once: Callable[[str, Fill], Path]) -> Path:
+    """A jsonl file of about 300 kB of English in some seventy documents."""
+    from minitron_nas.distillation.embedded_text import embedded_documents
+
+    def write(folder: Path) -> None:
+        lines = (json.dumps({"text": text}) + "\n" for text in _until(TEXT_CHARACTERS, embedded_documents()))
+        (folder / "text.jsonl").write_text("".join(lines), encoding="utf-8")
+
+    return made_once("text", write) / "text.jsonl"
+
+
+@pytest.fixture(scope="session")
+def trained_teacher(made_once: Callable[[str, Fill], Path], text_file: Path) -> Path:
+    """A stock folder: a Llama of 0.14 million parameters that has learned some English.
+
+    Its next-token loss is about 2.7 nats, where that of an untrained model is ln 320 = 5.8.
+    """
+
+    def train(folder: Path) -> None:
+        import torch
+        from transformers.utils import logging
+
+        from minitron_nas.testing import tiny_config, tiny_model, tiny_tokenizer
+
+        logging.disable_progress_bar()
+        tokenizer = tiny_tokenizer()
+        texts = [json.loads(line)["text"] for line in text_file.read_text(encoding="utf-8").splitlines()]
+        ids = torch.tensor([token for text in texts for token in tokenizer(text)["input_ids"]])
+        sequences = ids[: len(ids) // 64 * 64].view(-1, 64)
+        model = tiny_model(tiny_config("llama", **TEACHER_SIZES)).train()
+        optimizer = torch.optim.AdamW(model.parameters())
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=5e-3, total_steps=160)
+        draw = torch.Generator().manual_seed(0)
+        for _ in range(schedule.total_steps):
+            batch = sequences[torch.randint(0, len(sequences), (16,), generator=draw)]
+            model(input_ids=batch, labels=batch).loss.backward()
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+        model.eval().save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    return made_once("teacher", train)
+
+
+@pytest.fixture(scope="session")
+def tiny_settings() -> dict[str, Any]:
+    """Fields of a `FamilyPlan` that suit the trained teacher: six candidates, three trials, seconds a student."""
+    neurons = {"min_fraction": 0.25, "step_fraction": 0.125, "multiple_of": 8}
+    axes = {
+        "num_hidden_layers": {"values": [4, 5]},
+        "hidden_size": {"values": [36, 42, 48]},
+        "intermediate_size": neurons,
+    }
+    return {
+        "space": {"axes": axes, "tolerance": 0.05},
+        "text": {"sequence_length": 64, "calibration_samples": 32, "validation_samples": 16},
+        "search": {"max_screened": 6, "num_finalists": 3, "num_rungs": 2, "tokens": "1k"},
+        "distillation": {
+            "tokens": "10k",
+            "batch_sequences": 4,
+            "micro_batch_sequences": 4,
+            "learning_rate": 2e-3,
+            "num_evaluations": 2,
+        },
+        "evaluation": {"prompt_tokens": 8, "decode_tokens": 2, "repeats": 1},
+        "runner": {"kind": "local"},
+    }
+
+
+def _until(num_characters: int, documents: Iterator[str]) -> Iterator[str]:
+    """The first documents, until they hold the wanted number of characters."""
+    for document in documents:
+        yield document
+        num_characters -= len(document)
+        if num_characters <= 0:
+            return

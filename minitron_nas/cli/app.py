@@ -2,9 +2,10 @@
 
 import json
 import sys
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Optional, TextIO
 
 import typer
 
@@ -52,14 +53,18 @@ def build(
             raise PlanError("--plan already says teacher, sizes and data; change them with --set")
         from minitron_nas.pipeline.build import run_plan
 
-        _print_family(run_plan(load_plan(plan, overrides or ()), out), as_json)
+        with _stdout_for_results():
+            family = run_plan(load_plan(plan, overrides or ()), out)
+        _print_family(family, as_json)
         return
     missing = [name for name, value in (("TEACHER", teacher), ("--size", size), ("--data", data)) if not value]
     if missing:
         raise PlanError(f"build needs {', '.join(missing)} (or --plan FILE)")
     from minitron_nas.pipeline.build import build_family
 
-    _print_family(build_family(teacher, size or [], data, out, overrides or ()), as_json)
+    with _stdout_for_results():
+        family = build_family(teacher, size or [], data, out, overrides or ())
+    _print_family(family, as_json)
 
 
 @app.command()
@@ -67,7 +72,9 @@ def demo(out: Out, overrides: Overrides = None, as_json: AsJson = False) -> None
     """Build a family of two from SmolLM2-135M on text that every machine has."""
     from minitron_nas.pipeline.demo import run_demo
 
-    _print_family(run_demo(out, tuple(overrides or ())), as_json)
+    with _stdout_for_results():
+        family = run_demo(out, tuple(overrides or ()))
+    _print_family(family, as_json)
 
 
 @app.command("enumerate")
@@ -83,7 +90,8 @@ def enumerate_(
     """List every candidate of a size, and how many shapes each rule left out."""
     from minitron_nas.pipeline.listing import enumerate_size
 
-    found = enumerate_size(space, size, teacher)
+    with _stdout_for_results():
+        found = enumerate_size(space, size, teacher)
     if as_json:
         rows = [{**c.architecture.shape(), "num_parameters": c.num_parameters} for c in found.candidates]
         _print_json({"candidates": rows, "excluded": found.excluded})
@@ -109,9 +117,10 @@ def prune(
 
     values = with_overrides({"teacher": teacher, "sizes": [1], "data": data}, overrides or ())
     plan = make_plan(values, "--set")
-    result = prune(
-        teacher, parse_shape(shape), data, out, plan.text, plan.importance, plan.space.protected_layers, plan.seed
-    )
+    with _stdout_for_results():
+        result = prune(
+            teacher, parse_shape(shape), data, out, plan.text, plan.importance, plan.space.protected_layers, plan.seed
+        )
     if as_json:
         _print_json({"path": str(result.path), "num_parameters": result.num_parameters, "proof": asdict(result.proof)})
         return
@@ -137,7 +146,8 @@ def distill(
 
     values = {"teacher": teacher, "sizes": [1], "data": data, "distillation": {"tokens": tokens}}
     plan = make_plan(with_overrides(values, overrides or ()), "--set")
-    result = distill(student, teacher, data, out, plan.distillation, plan.text, plan.seed)
+    with _stdout_for_results():
+        result = distill(student, teacher, data, out, plan.distillation, plan.text, plan.seed)
     before, after = result.before.kl_nats, result.result.final.kl_nats
     if as_json:
         _print_json({"path": str(result.path), "untrained_kl_nats": before, "kl_nats": after})
@@ -156,7 +166,8 @@ def evaluate(
     """Measure loss and perplexity of a model on a text, and its KL to a teacher."""
     from minitron_nas.pipeline.verbs import evaluate
 
-    result = asdict(evaluate(model, text, teacher, sequence_length))
+    with _stdout_for_results():
+        result = asdict(evaluate(model, text, teacher, sequence_length))
     if as_json:
         _print_json(result)
         return
@@ -183,6 +194,11 @@ def main() -> None:
     except MinitronNasError as error:
         typer.echo(f"minitron-nas: {error}", err=True)
         sys.exit(2)
+
+
+def _stdout_for_results() -> redirect_stdout[TextIO]:
+    """Send what libraries print on stdout to stderr."""
+    return redirect_stdout(sys.stderr)
 
 
 def _print_family(family: Any, as_json: bool) -> None:

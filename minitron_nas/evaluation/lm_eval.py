@@ -1,5 +1,8 @@
 """Benchmark scores through lm-eval; the only module that imports it."""
 
+import os
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,8 @@ from lm_eval.tasks import TaskManager
 from minitron_nas.distillation.signals import load_for_inference
 from minitron_nas.errors import PlanError
 from minitron_nas.evaluation.settings import EvaluationSettings
+
+_BOOTSTRAP_DRAWS = 1000  # for the few metrics without a formula; 0 would leave out every standard error
 
 
 def run_benchmarks(path: Path, settings: EvaluationSettings, seed: int) -> list[dict[str, Any]]:
@@ -28,20 +33,22 @@ def run_benchmarks(path: Path, settings: EvaluationSettings, seed: int) -> list[
             f"evaluation.tasks: lm-eval knows no task {', '.join(unknown)}; list its tasks with `lm-eval ls tasks`, or "
             "name the folder of your own with evaluation.include_path"
         )
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")  # else the bootstrap forks this process, model and all
     model = load_for_inference(path)
-    results = lm_eval.simple_evaluate(
-        model=HFLM(pretrained=model, tokenizer=str(path), batch_size=1),
-        tasks=list(settings.tasks),
-        task_manager=manager,
-        num_fewshot=settings.num_fewshot,
-        limit=settings.limit,
-        random_seed=seed,
-        numpy_random_seed=seed,
-        torch_random_seed=seed,
-        fewshot_random_seed=seed,
-        bootstrap_iters=0,
-        log_samples=False,
-    )
+    with redirect_stdout(sys.stderr):  # lm-eval prints what it does
+        results = lm_eval.simple_evaluate(
+            model=HFLM(pretrained=model, tokenizer=str(path), batch_size=1),
+            tasks=list(settings.tasks),
+            task_manager=manager,
+            num_fewshot=settings.num_fewshot,
+            limit=settings.limit,
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+            bootstrap_iters=_BOOTSTRAP_DRAWS,
+            log_samples=False,
+        )
     return [row for task in results["results"] for row in _rows(task, results, settings.limit)]
 
 

@@ -1,8 +1,9 @@
 """`build_family`: from a trained teacher to a family, in one call."""
 
+import os
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,7 @@ def build_family(
     Raises:
         MinitronNasError: If something that was given cannot be used; says what to do.
     """
-    values = {"teacher": source_name(teacher), "sizes": list(sizes), "data": data_name(data), **settings}
+    values = {"teacher": _plan_name(teacher), "sizes": list(sizes), "data": data_name(data), **settings}
     return run_plan(make_plan(with_overrides(values, overrides)), out, teacher, data, display)
 
 
@@ -149,15 +150,26 @@ def run_plan(
     Raises:
         MinitronNasError: If something that was given cannot be used; says what to do.
     """
-    folder = RunFolder(Path(out))
+    folder = RunFolder(Path(out).absolute())
     folder.refuse_foreign()
     if data is None:
         data = data_name(plan.data)
     display = display or default_display()
-    with display.stage("teacher", f"load and check {plan.teacher}") as progress:
-        checkpoint = resolve_teacher(teacher if teacher is not None else plan.teacher, folder.path, progress)
-    preflight(plan, checkpoint, folder)
     with folder.lock():
+        checkpoint = _begin(plan, folder, plan.teacher if teacher is None else teacher, display)
+        engine = Engine(folder, display)
+        tokens = prepare_tokens(engine, plan, checkpoint, data)
+        display.expect(estimate_workload(plan, checkpoint, tokens))
+        _build(engine, plan, checkpoint, tokens)
+    return Family(folder.path)
+
+
+def _begin(plan: FamilyPlan, folder: RunFolder, source: Any, display: Display) -> Checkpoint:
+    """Check the teacher, refuse what cannot work, write the plan, and only then keep a live teacher."""
+    try:
+        with display.stage("teacher", f"load and check {plan.teacher}") as progress:
+            checkpoint = resolve_teacher(source, folder.given, progress)
+        preflight(plan, checkpoint, folder)
         about = {
             "versions": versions(),
             "teacher": {
@@ -167,11 +179,21 @@ def run_plan(
             },
         }
         folder.write_plan(plan.to_dict(), about)
-        engine = Engine(folder, display)
-        tokens = prepare_tokens(engine, plan, checkpoint, data)
-        display.expect(estimate_workload(plan, checkpoint, tokens))
-        _build(engine, plan, checkpoint, tokens)
-    return Family(folder.path)
+        if checkpoint.path.parent != folder.given:
+            return replace(checkpoint, path=checkpoint.path.absolute())
+        shutil.rmtree(folder.teacher, ignore_errors=True)
+        os.replace(checkpoint.path, folder.teacher)
+        return replace(checkpoint, path=folder.teacher)
+    finally:
+        shutil.rmtree(folder.given, ignore_errors=True)
+
+
+def _plan_name(teacher: Any) -> str:
+    """Return what a plan calls a teacher: a path is absolute, so that the plan can be run again."""
+    if isinstance(teacher, tuple):
+        return source_name(teacher)
+    path = Path(teacher).expanduser()
+    return str(path.absolute()) if path.exists() else str(teacher)
 
 
 def _build(engine: Engine, plan: FamilyPlan, teacher: Checkpoint, tokens: Tokens) -> None:
@@ -180,7 +202,7 @@ def _build(engine: Engine, plan: FamilyPlan, teacher: Checkpoint, tokens: Tokens
     source, name = teacher, "teacher"
     for size in plan.descending_sizes:
         hop = Hop(size, source, name)
-        if plan.kd_teacher == "previous":
+        if plan.kd_teacher == "previous" and source is not teacher:
             files = teacher_files(engine, plan, source, name, tokens)
         prepared = prepare_source(engine, plan, hop, tokens)
         winner = find_shape(engine, plan, hop, prepared, tokens, files)

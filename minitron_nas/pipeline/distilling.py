@@ -1,5 +1,6 @@
 """Distillation as a step of its own: a given student learns from a given teacher."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from minitron_nas.families.teacher import resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.pipeline.training import PROOF_TOKENS, stored_dtype, versions
 from minitron_nas.pruning.export import Proof, export_student
-from minitron_nas.storage.run_folder import RunFolder
+from minitron_nas.storage.run_folder import require_new_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ def distill(
     """
     display, settings, text = display or default_display(), settings or DistillationSettings(), text or TextSettings()
     folder = Path(out)
-    RunFolder(folder).refuse_foreign()
+    require_new_folder(folder)
     data_name(data)
     work = folder.with_name(f"{folder.name}.work")
     source = resolve_teacher(student, work / "student")
@@ -119,4 +120,5 @@ def distill(
     }
     prompt = splits.validation.input_ids[:1, :PROOF_TOKENS]
     proof = export_student(model, source.path, folder, stored_dtype(source.path), prompt, lineage)
+    shutil.rmtree(work, ignore_errors=True)
     return Distilled(folder, before, result, proof)

@@ -49,7 +49,7 @@ def evaluate_member(
             "model": name,
             "size": size,
             "role": told["role"],
-            "path": told.get("path", str(teacher.path)),
+            "path": told.get("path", _path_in(engine.folder.path, teacher.path)),
             **checkpoint.architecture.shape(),
             "num_parameters": checkpoint.num_parameters,
             "num_embedding_parameters": count_embedding_parameters(checkpoint.architecture, checkpoint.layout),
@@ -76,6 +76,10 @@ def evaluate_member(
     }
     outputs = [engine.folder.path / EVALUATIONS.file_name]
     engine.stage(f"{name} evaluate", "loss, KL, speed and memory", inputs, outputs, action)
+
+
+def _path_in(run: Path, path: Path) -> str:
+    return str(path.relative_to(run) if path.is_relative_to(run) else path)
 
 
 def _benchmark(engine: Engine, plan: FamilyPlan, name: str, path: Path) -> None:

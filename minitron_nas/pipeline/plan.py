@@ -1,6 +1,6 @@
 """`FamilyPlan`: everything that decides what a run does; no torch."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -96,11 +96,11 @@ def load_plan(path: str | Path, overrides: Iterable[str] = ()) -> FamilyPlan:
     """
     file = Path(path)
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = _read_yaml(file.read_text(encoding="utf-8"), str(file))
     except FileNotFoundError:
         raise PlanError(f"there is no plan {file}") from None
-    except yaml.YAMLError as error:
-        raise PlanError(f"{file} is not YAML: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"{file} cannot be read as a plan: {error}") from None
     if not isinstance(content, dict):
         raise PlanError(f"{file} must hold a mapping such as 'teacher: ...'")
     values = content["plan"] if isinstance(content.get("plan"), dict) else content
@@ -124,15 +124,29 @@ def with_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[
             inner = target.get(parent)
             if parent == "space" and not isinstance(inner, dict):
                 inner = load_space(inner or "default").model_dump(mode="json")
+            if parent == "runner" and isinstance(inner, str):
+                inner = {"kind": inner}
             if inner is None:
                 inner = {}
             if not isinstance(inner, dict):
                 raise PlanError(f"--set {override!r}: {parent} is {inner!r}, which has no key {last!r}")
             target[parent] = inner
             target = inner
-        target[last] = yaml.safe_load(text)
+        target[last] = _read_yaml(text, f"--set {override!r}: the value")
     return result
 
 
+def _read_yaml(text: str, origin: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise PlanError(f"{origin} is not YAML: {' '.join(str(error).split())}") from None
+
+
 def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in _plain(values)}
+
+
+def _plain(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        yield key, value.model_dump(mode="json") if isinstance(value, Settings) else value

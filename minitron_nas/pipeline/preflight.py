@@ -36,4 +36,6 @@ def preflight(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder) -> None:
     hidden_bytes = teacher.architecture.hidden_size * 2
     cache = (plan.distillation.tokens or 0) * hidden_bytes if plan.distillation.teacher_signal == "hidden_cache" else 0
     needed = int(sources + models + max(checkpoints, trials) + cache)
-    require_free_bytes(folder.path, needed, f"this run ({plan.search.num_finalists} trials and {len(sizes)} students)")
+    written = sum(file.stat().st_size for file in folder.path.rglob("*") if file.is_file())
+    purpose = f"this run ({plan.search.num_finalists} trials and {len(sizes)} students)"
+    require_free_bytes(folder.path, max(needed - written, 0), purpose)

@@ -11,6 +11,7 @@ import torch
 from minitron_nas.architecture.costs import count_parameters
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.schedule import Schedule
+from minitron_nas.distillation.signals import HiddenCache
 from minitron_nas.distillation.trainer import CurvePoint, distill
 from minitron_nas.distillation.validation import validate
 from minitron_nas.execution.device import pick_device, release_memory
@@ -77,6 +78,10 @@ def train_member(
         train, validation = files.streams()
         schedule = Schedule.resolve(plan.distillation, tokens.distillation_tokens, plan.text.sequence_length)
         untrained = validate(model, validation.tokens, validation.signal)
+        # A member is measured against the first teacher, whomever it learns from.
+        cache = engine.folder.signal(teacher.fingerprint, "validation")
+        own = files.validation_cache == cache
+        to_first_teacher = untrained if own else validate(model, validation.tokens, HiddenCache(cache))
         checkpoints = engine.folder.checkpoints(name)
         result = distill(
             model, train, validation, plan.distillation, schedule, checkpoints, plan.seed, progress=progress
@@ -94,13 +99,13 @@ def train_member(
             "role": role,
             "path": str(folder.relative_to(engine.folder.path)),
             "tokens_trained": schedule.num_tokens,
-            "untrained_kl_nats": untrained.kl_nats,
+            "untrained_kl_nats": to_first_teacher.kl_nats,
             "proof": asdict(proof),
         }
 
     inputs = {
         "source": hop.source.fingerprint,
-        "teacher": str(files.train_cache or files.teacher),
+        "kd_teacher": (teacher if plan.kd_teacher == "first" else hop.source).fingerprint,
         "shape": shape.to_dict(),
         "role": role,
         "tokens": tokens.fingerprint,

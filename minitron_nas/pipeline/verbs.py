@@ -29,7 +29,7 @@ from minitron_nas.pruning.export import Proof, export_student
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import prepare
 from minitron_nas.pruning.slice import build_student
-from minitron_nas.storage.run_folder import RunFolder
+from minitron_nas.storage.run_folder import require_new_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ def prune(
     """
     display, text, protected = display or default_display(), text or TextSettings(), tuple(protected_layers)
     folder = Path(out)
-    RunFolder(folder).refuse_foreign()
+    require_new_folder(folder)
     data_name(data)
     with TemporaryDirectory(dir=_existing_parent(folder)) as work:
         checkpoint = resolve_teacher(teacher, Path(work))

@@ -59,7 +59,10 @@ def export_student(
     Raises:
         ProofError: If the reloaded model gives other logits.
     """
-    model = model.to(device="cpu", dtype=dtype).eval()
+    model = model.cpu().eval()
+    # Parameters only: rotary frequencies are buffers, which stock loading leaves in float32.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
     expected = _logits(model, prompt)
     with whole_folder(folder) as partial:
         model.save_pretrained(partial, max_shard_size=_SHARD_SIZE)

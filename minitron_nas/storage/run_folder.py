@@ -13,8 +13,8 @@ from minitron_nas.errors import RunFolderError
 from minitron_nas.storage.atomic import write_text
 
 _UNCOMPARED = ("runner",)
-_BEFORE_THE_PLAN = (".lock", ".plan.yaml.partial", "teacher", ".teacher.partial")
-"""What a run may leave before its plan is written; a live teacher is saved to `teacher`."""
+_BEFORE_THE_PLAN = (".lock", ".plan.yaml.partial", ".given")
+"""What a run may leave before its plan is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,16 @@ class RunFolder:
     def plan(self) -> Path:
         """The resolved plan, with versions and the teacher's fingerprint."""
         return self.path / "plan.yaml"
+
+    @property
+    def given(self) -> Path:
+        """Where a live teacher is written until the run has accepted it."""
+        return self.path / ".given"
+
+    @property
+    def teacher(self) -> Path:
+        """A teacher that came as a live model: a stock Hugging Face folder."""
+        return self.path / "teacher"
 
     @property
     def ledger(self) -> Path:
@@ -130,6 +140,16 @@ class RunFolder:
                 f"{self.path} was begun with another plan: {'; '.join(changes)}; go back to the plan that it was begun "
                 "with, or choose another --out"
             )
+
+
+def require_new_folder(path: Path) -> None:
+    """Refuse to write where something lies already.
+
+    Raises:
+        RunFolderError: If the path is a file or a folder that is not empty.
+    """
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise RunFolderError(f"{path} exists and is not empty; choose an empty or new --out")
 
 
 def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:

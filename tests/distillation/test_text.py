@@ -86,7 +86,7 @@ def test_the_seed_alone_decides_the_order(tmp_path, form):
     first = documents(data, seed=1)
     assert documents(data, seed=1) == first
     assert documents(data, seed=2) != first
-    assert TEXTS != first
+    assert first != TEXTS
     assert sorted(first) == sorted(TEXTS)
 
 
@@ -123,17 +123,25 @@ def test_a_missing_column_is_an_error_that_lists_the_columns(tmp_path, form):
         documents(data)
 
 
-@pytest.mark.parametrize("name", ["nothing.txt", "./nothing", "nothing-*", "nothing.parquet"])
-def test_a_missing_file_is_not_looked_for_on_the_hub(tmp_path, monkeypatch, name):
+@pytest.mark.parametrize("name", ["nothing.txt", "./nothing", "nothing-*", "nothing.parquet", "~/nothing"])
+def test_a_plan_refuses_a_missing_file(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(datasets, "load_dataset", None)
     with pytest.raises(DataError, match=r"no file matches .*nothing.*; give an existing file, glob, folder or a hub"):
-        documents(name)
+        data_name(name)
 
 
-def test_an_empty_folder_is_an_error(tmp_path):
+def test_a_plan_refuses_a_folder_without_text(tmp_path):
     with pytest.raises(DataError, match=f"no file matches {tmp_path}"):
-        documents(tmp_path)
+        data_name(tmp_path)
+
+
+def test_a_plan_refuses_files_that_are_all_empty(tmp_path):
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).touch()
+    with pytest.raises(DataError, match=rf"{tmp_path} is empty; give text to calibrate and train on"):
+        data_name(tmp_path)
+    (tmp_path / "b.txt").write_text("text")
+    assert data_name(tmp_path) == str(tmp_path)
 
 
 def test_a_missing_file_cannot_be_read_in_order(tmp_path):

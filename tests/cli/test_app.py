@@ -1,0 +1,275 @@
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from minitron_nas.cli import app
+from minitron_nas.pipeline.build import Family, Member
+from minitron_nas.pipeline.plan import FamilyPlan
+
+SHORT_TEXT = ("--set", "text.sequence_length=64", "--set", "text.calibration_samples=16")
+
+
+class Output:
+    """What a command left: exit code, stdout and stderr."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    def json(self) -> Any:
+        """The whole of stdout as JSON."""
+        assert self.code == 0, self.err
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Output]:
+    """Call `minitron-nas` in this process."""
+
+    def call(*arguments: object) -> Output:
+        monkeypatch.setattr(sys, "argv", ["minitron-nas", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            app.main()
+        captured = capsys.readouterr()
+        return Output(int(stop.value.code or 0), captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture
+def planned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[FamilyPlan, Path]]:
+    """The plans that a build would carry out; a library that prints on stdout among them."""
+    plans: list[tuple[FamilyPlan, Path]] = []
+    members = [Member(name, tmp_path / name, 10, 0.25, 8.0) for name in ("teacher", "90k")]
+
+    class Finished(Family):
+        teacher, members = members[0], [members[1]]
+
+    def run_plan(plan: FamilyPlan, out: Path, *rest: Any, **named: Any) -> Family:
+        print("a library says hello")  # noqa: T201
+        plans.append((plan, out))
+        return Finished(out)
+
+    monkeypatch.setattr("minitron_nas.pipeline.build.run_plan", run_plan)
+    monkeypatch.setattr("minitron_nas.pipeline.demo.run_plan", run_plan)
+    return plans
+
+
+# enumerate
+
+
+def test_enumerate_lists_the_papers_candidates_as_json(run: Callable[..., Output]) -> None:
+    found = run("enumerate", "--space", "minitron-15b-to-4b", "--size", "4B", "--json").json()
+    assert set(found) == {"candidates", "excluded"}
+    assert len(found["candidates"]) == 18
+    assert set(found["candidates"][0]) == {
+        "num_hidden_layers",
+        "hidden_size",
+        "intermediate_size",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "num_parameters",
+    }
+    assert found["excluded"] == {"size_window": 222}
+
+
+def test_enumerate_lists_a_line_per_candidate_and_what_was_left_out(run: Callable[..., Output]) -> None:
+    lines = run("enumerate", "--space", "minitron-15b-to-4b", "--size", "4B").out.splitlines()
+    assert len(lines) == 19
+    assert lines[-1] == "18 candidates; left out: 222 by size_window"
+
+
+# prune, distill, evaluate
+
+
+def test_prune_distill_and_evaluate_follow_one_another(
+    run: Callable[..., Output], trained_teacher: Path, text_file: Path, tmp_path: Path
+) -> None:
+    pruned, distilled = tmp_path / "pruned", tmp_path / "distilled"
+    shape = "intermediate_size=48,num_hidden_layers=4"
+    cut = run(
+        "prune", trained_teacher, "--shape", shape, "--data", text_file, "--out", pruned, *SHORT_TEXT, "--json"
+    ).json()
+    assert set(cut) == {"path", "num_parameters", "proof"}
+    assert set(cut["proof"]) == {"max_abs_difference", "tolerance"}
+    assert json.loads((pruned / "config.json").read_text())["intermediate_size"] == 48
+
+    learning = ("--set", "distillation.learning_rate=0.002", "--set", "distillation.num_evaluations=1")
+    trained = run(
+        *("distill", pruned, "--teacher", trained_teacher, "--data", text_file, "--tokens", "1k"),
+        *("--out", distilled, *SHORT_TEXT, "--set", "text.validation_samples=8", *learning, "--json"),
+    ).json()
+    assert set(trained) == {"path", "untrained_kl_nats", "kl_nats"}
+    assert trained["kl_nats"] < trained["untrained_kl_nats"]
+
+    file = tmp_path / "text.txt"
+    file.write_text("The result of the call is the value of the expression. " * 4)
+    before, after = (
+        run("evaluate", model, "--text", file, "--teacher", trained_teacher, "--json").json()
+        for model in (pruned, distilled)
+    )
+    assert {"loss_nats", "perplexity", "kl_nats", "num_tokens", "num_parameters"} == set(after)
+    assert after["kl_nats"] < before["kl_nats"]
+    assert after["num_parameters"] == cut["num_parameters"]
+
+
+def test_evaluate_gives_the_perplexity_that_transformers_gives(
+    run: Callable[..., Output], trained_teacher: Path, tmp_path: Path
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from minitron_nas.execution.device import compute_dtype
+
+    file = tmp_path / "text.txt"
+    file.write_text("The result of the call is the value of the expression.")
+    tokenizer = AutoTokenizer.from_pretrained(trained_teacher)
+    ids = torch.tensor([[*tokenizer(file.read_text())["input_ids"], tokenizer.eos_token_id]])
+    model = AutoModelForCausalLM.from_pretrained(trained_teacher, dtype=compute_dtype(torch.device("cpu")))
+    with torch.no_grad():
+        expected = model(input_ids=ids, labels=ids).loss.exp().item()
+    result = run("evaluate", trained_teacher, "--text", file, "--json").json()
+    assert result["perplexity"] == pytest.approx(expected, rel=5e-3)
+    assert (result["num_tokens"], result["kl_nats"]) == (ids.shape[1], None)
+
+
+def test_without_json_a_result_is_told_in_words(
+    run: Callable[..., Output], trained_teacher: Path, text_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "student"
+    told = run("prune", trained_teacher, "--shape", "hidden_size=42", "--data", text_file, "--out", out, *SHORT_TEXT)
+    assert told.out == f"{out}: 121,422 parameters; reloaded through AutoModelForCausalLM, logits differ by 0\n"
+    assert "score: importance over" in told.err
+    file = tmp_path / "text.txt"
+    file.write_text("a")
+    lines = run("evaluate", trained_teacher, "--text", file).out.splitlines()
+    assert [line.split()[0] for line in lines] == ["loss_nats", "perplexity", "num_tokens", "num_parameters"]
+    assert lines[2].split() == ["num_tokens", "2"]
+
+
+# build and demo
+
+
+def test_build_turns_its_arguments_into_a_plan(
+    run: Callable[..., Output], planned: list[Any], text_file: Path, tmp_path: Path
+) -> None:
+    told = run(
+        *("build", "owner/name", "--size", "8B", "--size", "4B", "--data", text_file, "--out", tmp_path / "run"),
+        *("--set", "runner=local", "--set", "distillation.tokens=100M", "--json"),
+    )
+    ((plan, out),) = planned
+    assert (plan.teacher, plan.sizes, plan.data) == ("owner/name", (8 * 10**9, 4 * 10**9), str(text_file))
+    assert (plan.runner.kind, plan.distillation.tokens, out) == ("local", 10**8, tmp_path / "run")
+    result = told.json()
+    assert [member["name"] for member in result["members"]] == ["teacher", "90k"]
+    assert set(result["members"][0]) == {"name", "path", "num_parameters", "kl_nats", "perplexity"}
+    assert result["report"] == str(tmp_path / "run" / "report.html")
+    assert "a library says hello" in told.err
+
+
+def test_build_reads_a_plan_and_overrides_it(run: Callable[..., Output], planned: list[Any], tmp_path: Path) -> None:
+    file = tmp_path / "family.yaml"
+    file.write_text(yaml.safe_dump({"teacher": "owner/name", "sizes": ["8B"], "data": "embedded"}))
+    told = run("build", "--plan", file, "--out", tmp_path / "run", "--set", "sizes=[4B]")
+    ((plan, _),) = planned
+    assert plan.sizes == (4 * 10**9,)
+    lines = told.out.splitlines()
+    assert len(lines) == 3
+    assert "KL 0.2500 nats   perplexity 8.00" in lines[1]
+
+
+def test_demo_builds_the_demo(
+    run: Callable[..., Output],
+    planned: list[Any],
+    trained_teacher: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from minitron_nas.families.checkpoint import open_checkpoint
+
+    monkeypatch.setattr(
+        "minitron_nas.pipeline.demo.demo_teacher", lambda out: (open_checkpoint(trained_teacher), "owner/name")
+    )
+    told = run("demo", "--out", tmp_path / "run", "--set", "seed=3", "--json")
+    assert (planned[0][0].teacher, planned[0][0].seed) == ("owner/name", 3)
+    assert told.json()["members"]
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "build needs TEACHER, --size, --data (or --plan FILE)"),
+        (("owner/name", "--size", "8B"), "build needs --data (or --plan FILE)"),
+        (("owner/name", "--data", "embedded"), "build needs --size (or --plan FILE)"),
+        (
+            ("owner/name", "--plan", "family.yaml"),
+            "--plan already says teacher, sizes and data; change them with --set",
+        ),
+        (("--plan", "nowhere.yaml"), "there is no plan nowhere.yaml"),
+        (("owner/name", "--size", "huge", "--data", "embedded"), "the plan: sizes.0: 'huge' is not a count; write a"),
+        (("o/n", "--size", "8B", "--data", "embedded", "--set", "seed"), "--set 'seed' is not of the form key=value"),
+        (("o/n", "--size", "8B", "--data", "embedded", "--set", "a=[1"), "--set 'a=[1': the value is not YAML: while"),
+        (("o/n", "--size", "8B", "--data", "no.txt"), "no file matches no.txt; give an existing file, glob, folder"),
+    ],
+)
+def test_a_build_that_cannot_be_is_refused_in_one_line_with_exit_code_2(
+    run: Callable[..., Output], tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    told = run("build", *arguments, "--out", tmp_path / "run", "--json")
+    assert (told.code, told.out) == (2, "")
+    assert told.err.startswith(f"minitron-nas: {message}")
+    assert told.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("enumerate", "--space", "default", "--size", "4B"), "this space carries no source shape; name a teacher"),
+        (("enumerate", "--space", "minitron-15b-to-4b", "--size", "4 apples"), "--size: '4 apples' is not a count"),
+        (("evaluate", "nowhere", "--text", "x.txt"), "there is no teacher at 'nowhere'; give a folder"),
+        (("prune", "x", "--shape", "wide", "--data", "y", "--out", "z"), "--shape 'wide' is not of the form"),
+        (("distill", "nowhere", "--teacher", "x", "--data", "embedded", "--out", "z"), "there is no teacher at 'now"),
+        (("report", "nowhere"), "nowhere"),
+    ],
+)
+def test_each_verb_refuses_in_one_line_with_exit_code_2(
+    run: Callable[..., Output], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = run(*arguments)
+    assert (told.code, told.out) == (2, "")
+    assert told.err.startswith(f"minitron-nas: {message}")
+    assert told.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_our_own_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: Any) -> None:
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr("minitron_nas.pipeline.listing.enumerate_size", broken)
+    monkeypatch.setattr(sys, "argv", ["minitron-nas", "enumerate", "--space", "default", "--size", "4B"])
+    with pytest.raises(ZeroDivisionError, match="a defect"):
+        app.main()
+
+
+def test_a_wrong_option_is_told_with_the_usage(run: Callable[..., Output]) -> None:
+    told = run("evaluate", "model", "--txt", "x")
+    assert (told.code, told.out) == (2, "")
+    assert "No such option: --txt" in told.err
+
+
+@pytest.mark.parametrize("verb", ["build", "demo", "enumerate", "prune", "distill", "evaluate", "report"])
+def test_every_verb_explains_itself_on_stdout(run: Callable[..., Output], verb: str) -> None:
+    told = run(verb, "--help")
+    assert (told.code, told.err) == (0, "")
+    assert f"minitron-nas {verb}" in told.out
+    assert "--json" in told.out

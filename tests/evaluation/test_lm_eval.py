@@ -1,0 +1,93 @@
+"""Benchmarks on a local task whose right answers are known."""
+
+import functools
+import json
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from lm_eval.tasks import TaskManager
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from minitron_nas.errors import PlanError
+from minitron_nas.evaluation import lm_eval
+from minitron_nas.evaluation.settings import EvaluationSettings
+from minitron_nas.testing import tiny_checkpoint
+
+TASKS = Path(__file__).parent / "tasks"
+
+
+@pytest.fixture(autouse=True)
+def _offline(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("minitron_nas.distillation.signals.compute_dtype", lambda device: torch.float32)
+    # Reading all tasks that lm-eval brings takes ten seconds.
+    monkeypatch.setattr(lm_eval, "TaskManager", functools.partial(TaskManager, include_defaults=False))
+    monkeypatch.chdir(TASKS)  # the task names its data relative to here
+
+
+def run(path, **values):
+    settings = EvaluationSettings(**{"tasks": ("tiny_sums",), "include_path": str(TASKS), **values})
+    return lm_eval.run_benchmarks(path, settings, seed=0)
+
+
+def accuracy_by_hand(path, num_documents):
+    """The share of sums whose right answer has the higher log-probability, without lm-eval."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    rows = [json.loads(line) for line in (TASKS / "sums.jsonl").read_text().splitlines()[:num_documents]]
+    right = 0
+    for row in rows:
+        start = tokenizer(f"{row['question']} =")["input_ids"]
+        scores = []
+        for choice in row["choices"]:
+            ids = tokenizer(f"{row['question']} = {choice}")["input_ids"]
+            with torch.no_grad():
+                log_probs = model(torch.tensor([ids])).logits[0].log_softmax(dim=-1)
+            scores.append(sum(log_probs[i - 1, ids[i]].item() for i in range(len(start), len(ids))))
+        right += scores.index(max(scores)) == row["answer"]
+    return right / len(rows)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_task_gives_a_row_per_metric_with_the_accuracy_that_the_logits_give(tmp_path, seed):
+    path = tiny_checkpoint(tmp_path / "model", "llama", seed)
+    rows = {row["metric"]: row for row in run(path)}
+    assert sorted(rows) == ["acc,none", "acc_norm,none"]
+    assert rows["acc,none"]["value"] == pytest.approx(accuracy_by_hand(path, 5))
+    told = {key: rows["acc,none"][key] for key in ("task", "task_version", "num_fewshot", "limit")}
+    assert told == {"task": "tiny_sums", "task_version": "2.0", "num_fewshot": 0, "limit": None}
+
+
+def test_limit_and_examples_of_the_settings_are_used_and_told(tmp_path):
+    path = tiny_checkpoint(tmp_path / "model", "llama")
+    row = run(path, limit=3, num_fewshot=1)[0]
+    assert (row["limit"], row["num_fewshot"]) == (3, 1)
+    assert row["value"] * 3 == pytest.approx(round(row["value"] * 3))
+
+
+def test_the_standard_error_is_that_of_a_mean_of_zeros_and_ones(tmp_path):
+    row = run(tiny_checkpoint(tmp_path / "model", "llama"))[0]
+    assert 0 < row["value"] < 1
+    assert row["standard_error"] == pytest.approx((row["value"] * (1 - row["value"]) / (5 - 1)) ** 0.5)
+
+
+def test_what_lm_eval_prints_is_kept_from_stdout_which_carries_results(tmp_path, monkeypatch, capsys):
+    path = tiny_checkpoint(tmp_path / "model", "llama")
+
+    def evaluate(**arguments):
+        sys.stdout.write("bootstrapping for stddev: perplexity")
+        return {"results": {}}
+
+    monkeypatch.setattr("lm_eval.simple_evaluate", evaluate)
+    assert run(path) == []
+    assert capsys.readouterr().out == ""
+
+
+def test_an_unknown_task_is_refused_before_the_model_is_loaded(tmp_path):
+    with pytest.raises(
+        PlanError,
+        match=r"evaluation\.tasks: lm-eval knows no task tiny_products, none; list its tasks with `lm-eval ls tasks`",
+    ):
+        run(tmp_path / "missing", tasks=("tiny_sums", "tiny_products", "none"))

@@ -1,0 +1,88 @@
+import gc
+import weakref
+
+import pytest
+import torch
+
+from minitron_nas.execution import device as module
+from minitron_nas.execution.device import compute_dtype, pick_device, release_memory
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    def pretend(count, bf16=True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
+
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    return pretend
+
+
+def test_without_an_accelerator_it_is_the_cpu(gpus):
+    gpus(0)
+    assert pick_device() == CPU
+
+
+@pytest.mark.parametrize(("rank", "index"), [(None, 0), ("0", 0), ("1", 1), ("3", 1)])
+def test_every_local_rank_has_its_own_accelerator(gpus, monkeypatch, rank, index):
+    gpus(2)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    assert pick_device() == torch.device("cuda", index)
+
+
+@pytest.mark.parametrize(("bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_an_accelerator_computes_in_bfloat16_where_it_can(gpus, bf16, dtype):
+    gpus(1, bf16)
+    assert compute_dtype(GPU) == dtype
+
+
+@pytest.mark.parametrize(
+    ("supported", "capability", "dtype"),
+    [
+        (True, "AVX512", torch.bfloat16),
+        (True, "AVX2", torch.float32),
+        (False, "AVX512", torch.float32),
+        (False, "DEFAULT", torch.float32),
+    ],
+)
+def test_a_cpu_computes_in_bfloat16_only_where_that_is_native(monkeypatch, supported, capability, dtype):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert compute_dtype(CPU) == dtype
+
+
+def test_this_machine_computes_in_what_it_says():
+    device = pick_device()
+    ones = torch.ones(2, 2, device=device, dtype=compute_dtype(device))
+    assert (ones @ ones).tolist() == [[2, 2], [2, 2]]
+
+
+def test_memory_of_what_refers_to_itself_is_given_back(gpus, monkeypatch):
+    emptied = []
+    gpus(1)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
+
+    class Model:
+        pass
+
+    gc.disable()
+    try:
+        model = Model()
+        model.itself, gone = model, weakref.ref(model)
+        del model
+        assert gone() is not None
+        release_memory()
+        assert gone() is None
+    finally:
+        gc.enable()
+    assert emptied == [True]
+
+
+def test_without_an_accelerator_there_is_no_cache_to_empty(gpus, monkeypatch):
+    gpus(0)
+    monkeypatch.setattr(module.torch.cuda, "empty_cache", lambda: pytest.fail("there is no accelerator"))
+    release_memory()

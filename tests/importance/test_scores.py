@@ -1,0 +1,86 @@
+import dataclasses
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from minitron_nas.importance import scores as module
+from minitron_nas.importance.scores import ImportanceScores, descending
+from minitron_nas.storage.schemas import SCORES
+from minitron_nas.storage.tables import read_rows
+
+SCORED = ImportanceScores(
+    hidden=torch.tensor([0.5, 3.0, 1.0]),
+    neurons=torch.tensor([[4.0, 1.0], [2.0, 2.5]]),
+    heads=torch.tensor([[1.0, 2.0], [4.0, 3.0]]),
+    kv_groups=torch.tensor([[7.0], [8.0]]),
+    layers=torch.tensor([0.25, 0.75]),
+)
+
+
+def test_scores_come_back_to_the_bit(tmp_path):
+    SCORED.save(tmp_path / "scores", {})
+    loaded = ImportanceScores.load(tmp_path / "scores")
+    for field in dataclasses.fields(ImportanceScores):
+        assert torch.equal(getattr(loaded, field.name), getattr(SCORED, field.name))
+
+
+def test_what_the_scores_are_about_stands_in_the_file(tmp_path):
+    SCORED.save(tmp_path / "scores", {"source": "abc", "num_samples": "12"})
+    with safe_open(tmp_path / "scores" / "scores.safetensors", framework="pt") as file:
+        assert file.metadata() == {"source": "abc", "num_samples": "12"}
+
+
+def test_the_table_ranks_every_unit_within_its_axis_and_layer(tmp_path):
+    SCORED.save(tmp_path / "scores", {})
+    rows = read_rows(tmp_path / "scores", SCORES)
+    assert [(row["axis"], row["layer"], row["index"], row["score"], row["rank"]) for row in rows] == [
+        ("hidden_size", None, 0, 0.5, 2),
+        ("hidden_size", None, 1, 3.0, 0),
+        ("hidden_size", None, 2, 1.0, 1),
+        ("intermediate_size", 0, 0, 4.0, 0),
+        ("intermediate_size", 0, 1, 1.0, 1),
+        ("num_attention_heads", 0, 0, 1.0, 1),
+        ("num_attention_heads", 0, 1, 2.0, 0),
+        ("num_key_value_heads", 0, 0, 7.0, 0),
+        ("intermediate_size", 1, 0, 2.0, 1),
+        ("intermediate_size", 1, 1, 2.5, 0),
+        ("num_attention_heads", 1, 0, 4.0, 0),
+        ("num_attention_heads", 1, 1, 3.0, 1),
+        ("num_key_value_heads", 1, 0, 8.0, 0),
+        ("layer", None, 0, 0.25, 1),
+        ("layer", None, 1, 0.75, 0),
+    ]
+
+
+def test_ranks_follow_a_cycle_of_three_in_the_right_direction(tmp_path):
+    # Sorted, the indices are 2, 0, 1: the inverse permutation differs from the permutation itself.
+    cycle = dataclasses.replace(SCORED, hidden=torch.tensor([2.0, 1.0, 3.0]))
+    cycle.save(tmp_path / "scores", {})
+    ranks = [row["rank"] for row in read_rows(tmp_path / "scores", SCORES) if row["axis"] == "hidden_size"]
+    assert ranks == [1, 2, 0]
+
+
+def test_equal_scores_keep_their_order():
+    assert descending(torch.tensor([1.0, 2.0, 1.0, 2.0, 1.0])).tolist() == [1, 3, 0, 2, 4]
+
+
+def test_the_same_scores_are_the_same_bytes(tmp_path):
+    for name in ("one", "two"):
+        SCORED.save(tmp_path / name, {"source": "abc"})
+    for file in ("scores.safetensors", "scores.parquet"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_a_save_that_fails_leaves_the_old_scores_and_nothing_else(tmp_path, monkeypatch):
+    folder = tmp_path / "scores"
+    SCORED.save(folder, {})
+
+    def full_disk(*args):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(module, "write_rows", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        dataclasses.replace(SCORED, hidden=torch.zeros(3)).save(folder, {})
+    assert torch.equal(ImportanceScores.load(folder).hidden, SCORED.hidden)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["scores"]

@@ -1,0 +1,45 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minitron_nas.errors import PlanError
+from minitron_nas.families.checkpoint import open_checkpoint
+from minitron_nas.pipeline import demo
+from minitron_nas.pipeline.listing import enumerate_size
+from minitron_nas.pipeline.plan import FamilyPlan
+
+
+@pytest.fixture
+def planned(monkeypatch: pytest.MonkeyPatch, trained_teacher: Path) -> list[FamilyPlan]:
+    """The plans that a demo would carry out, with a small model in the place of SmolLM2."""
+    plans: list[FamilyPlan] = []
+    monkeypatch.setattr(demo, "demo_teacher", lambda out: (open_checkpoint(trained_teacher), "owner/name"))
+    monkeypatch.setattr(demo, "run_plan", lambda plan, out, display: plans.append(plan))
+    return plans
+
+
+def test_the_demo_builds_two_sizes_from_text_that_every_machine_has(
+    planned: list[FamilyPlan], tmp_path: Path
+) -> None:
+    demo.run_demo(tmp_path)
+    (plan,) = planned
+    assert (plan.teacher, plan.sizes, plan.data) == ("owner/name", (110_000_000, 94_000_000), "embedded")
+    assert (plan.baselines, plan.runner.kind) == (True, "ray")
+
+
+def test_the_demo_can_be_changed(planned: list[FamilyPlan], tmp_path: Path) -> None:
+    demo.run_demo(tmp_path, ("distillation.tokens=1M", "runner=local"))
+    assert (planned[0].distillation.tokens, planned[0].runner.kind) == (10**6, "local")
+
+
+def test_a_wrong_change_is_refused(planned: list[FamilyPlan], tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="unknown key 'tokens'"):
+        demo.run_demo(tmp_path, ("tokens=1M",))
+
+
+@pytest.mark.parametrize("size", ["110M", "94M"])
+def test_each_size_of_the_demo_has_a_choice_of_candidates(size: str) -> None:
+    settings: dict[str, Any] = demo.DEMO_SETTINGS
+    assert size in settings["sizes"]
+    assert len(enumerate_size(settings["space"], size).candidates) > settings["search"]["num_finalists"]

@@ -1,0 +1,105 @@
+import sys
+
+import pytest
+
+from minitron_nas.pipeline.display import ConsoleDisplay, Quiet, default_display
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds since the start, under the test's control."""
+    now = [0.0]
+    monkeypatch.setattr("minitron_nas.pipeline.display.time.monotonic", lambda: now[0])
+    return now
+
+
+def test_a_stage_is_told_on_stderr_when_it_begins_and_when_it_ends(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ConsoleDisplay().stage("110M distil", "full distillation"):
+        clock[0] += 12
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err == "110M distil: full distillation ...\n110M distil: full distillation, done in 12 s\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0, "0 s"), (89, "89 s"), (90, "2 min"), (5399, "90 min"), (5400, "1.5 h")]
+)
+def test_a_time_is_told_in_the_unit_that_people_use(
+    clock: list[float], capsys: pytest.CaptureFixture[str], seconds: int, words: str
+) -> None:
+    with ConsoleDisplay().stage("stage", "work"):
+        clock[0] += seconds
+    assert capsys.readouterr().err.endswith(f"done in {words}\n")
+
+
+def test_the_time_left_follows_from_the_work_that_is_done(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    display = ConsoleDisplay()
+    display.expect({"first": 100.0, "second": 200.0})
+    with display.stage("first", "work"):
+        clock[0] += 30
+    assert capsys.readouterr().err.splitlines()[-1] == "first: work, done in 30 s; about 60 s left"
+    with display.stage("second", "work") as progress:
+        clock[0] += 30
+        progress(1, 2)
+    assert "second: 50%; about 30 s left" in capsys.readouterr().err
+
+
+def test_stages_that_an_earlier_process_finished_say_nothing_about_our_pace(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    display = ConsoleDisplay()
+    display.expect({"before": 700.0, "first": 100.0, "second": 200.0})
+    display.skip("before")
+    assert capsys.readouterr().err == "before: finished before\n"
+    with display.stage("first", "work"):
+        clock[0] += 10
+    assert capsys.readouterr().err.splitlines()[-1] == "first: work, done in 10 s; about 20 s left"
+
+
+def test_progress_without_a_terminal_is_a_line_every_twenty_seconds(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ConsoleDisplay().stage("stage", "work") as progress:
+        for done in range(101):
+            clock[0] += 1
+            progress(done, 100)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[1:-1] == [f"stage: {percent}%" for percent in (19, 39, 59, 79, 99)]
+
+
+def test_a_long_line_and_brackets_are_left_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    title = f"load [red]{'x' * 200}[/red]"
+    with ConsoleDisplay().stage("stage", title):
+        pass
+    assert capsys.readouterr().err.splitlines()[0] == f"stage: {title} ..."
+
+
+def test_a_stage_of_no_work_can_be_finished(capsys: pytest.CaptureFixture[str]) -> None:
+    with ConsoleDisplay().stage("stage", "work") as progress:
+        progress(0, 0)
+    assert "done in 0 s" in capsys.readouterr().err
+
+
+def test_a_stage_that_fails_is_not_told_as_done(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(OSError, match="fire"), ConsoleDisplay().stage("stage", "work"):
+        raise OSError("fire")
+    assert "done" not in capsys.readouterr().err
+
+
+def test_quiet_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    display = Quiet()
+    display.expect({"stage": 1.0})
+    display.skip("stage")
+    with display.stage("stage", "work") as progress:
+        progress(1, 2)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_without_stderr_there_is_nothing_to_show_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(default_display(), ConsoleDisplay)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert isinstance(default_display(), Quiet)

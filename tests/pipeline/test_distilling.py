@@ -1,0 +1,141 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from minitron_nas.distillation.settings import DistillationSettings, TextSettings
+from minitron_nas.errors import CheckpointError, DataError, RunFolderError
+from minitron_nas.pipeline import distilling
+from minitron_nas.pipeline.display import Quiet
+from minitron_nas.pipeline.distilling import Distilled
+from minitron_nas.pipeline.verbs import evaluate, prune
+from minitron_nas.testing import tiny_checkpoint
+
+TEXT = TextSettings(sequence_length=64, calibration_samples=16, validation_samples=8)
+SETTINGS = DistillationSettings(
+    tokens=2048, batch_sequences=4, micro_batch_sequences=4, learning_rate=2e-3, num_evaluations=1, checkpoint_minutes=0
+)
+
+
+@pytest.fixture(scope="module")
+def student(trained_teacher: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained teacher without half of its neurons."""
+    out = tmp_path_factory.mktemp("pruned") / "student"
+    return prune(trained_teacher, {"intermediate_size": 48}, text_file, out, TEXT, display=Quiet()).path
+
+
+@pytest.fixture
+def distill(student: Path, trained_teacher: Path, text_file: Path) -> Callable[..., Distilled]:
+    """Distil for eight steps; arguments replace the defaults."""
+
+    def call(out: Path, **changes: Any) -> Distilled:
+        arguments = {"student": student, "teacher": trained_teacher, "data": text_file, "settings": SETTINGS}
+        return distilling.distill(**{**arguments, **changes}, out=out, text=TEXT, display=Quiet())
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def distilled(student: Path, trained_teacher: Path, text_file: Path, tmp_path_factory: Any) -> Distilled:
+    out = tmp_path_factory.mktemp("distilled") / "student"
+    return distilling.distill(student, trained_teacher, text_file, out, SETTINGS, TEXT, display=Quiet())
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def test_a_student_comes_closer_to_the_teacher(distilled: Distilled, student: Path) -> None:
+    assert distilled.result.final.kl_nats < 0.8 * distilled.before.kl_nats
+    assert weights(distilled.path) != weights(student)
+
+
+def test_the_student_given_stays_as_it_was(
+    distill: Callable[..., Distilled], student: Path, tmp_path: Path
+) -> None:
+    before = weights(student)
+    distill(tmp_path / "out")
+    assert weights(student) == before
+
+
+def test_the_result_is_a_stock_folder_with_proof_and_lineage(distilled: Distilled, student: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(distilled.path, trust_remote_code=False)
+    assert model.config.intermediate_size == 48
+    assert distilled.proof.max_abs_difference <= distilled.proof.tolerance
+    lineage = json.loads((distilled.path / "lineage.json").read_text())
+    assert (lineage["tokens_trained"], lineage["source"]["name"]) == (2048, student.name)
+
+
+def test_the_gain_shows_on_other_text(
+    distilled: Distilled, student: Path, trained_teacher: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("A function returns the value of an expression, and None if there is no expression. " * 5)
+    before, after = (evaluate(f, file, trained_teacher, display=Quiet()) for f in (student, distilled.path))
+    assert after.kl_nats < before.kl_nats
+
+
+def test_nothing_is_left_beside_a_finished_student(distilled: Distilled) -> None:
+    assert [path.name for path in distilled.path.parent.iterdir()] == ["student"]
+
+
+def test_the_same_call_gives_the_same_bytes(
+    distill: Callable[..., Distilled], distilled: Distilled, tmp_path: Path
+) -> None:
+    assert weights(distill(tmp_path / "out").path) == weights(distilled.path)
+
+
+def test_a_killed_call_goes_on_from_its_checkpoint_to_the_same_bytes(
+    distill: Callable[..., Distilled], distilled: Distilled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class KilledError(BaseException):
+        pass
+
+    def kill(*args: Any) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(distilling, "export_student", kill)
+        with pytest.raises(KilledError):
+            distill(tmp_path / "out")
+    (checkpoint,) = (tmp_path / "out.work" / "checkpoints").iterdir()
+    assert checkpoint.name == "checkpoint-7"
+    assert weights(distill(tmp_path / "out").path) == weights(distilled.path)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_other_settings_do_not_go_on_from_the_checkpoint_of_a_killed_call(
+    distill: Callable[..., Distilled], distilled: Distilled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    other = SETTINGS.model_copy(update={"learning_rate": 1e-2})
+    with monkeypatch.context() as patch:
+        patch.setattr(distilling, "export_student", kill)
+        with pytest.raises(KeyboardInterrupt):
+            distill(tmp_path / "out", settings=other)
+    assert weights(distill(tmp_path / "out").path) == weights(distilled.path)
+
+
+def test_another_vocabulary_is_refused(distill: Callable[..., Distilled], tmp_path: Path) -> None:
+    other = tiny_checkpoint(tmp_path / "other", "llama", vocab_size=300)
+    with pytest.raises(CheckpointError, match=r"the student's vocabulary has 300 entries and the teacher's 320"):
+        distill(tmp_path / "out", student=other)
+    assert not (tmp_path / "out").exists()
+
+
+def test_text_that_is_missing_is_refused_before_any_work(distill: Callable[..., Distilled], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no file matches"):
+        distill(tmp_path / "out", data=tmp_path / "nowhere.txt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_holds_something_is_never_replaced(distill: Callable[..., Distilled], tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text("mine")
+    with pytest.raises(RunFolderError, match=r"exists and is not empty; choose an empty or new --out"):
+        distill(tmp_path)
+    assert (tmp_path / "plan.yaml").read_text() == "mine"

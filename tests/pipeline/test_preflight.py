@@ -1,0 +1,86 @@
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minitron_nas.errors import DiskSpaceError, InvalidArchitectureError, SpaceError
+from minitron_nas.families.checkpoint import Checkpoint, open_checkpoint
+from minitron_nas.pipeline.plan import FamilyPlan, make_plan, with_overrides
+from minitron_nas.pipeline.preflight import preflight
+from minitron_nas.storage.run_folder import RunFolder
+
+TEACHER_BYTES = 138_768 * 4
+ADAM_BYTES = 12
+"""Of one parameter in training: its float32 weight and two moments."""
+
+
+@pytest.fixture(scope="module")
+def teacher(trained_teacher: Path) -> Checkpoint:
+    return open_checkpoint(trained_teacher)
+
+
+def plan_of(settings: dict[str, Any], *overrides: str) -> FamilyPlan:
+    values = {"teacher": "x", "sizes": ["90k"], "data": "x", "baselines": False, **settings}
+    return make_plan(with_overrides(values, ("distillation.tokens=1k", "search.num_finalists=1", *overrides)))
+
+
+def give_disk(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    usage = shutil._ntuple_diskusage(total=2 * free, used=free, free=free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "needed"),
+    [
+        # the sorted teacher, one student, its last two checkpoints, the cache of the teacher's states
+        ((), TEACHER_BYTES + 90_000 * 4 + 2 * 90_000 * ADAM_BYTES + 1000 * 48 * 2),
+        (("distillation.teacher_signal=online",), TEACHER_BYTES + 90_000 * 4 + 2 * 90_000 * ADAM_BYTES),
+        (("search.num_finalists=3",), TEACHER_BYTES + 90_000 * 4 + 3 * 90_000 * ADAM_BYTES + 1000 * 48 * 2),
+        (("baselines=true",), TEACHER_BYTES + 3 * 90_000 * 4 + 2 * 90_000 * ADAM_BYTES + 1000 * 48 * 2),
+        # the larger student is sorted too
+        (
+            ("sizes=[60k, 90k]",),
+            TEACHER_BYTES + 90_000 * 4 + 150_000 * 4 + 2 * 90_000 * ADAM_BYTES + 1000 * 48 * 2,
+        ),
+    ],
+    ids=["least", "online", "more trials", "baselines", "two sizes"],
+)
+def test_the_disk_must_hold_what_the_run_will_write(
+    teacher: Checkpoint,
+    tiny_settings: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: tuple[str, ...],
+    needed: int,
+) -> None:
+    plan, folder = plan_of(tiny_settings, *overrides), RunFolder(tmp_path / "run")
+    give_disk(monkeypatch, needed)
+    preflight(plan, teacher, folder)
+    give_disk(monkeypatch, needed - 1)
+    with pytest.raises(DiskSpaceError, match=r"this run \(\d trials and \d students\) needs 0\.00 GB in .*free some"):
+        preflight(plan, teacher, folder)
+    assert not folder.path.exists()
+
+
+def test_what_an_earlier_process_wrote_is_not_asked_for_again(
+    teacher: Checkpoint, tiny_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "prepared").write_bytes(bytes(TEACHER_BYTES))
+    give_disk(monkeypatch, 90_000 * 4 + 2 * 90_000 * ADAM_BYTES + 1000 * 48 * 2)
+    preflight(plan_of(tiny_settings), teacher, RunFolder(tmp_path))
+
+
+@pytest.mark.parametrize("layer", [5, -6])
+def test_a_protected_layer_must_exist(
+    teacher: Checkpoint, tiny_settings: dict[str, Any], tmp_path: Path, layer: int
+) -> None:
+    with pytest.raises(InvalidArchitectureError, match=f"protected layer {layer} does not exist"):
+        preflight(plan_of(tiny_settings, f"space.protected_layers=[{layer}]"), teacher, RunFolder(tmp_path))
+
+
+def test_every_size_is_enumerated_before_the_first_is_built(
+    teacher: Checkpoint, tiny_settings: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(SpaceError, match=r"no shape has between 9,500 and 10,500 parameters \(size 10k\)"):
+        preflight(plan_of(tiny_settings, "sizes=[90k, 10k]"), teacher, RunFolder(tmp_path))

@@ -1,0 +1,55 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minitron_nas.architecture.costs import forward_flops_per_token
+from minitron_nas.families.checkpoint import open_checkpoint
+from minitron_nas.pipeline.build import Family
+from minitron_nas.pipeline.plan import FamilyPlan, load_plan
+from minitron_nas.pipeline.sources import Tokens
+from minitron_nas.pipeline.workload import estimate_workload
+
+LOADING = 1500
+"""Loading a model is counted as the forward pass of so many tokens."""
+
+
+@pytest.fixture
+def estimate(family: Family, trained_teacher: Path) -> Any:
+    def call(*overrides: str) -> dict[str, float]:
+        plan: FamilyPlan = load_plan(family.path / "plan.yaml", overrides)
+        return estimate_workload(plan, open_checkpoint(trained_teacher), Tokens(family.path / "tokens", "", 10_000))
+
+    return call
+
+
+def test_every_stage_that_costs_anything_is_expected(family: Family, estimate: Any) -> None:
+    done = {json.loads(line)["stage"] for line in (family.path / "ledger.jsonl").read_text().splitlines()}
+    assert set(estimate()) == done - {"text", "teacher sort", "90k sort"}
+
+
+def test_the_expected_work_of_the_teacher_is_its_flops_times_its_tokens(
+    family: Family, estimate: Any, trained_teacher: Path
+) -> None:
+    teacher = open_checkpoint(trained_teacher)
+    flops = forward_flops_per_token(teacher.architecture, teacher.layout, 32)
+    tokens = {name: Tokens(family.path / "tokens", "", 0).part(name).num_tokens for name in ("validation", "train")}
+    work = estimate()
+    assert work["teacher evaluate"] == flops * (tokens["validation"] + 3 * LOADING)
+    assert work["teacher signal"] == flops * (tokens["validation"] + tokens["train"])
+    assert estimate("distillation.teacher_signal=online")["teacher signal"] == flops * tokens["validation"]
+
+
+def test_the_work_of_a_student_grows_with_its_size_and_tokens(family: Family, estimate: Any) -> None:
+    work = estimate()
+    assert work["90k distil"] == work["90k-random distil"] == pytest.approx(1.5 * work["60k distil"])
+    assert estimate("distillation.num_evaluations=8")["60k distil"] > work["60k distil"]
+
+
+def test_without_baselines_their_work_is_not_expected(estimate: Any) -> None:
+    assert not [stage for stage in estimate("baselines=false") if "-" in stage]
+
+
+def test_a_student_that_teaches_the_next_one_has_to_speak_too(estimate: Any) -> None:
+    assert set(estimate("kd_teacher=previous")) - set(estimate()) == {"90k signal"}

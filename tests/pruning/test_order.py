@@ -1,0 +1,189 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minitron_nas.architecture.layout import HIDDEN, KEYS, NEURONS, QUERIES, VOCAB
+from minitron_nas.architecture.spec import Architecture
+from minitron_nas.errors import InvalidArchitectureError
+from minitron_nas.importance.scores import ImportanceScores
+from minitron_nas.pruning.order import PruningOrder
+
+SHAPE = Architecture("llama", 3, 4, 5, 6, 2, 2, vocab_size=10)
+SCORES = ImportanceScores(
+    hidden=torch.tensor([1.0, 4.0, 2.0, 3.0]),
+    neurons=torch.tensor([[5.0, 1.0, 4.0, 2.0, 3.0], [1.0, 2.0, 3.0, 4.0, 5.0], [9.0, 8.0, 7.0, 6.0, 5.0]]),
+    heads=torch.tensor(
+        [[1.0, 9.0, 5.0, 60.0, 20.0, 40.0], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [6.0, 5.0, 4.0, 3.0, 2.0, 1.0]]
+    ),
+    kv_groups=torch.tensor([[1.0, 2.0], [3.0, 1.0], [1.0, 3.0]]),
+    layers=torch.tensor([0.1, 0.3, 0.2]),
+)
+ORDER = PruningOrder.from_scores(SCORES, SHAPE, ())
+DIMS = (HIDDEN, NEURONS, KEYS, QUERIES)
+
+
+def kept_of_teacher(dim, layer, target, order=ORDER, source=SHAPE):
+    """Which of the teacher's own entries a candidate keeps, in its order."""
+    return order.sorted_indices(dim, layer, source)[order.kept_indices(dim, layer, source, target)].tolist()
+
+
+def test_every_axis_is_ranked_as_by_hand():
+    assert ORDER.hidden.tolist() == [1, 3, 2, 0]
+    assert ORDER.neurons[0].tolist() == [0, 2, 4, 3, 1]
+    assert ORDER.kv_groups.tolist() == [[1, 0], [0, 1], [1, 0]]
+    assert ORDER.layers.tolist() == [1, 2, 0]
+
+
+def test_query_heads_are_ranked_within_their_own_group():
+    # Of all six heads of layer 0 the best three lie in group 1; yet each group keeps its own best.
+    assert ORDER.group_heads[0].tolist() == [[1, 2, 0], [0, 2, 1]]
+
+
+def test_sorting_puts_the_best_group_first_and_its_best_head_first():
+    # Group 1 before group 0: heads 3, 5, 4 and then 1, 2, 0, two channels each.
+    assert ORDER.sorted_indices(QUERIES, 0, SHAPE).tolist() == [6, 7, 10, 11, 8, 9, 2, 3, 4, 5, 0, 1]
+    assert ORDER.sorted_indices(KEYS, 0, SHAPE).tolist() == [2, 3, 0, 1]
+    assert ORDER.sorted_indices(HIDDEN, 0, SHAPE).tolist() == [1, 3, 2, 0]
+    assert ORDER.sorted_indices(NEURONS, 1, SHAPE).tolist() == [4, 3, 2, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "dim", "layer", "kept"),
+    [
+        ({"hidden_size": 2}, HIDDEN, 0, [1, 3]),
+        ({"intermediate_size": 3}, NEURONS, 0, [0, 2, 4]),
+        ({"num_attention_heads": 4}, QUERIES, 0, [2, 3, 4, 5, 6, 7, 10, 11]),
+        ({"num_attention_heads": 2}, QUERIES, 0, [2, 3, 6, 7]),
+        ({"num_key_value_heads": 1}, QUERIES, 0, [6, 7, 8, 9, 10, 11]),
+        ({"num_key_value_heads": 1}, KEYS, 0, [2, 3]),
+        ({"num_key_value_heads": 1, "num_attention_heads": 2}, QUERIES, 1, [2, 3, 4, 5]),
+        ({"num_attention_heads": 2}, KEYS, 0, [0, 1, 2, 3]),
+    ],
+)
+def test_what_stays_is_as_by_hand_in_the_teachers_order(changes, dim, layer, kept):
+    assert kept_of_teacher(dim, layer, SHAPE.reshaped(changes)) == kept
+
+
+def test_the_vocabulary_is_neither_sorted_nor_cut():
+    assert ORDER.sorted_indices(VOCAB, 0, SHAPE) is None
+    assert ORDER.kept_indices(VOCAB, 0, SHAPE, SHAPE) is None
+
+
+def test_the_layers_that_stay_are_the_most_important_ones_in_order():
+    assert [ORDER.kept_layers(count) for count in (3, 2, 1)] == [[0, 1, 2], [1, 2], [1]]
+
+
+def test_protected_layers_stay_to_the_last():
+    order = PruningOrder.from_scores(SCORES, SHAPE, (0, -1))
+    assert [order.kept_layers(count) for count in (3, 2)] == [[0, 1, 2], [0, 2]]
+
+
+@pytest.mark.parametrize("layer", [3, 7, -4])
+def test_a_protected_layer_that_does_not_exist_is_refused_with_those_that_do(layer):
+    message = rf"protected layer {layer} does not exist; the source has 3 layers \(0 to 2, or -3 to -1"
+    with pytest.raises(InvalidArchitectureError, match=message):
+        PruningOrder.from_scores(SCORES, SHAPE, (0, layer))
+
+
+def test_the_scores_stay_as_they_are():
+    PruningOrder.from_scores(SCORES, SHAPE, (0, -1))
+    assert SCORES.layers.tolist() == pytest.approx([0.1, 0.3, 0.2])
+
+
+def test_an_order_comes_back_from_its_file(tmp_path):
+    ORDER.save(tmp_path / "order.safetensors")
+    loaded = PruningOrder.load(tmp_path / "order.safetensors")
+    for name in PruningOrder.__dataclass_fields__:
+        assert torch.equal(getattr(loaded, name), getattr(ORDER, name))
+
+
+@st.composite
+def orders(draw):
+    """A random shape with random distinct scores, and two shapes to prune it to, one within the other."""
+    groups, per_group = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    source = Architecture(
+        "llama", draw(st.integers(1, 4)), draw(st.integers(1, 9)), draw(st.integers(1, 9)), groups * per_group, groups,
+        draw(st.integers(1, 3)), vocab_size=10,
+    )  # fmt: skip
+
+    def smaller(shape):
+        kv = draw(st.integers(1, shape.num_key_value_heads))
+        return source.reshaped(
+            {
+                "num_hidden_layers": draw(st.integers(1, shape.num_hidden_layers)),
+                "hidden_size": draw(st.integers(1, shape.hidden_size)),
+                "intermediate_size": draw(st.integers(1, shape.intermediate_size)),
+                "num_key_value_heads": kv,
+                "num_attention_heads": kv * draw(st.integers(1, shape.heads_per_group)),
+            }
+        )
+
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+    layers = source.num_hidden_layers
+    sizes = {
+        "hidden": (source.hidden_size,),
+        "neurons": (layers, source.intermediate_size),
+        "heads": (layers, source.num_attention_heads),
+        "kv_groups": (layers, groups),
+        "layers": (layers,),
+    }
+    scores = ImportanceScores(
+        **{name: torch.argsort(torch.rand(size, generator=generator), dim=-1).float() for name, size in sizes.items()}
+    )
+    large = smaller(source)
+    return source, scores, large, smaller(large)
+
+
+def best(scores, count):
+    """The indices of the highest scores, the plain way."""
+    return sorted(sorted(range(len(scores)), key=lambda index: -scores[index])[:count])
+
+
+@settings(max_examples=40)
+@given(orders())
+def test_what_stays_is_exactly_the_best_by_score(drawn):
+    source, scores, target, _ = drawn
+    order = PruningOrder.from_scores(scores, source, ())
+    width, per_group = source.head_dim, source.heads_per_group
+    assert order.kept_layers(target.num_hidden_layers) == best(scores.layers.tolist(), target.num_hidden_layers)
+    for layer in range(source.num_hidden_layers):
+        groups = best(scores.kv_groups[layer].tolist(), target.num_key_value_heads)
+        heads = [
+            group * per_group + place
+            for group in groups
+            for place in best(
+                scores.heads[layer][group * per_group : (group + 1) * per_group].tolist(), target.heads_per_group
+            )
+        ]
+        expected = {
+            HIDDEN: best(scores.hidden.tolist(), target.hidden_size),
+            NEURONS: best(scores.neurons[layer].tolist(), target.intermediate_size),
+            KEYS: [group * width + channel for group in groups for channel in range(width)],
+            QUERIES: [head * width + channel for head in heads for channel in range(width)],
+        }
+        assert {dim: kept_of_teacher(dim, layer, target, order, source) for dim in DIMS} == expected
+
+
+@settings(max_examples=40)
+@given(orders())
+def test_what_a_smaller_shape_keeps_a_larger_one_keeps_too_in_ascending_order(drawn):
+    source, scores, large, small = drawn
+    order = PruningOrder.from_scores(scores, source, ())
+    assert set(order.kept_layers(small.num_hidden_layers)) <= set(order.kept_layers(large.num_hidden_layers))
+    for layer in range(source.num_hidden_layers):
+        for dim in DIMS:
+            more, fewer = (kept_of_teacher(dim, layer, shape, order, source) for shape in (large, small))
+            assert set(fewer) <= set(more) <= set(range(len(order.sorted_indices(dim, layer, source))))
+            assert fewer == sorted(set(fewer))
+
+
+@settings(max_examples=20)
+@given(orders())
+def test_pruning_nothing_keeps_everything_in_the_teachers_order(drawn):
+    source, scores, _, _ = drawn
+    order = PruningOrder.from_scores(scores, source, ())
+    for layer in range(source.num_hidden_layers):
+        for dim in DIMS:
+            kept = kept_of_teacher(dim, layer, source, order, source)
+            assert kept == list(range(len(order.sorted_indices(dim, layer, source))))

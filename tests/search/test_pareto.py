@@ -1,0 +1,49 @@
+from math import inf, nan
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minitron_nas.search.pareto import pareto_front
+
+
+@pytest.mark.parametrize(
+    ("points", "front"),
+    [
+        ([], []),
+        ([(1, 1)], [True]),
+        ([(1, 2), (2, 1)], [True, True]),
+        ([(1, 1), (2, 2)], [True, False]),
+        ([(1, 1), (1, 2)], [True, False]),
+        ([(2, 1), (1, 1)], [False, True]),
+        ([(1, 1), (1, 1), (2, 0)], [True, True, True]),
+        ([(3, 0.2), (2, 0.3), (1, 0.9), (2, 0.4), (3, 0.1)], [False, True, True, False, True]),
+        ([(1,), (0,), (0,)], [False, True, True]),
+        ([(1, 2, 3), (1, 2, 4), (0, 9, 9)], [True, False, True]),
+        ([(1, inf), (2, 5)], [True, True]),
+    ],
+)
+def test_the_front_is_as_by_hand(points, front):
+    assert pareto_front(points) == front
+
+
+def test_nan_is_never_on_the_front_and_beats_nobody():
+    assert pareto_front([(1, nan), (2, 5), (3, 6), (nan, nan)]) == [False, True, False, False]
+
+
+@settings(max_examples=40)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 4)), max_size=12))
+def test_a_point_is_on_the_front_unless_another_one_beats_it(points):
+    def beats(one, other):
+        return one != other and all(a <= b for a, b in zip(one, other, strict=True))
+
+    expected = [sum(beats(other, point) for other in points) == 0 for point in points]
+    assert pareto_front(points) == expected
+    assert not points or any(expected)
+
+
+@settings(max_examples=40)
+@given(st.permutations([(5, 1), (4, 2), (4, 3), (3, 3), (1, 9), (1, 9), (2, nan)]))
+def test_the_front_does_not_depend_on_the_order(points):
+    on_front = {point for point, on in zip(points, pareto_front(points), strict=True) if on}
+    assert on_front == {(5, 1), (4, 2), (3, 3), (1, 9)}

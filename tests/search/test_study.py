@@ -1,0 +1,120 @@
+from math import nan
+
+import optuna
+import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from minitron_nas.architecture.spec import Architecture
+from minitron_nas.execution.runner import Outcome
+from minitron_nas.search.study import write_study
+from minitron_nas.search.tournament import TrialRow
+from minitron_nas.space.enumerate import Candidate
+
+SOURCE = Architecture("llama", 4, 48, 96, 6, 2, 8, vocab_size=320)
+CANDIDATES = [Candidate(SOURCE.reshaped({"intermediate_size": 90 - 10 * n}), 1000 - n) for n in range(5)]
+
+
+def row(number, rung, kl, promoted=False, status="completed"):
+    value = {"kl_nats": kl, "loss_nats": 2.0} if kl is not None else None
+    outcome = Outcome("key", status, value, None if value else "Traceback\nValueError: a defect", 1.5)
+    return TrialRow(CANDIDATES[number], rung, 100 * rung, outcome, promoted)
+
+
+ROWS = [
+    row(0, 1, 0.5, promoted=True),
+    row(1, 1, 0.6, promoted=True),
+    row(2, 1, 0.7),
+    row(3, 1, None, status="infeasible"),
+    row(0, 2, 0.3, promoted=True),
+    row(1, 2, None, status="failed"),
+    row(0, 3, 0.2, promoted=True),
+]
+
+
+def load(path, size="90k"):
+    return optuna.load_study(study_name=size, storage=JournalStorage(JournalFileBackend(str(path))))
+
+
+def told(study):
+    return [(t.number, t.state, t.values, t.params, t.intermediate_values, t.user_attrs) for t in study.trials]
+
+
+@pytest.fixture
+def journal(tmp_path):
+    path = tmp_path / "study.journal"
+    write_study(path, "90k", CANDIDATES, ROWS)
+    return path
+
+
+def test_optuna_reads_one_trial_per_shape_with_its_fate(journal):
+    trials = load(journal).trials
+    assert [trial.params["intermediate_size"] for trial in trials] == [90, 80, 70, 60]
+    assert [trial.state for trial in trials] == [
+        TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED, TrialState.FAIL,
+    ]  # fmt: skip
+
+
+def test_every_rung_is_an_intermediate_value_at_its_tokens(journal):
+    assert [trial.intermediate_values for trial in load(journal).trials] == [
+        {100: 0.5, 200: 0.3, 300: 0.2},
+        {100: 0.6},
+        {100: 0.7},
+        {},
+    ]
+
+
+def test_the_best_trial_is_the_winner(journal):
+    study = load(journal)
+    assert (study.best_value, study.best_params["intermediate_size"]) == (0.2, 90)
+    assert study.direction == optuna.study.StudyDirection.MINIMIZE
+    assert study.user_attrs["metric"] == "validation KL(teacher || student) per token, in nats"
+    assert study.best_trial.user_attrs == {"num_parameters": 1000}
+
+
+def test_parameters_are_the_five_sizes_over_the_range_of_all_candidates(journal):
+    trial = load(journal).trials[0]
+    ranges = {name: (d.low, d.high) for name, d in trial.distributions.items()}
+    assert trial.params == CANDIDATES[0].architecture.shape()
+    assert ranges == {
+        "num_hidden_layers": (4, 4),
+        "hidden_size": (48, 48),
+        "intermediate_size": (50, 90),
+        "num_attention_heads": (6, 6),
+        "num_key_value_heads": (2, 2),
+    }
+
+
+def test_two_sizes_lie_in_one_file(journal):
+    before = told(load(journal))
+    write_study(journal, "70k", CANDIDATES[:1], [row(0, 1, 0.9, promoted=True)])
+    assert sorted(optuna.get_all_study_names(JournalStorage(JournalFileBackend(str(journal))))) == ["70k", "90k"]
+    assert told(load(journal)) == before
+    assert load(journal, "70k").best_value == 0.9
+
+
+def test_writing_twice_leaves_the_same_study(journal):
+    before = told(load(journal))
+    write_study(journal, "90k", CANDIDATES, ROWS)
+    assert told(load(journal)) == before
+
+
+def test_nothing_but_the_journal_is_left(journal):
+    assert [entry.name for entry in journal.parent.iterdir()] == ["study.journal"]
+
+
+def test_a_study_that_breaks_off_leaves_the_old_one(journal):
+    before = told(load(journal))
+    with pytest.raises(ValueError, match="max"):
+        write_study(journal, "90k", CANDIDATES, [])
+    assert told(load(journal)) == before
+    assert [entry.name for entry in journal.parent.iterdir()] == ["study.journal"]
+
+
+def test_a_last_kl_that_is_no_number_is_a_failure_to_optuna(tmp_path):
+    rows = [row(0, 1, 0.5, promoted=True), row(1, 1, 0.4, promoted=True), row(0, 2, nan), row(1, 2, 0.3, promoted=True)]
+    write_study(tmp_path / "study.journal", "90k", CANDIDATES, rows)
+    trials = load(tmp_path / "study.journal").trials
+    assert [trial.state for trial in trials] == [TrialState.FAIL, TrialState.COMPLETE]
+    assert trials[0].intermediate_values == {100: 0.5}

@@ -1,0 +1,327 @@
+import json
+from math import inf, nan
+from pathlib import Path
+
+import pytest
+import torch
+
+from minitron_nas.distillation.settings import DistillationSettings
+from minitron_nas.errors import TrialError
+from minitron_nas.execution.local import LocalRunner
+from minitron_nas.execution.runner import Outcome
+from minitron_nas.pruning.slice import build_student
+from minitron_nas.search import tournament as module
+from minitron_nas.search.settings import SearchSettings
+from minitron_nas.search.tournament import TrainingFiles, TrialRow, tournament, train_rung
+from minitron_nas.storage.schemas import TRIALS
+from minitron_nas.storage.tables import read_rows, write_rows
+
+DISTILLATION = DistillationSettings(batch_sequences=2, learning_rate=3e-4)
+RUNGS = [32, 64, 128]
+"""One, two and four optimizer steps of two sequences of sixteen tokens."""
+
+
+def held(arena, folder, finalists=None, runner=None, rung_tokens=RUNGS, max_failures=9, progress=None, **search):
+    return tournament(
+        arena.finalists if finalists is None else finalists,
+        arena.prepared,
+        arena.files,
+        SearchSettings(**search),
+        DISTILLATION,
+        rung_tokens,
+        runner or LocalRunner(),
+        max_failures,
+        folder,
+        seed=3,
+        progress=progress or (lambda done, total: None),
+    )
+
+
+def told(rows):
+    """What rows say but for the time it took."""
+    return [{name: value for name, value in row.to_row("90k").items() if name != "seconds"} for row in rows]
+
+
+def rungs(rows):
+    """For each rung, which neurons took part and which of them went on."""
+    result = {}
+    for row in rows:
+        result.setdefault(row.rung, {})[row.candidate.architecture.intermediate_size] = row.promoted
+    return list(result.values())
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Replace training by a table: what each shape's rungs give, by neurons; an exception is raised."""
+
+    def script(table):
+        calls = []
+
+        def train(architecture, stop_tokens, checkpoints, **others):
+            neurons = architecture["intermediate_size"]
+            calls.append({"neurons": neurons, "stop_tokens": stop_tokens, "checkpoints": Path(checkpoints), **others})
+            Path(checkpoints).mkdir(parents=True, exist_ok=True)
+            given = table[neurons]
+            value = given[RUNGS.index(stop_tokens)] if isinstance(given, list) else given
+            if isinstance(value, Exception):
+                raise value
+            return {"kl_nats": value, "loss_nats": 2 * value}
+
+        monkeypatch.setattr(module, "train_rung", train)
+        return calls
+
+    return script
+
+
+def test_half_go_on_and_the_best_of_the_last_rung_wins(arena, tmp_path, scripted):
+    scripted({20: [3.0, 2.0, 9.0], 4: [4.0], 46: [2.0, 2.5], 12: [9.0]})
+    winner, rows = held(arena, tmp_path)
+    assert rungs(rows) == [{20: True, 4: False, 46: True, 12: False}, {20: True, 46: False}, {20: True}]
+    assert winner == arena.finalists[0]
+
+
+@pytest.mark.parametrize(
+    ("reduction", "num_finalists", "rung_tokens", "field_sizes"),
+    [
+        (2, 4, RUNGS, [4, 2, 1]),
+        (2, 3, RUNGS, [3, 2, 1]),
+        (3, 4, RUNGS, [4, 2, 1]),
+        (4, 4, RUNGS, [4, 1, 1]),
+        (2, 4, [64, 128], [4, 2]),
+        (2, 4, [128], [4]),
+        (2, 1, RUNGS, [1, 1, 1]),
+    ],
+)
+def test_the_field_shrinks_by_the_reduction_rounded_up(
+    arena, tmp_path, scripted, reduction, num_finalists, rung_tokens, field_sizes
+):
+    scripted({20: 4.0, 4: 3.0, 46: 2.0, 12: 1.0})
+    finalists = arena.finalists[:num_finalists]
+    winner, rows = held(arena, tmp_path, finalists, rung_tokens=rung_tokens, reduction=reduction)
+    assert [len(field) for field in rungs(rows)] == field_sizes
+    assert sum(rungs(rows)[-1].values()) == 1
+    assert winner == finalists[-1]
+
+
+def test_of_equals_the_better_screened_goes_on(arena, tmp_path, scripted):
+    scripted(dict.fromkeys((20, 4, 46, 12), 1.0))
+    winner, rows = held(arena, tmp_path)
+    assert [list(field) for field in rungs(rows)] == [[20, 4, 46, 12], [20, 4], [20]]
+    assert winner == arena.finalists[0]
+
+
+def test_every_rung_trains_on_along_the_schedule_of_the_last(arena, tmp_path, scripted):
+    calls = scripted({20: 4.0, 4: 3.0, 46: 2.0, 12: 1.0})
+    held(arena, tmp_path)
+    assert [(call["neurons"], call["stop_tokens"]) for call in calls] == [
+        *((neurons, 32) for neurons in (20, 4, 46, 12)), (46, 64), (12, 64), (12, 128),
+    ]  # fmt: skip
+    assert {call["schedule_tokens"] for call in calls} == {128}
+    assert {call["seed"] for call in calls} == {3}
+    assert len({call["checkpoints"] for call in calls}) == 4
+
+
+def test_what_a_worker_is_handed_is_plain_and_its_paths_are_absolute(arena, tmp_path, scripted, monkeypatch):
+    calls = scripted({20: 4.0, 4: 3.0, 46: 2.0, 12: 1.0})
+    monkeypatch.chdir(tmp_path)
+    held(arena, Path("trials"))
+    for call in calls:
+        assert call["checkpoints"].parent == tmp_path / "trials" / "checkpoints"
+        assert all(Path(path).is_absolute() for path in [call["prepared"], *call["files"].values()])
+        json.dumps({name: value for name, value in call.items() if name != "checkpoints"})
+
+
+def test_checkpoints_go_when_a_trial_has_ended(arena, tmp_path, scripted):
+    scripted({20: [3.0, 2.0, 9.0], 4: [4.0], 46: [2.0, 2.5], 12: [9.0]})
+    there = []
+    runner = LocalRunner()
+
+    class Looking(LocalRunner):
+        def execute(self, function, jobs, on_outcome):
+            there.append(len(list(tmp_path.glob("checkpoints/*"))))
+            runner.execute(function, jobs, on_outcome)
+
+    held(arena, tmp_path, runner=Looking())
+    there.append(len(list(tmp_path.glob("checkpoints/*"))))
+    assert there == [0, 2, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (torch.OutOfMemoryError("no 80 GB"), "infeasible", "torch.OutOfMemoryError: no 80 GB"),
+        (ValueError("a defect"), "failed", "ValueError: a defect"),
+    ],
+)
+def test_a_trial_that_breaks_off_stops_nothing_and_says_why_in_its_row(arena, tmp_path, scripted, error, status, line):
+    scripted({20: [3.0, 3.0, 3.0], 4: [4.0, 4.0], 46: error, 12: [9.0]})
+    winner, rows = held(arena, tmp_path)
+    assert rungs(rows) == [{20: True, 4: True, 46: False, 12: False}, {20: True, 4: False}, {20: True}]
+    row = rows[2].to_row("90k")
+    assert (row["status"], row["error"], row["kl_nats"], row["loss_nats"]) == (status, line, None, None)
+    assert winner == arena.finalists[0]
+
+
+@pytest.mark.parametrize("value", [nan, inf])
+def test_a_kl_that_is_not_finite_never_goes_on(arena, tmp_path, scripted, value):
+    scripted({20: value, 4: [4.0, 4.0, 4.0], 46: value, 12: [9.0, value]})
+    winner, rows = held(arena, tmp_path)
+    assert rungs(rows) == [{20: False, 4: True, 46: False, 12: False}, {4: True}, {4: True}]
+    assert winner == arena.finalists[1]
+
+
+def test_a_rung_that_nobody_completes_ends_the_search_with_the_reasons(arena, tmp_path, scripted):
+    scripted({20: torch.OutOfMemoryError("no 80 GB"), 4: nan, 46: MemoryError("no 8 GB"), 12: MemoryError("no 8 GB")})
+    message = (
+        r"^no trial of rung 1 completed with a finite KL: MemoryError: no 8 GB; its KL is not finite; "
+        r"torch\.OutOfMemoryError: no 80 GB$"
+    )
+    with pytest.raises(TrialError, match=message):
+        held(arena, tmp_path)
+
+
+def test_more_failures_than_allowed_end_the_search(arena, tmp_path, scripted):
+    scripted({20: 1.0, 4: ValueError("one"), 46: ValueError("two"), 12: 1.0})
+    with pytest.raises(TrialError, match=r"2 of 4 trials failed, more than runner\.max_failures=1 .*ValueError: two"):
+        held(arena, tmp_path, max_failures=1)
+
+
+def test_progress_counts_the_tokens_of_all_trials(arena, tmp_path, scripted):
+    scripted({20: 4.0, 4: 3.0, 46: 2.0, 12: 1.0})
+    said = []
+    held(arena, tmp_path, progress=lambda done, total: said.append((done, total)))
+    assert {total for _, total in said} == {4 * 32 + 2 * 32 + 64}
+    assert [done for done, _ in said] == sorted(done for done, _ in said)
+    assert said[-1] == (256, 256)
+
+
+def test_rows_say_the_tokens_seen_which_are_whole_steps(arena, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "train_rung", lambda **arguments: {"kl_nats": 1.0, "loss_nats": 2.0})
+    _, rows = held(arena, tmp_path, rung_tokens=[5, 70, 100])
+    assert sorted({(row.rung, row.tokens) for row in rows}) == [(1, 32), (2, 96), (3, 128)]
+
+
+def test_rows_fill_their_table(arena, tmp_path, scripted):
+    scripted({20: [3.0, 2.0, 1.0], 4: [4.0], 46: [2.0, 2.5], 12: ValueError("a defect")})
+    _, rows = held(arena, tmp_path)
+    write_rows(tmp_path, TRIALS, [row.to_row("90k") for row in rows])
+    found = read_rows(tmp_path, TRIALS)
+    assert found[0] == {
+        "size": "90k",
+        "candidate": "l2-h24-f20-q6-k2",
+        "rung": 1,
+        "tokens": 32,
+        "kl_nats": 3.0,
+        "loss_nats": 6.0,
+        "promoted": True,
+        "status": "completed",
+        "error": None,
+        "num_parameters": arena.finalists[0].num_parameters,
+        "seconds": found[0]["seconds"],
+    }
+    keys = [tuple(row[name] for name in TRIALS.key) for row in found]
+    assert len(keys) == len(set(keys)) == 7
+
+
+def test_training_files_come_back_from_plain_values(tmp_path):
+    files = TrainingFiles(tmp_path, tmp_path / "a", None, tmp_path / "b", tmp_path / "c")
+    assert TrainingFiles.from_dict(json.loads(json.dumps(files.to_dict()))) == files
+
+
+def test_a_row_of_a_trial_without_an_error_text_has_none(arena):
+    row = TrialRow(arena.finalists[0], 1, 32, Outcome("key", "failed", None, "", 0.0), promoted=False)
+    assert row.to_row("90k")["error"] is None
+
+
+@pytest.fixture(scope="module")
+def undisturbed(arena, tmp_path_factory):
+    """A real tournament, from beginning to end."""
+    return held(arena, tmp_path_factory.mktemp("undisturbed"))
+
+
+def test_a_real_tournament_promotes_the_lowest_kl_of_every_rung(arena, undisturbed):
+    winner, rows = undisturbed
+    fields = {rung: [row for row in rows if row.rung == rung] for rung in (1, 2, 3)}
+    assert [len(field) for field in fields.values()] == [4, 2, 1]
+    for field, promoted in zip(fields.values(), (2, 1, 1), strict=True):
+        by_kl = sorted(field, key=lambda row: row.outcome.value["kl_nats"])
+        assert [row.promoted for row in by_kl] == [True] * promoted + [False] * (len(field) - promoted)
+    assert winner == arena.finalists[2] == fields[3][0].candidate
+
+
+def test_training_brings_a_trial_nearer_to_the_teacher(undisturbed):
+    _, rows = undisturbed
+    by_rung = [row.outcome.value["kl_nats"] for row in rows if row.candidate == undisturbed[0]]
+    assert by_rung[0] > by_rung[1] > by_rung[2] > 0
+
+
+def test_a_trial_that_stops_at_every_rung_ends_where_one_that_never_stops_does(arena, undisturbed, tmp_path):
+    winner, rows = undisturbed
+    at_once = train_rung(
+        str(arena.prepared),
+        winner.architecture.to_dict(),
+        arena.files.to_dict(),
+        DISTILLATION.model_dump(mode="json"),
+        schedule_tokens=128,
+        stop_tokens=128,
+        checkpoints=str(tmp_path),
+        seed=3,
+    )
+    assert at_once == rows[-1].outcome.value
+
+
+def test_a_tournament_that_is_repeated_trains_nothing_again(arena, tmp_path, scripted, counting_runner):
+    scripted({20: [3.0, 2.0, 9.0], 4: [4.0], 46: [2.0, 2.5], 12: [9.0]})
+    first, second = counting_runner(), counting_runner()
+    winner, rows = held(arena, tmp_path, runner=first)
+    again, same = held(arena, tmp_path, runner=second)
+    assert (len(first.keys), second.keys) == (7, [])
+    assert (again, [row.to_row("90k") for row in same]) == (winner, [row.to_row("90k") for row in rows])
+
+
+def test_a_tournament_that_is_killed_in_its_second_rung_ends_as_if_it_had_not_been(
+    arena, tmp_path, undisturbed, counting_runner
+):
+    winner, rows = undisturbed
+    second = [f"{row.candidate.id}.rung-2" for row in rows if row.rung == 2]
+    killed, resumed = counting_runner(killed_before=second[1]), counting_runner()
+    with pytest.raises(KeyboardInterrupt):
+        held(arena, tmp_path, runner=killed)
+    again, same = held(arena, tmp_path, runner=resumed)
+    assert killed.keys == [*(f"{candidate.id}.rung-1" for candidate in arena.finalists), second[0]]
+    assert resumed.keys == [second[1], f"{winner.id}.rung-3"]
+    assert (again, told(same)) == (winner, told(rows))
+
+
+def test_a_real_trial_that_runs_out_of_memory_is_infeasible_and_a_broken_one_fails(arena, tmp_path, monkeypatch):
+    broken = {46: torch.OutOfMemoryError("no 80 GB"), 4: ArithmeticError("a defect")}
+
+    def build(prepared, target, dtype):
+        if target.intermediate_size in broken:
+            raise broken[target.intermediate_size]
+        return build_student(prepared, target, dtype)
+
+    monkeypatch.setattr(module, "build_student", build)
+    winner, rows = held(arena, tmp_path, rung_tokens=[32])
+    assert [row.outcome.status for row in rows] == ["completed", "failed", "infeasible", "completed"]
+    assert "in build\n" in rows[1].outcome.error
+    assert rows[1].to_row("90k")["error"] == "ArithmeticError: a defect"
+    assert winner == arena.finalists[0]
+
+
+def test_the_teacher_itself_is_as_good_as_a_cache_of_its_states(arena, tmp_path, undisturbed):
+    files = TrainingFiles(
+        **{**{name: getattr(arena.files, name) for name in arena.files.__dataclass_fields__}, "train_cache": None}
+    )
+    _, rows = undisturbed
+    online = train_rung(
+        str(arena.prepared),
+        arena.finalists[2].architecture.to_dict(),
+        files.to_dict(),
+        DISTILLATION.model_dump(mode="json"),
+        schedule_tokens=128,
+        stop_tokens=32,
+        checkpoints=str(tmp_path),
+        seed=3,
+    )
+    assert online["kl_nats"] == pytest.approx(rows[2].outcome.value["kl_nats"], rel=1e-3)
