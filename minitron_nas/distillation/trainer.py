@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from minitron_nas.distillation.arguments import training_arguments
 from minitron_nas.distillation.checkpoints import last_whole, mark_whole, step_of
 from minitron_nas.distillation.losses import distillation_loss
 from minitron_nas.distillation.schedule import Schedule
@@ -22,13 +22,10 @@ from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals import TeacherSignal
 from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.distillation.validation import validate
-from minitron_nas.errors import NonFiniteLossError, PlanError
-from minitron_nas.execution.device import compute_dtype, pick_device
+from minitron_nas.errors import NonFiniteLossError
 from minitron_nas.progress import Progress, silent
-from minitron_nas.resources import resource
 from minitron_nas.storage.ledger import fingerprint
 
-_LOG_POINTS = 500
 _NOT_DECIDING = {
     *("checkpoint_minutes", "gradient_checkpointing", "micro_batch_sequences", "num_evaluations", "teacher_signal"),
     *("batch_sequences", "tokens"),  # the schedule says these
@@ -95,9 +92,9 @@ def distill(
 
     Raises:
         NonFiniteLossError: If the loss or its gradient becomes NaN or infinite.
-        PlanError: If the batch does not divide into micro-batches.
+        PlanError: If the batch does not divide into micro-batches, or DeepSpeed cannot be used as asked.
     """
-    arguments = _arguments(settings, schedule, folder, seed, use_cache=student.config.use_cache)
+    arguments = training_arguments(settings, schedule, folder, seed, student.config.use_cache)
     last_step = min(stop_step or schedule.num_steps, schedule.num_steps)
     identity = _identity(train.tokens, settings, schedule, seed)
     checkpoint = last_whole(folder, identity)
@@ -268,50 +265,6 @@ def _identity(tokens: PackedTokens, settings: DistillationSettings, schedule: Sc
             "seed": seed,
         }
     )
-
-
-def _arguments(
-    settings: DistillationSettings, schedule: Schedule, folder: Path, seed: int, use_cache: bool
-) -> TrainingArguments:
-    device = pick_device()
-    if device.type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, which Trainer imports, need not search and warn
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    micro = min(settings.micro_batch_sequences, schedule.batch_sequences)
-    if schedule.batch_sequences % (micro * world_size):
-        raise PlanError(
-            f"a batch of {schedule.batch_sequences} sequences does not divide into micro-batches of {micro} on "
-            f"{world_size} processes; choose distillation.batch_sequences as a multiple of {micro * world_size}"
-        )
-    return TrainingArguments(
-        output_dir=str(folder),
-        max_steps=schedule.num_steps,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=schedule.batch_sequences // (micro * world_size),
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        adam_beta2=settings.adam_beta2,
-        max_grad_norm=settings.max_grad_norm,
-        bf16=compute_dtype(device) == torch.bfloat16,
-        use_cpu=device.type == "cpu",
-        deepspeed=str(_deepspeed_json(settings.deepspeed)) if settings.deepspeed else None,
-        save_strategy="no",
-        eval_strategy="no",
-        logging_steps=math.ceil(schedule.num_steps / _LOG_POINTS),
-        logging_nan_inf_filter=False,
-        report_to="none",
-        seed=seed,
-        disable_tqdm=True,
-        log_level="error",
-        remove_unused_columns=False,
-        use_cache=use_cache,  # Trainer writes it into the student's config, which is exported
-        dataloader_pin_memory=device.type == "cuda",
-    )
-
-
-def _deepspeed_json(name: str) -> Path:
-    path = Path(name)
-    return path if path.is_file() else resource("runners", f"{name}.json")
 
 
 def _result(history: list[dict[str, Any]], schedule: Schedule) -> TrainingResult:

@@ -2,14 +2,16 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
 from minitron_nas.cli import app
-from minitron_nas.pipeline.build import Family, Member
-from minitron_nas.pipeline.plan import FamilyPlan
+from minitron_nas.pipeline.build import Member
+from minitron_nas.pipeline.plan import FamilyPlan, make_plan
+from minitron_nas.storage.run_folder import RunFolder
 
 SHORT_TEXT = ("--set", "text.sequence_length=64", "--set", "text.calibration_samples=16")
 
@@ -44,15 +46,12 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 def planned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[FamilyPlan, Path]]:
     """The plans that a build would carry out; a library that prints on stdout among them."""
     plans: list[tuple[FamilyPlan, Path]] = []
-    members = [Member(name, tmp_path / name, 10, 0.25, 8.0) for name in ("teacher", "90k")]
+    teacher, student = (Member(name, tmp_path / name, 10, 0.25, 8.0) for name in ("teacher", "90k"))
 
-    class Finished(Family):
-        teacher, members = members[0], [members[1]]
-
-    def run_plan(plan: FamilyPlan, out: Path, *rest: Any, **named: Any) -> Family:
+    def run_plan(plan: FamilyPlan, out: Path, *rest: Any, **named: Any) -> SimpleNamespace:
         print("a library says hello")  # noqa: T201
         plans.append((plan, out))
-        return Finished(out)
+        return SimpleNamespace(teacher=teacher, members=[student], report=out / "report.html")
 
     monkeypatch.setattr("minitron_nas.pipeline.build.run_plan", run_plan)
     monkeypatch.setattr("minitron_nas.pipeline.demo.run_plan", run_plan)
@@ -199,6 +198,18 @@ def test_demo_builds_the_demo(
     assert told.json()["members"]
 
 
+# report
+
+
+def test_report_writes_the_page_of_a_run_that_has_only_begun(run: Callable[..., Output], tmp_path: Path) -> None:
+    plan = make_plan({"teacher": "owner/name", "sizes": ["8B"], "data": "embedded"})
+    teacher = {"source": "owner/name", "fingerprint": "0" * 16, "num_parameters": 10**10}
+    RunFolder(tmp_path).write_plan(plan.to_dict(), {"versions": {"torch": "2"}, "teacher": teacher})
+    assert run("report", tmp_path, "--json").json() == {"report": str(tmp_path / "report.html")}
+    assert run("report", tmp_path).out == f"{tmp_path / 'report.html'}\n"
+    assert "owner/name" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 # Refusals
 
 
@@ -237,11 +248,15 @@ def test_a_build_that_cannot_be_is_refused_in_one_line_with_exit_code_2(
         (("evaluate", "nowhere", "--text", "x.txt"), "there is no teacher at 'nowhere'; give a folder"),
         (("prune", "x", "--shape", "wide", "--data", "y", "--out", "z"), "--shape 'wide' is not of the form"),
         (("distill", "nowhere", "--teacher", "x", "--data", "embedded", "--out", "z"), "there is no teacher at 'now"),
-        (("report", "nowhere"), "nowhere"),
+        (("report", "nowhere"), "there is no run folder nowhere; give the folder that a build wrote to"),
     ],
 )
 def test_each_verb_refuses_in_one_line_with_exit_code_2(
-    run: Callable[..., Output], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
+    run: Callable[..., Output],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     told = run(*arguments)

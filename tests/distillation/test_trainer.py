@@ -14,7 +14,7 @@ from minitron_nas.distillation.signals import HiddenCache, OnlineTeacher, write_
 from minitron_nas.distillation.tokens import pack
 from minitron_nas.distillation.trainer import Stream, distill
 from minitron_nas.distillation.validation import validate
-from minitron_nas.errors import NonFiniteLossError, PlanError
+from minitron_nas.errors import NonFiniteLossError
 from minitron_nas.testing import tiny_config, tiny_model
 
 LENGTH = 16
@@ -26,7 +26,7 @@ SETTINGS = DistillationSettings(learning_rate=3e-3, num_evaluations=2)
 def dtype(request, monkeypatch):
     """Compute in float32, or in what a test asks for, whatever this machine computes best."""
     chosen = getattr(request, "param", torch.float32)
-    for module in ("trainer", "validation", "signals"):
+    for module in ("arguments", "validation", "signals"):
         monkeypatch.setattr(f"minitron_nas.distillation.{module}.compute_dtype", lambda device: chosen)
     return chosen
 
@@ -94,7 +94,7 @@ def dying_at(step):
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("trainer", "validation", "signals"):
+        for module in ("arguments", "validation", "signals"):
             patch.setattr(f"minitron_nas.distillation.{module}.compute_dtype", lambda device: torch.float32)
         return train(tmp_path_factory.mktemp("uninterrupted"))
 
@@ -334,17 +334,3 @@ def test_a_gradient_that_is_no_number_stops_the_run_before_it_is_saved(tmp_path)
     with pytest.raises(NonFiniteLossError, match="the norm of the gradient is (nan|inf) at step 1"):
         train(tmp_path, student, settings=changed(checkpoint_minutes=0.0))
     assert list(tmp_path.glob("checkpoint-*")) == []
-
-
-@pytest.mark.parametrize(
-    ("batch", "micro", "processes", "multiple"), [(3, 2, None, 2), (6, 4, None, 4), (1, 1, "2", 2), (6, 2, "2", 4)]
-)
-def test_a_batch_that_does_not_divide_is_refused(tmp_path, monkeypatch, batch, micro, processes, multiple):
-    if processes:
-        monkeypatch.setenv("WORLD_SIZE", processes)
-    with pytest.raises(
-        PlanError,
-        match=rf"a batch of {batch} sequences does not divide into micro-batches of {micro} on {processes or 1} "
-        rf"processes; choose distillation.batch_sequences as a multiple of {multiple}",
-    ):
-        train(tmp_path, schedule=Schedule(2, batch, LENGTH), settings=changed(micro_batch_sequences=micro))

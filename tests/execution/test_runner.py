@@ -67,11 +67,15 @@ def test_no_jobs_have_no_outcomes_and_need_no_runner(tmp_path):
 
 
 def test_a_failed_job_is_tried_again_and_an_infeasible_one_is_not(tmp_path):
-    def first(x):
-        raise ValueError("a defect") if x == 1 else torch.OutOfMemoryError("no 80 GB") if x == 2 else KeyError(x)
+    def at_first(x):
+        if x == 1:
+            raise ValueError("a defect")
+        if x == 2:
+            raise torch.OutOfMemoryError("no 80 GB")
+        return square(x)
 
     runner = Recorder()
-    outcomes = run_jobs(runner, lambda x: square(x) if x == 3 else first(x), jobs(1, 2, 3), tmp_path, 1)
+    outcomes = run_jobs(runner, at_first, jobs(1, 2, 3), tmp_path, 1)
     assert [outcome.status for outcome in outcomes.values()] == ["failed", "infeasible", "completed"]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["job-2.json", "job-3.json"]
     again = run_jobs(runner, square, jobs(1, 2, 3), tmp_path, 1)

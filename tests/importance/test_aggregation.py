@@ -47,10 +47,9 @@ def test_half_precision_tokens_are_summed_in_float32(kind, expected):
 
 
 def test_samples_are_summed_wider_than_float32():
-    aggregate = BatchAggregate()
-    for value in (4096.0, 1.0, 1.0, 1.0):
-        aggregate.add(torch.full((1, 1), value))
-    assert pytest.approx(aggregate._sum_of_squares.sqrt().item(), rel=1e-15) == (4096.0**2 + 3) ** 0.5
+    # Squares of 10,000 and 10,001 differ by 20,001, of which float32 keeps steps of eight.
+    samples = torch.tensor([[10_000.0], [10_001.0], [10_002.0]])
+    torch.testing.assert_close(over_batch(samples, "variance"), torch.tensor([2 / 3]), rtol=1e-6, atol=0)
 
 
 @settings(max_examples=20)

@@ -63,6 +63,7 @@ def test_ranks_follow_a_cycle_of_three_in_the_right_direction(tmp_path):
 
 def test_equal_scores_keep_their_order():
     assert descending(torch.tensor([1.0, 2.0, 1.0, 2.0, 1.0])).tolist() == [1, 3, 0, 2, 4]
+    assert descending(torch.zeros(5000)).tolist() == list(range(5000))
 
 
 def test_the_same_scores_are_the_same_bytes(tmp_path):

@@ -138,9 +138,7 @@ def test_a_student_reproduces_the_logits_of_its_proof_exactly(family: Family, si
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_student_generates_text_with_the_teachers_tokenizer(
-    family: Family, trained_teacher: Path, size: str
-) -> None:
+def test_a_student_generates_text_with_the_teachers_tokenizer(family: Family, trained_teacher: Path, size: str) -> None:
     folder = family.path / "students" / size
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.chat_template == AutoTokenizer.from_pretrained(trained_teacher).chat_template
@@ -307,18 +305,14 @@ def test_an_unknown_family_lists_the_known_ones(build: Callable[..., Family], tm
 
 
 def test_a_teacher_that_is_no_causal_model_is_refused(build: Callable[..., Family], tmp_path: Path) -> None:
-    config = BertConfig(
-        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=320
-    )
+    config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=320)
     BertForMaskedLM(config).save_pretrained(tmp_path / "teacher")
     with pytest.raises(CheckpointError, match=r"holds a BertForMaskedLM, which is no causal language model"):
         build(tmp_path / "run", teacher=tmp_path / "teacher")
     assert not left_behind(tmp_path / "run")
 
 
-def test_a_teacher_with_nan_is_refused_by_the_name_of_the_tensor(
-    build: Callable[..., Family], tmp_path: Path
-) -> None:
+def test_a_teacher_with_nan_is_refused_by_the_name_of_the_tensor(build: Callable[..., Family], tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path / "teacher", "llama", tied=True)
     rewrite_tensors(folder, {"model.norm.weight": torch.full((48,), float("nan"))})
     with pytest.raises(CheckpointError, match=r"tensor 'model.norm.weight' holds NaN or infinity"):
@@ -374,7 +368,10 @@ def test_an_unknown_key_names_the_nearest_one(build: Callable[..., Family], tmp_
     [
         (None, r"no file matches .*text\.txt; give an existing file, glob, folder or a hub dataset's name"),
         ("", r"text\.txt is empty; give text to calibrate and train on"),
-        ("the tenth\n\n" * 99, r"the text is too short: 793 tokens found, .* about 2,531 are needed \(1,024 for training\)"),
+        (
+            "the tenth\n\n" * 99,
+            r"too short: 793 tokens found, .* about 2,531 are needed \(1,024 for training\)",
+        ),
     ],
     ids=["missing", "empty", "short"],
 )

@@ -19,9 +19,7 @@ def planned(monkeypatch: pytest.MonkeyPatch, trained_teacher: Path) -> list[Fami
     return plans
 
 
-def test_the_demo_builds_two_sizes_from_text_that_every_machine_has(
-    planned: list[FamilyPlan], tmp_path: Path
-) -> None:
+def test_the_demo_builds_two_sizes_from_text_that_every_machine_has(planned: list[FamilyPlan], tmp_path: Path) -> None:
     demo.run_demo(tmp_path)
     (plan,) = planned
     assert (plan.teacher, plan.sizes, plan.data) == ("owner/name", (110_000_000, 94_000_000), "embedded")

@@ -53,9 +53,7 @@ def test_a_student_comes_closer_to_the_teacher(distilled: Distilled, student: Pa
     assert weights(distilled.path) != weights(student)
 
 
-def test_the_student_given_stays_as_it_was(
-    distill: Callable[..., Distilled], student: Path, tmp_path: Path
-) -> None:
+def test_the_student_given_stays_as_it_was(distill: Callable[..., Distilled], student: Path, tmp_path: Path) -> None:
     before = weights(student)
     distill(tmp_path / "out")
     assert weights(student) == before

@@ -56,9 +56,7 @@ def test_a_pruned_student_has_its_shape_proof_and_lineage(
     assert lineage["kept_layers"][-1] == 4
 
 
-def test_a_live_teacher_is_pruned_without_being_changed(
-    trained_teacher: Path, text_file: Path, tmp_path: Path
-) -> None:
+def test_a_live_teacher_is_pruned_without_being_changed(trained_teacher: Path, text_file: Path, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(trained_teacher)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     pair = (model, AutoTokenizer.from_pretrained(trained_teacher))

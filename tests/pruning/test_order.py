@@ -74,8 +74,9 @@ def test_the_layers_that_stay_are_the_most_important_ones_in_order():
     assert [ORDER.kept_layers(count) for count in (3, 2, 1)] == [[0, 1, 2], [1, 2], [1]]
 
 
-def test_protected_layers_stay_to_the_last():
-    order = PruningOrder.from_scores(SCORES, SHAPE, (0, -1))
+@pytest.mark.parametrize("protected", [(0, -1), (-3, 2), (2, 0)])
+def test_protected_layers_stay_to_the_last(protected):
+    order = PruningOrder.from_scores(SCORES, SHAPE, protected)
     assert [order.kept_layers(count) for count in (3, 2)] == [[0, 1, 2], [0, 2]]
 
 

@@ -11,6 +11,7 @@ from minitron_nas.distillation.signals import load_for_inference, write_hidden_c
 from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.errors import TrialError
 from minitron_nas.execution.local import LocalRunner
+from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.slice import build_student
 from minitron_nas.search import screen as module
@@ -107,6 +108,17 @@ def test_a_worker_in_another_folder_finds_the_files(arena, tmp_path, monkeypatch
     outcomes = screen([candidate], Path("prepared"), files, SearchSettings(), Elsewhere(), 0, tmp_path / "results")
     assert os.getcwd() == str(tmp_path)
     assert outcomes[candidate.id].status == "completed"
+
+
+def test_ray_measures_what_this_process_does(arena, tmp_path):
+    from minitron_nas.execution.ray_tune import RayTuneRunner
+
+    runner = RayTuneRunner(RunnerSettings(cpus_per_trial=1, gpus_per_trial=0), tmp_path / "ray")
+    here = screened(arena, arena.finalists[:2], tmp_path / "here")
+    there = screened(arena, arena.finalists[:2], tmp_path / "there", runner)
+    assert {key: outcome.value for key, outcome in there.items()} == {
+        key: pytest.approx(outcome.value, rel=1e-3) for key, outcome in here.items()
+    }
 
 
 def test_a_shape_that_does_not_fit_into_memory_stops_nothing(arena, tmp_path, monkeypatch):

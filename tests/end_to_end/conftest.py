@@ -1,0 +1,187 @@
+"""Builds in processes of their own, and one that nothing interrupted."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import pytest
+
+from minitron_nas.storage.schemas import EVALUATIONS, TRIALS, Table
+from minitron_nas.storage.tables import read_frame
+
+MEASURED = ("seconds", "prefill_tokens_per_second", "decode_tokens_per_second", "peak_memory_bytes")
+"""Columns that two equal runs need not share."""
+
+_PATIENCE_SECONDS = 240.0
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A time of a build: so many seconds after a stage has begun."""
+
+    stage: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a process told."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """`minitron-nas build` with everything but the run folder decided."""
+
+    arguments: tuple[str, ...]
+
+    def finish(self, out: Path, *more: str) -> Told:
+        """Run to the end."""
+        with self._started(out, more) as process:
+            process.wait(_PATIENCE_SECONDS)
+        return self._told(out, process)
+
+    def kill(self, out: Path, moment: Moment, *more: str) -> Told:
+        """Run to a moment and kill the process with all that it has started; code 0 means that it was faster."""
+        with self._started(out, more) as process:
+            begun = f"{moment.stage}: ".encode()
+            deadline = time.monotonic() + _PATIENCE_SECONDS
+            while process.poll() is None and begun not in self._file(out, "err").read_bytes():
+                assert time.monotonic() < deadline, f"{moment.stage} did not begin"
+                time.sleep(0.01)
+            end = time.monotonic() + moment.seconds
+            while process.poll() is None and time.monotonic() < end:
+                time.sleep(0.005)
+        return self._told(out, process)
+
+    @contextmanager
+    def _started(self, out: Path, more: tuple[str, ...]) -> Iterator[subprocess.Popen[bytes]]:
+        command = [sys.executable, "-m", "minitron_nas", "build", *self.arguments, "--out", str(out), *more]
+        with self._file(out, "out").open("wb") as stdout, self._file(out, "err").open("wb") as stderr:
+            process = subprocess.Popen(command, stdout=stdout, stderr=stderr, start_new_session=True)
+            try:
+                yield process
+            finally:
+                _kill_tree(process)
+
+    def _told(self, out: Path, process: subprocess.Popen[bytes]) -> Told:
+        texts = (self._file(out, name).read_text(encoding="utf-8") for name in ("out", "err"))
+        return Told(process.returncode, *texts)
+
+    @staticmethod
+    def _file(out: Path, name: str) -> Path:
+        return out.with_name(f"{out.name}.{name}")
+
+
+def _kill_tree(process: subprocess.Popen[bytes]) -> None:
+    """Kill the process group, and descendants such as Ray's that left it, and wait for them to be gone."""
+    if process.poll() is not None:
+        return
+    descendants = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for descendant in descendants:
+        try:
+            descendant.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(descendants, timeout=30)
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A finished run folder, as what must be equal wherever and however often it was begun."""
+
+    path: Path
+
+    def rows(self, table: Table) -> pd.DataFrame:
+        """A table without what was measured."""
+        frame = read_frame(self.path, table)
+        return frame.drop(columns=[name for name in MEASURED if name in frame])
+
+    def weights(self) -> dict[str, bytes]:
+        """The bytes of every weight file of every student."""
+        files = sorted((self.path / "students").glob("*/*.safetensors"))
+        return {str(file.relative_to(self.path)): file.read_bytes() for file in files}
+
+    def ledger(self) -> list[dict[str, Any]]:
+        """The stages in the order in which they were finished."""
+        return [json.loads(line) for line in (self.path / "ledger.jsonl").read_text().splitlines()]
+
+    def stages(self) -> list[str]:
+        """The names of the finished stages."""
+        return [entry["stage"] for entry in self.ledger()]
+
+    def moment(self, stage: str, fraction: float) -> Moment:
+        """The time at which a fraction of a stage's work was done in this run."""
+        (seconds,) = (entry["seconds"] for entry in self.ledger() if entry["stage"] == stage)
+        return Moment(stage, fraction * seconds)
+
+    def moment_of_all(self, fraction: float) -> Moment:
+        """The time at which a fraction of all work was done in this run."""
+        left = fraction * sum(entry["seconds"] for entry in self.ledger())
+        for entry in self.ledger():
+            if left <= entry["seconds"]:
+                return Moment(entry["stage"], left)
+            left -= entry["seconds"]
+        raise ValueError(f"fraction={fraction} is not in 0..1")
+
+    def copy_without_search(self, to: Path) -> None:
+        """Copy the folder as if the search for the one size were yet to come."""
+        shutil.copytree(self.path, to, ignore=shutil.ignore_patterns("trials*", "candidates*", "exclusions*", "study*"))
+        kept = [entry for entry in self.ledger() if entry["stage"] not in ("90k screen", "90k tournament")]
+        (to / "ledger.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+
+    def assert_equals(self, other: "Finished") -> None:
+        """Compare everything that the settings and the seed decide."""
+        for table in (TRIALS, EVALUATIONS):
+            pd.testing.assert_frame_equal(self.rows(table), other.rows(table), check_exact=True)
+        assert self.weights() == other.weights() != {}
+        assert sorted(self.stages()) == sorted(other.stages())
+        names = [path.name for path in self.path.rglob("*")]
+        assert not [name for name in names if "partial" in name or name.startswith("checkpoint-")]
+
+
+@pytest.fixture(scope="session")
+def build(trained_teacher: Path, text_file: Path, tiny_settings: dict[str, Any]) -> Build:
+    """One size without baselines, in this machine's processes; checkpoints after every step."""
+    settings = {name: value for name, value in tiny_settings.items() if name != "runner"}
+    sets = [
+        f"--set={section}.{key}={json.dumps(value)}"
+        for section, values in settings.items()
+        for key, value in values.items()
+    ]
+    more = ("runner=local", "baselines=false", "distillation.tokens=6k", "distillation.checkpoint_minutes=0")
+    sets += [f"--set={override}" for override in more]
+    return Build((str(trained_teacher), "--size", "90k", "--data", str(text_file), "--json", *sets))
+
+
+@pytest.fixture
+def finished() -> Callable[[Path], Finished]:
+    """Open a run folder that is finished."""
+    return Finished
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(made_once: Callable[..., Path], build: Build) -> Finished:
+    """A run that nothing interrupted; its standard output and error lie in `told`."""
+
+    def fill(folder: Path) -> None:
+        told = build.finish(folder / "run")
+        assert told.code == 0, told.err
+
+    return Finished(made_once("uninterrupted", fill) / "run")

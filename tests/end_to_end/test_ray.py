@@ -1,0 +1,14 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def test_trials_on_ray_give_what_trials_in_one_process_give(
+    build: Any, uninterrupted: Any, finished: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    uninterrupted.copy_without_search(tmp_path / "run")
+    told = build.finish(tmp_path / "run", "--set=runner=ray")
+    assert told.code == 0, told.err
+    again = finished(tmp_path / "run")
+    assert again.stages()[-2:] == ["90k screen", "90k tournament"]
+    again.assert_equals(uninterrupted)

@@ -1,0 +1,84 @@
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+STAGES = (
+    "text",
+    "teacher signal",
+    "teacher evaluate",
+    "teacher score",
+    "teacher sort",
+    "90k screen",
+    "90k tournament",
+    "90k distil",
+    "90k evaluate",
+)
+NUM_RANDOM_MOMENTS = 10
+
+
+def stages_so_far(run: Path) -> list[str]:
+    """The stages that a run has finished, whether or not it was killed."""
+    ledger = run / "ledger.jsonl"
+    return [json.loads(line)["stage"] for line in ledger.read_text().splitlines()] if ledger.exists() else []
+
+
+def told_as_finished_before(err: str) -> list[str]:
+    """The stages that a process left as an earlier one had finished them."""
+    words = ": finished before"
+    return [line.removesuffix(words) for line in err.splitlines() if line.endswith(words)]
+
+
+def test_an_uninterrupted_run_goes_through_every_stage_once(uninterrupted: Any) -> None:
+    assert tuple(uninterrupted.stages()) == STAGES
+    uninterrupted.assert_equals(uninterrupted)
+
+
+def test_the_standard_output_of_a_run_is_its_result_and_nothing_else(uninterrupted: Any) -> None:
+    result = json.loads(uninterrupted.path.with_name("run.out").read_text())
+    assert [member["name"] for member in result["members"]] == ["teacher", "90k"]
+
+
+def test_a_run_killed_three_times_ends_as_if_nothing_had_happened(
+    build: Any, uninterrupted: Any, finished: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    run, codes = tmp_path / "run", []
+    for stage, fraction in (("90k screen", 0.5), ("90k tournament", 0.6), ("90k distil", 0.7)):
+        codes.append(build.kill(run, uninterrupted.moment(stage, fraction)).code)
+    assert -9 in codes, "no process was killed; all were faster than the uninterrupted one"
+    done = stages_so_far(run)
+    told = build.finish(run)
+    assert told.code == 0, told.err
+    finished(run).assert_equals(uninterrupted)
+    assert told_as_finished_before(told.err) == done
+
+
+def test_a_search_on_ray_that_was_killed_ends_as_if_nothing_had_happened(
+    build: Any, uninterrupted: Any, finished: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    uninterrupted.copy_without_search(run)
+    assert build.kill(run, uninterrupted.moment("90k tournament", 0.9), "--set=runner=ray").code == -9
+    assert (run / "trials" / "90k").is_dir()
+    assert not (run / "trials.parquet").exists()
+    told = build.finish(run, "--set=runner=ray")
+    assert told.code == 0, told.err
+    assert "90k screen" in told_as_finished_before(told.err)
+    finished(run).assert_equals(uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(NUM_RANDOM_MOMENTS))
+def test_a_run_killed_at_any_moment_ends_as_if_nothing_had_happened(
+    build: Any, uninterrupted: Any, finished: Callable[[Path], Any], tmp_path: Path, seed: int
+) -> None:
+    run, moment = tmp_path / "run", uninterrupted.moment_of_all(random.Random(seed).random())
+    build.kill(run, moment)
+    done = stages_so_far(run)
+    told = build.finish(run)
+    assert told.code == 0, told.err
+    finished(run).assert_equals(uninterrupted)
+    assert told_as_finished_before(told.err) == done

@@ -1,0 +1,190 @@
+import os
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from minitron_nas.errors import PlanError, TrialError
+from minitron_nas.execution.local import LocalRunner
+from minitron_nas.execution.runner import Job, last_line, run_jobs
+from minitron_nas.execution.settings import RunnerSettings
+
+SETTINGS = RunnerSettings(cpus_per_trial=1, gpus_per_trial=0, max_worker_losses=1)
+
+
+def behaviour():
+    """A function that goes to workers by value, because they cannot import this module."""
+
+    def behave(kind, marker):
+        import os
+        import time
+        from pathlib import Path
+
+        if kind == "memory":
+            raise MemoryError("no 8 GB")
+        if kind == "defect":
+            raise ValueError("a defect")
+        if kind == "endless":
+            time.sleep(600)
+        if kind.startswith("lost"):
+            with open(marker, "a") as file:
+                file.write("x")
+            if kind == "lost" or len(Path(marker).read_text()) == 1:
+                os._exit(1)
+        return {"kind": kind, "folder": os.getcwd(), "threads": os.environ.get("OMP_NUM_THREADS")}
+
+    return behave
+
+
+def jobs(folder, *kinds):
+    return [Job(f"{n}-{kind}", {"kind": kind, "marker": str(folder / f"{n}")}) for n, kind in enumerate(kinds)]
+
+
+def runner(folder, settings=SETTINGS):
+    from minitron_nas.execution.ray_tune import RayTuneRunner
+
+    return RayTuneRunner(settings, folder / "ray")
+
+
+@pytest.fixture(scope="module")
+def ran(one_ray, tmp_path_factory):
+    """One experiment in which everything happens, on Ray and, but for lost workers, here."""
+    folder = tmp_path_factory.mktemp("ran")
+    kinds = ("ordinary", "lost", "memory", "lost-once", "defect", "ordinary")
+    told = []
+    on_ray = run_jobs(
+        runner(folder), behaviour(), jobs(folder, *kinds), folder / "results", 5, lambda *pair: told.append(pair)
+    )
+    here = [job for job in jobs(folder, *kinds) if "lost" not in job.key]
+    return SimpleNamespace(
+        folder=folder, ray=on_ray, local=run_jobs(LocalRunner(), behaviour(), here, folder / "local", 5), told=told
+    )
+
+
+def test_ray_and_this_process_give_the_same_outcomes(ran):
+    assert len(ran.local) == 4
+    for key, outcome in ran.local.items():
+        other = ran.ray[key]
+        assert replace(other, error=None, seconds=0.0) == replace(outcome, error=None, seconds=0.0)
+        assert last_line(other.error) == last_line(outcome.error)
+
+
+def test_every_job_has_its_outcome_in_the_jobs_order(ran):
+    assert [(key, outcome.status) for key, outcome in ran.ray.items()] == [
+        ("0-ordinary", "completed"),
+        ("1-lost", "failed"),
+        ("2-memory", "infeasible"),
+        ("3-lost-once", "completed"),
+        ("4-defect", "failed"),
+        ("5-ordinary", "completed"),
+    ]
+
+
+def test_a_worker_that_dies_every_time_is_tried_as_often_as_the_settings_say(ran):
+    assert (ran.folder / "1").read_text() == "xx"
+    assert ran.ray["1-lost"].error.startswith("the worker was lost: ")
+
+
+def test_a_worker_that_dies_once_is_no_loss(ran):
+    assert (ran.folder / "3").read_text() == "xx"
+    assert ran.ray["3-lost-once"].value["kind"] == "lost-once"
+
+
+def test_a_trial_works_in_this_folder_so_that_relative_paths_mean_the_same(ran):
+    assert ran.ray["0-ordinary"].value["folder"] == os.getcwd()
+
+
+def test_the_traceback_of_a_worker_comes_back(ran):
+    assert "in behave" in ran.ray["4-defect"].error
+    assert last_line(ran.ray["4-defect"].error) == "ValueError: a defect"
+
+
+def test_progress_is_told_as_outcomes_come(ran):
+    assert ran.told == [(done, 6) for done in range(7)]
+
+
+def test_nothing_of_ray_is_left_in_the_run_or_in_the_home_folder(ran, ray_results):
+    kept = sorted(path.name for path in ran.folder.iterdir())
+    assert kept == ["1", "3", "local", "results"]
+    assert ray_results() == []
+
+
+def test_too_many_failures_end_all_trials_with_the_same_error_as_here(one_ray, tmp_path, ray_results):
+    broken = jobs(tmp_path, "defect", "endless", "defect", "ordinary")
+    with pytest.raises(
+        TrialError, match=r"2 of 4 trials failed, more than runner\.max_failures=1 .*ValueError: a defect"
+    ):
+        run_jobs(runner(tmp_path), behaviour(), broken, tmp_path / "results", 1)
+    assert not (tmp_path / "ray").exists()
+    assert ray_results() == []
+
+
+@pytest.mark.parametrize(
+    ("resources", "message"),
+    [
+        ({"cpus_per_trial": 3}, r"asks for 3 CPUs and 0 GPUs, which no node of the cluster has \(at most 2 CPUs\)"),
+        ({"gpus_per_trial": 1}, r"asks for 1 CPUs and 1 GPUs, which no node .*; lower runner\.cpus_per_trial or"),
+    ],
+)
+def test_resources_that_no_node_has_are_refused_before_anything_runs(one_ray, tmp_path, resources, message):
+    settings = SETTINGS.model_copy(update=resources)
+    with pytest.raises(PlanError, match=message):
+        run_jobs(runner(tmp_path, settings), behaviour(), jobs(tmp_path, "lost"), tmp_path / "results", 0)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("nodes", "settings", "expected"),
+    [
+        ([{"CPU": 8.0}], {}, {"cpu": 8.0, "gpu": 0.0}),
+        ([{"CPU": 8.0}, {"CPU": 64.0}], {}, {"cpu": 64.0, "gpu": 0.0}),
+        ([{"CPU": 8.0, "GPU": 4.0}], {}, {"cpu": 1.0, "gpu": 1.0}),
+        ([{"CPU": 8.0, "GPU": 4.0}], {"gpus_per_trial": 0}, {"cpu": 8.0, "gpu": 0.0}),
+        ([{"CPU": 8.0, "GPU": 4.0}], {"gpus_per_trial": 0.5, "cpus_per_trial": 2}, {"cpu": 2.0, "gpu": 0.5}),
+        ([{"CPU": 8.0}, {"CPU": 4.0, "GPU": 1.0}], {"cpus_per_trial": 4}, {"cpu": 4.0, "gpu": 1.0}),
+    ],
+)
+def test_what_a_trial_takes_follows_from_the_nodes_unless_the_settings_say(
+    tmp_path, monkeypatch, nodes, settings, expected
+):
+    from minitron_nas.execution import ray_tune
+
+    pretend(monkeypatch, ray_tune, nodes)
+    assert ray_tune.RayTuneRunner(RunnerSettings(**settings), tmp_path)._resources() == expected
+
+
+def test_a_node_that_is_down_does_not_count(tmp_path, monkeypatch):
+    from minitron_nas.execution import ray_tune
+
+    pretend(monkeypatch, ray_tune, [{"CPU": 2.0}], down=[{"CPU": 64.0, "GPU": 8.0}])
+    with pytest.raises(PlanError, match="asks for 4 CPUs and 0 GPUs"):
+        ray_tune.RayTuneRunner(RunnerSettings(cpus_per_trial=4), tmp_path)._resources()
+
+
+def pretend(monkeypatch, module, nodes, down=()):
+    listed = [{"Resources": node, "Alive": True} for node in nodes]
+    listed += [{"Resources": node, "Alive": False} for node in down]
+    monkeypatch.setattr(module, "ray", SimpleNamespace(nodes=lambda: listed))
+
+
+@pytest.mark.parametrize("runs_already", [False, True])
+def test_a_ray_that_was_started_here_is_shut_down_whatever_happens(tmp_path, monkeypatch, runs_already):
+    from minitron_nas.execution import ray_tune
+
+    story = []
+    fake = SimpleNamespace(
+        is_initialized=lambda: runs_already,
+        init=lambda **settings: story.append(settings["address"]),
+        shutdown=lambda: story.append("shut down"),
+    )
+
+    def broken(*args):
+        (tmp_path / "ray").mkdir()
+        raise ValueError("a defect of Ray")
+
+    monkeypatch.setattr(ray_tune, "ray", fake)
+    monkeypatch.setattr(ray_tune.RayTuneRunner, "_fit", broken)
+    with pytest.raises(ValueError, match="a defect of Ray"):
+        runner(tmp_path, RunnerSettings(address="auto")).execute(behaviour(), jobs(tmp_path, "ordinary"), story.append)
+    assert story == ([] if runs_already else ["auto", "shut down"])
+    assert not (tmp_path / "ray").exists()

@@ -1,0 +1,180 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from minitron_nas.errors import MinitronNasError, RunFolderError
+from minitron_nas.storage.run_folder import RunFolder, require_new_folder
+
+PLAN = {
+    "teacher": "owner/teacher",
+    "sizes": (110_000_000, 94_000_000),
+    "distillation": {"tokens": 1000, "learning_rate": 1e-4},
+    "runner": {"kind": "ray", "cpus_per_trial": None},
+}
+ABOUT = {"versions": {"torch": "2.6"}, "teacher": {"source": "owner/teacher", "fingerprint": "abc"}}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder(tmp_path / "run")
+
+
+@pytest.fixture
+def begun(folder):
+    """A run whose first stage has finished."""
+    folder.write_plan(PLAN, ABOUT)
+    folder.ledger.touch()
+    return folder
+
+
+def test_everything_has_its_place(folder):
+    root = folder.path
+    assert folder.plan == root / "plan.yaml"
+    assert folder.ledger == root / "ledger.jsonl"
+    assert folder.report == root / "report.html"
+    assert folder.signal("teacher", "train") == root / "signals" / "teacher" / "train"
+    assert folder.importance("teacher") == root / "importance" / "teacher"
+    assert folder.prepared("110M") == root / "prepared" / "110M"
+    assert folder.trials("110M") == root / "trials" / "110M"
+    assert folder.student("110M") == root / "students" / "110M"
+    assert folder.baseline("110M-depth") == root / "baselines" / "110M-depth"
+    assert folder.checkpoints("110M") == root / "checkpoints" / "110M"
+    assert not root.exists()
+
+
+def test_the_plan_is_written_with_what_it_is_about(folder):
+    folder.write_plan(PLAN, ABOUT)
+    written = yaml.safe_load(folder.plan.read_text())
+    assert written == {"plan": {**PLAN, "sizes": [110_000_000, 94_000_000]}, **ABOUT}
+
+
+def test_the_same_plan_goes_on_and_leaves_the_file_as_it_was(begun):
+    before = begun.plan.read_bytes()
+    begun.write_plan(PLAN, {**ABOUT, "versions": {"torch": "2.7"}})
+    assert begun.plan.read_bytes() == before
+
+
+def test_where_it_runs_may_change(begun):
+    begun.write_plan({**PLAN, "runner": {"kind": "local", "max_failures": 7}}, ABOUT)
+
+
+def test_until_a_stage_has_finished_another_plan_takes_the_place_of_the_first(folder):
+    folder.write_plan(PLAN, ABOUT)
+    folder.write_plan(PLAN | {"seed": 1}, ABOUT)
+    assert yaml.safe_load(folder.plan.read_text())["plan"]["seed"] == 1
+
+
+@pytest.mark.parametrize(
+    ("plan", "about", "difference"),
+    [
+        ({"distillation": {"tokens": 2000, "learning_rate": 1e-4}}, {}, "distillation.tokens was 1000 and is now 2000"),
+        ({"sizes": (94_000_000,)}, {}, "sizes was [110000000, 94000000] and is now [94000000]"),
+        ({"seed": 1}, {}, "seed was None and is now 1"),
+        ({}, {"teacher": {"fingerprint": "xyz"}}, "teacher fingerprint was 'abc' and is now 'xyz'"),
+        (
+            {"distillation": {"tokens": 2000, "learning_rate": 2e-4}},
+            {},
+            "distillation.learning_rate was 0.0001 and is now 0.0002; distillation.tokens was 1000 and is now 2000",
+        ),
+    ],
+)
+def test_another_plan_is_refused_with_every_difference(begun, plan, about, difference):
+    before = begun.plan.read_bytes()
+    with pytest.raises(RunFolderError) as caught:
+        begun.write_plan(PLAN | plan, ABOUT | about)
+    assert str(caught.value) == (
+        f"{begun.path} was begun with another plan: {difference}; go back to the plan that it was begun with, or "
+        "choose another --out"
+    )
+    assert begun.plan.read_bytes() == before
+
+
+def test_a_folder_with_other_files_is_refused_and_left_alone(folder):
+    folder.path.mkdir()
+    for name in ("thesis.tex", "b.txt", "a.txt", "c.txt"):
+        (folder.path / name).touch()
+    with pytest.raises(
+        RunFolderError, match=r"holds other files \(a\.txt, b\.txt, c\.txt\) but no plan\.yaml of a run"
+    ):
+        folder.write_plan(PLAN, ABOUT)
+    assert not folder.plan.exists()
+
+
+@pytest.mark.parametrize("left", [[], [".lock"], [".lock", ".plan.yaml.partial", ".given"]])
+def test_a_new_folder_or_one_that_was_killed_at_once_is_taken(folder, left):
+    folder.path.mkdir()
+    for name in left:
+        (folder.path / name).touch()
+    folder.refuse_foreign()
+    folder.write_plan(PLAN, ABOUT)
+
+
+def test_a_folder_that_does_not_exist_is_not_made_by_looking(folder):
+    folder.refuse_foreign()
+    assert not folder.path.exists()
+
+
+def test_a_file_is_no_folder(folder):
+    folder.path.touch()
+    with pytest.raises(RunFolderError, match=r"run is a file; choose another --out"):
+        folder.refuse_foreign()
+
+
+@pytest.mark.parametrize("lies_there", [lambda path: path.touch(), lambda path: (path / "a").mkdir(parents=True)])
+def test_where_something_lies_nothing_new_is_written(tmp_path, lies_there):
+    lies_there(tmp_path / "out")
+    with pytest.raises(RunFolderError, match=r"out exists and is not empty; choose an empty or new --out"):
+        require_new_folder(tmp_path / "out")
+
+
+def test_an_empty_or_absent_folder_is_new(tmp_path):
+    require_new_folder(tmp_path)
+    require_new_folder(tmp_path / "absent")
+
+
+def test_the_lock_makes_the_folder_and_a_run_of_it(folder):
+    with folder.lock():
+        folder.write_plan(PLAN, ABOUT)
+    folder.refuse_foreign()
+
+
+IN_USE = r"run is in use by another process; wait for it or choose another --out"
+
+
+def test_a_second_process_is_kept_out_until_the_first_has_ended(folder):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(RunFolderError, match=IN_USE) as caught, folder.lock():
+            pytest.fail("two processes hold the folder")
+        assert isinstance(caught.value, MinitronNasError)
+        holder.kill()
+    with folder.lock():
+        pass
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from minitron_nas.storage.run_folder import RunFolder
+with RunFolder(Path(sys.argv[1])).lock():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_run_in_the_same_process_is_kept_out_too(folder):
+    with folder.lock(), pytest.raises(RunFolderError, match=IN_USE), RunFolder(Path(folder.path)).lock():
+        pytest.fail("two runs hold the folder")
+
+
+def test_the_lock_goes_with_an_error(folder):
+    with pytest.raises(ValueError, match="a defect"), folder.lock():
+        raise ValueError("a defect")
+    with folder.lock():
+        pass
