@@ -1,5 +1,6 @@
 """What can be refused before any work starts."""
 
+from minitron_nas.errors import PlanError
 from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pruning.order import PruningOrder
@@ -19,10 +20,16 @@ def preflight(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder) -> None:
     this finds what is unreachable already, not all of what will be.
 
     Raises:
+        PlanError: If DeepSpeed is asked for.
         SpaceError: If a size is not below the teacher's, or no shape is within tolerance.
         InvalidArchitectureError: If a protected layer does not exist.
         DiskSpaceError: If the run will not fit.
     """
+    if plan.distillation.deepspeed is not None:
+        raise PlanError(
+            "distillation.deepspeed needs several processes, and a family is built by one; leave it out here, or use "
+            "minitron_nas.distillation.trainer.distill in a program that torchrun starts"
+        )
     PruningOrder.check_layers(teacher.architecture, plan.space.protected_layers)
     for size in plan.descending_sizes:
         enumerate_candidates(plan.space, size, teacher.architecture, teacher.layout)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +28,11 @@ _PATIENCE_SECONDS = 240.0
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A time of a build: so many seconds after a stage has begun."""
+    """A time of a build: so many seconds after a stage has begun and a file of the run matches `sign`."""
 
     stage: str
     seconds: float
+    sign: str = "."
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,9 @@ class Build:
         with self._started(out, more) as process:
             begun = f"{moment.stage}: ".encode()
             deadline = time.monotonic() + _PATIENCE_SECONDS
-            while process.poll() is None and begun not in self._file(out, "err").read_bytes():
+            while process.poll() is None and not (
+                begun in self._file(out, "err").read_bytes() and any(out.glob(moment.sign))
+            ):
                 assert time.monotonic() < deadline, f"{moment.stage} did not begin"
                 time.sleep(0.01)
             end = time.monotonic() + moment.seconds
@@ -126,10 +129,10 @@ class Finished:
         """The names of the finished stages."""
         return [entry["stage"] for entry in self.ledger()]
 
-    def moment(self, stage: str, fraction: float) -> Moment:
+    def moment(self, stage: str, fraction: float, sign: str = ".") -> Moment:
         """The time at which a fraction of a stage's work was done in this run."""
         (seconds,) = (entry["seconds"] for entry in self.ledger() if entry["stage"] == stage)
-        return Moment(stage, fraction * seconds)
+        return Moment(stage, fraction * seconds, sign)
 
     def moment_of_all(self, fraction: float) -> Moment:
         """The time at which a fraction of all work was done in this run."""
@@ -140,10 +143,15 @@ class Finished:
             left -= entry["seconds"]
         raise ValueError(f"fraction={fraction} is not in 0..1")
 
-    def copy_without_search(self, to: Path) -> None:
-        """Copy the folder as if the search for the one size were yet to come."""
-        shutil.copytree(self.path, to, ignore=shutil.ignore_patterns("trials*", "candidates*", "exclusions*", "study*"))
-        kept = [entry for entry in self.ledger() if entry["stage"] not in ("90k screen", "90k tournament")]
+    def copy_without(self, stages: Sequence[str], to: Path) -> None:
+        """Copy the folder as if stages of the search were yet to come."""
+        files = {
+            "90k screen": ("screen",),
+            "90k tournament": ("results", "*.journal", "trials.parquet", "candidates.parquet", "exclusions.parquet"),
+        }
+        gone = [name for stage in stages for name in files[stage]]
+        shutil.copytree(self.path, to, ignore=shutil.ignore_patterns(*gone))
+        kept = [entry for entry in self.ledger() if entry["stage"] not in stages]
         (to / "ledger.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in kept))
 
     def assert_equals(self, other: "Finished") -> None:

@@ -6,9 +6,10 @@ from typing import Any
 def test_trials_on_ray_give_what_trials_in_one_process_give(
     build: Any, uninterrupted: Any, finished: Callable[[Path], Any], tmp_path: Path
 ) -> None:
-    uninterrupted.copy_without_search(tmp_path / "run")
+    search = ["90k screen", "90k tournament"]
+    uninterrupted.copy_without(search, tmp_path / "run")
     told = build.finish(tmp_path / "run", "--set=runner=ray")
     assert told.code == 0, told.err
     again = finished(tmp_path / "run")
-    assert again.stages()[-2:] == ["90k screen", "90k tournament"]
+    assert again.stages()[-2:] == search
     again.assert_equals(uninterrupted)

@@ -56,13 +56,13 @@ def test_a_run_killed_three_times_ends_as_if_nothing_had_happened(
     assert told_as_finished_before(told.err) == done
 
 
-def test_a_search_on_ray_that_was_killed_ends_as_if_nothing_had_happened(
+def test_a_tournament_on_ray_that_was_killed_ends_as_if_nothing_had_happened(
     build: Any, uninterrupted: Any, finished: Callable[[Path], Any], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    uninterrupted.copy_without_search(run)
-    assert build.kill(run, uninterrupted.moment("90k tournament", 0.9), "--set=runner=ray").code == -9
-    assert (run / "trials" / "90k").is_dir()
+    uninterrupted.copy_without(["90k tournament"], run)
+    in_a_trial = uninterrupted.moment("90k tournament", 0.0, sign="trials/90k/*/checkpoints/*/checkpoint-*")
+    assert build.kill(run, in_a_trial, "--set=runner=ray").code == -9
     assert not (run / "trials.parquet").exists()
     told = build.finish(run, "--set=runner=ray")
     assert told.code == 0, told.err
