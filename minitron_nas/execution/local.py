@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 
-from minitron_nas.execution.device import release_memory
 from minitron_nas.execution.runner import Job, JobFunction, Outcome, attempt
 
 
@@ -12,6 +11,4 @@ class LocalRunner:
     def execute(self, function: JobFunction, jobs: Sequence[Job], on_outcome: Callable[[Outcome], None]) -> None:
         """Run every job in this process."""
         for job in jobs:
-            outcome = attempt(function, job)
-            release_memory()
-            on_outcome(outcome)
+            on_outcome(attempt(function, job))

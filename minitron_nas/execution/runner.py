@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
 from minitron_nas.errors import TrialError
+from minitron_nas.execution.device import release_memory
 from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.progress import Progress, silent
 from minitron_nas.storage.atomic import read_json, write_json
@@ -66,6 +67,8 @@ def attempt(function: JobFunction, job: Job) -> Outcome:
     except Exception as error:  # noqa: BLE001  # whatever a trial does, the others go on
         status: Literal["infeasible", "failed"] = "infeasible" if _is_out_of_memory(error) else "failed"
         return Outcome(job.key, status, None, traceback.format_exc(), time.perf_counter() - started)
+    finally:
+        release_memory()  # a worker may go on to the next job, and trainers hold their models in cycles
 
 
 def run_jobs(

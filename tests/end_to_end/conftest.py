@@ -28,11 +28,11 @@ _PATIENCE_SECONDS = 240.0
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A time of a build: so many seconds after a stage has begun and a file of the run matches `sign`."""
+    """A time of a build: so many seconds after a stage has begun and something in the run matches `sign`."""
 
     stage: str
     seconds: float
-    sign: str = "."
+    sign: str = "*"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ class Finished:
         """The names of the finished stages."""
         return [entry["stage"] for entry in self.ledger()]
 
-    def moment(self, stage: str, fraction: float, sign: str = ".") -> Moment:
+    def moment(self, stage: str, fraction: float, sign: str = "*") -> Moment:
         """The time at which a fraction of a stage's work was done in this run."""
         (seconds,) = (entry["seconds"] for entry in self.ledger() if entry["stage"] == stage)
         return Moment(stage, fraction * seconds, sign)
@@ -145,10 +145,8 @@ class Finished:
 
     def copy_without(self, stages: Sequence[str], to: Path) -> None:
         """Copy the folder as if stages of the search were yet to come."""
-        files = {
-            "90k screen": ("screen",),
-            "90k tournament": ("results", "*.journal", "trials.parquet", "candidates.parquet", "exclusions.parquet"),
-        }
+        tables = ("trials.parquet", "candidates.parquet", "exclusions.parquet", "study.journal")
+        files = {"90k screen": ("screen",), "90k tournament": ("results", *tables)}
         gone = [name for stage in stages for name in files[stage]]
         shutil.copytree(self.path, to, ignore=shutil.ignore_patterns(*gone))
         kept = [entry for entry in self.ledger() if entry["stage"] not in stages]

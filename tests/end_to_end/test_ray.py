@@ -2,6 +2,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+pytestmark = pytest.mark.timeout(900)
+
 
 def test_trials_on_ray_give_what_trials_in_one_process_give(
     build: Any, uninterrupted: Any, finished: Callable[[Path], Any], tmp_path: Path

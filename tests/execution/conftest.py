@@ -3,6 +3,14 @@ from pathlib import Path
 
 import pytest
 
+from minitron_nas.execution import runner
+
+
+@pytest.fixture(autouse=True)
+def _garbage_stays(monkeypatch):
+    """Between jobs garbage is collected, which takes longer than these jobs."""
+    monkeypatch.setattr(runner, "release_memory", lambda: None)
+
 
 @pytest.fixture(scope="session")
 def one_ray():

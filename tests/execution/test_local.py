@@ -1,6 +1,5 @@
 import pytest
 
-from minitron_nas.execution import local
 from minitron_nas.execution.local import LocalRunner
 from minitron_nas.execution.runner import Job
 
@@ -40,18 +39,6 @@ def test_a_job_that_fails_does_not_stop_the_next():
         ("zero", "failed", None),
         ("two", "completed", {"inverse": 0.5}),
     ]
-
-
-def test_memory_is_released_after_every_job_even_a_failed_one(monkeypatch):
-    story = []
-    monkeypatch.setattr(local, "release_memory", lambda: story.append("released"))
-
-    def note(x):
-        story.append(x)
-        return {"inverse": 1 / x}
-
-    executed(note, [Job("zero", {"x": 0}), Job("two", {"x": 2})])
-    assert story == [0, "released", 2, "released"]
 
 
 def test_a_receiver_that_refuses_ends_the_run():

@@ -1,9 +1,11 @@
 import json
+import weakref
 
 import pytest
 import torch
 
 from minitron_nas.errors import MinitronNasError, TrialError
+from minitron_nas.execution import runner
 from minitron_nas.execution.local import LocalRunner
 from minitron_nas.execution.runner import Job, Outcome, attempt, last_line, make_runner, run_jobs
 from minitron_nas.execution.settings import RunnerSettings
@@ -46,11 +48,11 @@ def test_outcomes_come_in_the_jobs_order_whatever_the_runners(tmp_path):
 
 
 def test_a_repeated_call_runs_only_what_is_missing(tmp_path):
-    runner = Recorder()
-    first = run_jobs(runner, square, jobs(1, 2), tmp_path, 0)
-    second = run_jobs(runner, square, jobs(2, 3, 1), tmp_path, 0)
-    third = run_jobs(runner, square, jobs(1, 2, 3), tmp_path, 0)
-    assert runner.keys == [["job-1", "job-2"], ["job-3"]]
+    recorder = Recorder()
+    first = run_jobs(recorder, square, jobs(1, 2), tmp_path, 0)
+    second = run_jobs(recorder, square, jobs(2, 3, 1), tmp_path, 0)
+    third = run_jobs(recorder, square, jobs(1, 2, 3), tmp_path, 0)
+    assert recorder.keys == [["job-1", "job-2"], ["job-3"]]
     assert {key: second[key] for key in first} == first
     assert third == second
 
@@ -61,9 +63,9 @@ def test_results_of_other_jobs_are_left_out(tmp_path):
 
 
 def test_no_jobs_have_no_outcomes_and_need_no_runner(tmp_path):
-    runner = Recorder()
-    assert run_jobs(runner, square, [], tmp_path, 0) == {}
-    assert runner.keys == []
+    recorder = Recorder()
+    assert run_jobs(recorder, square, [], tmp_path, 0) == {}
+    assert recorder.keys == []
 
 
 def test_a_failed_job_is_tried_again_and_an_infeasible_one_is_not(tmp_path):
@@ -74,12 +76,12 @@ def test_a_failed_job_is_tried_again_and_an_infeasible_one_is_not(tmp_path):
             raise torch.OutOfMemoryError("no 80 GB")
         return square(x)
 
-    runner = Recorder()
-    outcomes = run_jobs(runner, at_first, jobs(1, 2, 3), tmp_path, 1)
+    recorder = Recorder()
+    outcomes = run_jobs(recorder, at_first, jobs(1, 2, 3), tmp_path, 1)
     assert [outcome.status for outcome in outcomes.values()] == ["failed", "infeasible", "completed"]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["job-2.json", "job-3.json"]
-    again = run_jobs(runner, square, jobs(1, 2, 3), tmp_path, 1)
-    assert runner.keys[1] == ["job-1"]
+    again = run_jobs(recorder, square, jobs(1, 2, 3), tmp_path, 1)
+    assert recorder.keys[1] == ["job-1"]
     assert [outcome.status for outcome in again.values()] == ["completed", "infeasible", "completed"]
 
 
@@ -196,6 +198,35 @@ def test_a_kill_is_not_turned_into_an_outcome():
 
     with pytest.raises(KeyboardInterrupt):
         attempt(killed, Job("key", {}))
+
+
+def test_memory_is_released_after_every_job_even_a_failed_one(monkeypatch):
+    story = []
+    monkeypatch.setattr(runner, "release_memory", lambda: story.append("released"))
+
+    def note(x):
+        story.append(x)
+        return {"inverse": 1 / x}
+
+    for x in (0, 2):
+        attempt(note, Job("key", {"x": x}))
+    assert story == [0, "released", 2, "released"]
+
+
+def test_what_a_failed_job_held_is_gone_when_memory_is_released(monkeypatch):
+    class Model:
+        pass
+
+    held = []
+    monkeypatch.setattr(runner, "release_memory", lambda: held.append(held[0]() is not None))
+
+    def broken():
+        model = Model()
+        held.append(weakref.ref(model))
+        raise ValueError("a defect")
+
+    attempt(broken, Job("key", {}))
+    assert held[1:] == [False]
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from minitron_nas.errors import (
 from minitron_nas.families.catalog import count_parameters
 from minitron_nas.pipeline.build import Family, build_family
 from minitron_nas.pipeline.display import Quiet
+from minitron_nas.storage.run_folder import RunFolder
 from minitron_nas.storage.schemas import CANDIDATES, CURVES, EVALUATIONS, EXCLUSIONS, SCORES, TRIALS
 from minitron_nas.testing import rewrite_tensors, tiny_checkpoint, tiny_tokenizer
 
@@ -375,8 +376,13 @@ def test_an_unknown_key_names_the_nearest_one(build: Callable[..., Family], tmp_
     ],
     ids=["missing", "empty", "short"],
 )
-def test_text_that_will_not_do_is_refused_and_the_folder_can_still_be_used(
-    build: Callable[..., Family], tmp_path: Path, text_file: Path, content: str | None, message: str
+def test_text_that_will_not_do_is_refused_and_better_text_can_take_its_place(
+    build: Callable[..., Family],
+    tmp_path: Path,
+    text_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    content: str | None,
+    message: str,
 ) -> None:
     data = tmp_path / "text.txt"
     if content is not None:
@@ -384,6 +390,9 @@ def test_text_that_will_not_do_is_refused_and_the_folder_can_still_be_used(
     with pytest.raises(DataError, match=message):
         build(tmp_path / "run", data=data)
     assert left_behind(tmp_path / "run") <= {"plan.yaml"}
+    monkeypatch.setattr("minitron_nas.pipeline.build._build", lambda *stages: None)
+    build(tmp_path / "run", data=text_file)
+    assert yaml.safe_load((tmp_path / "run" / "plan.yaml").read_text())["plan"]["data"] == str(text_file)
 
 
 def test_a_folder_of_another_run_is_refused_with_the_difference(
@@ -441,8 +450,6 @@ def test_a_file_in_the_place_of_the_folder_is_refused(build: Callable[..., Famil
 
 
 def test_a_folder_in_use_is_refused(build: Callable[..., Family], family: Family, tmp_path: Path) -> None:
-    from minitron_nas.storage.run_folder import RunFolder
-
     with RunFolder(tmp_path / "run").lock(), pytest.raises(RunFolderError, match="is in use by another process"):
         build(tmp_path / "run")
 

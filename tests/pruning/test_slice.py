@@ -172,7 +172,7 @@ def test_without_channels_a_student_computes_what_a_teacher_does_in_which_they_a
     torch.testing.assert_close(student(prompt).logits, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, *NARROW], ids=named)
+@pytest.mark.parametrize("shape", [SHAPES[-1], *NARROW], ids=named)
 @every_kind
 def test_every_tensor_is_the_teachers_without_what_leaves(source, model_type, changes, shape):
     teacher = source(model_type, **changes)

@@ -7,7 +7,7 @@ import torch
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.signals import load_for_inference, write_hidden_cache
 from minitron_nas.distillation.tokens import pack
-from minitron_nas.execution import local
+from minitron_nas.execution import runner
 from minitron_nas.execution.local import LocalRunner
 from minitron_nas.families.catalog import count_parameters
 from minitron_nas.families.checkpoint import open_checkpoint
@@ -45,7 +45,7 @@ class Arena:
 @pytest.fixture(autouse=True)
 def _garbage_stays(monkeypatch):
     """Between trials garbage is collected, which takes longer than a tiny trial."""
-    monkeypatch.setattr(local, "release_memory", lambda: None)
+    monkeypatch.setattr(runner, "release_memory", lambda: None)
 
 
 @pytest.fixture(scope="session")

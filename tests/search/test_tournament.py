@@ -228,6 +228,12 @@ def test_training_files_come_back_from_plain_values(tmp_path):
     assert TrainingFiles.from_dict(json.loads(json.dumps(files.to_dict()))) == files
 
 
+def test_training_files_are_named_by_absolute_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files = TrainingFiles(*map(Path, ("teacher", "a", "b", "c", "d")))
+    assert list(files.to_dict().values()) == [str(tmp_path / name) for name in ("teacher", "a", "b", "c", "d")]
+
+
 def test_a_row_of_a_trial_without_an_error_text_has_none(arena):
     row = TrialRow(arena.finalists[0], 1, 32, Outcome("key", "failed", None, "", 0.0), promoted=False)
     assert row.to_row("90k")["error"] is None
