@@ -3,9 +3,7 @@ from pathlib import Path
 from typing import Any
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-RESOURCES = {
-    f"minitron_nas._resources.{folder}": folder for folder in ("reports", "runners", "search_spaces")
-}
+RESOURCES = {f"minitron_nas._resources.{folder}": folder for folder in ("reports", "runners", "search_spaces")}
 
 
 def pyproject() -> dict[str, Any]:

@@ -28,9 +28,7 @@ def test_building_a_tiny_model_leaves_the_global_random_state_alone():
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_a_tiny_checkpoint_loads_in_stock_transformers_with_the_logits_it_was_saved_with(
-    tmp_path, model_type, tied
-):
+def test_a_tiny_checkpoint_loads_in_stock_transformers_with_the_logits_it_was_saved_with(tmp_path, model_type, tied):
     folder = tiny_checkpoint(tmp_path / "model", model_type, seed=1, tied=tied)
     ids = AutoTokenizer.from_pretrained(folder)("the tenth", return_tensors="pt").input_ids
     expected = tiny_model(tiny_config(model_type, tied=tied), seed=1)(ids).logits

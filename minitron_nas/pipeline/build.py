@@ -209,7 +209,7 @@ def _build(engine: Engine, plan: FamilyPlan, teacher: Checkpoint, tokens: Tokens
         shapes = {"student": winner.architecture}
         if plan.baselines:
             shapes |= {
-                "depth_baseline": depth_only_shape(source.architecture, hop),
+                "depth_baseline": depth_only_shape(source.architecture, hop, plan.space.protected_layers),
                 "random_baseline": winner.architecture,
             }
         for role, shape in shapes.items():

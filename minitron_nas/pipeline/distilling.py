@@ -105,7 +105,7 @@ def distill(
     model = load_for_training(source.path)
     before = validate(model, splits.validation, streams["validation"].signal)
     with display.stage("distil", f"{schedule.num_tokens:,} tokens in {schedule.num_steps} steps") as progress:
-        checkpoints = work / f"checkpoints-{source.fingerprint}"
+        checkpoints = work / f"checkpoints-{source.fingerprint}-{other.fingerprint}"
         result = train(
             model, streams["train"], streams["validation"], settings, schedule, checkpoints, seed, progress=progress
         )

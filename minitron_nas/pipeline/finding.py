@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from minitron_nas.architecture.costs import (
@@ -106,8 +107,9 @@ def find_shape(
 
     def screening(progress: Progress) -> list[str]:
         outcomes = _screened(progress)
-        completed = [c for c in sampled if outcomes[c.id].value is not None]
-        ranked = sorted(completed, key=lambda candidate: _value(outcomes[candidate.id], "kl_nats"))
+        kl = {key: _value(outcome, "kl_nats") for key, outcome in outcomes.items()}
+        finite = [candidate for candidate in sampled if kl[candidate.id] is not None and isfinite(kl[candidate.id])]
+        ranked = sorted(finite, key=lambda candidate: float(kl[candidate.id]))
         return [candidate.id for candidate in ranked[: plan.search.num_finalists]]
 
     def _screened(progress: Progress) -> Screened:

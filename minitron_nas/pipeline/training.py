@@ -1,6 +1,7 @@
 """The stages that train: a size's student, and the baselines it is held against."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -42,9 +43,11 @@ def versions() -> dict[str, str]:
     return {package: version(package) for package in _PACKAGES}
 
 
-def depth_only_shape(source: Architecture, hop: Hop) -> Architecture:
-    """Return the source with only layers dropped, as near to the size as whole layers allow."""
-    shapes = [replace(source, num_hidden_layers=layers) for layers in range(1, source.num_hidden_layers)]
+def depth_only_shape(source: Architecture, hop: Hop, protected_layers: Sequence[int]) -> Architecture:
+    """Return the source with only unprotected layers dropped, as near to the size as whole layers allow."""
+    fewest = max(len({layer % source.num_hidden_layers for layer in protected_layers}), 1)
+    fewest = min(fewest, source.num_hidden_layers - 1)
+    shapes = [replace(source, num_hidden_layers=layers) for layers in range(fewest, source.num_hidden_layers)]
     return min(shapes, key=lambda shape: abs(count_parameters(shape, hop.source.layout) - hop.size))
 
 

@@ -116,7 +116,7 @@ def prune(
         checkpoint = resolve_teacher(teacher, Path(work))
         target = checkpoint.architecture.reshaped(shape)
         check_architecture(target, checkpoint.layout)
-        PruningOrder.check_layers(checkpoint.architecture, protected)
+        PruningOrder.check_layers(checkpoint.architecture, protected, target.num_hidden_layers)
         calibration = _calibration(checkpoint, data, text, seed)
         model = load_for_inference(checkpoint.path)
         with display.stage("score", f"importance over {calibration.num_tokens:,} tokens") as progress:

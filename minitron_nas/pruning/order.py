@@ -63,13 +63,19 @@ class PruningOrder:
         )
 
     @staticmethod
-    def check_layers(architecture: Architecture, protected_layers: Sequence[int]) -> None:
-        """Refuse protected layers that the source does not have.
+    def check_layers(architecture: Architecture, protected_layers: Sequence[int], num_kept: int | None = None) -> None:
+        """Refuse protected layers that the source does not have, or more of them than layers are kept.
 
         Raises:
-            InvalidArchitectureError: Naming the layer and the source's layers.
+            InvalidArchitectureError: Naming the layer and the source's layers, or both numbers.
         """
         num_layers = architecture.num_hidden_layers
+        num_protected = len({layer % num_layers for layer in protected_layers})
+        if num_kept is not None and num_kept < num_protected:
+            raise InvalidArchitectureError(
+                f"num_hidden_layers={num_kept} is below the {num_protected} protected layers "
+                f"{list(protected_layers)}; keep more layers or protect fewer"
+            )
         for layer in protected_layers:
             if not -num_layers <= layer < num_layers:
                 raise InvalidArchitectureError(

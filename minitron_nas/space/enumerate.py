@@ -24,6 +24,7 @@ _SPACE_RULES = {
     "heads_fill_groups": "every KV group needs equally many query heads, and no more than the source's have",
     "pruning_only_removes": "no size may exceed the source's",
     "pruning_removes_something": "the source itself is no candidate",
+    "protected_layers_stay": "depth pruning never drops a protected layer",
     WINDOW_RULE: "total parameters must lie within the size's tolerance or window",
 }
 RULE_REASONS = {rule.name: rule.reason for rule in RULES} | _SPACE_RULES
@@ -76,7 +77,7 @@ def enumerate_candidates(space: SearchSpace, size: int, source: Architecture, la
         )
     columns = _raw_columns(space, source)
     excluded: dict[str, int] = {}
-    for rule, keeps in _checks(source, layout):
+    for rule, keeps in _checks(space, source, layout):
         keep = keeps(columns)
         excluded[rule] = int(len(keep) - np.count_nonzero(keep))
         columns = {name: values[keep] for name, values in columns.items()}
@@ -130,7 +131,7 @@ def _raw_columns(space: SearchSpace, source: Architecture) -> Columns:
     return {name: table[:, column] for column, name in enumerate(SHAPE_FIELDS)}
 
 
-def _checks(source: Architecture, layout: Layout) -> Iterator[tuple[str, Callable[[Columns], Any]]]:
+def _checks(space: SearchSpace, source: Architecture, layout: Layout) -> Iterator[tuple[str, Callable[[Columns], Any]]]:
     """Yield (rule, function from columns to truth values); each may count on those before it."""
     yield (
         "heads_fill_groups",
@@ -149,6 +150,8 @@ def _checks(source: Architecture, layout: Layout) -> Iterator[tuple[str, Callabl
         "pruning_removes_something",
         lambda shapes: np.any([shapes[name] != getattr(source, name) for name in SHAPE_FIELDS], axis=0),
     )
+    num_protected = len({layer % source.num_hidden_layers for layer in space.protected_layers})
+    yield "protected_layers_stay", lambda shapes: shapes["num_hidden_layers"] >= num_protected
     for rule in RULES:
         if rule.applies(layout):
             yield rule.name, partial(_keeps, rule, source)

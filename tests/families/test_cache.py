@@ -18,9 +18,7 @@ def test_the_cache_lies_in_the_home_folder_by_default(monkeypatch):
 def test_a_folder_is_filled_once(tmp_path):
     calls = []
     for _ in range(2):
-        folder = build_once(
-            tmp_path / "a" / "b", lambda partial: calls.append((partial / "x").write_text("1"))
-        )
+        folder = build_once(tmp_path / "a" / "b", lambda partial: calls.append((partial / "x").write_text("1")))
     assert (len(calls), (folder / "x").read_text()) == (1, "1")
 
 

@@ -55,9 +55,7 @@ def test_parameters_are_those_of_the_real_model(family: str, changes: dict[str, 
 
 
 @pytest.mark.parametrize(("family", "changes"), VARIANTS)
-def test_the_table_names_every_tensor_of_the_real_model_with_its_shape(
-    family: str, changes: dict[str, bool]
-) -> None:
+def test_the_table_names_every_tensor_of_the_real_model_with_its_shape(family: str, changes: dict[str, bool]) -> None:
     config = AutoConfig.for_model(family, **SIZES, **changes)
     architecture = Architecture.from_config(config.to_dict())
     real = {name: tuple(parameter.shape) for name, parameter in meta_model(config).named_parameters()}
@@ -111,9 +109,7 @@ NEMOTRON_15B = Architecture("nemotron", 32, 6144, 24576, 48, 8, 128, 256000)
             4_512_746_496,
             id="Llama-3.1-Minitron-4B-Width",
         ),
-        pytest.param(
-            LLAMA_8B.reshaped({"num_hidden_layers": 16}), 4_540_469_248, id="Llama-3.1-Minitron-4B-Depth"
-        ),
+        pytest.param(LLAMA_8B.reshaped({"num_hidden_layers": 16}), 4_540_469_248, id="Llama-3.1-Minitron-4B-Depth"),
         pytest.param(
             NEMO_12B.reshaped({"hidden_size": 4096, "intermediate_size": 11520}),
             8_414_105_600,

@@ -24,10 +24,7 @@ def test_each_family_passes_its_check_with_the_parameters_of_the_real_model(tmp_
 @pytest.mark.parametrize("model_type", ["llama", "nemotron"])
 def test_biases_that_the_config_turns_on_are_expected(tmp_path, model_type, changes):
     folder = tiny_checkpoint(tmp_path / "model", model_type, **changes)
-    assert (
-        open_checkpoint(folder).num_parameters
-        == AutoModelForCausalLM.from_pretrained(folder).num_parameters()
-    )
+    assert open_checkpoint(folder).num_parameters == AutoModelForCausalLM.from_pretrained(folder).num_parameters()
 
 
 def test_a_sharded_checkpoint_passes(tmp_path):

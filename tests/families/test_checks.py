@@ -31,9 +31,7 @@ def test_a_tensor_outside_the_table_is_named(llama):
 
 def test_a_wrong_shape_is_shown_beside_the_right_one(llama):
     rewrite_tensors(llama, {UP: torch.ones(96, 40)})
-    with pytest.raises(
-        CheckpointError, match=rf"'{UP}' has shape \(96, 40\), its config asks for \(96, 48\)"
-    ):
+    with pytest.raises(CheckpointError, match=rf"'{UP}' has shape \(96, 40\), its config asks for \(96, 48\)"):
         open_checkpoint(llama)
 
 
@@ -90,9 +88,7 @@ def test_a_tied_model_may_carry_a_copy_of_its_embedding(tmp_path):
 def test_a_tied_model_whose_output_differs_from_the_embedding_is_refused(tmp_path):
     folder = tiny_checkpoint(tmp_path / "tied", "llama", tied=True)
     rewrite_tensors(folder, {"lm_head.weight": torch.ones(320, 48)})
-    with pytest.raises(
-        CheckpointError, match=r"ties 'lm_head.weight' to the embedding, but the two tensors differ"
-    ):
+    with pytest.raises(CheckpointError, match=r"ties 'lm_head.weight' to the embedding, but the two tensors differ"):
         open_checkpoint(folder)
 
 

@@ -26,9 +26,7 @@ def test_a_folder_that_is_absent_is_no_teacher(tmp_path):
 
 
 def test_a_folder_needs_a_config(tmp_path):
-    with pytest.raises(
-        CheckpointError, match=r"has no config\.json; give a folder that save_pretrained wrote"
-    ):
+    with pytest.raises(CheckpointError, match=r"has no config\.json; give a folder that save_pretrained wrote"):
         read_config(tmp_path)
 
 
@@ -39,9 +37,7 @@ def test_a_config_is_a_json_object(tmp_path, text, fault):
         read_config(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("model_type", "name"), [("bert", "BertForMaskedLM"), ("t5", "T5ForConditionalGeneration")]
-)
+@pytest.mark.parametrize(("model_type", "name"), [("bert", "BertForMaskedLM"), ("t5", "T5ForConditionalGeneration")])
 def test_a_model_of_another_task_is_refused_by_name(llama, model_type, name):
     config = edited(llama, model_type=model_type, architectures=[name])
     with pytest.raises(CheckpointError, match=f"holds a {name}, which is no causal language model"):
@@ -62,9 +58,7 @@ def test_a_quantised_model_is_refused(llama):
 
 def test_a_shape_that_transformers_refuses_is_refused_with_its_reason(llama):
     config = edited(llama, num_attention_heads=7)
-    with pytest.raises(
-        CheckpointError, match=r"hidden size .48. is not a multiple of the number of attention heads"
-    ):
+    with pytest.raises(CheckpointError, match=r"hidden size .48. is not a multiple of the number of attention heads"):
         read_architecture(llama, config)
 
 

@@ -68,9 +68,7 @@ def add_tokenizer(writer, pre):
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
-    writer.add_token_types(
-        [gguf.TokenType.CONTROL if t.startswith("<|") else gguf.TokenType.NORMAL for t in tokens]
-    )
+    writer.add_token_types([gguf.TokenType.CONTROL if t.startswith("<|") else gguf.TokenType.NORMAL for t in tokens])
     writer.add_token_merges([" ".join(pair) for pair in content["merges"]])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
@@ -138,9 +136,7 @@ def test_the_tokenizer_and_its_special_tokens_survive(tmp_path, model):
     assert tokenizer.chat_template == expected.chat_template
 
 
-@pytest.mark.parametrize(
-    ("pre", "pieces"), [("smollm", ["ab", "  ", "1", "2"]), ("gpt-2", ["ab", " ", " 12"])]
-)
+@pytest.mark.parametrize(("pre", "pieces"), [("smollm", ["ab", "  ", "1", "2"]), ("gpt-2", ["ab", " ", " 12"])])
 def test_numbers_are_split_into_digits_where_the_vocabulary_was_learned_so(tmp_path, model, pre, pieces):
     folder = convert_gguf(write_gguf(tmp_path / "tiny.gguf", model, pre=pre))
     splitter = AutoTokenizer.from_pretrained(folder).backend_tokenizer.pre_tokenizer

@@ -40,9 +40,7 @@ def test_the_live_model_is_left_as_it_was(tmp_path):
 
 def test_a_wrapped_model_is_refused_by_its_class(tmp_path):
     model = torch.nn.Sequential(tiny_model(tiny_config("llama")))
-    with pytest.raises(
-        CheckpointError, match="is a Sequential, not a transformers PreTrainedModel; unwrap it"
-    ):
+    with pytest.raises(CheckpointError, match="is a Sequential, not a transformers PreTrainedModel; unwrap it"):
         save_live_model((model, tiny_tokenizer()), tmp_path / "teacher")
 
 

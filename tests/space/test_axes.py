@@ -38,9 +38,7 @@ def test_a_listed_axis_holds_the_source_only_if_it_names_it() -> None:
         (AxisValues(min_fraction=0.5, multiple_of=8), 8, [8]),
     ],
 )
-def test_a_walk_goes_down_in_steps_of_the_source_rounded_down(
-    axis: AxisValues, source: int, sizes: list[int]
-) -> None:
+def test_a_walk_goes_down_in_steps_of_the_source_rounded_down(axis: AxisValues, source: int, sizes: list[int]) -> None:
     assert axis.sizes(source) == sizes
 
 
@@ -76,9 +74,7 @@ def test_an_axis_that_holds_no_positive_size_is_refused(fields: dict[str, Any]) 
         AxisValues.model_validate(fields)
 
 
-@pytest.mark.parametrize(
-    "name", ["num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads"]
-)
+@pytest.mark.parametrize("name", ["num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads"])
 def test_ratios_belong_to_the_neurons_alone(name: str) -> None:
     with pytest.raises(ValidationError, match=f"{name} takes values or min_fraction; ratios are for inter"):
         SearchSpace.model_validate({"axes": {name: {"ratios": [2.0]}}})
@@ -110,9 +106,7 @@ def test_every_shipped_space_can_be_read_and_says_what_it_is_for(name: str) -> N
 
 
 def test_a_space_without_a_shape_says_so() -> None:
-    with pytest.raises(
-        SpaceError, match="this space carries no source shape; name a teacher to enumerate it"
-    ):
+    with pytest.raises(SpaceError, match="this space carries no source shape; name a teacher to enumerate it"):
         SearchSpace().source_architecture()
 
 
@@ -153,9 +147,7 @@ def test_yaml_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_all_faults_of_a_space_are_shown_at_once_with_the_nearest_keys(tmp_path: Path) -> None:
-    path = space_file(
-        tmp_path, "axes: {hiden_size: {values: [8]}, hidden_size: {value: [8]}}\ntolerance: 2\n"
-    )
+    path = space_file(tmp_path, "axes: {hiden_size: {values: [8]}, hidden_size: {value: [8]}}\ntolerance: 2\n")
     message = (
         "space.yaml: axes.hidden_size: give exactly one of values, min_fraction and ratios (given: none); "
         "unknown key 'axes.hiden_size'; did you mean 'hidden_size'? known keys: hidden_size, "

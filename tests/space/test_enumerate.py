@@ -1,5 +1,6 @@
 """The paper's candidates, and the laws that every enumeration keeps."""
 
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -11,7 +12,7 @@ from minitron_nas.architecture.rules import RULES, check_architecture
 from minitron_nas.architecture.spec import SHAPE_FIELDS, Architecture
 from minitron_nas.errors import SpaceError
 from minitron_nas.families.catalog import count_parameters, layout_of
-from minitron_nas.space.axes import SearchSpace, load_space
+from minitron_nas.space.axes import AxisValues, SearchSpace, SpaceAxes, load_space
 from minitron_nas.space.enumerate import RULE_REASONS, Enumeration, enumerate_candidates
 
 # arXiv 2407.14679, table T19: (layers, heads, MLP, embedding), in the paper's order.
@@ -144,9 +145,7 @@ def test_more_layers_fewer_heads_wider_channels_fewer_neurons_come_first() -> No
 
 @pytest.mark.parametrize("size", [LLAMA_SIZE, 10 * LLAMA_SIZE])
 def test_a_size_that_is_not_below_the_source_is_refused(size: int) -> None:
-    with pytest.raises(
-        SpaceError, match=f"is not below the source's {LLAMA_SIZE:,} parameters; choose a smaller"
-    ):
+    with pytest.raises(SpaceError, match=f"is not below the source's {LLAMA_SIZE:,} parameters; choose a smaller"):
         small({}, size)
 
 
@@ -155,18 +154,12 @@ def test_an_empty_window_is_answered_with_the_nearest_sizes_on_both_sides() -> N
     size = (three + two) // 2
     with pytest.raises(SpaceError) as caught:
         small({"num_hidden_layers": {"values": [2, 3]}}, size, tolerance=0.01)
-    assert f"nearest reachable: {two:,} and {three:,}; left out by: size_window (2 shapes);" in str(
-        caught.value
-    )
-    assert f"no shape has between {round(size * 0.99):,} and {round(size * 1.01):,} parameters" in str(
-        caught.value
-    )
+    assert f"nearest reachable: {two:,} and {three:,}; left out by: size_window (2 shapes);" in str(caught.value)
+    assert f"no shape has between {round(size * 0.99):,} and {round(size * 1.01):,} parameters" in str(caught.value)
 
 
 def test_an_unreachable_size_is_answered_with_the_rule_that_blocks() -> None:
-    with pytest.raises(
-        SpaceError, match=r"nearest reachable: none; left out by: pruning_only_removes \(1 shapes\)"
-    ):
+    with pytest.raises(SpaceError, match=r"nearest reachable: none; left out by: pruning_only_removes \(1 shapes\)"):
         small({"hidden_size": {"values": [96]}}, LLAMA_SIZE - 1)
 
 
@@ -242,6 +235,17 @@ def test_every_rule_has_a_reason() -> None:
         "heads_fill_groups",
         "pruning_only_removes",
         "pruning_removes_something",
+        "protected_layers_stay",
         "size_window",
     }
     assert all(RULE_REASONS.values())
+
+
+def test_no_candidate_has_fewer_layers_than_are_protected() -> None:
+    axes = SpaceAxes(num_hidden_layers=AxisValues(values=tuple(range(1, LLAMA.num_hidden_layers + 1))))
+    smallest = replace(LLAMA, num_hidden_layers=1)
+    low, high = count_parameters(smallest), count_parameters(LLAMA)
+    space = SearchSpace(axes=axes, window=(low, high), protected_layers=(0, 1, -1))
+    found = enumerate_candidates(space, low, LLAMA, layout_of("llama"))
+    assert min(candidate.architecture.num_hidden_layers for candidate in found.candidates) == 3
+    assert found.excluded["protected_layers_stay"] == 2

@@ -113,9 +113,7 @@ def test_enough_disk_is_no_error_even_for_a_folder_that_is_yet_to_be_made(tmp_pa
     assert not (tmp_path / "not").exists()
 
 
-def test_too_little_disk_is_refused_with_both_numbers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_little_disk_is_refused_with_both_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil._ntuple_diskusage(total=10**10, used=8 * 10**9, free=2 * 10**9)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     require_free_bytes(tmp_path, 2 * 10**9, "the cache")

@@ -79,18 +79,14 @@ def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     (sharded(tmp_path) / "model-00002-of-00003.safetensors").unlink()
-    with pytest.raises(
-        CheckpointError, match=r"lacks model-00002-of-00003\.safetensors, which its index names"
-    ):
+    with pytest.raises(CheckpointError, match=r"lacks model-00002-of-00003\.safetensors, which its index names"):
         read_headers(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", '{"weight_map": {"a"', "{}"])
 def test_an_index_that_is_cut_short_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(text)
-    with pytest.raises(
-        CheckpointError, match=r"index\.json is no safetensors index, or is cut short; copy it"
-    ):
+    with pytest.raises(CheckpointError, match=r"index\.json is no safetensors index, or is cut short; copy it"):
         weight_files(tmp_path)
 
 
