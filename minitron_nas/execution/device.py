@@ -1,5 +1,6 @@
 """Which device and number format this process computes with."""
 
+import ctypes
 import gc
 import os
 
@@ -22,7 +23,12 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
 
 def release_memory() -> None:
-    """Give memory of models that are no longer referenced back to the device."""
+    """Give memory of models that are no longer referenced back to the device and the system."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    # A Ray worker runs each job in a new thread, and glibc keeps what each thread has freed for itself:
+    # three trials of SmolLM2 in one process peaked at 5.5 GB without this and at 2.9 GB with it.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -13,10 +13,10 @@ DEMO_SETTINGS: dict[str, Any] = {
     "sizes": ["110M", "94M"],
     "data": EMBEDDED,
     "space": "smollm2-135m",
-    "text": {"sequence_length": 256, "calibration_samples": 128, "validation_samples": 24},
-    "search": {"max_screened": 12, "screen_sequences": 8, "num_finalists": 4, "num_rungs": 2, "tokens": "3k"},
+    "text": {"sequence_length": 256, "calibration_samples": 128, "validation_samples": 16},
+    "search": {"max_screened": 12, "screen_sequences": 8, "num_finalists": 4, "num_rungs": 2, "tokens": "4k"},
     "distillation": {
-        "tokens": "12k",
+        "tokens": "20k",
         "learning_rate": 3e-4,
         "batch_sequences": 4,
         "micro_batch_sequences": 4,
