@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from minitron_nas.importance.scores import ImportanceScores
     from minitron_nas.pipeline.build import Family, build_family
     from minitron_nas.pipeline.distilling import distill
+    from minitron_nas.pipeline.evaluating import evaluate
     from minitron_nas.pipeline.plan import FamilyPlan, load_plan
-    from minitron_nas.pipeline.verbs import evaluate, prune
+    from minitron_nas.pipeline.pruning import prune
     from minitron_nas.reporting.html import write_report
     from minitron_nas.search.pareto import pareto_front
     from minitron_nas.space.axes import SearchSpace
@@ -33,10 +34,10 @@ _HOMES = {
     "count_parameters": "families.catalog",
     "distill": "pipeline.distilling",
     "enumerate_candidates": "space.enumerate",
-    "evaluate": "pipeline.verbs",
+    "evaluate": "pipeline.evaluating",
     "load_plan": "pipeline.plan",
     "pareto_front": "search.pareto",
-    "prune": "pipeline.verbs",
+    "prune": "pipeline.pruning",
     "score_importance": "importance.score",
     "write_report": "reporting.html",
 }

@@ -38,6 +38,10 @@ class DataError(MinitronNasError, ValueError):
     """Text that is missing, unreadable or too short."""
 
 
+class ScoresError(MinitronNasError, ValueError):
+    """Importance scores cannot be used."""
+
+
 class RunFolderError(MinitronNasError, RuntimeError):
     """An output folder that belongs to another run or is in use."""
 

@@ -1,19 +1,15 @@
 """What a shape costs: parameters, FLOPs and bytes, exact, for one shape or for arrays of them."""
 
-from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
-from minitron_nas.architecture.layout import Axis, Layout, axis_sizes
+from minitron_nas.architecture.layout import Axis, Layout, Sizes, TensorRow, axis_sizes
 from minitron_nas.architecture.spec import Architecture
-
-Sizes: TypeAlias = Mapping[Axis, Any]
-"""Axis sizes: integers, or integer arrays of one shape (one entry per candidate)."""
 
 
 def count_parameters(architecture: Architecture, layout: Layout) -> int:
-    """Total parameters of a model, tied embeddings counted once."""
+    """Total parameters of a model, tied embeddings counted once, all experts counted."""
     return int(count_parameters_of(layout, architecture, axis_sizes(architecture), architecture.num_hidden_layers))
 
 
@@ -29,31 +25,32 @@ def count_parameters_of(layout: Layout, source: Architecture, sizes: Sizes, num_
     Returns:
         An int64 scalar or array.
     """
-    total: Any = np.int64(0)
+    outside: Any = np.int64(0)
+    per_layer: Any = np.int64(0)
     for table_row in layout.rows:
         if table_row.exists(source):
-            elements = _elements(table_row.dims, sizes)
-            total = total + (elements * num_hidden_layers if table_row.per_layer else elements)
-    return total
+            elements = _in_all_experts(table_row, sizes)
+            if table_row.per_layer:
+                per_layer = per_layer + elements
+            else:
+                outside = outside + elements
+    return outside + per_layer * num_hidden_layers
 
 
 def count_embedding_parameters(architecture: Architecture, layout: Layout) -> int:
     """Parameters of the token embedding and of the untied output head."""
     sizes = axis_sizes(architecture)
     return int(
-        sum(
-            _elements(r.dims, sizes)
-            for r in layout.rows
-            if r.exists(architecture) and any(Axis.VOCAB in dim for dim in r.dims)
-        )
+        sum(r.elements(sizes) for r in layout.rows if r.exists(architecture) and any(Axis.VOCAB in d for d in r.dims))
     )
 
 
 def forward_flops_per_token(architecture: Architecture, layout: Layout, context_tokens: int) -> int:
     """Floating-point operations of one forward pass, per token.
 
-    Two operations per weight of every matrix product (the token look-up is none, the output head
-    is one) plus 4 x num_attention_heads x head_dim x context_tokens per layer for attention.
+    Two operations per weight of every matrix product that the token takes part in (of the experts,
+    those that it is sent to; the token look-up is none, the output head is one) plus
+    4 x num_attention_heads x head_dim x context_tokens per layer for attention.
 
     Args:
         architecture: The shape.
@@ -62,7 +59,9 @@ def forward_flops_per_token(architecture: Architecture, layout: Layout, context_
     """
     sizes = axis_sizes(architecture)
     per_layer = sum(
-        _elements(r.dims, sizes) for r in layout.rows if r.per_layer and len(r.dims) == 2 and r.exists(architecture)
+        r.elements(sizes) * (architecture.num_experts_per_tok if r.per_expert else 1)
+        for r in layout.rows
+        if r.per_layer and len(r.dims) == 2 and r.exists(architecture)
     )
     attention = 4 * architecture.num_attention_heads * architecture.head_dim * context_tokens
     head = 2 * architecture.vocab_size * architecture.hidden_size
@@ -75,9 +74,6 @@ def kv_cache_bytes_per_token(architecture: Architecture, bytes_per_value: int = 
     return architecture.num_hidden_layers * per_layer * bytes_per_value
 
 
-def _elements(dims: tuple[tuple[Axis, ...], ...], sizes: Sizes) -> Any:
-    result: Any = 1
-    for dim in dims:
-        for axis in dim:
-            result = result * sizes[axis]
-    return result
+def _in_all_experts(table_row: TensorRow, sizes: Sizes) -> Any:
+    elements = table_row.elements(sizes)
+    return elements * sizes[Axis.EXPERTS] if table_row.per_expert else elements

@@ -1,55 +1,112 @@
 """The grammar of family tables: which axes every tensor of a checkpoint runs along.
 
-A `Layout` lists `TensorRow`s. Each dimension of a row is a product of axes: the rows of a query
-projection run along KV_GROUPS x GROUP_HEADS x HEAD_DIM. Parameter counts, checkpoint checks,
-slicing and the places where importance is measured are all derived from these rows.
+A `Layout` lists `TensorRow`s. Each dimension of a row is a product of axes, or several products
+one after the other: the rows of a query projection run along KV_GROUPS x GROUP_HEADS x HEAD_DIM,
+those of a fused gate and up projection along NEURONS and then NEURONS again. Parameter counts,
+checkpoint checks, slicing and the places where importance is measured are all derived from the rows.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TypeAlias
+from math import prod
+from typing import Any, Literal, NamedTuple, Self, TypeAlias
 
-from minitron_nas.architecture.spec import Architecture
+from minitron_nas.architecture.spec import SHAPE_FIELDS, Architecture
 
 
 class Axis(StrEnum):
-    """What a tensor dimension counts."""
+    """What a tensor dimension counts; all but QKV are named as in `Architecture`."""
 
     VOCAB = "vocab_size"
+    POSITIONS = "max_position_embeddings"
     HIDDEN = "hidden_size"
     NEURONS = "intermediate_size"
+    EXPERTS = "num_experts"
+    EXPERT_NEURONS = "moe_intermediate_size"
     KV_GROUPS = "num_key_value_heads"
     GROUP_HEADS = "heads_per_group"
     HEAD_DIM = "head_dim"
+    QKV = "query_key_value"
 
 
-Dim: TypeAlias = tuple[Axis, ...]
+Sizes: TypeAlias = Mapping[Axis, Any]
+"""Axis sizes: integers, or integer arrays of one shape (one entry per candidate)."""
 
-VOCAB: Dim = (Axis.VOCAB,)
-HIDDEN: Dim = (Axis.HIDDEN,)
-NEURONS: Dim = (Axis.NEURONS,)
-QUERIES: Dim = (Axis.KV_GROUPS, Axis.GROUP_HEADS, Axis.HEAD_DIM)
-KEYS: Dim = (Axis.KV_GROUPS, Axis.HEAD_DIM)
+
+@dataclass(frozen=True, slots=True)
+class Dim:
+    """One dimension of a tensor.
+
+    Attributes:
+        parts: What lies one after the other along it; each part is a product of axes, the slowest first.
+    """
+
+    parts: tuple[tuple[Axis, ...], ...]
+
+    def __add__(self, other: Self) -> Self:
+        """Put another dimension behind this one, as fused projections do."""
+        return type(self)(self.parts + other.parts)
+
+    def __contains__(self, axis: Axis) -> bool:
+        """Whether any part runs along an axis."""
+        return any(axis in part for part in self.parts)
+
+    def size(self, sizes: Sizes) -> Any:
+        """Return the number of entries for axis sizes, scalars or arrays."""
+        return sum(prod((sizes[axis] for axis in part), start=1) for part in self.parts)
+
+
+def dim(*axes: Axis) -> Dim:
+    """Write a dimension as a product of axes, the slowest first."""
+    return Dim((axes,))
+
+
+VOCAB = dim(Axis.VOCAB)
+POSITIONS = dim(Axis.POSITIONS)
+HIDDEN = dim(Axis.HIDDEN)
+NEURONS = dim(Axis.NEURONS)
+EXPERTS = dim(Axis.EXPERTS)
+EXPERT_NEURONS = dim(Axis.EXPERT_NEURONS)
+HEAD_DIM = dim(Axis.HEAD_DIM)
+QUERIES = dim(Axis.KV_GROUPS, Axis.GROUP_HEADS, Axis.HEAD_DIM)
+KEYS = dim(Axis.KV_GROUPS, Axis.HEAD_DIM)
+HEADWISE_QKV = dim(Axis.KV_GROUPS, Axis.QKV, Axis.HEAD_DIM)
+"""Queries, keys and values of the first head, then those of the second, and so on."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorRow:
-    """One tensor of the checkpoint, or one per layer where the name holds `{layer}`.
+    """One tensor of the checkpoint, or one per layer and expert where the name holds `{layer}`, `{expert}`.
 
-    `when` names a boolean field of `Architecture` that must be true for the tensor to exist,
-    `unless` one that must be false.
+    Attributes:
+        name: The tensor's name in a checkpoint.
+        dims: Its dimensions, in the checkpoint's order.
+        when: A boolean field of `Architecture` that must be true for the tensor to exist.
+        unless: One that must be false.
+        is_norm: Whether it is the gain of a norm over its one dimension.
     """
 
     name: str
     dims: tuple[Dim, ...]
     when: str | None = None
     unless: str | None = None
+    is_norm: bool = False
 
     @property
     def per_layer(self) -> bool:
         """Whether the tensor exists once per decoder layer."""
         return "{layer}" in self.name
+
+    @property
+    def per_expert(self) -> bool:
+        """Whether the tensor exists once per expert of a layer."""
+        return "{expert}" in self.name
+
+    @property
+    def module(self) -> str:
+        """The name without what follows its last dot."""
+        return self.name.rpartition(".")[0]
 
     def exists(self, architecture: Architecture) -> bool:
         """Whether a checkpoint of this architecture holds the tensor."""
@@ -60,12 +117,30 @@ class TensorRow:
     def shape(self, architecture: Architecture) -> tuple[int, ...]:
         """Return the tensor's shape in a checkpoint of this architecture."""
         sizes = axis_sizes(architecture)
-        return tuple(_product(dim, sizes) for dim in self.dims)
+        return tuple(int(dim.size(sizes)) for dim in self.dims)
+
+    def elements(self, sizes: Sizes) -> Any:
+        """Return how many numbers one such tensor holds, for axis sizes, scalars or arrays."""
+        return prod((dim.size(sizes) for dim in self.dims), start=1)
 
 
 def row(name: str, *dims: Dim, when: str | None = None, unless: str | None = None) -> TensorRow:
     """Write one line of a family table: dimensions in the checkpoint's order."""
     return TensorRow(name, dims, when, unless)
+
+
+def norm(name: str, over: Dim) -> TensorRow:
+    """Write the line of a norm's gain."""
+    return TensorRow(name, (over,), is_norm=True)
+
+
+class TensorPlace(NamedTuple):
+    """One tensor of a checkpoint; layer and expert are None where there is one tensor for all."""
+
+    name: str
+    row: TensorRow
+    layer: int | None
+    expert: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,44 +150,102 @@ class Layout:
     Attributes:
         model_type: The family's `model_type` in `config.json`.
         rows: Every tensor of a checkpoint.
-        ignored: Name endings of tensors that old checkpoints carry and transformers drops.
+        norm: What the norms compute, where their gain can make up for a mean over fewer channels:
+            `rms` multiplies by the gain, `rms_plus_one` by 1 + gain; `layer` also subtracts the mean,
+            for which no gain makes up.
+        scales_embeddings: Whether embeddings are multiplied by the square root of `hidden_size`.
+        conv1d: Whether the matrices of the layers are stored (inputs, outputs), as Conv1D does.
+        head_dim_is_derived: Whether the model takes `head_dim` to be hidden_size / num_attention_heads.
         hidden_multiple_of_heads: Whether stock transformers refuses a `hidden_size` that is no
             multiple of `num_attention_heads`.
+        config_keys: Where `config.json` has a field of `Architecture` under other names, all of them;
+            no name where it does not hold the field.
+        defaults: What transformers takes where a config leaves a field of `Architecture` out.
+        ffn_ratio: Hidden sizes of an FFN whose size the config leaves out; 0 where it has to say it.
+        requires: Keys of `config.json` whose other values this table does not describe.
+        renamed: Parts of tensor names that differ in the loaded model: (in the checkpoint, in the model).
+        aliases: Older names: (beginning of a name of this table, what checkpoints may have instead).
+        ignored: Name endings of tensors that old checkpoints carry and transformers drops.
     """
 
     model_type: str
     rows: tuple[TensorRow, ...]
-    ignored: tuple[str, ...] = ()
+    norm: Literal["rms", "rms_plus_one", "layer"] = "rms"
+    scales_embeddings: bool = False
+    conv1d: bool = False
+    head_dim_is_derived: bool = False
     hidden_multiple_of_heads: bool = False
+    config_keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    ffn_ratio: int = 0
+    requires: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    renamed: tuple[tuple[str, str], ...] = ()
+    aliases: tuple[tuple[str, str], ...] = ()
+    ignored: tuple[str, ...] = ()
 
-    def tensors(self, architecture: Architecture) -> Iterator[tuple[str, TensorRow, int | None]]:
-        """Yield (tensor name, row, layer index or None) for a checkpoint of this architecture."""
+    def tensors(self, architecture: Architecture) -> Iterator[TensorPlace]:
+        """Yield every tensor of a checkpoint of this architecture."""
         for table_row in self.rows:
-            if not table_row.exists(architecture):
-                continue
-            if table_row.per_layer:
-                for layer in range(architecture.num_hidden_layers):
-                    yield table_row.name.format(layer=layer), table_row, layer
-            else:
-                yield table_row.name, table_row, None
+            if table_row.exists(architecture):
+                layers = range(architecture.num_hidden_layers) if table_row.per_layer else (None,)
+                experts = range(architecture.num_experts) if table_row.per_expert else (None,)
+                for layer in layers:
+                    for expert in experts:
+                        name = table_row.name.format(layer=layer, expert=expert)
+                        yield TensorPlace(name, table_row, layer, expert)
 
-    def hidden_norms(self) -> list[str]:
-        """Module names, with `{layer}`, of the norms whose output a layer's projections read."""
-        return [
-            r.name.removesuffix(".weight")
-            for r in self.rows
-            if r.per_layer and r.dims == (HIDDEN,) and r.name.endswith("norm.weight")
-        ]
+    def stored_names(self, name: str) -> Iterator[str]:
+        """Yield the names under which a checkpoint may hold a tensor, this table's own first."""
+        yield name
+        for own, older in self.aliases:
+            if name.startswith(own):
+                yield older + name.removeprefix(own)
 
-    def output_projection(self, axis: Axis) -> str:
-        """Module name, with `{layer}`, of the projection whose inputs run along the given axis."""
-        names = [
-            r.name.removesuffix(".weight")
-            for r in self.rows
-            if r.per_layer and len(r.dims) == 2 and r.dims[0] == HIDDEN and axis in r.dims[1]
-        ]
-        (name,) = names
-        return name
+    def config_names(self, field_name: str) -> tuple[str, ...]:
+        """Return the keys under which `config.json` may hold a field of `Architecture`."""
+        return self.config_keys.get(field_name, (field_name,))
+
+    def axes(self) -> frozenset[Axis]:
+        """Return every axis that a tensor of the family runs along."""
+        return frozenset(axis for r in self.rows for each in r.dims for part in each.parts for axis in part)
+
+    def shape_fields(self) -> tuple[str, ...]:
+        """Return the sizes that pruning may change in this family, in the order of SHAPE_FIELDS."""
+        names = {axis.value for axis in self.axes()} | {"num_hidden_layers"}
+        if Axis.GROUP_HEADS in self.axes() or Axis.KV_GROUPS in self.axes():
+            names.add("num_attention_heads")
+        return tuple(name for name in SHAPE_FIELDS if name in names)
+
+    def input_dim(self, table_row: TensorRow) -> Dim:
+        """Return the dimension of a layer's matrix that its inputs run along."""
+        return table_row.dims[0 if self.conv1d else -1]
+
+    def output_dim(self, table_row: TensorRow) -> Dim:
+        """Return the dimension of a layer's matrix that its outputs run along."""
+        return table_row.dims[-1 if self.conv1d else 0]
+
+    def readers(self) -> tuple[TensorRow, TensorRow]:
+        """Return two matrices that read the hidden channels of a layer: one of attention, one of the FFN."""
+        matrices = [r for r in self.rows if r.per_layer and len(r.dims) == 2 and self.input_dim(r) == HIDDEN]
+        attention = next(r for r in matrices if Axis.KV_GROUPS in self.output_dim(r))
+        ffn = next(r for r in matrices if any(axis in self.output_dim(r) for axis in _FFN_AXES))
+        return attention, ffn
+
+    def writer(self, axis: Axis) -> TensorRow:
+        """Return the matrix of a layer that reads an axis and writes the hidden channels."""
+        matrices = [r for r in self.rows if r.per_layer and len(r.dims) == 2 and self.output_dim(r) == HIDDEN]
+        (found,) = [r for r in matrices if axis in self.input_dim(r)]
+        return found
+
+    @property
+    def neuron_axis(self) -> Axis:
+        """The axis of FFN neurons, or of the neurons of each expert."""
+        return Axis.EXPERT_NEURONS if Axis.EXPERT_NEURONS in self.axes() else Axis.NEURONS
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether the FFN consists of experts."""
+        return Axis.EXPERTS in self.axes()
 
     @property
     def layer_module(self) -> str:
@@ -120,14 +253,18 @@ class Layout:
         name = next(r.name for r in self.rows if r.per_layer)
         return name[: name.index("{layer}") + len("{layer}")]
 
+    def module_of(self, table_row: TensorRow) -> str:
+        """Return the name, with `{layer}`, of the module of the loaded model that holds a tensor."""
+        name = table_row.module
+        for stored, loaded in self.renamed:
+            name = name.replace(stored, loaded)
+        return name
+
+
+_FFN_AXES = (Axis.NEURONS, Axis.EXPERT_NEURONS, Axis.EXPERTS)
+_NUM_PROJECTIONS = 3
+
 
 def axis_sizes(architecture: Architecture) -> dict[Axis, int]:
     """Return the size of every axis."""
-    return {axis: getattr(architecture, axis.value) for axis in Axis}
-
-
-def _product(dim: Dim, sizes: Mapping[Axis, int]) -> int:
-    result = 1
-    for axis in dim:
-        result *= sizes[axis]
-    return result
+    return {axis: _NUM_PROJECTIONS if axis is Axis.QKV else getattr(architecture, axis.value) for axis in Axis}

@@ -1,12 +1,15 @@
 """Rules that a shape must keep, each with its reason, vectorised over arrays of candidates."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from minitron_nas.architecture.layout import Axis, Layout, axis_sizes
+from minitron_nas.architecture.layout import Axis, Layout, Sizes, axis_sizes
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import InvalidArchitectureError
+
+EXPERT_GRAIN = 8
+"""Rows of this many 16-bit numbers fill the 16 bytes that grouped matrix products work on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,13 +20,24 @@ class Rule:
         name: A short identifier; it is the key of the table of left-out candidates.
         reason: Why the rule exists.
         applies: Whether a family is bound by it.
-        keeps: From axis sizes (scalars or arrays) to truth values.
+        keeps: From axis sizes (scalars or arrays) and the source to truth values.
+        nearest: What to choose instead of a shape that breaks the rule.
     """
 
     name: str
     reason: str
     applies: Callable[[Layout], bool]
-    keeps: Callable[[Any], Any]
+    keeps: Callable[[Sizes, Architecture], Any]
+    nearest: Callable[[Architecture], str]
+
+
+def _heads(sizes: Sizes) -> Any:
+    return sizes[Axis.KV_GROUPS] * sizes[Axis.GROUP_HEADS]
+
+
+def _around(name: str, size: int, step: int) -> str:
+    below = size // step * step
+    return f"{name}: {' or '.join(str(legal) for legal in (below, below + step) if legal)}"
 
 
 RULES = (
@@ -31,24 +45,65 @@ RULES = (
         "hidden_size_multiple_of_heads",
         "stock transformers refuses a config whose hidden_size is no multiple of num_attention_heads",
         lambda layout: layout.hidden_multiple_of_heads,
-        lambda sizes: sizes[Axis.HIDDEN] % (sizes[Axis.KV_GROUPS] * sizes[Axis.GROUP_HEADS]) == 0,
+        lambda sizes, source: sizes[Axis.HIDDEN] % _heads(sizes) == 0,
+        lambda shape: _around("hidden_size", shape.hidden_size, shape.num_attention_heads),
+    ),
+    Rule(
+        "hidden_size_fills_heads",
+        "the family has no head_dim of its own: hidden_size must be num_attention_heads times the teacher's head_dim",
+        lambda layout: layout.head_dim_is_derived,
+        lambda sizes, source: sizes[Axis.HIDDEN] == _heads(sizes) * sizes[Axis.HEAD_DIM],
+        lambda shape: f"hidden_size: {shape.num_attention_heads * shape.head_dim}",
+    ),
+    Rule(
+        "experts_cover_a_token",
+        "a token is sent to num_experts_per_tok experts, so that many have to be left",
+        lambda layout: layout.has_experts,
+        lambda sizes, source: sizes[Axis.EXPERTS] >= source.num_experts_per_tok,
+        lambda shape: f"num_experts: {shape.num_experts_per_tok}",
+    ),
+    Rule(
+        "expert_matrices_aligned",
+        "stock transformers computes experts with grouped matrix products, whose rows must fill 16 bytes: hidden_size "
+        f"and the experts' width must be multiples of {EXPERT_GRAIN}",
+        lambda layout: layout.has_experts,
+        lambda sizes, source: (
+            (sizes[Axis.HIDDEN] % EXPERT_GRAIN == 0)
+            & (sizes[Axis.EXPERT_NEURONS if source.moe_intermediate_size else Axis.NEURONS] % EXPERT_GRAIN == 0)
+        ),
+        lambda shape: (
+            _around("hidden_size", shape.hidden_size, EXPERT_GRAIN)
+            + "; "
+            + _around("expert width", shape.moe_intermediate_size or shape.intermediate_size, EXPERT_GRAIN)
+        ),
     ),
 )
 
 
 def check_architecture(architecture: Architecture, layout: Layout) -> None:
-    """Refuse a shape that stock transformers would refuse.
+    """Refuse a shape that stock transformers would refuse, or would read otherwise than it is meant.
 
     Raises:
-        InvalidArchitectureError: With the rule, its reason and the nearest legal hidden sizes.
+        InvalidArchitectureError: With the rule, its reason and the nearest legal sizes.
     """
     sizes = axis_sizes(architecture)
     for rule in RULES:
-        if rule.applies(layout) and not rule.keeps(sizes):
-            heads = architecture.num_attention_heads
-            below = architecture.hidden_size // heads * heads
-            legal = " or ".join(str(size) for size in (below, below + heads) if size)
+        if rule.applies(layout) and not rule.keeps(sizes, architecture):
             raise InvalidArchitectureError(
-                f"hidden_size={architecture.hidden_size} with num_attention_heads={heads} breaks the rule "
-                f"{rule.name}: {rule.reason}; nearest legal hidden_size: {legal}"
+                f"hidden_size={architecture.hidden_size} with num_attention_heads={architecture.num_attention_heads} "
+                f"breaks the rule {rule.name}: {rule.reason}; nearest legal {rule.nearest(architecture)}"
+            )
+
+
+def check_changes(names: Iterable[str], layout: Layout) -> None:
+    """Refuse sizes that no tensor of the family runs along.
+
+    Raises:
+        InvalidArchitectureError: Naming the size and those that the family has.
+    """
+    for name in names:
+        if name not in layout.shape_fields():
+            raise InvalidArchitectureError(
+                f"{name!r} is not a prunable size of family {layout.model_type!r}; choose from "
+                f"{', '.join(layout.shape_fields())}"
             )

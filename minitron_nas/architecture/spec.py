@@ -12,8 +12,13 @@ SHAPE_FIELDS = (
     "intermediate_size",
     "num_attention_heads",
     "num_key_value_heads",
+    "num_experts",
+    "moe_intermediate_size",
 )
 """The fields that pruning may change; all others are the teacher's for ever."""
+
+EXPERT_FIELDS = ("num_experts", "moe_intermediate_size")
+"""Those that are 0 in families without experts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +26,7 @@ class Architecture:
     """The shape of a decoder-only transformer.
 
     All sizes are counts. `head_dim` is always explicit, because pruning `hidden_size` breaks the
-    usual `hidden_size / num_attention_heads`.
+    usual `hidden_size / num_attention_heads`. What a family does not have is 0.
     """
 
     model_type: str
@@ -35,50 +40,33 @@ class Architecture:
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
+    num_experts: int = 0
+    num_experts_per_tok: int = 0
+    moe_intermediate_size: int = 0
+    max_position_embeddings: int = 0
 
     def __post_init__(self) -> None:
         """Refuse a shape that cannot exist.
 
         Raises:
-            InvalidArchitectureError: If a size is below one or the heads do not fill the KV groups.
+            InvalidArchitectureError: If a size is too small, the heads do not fill the KV groups, or a
+                token is sent to more experts than there are.
         """
         for name in (*SHAPE_FIELDS, "head_dim", "vocab_size"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise InvalidArchitectureError(f"{name}={value!r} must be an integer of at least 1")
+            value, least = getattr(self, name), 0 if name in EXPERT_FIELDS else 1
+            if not isinstance(value, int) or value < least:
+                raise InvalidArchitectureError(f"{name}={value!r} must be an integer of at least {least}")
         if self.num_attention_heads % self.num_key_value_heads:
             raise InvalidArchitectureError(
                 f"num_attention_heads={self.num_attention_heads} is not a multiple of "
                 f"num_key_value_heads={self.num_key_value_heads}; every KV group needs the same "
                 "number of query heads"
             )
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Read a shape from the content of a Hugging Face `config.json`.
-
-        Raises:
-            InvalidArchitectureError: If a field that has no default is missing.
-        """
-        try:
-            heads = config["num_attention_heads"]
-            return cls(
-                model_type=config["model_type"],
-                num_hidden_layers=config["num_hidden_layers"],
-                hidden_size=config["hidden_size"],
-                intermediate_size=config["intermediate_size"],
-                num_attention_heads=heads,
-                num_key_value_heads=config.get("num_key_value_heads") or heads,
-                head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-                vocab_size=config["vocab_size"],
-                tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-                attention_bias=bool(config.get("attention_bias", False)),
-                mlp_bias=bool(config.get("mlp_bias", False)),
-            )
-        except KeyError as missing:
+        if self.num_experts < self.num_experts_per_tok:
             raise InvalidArchitectureError(
-                f"the config has no {missing}; minitron_nas needs a causal language model's config.json"
-            ) from None
+                f"num_experts={self.num_experts} is below num_experts_per_tok={self.num_experts_per_tok}; keep at "
+                "least as many experts as a token is sent to"
+            )
 
     @property
     def heads_per_group(self) -> int:
@@ -88,20 +76,21 @@ class Architecture:
     @property
     def id(self) -> str:
         """A short name that two shapes pruned from one source share only if they are equal."""
-        return (
+        dense = (
             f"l{self.num_hidden_layers}-h{self.hidden_size}-f{self.intermediate_size}"
             f"-q{self.num_attention_heads}-k{self.num_key_value_heads}"
         )
+        return f"{dense}-e{self.num_experts}-m{self.moe_intermediate_size}" if self.num_experts else dense
 
     def shape(self) -> dict[str, int]:
-        """Return the prunable sizes by name."""
-        return {name: getattr(self, name) for name in SHAPE_FIELDS}
+        """Return the prunable sizes by name, without those of experts where there are none."""
+        return {name: getattr(self, name) for name in SHAPE_FIELDS if self.num_experts or name not in EXPERT_FIELDS}
 
     def reshaped(self, changes: Mapping[str, int]) -> Self:
         """Return this architecture with some prunable sizes replaced.
 
         Removing KV groups removes their query heads too, unless `changes` names
-        `num_attention_heads`.
+        `num_attention_heads`; where every group has one head, removing heads removes their groups.
 
         Raises:
             InvalidArchitectureError: If a name is not prunable or a size exceeds this shape's.
@@ -118,6 +107,8 @@ class Architecture:
         sizes: dict[str, Any] = dict(changes)
         if "num_key_value_heads" in sizes:
             sizes.setdefault("num_attention_heads", sizes["num_key_value_heads"] * self.heads_per_group)
+        elif "num_attention_heads" in sizes and self.heads_per_group == 1:
+            sizes["num_key_value_heads"] = sizes["num_attention_heads"]
         result = replace(self, **sizes)
         if result.heads_per_group > self.heads_per_group:
             raise InvalidArchitectureError(

@@ -4,6 +4,7 @@ import json
 import sys
 from contextlib import redirect_stdout
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Optional, TextIO
 
@@ -28,6 +29,25 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as distillation.tokens=100M; repeatable."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+
+class Start(StrEnum):
+    """How a student's hidden channels come out of the teacher's."""
+
+    select = "select"
+
+
+class Repair(StrEnum):
+    """What makes up for what was cut."""
+
+    none = "none"
+
+
+class Listed(StrEnum):
+    """What `ls` lists."""
+
+    families = "families"
+    spaces = "spaces"
 
 
 @app.command()
@@ -103,31 +123,91 @@ def enumerate_(
 
 
 @app.command()
-def prune(
+def score(
     teacher: Teacher,
-    shape: Annotated[str, typer.Option(help="New sizes, such as hidden_size=504,intermediate_size=1024.")],
     data: Data,
     out: Out,
+    tokens: Annotated[Optional[str], typer.Option(help="Calibration tokens, such as 64k.")] = None,  # noqa: UP045
+    overrides: Overrides = None,
+) -> None:
+    """Score every prunable part of a teacher on text. --set takes text.* and importance.* keys."""
+    from minitron_nas.pipeline.plan import calibration_samples, make_plan, with_overrides
+    from minitron_nas.pipeline.pruning import score
+
+    plan = make_plan(with_overrides({"teacher": teacher, "sizes": [1], "data": data}, overrides or ()), "--set")
+    text = calibration_samples(plan.text, tokens) if tokens else plan.text
+    with _stdout_for_results():
+        folder = score(teacher, data, out, text, plan.importance, plan.seed)
+    typer.echo(str(folder))
+
+
+@app.command()
+def prune(
+    teacher: Teacher,
+    out: Out,
+    shape: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="New sizes, such as hidden_size=504,intermediate_size=1024."),
+    ] = None,
+    size: Annotated[Optional[str], typer.Option(help="Total parameters instead of a shape, such as 4.5B.")] = None,  # noqa: UP045
+    scores: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="A folder that `score` or a run wrote, or magnitude or random; without it --data."),
+    ] = None,
+    data: Annotated[Optional[str], typer.Option(help="Text to score on.")] = None,  # noqa: UP045
+    start: Annotated[Start, typer.Option(help="How hidden channels shrink.")] = Start.select,  # noqa: ARG001  # one so far
+    repair: Annotated[Repair, typer.Option(help="What makes up for what was cut.")] = Repair.none,  # noqa: ARG001
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Cut one shape out of a teacher without training it. --set takes text.* and importance.* keys."""
-    from minitron_nas.pipeline.plan import make_plan, with_overrides
-    from minitron_nas.pipeline.verbs import parse_shape, prune
+    """Cut one shape out of a teacher without training it. --set takes text.*, importance.* and space.* keys."""
+    from minitron_nas.pipeline.plan import make_plan, parse_size, with_overrides
+    from minitron_nas.pipeline.pruning import parse_shape, prune
 
-    values = with_overrides({"teacher": teacher, "sizes": [1], "data": data}, overrides or ())
-    plan = make_plan(values, "--set")
+    values = {"teacher": teacher, "sizes": [1], "data": data or "none"}
+    plan = make_plan(with_overrides(values, overrides or ()), "--set")
     with _stdout_for_results():
         result = prune(
-            teacher, parse_shape(shape), data, out, plan.text, plan.importance, plan.space.protected_layers, plan.seed
+            teacher,
+            out,
+            parse_shape(shape) if shape is not None else None,
+            parse_size(size) if size is not None else None,
+            scores,
+            data,
+            plan.text,
+            plan.importance,
+            plan.space,
+            plan.seed,
         )
     if as_json:
-        _print_json({"path": str(result.path), "num_parameters": result.num_parameters, "proof": asdict(result.proof)})
+        proof = asdict(result.proof) if result.proof is not None else None
+        shape_of = result.architecture.shape()
+        _print_json(
+            {"path": str(result.path), "num_parameters": result.num_parameters, "shape": shape_of, "proof": proof}
+        )
         return
-    typer.echo(
-        f"{result.path}: {result.num_parameters:,} parameters; reloaded through AutoModelForCausalLM, logits differ by "
-        f"{result.proof.max_abs_difference:.3g}"
+    proved = (
+        "too large to reload here, every tensor read back"
+        if result.proof is None
+        else f"reloaded through AutoModelForCausalLM, logits differ by {result.proof.max_abs_difference:.3g}"
     )
+    typer.echo(f"{result.path}: {result.architecture.id}, {result.num_parameters:,} parameters; {proved}")
+
+
+@app.command("ls")
+def list_(
+    what: Annotated[Listed, typer.Argument(help="What to list.")],
+    as_json: AsJson = False,
+) -> None:
+    """List the known model families, search spaces."""
+    from minitron_nas.pipeline.listing import list_known
+
+    rows = list_known(what.value)
+    if as_json:
+        _print_json(rows)
+        return
+    for row in rows:
+        typer.echo(f"{row['name']:<24} {row['about']}")
 
 
 @app.command()
@@ -164,7 +244,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure loss and perplexity of a model on a text, and its KL to a teacher."""
-    from minitron_nas.pipeline.verbs import evaluate
+    from minitron_nas.pipeline.evaluating import evaluate
 
     with _stdout_for_results():
         result = asdict(evaluate(model, text, teacher, sequence_length))

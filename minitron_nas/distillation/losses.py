@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, nll_loss
 
+from minitron_nas.distillation.head import OutputHead
+
 IGNORE_LABEL = -100
 """The label of a token that has no next token in its document."""
 
@@ -61,26 +63,25 @@ class LossSums:
     def add(
         self,
         hidden: Tensor,
-        head: Tensor,
+        head: OutputHead,
         labels: Tensor,
         teacher_hidden: Tensor | None = None,
-        teacher_head: Tensor | None = None,
+        teacher_head: OutputHead | None = None,
     ) -> None:
         """Add a batch.
 
         Args:
             hidden: (num_tokens, hidden_size), the model's final hidden states.
-            head: (vocab_size, hidden_size), its output head.
+            head: Its output head.
             labels: (num_tokens,), next tokens or `IGNORE_LABEL`.
             teacher_hidden: (num_tokens, teacher_hidden_size).
-            teacher_head: (vocab_size, teacher_hidden_size).
+            teacher_head: The teacher's output head.
         """
         for start in range(0, len(hidden), _CHUNK_TOKENS):
             rows = slice(start, start + _CHUNK_TOKENS)
-            logits = _widen(hidden[rows] @ head.T)
+            logits = head.logits(hidden[rows])
             if teacher_hidden is not None and teacher_head is not None:
-                teacher_logits = teacher_hidden[rows].to(teacher_head.dtype) @ teacher_head.T
-                self._kl += forward_kl(logits, teacher_logits).double().sum().item()
+                self._kl += forward_kl(logits, teacher_head.logits(teacher_hidden[rows])).double().sum().item()
             log_probs = log_softmax(logits, dim=-1)
             self._loss += nll_loss(log_probs, labels[rows], ignore_index=IGNORE_LABEL, reduction="sum").item()
         self._tokens += len(hidden) if teacher_hidden is not None else 0
@@ -97,10 +98,10 @@ class LossSums:
 
 def distillation_loss(
     hidden: Tensor,
-    head: Tensor,
+    head: OutputHead,
     labels: Tensor,
     teacher_hidden: Tensor,
-    teacher_head: Tensor,
+    teacher_head: OutputHead,
     lm_loss_weight: float = 0.0,
 ) -> Tensor:
     """Mean forward KL plus `lm_loss_weight` times the mean next-token loss.
@@ -110,10 +111,10 @@ def distillation_loss(
 
     Args:
         hidden: (num_tokens, hidden_size), the student's final hidden states.
-        head: (vocab_size, hidden_size), the student's output head; gradients reach it, tied or not.
+        head: The student's output head; gradients reach its weight, tied or not.
         labels: (num_tokens,), next tokens or `IGNORE_LABEL`.
         teacher_hidden: (num_tokens, teacher_hidden_size).
-        teacher_head: (vocab_size, teacher_hidden_size).
+        teacher_head: The teacher's output head; the product with it is taken in its dtype.
         lm_loss_weight: 0 leaves the next-token loss out.
 
     Returns:
@@ -122,7 +123,9 @@ def distillation_loss(
     Source: Muralidharan et al. 2024 (arXiv 2407.14679), section 3: L = L_CLM + L_logits, where
     L_logits alone proved best.
     """
-    loss: Tensor = _DistillationLoss.apply(hidden, head, labels, teacher_hidden, teacher_head, lm_loss_weight)  # type: ignore[no-untyped-call]
+    loss: Tensor = _DistillationLoss.apply(  # type: ignore[no-untyped-call]
+        hidden, head.weight, head, labels, teacher_hidden, teacher_head, lm_loss_weight
+    )
     return loss
 
 
@@ -133,24 +136,26 @@ class _DistillationLoss(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden: Tensor,
-        head: Tensor,
+        weight: Tensor,
+        head: OutputHead,
         labels: Tensor,
         teacher_hidden: Tensor,
-        teacher_head: Tensor,
+        teacher_head: OutputHead,
         lm_loss_weight: float,
     ) -> Tensor:
-        matmul_dtype = teacher_head.dtype
-        weight = head.to(matmul_dtype)
-        wide = torch.promote_types(head.dtype, torch.float32)
+        matmul_dtype = teacher_head.weight.dtype
+        student_head = head.detached(matmul_dtype)
+        wide = torch.promote_types(weight.dtype, torch.float32)
         total = torch.zeros((), dtype=wide, device=hidden.device)
         grad_hidden = torch.empty_like(hidden, dtype=matmul_dtype)
-        grad_head = torch.zeros_like(head, dtype=wide)
+        grad_weight = torch.zeros_like(weight, dtype=wide)
         num_labels = (labels != IGNORE_LABEL).sum().clamp(min=1).to(wide)
         for start in range(0, len(hidden), _CHUNK_TOKENS):
             rows = slice(start, start + _CHUNK_TOKENS)
             inputs = hidden[rows].to(matmul_dtype)
-            student = log_softmax(_widen(inputs @ weight.T), dim=-1)
-            teacher = log_softmax(_widen(teacher_hidden[rows].to(matmul_dtype) @ teacher_head.T), dim=-1)
+            logits = student_head.logits(inputs)
+            student = log_softmax(logits, dim=-1)
+            teacher = log_softmax(teacher_head.logits(teacher_hidden[rows]), dim=-1)
             target = teacher.exp()
             total += (teacher.sub_(student).mul_(target)).sum() / len(hidden)
             student_probs = student.exp()
@@ -162,17 +167,17 @@ class _DistillationLoss(torch.autograd.Function):
                 total += nll_loss(student, chunk, ignore_index=IGNORE_LABEL, reduction="sum") * scale
                 student_probs[seen, chunk[seen]] -= 1
                 grad += student_probs * (seen[:, None] * scale)
-            narrow = grad.to(matmul_dtype)
-            grad_hidden[rows] = narrow @ weight
-            grad_head += narrow.T @ inputs
-        ctx.save_for_backward(grad_hidden.to(hidden.dtype), grad_head.to(head.dtype))
+            narrow = student_head.gradient_(grad, logits).to(matmul_dtype)
+            grad_hidden[rows] = narrow @ student_head.weight
+            grad_weight += narrow.T @ inputs
+        ctx.save_for_backward(grad_hidden.to(hidden.dtype), grad_weight.to(weight.dtype))
         return total
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (upstream,) = grad_outputs
-        grad_hidden, grad_head = ctx.saved_tensors
-        return grad_hidden * upstream.to(grad_hidden.dtype), grad_head * upstream, None, None, None, None
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden * upstream.to(grad_hidden.dtype), grad_weight * upstream, None, None, None, None, None
 
 
 def _widen(logits: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from minitron_nas.distillation.head import OutputHead
 from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.execution.device import compute_dtype, pick_device
 from minitron_nas.progress import Progress, silent
@@ -23,8 +24,8 @@ class TeacherSignal(Protocol):
     """What a student learns from."""
 
     @property
-    def head(self) -> Tensor:
-        """(vocab_size, teacher_hidden_size), the teacher's output head, on the compute device."""
+    def head(self) -> OutputHead:
+        """The teacher's output head, on the compute device."""
 
     def hidden(self, indices: Tensor, tokens: PackedTokens) -> Tensor:
         """Return (batch, seq_len, teacher_hidden_size) for sequences of the stream.
@@ -59,15 +60,14 @@ class OnlineTeacher:
         self._model = model.eval()
 
     @property
-    def head(self) -> Tensor:
+    def head(self) -> OutputHead:
         """The teacher's output head."""
-        weight: Tensor = self._model.get_output_embeddings().weight.detach()
-        return weight
+        return OutputHead.of(self._model).detached()
 
     @torch.no_grad()
     def hidden(self, indices: Tensor, tokens: PackedTokens) -> Tensor:
         """Run the teacher on the sequences."""
-        device = self.head.device
+        device = self.head.weight.device
         return final_hidden(self._model, tokens.input_ids.to(device), tokens.position_ids.to(device))
 
 
@@ -87,10 +87,11 @@ class HiddenCache:
         storage = np.uint16 if self._dtype == torch.bfloat16 else np.float32
         shape = tuple(about["shape"])
         self._states = np.memmap(folder / "hidden.bin", dtype=storage, mode="r", shape=shape)
-        self._head = load_file(folder / "head.safetensors")["head"].to(self._device)
+        weight = load_file(folder / "head.safetensors")["head"].to(self._device)
+        self._head = OutputHead(weight, about["logits_scaling"], about["softcap"])
 
     @property
-    def head(self) -> Tensor:
+    def head(self) -> OutputHead:
         """The teacher's output head."""
         return self._head
 
@@ -130,7 +131,8 @@ def write_hidden_cache(
     Raises:
         DiskSpaceError: If the disk cannot hold the cache.
     """
-    head = model.get_output_embeddings().weight.detach()
+    output_head = OutputHead.of(model)
+    head = output_head.weight.detach()
     dtype = torch.bfloat16 if head.dtype == torch.bfloat16 else torch.float32
     shape = (*tokens.input_ids.shape, head.shape[1])
     size = CacheSize(tokens.num_tokens, head.shape[1], dtype.itemsize)
@@ -146,7 +148,13 @@ def write_hidden_cache(
             done += batch.num_tokens
             progress(done, tokens.num_tokens)
         save_file({"head": head.to(dtype).cpu().contiguous()}, partial / "head.safetensors")
-        about = {"shape": shape, "dtype": str(dtype).removeprefix("torch."), "tokens": tokens.fingerprint}
+        about = {
+            "shape": shape,
+            "dtype": str(dtype).removeprefix("torch."),
+            "tokens": tokens.fingerprint,
+            "logits_scaling": output_head.scaling,
+            "softcap": output_head.softcap,
+        }
         write_json(partial / "about.json", about)
 
 

@@ -16,6 +16,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from minitron_nas.distillation.arguments import training_arguments
 from minitron_nas.distillation.checkpoints import last_whole, mark_whole, step_of
+from minitron_nas.distillation.head import OutputHead
 from minitron_nas.distillation.losses import distillation_loss
 from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings
@@ -174,7 +175,7 @@ class _DistillationTrainer(Trainer):
         )
         loss = distillation_loss(
             output.hidden_states[-1].flatten(0, 1),
-            self.accelerator.unwrap_model(model).get_output_embeddings().weight,
+            OutputHead.of(self.accelerator.unwrap_model(model)),
             inputs["next_tokens"].flatten(),
             self._signal.hidden(inputs["index"], tokens).flatten(0, 1),
             self._signal.head,

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from minitron_nas.distillation.head import OutputHead
 from minitron_nas.distillation.losses import Losses, LossSums
 from minitron_nas.distillation.signals import TeacherSignal, final_hidden
 from minitron_nas.distillation.tokens import PackedTokens
@@ -30,17 +31,17 @@ def validate(
     """
     training = model.training
     model.eval()
-    head = model.get_output_embeddings().weight
-    device = head.device
+    head = OutputHead.of(model)
+    device = head.weight.device
     dtype = compute_dtype(device)
-    cast_head = head.to(dtype)
+    cast_head = head.detached(dtype)
     sums = LossSums()
     done = 0
     for indices, batch in tokens.batches(batch_sequences):
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype not in (torch.float32, head.dtype)):
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype not in (torch.float32, head.weight.dtype)):
             hidden = final_hidden(model, batch.input_ids.to(device), batch.position_ids.to(device))
         labels = batch.labels().flatten().to(device)
-        flat = hidden.flatten(0, 1).to(dtype)
+        flat = hidden.flatten(0, 1)
         if signal is None:
             sums.add(flat, cast_head, labels)
         else:

@@ -1,15 +1,60 @@
-"""Which families exist: the tables of this package, looked up by `model_type`."""
+"""Which families exist: the tables of this package and those of others, looked up by `model_type`."""
 
 from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import entry_points
 from typing import Any
 
+from minitron_nas.architecture.config import architecture_of
 from minitron_nas.architecture.costs import count_parameters as count_parameters_of_shape
 from minitron_nas.architecture.layout import Layout
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import UnknownFamilyError
-from minitron_nas.families import llama, mistral, nemotron, qwen2
+from minitron_nas.families import (
+    gemma2,
+    gemma3_text,
+    gpt2,
+    gpt_neox,
+    granite,
+    llama,
+    mistral,
+    mixtral,
+    nemotron,
+    olmo2,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+    smollm3,
+    starcoder2,
+)
 
-LAYOUTS: dict[str, Layout] = {module.LAYOUT.model_type: module.LAYOUT for module in (llama, mistral, nemotron, qwen2)}
+ENTRY_POINT_GROUP = "minitron_nas.families"
+"""Entry points of this group name a `Layout` in another package."""
+
+_MODULES = (
+    gemma2, gemma3_text, gpt2, gpt_neox, granite, llama, mistral, mixtral, nemotron, olmo2, phi3, qwen2, qwen3,
+    qwen3_moe, smollm3, starcoder2,
+)  # fmt: skip
+
+
+@cache
+def layouts() -> dict[str, Layout]:
+    """Return every known table by model type; one of another package replaces ours of the same type.
+
+    Raises:
+        UnknownFamilyError: If an entry point names something that is no `Layout`.
+    """
+    known = {module.LAYOUT.model_type: module.LAYOUT for module in _MODULES}
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        layout = entry.load()
+        if not isinstance(layout, Layout):
+            raise UnknownFamilyError(
+                f"the entry point {entry.name!r} of group {ENTRY_POINT_GROUP!r} names {entry.value}, which is a "
+                f"{type(layout).__name__}; it must be a minitron_nas.architecture.layout.Layout"
+            )
+        known[layout.model_type] = layout
+    return dict(sorted(known.items()))
 
 
 def layout_of(model_type: str) -> Layout:
@@ -19,25 +64,26 @@ def layout_of(model_type: str) -> Layout:
         UnknownFamilyError: If no table describes it.
     """
     try:
-        return LAYOUTS[model_type]
+        return layouts()[model_type]
     except KeyError:
         raise UnknownFamilyError(
-            f"model type {model_type!r} is no known family; known: {', '.join(sorted(LAYOUTS))}; to add one, "
-            "write a table like minitron_nas/families/llama.py and list it in catalog.py beside it"
+            f"model type {model_type!r} is no known family; known: {', '.join(layouts())}; "
+            "minitron_nas/families/README.md tells how to add one"
         ) from None
 
 
 def count_parameters(config: Mapping[str, Any] | Architecture | Any) -> int:
-    """Count the parameters of a model from its config alone, tied embeddings once.
+    """Count the parameters of a model from its config alone, tied embeddings once, all experts.
 
     Args:
         config: An `Architecture`, the content of a `config.json`, or a transformers config object.
 
     Raises:
         UnknownFamilyError: If the model type has no table.
+        InvalidArchitectureError: If the config lacks a size, or asks for what the table does not describe.
     """
-    if not isinstance(config, Architecture):
-        content = config if isinstance(config, Mapping) else config.to_dict()
-        layout_of(content.get("model_type", "unknown"))
-        config = Architecture.from_config(content)
-    return count_parameters_of_shape(config, layout_of(config.model_type))
+    if isinstance(config, Architecture):
+        return count_parameters_of_shape(config, layout_of(config.model_type))
+    content = config if isinstance(config, Mapping) else config.to_dict()
+    layout = layout_of(str(content.get("model_type", "(none)")))
+    return count_parameters_of_shape(architecture_of(content, layout), layout)

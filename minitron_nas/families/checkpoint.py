@@ -1,6 +1,7 @@
 """Opening a stock Hugging Face folder: its shape, its family, and whether the two agree."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,16 @@ from typing import Any
 from minitron_nas.architecture.costs import count_parameters
 from minitron_nas.architecture.layout import Layout
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.families.checks import check_tensor_values, check_tensors, check_tokenizer
+from minitron_nas.families.checks import (
+    check_tensors,
+    check_tokenizer,
+    check_twins,
+    check_values,
+    fingerprint_tensors,
+)
 from minitron_nas.families.config import read_architecture, read_config
 from minitron_nas.progress import Progress, silent
-from minitron_nas.storage.weights import weight_files
+from minitron_nas.storage.weights import TensorHeader
 
 _FINGERPRINT_DIGITS = 16
 
@@ -25,13 +32,16 @@ class Checkpoint:
         config: The content of its `config.json`.
         architecture: Its shape, with the defaults that transformers fills in.
         layout: The table of its family.
-        fingerprint: 16 hexadecimal digits; any change of `config.json` or of a weight changes them.
+        headers: Where each tensor lies, by the table's names.
+        fingerprint: 16 hexadecimal digits of `config.json`, of the tensors' names, types and shapes, and
+            of the beginning, middle and end of each; a training step changes them.
     """
 
     path: Path
     config: dict[str, Any]
     architecture: Architecture
     layout: Layout
+    headers: Mapping[str, TensorHeader]
     fingerprint: str
 
     @property
@@ -40,16 +50,17 @@ class Checkpoint:
         return count_parameters(self.architecture, self.layout)
 
 
-def open_checkpoint(path: Path, check_values: bool = True, progress: Progress = silent) -> Checkpoint:
+def open_checkpoint(path: Path, read_values: bool = True, progress: Progress = silent) -> Checkpoint:
     """Check a folder against its family's table, without building the model.
 
-    Every tensor must be explained by the table and have the shape that the config asks for; the
-    tokenizer must fit into the vocabulary.
+    Every tensor must be explained by the table and have the shape that the config asks for, every
+    value must be finite, and the tokenizer must fit into the vocabulary.
 
     Args:
         path: A folder with `config.json`, safetensors weights and a tokenizer.
-        check_values: Whether to read every tensor once and look for NaN and infinity.
-        progress: Told the number of tensors read.
+        read_values: Whether to read every tensor, a few megabytes at a time, in search of NaN and
+            infinity; surgery looks for them itself.
+        progress: Told the number of bytes read.
 
     Raises:
         CheckpointError: If the folder is incomplete, is no causal language model in floating point,
@@ -59,17 +70,11 @@ def open_checkpoint(path: Path, check_values: bool = True, progress: Progress = 
     """
     config = read_config(path)
     architecture, layout = read_architecture(path, config)
-    check_tensors(path, architecture, layout)
+    headers = check_tensors(path, architecture, layout)
     check_tokenizer(path, architecture)
-    if check_values:
-        check_tensor_values(path, architecture, layout, progress)
-    return Checkpoint(path, config, architecture, layout, _fingerprint(path))
-
-
-def _fingerprint(path: Path) -> str:
-    """Hash `config.json` and the weight files, in a fixed order and without the folder's name."""
-    total = hashlib.sha256()
-    for file in (path / "config.json", *weight_files(path)):
-        with file.open("rb") as handle:
-            total.update(hashlib.file_digest(handle, "sha256").digest())
-    return total.hexdigest()[:_FINGERPRINT_DIGITS]
+    check_twins(path, headers, architecture, layout)
+    if read_values:
+        check_values(path, headers, progress)
+    content = (path / "config.json").read_bytes() + fingerprint_tensors(headers).encode()
+    fingerprint = hashlib.sha256(content).hexdigest()[:_FINGERPRINT_DIGITS]
+    return Checkpoint(path, config, architecture, layout, headers, fingerprint)

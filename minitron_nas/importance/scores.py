@@ -1,5 +1,6 @@
 """`ImportanceScores`: what one calibration pass says about every prunable part, as a value."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from minitron_nas.errors import ScoresError
 from minitron_nas.storage.atomic import whole_folder
 from minitron_nas.storage.schemas import SCORES
 from minitron_nas.storage.tables import write_rows
@@ -19,20 +21,22 @@ _FILE = "scores.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class ImportanceScores:
-    """Importance of every channel, neuron, head, group and layer; higher is more important.
+    """Importance of every channel, neuron, head, group, expert and layer; higher is more important.
 
     Attributes:
-        hidden: (hidden_size,), summed over all norms; one ranking for the whole network.
-        neurons: (num_hidden_layers, intermediate_size).
+        hidden: (hidden_size,); one ranking for the whole network.
+        neurons: (num_hidden_layers, num_neurons), or (num_hidden_layers, num_experts, num_neurons).
         heads: (num_hidden_layers, num_attention_heads).
         kv_groups: (num_hidden_layers, num_key_value_heads).
-        layers: (num_hidden_layers,), Block Importance.
+        experts: (num_hidden_layers, num_experts); no columns where the family has none.
+        layers: (num_hidden_layers,).
     """
 
     hidden: Tensor
     neurons: Tensor
     heads: Tensor
     kv_groups: Tensor
+    experts: Tensor
     layers: Tensor
 
     def save(self, folder: Path, about: dict[str, str]) -> None:
@@ -43,18 +47,36 @@ class ImportanceScores:
             write_rows(partial, SCORES, self._rows())
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read what `save` wrote."""
-        with safe_open(folder / _FILE, framework="pt") as file:
-            return cls(**{field.name: file.get_tensor(field.name) for field in fields(cls)})
+    def load(cls, folder: Path, source: str | None = None) -> Self:
+        """Read what `save` wrote.
+
+        Args:
+            folder: The folder.
+            source: The fingerprint that the scored model has to have.
+
+        Raises:
+            ScoresError: If there are no scores, or they are another model's.
+        """
+        file = folder / _FILE
+        if not file.is_file():
+            raise ScoresError(
+                f"{folder} holds no {_FILE}; give a folder that `minitron-nas score` wrote, or a run's importance/NAME"
+            )
+        with safe_open(file, framework="pt") as handle:
+            scored = (handle.metadata() or {}).get("source")
+            if source is not None and scored != source:
+                raise ScoresError(
+                    f"{folder} holds the scores of model {scored}, not of this one ({source}); score this one"
+                )
+            return cls(**{field.name: handle.get_tensor(field.name) for field in fields(cls)})
 
     def _rows(self) -> Iterator[dict[str, Any]]:
-        yield from _ranked("hidden_size", None, self.hidden)
-        for layer in range(len(self.layers)):
-            yield from _ranked("intermediate_size", layer, self.neurons[layer])
-            yield from _ranked("num_attention_heads", layer, self.heads[layer])
-            yield from _ranked("num_key_value_heads", layer, self.kv_groups[layer])
-        yield from _ranked("layer", None, self.layers)
+        for field in fields(self):
+            scores = getattr(self, field.name)
+            for place in itertools.product(*(range(size) for size in scores.shape[:-1])):
+                layer, expert = (*place, None, None)[:2]
+                for row in _ranked(scores[place]):
+                    yield {"axis": field.name, "layer": layer, "expert": expert, **row}
 
 
 def descending(scores: Tensor) -> Tensor:
@@ -62,7 +84,7 @@ def descending(scores: Tensor) -> Tensor:
     return torch.argsort(scores, descending=True, stable=True)
 
 
-def _ranked(axis: str, layer: int | None, scores: Tensor) -> Iterator[dict[str, Any]]:
+def _ranked(scores: Tensor) -> Iterator[dict[str, Any]]:
     ranks = torch.argsort(descending(scores)).tolist()
     for index, (score, rank) in enumerate(zip(scores.tolist(), ranks, strict=True)):
-        yield {"axis": axis, "layer": layer, "index": index, "score": score, "rank": rank}
+        yield {"index": index, "score": score, "rank": rank}

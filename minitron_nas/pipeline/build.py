@@ -19,8 +19,9 @@ from minitron_nas.pipeline.finding import Hop, find_shape, prepare_source
 from minitron_nas.pipeline.measuring import TEACHER, evaluate_member
 from minitron_nas.pipeline.plan import FamilyPlan, make_plan, with_overrides
 from minitron_nas.pipeline.preflight import preflight
+from minitron_nas.pipeline.provenance import versions
 from minitron_nas.pipeline.sources import Tokens, prepare_tokens, teacher_files
-from minitron_nas.pipeline.training import depth_only_shape, train_member, versions
+from minitron_nas.pipeline.training import depth_only_shape, train_member
 from minitron_nas.pipeline.workload import estimate_workload
 from minitron_nas.reporting.html import write_report
 from minitron_nas.reporting.model_card import write_model_card
@@ -216,7 +217,7 @@ def _build(engine: Engine, plan: FamilyPlan, teacher: Checkpoint, tokens: Tokens
             told = train_member(engine, plan, hop, role, shape, prepared, teacher, tokens, files)  # type: ignore[arg-type]
             evaluate_member(engine, plan, told, hop.label, teacher, tokens)
         name = format_count(size)
-        source = open_checkpoint(engine.folder.student(name), check_values=False)
+        source = open_checkpoint(engine.folder.student(name), read_values=False)
         write_report(engine.folder.path)
     shutil.rmtree(engine.folder.path / "checkpoints", ignore_errors=True)
     for size in plan.descending_sizes:

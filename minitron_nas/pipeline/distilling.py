@@ -20,8 +20,8 @@ from minitron_nas.errors import CheckpointError
 from minitron_nas.execution.device import release_memory
 from minitron_nas.families.teacher import resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display
-from minitron_nas.pipeline.training import PROOF_TOKENS, stored_dtype, versions
-from minitron_nas.pruning.export import Proof, export_student
+from minitron_nas.pipeline.provenance import PROOF_TOKENS, versions
+from minitron_nas.pruning.export import Proof, export_student, stored_dtype
 from minitron_nas.storage.run_folder import require_new_folder
 
 

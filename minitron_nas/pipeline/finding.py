@@ -22,13 +22,14 @@ from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pipeline.sources import Tokens
 from minitron_nas.progress import Progress
 from minitron_nas.pruning.order import PruningOrder
-from minitron_nas.pruning.prepare import PreparedTeacher, prepare
+from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.search.pareto import pareto_front
 from minitron_nas.search.screen import ValidationFiles, sample_candidates, screen
 from minitron_nas.search.study import write_study
 from minitron_nas.search.tournament import TrainingFiles, TrialRow, tournament
 from minitron_nas.settings import format_count
 from minitron_nas.space.enumerate import RULE_REASONS, Candidate, Enumeration, enumerate_candidates
+from minitron_nas.storage.atomic import whole_file
 from minitron_nas.storage.ledger import fingerprint
 from minitron_nas.storage.schemas import CANDIDATES, EXCLUSIONS, TRIALS
 from minitron_nas.storage.tables import replace_rows
@@ -51,9 +52,9 @@ class Hop:
 
 
 def prepare_source(engine: Engine, plan: FamilyPlan, hop: Hop, tokens: Tokens) -> PreparedTeacher:
-    """Score the source in one pass and sort it."""
+    """Score the source in one pass and rank its parts."""
     scores_folder = engine.folder.importance(hop.source_name)
-    prepared_folder = engine.folder.prepared(hop.source_name)
+    order_file = engine.folder.order(hop.source_name)
 
     def score(progress: Progress) -> None:
         model = load_for_inference(hop.source.path)
@@ -72,10 +73,11 @@ def prepare_source(engine: Engine, plan: FamilyPlan, hop: Hop, tokens: Tokens) -
         del model
         release_memory()
 
-    def sort(_: Progress) -> None:
+    def rank(_: Progress) -> None:
         scores = ImportanceScores.load(scores_folder)
         order = PruningOrder.from_scores(scores, hop.source.architecture, plan.space.protected_layers)
-        prepare(hop.source, order, prepared_folder)
+        with whole_file(order_file) as partial:
+            order.save(partial)
 
     inputs: dict[str, Any] = {
         "source": hop.source.fingerprint,
@@ -84,8 +86,8 @@ def prepare_source(engine: Engine, plan: FamilyPlan, hop: Hop, tokens: Tokens) -
     }
     engine.stage(f"{hop.source_name} score", "importance of every part", inputs, [scores_folder], score)
     inputs = inputs | {"protected": plan.space.protected_layers}
-    engine.stage(f"{hop.source_name} sort", "sorted copy of the weights", inputs, [prepared_folder], sort)
-    return PreparedTeacher.load(prepared_folder)
+    engine.stage(f"{hop.source_name} rank", "which parts leave first", inputs, [order_file], rank)
+    return PreparedTeacher.open(hop.source.path, order_file)
 
 
 def find_shape(
@@ -115,7 +117,7 @@ def find_shape(
     def _screened(progress: Progress) -> Screened:
         return screen(
             sampled,
-            prepared.path,
+            prepared,
             ValidationFiles(files.validation_tokens, files.validation_cache),
             plan.search,
             runner,
@@ -127,7 +129,7 @@ def find_shape(
     def contest(progress: Progress) -> str:
         winner, rows = tournament(
             finalists,
-            prepared.path,
+            prepared,
             files,
             plan.search,
             plan.distillation,

@@ -36,13 +36,12 @@ def preflight(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder) -> None:
     weights = sum(header.num_bytes for header in read_headers(teacher.path).values())
     sizes = plan.descending_sizes
     stored = weights / teacher.num_parameters
-    sources = weights + sum(sizes[:-1]) * stored
     models = sum(sizes) * stored * (3 if plan.baselines else 1)
     checkpoints = 2 * sizes[0] * _TRAINING_BYTES_PER_PARAMETER
     trials = plan.search.num_finalists * sizes[0] * _TRAINING_BYTES_PER_PARAMETER
     hidden_bytes = teacher.architecture.hidden_size * 2
     cache = (plan.distillation.tokens or 0) * hidden_bytes if plan.distillation.teacher_signal == "hidden_cache" else 0
-    needed = int(sources + models + max(checkpoints, trials) + cache)
+    needed = int(models + max(checkpoints, trials) + cache)
     written = sum(file.stat().st_size for file in folder.path.rglob("*") if file.is_file())
     purpose = f"this run ({plan.search.num_finalists} trials and {len(sizes)} students)"
     require_free_bytes(folder.path, max(needed - written, 0), purpose)

@@ -3,8 +3,6 @@
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -20,27 +18,17 @@ from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.pipeline.engine import Engine
 from minitron_nas.pipeline.finding import Hop
 from minitron_nas.pipeline.plan import FamilyPlan
+from minitron_nas.pipeline.provenance import PROOF_TOKENS, versions
 from minitron_nas.pipeline.sources import Tokens
 from minitron_nas.progress import Progress
-from minitron_nas.pruning.export import export_student
+from minitron_nas.pruning.export import export_student, stored_dtype
 from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.slice import build_student, random_student
 from minitron_nas.search.tournament import TrainingFiles
 from minitron_nas.storage.schemas import CURVES
 from minitron_nas.storage.tables import replace_rows
-from minitron_nas.storage.weights import read_headers
 
 Role = Literal["student", "depth_baseline", "random_baseline"]
-
-PROOF_TOKENS = 16
-"""Tokens of the prompt on which a student's reloaded logits are compared."""
-_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
-_PACKAGES = ("minitron-nas", "torch", "transformers", "ray", "optuna", "datasets", "safetensors")
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of everything that can change a result."""
-    return {package: version(package) for package in _PACKAGES}
 
 
 def depth_only_shape(source: Architecture, hop: Hop, protected_layers: Sequence[int]) -> Architecture:
@@ -125,14 +113,6 @@ def train_member(
     told: dict[str, Any] = engine.stage(f"{name} distil", titles[role], inputs, [folder / "config.json"], action)
     shutil.rmtree(engine.folder.checkpoints(name), ignore_errors=True)
     return told
-
-
-def stored_dtype(folder: Path) -> torch.dtype:
-    """Return the dtype in which a checkpoint stores most of its values."""
-    sizes: dict[str, int] = {}
-    for header in read_headers(folder).values():
-        sizes[header.dtype] = sizes.get(header.dtype, 0) + header.num_bytes
-    return _DTYPES.get(max(sizes, key=lambda dtype: sizes[dtype]), torch.float32)
 
 
 def _lineage(

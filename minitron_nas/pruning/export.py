@@ -6,18 +6,29 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from minitron_nas.architecture.rules import check_architecture
+from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import ProofError
+from minitron_nas.families.checks import check_tensors
+from minitron_nas.progress import Progress, silent
+from minitron_nas.pruning.prepare import PreparedTeacher
+from minitron_nas.pruning.slice import DTYPES, build_student, cuts, student_config, total_bytes
+from minitron_nas.pruning.surgery import surgery_key, write_weights
 from minitron_nas.storage.atomic import whole_folder, write_json
+from minitron_nas.storage.weights import read_headers
 
 PROOF = "proof.json"
 LINEAGE = "lineage.json"
 _SHARD_SIZE = "5GB"
 _TOLERANCE = 1e-3
 _TOP_LOGITS = 8
+_MODELS_IN_A_PROOF = 3
+"""The student in memory, the reloaded one, and room for what loading takes."""
 _COPIED = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*",
     "additional_chat_templates/*", "vocab.*", "merges.txt", "*.model", "generation_config.json", "LICENSE*",
@@ -41,7 +52,7 @@ class Proof:
 def export_student(
     model: Any, source: Path, folder: Path, dtype: torch.dtype, prompt: Tensor, lineage: Mapping[str, Any]
 ) -> Proof:
-    """Write a student, reload it as a user would, and compare the logits.
+    """Write a student that lives in memory, reload it as a user would, and compare the logits.
 
     The folder appears only when the proof holds. It gets safetensors (sharded at 5 GB),
     `config.json`, `generation_config.json`, the source's tokenizer and chat template, `proof.json`
@@ -63,39 +74,99 @@ def export_student(
     # Parameters only: rotary frequencies are buffers, which stock loading leaves in float32.
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
-    expected = _logits(model, prompt)
     with whole_folder(folder) as partial:
         model.save_pretrained(partial, max_shard_size=_SHARD_SIZE)
-        for file in [file for pattern in _COPIED for file in source.glob(pattern)]:
-            copy = partial / file.relative_to(source)
-            copy.parent.mkdir(exist_ok=True)
-            shutil.copyfile(file, copy)
-        reloaded = AutoModelForCausalLM.from_pretrained(partial, dtype=dtype, trust_remote_code=False).eval()
-        difference = (_logits(reloaded, prompt) - expected).abs().max().item()
-        if not difference <= _TOLERANCE:
-            raise ProofError(
-                f"the student written to {folder} gives logits that differ by {difference:.3g} from the model in "
-                f"memory (at most {_TOLERANCE} is accepted); nothing was left there; please report this"
-            )
-        proof = Proof(difference, _TOLERANCE)
-        write_json(partial / PROOF, _proof_record(expected, prompt, proof, dtype))
+        _copy_companions(source, partial)
+        proof = _prove(partial, model, dtype, prompt)
         write_json(partial / LINEAGE, {**lineage, "proof": asdict(proof)})
     return proof
+
+
+def write_student(
+    prepared: PreparedTeacher,
+    target: Architecture,
+    folder: Path,
+    prompt: Tensor,
+    lineage: Mapping[str, Any],
+    progress: Progress = silent,
+) -> Proof | None:
+    """Cut an untrained student out of a teacher's files, tensor by tensor, into a folder as above.
+
+    The weights keep the teacher's type and never lie in memory as a whole; a killed attempt goes on
+    where it was. The result is checked against the family's table. Where memory has room for it, the
+    folder is also reloaded as a user would, and its logits are compared with those of the student
+    built in memory.
+
+    Args:
+        prepared: The ranked teacher.
+        target: A shape no larger than the teacher's.
+        folder: Where it goes; it appears when it is whole.
+        prompt: (1, seq_len), token ids.
+        lineage: Where the student comes from; the proof is added to it.
+        progress: Told the number of bytes written and verified.
+
+    Returns:
+        The proof, or None where memory is too small for it.
+
+    Raises:
+        InvalidArchitectureError: If stock transformers would refuse the shape.
+        DiskSpaceError: If the disk cannot hold the student.
+        CheckpointError: If the disk gives back other bytes than were written.
+        ProofError: If the reloaded model gives other logits.
+    """
+    check_architecture(target, prepared.layout)
+    parts, config = cuts(prepared, target), student_config(prepared, target)
+    with whole_folder(folder, surgery_key(parts, config)) as partial:
+        write_weights(parts, partial, progress)
+        write_json(partial / "config.json", config)
+        _copy_companions(prepared.path, partial)
+        check_tensors(partial, target, prepared.layout)
+        proof = None
+        if _MODELS_IN_A_PROOF * total_bytes(parts) <= psutil.virtual_memory().available:
+            dtype = stored_dtype(partial)
+            proof = _prove(partial, build_student(prepared, target, dtype).eval(), dtype, prompt)
+        write_json(partial / LINEAGE, {**lineage, "proof": asdict(proof) if proof is not None else None})
+    return proof
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """Return the dtype in which a checkpoint stores most of its values."""
+    sizes: dict[str, int] = {}
+    for header in read_headers(folder).values():
+        sizes[header.dtype] = sizes.get(header.dtype, 0) + header.num_bytes
+    return DTYPES.get(max(sizes, key=lambda dtype: sizes[dtype]), torch.float32)
+
+
+def _copy_companions(source: Path, folder: Path) -> None:
+    for file in [file for pattern in _COPIED for file in source.glob(pattern)]:
+        copy = folder / file.relative_to(source)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, copy)
+
+
+def _prove(folder: Path, model: Any, dtype: torch.dtype, prompt: Tensor) -> Proof:
+    expected = _logits(model, prompt)
+    reloaded = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False).eval()
+    difference = (_logits(reloaded, prompt) - expected).abs().max().item()
+    if not difference <= _TOLERANCE:
+        raise ProofError(
+            f"the student written to {folder.parent} gives logits that differ by {difference:.3g} from the model in "
+            f"memory (at most {_TOLERANCE} is accepted); no student was left there; please report this"
+        )
+    values, ids = expected[0].topk(_TOP_LOGITS, dim=-1)
+    record = {
+        "input_ids": prompt.tolist(),
+        "dtype": str(dtype).removeprefix("torch."),
+        "top_logit_ids": ids.tolist(),
+        "top_logits": values.tolist(),
+        "max_abs_difference": difference,
+        "tolerance": _TOLERANCE,
+    }
+    write_json(folder / PROOF, record)
+    return Proof(difference, _TOLERANCE)
 
 
 @torch.no_grad()
 def _logits(model: Any, prompt: Tensor) -> Tensor:
     logits: Tensor = model(input_ids=prompt, use_cache=False).logits
     return logits.float()
-
-
-def _proof_record(logits: Tensor, prompt: Tensor, proof: Proof, dtype: torch.dtype) -> dict[str, Any]:
-    values, ids = logits[0].topk(_TOP_LOGITS, dim=-1)
-    return {
-        "input_ids": prompt.tolist(),
-        "dtype": str(dtype).removeprefix("torch."),
-        "top_logit_ids": ids.tolist(),
-        "top_logits": values.tolist(),
-        "max_abs_difference": proof.max_abs_difference,
-        "tolerance": proof.tolerance,
-    }

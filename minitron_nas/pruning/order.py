@@ -1,12 +1,13 @@
-"""`PruningOrder`: which units leave first, and the index arithmetic of sorting and slicing.
+"""`PruningOrder`: which units leave first, and where those that stay lie in the teacher's tensors.
 
-Preparing sorts every prunable axis of the teacher once, most important first. A candidate is then
-a prefix of each axis. What it keeps is put back in the teacher's own order, so that pruning
-nothing gives the teacher's tensors to the bit.
+Every prunable axis of the teacher is ranked once, most important first. A candidate keeps a prefix
+of each ranking, so candidates are nested. What it keeps stays in the teacher's own order, so that
+pruning nothing gives the teacher's tensors to the bit.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from math import prod
 from pathlib import Path
 from typing import Self
 
@@ -14,10 +15,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from minitron_nas.architecture.layout import HIDDEN, KEYS, NEURONS, QUERIES, VOCAB, Dim
+from minitron_nas.architecture.layout import Axis, Dim, TensorPlace, axis_sizes
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import InvalidArchitectureError
 from minitron_nas.importance.scores import ImportanceScores, descending
+
+_PER_LAYER = {
+    Axis.NEURONS: "neurons",
+    Axis.EXPERT_NEURONS: "neurons",
+    Axis.KV_GROUPS: "kv_groups",
+    Axis.GROUP_HEADS: "group_heads",
+    Axis.EXPERTS: "experts",
+}
+"""Which ranking of `PruningOrder` belongs to an axis that every layer ranks for itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +36,11 @@ class PruningOrder:
 
     Attributes:
         hidden: (hidden_size,).
-        neurons: (num_hidden_layers, intermediate_size).
+        neurons: (num_hidden_layers, num_neurons), or (num_hidden_layers, num_experts, num_neurons).
         kv_groups: (num_hidden_layers, num_key_value_heads).
         group_heads: (num_hidden_layers, num_key_value_heads, heads_per_group): for each group, in
             the teacher's order, its heads' places within the group.
+        experts: (num_hidden_layers, num_experts).
         layers: (num_hidden_layers,), protected layers first.
     """
 
@@ -37,6 +48,7 @@ class PruningOrder:
     neurons: Tensor
     kv_groups: Tensor
     group_heads: Tensor
+    experts: Tensor
     layers: Tensor
 
     @classmethod
@@ -59,6 +71,7 @@ class PruningOrder:
             neurons=descending(scores.neurons),
             kv_groups=descending(scores.kv_groups),
             group_heads=descending(grouped),
+            experts=descending(scores.experts),
             layers=descending(importance),
         )
 
@@ -96,52 +109,52 @@ class PruningOrder:
         """Return the ascending indices of the layers that a model of `num_layers` keeps."""
         return sorted(self.layers[:num_layers].tolist())
 
-    def sorted_indices(self, dim: Dim, layer: int, source: Architecture) -> Tensor | None:
-        """Return which entries of a teacher's dimension come first, second, ... after sorting.
+    def kept_experts(self, layer: int, num_experts: int) -> list[int]:
+        """Return the ascending indices of the experts that a layer keeps."""
+        return sorted(self.experts[layer][:num_experts].tolist())
+
+    def kept_entries(
+        self, dimension: Dim, place: TensorPlace, source: Architecture, target: Architecture
+    ) -> Tensor | None:
+        """Return where a candidate's entries lie along a dimension of the teacher's tensor.
+
+        Args:
+            dimension: The dimension.
+            place: The teacher's tensor.
+            source: The teacher's shape.
+            target: The candidate's.
 
         Returns:
-            (size of the dimension,), or None where the dimension is not sorted.
+            (size of the target's dimension,), ascending, or None where all entries stay.
         """
-        if dim == VOCAB:
+        sizes, wanted = axis_sizes(source), axis_sizes(target)
+        if all(sizes[axis] == wanted[axis] for part in dimension.parts for axis in part):
             return None
-        if dim == HIDDEN:
-            return self.hidden
-        if dim == NEURONS:
-            return self.neurons[layer]
-        groups = self.kv_groups[layer]
-        if dim == KEYS:
-            return _blocks(groups, source.head_dim)
-        assert dim == QUERIES, dim
-        heads = groups[:, None] * source.heads_per_group + self.group_heads[layer][groups]
-        return _blocks(heads.flatten(), source.head_dim)
+        found, begin = [], 0
+        for part in dimension.parts:
+            entries = torch.tensor(begin)
+            for position, axis in enumerate(part):
+                stride = prod(sizes[inner] for inner in part[position + 1 :])
+                entries = entries[..., None] + stride * self._kept(axis, place, sizes[axis], target)
+            found.append(entries.flatten())
+            begin += prod(sizes[axis] for axis in part)
+        return torch.cat(found)
 
-    def kept_indices(self, dim: Dim, layer: int, source: Architecture, target: Architecture) -> Tensor | None:
-        """Return where a candidate's entries lie in the sorted dimension, in the teacher's order.
-
-        Returns:
-            (size of the target's dimension,), or None where the dimension is kept as it is.
-        """
-        if dim == VOCAB:
-            return None
-        if dim == HIDDEN:
-            return _restored(self.hidden[: target.hidden_size])
-        if dim == NEURONS:
-            return _restored(self.neurons[layer][: target.intermediate_size])
-        kept_groups = self.kv_groups[layer][: target.num_key_value_heads]
-        groups = _restored(kept_groups)
-        if dim == KEYS:
-            return _blocks(groups, source.head_dim)
-        assert dim == QUERIES, dim
-        kept_heads = self.group_heads[layer][kept_groups][:, : target.heads_per_group]
-        heads = groups[:, None] * source.heads_per_group + _restored(kept_heads)[groups]
-        return _blocks(heads.flatten(), source.head_dim)
+    def _kept(self, axis: Axis, place: TensorPlace, size: int, target: Architecture) -> Tensor:
+        """Ascending indices along one axis; of heads within groups, a row for each group that stays."""
+        if axis is Axis.HIDDEN:
+            return _first(self.hidden, target.hidden_size)
+        if place.layer is None or axis not in _PER_LAYER:
+            return torch.arange(size)
+        if axis is Axis.GROUP_HEADS:
+            groups = _first(self.kv_groups[place.layer], target.num_key_value_heads)
+            return _first(self.group_heads[place.layer][groups], target.heads_per_group)
+        ranking: Tensor = getattr(self, _PER_LAYER[axis])[place.layer]
+        if place.expert is not None:
+            ranking = ranking[place.expert]
+        return _first(ranking, getattr(target, axis.value))
 
 
-def _restored(kept: Tensor) -> Tensor:
-    """Positions within a prefix that put its entries in ascending order of the teacher's indices."""
-    return torch.argsort(kept, dim=-1)
-
-
-def _blocks(indices: Tensor, width: int) -> Tensor:
-    """Turn indices of blocks into indices of their entries."""
-    return (indices[:, None] * width + torch.arange(width)).flatten()
+def _first(ranking: Tensor, count: int) -> Tensor:
+    """Return the first entries of a ranking in ascending order, along the last axis."""
+    return torch.sort(ranking[..., :count], dim=-1).values

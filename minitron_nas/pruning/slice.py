@@ -1,23 +1,97 @@
-"""From a prepared teacher to a candidate: prefix slices, read lazily."""
+"""The one surgery: from a prepared teacher to a candidate's tensors, a block of rows at a time."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from minitron_nas.architecture.config import with_sizes
 from minitron_nas.architecture.rules import check_architecture
-from minitron_nas.architecture.spec import SHAPE_FIELDS, Architecture
+from minitron_nas.architecture.spec import Architecture
+from minitron_nas.pruning.compensate import Scaling, scaled_constants, scaling_of
 from minitron_nas.pruning.prepare import PreparedTeacher
-from minitron_nas.storage.weights import Weights, open_weights
+from minitron_nas.storage.weights import TensorHeader, read_rows, row_blocks
+
+Rows: TypeAlias = tuple[int, int]
+"""First and last (exclusive) of the student's rows."""
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How one tensor of a student comes out of the teacher's.
+
+    Attributes:
+        name: Of the student's tensor.
+        source: Where the teacher's lies.
+        kept: For each dimension the teacher's entries that stay, ascending; None where all do.
+        scaling: What makes up for constants that depend on a pruned size.
+    """
+
+    name: str
+    source: TensorHeader
+    kept: tuple[Any, ...]
+    scaling: Scaling
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the student's tensor."""
+        return tuple(
+            size if kept is None else len(kept) for size, kept in zip(self.source.shape, self.kept, strict=True)
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the student's tensor."""
+        return int(np.prod(self.shape)) * self.source.itemsize
+
+    def blocks(self) -> Iterator[Rows]:
+        """Yield the student's rows so that each block comes out of one block of the teacher's."""
+        for first, last in row_blocks(self.source):
+            if self.kept[0] is not None:
+                first, last = np.searchsorted(self.kept[0], (first, last)).tolist()  # noqa: PLW2901
+            if first < last:
+                yield first, last
+
+    def read(self, rows: Rows) -> Any:
+        """Return a block of the student's tensor as a numpy array of the stored bits."""
+        kept = self.kept[0]
+        if kept is None:
+            block = read_rows(self.source, *rows)
+        else:
+            wanted = kept[slice(*rows)]
+            first = int(wanted[0])
+            block = read_rows(self.source, first, int(wanted[-1]) + 1)
+            if len(block) != len(wanted):
+                block = block.take(wanted - first, axis=0)
+        for axis, entries in enumerate(self.kept[1:], start=1):
+            if entries is not None:
+                block = block.take(entries, axis=axis)
+        return block if self.scaling.factor == 1 else self._scaled(block)
+
+    def tensor(self) -> Tensor:
+        """Return the whole tensor of the student."""
+        return torch.from_numpy(self.read((0, self.shape[0]))).view(DTYPES[self.source.dtype])
+
+    def _scaled(self, block: Any) -> Any:
+        factor, offset = self.scaling
+        dtype = DTYPES[self.source.dtype]
+        wide = torch.from_numpy(block).view(dtype).double()
+        return ((wide + offset) * factor - offset).to(dtype).view(torch.from_numpy(block).dtype).numpy()
 
 
 def student_config(prepared: PreparedTeacher, target: Architecture) -> dict[str, Any]:
     """Return the teacher's config with the student's sizes.
 
-    `head_dim` becomes explicit, and lists that hold one entry per layer keep the entries of the
-    layers that stay.
+    `head_dim` becomes explicit where the family knows it, and lists that hold one entry per layer
+    keep the entries of the layers that stay.
     """
     kept_layers = prepared.order.kept_layers(target.num_hidden_layers)
     # A config.json may leave such lists out; what transformers fills in goes by the teacher's layers.
@@ -27,28 +101,37 @@ def student_config(prepared: PreparedTeacher, target: Architecture) -> dict[str,
         for key, value in filled.items()
         if _is_per_layer(key, value, prepared.architecture)
     }
-    sizes = {name: getattr(target, name) for name in (*SHAPE_FIELDS, "head_dim")}
-    return prepared.config | per_layer | sizes
+    constants = scaled_constants(filled, prepared.layout, prepared.architecture, target)
+    return with_sizes({**prepared.config, **per_layer, **constants}, target, prepared.layout)
 
 
-def student_tensors(prepared: PreparedTeacher, target: Architecture) -> Iterator[tuple[str, Tensor]]:
-    """Yield the student's tensors one by one, each cut from the sorted teacher."""
-    kept_layers = prepared.order.kept_layers(target.num_hidden_layers)
-    with open_weights(prepared.path) as weights:
-        for name, row, layer in prepared.layout.tensors(target):
-            source_layer = kept_layers[layer] if layer is not None else 0
-            source_name = row.name.format(layer=source_layer)
-            indices = [
-                prepared.order.kept_indices(dim, source_layer, prepared.architecture, target) for dim in row.dims
-            ]
-            yield name, _read(weights, source_name, indices)
+def cuts(prepared: PreparedTeacher, target: Architecture) -> list[Cut]:
+    """Return how every tensor of the student is cut, in the order of the family's table."""
+    order, source = prepared.order, prepared.architecture
+    layers = order.kept_layers(target.num_hidden_layers)
+    experts = [order.kept_experts(layer, target.num_experts) for layer in layers] if target.num_experts else []
+    result = []
+    for place in prepared.layout.tensors(target):
+        layer = None if place.layer is None else layers[place.layer]
+        expert = None if place.expert is None or place.layer is None else experts[place.layer][place.expert]
+        origin = place._replace(name=place.row.name.format(layer=layer, expert=expert), layer=layer, expert=expert)
+        kept = [order.kept_entries(dimension, origin, source, target) for dimension in place.row.dims]
+        result.append(
+            Cut(
+                place.name,
+                prepared.headers[origin.name],
+                tuple(None if entries is None else entries.numpy() for entries in kept),
+                scaling_of(place.row, prepared.layout, source, target),
+            )
+        )
+    return result
 
 
 def build_student(prepared: PreparedTeacher, target: Architecture, dtype: torch.dtype) -> Any:
     """Build the pruned causal LM in memory.
 
     Args:
-        prepared: The sorted teacher.
+        prepared: The ranked teacher.
         target: A shape no larger than the teacher's.
         dtype: Of the weights.
 
@@ -56,7 +139,7 @@ def build_student(prepared: PreparedTeacher, target: Architecture, dtype: torch.
         InvalidArchitectureError: If stock transformers would refuse the shape.
     """
     check_architecture(target, prepared.layout)
-    tensors = {name: tensor.to(dtype) for name, tensor in student_tensors(prepared, target)}
+    tensors = {cut.name: cut.tensor().to(dtype) for cut in cuts(prepared, target)}
     return model_from_tensors(student_config(prepared, target), tensors, dtype)
 
 
@@ -86,15 +169,9 @@ def model_from_tensors(config: dict[str, Any], tensors: dict[str, Tensor], dtype
     return model
 
 
-def _read(weights: Weights, name: str, indices: list[Tensor | None]) -> Tensor:
-    """Read the prefix that holds the wanted entries, then pick them."""
-    view = weights.slice(name)
-    prefix = tuple(slice(None) if kept is None else slice(0, int(kept.max()) + 1) for kept in indices)
-    tensor: Tensor = view[prefix]
-    for axis, kept in enumerate(indices):
-        if kept is not None:
-            tensor = tensor.index_select(axis, kept)
-    return tensor.contiguous()
+def total_bytes(all_cuts: Sequence[Cut]) -> int:
+    """Bytes of a student's tensors."""
+    return sum(cut.num_bytes for cut in all_cuts)
 
 
 def _is_per_layer(key: str, value: Any, source: Architecture) -> bool:

@@ -38,7 +38,7 @@ def sample_candidates(candidates: Sequence[Candidate], settings: SearchSettings,
 
 def screen(
     candidates: Sequence[Candidate],
-    prepared: Path,
+    prepared: PreparedTeacher,
     validation: ValidationFiles,
     settings: SearchSettings,
     runner: Runner,
@@ -55,7 +55,8 @@ def screen(
         Job(
             candidate.id,
             {
-                "prepared": str(prepared.absolute()),
+                "source": str(prepared.path.absolute()),
+                "order": str(prepared.order_file.absolute()),
                 "architecture": candidate.architecture.to_dict(),
                 "tokens": str(validation.tokens.absolute()),
                 "cache": str(validation.cache.absolute()),
@@ -72,11 +73,13 @@ def screen(
 
 
 def screen_candidate(
-    prepared: str, architecture: Mapping[str, Any], tokens: str, cache: str, num_sequences: int | None
+    source: str, order: str, architecture: Mapping[str, Any], tokens: str, cache: str, num_sequences: int | None
 ) -> dict[str, float]:
     """Slice one candidate and validate it as it is."""
     device = pick_device()
-    student = build_student(PreparedTeacher.load(Path(prepared)), Architecture(**architecture), compute_dtype(device))
+    student = build_student(
+        PreparedTeacher.open(Path(source), Path(order)), Architecture(**architecture), compute_dtype(device)
+    )
     held_out = PackedTokens.load(Path(tokens))
     losses = validate(
         student.to(device), held_out.first(num_sequences or held_out.num_sequences), HiddenCache(Path(cache))

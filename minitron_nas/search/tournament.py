@@ -89,7 +89,7 @@ class TrialRow:
 
 def tournament(
     finalists: Sequence[Candidate],
-    prepared: Path,
+    prepared: PreparedTeacher,
     files: TrainingFiles,
     search: SearchSettings,
     distillation: DistillationSettings,
@@ -104,7 +104,7 @@ def tournament(
 
     Args:
         finalists: Best first.
-        prepared: The sorted teacher.
+        prepared: The ranked teacher.
         files: Streams and signals.
         search: Reduction between rungs.
         distillation: Learning rate, batch and loss.
@@ -128,7 +128,8 @@ def tournament(
             Job(
                 f"{candidate.id}.rung-{rung}",
                 {
-                    "prepared": str(prepared.absolute()),
+                    "source": str(prepared.path.absolute()),
+                    "order": str(prepared.order_file.absolute()),
                     "architecture": candidate.architecture.to_dict(),
                     "files": files.to_dict(),
                     "distillation": distillation.model_dump(mode="json"),
@@ -168,7 +169,8 @@ def tournament(
 
 
 def train_rung(
-    prepared: str,
+    source: str,
+    order: str,
     architecture: Mapping[str, Any],
     files: Mapping[str, str | None],
     distillation: Mapping[str, Any],
@@ -181,7 +183,9 @@ def train_rung(
     settings = DistillationSettings(**distillation).model_copy(update={"num_evaluations": 1})
     train, validation = TrainingFiles.from_dict(files).streams()
     schedule = Schedule.resolve(settings, schedule_tokens, train.tokens.input_ids.shape[1])
-    student = build_student(PreparedTeacher.load(Path(prepared)), Architecture(**architecture), torch.float32)
+    student = build_student(
+        PreparedTeacher.open(Path(source), Path(order)), Architecture(**architecture), torch.float32
+    )
     result = distill(
         student.to(pick_device()),
         train,

@@ -6,7 +6,7 @@ from typing import Annotated, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from minitron_nas.architecture.spec import Architecture
+from minitron_nas.architecture.spec import SHAPE_FIELDS, Architecture
 from minitron_nas.errors import SpaceError
 from minitron_nas.resources import resource, resource_names
 from minitron_nas.settings import Count, Settings, plan_error
@@ -48,7 +48,8 @@ class AxisValues(Settings):
 class SpaceAxes(Settings):
     """The axes of a space; an axis that is left out keeps the source's size.
 
-    Without `num_attention_heads`, query heads follow their KV groups.
+    Without `num_attention_heads`, query heads follow their KV groups; without `num_key_value_heads`,
+    groups of one head follow their heads.
     """
 
     num_hidden_layers: AxisValues | None = None
@@ -56,14 +57,24 @@ class SpaceAxes(Settings):
     intermediate_size: AxisValues | None = None
     num_attention_heads: AxisValues | None = None
     num_key_value_heads: AxisValues | None = None
+    num_experts: AxisValues | None = None
+    moe_intermediate_size: AxisValues | None = None
 
     @model_validator(mode="after")
     def _ratios_only_for_neurons(self) -> Self:
-        for name in ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads"):
-            axis: AxisValues | None = getattr(self, name)
-            if axis is not None and axis.ratios is not None:
+        for name, axis in self.given().items():
+            if axis.ratios is not None and name != "intermediate_size":
                 raise ValueError(f"{name} takes values or min_fraction; ratios are for intermediate_size")
         return self
+
+    def given(self) -> dict[str, AxisValues]:
+        """Return the axes that the space has, by name."""
+        return {name: axis for name in SHAPE_FIELDS if (axis := getattr(self, name)) is not None}
+
+    def sizes(self, name: str, source: Architecture) -> list[int]:
+        """Return the sizes of an axis, descending; the source's alone where the space has no such axis."""
+        axis = self.given().get(name)
+        return [getattr(source, name)] if axis is None else axis.sizes(getattr(source, name))
 
 
 class SearchSpace(Settings):
@@ -100,11 +111,14 @@ class SearchSpace(Settings):
         """Return the shape that the space carries.
 
         Raises:
-            SpaceError: If it carries none.
+            SpaceError: If it carries none, or one with fields missing.
         """
         if self.source is None:
             raise SpaceError("this space carries no source shape; name a teacher to enumerate it for")
-        return Architecture.from_config(self.source)
+        try:
+            return Architecture(**self.source)  # type: ignore[arg-type]
+        except TypeError as error:
+            raise SpaceError(f"the space's source is no shape: {error}") from None
 
 
 def load_space(name_or_path: str | Path) -> SearchSpace:

@@ -1,23 +1,26 @@
 """All shapes of a space that meet a size: arithmetic on arrays, no torch."""
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
-from typing import Any, TypeAlias
+from operator import eq
+from typing import Any, TypeAlias, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from minitron_nas.architecture.costs import count_parameters, count_parameters_of
 from minitron_nas.architecture.layout import Axis, Layout, axis_sizes
 from minitron_nas.architecture.rules import RULES, Rule
-from minitron_nas.architecture.spec import SHAPE_FIELDS, Architecture
+from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import SpaceError
 from minitron_nas.settings import format_count
 from minitron_nas.space.axes import SearchSpace
+from minitron_nas.space.grid import BLOCK, Columns, Grid, Integers
 
-Columns: TypeAlias = dict[str, Any]
-"""One int64 array per name in SHAPE_FIELDS, all of one length."""
+Check: TypeAlias = tuple[str, Callable[[Columns], Any]]
+"""A rule's name, and the function from columns to truth values."""
 
 WINDOW_RULE = "size_window"
 _SPACE_RULES = {
@@ -44,11 +47,61 @@ class Candidate:
         return self.architecture.id
 
 
+class Candidates(Sequence[Candidate]):
+    """Candidates of one size, each built when it is asked for: there may be millions."""
+
+    def __init__(self, source: Architecture, grid: Grid, numbers: Integers, num_parameters: Integers) -> None:
+        """Remember which combinations of a grid are candidates.
+
+        Args:
+            source: The shape to prune.
+            grid: All combinations.
+            numbers: (num_candidates,), those that are candidates.
+            num_parameters: (num_candidates,), their total parameters.
+        """
+        self._source = source
+        self._grid = grid
+        self._numbers = numbers
+        self._num_parameters = num_parameters
+
+    def __len__(self) -> int:
+        """Return the number of candidates."""
+        return len(self._numbers)
+
+    def __eq__(self, other: object) -> bool:
+        """Compare with other candidates, one by one."""
+        return isinstance(other, Candidates) and len(self) == len(other) and all(map(eq, self, other))
+
+    __hash__ = None  # type: ignore[assignment]  # like lists and arrays
+
+    @overload
+    def __getitem__(self, index: int) -> Candidate: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Candidates": ...
+
+    def __getitem__(self, index: int | slice) -> "Candidate | Candidates":
+        """Return one candidate, or those of a slice."""
+        if isinstance(index, slice):
+            return Candidates(self._source, self._grid, self._numbers[index], self._num_parameters[index])
+        position = range(len(self))[index]
+        return next(iter(self[position : position + 1]))
+
+    def __iter__(self) -> Iterator[Candidate]:
+        """Build the candidates one after the other."""
+        for start in range(0, len(self), BLOCK):
+            columns = self._grid.columns(self._numbers[start : start + BLOCK])
+            counts = self._num_parameters[start : start + BLOCK].tolist()
+            rows = zip(*(sizes.tolist() for sizes in columns.values()), strict=True)
+            for row, count in zip(rows, counts, strict=True):
+                yield Candidate(self._source.reshaped(dict(zip(columns, row, strict=True))), count)
+
+
 @dataclass(frozen=True, slots=True)
 class Enumeration:
     """The candidates of one size, and how many raw combinations each rule left out."""
 
-    candidates: tuple[Candidate, ...]
+    candidates: Candidates
     excluded: dict[str, int]
 
 
@@ -56,7 +109,8 @@ def enumerate_candidates(space: SearchSpace, size: int, source: Architecture, la
     """List every legal shape of a space within a size's window.
 
     The order is stable: more layers first, then fewer heads, fewer groups, more channels, fewer
-    neurons.
+    neurons, more experts, fewer neurons of an expert. Shapes that a rule leaves out are never built:
+    ten million combinations take a few seconds.
 
     Args:
         space: What may change.
@@ -65,8 +119,9 @@ def enumerate_candidates(space: SearchSpace, size: int, source: Architecture, la
         layout: The source's family table.
 
     Raises:
-        SpaceError: If the size is not below the source's, or no shape lies within the window; the
-            message names the nearest reachable sizes and the rule that blocks.
+        SpaceError: If the source's family lacks an axis of the space, the size is not below the
+            source's, or no shape lies within the window; the message names the nearest reachable
+            sizes and the rule that blocks.
     """
     source_parameters = count_parameters(source, layout)
     low, high = space.size_window(size)
@@ -75,64 +130,45 @@ def enumerate_candidates(space: SearchSpace, size: int, source: Architecture, la
             f"size {format_count(size)} is not below the source's {source_parameters:,} parameters; "
             "choose a smaller size"
         )
-    columns = _raw_columns(space, source)
-    excluded: dict[str, int] = {}
-    for rule, keeps in _checks(space, source, layout):
+    grid = Grid.of(space.axes, source, layout)
+    checks = list(_checks(space, source, layout))
+    tally: Counter[str] = Counter()
+    near: list[int] = []
+    kept: list[tuple[Integers, Integers]] = []
+    for block in grid.blocks():
+        numbers, columns, left_out = _sift(block, grid.columns(block), checks)
+        counts = count_parameters_of(layout, source, _axis_arrays(columns, source), columns["num_hidden_layers"])
+        inside = (counts >= low) & (counts <= high)
+        kept.append((numbers[inside], counts[inside]))
+        near += _nearest(counts, low, high)
+        tally.update(left_out)
+        tally[WINDOW_RULE] += _num_false(inside)
+    excluded = {rule: tally[rule] for rule in (*(rule for rule, _ in checks), WINDOW_RULE) if tally[rule]}
+    numbers, counts = (np.concatenate(parts) for parts in zip(*kept, strict=True))
+    if not len(numbers):
+        raise SpaceError(_nothing_reachable(size, low, high, near, excluded))
+    return Enumeration(Candidates(source, grid, numbers, counts), excluded)
+
+
+def _sift(numbers: Integers, columns: Columns, checks: list[Check]) -> tuple[Integers, Columns, dict[str, int]]:
+    """Return the combinations that pass every check, and how many each check left out."""
+    left_out = {}
+    for rule, keeps in checks:
         keep = keeps(columns)
-        excluded[rule] = int(len(keep) - np.count_nonzero(keep))
-        columns = {name: values[keep] for name, values in columns.items()}
-    counts = count_parameters_of(layout, source, _axis_arrays(columns, source), columns["num_hidden_layers"])
-    inside = (counts >= low) & (counts <= high)
-    excluded[WINDOW_RULE] = int(len(inside) - np.count_nonzero(inside))
-    if not inside.any():
-        raise SpaceError(_nothing_reachable(size, low, high, counts, excluded))
-    columns = {name: values[inside] for name, values in columns.items()}
-    counts = counts[inside]
-    order = np.lexsort(
-        (
-            columns["intermediate_size"],
-            -columns["hidden_size"],
-            columns["num_key_value_heads"],
-            columns["num_attention_heads"],
-            -columns["num_hidden_layers"],
-        )
-    )
-    candidates = tuple(
-        Candidate(source.reshaped({name: int(columns[name][i]) for name in SHAPE_FIELDS}), int(counts[i]))
-        for i in order
-    )
-    return Enumeration(candidates, {rule: count for rule, count in excluded.items() if count})
+        left_out[rule] = _num_false(keep)
+        if left_out[rule]:
+            numbers = numbers[keep]
+            columns = {name: sizes[keep] for name, sizes in columns.items()}
+    return numbers, columns, left_out
 
 
-def _raw_columns(space: SearchSpace, source: Architecture) -> Columns:
-    """Every combination of the space, once, as one array per size."""
-    axes = space.axes
-
-    def sizes_of(name: str) -> list[int]:
-        axis = getattr(axes, name)
-        return axis.sizes(getattr(source, name)) if axis is not None else [getattr(source, name)]
-
-    hidden = sizes_of("hidden_size")
-    neurons = axes.intermediate_size
-    if neurons is not None and neurons.ratios is not None:
-        pairs = [
-            (size, int(size * ratio + 1e-9) // neurons.multiple_of * neurons.multiple_of)
-            for size, ratio in product(hidden, neurons.ratios)
-        ]
-    else:
-        pairs = list(product(hidden, sizes_of("intermediate_size")))
-    groups = sizes_of("num_key_value_heads")
-    if axes.num_attention_heads is None:
-        heads = [(kv * source.heads_per_group, kv) for kv in groups]
-    else:
-        heads = list(product(sizes_of("num_attention_heads"), groups))
-    grid = product(sizes_of("num_hidden_layers"), dict.fromkeys(pairs), dict.fromkeys(heads))
-    table = np.array([(layers, h, f, q, kv) for layers, (h, f), (q, kv) in grid], dtype=np.int64)
-    return {name: table[:, column] for column, name in enumerate(SHAPE_FIELDS)}
+def _num_false(values: NDArray[np.bool_]) -> int:
+    return len(values) - int(np.count_nonzero(values))
 
 
-def _checks(space: SearchSpace, source: Architecture, layout: Layout) -> Iterator[tuple[str, Callable[[Columns], Any]]]:
-    """Yield (rule, function from columns to truth values); each may count on those before it."""
+def _checks(space: SearchSpace, source: Architecture, layout: Layout) -> Iterator[Check]:
+    """Yield the rules of a space and a family; each may count on those before it."""
+    names = layout.shape_fields()
     yield (
         "heads_fill_groups",
         lambda shapes: (
@@ -143,12 +179,12 @@ def _checks(space: SearchSpace, source: Architecture, layout: Layout) -> Iterato
     yield (
         "pruning_only_removes",
         lambda shapes: np.all(
-            [(shapes[name] >= 1) & (shapes[name] <= getattr(source, name)) for name in SHAPE_FIELDS], axis=0
+            [(shapes[name] >= 1) & (shapes[name] <= getattr(source, name)) for name in names], axis=0
         ),
     )
     yield (
         "pruning_removes_something",
-        lambda shapes: np.any([shapes[name] != getattr(source, name) for name in SHAPE_FIELDS], axis=0),
+        lambda shapes: np.any([shapes[name] != getattr(source, name) for name in names], axis=0),
     )
     num_protected = len({layer % source.num_hidden_layers for layer in space.protected_layers})
     yield "protected_layers_stay", lambda shapes: shapes["num_hidden_layers"] >= num_protected
@@ -158,26 +194,27 @@ def _checks(space: SearchSpace, source: Architecture, layout: Layout) -> Iterato
 
 
 def _keeps(rule: Rule, source: Architecture, shapes: Columns) -> Any:
-    return rule.keeps(_axis_arrays(shapes, source))
+    return rule.keeps(_axis_arrays(shapes, source), source)
 
 
 def _axis_arrays(columns: Columns, source: Architecture) -> dict[Axis, Any]:
-    fixed: dict[Axis, Any] = dict(axis_sizes(source))
-    return fixed | {
-        Axis.HIDDEN: columns["hidden_size"],
-        Axis.NEURONS: columns["intermediate_size"],
-        Axis.KV_GROUPS: columns["num_key_value_heads"],
-        Axis.GROUP_HEADS: columns["num_attention_heads"] // columns["num_key_value_heads"],
-    }
+    sizes: dict[Axis, Any] = dict(axis_sizes(source))
+    sizes |= {Axis(name): column for name, column in columns.items() if name in sizes}
+    return sizes | {Axis.GROUP_HEADS: columns["num_attention_heads"] // columns["num_key_value_heads"]}
 
 
-def _nothing_reachable(size: int, low: int, high: int, counts: Any, excluded: dict[str, int]) -> str:
+def _nearest(counts: Integers, low: int, high: int) -> list[int]:
+    """Return the greatest count below a window and the least above it, where there are such."""
     below, above = counts[counts < low], counts[counts > high]
-    near = [f"{int(below.max()):,}"] if len(below) else []
-    near += [f"{int(above.min()):,}"] if len(above) else []
-    blocking = ", ".join(f"{rule} ({count} shapes)" for rule, count in excluded.items() if count)
+    return ([int(below.max())] if len(below) else []) + ([int(above.min())] if len(above) else [])
+
+
+def _nothing_reachable(size: int, low: int, high: int, near: list[int], excluded: dict[str, int]) -> str:
+    nearest = _nearest(np.array(near, dtype=np.int64), low, high)
+    reachable = " and ".join(f"{count:,}" for count in nearest) or "none"
+    blocking = ", ".join(f"{rule} ({count} shapes)" for rule, count in excluded.items())
     return (
         f"no shape has between {low:,} and {high:,} parameters (size {format_count(size)}); "
-        f"nearest reachable: {' and '.join(near) or 'none'}; left out by: {blocking}; "
+        f"nearest reachable: {reachable}; left out by: {blocking}; "
         "widen the space's axes, its tolerance, or choose a nearby size"
     )

@@ -26,15 +26,23 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: Path, key: str | None = None) -> Iterator[Path]:
     """Give a temporary folder to fill; it takes the place of `path` once the block ends without error.
 
-    What a killed process left of an earlier attempt is removed first.
+    Args:
+        path: The folder.
+        key: Names what is being written. What an attempt with the same key left when it ended early
+            is given again, so that it can go on; without a key nothing is left, and nothing taken over.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    note = path.with_name(f".{path.name}.key")
+    if key is None or not note.is_file() or note.read_text(encoding="utf-8") != key:
+        shutil.rmtree(partial, ignore_errors=True)
+        note.unlink(missing_ok=True)
+    partial.mkdir(exist_ok=True)
+    if key is not None:
+        write_text(note, key)
     try:
         yield partial
         for file in sorted(partial.rglob("*")):
@@ -43,8 +51,10 @@ def whole_folder(path: Path) -> Iterator[Path]:
                     os.fsync(handle.fileno())
         shutil.rmtree(path, ignore_errors=True)
         os.replace(partial, path)
+        note.unlink(missing_ok=True)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if key is None:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +42,20 @@ _SHAPE = (
     Column("intermediate_size", _INT, "FFN neurons a layer"),
     Column("num_attention_heads", _INT, "query heads a layer"),
     Column("num_key_value_heads", _INT, "key-value groups a layer"),
+    Column("num_experts", _INT, "experts a layer; null where the family has none"),
+    Column("moe_intermediate_size", _INT, "FFN neurons an expert; null where intermediate_size says it"),
 )
 
 SCORES = Table(
     "scores.parquet",
-    ("axis", "layer", "index"),
+    ("axis", "layer", "expert", "index"),
     (
-        Column("axis", _TEXT, "hidden_size, intermediate_size, num_attention_heads, num_key_value_heads or layer"),
-        Column("layer", _INT, "decoder layer from 0; null for hidden_size, whose ranking all layers share"),
-        Column("index", _INT, "channel, neuron, query head, KV group or layer, from 0"),
-        Column("score", _FLOAT, "importance; comparable within one axis and layer only"),
-        Column("rank", _INT, "0 is the most important within the axis and layer"),
+        Column("axis", _TEXT, "hidden, neurons, heads, kv_groups, experts or layers"),
+        Column("layer", _INT, "decoder layer from 0; null for hidden, whose ranking all layers share, and for layers"),
+        Column("expert", _INT, "expert from 0 whose neuron it is; null otherwise"),
+        Column("index", _INT, "channel, neuron, query head, KV group, expert or layer, from 0"),
+        Column("score", _FLOAT, "importance; comparable within one axis, layer and expert only"),
+        Column("rank", _INT, "0 is the most important of those that it is comparable with"),
     ),
 )
 

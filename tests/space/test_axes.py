@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from minitron_nas.architecture.spec import Architecture
+from minitron_nas.architecture.spec import SHAPE_FIELDS, Architecture
 from minitron_nas.errors import SpaceError
 from minitron_nas.resources import resource_names
-from minitron_nas.space.axes import AxisValues, SearchSpace, load_space
+from minitron_nas.space.axes import AxisValues, SearchSpace, SpaceAxes, load_space
 
 
 def space_file(folder: Path, text: str) -> Path:
@@ -74,10 +74,26 @@ def test_an_axis_that_holds_no_positive_size_is_refused(fields: dict[str, Any]) 
         AxisValues.model_validate(fields)
 
 
-@pytest.mark.parametrize("name", ["num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads"])
+@pytest.mark.parametrize("name", sorted({*SHAPE_FIELDS} - {"intermediate_size"}))
 def test_ratios_belong_to_the_neurons_alone(name: str) -> None:
     with pytest.raises(ValidationError, match=f"{name} takes values or min_fraction; ratios are for inter"):
         SearchSpace.model_validate({"axes": {name: {"ratios": [2.0]}}})
+
+
+def test_every_prunable_size_has_an_axis() -> None:
+    assert set(SpaceAxes.model_fields) == set(SHAPE_FIELDS)
+
+
+def test_a_space_knows_which_axes_it_was_given() -> None:
+    axes = SpaceAxes.model_validate({"num_experts": {"values": [4]}, "hidden_size": {"values": [24]}})
+    assert axes.given() == {"hidden_size": AxisValues(values=(24,)), "num_experts": AxisValues(values=(4,))}
+
+
+def test_an_axis_that_was_not_given_is_the_sources_size() -> None:
+    source = Architecture("llama", 4, 48, 96, 6, 2, 8, 320)
+    axes = SpaceAxes(hidden_size=AxisValues(min_fraction=0.5, step_fraction=0.25))
+    assert axes.sizes("hidden_size", source) == [48, 36, 24]
+    assert axes.sizes("num_hidden_layers", source) == [4]
 
 
 def test_the_tolerance_spans_the_window() -> None:
@@ -108,6 +124,12 @@ def test_every_shipped_space_can_be_read_and_says_what_it_is_for(name: str) -> N
 def test_a_space_without_a_shape_says_so() -> None:
     with pytest.raises(SpaceError, match="this space carries no source shape; name a teacher to enumerate it"):
         SearchSpace().source_architecture()
+
+
+def test_a_shape_with_a_size_missing_says_which() -> None:
+    space = SearchSpace.model_validate({"source": {"model_type": "llama", "hidden_size": 48}})
+    with pytest.raises(SpaceError, match="the space's source is no shape: .*missing.*'num_hidden_layers'"):
+        space.source_architecture()
 
 
 def test_a_space_is_read_from_a_file(tmp_path: Path) -> None:
@@ -151,7 +173,8 @@ def test_all_faults_of_a_space_are_shown_at_once_with_the_nearest_keys(tmp_path:
     message = (
         "space.yaml: axes.hidden_size: give exactly one of values, min_fraction and ratios (given: none); "
         "unknown key 'axes.hiden_size'; did you mean 'hidden_size'? known keys: hidden_size, "
-        "intermediate_size, num_attention_heads, num_hidden_layers, num_key_value_heads; "
+        "intermediate_size, moe_intermediate_size, num_attention_heads, num_experts, num_hidden_layers, "
+        "num_key_value_heads; "
         "tolerance: Input should be less than 1"
     )
     unknown = (

@@ -1,6 +1,9 @@
 """The paper's candidates, and the laws that every enumeration keeps."""
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from math import prod
 from typing import Any
 
@@ -9,11 +12,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from minitron_nas.architecture.rules import RULES, check_architecture
-from minitron_nas.architecture.spec import SHAPE_FIELDS, Architecture
-from minitron_nas.errors import SpaceError
+from minitron_nas.architecture.spec import Architecture
+from minitron_nas.errors import InvalidArchitectureError, SpaceError
 from minitron_nas.families.catalog import count_parameters, layout_of
 from minitron_nas.space.axes import AxisValues, SearchSpace, SpaceAxes, load_space
-from minitron_nas.space.enumerate import RULE_REASONS, Enumeration, enumerate_candidates
+from minitron_nas.space.enumerate import RULE_REASONS, Candidates, Enumeration, enumerate_candidates
+from minitron_nas.space.grid import BLOCK
 
 # arXiv 2407.14679, table T19: (layers, heads, MLP, embedding), in the paper's order.
 MINITRON_8B = [
@@ -35,6 +39,11 @@ MINITRON_8B = [
 ]
 LLAMA = Architecture("llama", 4, 48, 96, 6, 2, 8, 320)
 LLAMA_SIZE = count_parameters(LLAMA)
+EXPERTS = Architecture(
+    "qwen3_moe", 3, 48, 96, 6, 2, 8, 320, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=32
+)
+GPT2 = Architecture("gpt2", 4, 48, 192, 6, 6, 8, 320, tie_word_embeddings=True, max_position_embeddings=64)
+SHAPE = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "intermediate_size")
 
 
 def paper(name: str, size: int) -> Enumeration:
@@ -42,9 +51,9 @@ def paper(name: str, size: int) -> Enumeration:
     return enumerate_candidates(space, size, space.source_architecture(), layout_of("nemotron"))
 
 
-def small(axes: dict[str, Any], size: int, **fields: Any) -> Enumeration:
+def small(axes: dict[str, Any], size: int, source: Architecture = LLAMA, **fields: Any) -> Enumeration:
     space = SearchSpace.model_validate({"axes": axes, **fields})
-    return enumerate_candidates(space, size, LLAMA, layout_of("llama"))
+    return enumerate_candidates(space, size, source, layout_of(source.model_type))
 
 
 def columns(enumeration: Enumeration, *names: str) -> list[tuple[int, ...]]:
@@ -81,7 +90,7 @@ def test_a_candidate_keeps_what_pruning_cannot_change() -> None:
 
 def test_an_axis_that_is_left_out_keeps_the_sources_size() -> None:
     enumeration = small({"num_hidden_layers": {"values": [2]}}, LLAMA_SIZE // 2, tolerance=0.3)
-    assert columns(enumeration, *SHAPE_FIELDS) == [(2, 48, 96, 6, 2)]
+    assert columns(enumeration, *SHAPE) == [(2, 6, 2, 48, 96)]
 
 
 def test_query_heads_follow_their_groups_unless_the_space_names_them() -> None:
@@ -90,6 +99,48 @@ def test_query_heads_follow_their_groups_unless_the_space_names_them() -> None:
     named = {"num_key_value_heads": {"values": [2]}, "num_attention_heads": {"values": [2, 4]}}
     own = small(named, LLAMA_SIZE - 1, tolerance=0.5)
     assert columns(own, "num_attention_heads", "num_key_value_heads") == [(2, 2), (4, 2)]
+
+
+def test_groups_of_one_head_follow_their_heads_unless_the_space_names_them() -> None:
+    axes = {"num_attention_heads": {"values": [3, 4, 7]}, "hidden_size": {"values": [24, 32]}}
+    following = small(axes, count_parameters(GPT2) - 1, GPT2, tolerance=0.9)
+    assert columns(following, "num_attention_heads", "num_key_value_heads", "hidden_size") == [(3, 3, 24), (4, 4, 32)]
+    assert following.excluded == {"pruning_only_removes": 2, "hidden_size_fills_heads": 2}
+    named = small(axes | {"num_key_value_heads": {"values": [3]}}, count_parameters(GPT2) - 1, GPT2, tolerance=0.9)
+    assert columns(named, "num_attention_heads", "num_key_value_heads") == [(3, 3)]
+    assert named.excluded == {"heads_fill_groups": 4, "hidden_size_fills_heads": 1}
+
+
+def test_more_experts_and_fewer_neurons_of_each_come_first() -> None:
+    axes = {"num_experts": {"values": [1, 4, 8]}, "moe_intermediate_size": {"values": [16, 32, 64]}}
+    found = small(axes, count_parameters(EXPERTS) - 1, EXPERTS, tolerance=0.9)
+    assert columns(found, "num_experts", "moe_intermediate_size") == [(8, 16), (4, 16), (4, 32)]
+    assert found.excluded == {
+        "pruning_only_removes": 3,
+        "pruning_removes_something": 1,
+        "experts_cover_a_token": 2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("source", "axis", "sizes"),
+    [
+        (LLAMA, "num_experts", "intermediate_size, num_attention_heads, num_key_value_heads"),
+        (LLAMA, "moe_intermediate_size", "intermediate_size, num_attention_heads, num_key_value_heads"),
+        (
+            EXPERTS,
+            "intermediate_size",
+            "num_attention_heads, num_key_value_heads, num_experts, moe_intermediate_size",
+        ),
+    ],
+)
+def test_an_axis_that_the_family_lacks_is_refused(source: Architecture, axis: str, sizes: str) -> None:
+    message = (
+        f"the space lists an axis '{axis}', a size that family '{source.model_type}' lacks; "
+        f"its axes may be num_hidden_layers, hidden_size, {sizes}$"
+    )
+    with pytest.raises(SpaceError, match=message):
+        small({axis: {"values": [2]}}, 1000, source)
 
 
 def test_ratios_multiply_the_candidates_own_hidden_size() -> None:
@@ -163,6 +214,56 @@ def test_an_unreachable_size_is_answered_with_the_rule_that_blocks() -> None:
         small({"hidden_size": {"values": [96]}}, LLAMA_SIZE - 1)
 
 
+def wide() -> Candidates:
+    axes = {
+        "num_hidden_layers": {"values": [1, 2, 3, 4]},
+        "hidden_size": {"values": [24, 36]},
+        "intermediate_size": {"values": list(range(1, 97))},
+    }
+    return small(axes, LLAMA_SIZE // 2, tolerance=0.99, protected_layers=[]).candidates
+
+
+def test_candidates_are_counted_indexed_sliced_and_repeated() -> None:
+    found = wide()
+    listed = list(found)
+    assert len(found) == len(listed) == 4 * 2 * 96
+    assert [found[i] for i in (0, 5, -1)] == [listed[0], listed[5], listed[-1]]
+    assert list(found[10:40:7]) == listed[10:40:7]
+    assert listed[3] in found
+    assert list(found) == listed
+    with pytest.raises(IndexError):
+        found[len(found)]
+
+
+def test_candidates_are_equal_to_the_same_ones_alone() -> None:
+    found = wide()
+    assert found == wide()
+    assert found[1:] != found
+    assert found[1:] != found[:-1]
+    assert found != list(found)
+
+
+def test_candidates_hold_plain_numbers() -> None:
+    candidate = wide()[0]
+    assert type(candidate.num_parameters) is int
+    assert {type(size) for size in candidate.architecture.shape().values()} == {int}
+
+
+def test_a_space_of_several_blocks_is_counted_as_a_whole() -> None:
+    axes = {
+        "num_hidden_layers": {"values": [2, 3, 4]},
+        "hidden_size": {"values": list(range(1, 49))},
+        "intermediate_size": {"values": list(range(1, 97))},
+        "num_attention_heads": {"values": [1, 2, 3, 4, 5, 6]},
+    }
+    raw = 3 * 48 * 96 * 6
+    assert raw > BLOCK
+    found = small(axes, LLAMA_SIZE // 2, tolerance=0.001)
+    assert len(found.candidates) + sum(found.excluded.values()) == raw
+    space = SearchSpace.model_validate({"axes": axes, "tolerance": 0.001})
+    assert (shapes_of(found.candidates), Counter(found.excluded)) == reference(space, LLAMA_SIZE // 2, LLAMA)
+
+
 def sizes_of(*sizes: int) -> st.SearchStrategy[list[int]]:
     return st.lists(st.sampled_from(sizes), min_size=1, unique=True)
 
@@ -228,6 +329,104 @@ def test_a_candidate_is_missing_only_for_a_reason(size: int, tolerance: float) -
     except SpaceError:
         found = set()
     assert found == expected
+
+
+EXPERT_AXES = st.fixed_dictionaries(
+    {"num_experts": sizes_of(1, 2, 4, 8, 9)},
+    optional={
+        "moe_intermediate_size": sizes_of(1, 16, 24, 32, 40),
+        "num_key_value_heads": sizes_of(1, 2, 3),
+        "hidden_size": sizes_of(24, 36, 48),
+    },
+)
+GPT2_AXES = st.fixed_dictionaries(
+    {"num_attention_heads": sizes_of(1, 2, 3, 4, 5, 6, 7)},
+    optional={
+        "hidden_size": sizes_of(8, 16, 24, 32, 40, 44, 48),
+        "num_key_value_heads": sizes_of(1, 2, 3, 6),
+        "intermediate_size": sizes_of(64, 128, 192),
+    },
+)
+SOURCES_AND_AXES = st.one_of(
+    [st.tuples(st.just(source), axes) for source, axes in ((LLAMA, AXES), (EXPERTS, EXPERT_AXES), (GPT2, GPT2_AXES))]
+)
+
+
+@given(drawn=SOURCES_AND_AXES, tolerance=st.floats(0.3, 0.9))
+def test_candidates_order_and_counts_are_those_of_plain_loops(
+    drawn: tuple[Architecture, dict[str, list[int]]], tolerance: float
+) -> None:
+    source, axes = drawn
+    size = count_parameters(source) * 2 // 3
+    space = SearchSpace.model_validate(
+        {"axes": {name: {"values": values} for name, values in axes.items()}, "tolerance": tolerance}
+    )
+    shapes, excluded = reference(space, size, source)
+    if not shapes:
+        with pytest.raises(SpaceError, match="no shape has between"):
+            enumerate_candidates(space, size, source, layout_of(source.model_type))
+        return
+    found = enumerate_candidates(space, size, source, layout_of(source.model_type))
+    assert (shapes_of(found.candidates), Counter(found.excluded)) == (shapes, excluded)
+
+
+def shapes_of(candidates: Candidates) -> list[Architecture]:
+    return [candidate.architecture for candidate in candidates]
+
+
+def reference(space: SearchSpace, size: int, source: Architecture) -> tuple[list[Architecture], Counter[str]]:
+    """Build every combination on its own, and name the first rule that it breaks."""
+    shapes, excluded = [], Counter[str]()
+    for sizes in combinations(space, source):
+        if rule := first_broken(space, size, source, sizes):
+            excluded[rule] += 1
+        else:
+            shapes.append(source.reshaped(sizes))
+    return sorted(shapes, key=place), excluded
+
+
+def combinations(space: SearchSpace, source: Architecture) -> Iterator[dict[str, int]]:
+    axes = {name: axis.values or () for name, axis in space.axes.given().items()}
+    for values in product(*axes.values()):
+        sizes = source.shape() | dict(zip(axes, values, strict=True))
+        if "num_attention_heads" not in axes:
+            sizes["num_attention_heads"] = sizes["num_key_value_heads"] * source.heads_per_group
+        elif "num_key_value_heads" not in axes and source.heads_per_group == 1:
+            sizes["num_key_value_heads"] = sizes["num_attention_heads"]
+        yield sizes
+
+
+def first_broken(space: SearchSpace, size: int, source: Architecture, sizes: dict[str, int]) -> str | None:
+    heads, groups = sizes["num_attention_heads"], sizes["num_key_value_heads"]
+    broken = {
+        "heads_fill_groups": heads % groups > 0 or heads // groups > source.heads_per_group,
+        "pruning_only_removes": any(not 1 <= sizes[name] <= most for name, most in source.shape().items()),
+        "pruning_removes_something": sizes == source.shape(),
+        "protected_layers_stay": sizes["num_hidden_layers"] < len(space.protected_layers),
+        "experts_cover_a_token": sizes.get("num_experts", 0) < source.num_experts_per_tok,
+    }
+    if any(broken.values()):
+        return next(rule for rule in broken if broken[rule])
+    shape = source.reshaped(sizes)
+    try:
+        check_architecture(shape, layout_of(source.model_type))
+    except InvalidArchitectureError as error:
+        return next(rule.name for rule in RULES if rule.name in str(error))
+    low, high = space.size_window(size)
+    return None if low <= count_parameters(shape) <= high else "size_window"
+
+
+def place(shape: Architecture) -> tuple[int, ...]:
+    """More layers, fewer heads, fewer groups, wider channels, fewer neurons, more experts, narrower ones."""
+    return (
+        -shape.num_hidden_layers,
+        shape.num_attention_heads,
+        shape.num_key_value_heads,
+        -shape.hidden_size,
+        shape.intermediate_size,
+        -shape.num_experts,
+        shape.moe_intermediate_size,
+    )
 
 
 def test_every_rule_has_a_reason() -> None:

@@ -1,4 +1,4 @@
-"""Tiny random models and tokenizers of every known family, for tests of this package and of new families."""
+"""Tiny random models and tokenizers of every known family."""
 
 import itertools
 from collections.abc import Mapping
@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerFast as FastTokenizer
+
+from minitron_nas.families.catalog import layout_of
 
 _START, _END = "<|im_start|>", "<|im_end|>"
 SPECIAL_TOKENS = ("<|endoftext|>", _START, _END)
@@ -31,11 +33,18 @@ _TINY_SIZES: dict[str, Any] = {
     "eos_token_id": SPECIAL_TOKENS.index(_END),
     "pad_token_id": SPECIAL_TOKENS.index(_END),
 }
+_TINY_EXPERTS: dict[str, Any] = {
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 40,
+}
 
 
 def tiny_config(model_type: str, *, tied: bool = False, **changes: Any) -> PreTrainedConfig:
     """Return a config of about 0.1 million parameters; `changes` are config fields to replace or add."""
-    fields = {**_TINY_SIZES, "tie_word_embeddings": tied, **changes}
+    experts = _TINY_EXPERTS if layout_of(model_type).has_experts else {}
+    fields = {**_TINY_SIZES, **experts, "tie_word_embeddings": tied, **changes}
     return AutoConfig.for_model(model_type, **fields)
 
 

@@ -1,0 +1,104 @@
+"""Scores that need no text and no forward pass: weight norms and random numbers, as baselines."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from math import prod
+
+import torch
+from torch import Tensor
+
+from minitron_nas.architecture.layout import Axis, Dim, Layout, TensorPlace, axis_sizes
+from minitron_nas.architecture.spec import Architecture
+from minitron_nas.importance.scores import ImportanceScores
+from minitron_nas.progress import Progress, silent
+from minitron_nas.storage.weights import TensorHeader, float_rows, in_threads, row_blocks
+
+
+def magnitude_scores(
+    headers: Mapping[str, TensorHeader], architecture: Architecture, layout: Layout, progress: Progress = silent
+) -> ImportanceScores:
+    """Score every part by the L2 norm of the weights of all matrices that run along it.
+
+    Reads the checkpoint once, a few megabytes at a time.
+
+    Args:
+        headers: Where each tensor lies, by the table's names.
+        architecture: The checkpoint's shape.
+        layout: The table of its family.
+        progress: Told the number of tensors read.
+
+    Source: the weight-norm criterion of Li et al. 2017 (arXiv 1608.08710), over all axes.
+    """
+    energy = _zeros(architecture, layout)
+    places = [place for place in layout.tensors(architecture) if len(place.row.dims) == 2]
+
+    def read(place: TensorPlace) -> tuple[Tensor, Tensor]:
+        return _energies(headers[place.name])
+
+    for done, (place, sums) in enumerate(zip(places, in_threads(read, places), strict=True), start=1):
+        for dimension, along in zip(place.row.dims, sums, strict=True):
+            _spread(energy, dimension, place, along, architecture)
+        if place.layer is not None:
+            energy.layers[place.layer] += sums[0].sum()
+            if place.expert is not None:
+                energy.experts[place.layer, place.expert] += sums[0].sum()
+        progress(done, len(places))
+    return _each(energy, lambda scores: scores.sqrt().float())
+
+
+def random_scores(architecture: Architecture, layout: Layout, seed: int) -> ImportanceScores:
+    """Score every part by a uniform random number; the same seed gives the same scores."""
+    generator = torch.Generator().manual_seed(seed)
+    return _each(_zeros(architecture, layout), lambda scores: torch.rand(scores.shape, generator=generator))
+
+
+def _zeros(architecture: Architecture, layout: Layout) -> ImportanceScores:
+    layers, experts = architecture.num_hidden_layers, architecture.num_experts
+    neurons = getattr(architecture, layout.neuron_axis.value)
+    shapes = {
+        "hidden": (architecture.hidden_size,),
+        "neurons": (layers, experts, neurons) if experts else (layers, neurons),
+        "heads": (layers, architecture.num_attention_heads),
+        "kv_groups": (layers, architecture.num_key_value_heads),
+        "experts": (layers, experts),
+        "layers": (layers,),
+    }
+    return ImportanceScores(**{name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()})
+
+
+def _each(scores: ImportanceScores, function: Callable[[Tensor], Tensor]) -> ImportanceScores:
+    return ImportanceScores(**{field.name: function(getattr(scores, field.name)) for field in fields(scores)})
+
+
+def _energies(header: TensorHeader) -> tuple[Tensor, Tensor]:
+    """Sums of squares of a matrix along its rows and along its columns, float64."""
+    rows, columns = [], torch.zeros(header.shape[1], dtype=torch.float64)
+    for first, last in row_blocks(header):
+        squares = float_rows(header, first, last) ** 2
+        rows.append(torch.from_numpy(squares.sum(axis=1, dtype="f8")))
+        columns += torch.from_numpy(squares.sum(axis=0, dtype="f8"))
+    return torch.cat(rows), columns
+
+
+def _spread(
+    energy: ImportanceScores, dimension: Dim, place: TensorPlace, along: Tensor, architecture: Architecture
+) -> None:
+    """Add what lies along one dimension of a matrix to the parts that it runs along."""
+    sizes, begin = axis_sizes(architecture), 0
+    for part in dimension.parts:
+        lengths = [sizes[axis] for axis in part]
+        values = along[begin : begin + prod(lengths)].reshape(lengths)
+        begin += prod(lengths)
+        layer, expert = place.layer, place.expert
+        if part == (Axis.HIDDEN,):
+            energy.hidden.add_(values)
+        elif layer is None:
+            continue
+        elif part in {(Axis.NEURONS,), (Axis.EXPERT_NEURONS,)}:
+            (energy.neurons[layer] if expert is None else energy.neurons[layer, expert]).add_(values)
+        elif part == (Axis.EXPERTS,):
+            energy.experts[layer].add_(values)
+        elif part[0] is Axis.KV_GROUPS:
+            energy.kv_groups[layer].add_(values.flatten(1).sum(dim=1))
+            if Axis.GROUP_HEADS in part:
+                energy.heads[layer].add_(values.sum(dim=-1).flatten())

@@ -1,0 +1,108 @@
+"""Evaluating a model on a text, as a function of its own."""
+
+from dataclasses import dataclass
+from math import exp
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from minitron_nas.distillation.losses import Losses
+from minitron_nas.distillation.settings import TextSettings
+from minitron_nas.distillation.signals import OnlineTeacher, load_for_inference
+from minitron_nas.distillation.text import read_in_order
+from minitron_nas.distillation.tokens import PackedTokens, pack, tokenize
+from minitron_nas.distillation.validation import validate
+from minitron_nas.errors import DataError
+from minitron_nas.families.teacher import resolve_teacher
+from minitron_nas.pipeline.display import Display, default_display
+from minitron_nas.progress import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A model on a text.
+
+    Attributes:
+        loss_nats: Next-token loss.
+        perplexity: exp(loss_nats).
+        kl_nats: KL(teacher || model) per token; None without a teacher.
+        num_tokens: Tokens read.
+        num_parameters: In total, tied embeddings counted once.
+    """
+
+    loss_nats: float
+    perplexity: float
+    kl_nats: float | None
+    num_tokens: int
+    num_parameters: int
+
+
+def evaluate(
+    model: Any,
+    text: str | Path,
+    teacher: Any = None,
+    sequence_length: int = 2048,
+    column: str = "text",
+    display: Display | None = None,
+) -> Evaluation:
+    """Measure a model on all of a text: next-token loss, perplexity, and KL if a teacher is given.
+
+    The text is cut into sequences without overlap; documents do not see each other.
+
+    Args:
+        model: A folder, hub name, GGUF file or `pypi:` wheel.
+        text: Text, jsonl or parquet files; a plain text file counts as one document.
+        teacher: Whom to take the KL to.
+        sequence_length: Tokens of a sequence.
+        column: The column of a table that holds the text.
+        display: Shows progress; on stderr by default.
+
+    Raises:
+        MinitronNasError: If something that was given cannot be used; says what to do.
+    """
+    display = display or default_display()
+    with TemporaryDirectory() as work:
+        checkpoint = resolve_teacher(model, Path(work) / "model")
+        other = resolve_teacher(teacher, Path(work) / "teacher") if teacher is not None else None
+        if other is not None and other.architecture.vocab_size != checkpoint.architecture.vocab_size:
+            raise DataError(
+                f"the model's vocabulary has {checkpoint.architecture.vocab_size} entries and the teacher's "
+                f"{other.architecture.vocab_size}; a KL needs the same tokenizer and vocabulary"
+            )
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
+        pieces = list(tokenize(read_in_order(text, TextSettings(column=column)), tokenizer))
+        total = sum(len(piece) for piece in pieces)
+        if total < 2:
+            raise DataError(f"{text} holds {total} tokens; at least 2 are needed to predict one from another")
+        signal = OnlineTeacher(load_for_inference(other.path)) if other is not None else None
+        student = load_for_inference(checkpoint.path)
+        with display.stage("evaluate", f"{total:,} tokens") as progress:
+            losses = _validate_all(student, pieces, min(sequence_length, total), signal, progress)
+    kl = losses.kl_nats if signal is not None else None
+    return Evaluation(losses.loss_nats, exp(losses.loss_nats), kl, total, checkpoint.num_parameters)
+
+
+def _validate_all(model: Any, pieces: list[Any], length: int, signal: Any, progress: Progress) -> Losses:
+    """Validate whole sequences, and what is left after the last one as a shorter one."""
+    whole = pack(pieces, length)
+    parts = [whole]
+    left = sum(len(piece) for piece in pieces) - whole.num_tokens
+    if left > 1:
+        parts.append(_tail(pieces, left))
+    results = [(validate(model, part, signal, progress=progress), int((part.labels() >= 0).sum())) for part in parts]
+    num_labels = sum(labels for _, labels in results)
+    num_tokens = sum(part.num_tokens for part in parts)
+    kl = sum(result.kl_nats * part.num_tokens for (result, _), part in zip(results, parts, strict=True)) / num_tokens
+    return Losses(kl, sum(result.loss_nats * labels for result, labels in results if labels) / num_labels, num_tokens)
+
+
+def _tail(pieces: list[Any], left: int) -> PackedTokens:
+    kept: list[Any] = []
+    for piece in reversed(pieces):
+        kept.insert(0, piece[-left:])
+        left -= len(kept[0])
+        if left <= 0:
+            break
+    return pack(kept, sum(len(piece) for piece in kept))

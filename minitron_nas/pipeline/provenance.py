@@ -1,0 +1,13 @@
+"""What goes into every lineage, whoever writes it."""
+
+from importlib.metadata import version
+
+PROOF_TOKENS = 16
+"""Tokens of the prompt on which a student's reloaded logits are compared."""
+
+_PACKAGES = ("minitron-nas", "torch", "transformers", "ray", "optuna", "datasets", "safetensors")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of everything that can change a result."""
+    return {package: version(package) for package in _PACKAGES}

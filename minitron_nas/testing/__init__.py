@@ -1,0 +1,24 @@
+"""For tests of this package and of families in others: tiny models of every family, and the conformance suite."""
+
+from minitron_nas.testing.conformance import CHECKS, Subject, check_family, conformance_shapes
+from minitron_nas.testing.tiny import (
+    SPECIAL_TOKENS,
+    rewrite_tensors,
+    tiny_checkpoint,
+    tiny_config,
+    tiny_model,
+    tiny_tokenizer,
+)
+
+__all__ = [
+    "CHECKS",
+    "SPECIAL_TOKENS",
+    "Subject",
+    "check_family",
+    "conformance_shapes",
+    "rewrite_tensors",
+    "tiny_checkpoint",
+    "tiny_config",
+    "tiny_model",
+    "tiny_tokenizer",
+]

@@ -1,0 +1,91 @@
+"""Every shipped space carries the published shape it was made for, and holds the shapes it promises."""
+
+from typing import NamedTuple
+
+import pytest
+
+from minitron_nas.architecture.rules import check_architecture
+from minitron_nas.families.catalog import count_parameters, layout_of
+from minitron_nas.resources import resource, resource_names
+from minitron_nas.settings import parse_count
+from minitron_nas.space.axes import load_space
+from minitron_nas.space.enumerate import Candidates, enumerate_candidates
+
+
+class Preset(NamedTuple):
+    """The source's published total parameters, and the sizes that the description names."""
+
+    num_parameters: int
+    sizes: tuple[str, ...]
+
+
+PRESETS = {
+    # Without the vision tower and projector, 419,816,304 of the 4,300,079,472 parameters of the checkpoint.
+    "gemma-3-4b": Preset(3_880_263_168, ("3B", "2.5B")),
+    "gemma-3-1b": Preset(999_885_952, ("800M", "650M")),
+    "llama-3.1-8b-to-4b": Preset(8_030_261_248, ("4B",)),
+    "llama-3.2-3b": Preset(3_212_749_824, ("2.5B", "2B")),
+    "minitron-15b-to-4b": Preset(15_628_775_424, ("4B",)),
+    "minitron-15b-to-8b": Preset(15_628_775_424, ("8B",)),
+    "mistral-7b-v0.3": Preset(7_248_023_552, ("5B", "4B")),
+    "mistral-nemo-12b-to-8b": Preset(12_247_782_400, ("8B",)),
+    "qwen3-30b-a3b": Preset(30_532_122_624, ("20B", "15B")),
+    "qwen3-4b": Preset(4_022_468_096, ("3B", "2B")),
+    "qwen3-8b": Preset(8_190_735_360, ("7B", "6B", "4B")),
+    "smollm2-1.7b": Preset(1_711_376_384, ("1.3B", "1B")),
+    "smollm2-135m": Preset(134_515_008, ("90M",)),
+    "smollm2-360m": Preset(361_821_120, ("280M", "230M")),
+}
+SIZES = [(name, size) for name, preset in PRESETS.items() for size in preset.sizes]
+
+# What NVIDIA published, by preset: (size, shape's id, total parameters).
+PUBLISHED = {
+    "Minitron 8B": ("minitron-15b-to-8b", "8B", "l32-h4096-f16384-q48-k8", 8_271_699_968),
+    "Minitron 4B": ("minitron-15b-to-4b", "4B", "l32-h3072-f9216-q24-k8", 4_190_509_056),
+    "Llama-3.1-Minitron-4B-Width": ("llama-3.1-8b-to-4b", "4B", "l32-h3072-f9216-q32-k8", 4_512_746_496),
+    "Llama-3.1-Minitron-4B-Depth": ("llama-3.1-8b-to-4b", "4B", "l16-h4096-f14336-q32-k8", 4_540_469_248),
+    "MN-Minitron-8B": ("mistral-nemo-12b-to-8b", "8B", "l40-h4096-f11520-q32-k8", 8_414_105_600),
+}
+
+
+def candidates(name: str, size: str) -> Candidates:
+    space = load_space(name)
+    source = space.source_architecture()
+    return enumerate_candidates(space, parse_count(size), source, layout_of(source.model_type)).candidates
+
+
+def test_every_shipped_space_is_held_to_its_promises() -> None:
+    assert {*PRESETS, "default"} == set(resource_names("search_spaces", ".yaml"))
+
+
+@pytest.mark.parametrize("name", resource_names("search_spaces", ".yaml"))
+def test_the_table_of_spaces_names_every_one(name: str) -> None:
+    assert f"| `{name}` |" in resource("search_spaces", "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_source_has_the_published_parameters(name: str) -> None:
+    assert count_parameters(load_space(name).source_architecture()) == PRESETS[name].num_parameters
+
+
+@pytest.mark.parametrize(("name", "size"), SIZES)
+def test_the_sizes_of_the_description_have_candidates_that_transformers_loads(name: str, size: str) -> None:
+    assert size in load_space(name).description.split(" to ", 1)[1]
+    found = candidates(name, size)
+    assert found
+    for candidate in found:
+        check_architecture(candidate.architecture, layout_of(candidate.architecture.model_type))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_listed_size_is_at_most_the_sources(name: str) -> None:
+    space = load_space(name)
+    source = space.source_architecture()
+    for axis, values in space.axes.given().items():
+        assert max(values.values or (1,)) <= getattr(source, axis)
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_a_published_model_is_a_candidate(model: str) -> None:
+    name, size, shape_id, num_parameters = PUBLISHED[model]
+    assert {candidate.id: candidate.num_parameters for candidate in candidates(name, size)}[shape_id] == num_parameters
