@@ -30,7 +30,7 @@ from minitron_nas.pruning.export import Proof, write_student
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.space.axes import SearchSpace, load_space
-from minitron_nas.space.enumerate import enumerate_candidates
+from minitron_nas.space.enumerate import Candidate, enumerate_candidates
 from minitron_nas.storage.run_folder import require_new_folder
 
 MAGNITUDE = "magnitude"
@@ -135,7 +135,8 @@ def prune(
         out: A new folder.
         shape: New sizes by name; sizes that are not named stay.
         size: Total parameters instead of a shape: the candidate of the space that keeps the most
-            layers and heads, and of those the one whose hidden and FFN sizes shrink most alike.
+            layers and heads, and of those the one whose hidden and FFN sizes shrink most alike and that
+            comes nearest to the size.
         scores: A folder that `score` or a run wrote; "magnitude" (weight norms) or "random" as
             baselines that need no text. Without it the teacher is scored on `data`.
         data: Calibration text.
@@ -229,11 +230,13 @@ def _balanced(checkpoint: Checkpoint, space: SearchSpace, size: int) -> Architec
     found = enumerate_candidates(space, size, source, checkpoint.layout)
     ffn = checkpoint.layout.neuron_axis.value
 
-    def rank(shape: Architecture) -> tuple[float, ...]:
-        shares = shape.hidden_size / source.hidden_size, getattr(shape, ffn) / getattr(source, ffn)
-        return -shape.num_hidden_layers, -shape.num_attention_heads, -shape.num_experts, abs(shares[0] - shares[1])
+    def rank(candidate: Candidate) -> tuple[float, ...]:
+        shape = candidate.architecture
+        imbalance = abs(shape.hidden_size / source.hidden_size - getattr(shape, ffn) / getattr(source, ffn))
+        distance = abs(candidate.num_parameters / size - 1)
+        return -shape.num_hidden_layers, -shape.num_attention_heads, -shape.num_experts, imbalance + distance
 
-    return min((candidate.architecture for candidate in found.candidates), key=rank)
+    return min(found.candidates, key=rank).architecture
 
 
 def _calibration(checkpoint: Checkpoint, data: Any, text: TextSettings, seed: int) -> PackedTokens:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from xxhash import xxh3_128_digest
 
@@ -19,6 +19,14 @@ from minitron_nas.storage.atomic import require_free_bytes, write_json
 from minitron_nas.storage.weights import INDEX, SINGLE, in_threads, safetensors_header
 
 _SHARD_BYTES = 5_000_000_000
+
+
+class _Block(NamedTuple):
+    """Some rows of a tensor and where they go in its file."""
+
+    cut: Cut
+    rows: Rows
+    offset: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +42,11 @@ class _Shard:
     def num_bytes(self) -> int:
         return len(self.header) + total_bytes(self.cuts)
 
-    def blocks(self) -> Iterator[tuple[Cut, Rows, int]]:
-        """Every block of every tensor with its place in the file."""
+    def blocks(self) -> Iterator[_Block]:
         for cut, offset in zip(self.cuts, self.offsets, strict=True):
             row_bytes = cut.num_bytes // max(1, cut.shape[0])
             for rows in cut.blocks():
-                yield cut, rows, offset + rows[0] * row_bytes
+                yield _Block(cut, rows, offset + rows[0] * row_bytes)
 
 
 def write_weights(
@@ -98,14 +105,17 @@ def _write_shard(shard: _Shard, partial: Path) -> Iterator[int]:
         os.pwrite(descriptor, shard.header, 0)
         os.truncate(descriptor, shard.num_bytes)
 
-        def write(block: tuple[Cut, Rows, int]) -> tuple[bytes, int]:
-            cut, rows, offset = block
-            block = cut.read(rows)
-            if not all_finite(block, cut.source.dtype):
-                raise not_finite(cut.source.file.parent, cut.name)
-            data = memoryview(block).cast("B")
-            _write_all(descriptor, data, offset)
+        def write(block: _Block) -> tuple[bytes, int]:
+            bits = block.cut.read(block.rows)
+            if not all_finite(bits, block.cut.source.dtype):
+                raise not_finite(block.cut.source.file.parent, block.cut.name)
+            data = memoryview(bits).cast("B")
+            _write_all(descriptor, data, block.offset)
             return xxh3_128_digest(data), data.nbytes
+
+        def reads_back(item: tuple[_Block, tuple[bytes, int]]) -> bool:
+            block, (digest, num_bytes) = item
+            return xxh3_128_digest(os.pread(descriptor, num_bytes, block.offset)) == digest
 
         written = []
         for digest, num_bytes in in_threads(write, blocks):
@@ -114,16 +124,11 @@ def _write_shard(shard: _Shard, partial: Path) -> Iterator[int]:
         os.fsync(descriptor)
         with suppress(OSError):  # so that reading back asks the disk; not every file system can drop its cache
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-
-        def read_back(item: tuple[tuple[Cut, Rows, int], tuple[bytes, int]]) -> tuple[Cut, bool, int]:
-            (cut, _, offset), (digest, num_bytes) = item
-            found = xxh3_128_digest(os.pread(descriptor, num_bytes, offset))
-            return cut, found == digest, num_bytes
-
-        for cut, same, num_bytes in in_threads(read_back, zip(blocks, written, strict=True)):
+        pairs = list(zip(blocks, written, strict=True))
+        for (block, (_, num_bytes)), same in zip(pairs, in_threads(reads_back, pairs), strict=True):
             if not same:
                 raise CheckpointError(
-                    f"tensor {cut.name!r} reads back from {partial} otherwise than it was written; check the disk"
+                    f"tensor {block.cut.name!r} reads back from {partial} otherwise than it was written; check the disk"
                 )
             yield num_bytes
 

@@ -6,7 +6,7 @@ from typing import Any
 import jinja2
 import yaml
 
-from minitron_nas.architecture.spec import SHAPE_FIELDS
+from minitron_nas.architecture.spec import EXPERT_FIELDS, SHAPE_FIELDS
 from minitron_nas.errors import RunFolderError
 from minitron_nas.reporting import numerals
 from minitron_nas.reporting.members import comparison, list_members
@@ -92,7 +92,10 @@ def _shape(run: RunRecord, size: str) -> dict[str, Any]:
     if lineage["source"]["name"] in ("teacher", None):
         columns = {"teacher": lineage["source_architecture"]}
     columns["this model"] = lineage["architecture"]
-    names = [name for name in (*SHAPE_FIELDS, *_FIXED_FIELDS) if name in lineage["architecture"]]
+    shape = lineage["architecture"]
+    names = [
+        name for name in (*SHAPE_FIELDS, *_FIXED_FIELDS) if name in shape and (shape[name] or name not in EXPERT_FIELDS)
+    ]
     rows = [(name, [column.get(name, numerals.MISSING) for column in columns.values()]) for name in names]
     return {"shape_columns": list(columns), "shape": rows}
 

@@ -32,7 +32,7 @@ def write_study(path: Path, size: str, candidates: Sequence[Candidate], rows: Se
     distributions = {
         name: IntDistribution(min(sizes), max(sizes))
         for name in SHAPE_FIELDS
-        if (sizes := [getattr(candidate.architecture, name) for candidate in candidates])
+        if any(sizes := [getattr(candidate.architecture, name) for candidate in candidates])
     }
     with whole_file(path) as partial:
         partial.write_bytes(path.read_bytes() if path.exists() else b"")

@@ -119,25 +119,39 @@ def check_family(layout: Layout, config: PreTrainedConfig, folder: Path, seed: i
 def conformance_shapes(layout: Layout, source: Architecture) -> dict[str, dict[str, int]]:
     """Return shapes that prune every axis of a family alone, and all of them together, by name."""
     grain = EXPERT_GRAIN if layout.has_experts else 1
-    ffn = layout.neuron_axis.value
-    fewer = {ffn: _below(getattr(source, ffn) * 5 // 8, grain), "num_hidden_layers": source.num_hidden_layers - 1}
-    if layout.has_experts:
-        fewer["num_experts"] = max(source.num_experts_per_tok, source.num_experts - 1)
+    units = _unit_shapes(layout, source)
+    fewer = {name: size for shape in (units["neurons"], units.get("experts", {})) for name, size in shape.items()}
+    fewer = {name: size // grain * grain if size >= grain else size for name, size in fewer.items()}
+    fewer["num_hidden_layers"] = source.num_hidden_layers - 1
     shapes = {name: {name: size} for name, size in fewer.items()}
-    groups, in_group = source.num_key_value_heads - 1, source.heads_per_group
-    fewer_groups = {"num_key_value_heads": groups, "num_attention_heads": groups * in_group}
+    groups, heads = _fewer_groups(layout, source), units.get("heads")
     if layout.head_dim_is_derived:
-        heads = {**fewer_groups, "hidden_size": groups * source.head_dim}
-        return {**shapes, "heads_and_hidden_size": heads, "all": {**fewer, **heads}}
-    shapes["num_key_value_heads"] = fewer_groups
-    heads = fewer_groups
-    if in_group > 1:
-        heads = shapes["num_attention_heads"] = {"num_attention_heads": source.num_key_value_heads * (in_group - 1)}
-    bound = layout.hidden_multiple_of_heads
-    step = source.num_attention_heads if bound else grain
+        together = {**groups, "hidden_size": groups["num_attention_heads"] * source.head_dim}
+        return {**shapes, "heads_and_hidden_size": together, "all": {**fewer, **together}}
+    shapes["num_key_value_heads"] = groups
+    if heads is not None:
+        shapes["num_attention_heads"] = heads
+    step = source.num_attention_heads if layout.hidden_multiple_of_heads else grain
     shapes["hidden_size"] = {"hidden_size": _below(source.hidden_size, step)}
-    step = heads["num_attention_heads"] if bound else grain
-    return {**shapes, "all": {**fewer, **heads, "hidden_size": _below(source.hidden_size * 3 // 4, step)}}
+    kept = heads or groups
+    step = kept["num_attention_heads"] if layout.hidden_multiple_of_heads else grain
+    return {**shapes, "all": {**fewer, **kept, "hidden_size": _below(source.hidden_size * 3 // 4, step)}}
+
+
+def check_norms(subject: Subject) -> None:
+    """The table says of each norm over hidden channels whether it subtracts the mean."""
+    modules = dict(subject.model.named_modules())
+    inputs = torch.randn(3, subject.architecture.hidden_size, generator=torch.Generator().manual_seed(2))
+    for place in subject.layout.tensors(subject.architecture):
+        if place.row.is_norm and place.row.dims == (HIDDEN,):
+            module = modules[subject.layout.module_of(place.row).format(layer=place.layer)]
+            with torch.no_grad():
+                shifted = (module(inputs.double() + 1) - module(inputs.double())).abs().max().item()
+            subtracts = shifted < 1e-4
+            assert subtracts == (subject.layout.norm == "layer"), (
+                f"tensor {place.name!r} belongs to a norm that {'subtracts' if subtracts else 'keeps'} the mean, but "
+                f"the table says norm={subject.layout.norm!r}"
+            )
 
 
 def check_parameters(subject: Subject) -> None:
@@ -153,10 +167,8 @@ def check_units(subject: Subject) -> None:
     For every axis some units are taken out where they write. All entries that any tensor has for
     them must then be without effect, and those for the units that stay must have one.
     """
-    for name, shape in conformance_shapes(subject.layout, subject.architecture).items():
-        if name not in {"num_hidden_layers", "all"}:
-            target = subject.architecture.reshaped(shape)
-            _check_units_of(subject, target, name)
+    for name, shape in _unit_shapes(subject.layout, subject.architecture).items():
+        _check_units_of(subject, subject.architecture.reshaped(shape), name)
 
 
 def check_nothing_pruned(subject: Subject) -> None:
@@ -232,6 +244,7 @@ def check_written(subject: Subject) -> None:
 
 CHECKS: tuple[Callable[[Subject], None], ...] = (
     check_parameters,
+    check_norms,
     check_units,
     check_nothing_pruned,
     check_masked_teacher,
@@ -256,13 +269,40 @@ def _check_units_of(subject: Subject, target: Architecture, name: str) -> None:
                     difference = (subject.logits(other) - base).abs().max().item()
                 if wanted:
                     assert difference > _TOLERANCE, (
-                        f"tensor {row.name!r}: the entries that the table gives to what stays of {name} have no effect"
+                        f"tensor {row.name!r}: the entries that the table gives to the {name} that stay have no effect"
                     )
                 else:
                     assert difference <= _TOLERANCE, (
-                        f"tensor {row.name!r}: entries that the table gives to a part of {name} that is cut off still "
+                        f"tensor {row.name!r}: entries that the table gives to {name} that are cut off still "
                         f"change the logits by {difference:.3g}; its axes or their order are wrong"
                     )
+
+
+def _unit_shapes(layout: Layout, source: Architecture) -> dict[str, dict[str, int]]:
+    """Shapes that take units away from one axis each, whether or not transformers would take the shape."""
+    ffn = layout.neuron_axis.value
+    groups, in_group = source.num_key_value_heads, source.heads_per_group
+    shapes = {
+        "neurons": {ffn: getattr(source, ffn) * 5 // 8 - 1},
+        "groups": {"num_key_value_heads": groups - 1, "num_attention_heads": (groups - 1) * in_group},
+        "channels": {"hidden_size": source.hidden_size * 3 // 4},
+    }
+    if in_group > 1:
+        shapes["heads"] = {"num_attention_heads": groups * (in_group - 1)}
+    if layout.has_experts:
+        shapes["experts"] = {"num_experts": max(source.num_experts_per_tok, source.num_experts - 1)}
+    return shapes
+
+
+def _fewer_groups(layout: Layout, source: Architecture) -> dict[str, int]:
+    """As many KV groups as can be kept without all being kept."""
+    in_group = source.heads_per_group
+    groups = next(
+        count
+        for count in range(source.num_key_value_heads - 1, 0, -1)
+        if not layout.hidden_multiple_of_heads or source.hidden_size % (count * in_group) == 0
+    )
+    return {"num_key_value_heads": groups, "num_attention_heads": groups * in_group}
 
 
 def _below(size: int, step: int) -> int:

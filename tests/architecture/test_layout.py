@@ -9,6 +9,8 @@ from minitron_nas.architecture.layout import (
     Axis,
     Layout,
     axis_sizes,
+    dim,
+    norm,
     row,
 )
 from minitron_nas.architecture.spec import Architecture
@@ -27,7 +29,7 @@ TOY = Layout(
     model_type="toy",
     rows=(
         row("embed.weight", VOCAB, HIDDEN),
-        row("blocks.{layer}.norm.weight", HIDDEN),
+        norm("blocks.{layer}.norm.weight", HIDDEN),
         row("blocks.{layer}.norm.bias", HIDDEN),
         row("blocks.{layer}.q.weight", QUERIES, HIDDEN),
         row("blocks.{layer}.k.weight", KEYS, HIDDEN),
@@ -52,6 +54,10 @@ def test_every_axis_has_the_size_of_its_name() -> None:
         Axis.KV_GROUPS: 2,
         Axis.GROUP_HEADS: 3,
         Axis.HEAD_DIM: 4,
+        Axis.POSITIONS: 0,
+        Axis.EXPERTS: 0,
+        Axis.EXPERT_NEURONS: 0,
+        Axis.QKV: 3,
     }
 
 
@@ -72,28 +78,55 @@ def test_a_dimension_is_the_product_of_its_axes(name: str, shape: tuple[int, ...
 
 
 def test_rows_of_a_layer_come_once_per_layer_and_others_once() -> None:
-    names = [name for name, _, _ in TOY.tensors(SMALL)]
+    names = [name for name, *_ in TOY.tensors(SMALL)]
     assert len(names) == len(set(names)) == 2 + 7 * 2
     assert names[:3] == ["embed.weight", "blocks.0.norm.weight", "blocks.1.norm.weight"]
-    assert {layer for name, _, layer in TOY.tensors(SMALL) if name.startswith("blocks.1.")} == {1}
-    assert {layer for name, _, layer in TOY.tensors(SMALL) if not name.startswith("blocks.")} == {None}
+    assert {layer for name, _, layer, _ in TOY.tensors(SMALL) if name.startswith("blocks.1.")} == {1}
+    assert {layer for name, _, layer, _ in TOY.tensors(SMALL) if not name.startswith("blocks.")} == {None}
 
 
 def test_a_bias_exists_only_where_the_architecture_says_so() -> None:
-    plain = {name for name, _, _ in TOY.tensors(SMALL)}
-    biased = {name for name, _, _ in TOY.tensors(changed(attention_bias=True))}
+    plain = {name for name, *_ in TOY.tensors(SMALL)}
+    biased = {name for name, *_ in TOY.tensors(changed(attention_bias=True))}
     assert biased - plain == {"blocks.0.k.bias", "blocks.1.k.bias"}
     assert plain <= biased
 
 
 def test_tied_embeddings_have_no_output_head() -> None:
-    untied = {name for name, _, _ in TOY.tensors(SMALL)}
-    tied = {name for name, _, _ in TOY.tensors(changed(tie_word_embeddings=True))}
+    untied = {name for name, *_ in TOY.tensors(SMALL)}
+    tied = {name for name, *_ in TOY.tensors(changed(tie_word_embeddings=True))}
     assert untied - tied == {"head.weight"}
 
 
 def test_the_places_where_importance_is_measured_follow_from_the_rows() -> None:
-    assert TOY.hidden_norms() == ["blocks.{layer}.norm"]
-    assert TOY.output_projection(Axis.NEURONS) == "blocks.{layer}.down"
-    assert TOY.output_projection(Axis.KV_GROUPS) == "blocks.{layer}.o"
+    assert [found.name for found in TOY.readers()] == ["blocks.{layer}.q.weight", "blocks.{layer}.up.weight"]
+    assert TOY.writer(Axis.NEURONS).name == "blocks.{layer}.down.weight"
+    assert TOY.writer(Axis.GROUP_HEADS).name == "blocks.{layer}.o.weight"
     assert TOY.layer_module == "blocks.{layer}"
+
+
+def test_a_family_names_the_sizes_that_its_rows_run_along() -> None:
+    fields = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+    assert TOY.shape_fields() == fields
+    assert not TOY.has_experts
+    assert TOY.neuron_axis is Axis.NEURONS
+
+
+def test_parts_that_lie_one_after_the_other_add_up() -> None:
+    fused = row("qkv", QUERIES + KEYS + KEYS, HIDDEN)
+    assert fused.shape(SMALL) == (24 + 8 + 8, 10)
+    assert row("interleaved", dim(Axis.KV_GROUPS, Axis.QKV, Axis.HEAD_DIM)).shape(SMALL) == (2 * 3 * 4,)
+    assert Axis.KV_GROUPS in QUERIES + HIDDEN
+    assert Axis.VOCAB not in QUERIES + HIDDEN
+
+
+def test_experts_have_a_tensor_each() -> None:
+    layout = Layout(model_type="toy", rows=(row("{layer}.experts.{expert}.up", NEURONS, HIDDEN),))
+    places = list(layout.tensors(Architecture(**(SMALL.to_dict() | {"num_experts": 3, "num_experts_per_tok": 1}))))
+    assert [(place.name, place.layer, place.expert) for place in places][:4] == [
+        ("0.experts.0.up", 0, 0),
+        ("0.experts.1.up", 0, 1),
+        ("0.experts.2.up", 0, 2),
+        ("1.experts.0.up", 1, 0),
+    ]
+    assert len(places) == 6

@@ -6,10 +6,12 @@ import pytest
 from transformers import AutoConfig
 
 from minitron_nas.architecture.layout import Axis
-from minitron_nas.architecture.rules import RULES, check_architecture
+from minitron_nas.architecture.rules import RULES, check_architecture, check_changes
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import InvalidArchitectureError
-from minitron_nas.families.catalog import LAYOUTS
+from minitron_nas.families.catalog import layouts
+
+DENSE = sorted(name for name, layout in layouts().items() if not layout.has_experts and not layout.head_dim_is_derived)
 
 
 def shape(model_type: str, hidden_size: int) -> Architecture:
@@ -25,12 +27,12 @@ def refusal(action: Callable[[], object]) -> str:
     return ""
 
 
-@pytest.mark.parametrize("model_type", sorted(LAYOUTS))
+@pytest.mark.parametrize("model_type", DENSE)
 @pytest.mark.parametrize("hidden_size", [4, 6, 46, 47, 48, 50, 54])
 def test_a_shape_is_refused_exactly_when_transformers_refuses_it(model_type: str, hidden_size: int) -> None:
     architecture = shape(model_type, hidden_size)
     fields = architecture.to_dict()
-    ours = refusal(lambda: check_architecture(architecture, LAYOUTS[model_type]))
+    ours = refusal(lambda: check_architecture(architecture, layouts()[model_type]))
     theirs = refusal(lambda: AutoConfig.for_model(fields.pop("model_type"), **fields))
     assert ours.startswith(f"hidden_size={hidden_size} with num_attention_heads=6") == bool(ours)
     assert ("is not a multiple of the number of attention" in theirs) == bool(theirs)
@@ -38,7 +40,7 @@ def test_a_shape_is_refused_exactly_when_transformers_refuses_it(model_type: str
 
 
 def test_at_least_one_family_is_bound_and_one_is_free() -> None:
-    assert {LAYOUTS["llama"].hidden_multiple_of_heads, LAYOUTS["nemotron"].hidden_multiple_of_heads} == {
+    assert {layouts()["llama"].hidden_multiple_of_heads, layouts()["nemotron"].hidden_multiple_of_heads} == {
         True,
         False,
     }
@@ -51,15 +53,41 @@ def test_the_refusal_names_the_rule_and_the_nearest_legal_sizes() -> None:
         "nearest legal hidden_size: 48 or 54"
     )
     with pytest.raises(InvalidArchitectureError, match=f"^{re.escape(message)}$"):
-        check_architecture(shape("llama", 50), LAYOUTS["llama"])
+        check_architecture(shape("llama", 50), layouts()["llama"])
 
 
 def test_zero_is_not_offered_as_a_legal_size() -> None:
     with pytest.raises(InvalidArchitectureError, match=r"nearest legal hidden_size: 6$"):
-        check_architecture(shape("llama", 4), LAYOUTS["llama"])
+        check_architecture(shape("llama", 4), layouts()["llama"])
 
 
 def test_a_rule_judges_arrays_entry_by_entry() -> None:
     (rule,) = [rule for rule in RULES if rule.name == "hidden_size_multiple_of_heads"]
     sizes = {Axis.HIDDEN: np.array([46, 48, 54]), Axis.KV_GROUPS: np.array([2, 2, 3]), Axis.GROUP_HEADS: 3}
-    assert rule.keeps(sizes).tolist() == [False, True, True]
+    assert rule.keeps(sizes, shape("llama", 48)).tolist() == [False, True, True]
+
+
+@pytest.mark.parametrize(("hidden_size", "legal"), [(48, True), (40, False), (54, False)])
+def test_without_a_head_dim_of_its_own_a_family_binds_channels_to_heads(hidden_size: int, legal: bool) -> None:
+    message = refusal(lambda: check_architecture(shape("gpt2", hidden_size), layouts()["gpt2"]))
+    assert message.endswith("nearest legal hidden_size: 48") is not legal
+    assert bool(message) is not legal
+
+
+def test_a_token_needs_as_many_experts_as_it_is_sent_to() -> None:
+    (rule,) = [rule for rule in RULES if rule.name == "experts_cover_a_token"]
+    source = Architecture("mixtral", 2, 48, 64, 6, 2, 8, 100, num_experts=4, num_experts_per_tok=2)
+    assert rule.keeps({Axis.EXPERTS: np.array([1, 2, 4])}, source).tolist() == [False, True, True]
+
+
+def test_rows_of_expert_matrices_fill_sixteen_bytes() -> None:
+    layout = layouts()["mixtral"]
+    source = Architecture("mixtral", 2, 48, 64, 6, 2, 8, 100, num_experts=4, num_experts_per_tok=2)
+    check_architecture(source, layout)
+    with pytest.raises(InvalidArchitectureError, match=r"nearest legal hidden_size: 48 or 56; expert width: 56 or 64$"):
+        check_architecture(source.reshaped({"intermediate_size": 60}), layout)
+
+
+def test_a_size_that_the_family_lacks_is_refused_with_those_that_it_has() -> None:
+    with pytest.raises(InvalidArchitectureError, match="'num_experts' is not a prunable size of family 'llama'"):
+        check_changes(["hidden_size", "num_experts"], layouts()["llama"])

@@ -3,9 +3,12 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
-from minitron_nas.architecture.spec import SHAPE_FIELDS, Architecture
+from minitron_nas.architecture.config import architecture_of, with_sizes
+from minitron_nas.architecture.spec import EXPERT_FIELDS, SHAPE_FIELDS, Architecture
 from minitron_nas.errors import InvalidArchitectureError, MinitronNasError
+from minitron_nas.families.catalog import layout_of
 
+SIZES = [name for name in SHAPE_FIELDS if name not in EXPERT_FIELDS]
 NEMOTRON_15B = Architecture(
     model_type="nemotron",
     num_hidden_layers=32,
@@ -30,32 +33,32 @@ CONFIG = {
 
 
 def test_a_config_is_read_and_head_dim_follows_from_it() -> None:
-    assert Architecture.from_config(CONFIG) == Architecture(
+    assert architecture_of(CONFIG, layout_of("llama")) == Architecture(
         "llama", 30, 576, 1536, 9, 3, 64, 49152, tie_word_embeddings=True
     )
 
 
 def test_an_explicit_head_dim_stands() -> None:
-    assert Architecture.from_config(CONFIG | {"head_dim": 128}).head_dim == 128
+    assert architecture_of(CONFIG | {"head_dim": 128}, layout_of("llama")).head_dim == 128
 
 
 @pytest.mark.parametrize("absent", [{"num_key_value_heads": None}, {}])
 def test_without_groups_every_head_is_its_own_group(absent: dict[str, None]) -> None:
     config = {name: value for name, value in CONFIG.items() if name != "num_key_value_heads"} | absent
-    assert Architecture.from_config(config).num_key_value_heads == 9
+    assert architecture_of(config, layout_of("llama")).num_key_value_heads == 9
 
 
 def test_biases_are_read() -> None:
-    architecture = Architecture.from_config(CONFIG | {"attention_bias": True, "mlp_bias": True})
+    architecture = architecture_of(CONFIG | {"attention_bias": True, "mlp_bias": True}, layout_of("llama"))
     assert (architecture.attention_bias, architecture.mlp_bias) == (True, True)
 
 
 def test_a_config_of_something_else_is_refused_by_the_missing_field() -> None:
-    with pytest.raises(InvalidArchitectureError, match="the config has no 'num_attention_heads'"):
-        Architecture.from_config({"model_type": "vae"})
+    with pytest.raises(InvalidArchitectureError, match="the config has no 'num_hidden_layers'"):
+        architecture_of({"model_type": "llama"}, layout_of("llama"))
 
 
-@pytest.mark.parametrize("name", [*SHAPE_FIELDS, "head_dim", "vocab_size"])
+@pytest.mark.parametrize("name", [*SIZES, "head_dim", "vocab_size"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, "8", None])
 def test_a_size_that_is_no_positive_integer_is_refused(name: str, value: object) -> None:
     with pytest.raises(InvalidArchitectureError, match=f"{name}={value!r} must be an integer of at least 1"):
@@ -134,3 +137,46 @@ def test_fewer_query_heads_keep_the_groups() -> None:
 def test_a_shape_that_pruning_cannot_reach_is_refused(changes: dict[str, int], message: str) -> None:
     with pytest.raises(InvalidArchitectureError, match=message):
         NEMOTRON_15B.reshaped(changes)
+
+
+def test_where_every_group_has_one_head_they_leave_together() -> None:
+    source = Architecture("gpt2", 12, 768, 3072, 12, 12, 64, 50257)
+    assert source.reshaped({"num_attention_heads": 8}).num_key_value_heads == 8
+
+
+def test_experts_are_part_of_a_shape_where_there_are_any() -> None:
+    source = Architecture("mixtral", 32, 4096, 14336, 32, 8, 128, 32000, num_experts=8, num_experts_per_tok=2)
+    assert source.id == "l32-h4096-f14336-q32-k8-e8-m0"
+    assert source.reshaped({"num_experts": 4}).shape()["num_experts"] == 4
+    with pytest.raises(InvalidArchitectureError, match="num_experts=1 is below num_experts_per_tok=2"):
+        source.reshaped({"num_experts": 1})
+
+
+def test_gpt_2_names_its_sizes_otherwise_and_leaves_the_ffn_to_four_times_hidden() -> None:
+    config = {
+        "model_type": "gpt2",
+        "n_layer": 12,
+        "n_embd": 768,
+        "n_head": 12,
+        "vocab_size": 50257,
+        "n_positions": 1024,
+    }
+    source = architecture_of(config, layout_of("gpt2"))
+    assert (source.intermediate_size, source.head_dim, source.num_key_value_heads) == (3072, 64, 12)
+    assert source.tie_word_embeddings
+    target = source.reshaped({"hidden_size": 512, "num_attention_heads": 8})
+    assert with_sizes(config, target, layout_of("gpt2")) == config | {"n_embd": 512, "n_head": 8, "n_inner": 3072}
+
+
+def test_sizes_are_written_under_the_names_that_the_config_has_for_them() -> None:
+    config = {"num_local_experts": 8, "hidden_size": 64}
+    target = Architecture("mixtral", 2, 64, 96, 4, 2, 16, 100, num_experts=4, num_experts_per_tok=2)
+    written = with_sizes(config, target, layout_of("mixtral"))
+    assert written["num_local_experts"] == 4
+    assert "num_experts" not in written
+
+
+def test_what_a_table_does_not_describe_is_refused() -> None:
+    config = CONFIG | {"model_type": "qwen3_moe", "mlp_only_layers": [3]}
+    with pytest.raises(InvalidArchitectureError, match=r"mlp_only_layers=\[3\] is not described by the table"):
+        architecture_of(config, layout_of("qwen3_moe"))

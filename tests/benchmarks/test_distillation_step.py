@@ -19,6 +19,7 @@ import json, sys, time
 from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+from minitron_nas.distillation.head import OutputHead
 from minitron_nas.distillation.losses import distillation_loss, forward_kl
 
 torch.manual_seed(0)
@@ -43,7 +44,7 @@ def step() -> None:
             logits = student.lm_head(hidden)
             loss = forward_kl(logits, teacher_hidden @ teacher_head.T).mean()
     if sys.argv[1] == "chunked":
-        loss = distillation_loss(hidden, student.lm_head.weight, labels, teacher_hidden, teacher_head)
+        loss = distillation_loss(hidden, OutputHead.of(student), labels, teacher_hidden, OutputHead(teacher_head))
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()

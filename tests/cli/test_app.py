@@ -93,7 +93,7 @@ def test_prune_distill_and_evaluate_follow_one_another(
     cut = run(
         "prune", trained_teacher, "--shape", shape, "--data", text_file, "--out", pruned, *SHORT_TEXT, "--json"
     ).json()
-    assert set(cut) == {"path", "num_parameters", "proof"}
+    assert set(cut) == {"path", "num_parameters", "shape", "proof"}
     assert set(cut["proof"]) == {"max_abs_difference", "tolerance"}
     assert json.loads((pruned / "config.json").read_text())["intermediate_size"] == 48
 
@@ -114,6 +114,44 @@ def test_prune_distill_and_evaluate_follow_one_another(
     assert {"loss_nats", "perplexity", "kl_nats", "num_tokens", "num_parameters"} == set(after)
     assert after["kl_nats"] < before["kl_nats"]
     assert after["num_parameters"] == cut["num_parameters"]
+
+
+def test_scores_are_written_once_and_pruned_from(
+    run: Callable[..., Output], trained_teacher: Path, text_file: Path, tmp_path: Path
+) -> None:
+    scores = tmp_path / "scores"
+    told = run("score", trained_teacher, "--data", text_file, "--tokens", "1k", "--out", scores, *SHORT_TEXT)
+    assert (told.code, told.out) == (0, f"{scores}\n")
+    shape = ("--shape", "hidden_size=36,intermediate_size=64")
+    cut = run("prune", trained_teacher, *shape, "--scores", scores, "--out", tmp_path / "student", "--json").json()
+    assert cut["shape"]["hidden_size"] == 36
+    assert cut["proof"]["max_abs_difference"] <= cut["proof"]["tolerance"]
+
+
+@pytest.mark.parametrize("scores", ["magnitude", "random"])
+def test_baselines_are_pruned_without_text(
+    run: Callable[..., Output], trained_teacher: Path, tmp_path: Path, scores: str
+) -> None:
+    options = ("--scores", scores, "--start", "select", "--repair", "none")
+    told = run("prune", trained_teacher, "--shape", "hidden_size=42", *options, "--out", tmp_path / "student")
+    assert told.code == 0
+    assert "score: importance" not in told.err
+
+
+def test_a_size_is_pruned_to_as_well_as_a_shape(
+    run: Callable[..., Output], trained_teacher: Path, tmp_path: Path
+) -> None:
+    told = run("prune", trained_teacher, "--size", "100k", "--scores", "random", "--out", tmp_path / "s", "--json")
+    assert abs(told.json()["num_parameters"] / 100_000 - 1) <= 0.05
+
+
+def test_families_and_spaces_are_listed(run: Callable[..., Output]) -> None:
+    names = [line.split()[0] for line in run("ls", "families").out.splitlines()]
+    assert names == sorted(names)
+    assert {"llama", "gpt2", "qwen3_moe"} <= set(names)
+    rows = {row["name"]: row for row in run("ls", "families", "--json").json()}
+    assert rows["mixtral"]["shape_fields"][-1] == "num_experts"
+    assert "smollm2-135m" in run("ls", "spaces").out
 
 
 def test_evaluate_gives_the_perplexity_that_transformers_gives(
@@ -141,7 +179,10 @@ def test_without_json_a_result_is_told_in_words(
 ) -> None:
     out = tmp_path / "student"
     told = run("prune", trained_teacher, "--shape", "hidden_size=42", "--data", text_file, "--out", out, *SHORT_TEXT)
-    assert told.out == f"{out}: 121,422 parameters; reloaded through AutoModelForCausalLM, logits differ by 0\n"
+    assert (
+        told.out
+        == f"{out}: l5-h42-f128-q6-k2, 121,422 parameters; reloaded through AutoModelForCausalLM, logits differ by 0\n"
+    )
     assert "score: importance over" in told.err
     file = tmp_path / "text.txt"
     file.write_text("a")
@@ -282,7 +323,7 @@ def test_a_wrong_option_is_told_with_the_usage(run: Callable[..., Output]) -> No
     assert "No such option: --txt" in told.err
 
 
-@pytest.mark.parametrize("verb", ["build", "demo", "enumerate", "prune", "distill", "evaluate", "report"])
+@pytest.mark.parametrize("verb", ["build", "demo", "enumerate", "ls", "prune", "distill", "evaluate", "report"])
 def test_every_verb_explains_itself_on_stdout(run: Callable[..., Output], verb: str) -> None:
     told = run(verb, "--help")
     assert (told.code, told.err) == (0, "")

@@ -10,13 +10,20 @@ from torch.distributions import Categorical, kl_divergence
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minitron_nas.distillation.losses import IGNORE_LABEL, LossSums, distillation_loss, forward_kl
+from minitron_nas.distillation import losses
+from minitron_nas.distillation.head import OutputHead
+from minitron_nas.distillation.losses import IGNORE_LABEL, LossSums, forward_kl
 
 CHUNK = 256
 
 
 def numbers(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def distillation_loss(hidden, weight, labels, teacher_hidden, teacher_weight, lm_loss_weight):
+    heads = OutputHead(weight), OutputHead(teacher_weight)
+    return losses.distillation_loss(hidden, heads[0], labels, teacher_hidden, heads[1], lm_loss_weight)
 
 
 def some_labels(num_tokens, vocab_size, ignored_fraction=0.3):
@@ -141,7 +148,7 @@ def test_sums_over_batches_are_those_of_the_whole():
     sums = LossSums()
     for start, end in ((0, 1), (1, CHUNK + 5), (CHUNK + 5, len(hidden))):
         rows = slice(start, end)
-        sums.add(hidden[rows], head, labels[rows], teacher_hidden[rows], teacher_head)
+        sums.add(hidden[rows], OutputHead(head), labels[rows], teacher_hidden[rows], OutputHead(teacher_head))
     losses = sums.means()
     logits = hidden @ head.T
     assert losses.num_tokens == len(hidden)
@@ -153,7 +160,7 @@ def test_sums_over_batches_are_those_of_the_whole():
 def test_without_a_teacher_there_is_no_kl_and_the_labels_are_counted():
     sums = LossSums()
     labels = torch.tensor([1, IGNORE_LABEL, 0])
-    sums.add(torch.zeros(3, 2), torch.zeros(4, 2), labels)
+    sums.add(torch.zeros(3, 2), OutputHead(torch.zeros(4, 2)), labels)
     losses = sums.means()
     assert math.isnan(losses.kl_nats)
     assert losses.loss_nats == pytest.approx(math.log(4), rel=1e-6)

@@ -35,7 +35,7 @@ def some_tokens(num_sequences, sequence_length=16):
 def test_the_head_times_the_final_hidden_states_gives_the_models_logits(model_type):
     model, tokens = tiny_model(tiny_config(model_type)), some_tokens(2)
     signal = OnlineTeacher(model)
-    logits = signal.hidden(torch.arange(2), tokens) @ signal.head.T
+    logits = signal.head.logits(signal.hidden(torch.arange(2), tokens))
     expected = model(input_ids=tokens.input_ids, position_ids=tokens.position_ids, use_cache=False).logits
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
@@ -46,8 +46,8 @@ def test_a_cache_gives_the_states_and_the_head_of_the_online_teacher_to_the_bit(
     model, tokens = tiny_model(tiny_config("llama", tied=tied), dtype=dtype), some_tokens(5)
     write_hidden_cache(model, tokens, tmp_path / "cache", batch_sequences=2)
     online, cache = OnlineTeacher(model), HiddenCache(tmp_path / "cache", CPU)
-    assert cache.head.dtype == dtype
-    assert torch.equal(cache.head, online.head)
+    assert cache.head.weight.dtype == dtype
+    assert torch.equal(cache.head.weight, online.head.weight)
     for indices, batch in tokens.batches(2):
         states = cache.hidden(indices, batch)
         assert states.dtype == dtype
@@ -124,7 +124,7 @@ def test_the_teacher_is_left_as_it_was(tmp_path):
 def test_states_carry_no_graph():
     signal = OnlineTeacher(tiny_model(tiny_config("llama")))
     assert not signal.hidden(torch.arange(1), some_tokens(1)).requires_grad
-    assert not signal.head.requires_grad
+    assert not signal.head.weight.requires_grad
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

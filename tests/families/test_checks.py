@@ -69,13 +69,15 @@ def test_a_value_that_is_not_finite_is_found(llama, value):
 
 def test_values_are_not_read_when_they_are_not_asked_for(llama):
     rewrite_tensors(llama, {UP: torch.full((96, 48), float("nan"))})
-    assert open_checkpoint(llama, check_values=False).layout.model_type == "llama"
+    assert open_checkpoint(llama, read_values=False).layout.model_type == "llama"
 
 
-def test_progress_counts_every_tensor_once(llama):
+def test_progress_counts_every_byte_once(llama):
     calls = []
-    open_checkpoint(llama, progress=lambda done, total: calls.append((done, total)))
-    assert calls == [(done, 39) for done in range(40)]  # 4 layers of 9 tensors, and 3 outside
+    checkpoint = open_checkpoint(llama, progress=lambda done, total: calls.append((done, total)))
+    assert len(calls) == 39  # 4 layers of 9 tensors, and 3 outside
+    assert sorted(calls) == calls
+    assert calls[-1] == (4 * checkpoint.num_parameters, 4 * checkpoint.num_parameters)
 
 
 def test_a_tied_model_may_carry_a_copy_of_its_embedding(tmp_path):

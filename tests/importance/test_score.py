@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity, linear, relu
 
-from minitron_nas.architecture.spec import Architecture
+from minitron_nas.architecture.config import architecture_of
 from minitron_nas.distillation.tokens import PackedTokens, pack
 from minitron_nas.families.catalog import layout_of
 from minitron_nas.importance.score import score_importance
@@ -24,8 +24,8 @@ def text():
 
 
 def scored(model, text, batch_sequences=2, **settings):
-    architecture = Architecture.from_config(model.config.to_dict())
-    layout = layout_of(architecture.model_type)
+    layout = layout_of(model.config.model_type)
+    architecture = architecture_of(model.config.to_dict(), layout)
     return score_importance(model, architecture, layout, text, ImportanceSettings(**settings), batch_sequences)
 
 
@@ -213,7 +213,7 @@ def test_a_layer_that_changes_nothing_has_no_block_importance(text, model_type):
 def test_progress_counts_tokens_up_to_all_of_them(text):
     told = []
     model = tiny_model(tiny_config("llama", num_hidden_layers=1))
-    architecture = Architecture.from_config(model.config.to_dict())
+    architecture = architecture_of(model.config.to_dict(), layout_of(model.config.model_type))
     score_importance(
         model, architecture, layout_of("llama"), text, ImportanceSettings(), 2, lambda *pair: told.append(pair)
     )

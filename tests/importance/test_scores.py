@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from minitron_nas.errors import ScoresError
 from minitron_nas.importance import scores as module
 from minitron_nas.importance.scores import ImportanceScores, descending
 from minitron_nas.storage.schemas import SCORES
@@ -14,6 +15,7 @@ SCORED = ImportanceScores(
     neurons=torch.tensor([[4.0, 1.0], [2.0, 2.5]]),
     heads=torch.tensor([[1.0, 2.0], [4.0, 3.0]]),
     kv_groups=torch.tensor([[7.0], [8.0]]),
+    experts=torch.zeros(2, 0),
     layers=torch.tensor([0.25, 0.75]),
 )
 
@@ -35,29 +37,54 @@ def test_the_table_ranks_every_unit_within_its_axis_and_layer(tmp_path):
     SCORED.save(tmp_path / "scores", {})
     rows = read_rows(tmp_path / "scores", SCORES)
     assert [(row["axis"], row["layer"], row["index"], row["score"], row["rank"]) for row in rows] == [
-        ("hidden_size", None, 0, 0.5, 2),
-        ("hidden_size", None, 1, 3.0, 0),
-        ("hidden_size", None, 2, 1.0, 1),
-        ("intermediate_size", 0, 0, 4.0, 0),
-        ("intermediate_size", 0, 1, 1.0, 1),
-        ("num_attention_heads", 0, 0, 1.0, 1),
-        ("num_attention_heads", 0, 1, 2.0, 0),
-        ("num_key_value_heads", 0, 0, 7.0, 0),
-        ("intermediate_size", 1, 0, 2.0, 1),
-        ("intermediate_size", 1, 1, 2.5, 0),
-        ("num_attention_heads", 1, 0, 4.0, 0),
-        ("num_attention_heads", 1, 1, 3.0, 1),
-        ("num_key_value_heads", 1, 0, 8.0, 0),
-        ("layer", None, 0, 0.25, 1),
-        ("layer", None, 1, 0.75, 0),
+        ("hidden", None, 0, 0.5, 2),
+        ("hidden", None, 1, 3.0, 0),
+        ("hidden", None, 2, 1.0, 1),
+        ("neurons", 0, 0, 4.0, 0),
+        ("neurons", 0, 1, 1.0, 1),
+        ("neurons", 1, 0, 2.0, 1),
+        ("neurons", 1, 1, 2.5, 0),
+        ("heads", 0, 0, 1.0, 1),
+        ("heads", 0, 1, 2.0, 0),
+        ("heads", 1, 0, 4.0, 0),
+        ("heads", 1, 1, 3.0, 1),
+        ("kv_groups", 0, 0, 7.0, 0),
+        ("kv_groups", 1, 0, 8.0, 0),
+        ("layers", None, 0, 0.25, 1),
+        ("layers", None, 1, 0.75, 0),
     ]
+
+
+def test_experts_rank_their_own_neurons(tmp_path):
+    experts = dataclasses.replace(
+        SCORED, neurons=torch.tensor([[[1.0, 2.0], [4.0, 3.0]]]), experts=torch.tensor([[5.0, 6.0]])
+    )
+    experts.save(tmp_path / "scores", {})
+    rows = [row for row in read_rows(tmp_path / "scores", SCORES) if row["axis"] in {"neurons", "experts"}]
+    assert [(row["axis"], row["layer"], row["expert"], row["index"], row["rank"]) for row in rows] == [
+        ("neurons", 0, 0, 0, 1),
+        ("neurons", 0, 0, 1, 0),
+        ("neurons", 0, 1, 0, 0),
+        ("neurons", 0, 1, 1, 1),
+        ("experts", 0, None, 0, 1),
+        ("experts", 0, None, 1, 0),
+    ]
+
+
+def test_another_models_scores_and_a_folder_without_any_are_refused(tmp_path):
+    SCORED.save(tmp_path / "scores", {"source": "abc"})
+    assert torch.equal(ImportanceScores.load(tmp_path / "scores", "abc").hidden, SCORED.hidden)
+    with pytest.raises(ScoresError, match=r"holds the scores of model abc, not of this one \(def\); score this one"):
+        ImportanceScores.load(tmp_path / "scores", "def")
+    with pytest.raises(ScoresError, match=r"holds no scores\.safetensors"):
+        ImportanceScores.load(tmp_path)
 
 
 def test_ranks_follow_a_cycle_of_three_in_the_right_direction(tmp_path):
     # Sorted, the indices are 2, 0, 1: the inverse permutation differs from the permutation itself.
     cycle = dataclasses.replace(SCORED, hidden=torch.tensor([2.0, 1.0, 3.0]))
     cycle.save(tmp_path / "scores", {})
-    ranks = [row["rank"] for row in read_rows(tmp_path / "scores", SCORES) if row["axis"] == "hidden_size"]
+    ranks = [row["rank"] for row in read_rows(tmp_path / "scores", SCORES) if row["axis"] == "hidden"]
     assert ranks == [1, 2, 0]
 
 

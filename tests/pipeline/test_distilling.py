@@ -12,7 +12,8 @@ from minitron_nas.families.checkpoint import open_checkpoint
 from minitron_nas.pipeline import distilling
 from minitron_nas.pipeline.display import Quiet
 from minitron_nas.pipeline.distilling import Distilled
-from minitron_nas.pipeline.verbs import evaluate, prune
+from minitron_nas.pipeline.evaluating import evaluate
+from minitron_nas.pipeline.pruning import prune
 from minitron_nas.testing import tiny_checkpoint
 
 TEXT = TextSettings(sequence_length=64, calibration_samples=16, validation_samples=8)
@@ -25,7 +26,7 @@ SETTINGS = DistillationSettings(
 def student(trained_teacher: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained teacher without half of its neurons."""
     out = tmp_path_factory.mktemp("pruned") / "student"
-    return prune(trained_teacher, {"intermediate_size": 48}, text_file, out, TEXT, display=Quiet()).path
+    return prune(trained_teacher, out, {"intermediate_size": 48}, data=text_file, text=TEXT, display=Quiet()).path
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ from minitron_nas.architecture.spec import Architecture
 from minitron_nas.families.checkpoint import Checkpoint, open_checkpoint
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.pruning.order import PruningOrder
-from minitron_nas.pruning.prepare import PreparedTeacher, prepare
+from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.testing import tiny_checkpoint, tiny_config, tiny_model
 
 
 @dataclass(frozen=True)
 class Source:
-    """A tiny teacher on disk and in memory, random scores of it, and its sorted copy."""
+    """A tiny teacher on disk and in memory, random scores of it, and the two together."""
 
     checkpoint: Checkpoint
     model: Any
@@ -36,15 +36,17 @@ def random_scores(architecture: Architecture, seed: int = 0) -> ImportanceScores
     """Distinct scores, so that no ranking rests on the order of ties."""
     generator = torch.Generator().manual_seed(seed)
     layers = architecture.num_hidden_layers
+    experts = (architecture.num_experts,) if architecture.num_experts else ()
 
     def shuffled(*shape: int) -> torch.Tensor:
         return torch.argsort(torch.rand(shape, generator=generator), dim=-1).float()
 
     return ImportanceScores(
         hidden=shuffled(architecture.hidden_size),
-        neurons=shuffled(layers, architecture.intermediate_size),
+        neurons=shuffled(layers, *experts, architecture.intermediate_size),
         heads=shuffled(layers, architecture.num_attention_heads),
         kv_groups=shuffled(layers, architecture.num_key_value_heads),
+        experts=shuffled(layers, architecture.num_experts),
         layers=shuffled(layers),
     )
 
@@ -61,7 +63,8 @@ def source(tmp_path_factory):
             checkpoint = open_checkpoint(tiny_checkpoint(folder / "teacher", model_type, dtype=dtype, **changes))
             scores = random_scores(checkpoint.architecture)
             order = PruningOrder.from_scores(scores, checkpoint.architecture, (0, -1))
-            prepared = prepare(checkpoint, order, folder / "prepared")
+            order.save(folder / "order.safetensors")
+            prepared = PreparedTeacher.open(checkpoint.path, folder / "order.safetensors")
             model = tiny_model(tiny_config(model_type, **changes), dtype=dtype)
             made[key] = Source(checkpoint, model, scores, order, prepared)
         return made[key]

@@ -1,9 +1,21 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minitron_nas.architecture.layout import HIDDEN, KEYS, NEURONS, QUERIES, VOCAB
+from minitron_nas.architecture.layout import (
+    HEADWISE_QKV,
+    HIDDEN,
+    KEYS,
+    NEURONS,
+    QUERIES,
+    VOCAB,
+    TensorPlace,
+    axis_sizes,
+    row,
+)
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import InvalidArchitectureError
 from minitron_nas.importance.scores import ImportanceScores
@@ -17,6 +29,7 @@ SCORES = ImportanceScores(
         [[1.0, 9.0, 5.0, 60.0, 20.0, 40.0], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [6.0, 5.0, 4.0, 3.0, 2.0, 1.0]]
     ),
     kv_groups=torch.tensor([[1.0, 2.0], [3.0, 1.0], [1.0, 3.0]]),
+    experts=torch.zeros(3, 0),
     layers=torch.tensor([0.1, 0.3, 0.2]),
 )
 ORDER = PruningOrder.from_scores(SCORES, SHAPE, ())
@@ -24,8 +37,9 @@ DIMS = (HIDDEN, NEURONS, KEYS, QUERIES)
 
 
 def kept_of_teacher(dim, layer, target, order=ORDER, source=SHAPE):
-    """Which of the teacher's own entries a candidate keeps, in its order."""
-    return order.sorted_indices(dim, layer, source)[order.kept_indices(dim, layer, source, target)].tolist()
+    """Which of the teacher's entries a candidate keeps."""
+    kept = order.kept_entries(dim, TensorPlace("", row("", dim), layer, None), source, target)
+    return list(range(dim.size(axis_sizes(source)))) if kept is None else kept.tolist()
 
 
 def test_every_axis_is_ranked_as_by_hand():
@@ -38,14 +52,6 @@ def test_every_axis_is_ranked_as_by_hand():
 def test_query_heads_are_ranked_within_their_own_group():
     # Of all six heads of layer 0 the best three lie in group 1; yet each group keeps its own best.
     assert ORDER.group_heads[0].tolist() == [[1, 2, 0], [0, 2, 1]]
-
-
-def test_sorting_puts_the_best_group_first_and_its_best_head_first():
-    # Group 1 before group 0: heads 3, 5, 4 and then 1, 2, 0, two channels each.
-    assert ORDER.sorted_indices(QUERIES, 0, SHAPE).tolist() == [6, 7, 10, 11, 8, 9, 2, 3, 4, 5, 0, 1]
-    assert ORDER.sorted_indices(KEYS, 0, SHAPE).tolist() == [2, 3, 0, 1]
-    assert ORDER.sorted_indices(HIDDEN, 0, SHAPE).tolist() == [1, 3, 2, 0]
-    assert ORDER.sorted_indices(NEURONS, 1, SHAPE).tolist() == [4, 3, 2, 1, 0]
 
 
 @pytest.mark.parametrize(
@@ -65,9 +71,47 @@ def test_what_stays_is_as_by_hand_in_the_teachers_order(changes, dim, layer, kep
     assert kept_of_teacher(dim, layer, SHAPE.reshaped(changes)) == kept
 
 
-def test_the_vocabulary_is_neither_sorted_nor_cut():
-    assert ORDER.sorted_indices(VOCAB, 0, SHAPE) is None
-    assert ORDER.kept_indices(VOCAB, 0, SHAPE, SHAPE) is None
+@pytest.mark.parametrize(
+    ("dim", "kept"),
+    [
+        (QUERIES + KEYS + KEYS, [6, 7, 8, 9, 10, 11, 14, 15, 18, 19]),
+        (NEURONS + NEURONS, [0, 2, 4, 5, 7, 9]),
+        (VOCAB + HIDDEN, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13]),
+    ],
+)
+def test_fused_dimensions_keep_each_part_by_itself(dim, kept):
+    target = SHAPE.reshaped({"num_key_value_heads": 1, "intermediate_size": 3, "hidden_size": 2})
+    assert kept_of_teacher(dim, 0, target) == kept
+
+
+def test_interleaved_heads_keep_queries_keys_and_values_of_the_heads_that_stay():
+    source = Architecture("gpt_neox", 3, 4, 5, 2, 2, 2, vocab_size=10)
+    order = replace(ORDER, group_heads=torch.zeros(3, 2, 1, dtype=torch.int64))
+    target = source.reshaped({"num_attention_heads": 1})
+    assert kept_of_teacher(HEADWISE_QKV, 0, target, order, source) == [6, 7, 8, 9, 10, 11]
+
+
+def test_each_expert_has_its_own_neurons_and_each_layer_its_own_experts():
+    source = Architecture("mixtral", 1, 4, 3, 2, 2, 2, vocab_size=10, num_experts=2, num_experts_per_tok=1)
+    scores = ImportanceScores(
+        hidden=torch.ones(4),
+        neurons=torch.tensor([[[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]]]),
+        heads=torch.ones(1, 2),
+        kv_groups=torch.ones(1, 2),
+        experts=torch.tensor([[1.0, 2.0]]),
+        layers=torch.ones(1),
+    )
+    order = PruningOrder.from_scores(scores, source, ())
+    target = source.reshaped({"intermediate_size": 2, "num_experts": 1})
+    assert order.kept_experts(0, 1) == [1]
+    for expert, kept in ((0, [1, 2]), (1, [0, 1])):
+        place = TensorPlace("", row("", NEURONS), 0, expert)
+        assert order.kept_entries(NEURONS, place, source, target).tolist() == kept
+
+
+def test_the_vocabulary_is_not_cut():
+    place = TensorPlace("", row("", VOCAB), None, None)
+    assert ORDER.kept_entries(VOCAB, place, SHAPE, SHAPE.reshaped({"hidden_size": 1})) is None
 
 
 def test_the_layers_that_stay_are_the_most_important_ones_in_order():
@@ -127,6 +171,7 @@ def orders(draw):
         "neurons": (layers, source.intermediate_size),
         "heads": (layers, source.num_attention_heads),
         "kv_groups": (layers, groups),
+        "experts": (layers, 0),
         "layers": (layers,),
     }
     scores = ImportanceScores(
@@ -175,7 +220,7 @@ def test_what_a_smaller_shape_keeps_a_larger_one_keeps_too_in_ascending_order(dr
     for layer in range(source.num_hidden_layers):
         for dim in DIMS:
             more, fewer = (kept_of_teacher(dim, layer, shape, order, source) for shape in (large, small))
-            assert set(fewer) <= set(more) <= set(range(len(order.sorted_indices(dim, layer, source))))
+            assert set(fewer) <= set(more) <= set(range(dim.size(axis_sizes(source))))
             assert fewer == sorted(set(fewer))
 
 
@@ -187,4 +232,4 @@ def test_pruning_nothing_keeps_everything_in_the_teachers_order(drawn):
     for layer in range(source.num_hidden_layers):
         for dim in DIMS:
             kept = kept_of_teacher(dim, layer, source, order, source)
-            assert kept == list(range(len(order.sorted_indices(dim, layer, source))))
+            assert kept == list(range(dim.size(axis_sizes(source))))

@@ -6,16 +6,14 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
-from minitron_nas.architecture.spec import SHAPE_FIELDS
 from minitron_nas.errors import InvalidArchitectureError
-from minitron_nas.families.checkpoint import open_checkpoint
-from minitron_nas.pruning.prepare import prepare
+from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.slice import (
     build_student,
+    cuts,
     model_from_tensors,
     random_student,
     student_config,
-    student_tensors,
 )
 from minitron_nas.testing import rewrite_tensors, tiny_checkpoint
 
@@ -47,6 +45,10 @@ NARROW = [
     {"hidden_size": 24, "intermediate_size": 17, "num_attention_heads": 4, "num_hidden_layers": 3},
     {"hidden_size": 42, "num_key_value_heads": 1, "num_attention_heads": 1, "num_hidden_layers": 2},
 ]
+
+
+def tensors_of(prepared, shape):
+    return {cut.name: cut.tensor() for cut in cuts(prepared, prepared.architecture.reshaped(shape))}
 
 
 def named(shape):
@@ -98,7 +100,15 @@ def cut_by_hand(source, target):
         columns = {"o_proj": entries(heads), "down_proj": neurons}.get(parts[-2], hidden)
         parts[2] = str(layers.index(layer))
         result[".".join(parts)] = tensor[rows] if tensor.dim() == 1 else tensor[rows][:, columns]
-    return result
+    return {name: with_gain(source, target, name, tensor) for name, tensor in result.items()}
+
+
+def with_gain(source, target, name, tensor):
+    """A norm over fewer channels, if it is an RMSNorm, multiplies by more."""
+    if "norm" not in name or source.architecture.model_type == "nemotron":
+        return tensor
+    ratio = (source.architecture.hidden_size / target.hidden_size) ** 0.5
+    return (tensor.double() * ratio).to(tensor.dtype)
 
 
 @torch.no_grad()
@@ -118,11 +128,7 @@ def masked(source, target):
 
 @torch.no_grad()
 def without_channels(source, kept):
-    """The teacher whose leaving channels are always zero, with norms over the others.
-
-    Over a channels of which b are not zero, RMSNorm with weight w sqrt(b / a) and epsilon e b / a gives
-    what RMSNorm over the b channels gives with w and e.
-    """
+    """The teacher whose leaving channels are always zero."""
     model, size = copy.deepcopy(source.model), source.architecture.hidden_size
     gone = [channel for channel in range(size) if channel not in kept]
     model.model.embed_tokens.weight[:, gone] = 0
@@ -131,10 +137,6 @@ def without_channels(source, kept):
             projection.weight[gone] = 0
             if projection.bias is not None:
                 projection.bias[gone] = 0
-    for module in model.modules():
-        if type(module).__name__.endswith("RMSNorm"):
-            module.weight.mul_((len(kept) / size) ** 0.5)
-            module.variance_epsilon *= len(kept) / size
     return model
 
 
@@ -190,12 +192,12 @@ def test_a_smaller_student_lies_within_a_larger_one_in_the_same_order(tmp_path, 
     folder = tiny_checkpoint(tmp_path / "teacher", model_type)
     tensors = source(model_type).tensors.items()
     rewrite_tensors(folder, {name: torch.arange(1.0, 1 + t.numel()).view(t.shape) for name, t in tensors})
-    prepared = prepare(open_checkpoint(folder), source(model_type).order, tmp_path / "prepared")
-    whole, large, small = (
-        dict(student_tensors(prepared, prepared.architecture.reshaped(shape))) for shape in ({}, *NARROW[:2])
-    )
+    prepared = PreparedTeacher.open(folder, source(model_type).prepared.order_file)
+    whole, large, small = (tensors_of(prepared, shape) for shape in ({}, *NARROW[:2]))
     layers = kept_layers(source(model_type), prepared.architecture.reshaped(NARROW[1]))
     for name, tensor in small.items():
+        if "norm" in name:
+            continue  # its gains grow with the channels that leave
         parts = name.split(".")
         if "layers" in parts:
             parts[2] = str(layers[int(parts[2])])
@@ -210,7 +212,7 @@ def test_a_smaller_student_lies_within_a_larger_one_in_the_same_order(tmp_path, 
 
 def test_with_two_layers_left_they_are_the_first_and_the_last(source):
     teacher = source("llama")
-    tensors = dict(student_tensors(teacher.prepared, teacher.architecture.reshaped({"num_hidden_layers": 2})))
+    tensors = tensors_of(teacher.prepared, {"num_hidden_layers": 2})
     for new, old in ((0, 0), (1, 3)):
         name = "model.layers.{}.mlp.up_proj.weight"
         assert torch.equal(tensors[name.format(new)], teacher.tensors[name.format(old)])
@@ -220,7 +222,7 @@ def test_with_two_layers_left_they_are_the_first_and_the_last(source):
 def test_tied_stays_tied(source, prompt, model_type):
     teacher = source(model_type, tied=True)
     target = teacher.architecture.reshaped({"hidden_size": 36})
-    assert "lm_head.weight" not in dict(student_tensors(teacher.prepared, target))
+    assert "lm_head.weight" not in tensors_of(teacher.prepared, {"hidden_size": 36})
     student = build_student(teacher.prepared, target, torch.float32)
     assert student.lm_head.weight is student.model.embed_tokens.weight
     assert student.config.tie_word_embeddings
@@ -233,8 +235,10 @@ def test_of_the_config_only_sizes_change(source, model_type):
     config = student_config(teacher.prepared, target)
     original = teacher.checkpoint.config
     changed = {name for name in config if config[name] != original.get(name)}
-    assert changed == {"num_hidden_layers", "hidden_size", *({"layer_types"} & config.keys())}
-    assert {name: config[name] for name in SHAPE_FIELDS} == target.shape()
+    epsilon = {"rms_norm_eps"} & config.keys()
+    assert changed == {"num_hidden_layers", "hidden_size", *epsilon, *({"layer_types"} & config.keys())}
+    assert all(config[name] == pytest.approx(original[name] * 48 / 36) for name in epsilon)
+    assert {name: config[name] for name in target.shape()} == target.shape()
     assert (config["vocab_size"], config["rope_parameters"]) == (320, original["rope_parameters"])
 
 
@@ -243,7 +247,7 @@ def test_the_heads_keep_their_width_although_the_config_leaves_it_out(tmp_path, 
     folder = tiny_checkpoint(tmp_path / "teacher", model_type)
     edit_config(folder, head_dim=None)
     teacher = source(model_type)
-    prepared = prepare(open_checkpoint(folder), teacher.order, tmp_path / "prepared")
+    prepared = PreparedTeacher.open(folder, teacher.prepared.order_file)
     target = teacher.architecture.reshaped({"hidden_size": 36, "num_attention_heads": 4})
     assert student_config(prepared, target)["head_dim"] == 8
     student = build_student(prepared, target, torch.float32)
@@ -266,7 +270,7 @@ def test_a_layer_that_stays_keeps_its_kind_of_attention(tmp_path, source, prompt
     folder = tiny_checkpoint(tmp_path / "teacher", "qwen2", **windows)
     if not spelled_out:
         edit_config(folder, layer_types=None)
-    prepared = prepare(open_checkpoint(folder), teacher.order, tmp_path / "prepared")
+    prepared = PreparedTeacher.open(folder, teacher.prepared.order_file)
     target = teacher.architecture.reshaped({"num_hidden_layers": 3})
     kept = kept_layers(teacher, target)
     kinds = [teacher.checkpoint.config["layer_types"][layer] for layer in kept]
@@ -304,12 +308,12 @@ def test_a_student_may_be_built_in_another_format(source):
 
 def test_the_prepared_teacher_and_the_global_random_state_stay_as_they_are(source):
     teacher = source("llama")
-    before = (teacher.prepared.path / "model.safetensors").read_bytes()
+    before = (teacher.checkpoint.path / "model.safetensors").read_bytes()
     state = torch.get_rng_state()
     student = build_student(teacher.prepared, teacher.architecture, torch.float32)
     with torch.no_grad():
         student.model.embed_tokens.weight.zero_()
-    assert (teacher.prepared.path / "model.safetensors").read_bytes() == before
+    assert (teacher.checkpoint.path / "model.safetensors").read_bytes() == before
     assert torch.equal(torch.get_rng_state(), state)
 
 

@@ -1,5 +1,4 @@
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from minitron_nas.families.catalog import count_parameters
 from minitron_nas.families.checkpoint import open_checkpoint
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.pruning.order import PruningOrder
-from minitron_nas.pruning.prepare import prepare
+from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.search.screen import ValidationFiles
 from minitron_nas.search.tournament import TrainingFiles
 from minitron_nas.space.enumerate import Candidate
@@ -22,10 +21,10 @@ from minitron_nas.testing import tiny_checkpoint
 
 @dataclass(frozen=True)
 class Arena:
-    """A tiny sorted teacher, its text and what it says of that, on disk."""
+    """A tiny ranked teacher, its text and what it says of that, on disk."""
 
     architecture: Architecture
-    prepared: Path
+    prepared: PreparedTeacher
     files: TrainingFiles
 
     @property
@@ -59,9 +58,10 @@ def arena(tmp_path_factory):
         neurons=torch.rand(2, 48, generator=draw),
         heads=torch.rand(2, 6, generator=draw),
         kv_groups=torch.rand(2, 2, generator=draw),
+        experts=torch.zeros(2, 0),
         layers=torch.rand(2, generator=draw),
     )
-    prepare(teacher, PruningOrder.from_scores(scores, teacher.architecture, ()), folder / "prepared")
+    PruningOrder.from_scores(scores, teacher.architecture, ()).save(folder / "order.safetensors")
     model = load_for_inference(teacher.path)
     for name, num_sequences in (("train", 12), ("validation", 3)):
         ids = torch.randint(0, 320, (num_sequences * 16,), generator=draw).numpy()
@@ -75,7 +75,7 @@ def arena(tmp_path_factory):
         folder / "validation.safetensors",
         folder / "validation",
     )
-    return Arena(teacher.architecture, folder / "prepared", files)
+    return Arena(teacher.architecture, PreparedTeacher.open(teacher.path, folder / "order.safetensors"), files)
 
 
 class CountingRunner(LocalRunner):

@@ -51,7 +51,7 @@ def test_the_kl_and_the_loss_are_those_of_the_plain_formulas(arena, tmp_path, in
     candidate = arena.candidate(hidden_size=12, num_attention_heads=4)
     files = ValidationFiles(arena.files.validation_tokens, tmp_path / "cache")
     outcomes = screen([candidate], arena.prepared, files, SearchSettings(), LocalRunner(), 0, tmp_path / "results")
-    student = build_student(PreparedTeacher.load(arena.prepared), candidate.architecture, torch.float32)
+    student = build_student(arena.prepared, candidate.architecture, torch.float32)
     with torch.no_grad():
         teacher_log, student_log = (
             log_softmax(model(tokens.input_ids, position_ids=tokens.position_ids, use_cache=False).logits, dim=-1)
@@ -102,10 +102,18 @@ def test_a_worker_in_another_folder_finds_the_files(arena, tmp_path, monkeypatch
             monkeypatch.chdir(tmp_path)
             super().execute(function, jobs, on_outcome)
 
-    monkeypatch.chdir(arena.prepared.parent)
+    monkeypatch.chdir(arena.prepared.order_file.parent)
     files = ValidationFiles(Path("validation.safetensors"), Path("validation"))
     candidate = arena.finalists[0]
-    outcomes = screen([candidate], Path("prepared"), files, SearchSettings(), Elsewhere(), 0, tmp_path / "results")
+    outcomes = screen(
+        [candidate],
+        PreparedTeacher.open(Path("teacher"), Path("order.safetensors")),
+        files,
+        SearchSettings(),
+        Elsewhere(),
+        0,
+        tmp_path / "results",
+    )
     assert os.getcwd() == str(tmp_path)
     assert outcomes[candidate.id].status == "completed"
 

@@ -24,8 +24,9 @@ def test_rows_come_back_as_they_went_in(tmp_path: Path) -> None:
 
 
 def test_a_column_that_a_row_lacks_is_null(tmp_path: Path) -> None:
-    write_rows(tmp_path, SCORES, [{"axis": "hidden_size", "index": 3, "score": 0.5, "rank": 0}])
-    assert read_rows(tmp_path, SCORES) == [{"axis": "hidden_size", "layer": None, "index": 3, "score": 0.5, "rank": 0}]
+    row = {"axis": "hidden", "index": 3, "score": 0.5, "rank": 0}
+    write_rows(tmp_path, SCORES, [row])
+    assert read_rows(tmp_path, SCORES) == [{"layer": None, "expert": None, **row}]
 
 
 def test_a_column_that_the_table_lacks_is_refused_and_nothing_is_written(tmp_path: Path) -> None:

@@ -4,10 +4,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from minitron_nas.errors import CheckpointError
-from minitron_nas.storage.weights import open_weights, read_headers, weight_files
+from minitron_nas.storage import weights
+from minitron_nas.storage.weights import (
+    float_rows,
+    in_threads,
+    read_headers,
+    read_rows,
+    row_blocks,
+    safetensors_header,
+    sample_bytes,
+    weight_files,
+)
 
 TENSORS = {
     "embed.weight": torch.arange(12, dtype=torch.float32).reshape(4, 3),
@@ -56,19 +66,53 @@ def test_headers_tell_shape_type_and_bytes(tmp_path: Path, layout: object) -> No
 
 
 @both
-def test_tensors_are_read_to_the_bit(tmp_path: Path, layout: object) -> None:
-    with open_weights(layout(tmp_path)) as weights:
-        assert sorted(weights.names()) == sorted(TENSORS)
-        for name, tensor in TENSORS.items():
-            assert weights.tensor(name).dtype == tensor.dtype
-            assert torch.equal(weights.tensor(name), tensor)
+def test_rows_are_read_to_the_bit(tmp_path: Path, layout: object) -> None:
+    headers = read_headers(layout(tmp_path))
+    for name, tensor in TENSORS.items():
+        bits = torch.from_numpy(read_rows(headers[name], 0, len(tensor)))
+        assert torch.equal(bits.view(tensor.dtype), tensor)
+    assert read_rows(headers["embed.weight"], 1, 3).view("f4").tolist() == [[3, 4, 5], [6, 7, 8]]
 
 
-@both
-def test_a_slice_is_the_slice_of_the_tensor(tmp_path: Path, layout: object) -> None:
-    with open_weights(layout(tmp_path)) as weights:
-        part = weights.slice("embed.weight")[:2, 1:]
-    assert torch.equal(part, torch.tensor([[1.0, 2.0], [4.0, 5.0]]))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_rows_are_read_as_numbers(tmp_path: Path, dtype: torch.dtype) -> None:
+    tensor = torch.linspace(-3, 3, 12, dtype=torch.float64).reshape(4, 3).to(dtype)
+    save_file({"weight": tensor}, tmp_path / "model.safetensors")
+    (header,) = read_headers(tmp_path).values()
+    assert torch.equal(torch.from_numpy(float_rows(header, 1, 3)).double(), tensor[1:3].double())
+
+
+def test_blocks_cover_every_row_once_and_stay_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "BLOCK_BYTES", 30)
+    header = read_headers(single(tmp_path))["embed.weight"]
+    assert list(row_blocks(header)) == [(0, 2), (2, 4)]
+    monkeypatch.setattr(weights, "BLOCK_BYTES", 1)
+    assert list(row_blocks(header)) == [(0, 1), (1, 2), (2, 3), (3, 4)]
+
+
+def test_a_sample_is_a_tensors_beginning_middle_and_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    header = read_headers(single(tmp_path))["embed.weight"]
+    data = TENSORS["embed.weight"].numpy().tobytes()
+    assert list(sample_bytes(header)) == [data]
+    monkeypatch.setattr(weights, "_SAMPLE_BYTES", 4)
+    assert list(sample_bytes(header)) == [data[:4], data[22:26], data[-4:]]
+
+
+def test_threads_give_results_in_the_items_order_and_pass_an_error_on() -> None:
+    assert list(in_threads(lambda item: item * item, range(100))) == [item * item for item in range(100)]
+    with pytest.raises(ZeroDivisionError):
+        list(in_threads(lambda item: 1 // (item - 50), range(100)))
+
+
+def test_a_header_that_is_written_is_read_by_safetensors(tmp_path: Path) -> None:
+    sizes = [(name, tensor.numel() * tensor.element_size()) for name, tensor in TENSORS.items()]
+    dtypes = {"embed.weight": "F32", "norm.weight": "BF16", "steps": "I16"}
+    header = safetensors_header((name, dtypes[name], tuple(TENSORS[name].shape), size) for name, size in sizes)
+    data = b"".join(tensor.view(torch.uint8).numpy().tobytes() for tensor in TENSORS.values())
+    (tmp_path / "model.safetensors").write_bytes(header + data)
+    found = load_file(tmp_path / "model.safetensors")
+    assert len(header) % 8 == 0
+    assert all(torch.equal(found[name], tensor) for name, tensor in TENSORS.items())
 
 
 def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:

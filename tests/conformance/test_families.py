@@ -1,0 +1,66 @@
+"""Every family table against transformers, and the README's example of a new one."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig
+
+import minitron_nas.families
+from minitron_nas.families.catalog import layouts
+from minitron_nas.testing import CHECKS, Subject, check_family, tiny_config
+
+VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
+    "gpt_neox": ({"attention_bias": False},),
+    "llama": ({"attention_bias": True, "mlp_bias": True}, {"num_key_value_heads": 6}),
+    "nemotron": ({"attention_bias": True, "mlp_bias": True},),
+    "qwen3": ({"attention_bias": True},),
+    "starcoder2": ({"use_bias": False},),
+}
+KINDS = [
+    pytest.param(name, changes, id="-".join([name, *(f"{key}={value}" for key, value in changes.items())]))
+    for name in layouts()
+    for changes in ({"tied": False}, {"tied": True}, *VARIANTS.get(name, ()))
+]
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Subject]:
+    made: dict[str, Subject] = {}
+
+    def make(name: str, changes: dict[str, Any]) -> Subject:
+        key = f"{name} {changes}"
+        if key not in made:
+            made[key] = Subject.make(layouts()[name], tiny_config(name, **changes), tmp_path_factory.mktemp(name))
+        return made[key]
+
+    return make
+
+
+@pytest.mark.parametrize("check", [check for check in CHECKS if check.__name__ != "check_written"])
+@pytest.mark.parametrize(("name", "changes"), KINDS)
+def test_the_table_is_right(
+    subject: Callable[..., Subject], name: str, changes: dict[str, Any], check: Callable[[Subject], None]
+) -> None:
+    check(subject(name, changes))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("name", layouts())
+def test_a_student_loads_in_stock_transformers_and_generates(
+    subject: Callable[..., Subject], name: str, tied: bool
+) -> None:
+    (check,) = [check for check in CHECKS if check.__name__ == "check_written"]
+    check(subject(name, {"tied": tied}))
+
+
+def test_the_readmes_example_is_a_family_that_passes(tmp_path: Path) -> None:
+    readme = Path(minitron_nas.families.__file__).with_name("README.md").read_text(encoding="utf-8")
+    table = next(block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "LAYOUT = " in block)
+    names: dict[str, Any] = {}
+    exec(table, names)
+    sizes = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 6}
+    config = AutoConfig.for_model("stablelm", vocab_size=320, num_key_value_heads=2, use_qkv_bias=True, **sizes)
+    check_family(names["LAYOUT"], config, tmp_path)

@@ -1,0 +1,83 @@
+"""Deliberately wrong tables fail the suite, and where a tensor is wrong it is named."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from minitron_nas.architecture.layout import (
+    EXPERTS,
+    HEADWISE_QKV,
+    HIDDEN,
+    KEYS,
+    NEURONS,
+    QUERIES,
+    Axis,
+    Dim,
+    Layout,
+    dim,
+)
+from minitron_nas.errors import CheckpointError
+from minitron_nas.families.catalog import layout_of
+from minitron_nas.testing import check_family, tiny_config
+
+LAYER = "model.layers.{layer}."
+
+
+def with_dims(name: str, ending: str, *dims: Dim) -> Layout:
+    """Describe one tensor of a family otherwise."""
+    layout = layout_of(name)
+    assert sum(row.name.endswith(ending) for row in layout.rows) == 1
+    return replace(
+        layout, rows=tuple(replace(row, dims=dims) if row.name.endswith(ending) else row for row in layout.rows)
+    )
+
+
+def without(name: str, ending: str) -> Layout:
+    layout = layout_of(name)
+    return replace(layout, rows=tuple(row for row in layout.rows if not row.name.endswith(ending)))
+
+
+WRONG: dict[str, tuple[Callable[[], Layout], str]] = {
+    "swapped axes": (lambda: with_dims("llama", "up_proj.weight", HIDDEN, NEURONS), "mlp.up_proj.weight"),
+    "missing tensor": (lambda: without("llama", "k_proj.weight"), "self_attn.k_proj.weight"),
+    "missing bias": (lambda: without("qwen2", "v_proj.bias"), "self_attn.v_proj.bias"),
+    "fusion order": (lambda: with_dims("phi3", "qkv_proj.weight", KEYS + QUERIES + KEYS, HIDDEN), "qkv_proj.weight"),
+    "not interleaved": (
+        lambda: with_dims("gpt_neox", "query_key_value.weight", QUERIES + KEYS + KEYS, HIDDEN),
+        "attention.query_key_value.weight",
+    ),
+    "interleaved": (lambda: with_dims("gpt2", "c_attn.bias", HEADWISE_QKV), "attn.c_attn.bias"),
+    "order of heads": (
+        lambda: with_dims("llama", "q_proj.weight", dim(Axis.GROUP_HEADS, Axis.KV_GROUPS, Axis.HEAD_DIM), HIDDEN),
+        "self_attn.q_proj.weight",
+    ),
+    "order of head and channel": (
+        lambda: with_dims("llama", "v_proj.weight", dim(Axis.HEAD_DIM, Axis.KV_GROUPS), HIDDEN),
+        "self_attn.v_proj.weight",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", WRONG)
+def test_a_wrong_row_is_named(tmp_path: Path, fault: str) -> None:
+    make, tensor = WRONG[fault]
+    layout = make()
+    with pytest.raises((AssertionError, CheckpointError, IndexError), match=tensor.replace(".", r"\.")):
+        check_family(layout, tiny_config(layout.model_type), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param(lambda: replace(layout_of("llama"), norm="layer"), id="rms taken for layer norm"),
+        pytest.param(lambda: replace(layout_of("gemma2"), norm="rms"), id="gain of one forgotten"),
+        pytest.param(lambda: replace(layout_of("gemma2"), scales_embeddings=False), id="scaled embeddings forgotten"),
+        pytest.param(lambda: with_dims("mixtral", "gate.weight", dim(Axis.EXPERTS), EXPERTS), id="router"),
+    ],
+)
+def test_a_wrong_constant_or_router_is_caught(tmp_path: Path, layout: Callable[[], Layout]) -> None:
+    table = layout()
+    with pytest.raises((AssertionError, CheckpointError)):
+        check_family(table, tiny_config(table.model_type), tmp_path)

@@ -1,0 +1,98 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from minitron_nas.errors import DataError
+from minitron_nas.execution.device import compute_dtype
+from minitron_nas.pipeline.display import Quiet
+from minitron_nas.pipeline.evaluating import evaluate
+from minitron_nas.testing import tiny_checkpoint
+
+SENTENCE = "The value of the expression is the result of the call, and an error is raised if there is none.\n"
+
+
+@pytest.fixture
+def sentence(tmp_path: Path) -> Path:
+    file = tmp_path / "sentence.txt"
+    file.write_text(SENTENCE)
+    return file
+
+
+def transformers_loss(folder: Path, ids: torch.Tensor) -> float:
+    """The mean next-token loss by the model's own means, in the dtype that `evaluate` computes with."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=compute_dtype(torch.device("cpu")))
+    with torch.no_grad():
+        return model(input_ids=ids, labels=ids).loss.item()
+
+
+def ids_of(folder: Path, text: str) -> torch.Tensor:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return torch.tensor([[*tokenizer(text)["input_ids"], tokenizer.eos_token_id]])
+
+
+def test_perplexity_equals_transformers_own(trained_teacher: Path, sentence: Path) -> None:
+    ids = ids_of(trained_teacher, SENTENCE)
+    result = evaluate(str(trained_teacher), sentence, display=Quiet())
+    assert result.num_tokens == ids.shape[1]
+    assert result.loss_nats == pytest.approx(transformers_loss(trained_teacher, ids), rel=1e-3)
+    assert result.perplexity == pytest.approx(math.exp(result.loss_nats))
+    assert (result.kl_nats, result.num_parameters) == (None, 138_768)
+
+
+def test_a_long_text_is_cut_into_sequences_and_its_rest_counts_too(trained_teacher: Path, tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text(SENTENCE * 3)
+    parts = ids_of(trained_teacher, SENTENCE * 3).split(50, dim=1)
+    assert 2 < parts[-1].shape[1] < 50
+    losses = [(transformers_loss(trained_teacher, part), part.shape[1] - 1) for part in parts]
+    mean = sum(loss * num_labels for loss, num_labels in losses) / sum(num_labels for _, num_labels in losses)
+    result = evaluate(trained_teacher, file, sequence_length=50, display=Quiet())
+    assert result.loss_nats == pytest.approx(mean, rel=1e-3)
+
+
+def test_documents_do_not_see_each_other(trained_teacher: Path, tmp_path: Path) -> None:
+    texts = [SENTENCE, "A module is a file that holds definitions."]
+    file = tmp_path / "texts.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    ids = [ids_of(trained_teacher, text) for text in texts]
+    losses = [(transformers_loss(trained_teacher, part), part.shape[1] - 1) for part in ids]
+    mean = sum(loss * num_labels for loss, num_labels in losses) / sum(num_labels for _, num_labels in losses)
+    assert evaluate(trained_teacher, file, display=Quiet()).loss_nats == pytest.approx(mean, rel=2e-3)
+
+
+def test_the_kl_of_a_model_to_itself_is_zero_and_to_another_is_not(
+    trained_teacher: Path, sentence: Path, tmp_path: Path
+) -> None:
+    other = tiny_checkpoint(tmp_path / "other", "llama", tied=True)
+    same = evaluate(trained_teacher, sentence, teacher=trained_teacher, display=Quiet())
+    assert same.kl_nats == pytest.approx(0.0, abs=1e-6)
+    assert evaluate(other, sentence, teacher=trained_teacher, display=Quiet()).kl_nats > 1
+
+
+def test_a_teacher_with_another_vocabulary_is_refused(trained_teacher: Path, sentence: Path, tmp_path: Path) -> None:
+    other = tiny_checkpoint(tmp_path / "other", "llama", vocab_size=300)
+    message = r"the model's vocabulary has 320 entries and the teacher's 300; a KL needs the same"
+    with pytest.raises(DataError, match=message):
+        evaluate(trained_teacher, sentence, teacher=other, display=Quiet())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"no file matches .*text\.txt"),
+        ("", r"at least 2 are needed to predict one from another|is empty"),
+    ],
+    ids=["missing", "empty"],
+)
+def test_text_to_evaluate_on_must_be_there(
+    trained_teacher: Path, tmp_path: Path, content: str | None, message: str
+) -> None:
+    file = tmp_path / "text.txt"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(DataError, match=message):
+        evaluate(trained_teacher, file, display=Quiet())

@@ -1,0 +1,171 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from minitron_nas.distillation.settings import TextSettings
+from minitron_nas.errors import InvalidArchitectureError, PlanError, RunFolderError, ScoresError, SpaceError
+from minitron_nas.pipeline.display import Quiet
+from minitron_nas.pipeline.pruning import parse_shape, prune, score
+from minitron_nas.testing import tiny_checkpoint
+
+TEXT = TextSettings(sequence_length=64, calibration_samples=16)
+
+
+def pruned_to(out: Path, teacher: object, shape: dict[str, int], text_file: Path) -> object:
+    return prune(teacher, out, shape, data=text_file, text=TEXT, display=Quiet())
+
+
+def test_pruning_nothing_gives_the_teachers_tensors_to_the_bit(
+    trained_teacher: Path, text_file: Path, tmp_path: Path
+) -> None:
+    pruned_to(tmp_path / "student", trained_teacher, {"intermediate_size": 128}, text_file)
+    teacher, student = (AutoModelForCausalLM.from_pretrained(f) for f in (trained_teacher, tmp_path / "student"))
+    expected = teacher.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in student.state_dict().items())
+
+
+def test_a_pruned_student_has_its_shape_proof_and_lineage(
+    trained_teacher: Path, text_file: Path, tmp_path: Path
+) -> None:
+    shape = {"num_hidden_layers": 4, "hidden_size": 42, "num_key_value_heads": 1}
+    result = pruned_to(tmp_path / "student", trained_teacher, shape, text_file)
+    model = AutoModelForCausalLM.from_pretrained(result.path, trust_remote_code=False)
+    assert {name: getattr(model.config, name) for name in shape} == shape
+    assert model.config.num_attention_heads == 3
+    assert model.num_parameters() == result.num_parameters
+    assert result.proof.max_abs_difference <= result.proof.tolerance
+    lineage = json.loads((result.path / "lineage.json").read_text())
+    assert lineage["tokens_trained"] == 0
+    assert lineage["kept_layers"][0] == 0
+    assert lineage["kept_layers"][-1] == 4
+
+
+def test_a_live_teacher_is_pruned_without_being_changed(trained_teacher: Path, text_file: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(trained_teacher)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    pair = (model, AutoTokenizer.from_pretrained(trained_teacher))
+    from_pair = pruned_to(tmp_path / "one", pair, {"hidden_size": 42}, text_file)
+    from_folder = pruned_to(tmp_path / "two", trained_teacher, {"hidden_size": 42}, text_file)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    weights = [(result.path / "model.safetensors").read_bytes() for result in (from_pair, from_folder)]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ({"hidden_size": 49}, r"hidden_size=49 exceeds the source's 48; pruning only removes"),
+        ({"hidden_size": 40}, r"hidden_size=40 with num_attention_heads=6 .*nearest legal hidden_size: 36 or 42"),
+        (
+            {"vocab_size": 100},
+            r"'vocab_size' is not a prunable size of family 'llama'; choose from num_hidden",
+        ),
+        ({"num_hidden_layers": 0}, r"num_hidden_layers=0 must be an integer of at least 1"),
+    ],
+)
+def test_a_shape_that_cannot_be_is_refused_and_leaves_nothing(
+    trained_teacher: Path, text_file: Path, tmp_path: Path, shape: dict[str, int], message: str
+) -> None:
+    with pytest.raises(InvalidArchitectureError, match=message):
+        pruned_to(tmp_path / "student", trained_teacher, shape, text_file)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["plan.yaml", "config.json"])
+def test_pruning_never_replaces_a_folder_that_holds_something(
+    trained_teacher: Path, text_file: Path, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(RunFolderError, match=r"exists and is not empty; choose an empty or new --out"):
+        pruned_to(tmp_path, trained_teacher, {"hidden_size": 42}, text_file)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_shape_is_read_from_names_and_integers() -> None:
+    assert parse_shape("hidden_size=504, intermediate_size=1024") == {"hidden_size": 504, "intermediate_size": 1024}
+
+
+@pytest.mark.parametrize("text", ["", "hidden_size", "hidden_size=", "hidden_size=x", "hidden_size=-1", "a=1,,b=2"])
+def test_a_shape_that_cannot_be_read_is_refused(text: str) -> None:
+    with pytest.raises(PlanError, match=r"--shape '.*' is not of the form name=integer, such as hidden_size=504"):
+        parse_shape(text)
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def test_scores_are_kept_once_and_pruned_from_as_if_scored_there_and_then(
+    trained_teacher: Path, text_file: Path, tmp_path: Path
+) -> None:
+    shape = {"hidden_size": 42, "intermediate_size": 64, "num_hidden_layers": 4}
+    scores = score(trained_teacher, text_file, tmp_path / "scores", TEXT, display=Quiet())
+    assert {file.name for file in scores.iterdir()} == {"scores.safetensors", "scores.parquet"}
+    first = prune(trained_teacher, tmp_path / "one", shape, scores=scores, display=Quiet())
+    second = pruned_to(tmp_path / "two", trained_teacher, shape, text_file)
+    assert weights(first.path) == weights(second.path)
+
+
+def test_the_scores_of_another_model_are_refused(trained_teacher: Path, text_file: Path, tmp_path: Path) -> None:
+    scores = score(trained_teacher, text_file, tmp_path / "scores", TEXT, display=Quiet())
+    other = tiny_checkpoint(tmp_path / "other", "llama", seed=5)
+    with pytest.raises(ScoresError, match=r"holds the scores of model \w+, not of this one \(\w+\); score this one"):
+        prune(other, tmp_path / "student", {"hidden_size": 42}, scores=scores, display=Quiet())
+    assert not (tmp_path / "student").exists()
+
+
+@pytest.mark.parametrize("scores", ["magnitude", "random"])
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "mixtral", "qwen3_moe", "gemma2"])
+def test_baselines_need_no_text(tmp_path: Path, model_type: str, scores: str) -> None:
+    teacher = tiny_checkpoint(tmp_path / "teacher", model_type)
+    ffn = "moe_intermediate_size" if model_type == "qwen3_moe" else "intermediate_size"
+    result = prune(teacher, tmp_path / "student", {ffn: 32, "num_hidden_layers": 3}, scores=scores, display=Quiet())
+    assert getattr(result.architecture, ffn) == 32
+    assert result.proof.max_abs_difference <= result.proof.tolerance
+    assert json.loads((result.path / "lineage.json").read_text())["scores"] == scores
+
+
+def test_random_scores_follow_the_seed(tmp_path: Path) -> None:
+    teacher = tiny_checkpoint(tmp_path / "teacher", "llama")
+    one, two, three = (
+        prune(teacher, tmp_path / name, {"hidden_size": 24}, scores="random", seed=seed, display=Quiet())
+        for name, seed in (("one", 1), ("two", 1), ("three", 2))
+    )
+    assert weights(one.path) == weights(two.path) != weights(three.path)
+
+
+def test_a_size_keeps_layers_and_heads_and_shrinks_channels_and_neurons_alike(tmp_path: Path) -> None:
+    teacher = tiny_checkpoint(tmp_path / "teacher", "mistral", hidden_size=96, intermediate_size=256, head_dim=16)
+    result = prune(teacher, tmp_path / "student", size=350_000, scores="random", display=Quiet())
+    shape = result.architecture
+    assert (shape.num_hidden_layers, shape.num_attention_heads) == (4, 6)
+    assert abs(shape.hidden_size / 96 - shape.intermediate_size / 256) < 0.15
+    assert abs(result.num_parameters / 350_000 - 1) <= 0.05
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"scores": "random"}, "prune needs either a shape, such as hidden_size=504, or a size, such as 94M"),
+        ({"shape": {"hidden_size": 42}, "size": 90_000, "scores": "random"}, "prune needs either a shape"),
+        ({"shape": {"hidden_size": 42}}, "prune needs either scores .* or data to score on"),
+        ({"shape": {"hidden_size": 42}, "scores": "random", "data": "embedded"}, "prune needs either scores"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    trained_teacher: Path, tmp_path: Path, arguments: dict[str, object], message: str
+) -> None:
+    with pytest.raises(PlanError, match=message):
+        prune(trained_teacher, tmp_path / "student", **arguments, display=Quiet())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_without_scores_and_a_size_out_of_reach_leave_nothing(trained_teacher: Path, tmp_path: Path) -> None:
+    with pytest.raises(ScoresError, match=r"holds no scores\.safetensors; give a folder that"):
+        prune(trained_teacher, tmp_path / "student", {"hidden_size": 42}, scores=tmp_path, display=Quiet())
+    with pytest.raises(SpaceError, match="is not below the source's"):
+        prune(trained_teacher, tmp_path / "student", size=10**9, scores="random", display=Quiet())
+    assert list(tmp_path.iterdir()) == []
