@@ -1,5 +1,7 @@
 """The family tables against real transformers models and published totals."""
 
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from minitron_nas.architecture.config import architecture_of
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import MinitronNasError, UnknownFamilyError
+from minitron_nas.families import catalog
 from minitron_nas.families.catalog import count_parameters, layout_of, layouts
 
 FAMILIES = ("llama", "mistral", "nemotron", "qwen2")
@@ -146,3 +149,87 @@ def test_a_config_of_an_unknown_family_is_refused_before_its_fields_are_read() -
 def test_a_config_without_a_family_is_refused() -> None:
     with pytest.raises(UnknownFamilyError, match=r"model type '\(none\)'"):
         count_parameters(SIZES)
+
+
+def nemotron_total(layers: int, hidden: int, heads: int, neurons: int) -> int:
+    """Embeddings and output head, then per layer the FFN, queries and output, keys and values; gains and biases."""
+    vocab, width, groups = 256_000, 128, 8
+    matrices = 2 * hidden * neurons + 2 * hidden * heads * width + 2 * hidden * groups * width
+    return 2 * vocab * hidden + layers * (matrices + 4 * hidden) + 2 * hidden
+
+
+@pytest.mark.parametrize(
+    ("hidden", "heads", "neurons", "billions"),
+    [(6144, 48, 24576, 15.6), (4096, 48, 16384, 8.27), (3072, 24, 9216, 4.19)],
+    ids=["Nemotron-4-15B", "Minitron-8B", "Minitron-4B"],
+)
+def test_the_papers_own_models_have_their_totals(hidden: int, heads: int, neurons: int, billions: float) -> None:
+    sizes = {"hidden_size": hidden, "num_attention_heads": heads, "intermediate_size": neurons}
+    total = count_parameters(NEMOTRON_15B.reshaped(sizes))
+    assert total == nemotron_total(32, hidden, heads, neurons)
+    assert total / 1e9 == pytest.approx(billions, abs=0.06)
+
+
+@pytest.mark.parametrize(
+    ("config", "total"),
+    [
+        pytest.param(
+            {
+                "model_type": "gpt2",
+                "n_embd": 768,
+                "n_layer": 12,
+                "n_head": 12,
+                "n_positions": 1024,
+                "vocab_size": 50257,
+            },
+            124_439_808,
+            id="GPT-2",
+        ),
+        pytest.param(
+            {
+                "model_type": "mixtral",
+                "num_hidden_layers": 32,
+                "hidden_size": 4096,
+                "intermediate_size": 14336,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 8,
+                "num_local_experts": 8,
+                "num_experts_per_tok": 2,
+                "vocab_size": 32000,
+            },
+            46_702_792_704,
+            id="Mixtral-8x7B",
+        ),
+        pytest.param(
+            {
+                "model_type": "gpt_neox",
+                "num_hidden_layers": 24,
+                "hidden_size": 2048,
+                "intermediate_size": 8192,
+                "num_attention_heads": 16,
+                "vocab_size": 50304,
+            },
+            1_414_647_808,
+            id="Pythia-1.4B",
+        ),
+    ],
+)
+def test_a_config_json_as_the_hub_has_it_is_counted(config: dict[str, Any], total: int) -> None:
+    assert count_parameters(config) == total
+    assert count_parameters(AutoConfig.for_model(**config)) == total
+
+
+def test_a_family_of_another_package_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = replace(layout_of("mistral"), model_type="other")
+    entry = SimpleNamespace(name="other", value="package:LAYOUT", load=lambda: other)
+    monkeypatch.setattr(catalog, "entry_points", lambda group: [entry] if group == "minitron_nas.families" else [])
+    layouts.cache_clear()
+    try:
+        assert layout_of("other") is other
+        entry.load = lambda: "no table"
+        layouts.cache_clear()
+        with pytest.raises(UnknownFamilyError, match="the entry point 'other' of group 'minitron_nas.families' names"):
+            layout_of("llama")
+    finally:
+        monkeypatch.undo()
+        layouts.cache_clear()
