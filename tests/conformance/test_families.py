@@ -12,15 +12,32 @@ import minitron_nas.families
 from minitron_nas.families.catalog import layouts
 from minitron_nas.testing import CHECKS, Subject, check_family, tiny_config
 
+
+def rope(kind: str, **settings: float) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 1e4, **settings}}
+
+
+ROPES = (
+    rope("linear", factor=2.0),
+    rope("dynamic", factor=2.0),
+    rope("yarn", factor=2.0, original_max_position_embeddings=64),
+    rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64),
+)
 VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
     "gpt_neox": ({"attention_bias": False},),
-    "llama": ({"attention_bias": True, "mlp_bias": True}, {"num_key_value_heads": 6}),
+    "llama": ({"attention_bias": True, "mlp_bias": True}, {"num_key_value_heads": 6}, *ROPES),
     "nemotron": ({"attention_bias": True, "mlp_bias": True},),
     "qwen3": ({"attention_bias": True},),
     "starcoder2": ({"use_bias": False},),
 }
+
+
+def _short(value: Any) -> str:
+    return str(value["rope_type"] if isinstance(value, dict) else value)
+
+
 KINDS = [
-    pytest.param(name, changes, id="-".join([name, *(f"{key}={value}" for key, value in changes.items())]))
+    pytest.param(name, changes, id="-".join([name, *(f"{key}={_short(value)}" for key, value in changes.items())]))
     for name in layouts()
     for changes in ({"tied": False}, {"tied": True}, *VARIANTS.get(name, ()))
 ]

@@ -13,7 +13,7 @@ STAGES = (
     "teacher signal",
     "teacher evaluate",
     "teacher score",
-    "teacher sort",
+    "teacher rank",
     "90k screen",
     "90k tournament",
     "90k distil",
