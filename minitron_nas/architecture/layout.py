@@ -85,6 +85,8 @@ class TensorRow:
         when: A boolean field of `Architecture` that must be true for the tensor to exist.
         unless: One that must be false.
         is_norm: Whether it is the gain of a norm over its one dimension.
+        on_branch: Of a norm over hidden channels: whether it acts on what a layer adds to the residual
+            stream, and not on the stream itself.
     """
 
     name: str
@@ -92,6 +94,7 @@ class TensorRow:
     when: str | None = None
     unless: str | None = None
     is_norm: bool = False
+    on_branch: bool = False
 
     @property
     def per_layer(self) -> bool:
@@ -129,9 +132,9 @@ def row(name: str, *dims: Dim, when: str | None = None, unless: str | None = Non
     return TensorRow(name, dims, when, unless)
 
 
-def norm(name: str, over: Dim) -> TensorRow:
-    """Write the line of a norm's gain."""
-    return TensorRow(name, (over,), is_norm=True)
+def norm(name: str, over: Dim, on_branch: bool = False) -> TensorRow:
+    """Write the line of a norm's gain; what reads the norm's output stands below it, up to the next norm."""
+    return TensorRow(name, (over,), is_norm=True, on_branch=on_branch)
 
 
 class TensorPlace(NamedTuple):
@@ -150,9 +153,8 @@ class Layout:
     Attributes:
         model_type: The family's `model_type` in `config.json`.
         rows: Every tensor of a checkpoint.
-        norm: What the norms compute, where their gain can make up for a mean over fewer channels:
-            `rms` multiplies by the gain, `rms_plus_one` by 1 + gain; `layer` also subtracts the mean,
-            for which no gain makes up.
+        norm: What the norms compute: `rms` multiplies by the gain, `rms_plus_one` by 1 + gain; `layer`
+            and `layer_plus_one` also subtract the mean over channels.
         scales_embeddings: Whether embeddings are multiplied by the square root of `hidden_size`.
         conv1d: Whether the matrices of the layers are stored (inputs, outputs), as Conv1D does.
         head_dim_is_derived: Whether the model takes `head_dim` to be hidden_size / num_attention_heads.
@@ -170,7 +172,7 @@ class Layout:
 
     model_type: str
     rows: tuple[TensorRow, ...]
-    norm: Literal["rms", "rms_plus_one", "layer"] = "rms"
+    norm: Literal["rms", "rms_plus_one", "layer", "layer_plus_one"] = "rms"
     scales_embeddings: bool = False
     conv1d: bool = False
     head_dim_is_derived: bool = False
@@ -223,6 +225,40 @@ class Layout:
     def output_dim(self, table_row: TensorRow) -> Dim:
         """Return the dimension of a layer's matrix that its outputs run along."""
         return table_row.dims[-1 if self.conv1d else 0]
+
+    @property
+    def norm_centres(self) -> bool:
+        """Whether the norms subtract the mean over channels."""
+        return self.norm.startswith("layer")
+
+    @property
+    def norm_offset(self) -> float:
+        """What the norms add to their stored gain."""
+        return 1.0 if self.norm.endswith("plus_one") else 0.0
+
+    def is_head(self, table_row: TensorRow) -> bool:
+        """Whether a tensor is the output head of untied models."""
+        return table_row.dims == (VOCAB, HIDDEN) and table_row.unless is not None
+
+    def reads_hidden(self, table_row: TensorRow) -> bool:
+        """Whether a tensor is a matrix whose inputs are hidden channels."""
+        is_matrix = table_row.per_layer and len(table_row.dims) == 2
+        return self.is_head(table_row) or (is_matrix and self.input_dim(table_row) == HIDDEN)
+
+    def stream_norms(self) -> tuple[TensorRow, ...]:
+        """Return the gains of the norms that read the residual stream."""
+        return tuple(r for r in self.rows if r.is_norm and r.dims == (HIDDEN,) and not r.on_branch)
+
+    def norm_before(self, table_row: TensorRow) -> TensorRow:
+        """Return the gain of the norm whose output a matrix reads: the last one above it in the table."""
+        above = self.rows[: self.rows.index(table_row)]
+        return next(r for r in reversed(above) if r in self.stream_norms())
+
+    def norm_of_bias(self, table_row: TensorRow) -> TensorRow | None:
+        """Return the gain of the norm that a bias belongs to; None for any other tensor."""
+        if table_row.is_norm or table_row.dims != (HIDDEN,):
+            return None
+        return next((r for r in self.rows if r.is_norm and r.module == table_row.module), None)
 
     def readers(self) -> tuple[TensorRow, TensorRow]:
         """Return two matrices that read the hidden channels of a layer: one of attention, one of the FFN."""

@@ -26,6 +26,6 @@ LAYOUT = Layout(
         row("model.norm.bias", HIDDEN),
         row("lm_head.weight", VOCAB, HIDDEN, unless="tie_word_embeddings"),
     ),
-    norm="layer",
+    norm="layer_plus_one",
     ignored=("rotary_emb.inv_freq",),
 )

@@ -187,7 +187,7 @@ def prune(
         generator = torch.Generator().manual_seed(seed)
         prompt = torch.randint(0, source.vocab_size, (1, PROOF_TOKENS), generator=generator)
         with display.stage("prune", f"cut to {target.id}") as progress:
-            proof = write_student(prepared, target, folder, prompt, lineage, progress)
+            proof = write_student(prepared, target, folder, prompt, lineage, progress=progress)
     return Pruned(folder, target, count_parameters(target, layout), proof)
 
 

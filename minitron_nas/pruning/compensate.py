@@ -37,19 +37,19 @@ def scaling_of(row: TensorRow, layout: Layout, source: Architecture, target: Arc
     ratio = sqrt(source.hidden_size / target.hidden_size)
     factor = 1.0
     if row.is_norm and row.dims == (HIDDEN,):
-        if layout.norm != "layer":
+        if not layout.norm_centres:
             factor *= ratio
         if layout.scales_embeddings and source.tie_word_embeddings and not row.per_layer:
             factor /= ratio
     elif layout.scales_embeddings and row.dims == (VOCAB, HIDDEN) and row.unless is None:
         factor *= ratio
-    return Scaling(factor, 1.0 if layout.norm == "rms_plus_one" and row.is_norm else 0.0)
+    return Scaling(factor, layout.norm_offset if row.is_norm else 0.0)
 
 
 def scaled_constants(
     config: Mapping[str, Any], layout: Layout, source: Architecture, target: Architecture
 ) -> dict[str, Any]:
     """Return the entries of `config.json` that change with the hidden size."""
-    if layout.norm == "layer" or source.hidden_size == target.hidden_size:
+    if layout.norm_centres or source.hidden_size == target.hidden_size:
         return {}
     return {_EPSILON: config[_EPSILON] * source.hidden_size / target.hidden_size}

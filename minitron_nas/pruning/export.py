@@ -16,11 +16,12 @@ from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import ProofError
 from minitron_nas.families.checks import check_tensors
 from minitron_nas.progress import Progress, silent
+from minitron_nas.pruning.parts import DTYPES, total_bytes
 from minitron_nas.pruning.prepare import PreparedTeacher
-from minitron_nas.pruning.slice import DTYPES, build_student, cuts, student_config, total_bytes
+from minitron_nas.pruning.slice import build_student, cuts, student_config
 from minitron_nas.pruning.surgery import surgery_key, write_weights
 from minitron_nas.storage.atomic import whole_folder, write_json
-from minitron_nas.storage.weights import read_headers
+from minitron_nas.storage.weights import TensorHeader, read_headers
 
 PROOF = "proof.json"
 LINEAGE = "lineage.json"
@@ -88,6 +89,7 @@ def write_student(
     folder: Path,
     prompt: Tensor,
     lineage: Mapping[str, Any],
+    repaired: Mapping[str, TensorHeader] | None = None,
     progress: Progress = silent,
 ) -> Proof | None:
     """Cut an untrained student out of a teacher's files, tensor by tensor, into a folder as above.
@@ -103,6 +105,7 @@ def write_student(
         folder: Where it goes; it appears when it is whole.
         prompt: (1, seq_len), token ids.
         lineage: Where the student comes from; the proof is added to it.
+        repaired: Tensors of the student that stand ready in a file, by name.
         progress: Told the number of bytes written and verified.
 
     Returns:
@@ -115,7 +118,7 @@ def write_student(
         ProofError: If the reloaded model gives other logits.
     """
     check_architecture(target, prepared.layout)
-    parts, config = cuts(prepared, target), student_config(prepared, target)
+    parts, config = cuts(prepared, target, repaired), student_config(prepared, target)
     with whole_folder(folder, surgery_key(parts, config)) as partial:
         write_weights(parts, partial, progress)
         write_json(partial / "config.json", config)
@@ -124,7 +127,7 @@ def write_student(
         proof = None
         if _MODELS_IN_A_PROOF * total_bytes(parts) <= psutil.virtual_memory().available:
             dtype = stored_dtype(partial)
-            proof = _prove(partial, build_student(prepared, target, dtype).eval(), dtype, prompt)
+            proof = _prove(partial, build_student(prepared, target, dtype, repaired).eval(), dtype, prompt)
         write_json(partial / LINEAGE, {**lineage, "proof": asdict(proof) if proof is not None else None})
     return proof
 

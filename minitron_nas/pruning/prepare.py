@@ -9,6 +9,7 @@ from minitron_nas.architecture.spec import Architecture
 from minitron_nas.families.checks import table_names
 from minitron_nas.families.config import read_architecture, read_config
 from minitron_nas.pruning.order import PruningOrder
+from minitron_nas.pruning.rotation import Rotation
 from minitron_nas.storage.weights import TensorHeader, read_headers
 
 
@@ -24,6 +25,7 @@ class PreparedTeacher:
         headers: Where each tensor lies, by the table's names.
         order: Which units leave first.
         order_file: Where that was read from.
+        rotation: The basis in which hidden channels are cut; None where they are selected.
     """
 
     path: Path
@@ -33,6 +35,7 @@ class PreparedTeacher:
     headers: dict[str, TensorHeader]
     order: PruningOrder
     order_file: Path
+    rotation: Rotation | None = None
 
     @classmethod
     def open(cls, path: Path, order_file: Path) -> Self:

@@ -1,90 +1,21 @@
-"""The one surgery: from a prepared teacher to a candidate's tensors, a block of rows at a time."""
+"""The one surgery: from a prepared teacher to a candidate's tensors."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from minitron_nas.architecture.config import with_sizes
+from minitron_nas.architecture.layout import HIDDEN, Dim, TensorPlace
 from minitron_nas.architecture.rules import check_architecture
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.pruning.compensate import Scaling, scaled_constants, scaling_of
+from minitron_nas.pruning.compensate import scaled_constants, scaling_of
+from minitron_nas.pruning.parts import Cut, Kept, Part, Vector, whole
 from minitron_nas.pruning.prepare import PreparedTeacher
-from minitron_nas.storage.weights import TensorHeader, read_rows, row_blocks
-
-Rows: TypeAlias = tuple[int, int]
-"""First and last (exclusive) of the student's rows."""
-
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-}  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """How one tensor of a student comes out of the teacher's.
-
-    Attributes:
-        name: Of the student's tensor.
-        source: Where the teacher's lies.
-        kept: For each dimension the teacher's entries that stay, ascending; None where all do.
-        scaling: What makes up for constants that depend on a pruned size.
-    """
-
-    name: str
-    source: TensorHeader
-    kept: tuple[Any, ...]
-    scaling: Scaling
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the student's tensor."""
-        return tuple(
-            size if kept is None else len(kept) for size, kept in zip(self.source.shape, self.kept, strict=True)
-        )
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the student's tensor."""
-        return int(np.prod(self.shape)) * self.source.itemsize
-
-    def blocks(self) -> Iterator[Rows]:
-        """Yield the student's rows so that each block comes out of one block of the teacher's."""
-        for first, last in row_blocks(self.source):
-            if self.kept[0] is not None:
-                first, last = np.searchsorted(self.kept[0], (first, last)).tolist()  # noqa: PLW2901
-            if first < last:
-                yield first, last
-
-    def read(self, rows: Rows) -> Any:
-        """Return a block of the student's tensor as a numpy array of the stored bits."""
-        kept = self.kept[0]
-        if kept is None:
-            block = read_rows(self.source, *rows)
-        else:
-            wanted = kept[slice(*rows)]
-            first = int(wanted[0])
-            block = read_rows(self.source, first, int(wanted[-1]) + 1)
-            if len(block) != len(wanted):
-                block = block.take(wanted - first, axis=0)
-        for axis, entries in enumerate(self.kept[1:], start=1):
-            if entries is not None:
-                block = block.take(entries, axis=axis)
-        return block if self.scaling.factor == 1 else self._scaled(block)
-
-    def tensor(self) -> Tensor:
-        """Return the whole tensor of the student."""
-        return torch.from_numpy(self.read((0, self.shape[0]))).view(DTYPES[self.source.dtype])
-
-    def _scaled(self, block: Any) -> Any:
-        factor, offset = self.scaling
-        dtype = DTYPES[self.source.dtype]
-        wide = torch.from_numpy(block).view(dtype).double()
-        return ((wide + offset) * factor - offset).to(dtype).view(torch.from_numpy(block).dtype).numpy()
+from minitron_nas.pruning.rotation import HiddenBasis, stream_norms
+from minitron_nas.storage.weights import TensorHeader
 
 
 def student_config(prepared: PreparedTeacher, target: Architecture) -> dict[str, Any]:
@@ -105,41 +36,104 @@ def student_config(prepared: PreparedTeacher, target: Architecture) -> dict[str,
     return with_sizes({**prepared.config, **per_layer, **constants}, target, prepared.layout)
 
 
-def cuts(prepared: PreparedTeacher, target: Architecture) -> list[Cut]:
-    """Return how every tensor of the student is cut, in the order of the family's table."""
-    order, source = prepared.order, prepared.architecture
-    layers = order.kept_layers(target.num_hidden_layers)
-    experts = [order.kept_experts(layer, target.num_experts) for layer in layers] if target.num_experts else []
-    result = []
-    for place in prepared.layout.tensors(target):
-        layer = None if place.layer is None else layers[place.layer]
-        expert = None if place.expert is None or place.layer is None else experts[place.layer][place.expert]
+def cuts(
+    prepared: PreparedTeacher, target: Architecture, repaired: Mapping[str, TensorHeader] | None = None
+) -> list[Part]:
+    """Return where every tensor of the student comes from, in the order of the family's table.
+
+    Args:
+        prepared: The ranked teacher.
+        target: A shape no larger than the teacher's.
+        repaired: Tensors of the student that stand ready in a file, by name.
+    """
+    basis = None
+    if prepared.rotation is not None and target.hidden_size < prepared.architecture.hidden_size:
+        basis = prepared.rotation.at(target.hidden_size, target.tie_word_embeddings)
+    return turned_cuts(prepared, target, basis, repaired or {})
+
+
+def turned_cuts(
+    prepared: PreparedTeacher, target: Architecture, basis: HiddenBasis | None, repaired: Mapping[str, TensorHeader]
+) -> list[Part]:
+    """Return the same for a basis that is given; None selects channels."""
+    surgeon = _Surgeon(prepared, target, basis)
+    return [
+        Cut(place.name, repaired[place.name], (None,) * len(place.row.dims))
+        if place.name in repaired
+        else surgeon.part(place)
+        for place in prepared.layout.tensors(target)
+    ]
+
+
+class _Surgeon:
+    """Finds for each tensor of a student where it comes from."""
+
+    def __init__(self, prepared: PreparedTeacher, target: Architecture, basis: HiddenBasis | None) -> None:
+        self._prepared, self._target, self._basis = prepared, target, basis
+        order = prepared.order
+        self._layers = order.kept_layers(target.num_hidden_layers)
+        self._experts = [order.kept_experts(layer, target.num_experts) for layer in self._layers]
+        norms = stream_norms(prepared.layout, prepared.architecture)
+        self._norms = {place.name: number for number, place in enumerate(norms)}
+
+    def part(self, place: TensorPlace) -> Part:
+        layer = None if place.layer is None else self._layers[place.layer]
+        expert = None if place.expert is None or place.layer is None else self._experts[place.layer][place.expert]
         origin = place._replace(name=place.row.name.format(layer=layer, expert=expert), layer=layer, expert=expert)
-        kept = [order.kept_entries(dimension, origin, source, target) for dimension in place.row.dims]
-        result.append(
-            Cut(
-                place.name,
-                prepared.headers[origin.name],
-                tuple(None if entries is None else entries.numpy() for entries in kept),
-                scaling_of(place.row, prepared.layout, source, target),
-            )
-        )
-    return result
+        header = self._prepared.headers[origin.name]
+        if self._basis is not None and place.row.dims == (HIDDEN,):
+            constant = self._constant(origin, self._basis)
+            if constant is not None:
+                return Vector(place.name, header.dtype, constant, self._prepared.path)
+        kept = tuple(self._kept(dimension, origin) for dimension in place.row.dims)
+        if self._basis is not None:
+            return Cut(place.name, header, kept)
+        scaling = scaling_of(place.row, self._prepared.layout, self._prepared.architecture, self._target)
+        return Cut(place.name, header, kept, scaling)
+
+    def _kept(self, dimension: Dim, origin: TensorPlace) -> Kept:
+        if self._basis is not None and dimension == HIDDEN:
+            layout = self._prepared.layout
+            if not layout.reads_hidden(origin.row):
+                return self._basis.turn()
+            before = layout.norm_before(origin.row)
+            return self._basis.turn(self._norms[before.name.format(layer=origin.layer)])
+        entries = self._prepared.order.kept_entries(dimension, origin, self._prepared.architecture, self._target)
+        return None if entries is None else entries.numpy()
+
+    def _constant(self, origin: TensorPlace, basis: HiddenBasis) -> Tensor | None:
+        """The gain or bias of a norm of the rotated student; None for what is neither."""
+        layout, size = self._prepared.layout, self._target.hidden_size
+        if origin.row.is_norm:
+            number = self._norms[origin.name]
+            if basis.final_gain is not None and number == len(basis.gains) - 1:
+                return basis.final_gain - layout.norm_offset
+            return basis.gains[number].expand(size) - layout.norm_offset
+        norm = layout.norm_of_bias(origin.row)
+        if norm is None or basis.levels is None:
+            return None
+        return basis.levels[self._norms[norm.name.format(layer=origin.layer)]].expand(size)
 
 
-def build_student(prepared: PreparedTeacher, target: Architecture, dtype: torch.dtype) -> Any:
+def build_student(
+    prepared: PreparedTeacher,
+    target: Architecture,
+    dtype: torch.dtype,
+    repaired: Mapping[str, TensorHeader] | None = None,
+) -> Any:
     """Build the pruned causal LM in memory.
 
     Args:
         prepared: The ranked teacher.
         target: A shape no larger than the teacher's.
         dtype: Of the weights.
+        repaired: Tensors of the student that stand ready in a file, by name.
 
     Raises:
         InvalidArchitectureError: If stock transformers would refuse the shape.
     """
     check_architecture(target, prepared.layout)
-    tensors = {cut.name: cut.tensor().to(dtype) for cut in cuts(prepared, target)}
+    tensors = {part.name: whole(part).to(dtype) for part in cuts(prepared, target, repaired)}
     return model_from_tensors(student_config(prepared, target), tensors, dtype)
 
 
@@ -167,11 +161,6 @@ def model_from_tensors(config: dict[str, Any], tensors: dict[str, Tensor], dtype
     if missing:
         raise RuntimeError(f"the family table of {model_config.model_type} and transformers disagree on {missing}")
     return model
-
-
-def total_bytes(all_cuts: Sequence[Cut]) -> int:
-    """Bytes of a student's tensors."""
-    return sum(cut.num_bytes for cut in all_cuts)
 
 
 def _is_per_layer(key: str, value: Any, source: Architecture) -> bool:

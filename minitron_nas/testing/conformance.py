@@ -26,13 +26,17 @@ from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.head import OutputHead
 from minitron_nas.distillation.losses import distillation_loss, forward_kl
 from minitron_nas.distillation.signals import final_hidden
+from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.families.checks import check_tensors
 from minitron_nas.importance.baselines import random_scores
+from minitron_nas.importance.moments import stream_moments
 from minitron_nas.pruning.compensate import scaled_constants
 from minitron_nas.pruning.export import write_student
 from minitron_nas.pruning.order import PruningOrder
+from minitron_nas.pruning.parts import whole
 from minitron_nas.pruning.prepare import PreparedTeacher
-from minitron_nas.pruning.slice import build_student, model_from_tensors
+from minitron_nas.pruning.rotation import Rotation, why_not_rotatable
+from minitron_nas.pruning.slice import build_student, model_from_tensors, turned_cuts
 from minitron_nas.storage.atomic import read_json
 from minitron_nas.testing.tiny import tiny_model, tiny_tokenizer
 
@@ -148,7 +152,7 @@ def check_norms(subject: Subject) -> None:
             with torch.no_grad():
                 shifted = (module(inputs.double() + 1) - module(inputs.double())).abs().max().item()
             subtracts = shifted < 1e-4
-            assert subtracts == (subject.layout.norm == "layer"), (
+            assert subtracts == subject.layout.norm_centres, (
                 f"tensor {place.name!r} belongs to a norm that {'subtracts' if subtracts else 'keeps'} the mean, but "
                 f"the table says norm={subject.layout.norm!r}"
             )
@@ -193,6 +197,25 @@ def check_masked_teacher(subject: Subject) -> None:
         )
         changed = (expected - subject.logits(subject.model)).abs().max().item()
         assert changed > 100 * _TOLERANCE, f"pruning {name} to {shape} changes nothing; the check is blind"
+
+
+def check_rotation(subject: Subject) -> None:
+    """A rotated teacher computes what the teacher does, where the table says that it can be rotated."""
+    layout, architecture = subject.layout, subject.architecture
+    if why_not_rotatable(layout, architecture) is not None:
+        return
+    positions = torch.arange(_SEQ_LEN).expand_as(subject.prompt)
+    moments = stream_moments(subject.model, layout, PackedTokens(subject.prompt, positions))
+    rotation = Rotation.of(moments, subject.prepared.headers, architecture, layout)
+    basis = rotation.at(architecture.hidden_size, architecture.tie_word_embeddings)
+    parts = turned_cuts(subject.prepared, architecture, basis, {})
+    tensors = {part.name: whole(part) for part in parts}
+    rotated = _plain_experts(model_from_tensors(dict(subject.prepared.config), tensors, torch.float64).eval())
+    difference = (subject.logits(rotated) - subject.logits(subject.model)).abs().max().item()
+    assert difference <= _TOLERANCE, (
+        f"rotating without cutting changes the logits by {difference:.3g}; a norm stands in the wrong place of the "
+        "table, or acts on what a layer adds to the residual stream (on_branch)"
+    )
 
 
 def check_loss(subject: Subject) -> None:
@@ -248,6 +271,7 @@ CHECKS: tuple[Callable[[Subject], None], ...] = (
     check_units,
     check_nothing_pruned,
     check_masked_teacher,
+    check_rotation,
     check_loss,
     check_written,
 )
@@ -403,7 +427,7 @@ def _masked(
     model = _plain_experts(model_from_tensors(dict(subject.prepared.config), dict(content), torch.float64).eval())
     modules = dict(model.named_modules())
     for place in subject.layout.tensors(subject.architecture):
-        if place.row.is_norm and (place.row.dims != (HIDDEN,) or subject.layout.norm == "layer"):
+        if place.row.is_norm and (place.row.dims != (HIDDEN,) or subject.layout.norm_centres):
             (mask,) = _kept_masks(subject, target, place)
             name = subject.layout.module_of(place.row).format(layer=place.layer)
             _set_epsilon(modules[name], subject, target)

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from minitron_nas.families.checkpoint import open_checkpoint
+from minitron_nas.pruning.parts import whole
 from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.slice import cuts
 from minitron_nas.testing import rewrite_tensors, tiny_checkpoint, tiny_config, tiny_model, tiny_tokenizer
@@ -14,7 +15,7 @@ SHAPE = {"intermediate_size": 56, "num_hidden_layers": 3}
 
 
 def tensors_of(prepared, shape):
-    return {cut.name: cut.tensor() for cut in cuts(prepared, prepared.architecture.reshaped(shape))}
+    return {part.name: whole(part) for part in cuts(prepared, prepared.architecture.reshaped(shape))}
 
 
 def sharded(folder, model_type, **changes):

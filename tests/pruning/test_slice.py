@@ -7,6 +7,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from minitron_nas.errors import InvalidArchitectureError
+from minitron_nas.pruning.parts import whole
 from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.slice import (
     build_student,
@@ -48,7 +49,7 @@ NARROW = [
 
 
 def tensors_of(prepared, shape):
-    return {cut.name: cut.tensor() for cut in cuts(prepared, prepared.architecture.reshaped(shape))}
+    return {part.name: whole(part) for part in cuts(prepared, prepared.architecture.reshaped(shape))}
 
 
 def named(shape):

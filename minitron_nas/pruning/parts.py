@@ -1,0 +1,216 @@
+"""The tensors of a student, each of which can be read some rows at a time, as stored bits."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minitron_nas.pruning.compensate import Scaling
+from minitron_nas.pruning.rotation import Turn
+from minitron_nas.storage.weights import TensorHeader, read_rows, row_blocks
+
+Rows: TypeAlias = tuple[int, int]
+"""First and last (exclusive) of the student's rows."""
+
+Kept: TypeAlias = Any
+"""What a student keeps of one dimension of a teacher's tensor: the ascending indices of the entries that
+stay, a numpy array (num_kept,); None where all do; or a `Turn` that mixes them."""
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+}  # fmt: skip
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+_UNSCALED = Scaling()
+
+
+class Part(Protocol):
+    """One tensor of a student, to be had some rows at a time."""
+
+    @property
+    def name(self) -> str:
+        """Of the student's tensor."""
+
+    @property
+    def dtype(self) -> str:
+        """Its type, as safetensors names it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+
+    @property
+    def origin(self) -> Path:
+        """The folder whose values it is made of."""
+
+    def blocks(self) -> Iterator[Rows]:
+        """Yield its rows in blocks."""
+
+    def read(self, rows: Rows) -> Any:
+        """Return a block of it as a numpy array of the stored bits."""
+
+    def update(self, digest: Any) -> None:
+        """Feed a hash with what decides its values."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A tensor of a student that comes out of one of the teacher's.
+
+    Attributes:
+        name: Of the student's tensor.
+        source: Where the teacher's lies.
+        kept: What stays of each dimension.
+        scaling: What makes up for constants that depend on a pruned size.
+    """
+
+    name: str
+    source: TensorHeader
+    kept: tuple[Kept, ...]
+    scaling: Scaling = _UNSCALED
+
+    @property
+    def dtype(self) -> str:
+        """Type of both tensors."""
+        return self.source.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the student's tensor."""
+        return tuple(
+            size if kept is None else kept.shape[-1] for size, kept in zip(self.source.shape, self.kept, strict=True)
+        )
+
+    @property
+    def origin(self) -> Path:
+        """The teacher's folder."""
+        return self.source.file.parent
+
+    def blocks(self) -> Iterator[Rows]:
+        """Yield the student's rows, each block out of one block of the teacher's where rows are not mixed."""
+        kept = self.kept[0]
+        for first, last in row_blocks(self.source):
+            if isinstance(kept, Turn):
+                first, last = min(first, self.shape[0]), min(last, self.shape[0])  # noqa: PLW2901
+            elif kept is not None:
+                first, last = np.searchsorted(kept, (first, last)).tolist()  # noqa: PLW2901
+            if first < last:
+                yield first, last
+
+    def read(self, rows: Rows) -> Any:
+        """Return a block of the student's tensor as a numpy array of the stored bits."""
+        kept, *others = self.kept
+        if isinstance(kept, Turn):
+            return self._scaled(self._turned_rows(kept.matrix()[:, slice(*rows)]))
+        bits = self._selected(rows)
+        turns = [entries for entries in others if isinstance(entries, Turn)]
+        if not turns and self.scaling.factor == 1:
+            return bits
+        wide = self._wide(bits)
+        for turn in turns:
+            wide = wide @ turn.matrix().to(wide.dtype)
+        return self._scaled(wide)
+
+    def update(self, digest: Any) -> None:
+        """Feed a hash with what decides its values."""
+        status = self.source.file.stat()
+        about = (self.name, self.source.file.name, status.st_size, status.st_mtime_ns, self.source.offset)
+        digest.update(f"{about} {self.shape} {self.scaling}".encode())
+        for kept in self.kept:
+            content = kept.matrix().numpy() if isinstance(kept, Turn) else kept
+            digest.update(b"all" if content is None else content.tobytes())
+
+    def _turned_rows(self, matrix: Tensor) -> Tensor:
+        """Rows that are mixtures of all the teacher's rows, (num_rows, ...)."""
+        mixed = torch.zeros(())
+        for first, last in row_blocks(self.source):
+            wide = self._wide(self._selected_columns(read_rows(self.source, first, last)))
+            mixed = mixed + matrix[first:last].to(wide.dtype).T @ wide
+        return mixed
+
+    def _selected(self, rows: Rows) -> Any:
+        kept = self.kept[0]
+        if kept is None:
+            return self._selected_columns(read_rows(self.source, *rows))
+        wanted = kept[slice(*rows)]
+        first = int(wanted[0])
+        block = read_rows(self.source, first, int(wanted[-1]) + 1)
+        if len(block) != len(wanted):
+            block = block.take(wanted - first, axis=0)
+        return self._selected_columns(block)
+
+    def _selected_columns(self, block: Any) -> Any:
+        for axis, entries in enumerate(self.kept[1:], start=1):
+            if entries is not None and not isinstance(entries, Turn):
+                block = block.take(entries, axis=axis)
+        return block
+
+    def _wide(self, bits: Any) -> Tensor:
+        stored = torch.from_numpy(bits).view(DTYPES[self.dtype])
+        return stored if stored.dtype == torch.float64 else stored.float()
+
+    def _scaled(self, wide: Tensor) -> Any:
+        factor, offset = self.scaling
+        if factor != 1:
+            wide = (wide.double() + offset) * factor - offset
+        return _stored(wide, self.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """A tensor of a student with one dimension that no tensor of the teacher holds: a norm of a rotated model.
+
+    Attributes:
+        name: Of the student's tensor.
+        dtype: Its type, as safetensors names it.
+        values: (size,), float64.
+        origin: The teacher's folder.
+    """
+
+    name: str
+    dtype: str
+    values: Tensor
+    origin: Path
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return tuple(self.values.shape)
+
+    def blocks(self) -> Iterator[Rows]:
+        """Yield all of it."""
+        yield 0, len(self.values)
+
+    def read(self, rows: Rows) -> Any:
+        """Return some of it as a numpy array of the stored bits."""
+        return _stored(self.values[slice(*rows)], self.dtype)
+
+    def update(self, digest: Any) -> None:
+        """Feed a hash with its values."""
+        digest.update(self.name.encode() + self.values.numpy().tobytes())
+
+
+def whole(part: Part) -> Tensor:
+    """Return all of a tensor of a student."""
+    return torch.from_numpy(part.read((0, part.shape[0]))).view(DTYPES[part.dtype])
+
+
+def num_bytes(part: Part) -> int:
+    """Return the bytes of a tensor of a student."""
+    return prod(part.shape) * DTYPES[part.dtype].itemsize
+
+
+def total_bytes(parts: Iterable[Part]) -> int:
+    """Return the bytes of all tensors of a student."""
+    return sum(num_bytes(part) for part in parts)
+
+
+def _stored(wide: Tensor, dtype: str) -> Any:
+    values = wide.to(DTYPES[dtype]).contiguous()
+    return values.view(_BITS[values.element_size()]).numpy()
