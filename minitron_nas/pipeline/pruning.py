@@ -168,8 +168,11 @@ def prune(
         calibration = _calibration_reader(checkpoint, scores, data, text or TextSettings(), seed)
         fewer = target.num_hidden_layers < source.num_hidden_layers
         measured = named is None and fewer and importance.depth.needs_model
-        if measured and importance.depth.needs_text:
-            calibration()  # before anything that takes long: there may be no text
+        if measured and importance.depth.needs_text and data is None and scores in {MAGNITUDE, RANDOM}:
+            raise PlanError(
+                f"importance.depth measures layers on text, and scores={scores} bring none; give --data too, or choose "
+                "criterion=block_importance with mode=layers"
+            )
         ranking = _scores(checkpoint, scores, calibration, importance, seed, display)
         if named is not None:
             layers = layer_table({len(named): named}, source.num_hidden_layers)
@@ -228,11 +231,6 @@ def _calibration_reader(
     def read() -> PackedTokens:
         if data is not None:
             return _calibration(checkpoint, data, text, seed)
-        if scores in {MAGNITUDE, RANDOM}:
-            raise PlanError(
-                f"importance.depth measures layers on text, and scores={scores} bring none; give --data too, or choose "
-                "criterion=block_importance with mode=layers"
-            )
         assert scores is not None
         return load_calibration(Path(scores))
 
