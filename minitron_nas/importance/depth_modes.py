@@ -67,7 +67,7 @@ def best_blocks(
 
     Source: Sreenivas et al. 2024 (arXiv 2408.11796), depth pruning; the best of all starts.
     """
-    runs = {count: _free_runs(num_layers, protected, num_layers - count) for count in sorted(counts, reverse=True)}
+    runs = {count: free_runs(num_layers, protected, num_layers - count) for count in sorted(counts, reverse=True)}
     every = [run for candidates in runs.values() for run in candidates]
     scores = dict(zip(every, _scored(criterion, frozenset(), every, progress, 0, len(every)), strict=True))
     kept = {}
@@ -114,7 +114,12 @@ def _single(layers: Iterable[int]) -> list[range]:
     return [range(layer, layer + 1) for layer in layers]
 
 
-def _free_runs(num_layers: int, protected: Collection[int], length: int) -> list[range]:
+def free_runs(num_layers: int, protected: Collection[int], length: int) -> list[range]:
+    """Return all runs of so many layers that hold no protected one, the earliest first.
+
+    Raises:
+        InvalidArchitectureError: If there are none.
+    """
     runs = [range(start, start + length) for start in range(num_layers - length + 1)]
     free = [run for run in runs if not any(layer in run for layer in protected)]
     if not free:
