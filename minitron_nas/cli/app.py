@@ -147,14 +147,18 @@ def prune(
     out: Out,
     shape: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="New sizes, such as hidden_size=504,intermediate_size=1024."),
+        typer.Option(help="New sizes, such as hidden_size=504,intermediate_size=1024; also drop_layers=20-27."),
+    ] = None,
+    drop_layers: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Layers to drop, such as 3,5,20-27, instead of those that matter least."),
     ] = None,
     size: Annotated[Optional[str], typer.Option(help="Total parameters instead of a shape, such as 4.5B.")] = None,  # noqa: UP045
     scores: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="A folder that `score` or a run wrote, or magnitude or random; without it --data."),
     ] = None,
-    data: Annotated[Optional[str], typer.Option(help="Text to score on.")] = None,  # noqa: UP045
+    data: Annotated[Optional[str], typer.Option(help="Text to score on, or to measure layers on.")] = None,  # noqa: UP045
     start: Annotated[Start, typer.Option(help="How hidden channels shrink.")] = Start.select,  # noqa: ARG001  # one so far
     repair: Annotated[Repair, typer.Option(help="What makes up for what was cut.")] = Repair.none,  # noqa: ARG001
     overrides: Overrides = None,
@@ -162,15 +166,17 @@ def prune(
 ) -> None:
     """Cut one shape out of a teacher without training it. --set takes text.*, importance.* and space.* keys."""
     from minitron_nas.pipeline.plan import make_plan, parse_size, with_overrides
-    from minitron_nas.pipeline.pruning import parse_shape, prune
+    from minitron_nas.pipeline.pruning import prune
+    from minitron_nas.pipeline.shapes import parse_request
 
     values = {"teacher": teacher, "sizes": [1], "data": data or "none"}
     plan = make_plan(with_overrides(values, overrides or ()), "--set")
+    sizes, layers = parse_request(shape, drop_layers)
     with _stdout_for_results():
         result = prune(
             teacher,
             out,
-            parse_shape(shape) if shape is not None else None,
+            sizes,
             parse_size(size) if size is not None else None,
             scores,
             data,
@@ -178,6 +184,7 @@ def prune(
             plan.importance,
             plan.space,
             plan.seed,
+            layers,
         )
     if as_json:
         proof = asdict(result.proof) if result.proof is not None else None

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,58 @@ from minitron_nas.evaluation.settings import EvaluationSettings
 _BOOTSTRAP_DRAWS = 1000  # for the few metrics without a formula; 0 would leave out every standard error
 
 
+class Benchmarks:
+    """lm-eval tasks, looked up once and run on any number of models."""
+
+    def __init__(self, settings: EvaluationSettings, setting: str = "evaluation.tasks") -> None:
+        """Look the tasks up.
+
+        Args:
+            settings: Tasks, where to find them, and how they are run.
+            setting: What the user calls the tasks; for the error.
+
+        Raises:
+            PlanError: If lm-eval knows no task of a name.
+        """
+        self._settings = settings
+        self._manager = TaskManager(include_path=settings.include_path)
+        unknown = [task for task in settings.tasks if task not in self._manager.all_tasks]
+        if unknown:
+            raise PlanError(
+                f"{setting}: lm-eval knows no task {', '.join(unknown)}; list its tasks with `lm-eval ls tasks`, or "
+                f"name the folder of your own with {setting.rpartition('.')[0]}.include_path"
+            )
+
+    def run(self, model: Any, tokenizer: Path, seed: int) -> list[dict[str, Any]]:
+        """Run the tasks on a loaded model, as it is.
+
+        Args:
+            model: A causal LM on its device.
+            tokenizer: The folder of its tokenizer.
+            seed: Of every random draw.
+
+        Returns:
+            Rows of `benchmarks.parquet` without the model's name.
+        """
+        settings = self._settings
+        os.environ.setdefault("DISABLE_MULTIPROC", "1")  # else the bootstrap forks this process, model and all
+        with redirect_stdout(sys.stderr):  # lm-eval prints what it does
+            results = lm_eval.simple_evaluate(
+                model=HFLM(pretrained=model, tokenizer=str(tokenizer), batch_size=1),
+                tasks=list(settings.tasks),
+                task_manager=self._manager,
+                num_fewshot=settings.num_fewshot,
+                limit=settings.limit,
+                random_seed=seed,
+                numpy_random_seed=seed,
+                torch_random_seed=seed,
+                fewshot_random_seed=seed,
+                bootstrap_iters=_BOOTSTRAP_DRAWS,
+                log_samples=False,
+            )
+        return [row for task in results["results"] for row in _rows(task, results, settings.limit)]
+
+
 def run_benchmarks(path: Path, settings: EvaluationSettings, seed: int) -> list[dict[str, Any]]:
     """Run the settings' tasks on a stock folder.
 
@@ -26,30 +79,28 @@ def run_benchmarks(path: Path, settings: EvaluationSettings, seed: int) -> list[
     Raises:
         PlanError: If lm-eval knows no task of a name.
     """
-    manager = TaskManager(include_path=settings.include_path)
-    unknown = [task for task in settings.tasks if task not in manager.all_tasks]
-    if unknown:
+    benchmarks = Benchmarks(settings)
+    return benchmarks.run(load_for_inference(path), path, seed)
+
+
+def accuracy(rows: Sequence[dict[str, Any]], task: str, setting: str = "evaluation.tasks") -> float:
+    """Return the accuracy in a task, in [0, 1].
+
+    Args:
+        rows: What `Benchmarks.run` returned.
+        task: Its name.
+        setting: What the user calls the task; for the error.
+
+    Raises:
+        PlanError: If the task measures something else.
+    """
+    metrics = {row["metric"].partition(",")[0]: row["value"] for row in rows if row["task"] == task}
+    if "acc" not in metrics:
         raise PlanError(
-            f"evaluation.tasks: lm-eval knows no task {', '.join(unknown)}; list its tasks with `lm-eval ls tasks`, or "
-            "name the folder of your own with evaluation.include_path"
+            f"{setting}: {task} gives {', '.join(metrics) or 'nothing'} but no acc; choose a multiple-choice task "
+            "such as winogrande"
         )
-    os.environ.setdefault("DISABLE_MULTIPROC", "1")  # else the bootstrap forks this process, model and all
-    model = load_for_inference(path)
-    with redirect_stdout(sys.stderr):  # lm-eval prints what it does
-        results = lm_eval.simple_evaluate(
-            model=HFLM(pretrained=model, tokenizer=str(path), batch_size=1),
-            tasks=list(settings.tasks),
-            task_manager=manager,
-            num_fewshot=settings.num_fewshot,
-            limit=settings.limit,
-            random_seed=seed,
-            numpy_random_seed=seed,
-            torch_random_seed=seed,
-            fewshot_random_seed=seed,
-            bootstrap_iters=_BOOTSTRAP_DRAWS,
-            log_samples=False,
-        )
-    return [row for task in results["results"] for row in _rows(task, results, settings.limit)]
+    return float(metrics["acc"])
 
 
 def _rows(task: str, results: dict[str, Any], limit: int | None) -> list[dict[str, Any]]:

@@ -11,12 +11,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.errors import ScoresError
 from minitron_nas.storage.atomic import whole_folder
 from minitron_nas.storage.schemas import SCORES
 from minitron_nas.storage.tables import write_rows
 
 _FILE = "scores.safetensors"
+_CALIBRATION = "calibration.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +41,20 @@ class ImportanceScores:
     experts: Tensor
     layers: Tensor
 
-    def save(self, folder: Path, about: dict[str, str]) -> None:
-        """Write `scores.safetensors` (with `about` as metadata) and `scores.parquet`, both or none."""
+    def save(self, folder: Path, about: dict[str, str], calibration: PackedTokens | None = None) -> None:
+        """Write a folder, whole or not at all.
+
+        Args:
+            folder: Gets `scores.safetensors`, `scores.parquet` and, if given, `calibration.safetensors`.
+            about: Metadata of the scores.
+            calibration: The text that they were measured on; lets later steps measure on the same.
+        """
         tensors = {field.name: getattr(self, field.name).contiguous() for field in fields(self)}
         with whole_folder(folder) as partial:
             save_file(tensors, partial / _FILE, metadata=about)
             write_rows(partial, SCORES, self._rows())
+            if calibration is not None:
+                calibration.save(partial / _CALIBRATION)
 
     @classmethod
     def load(cls, folder: Path, source: str | None = None) -> Self:
@@ -77,6 +87,21 @@ class ImportanceScores:
                 layer, expert = (*place, None, None)[:2]
                 for row in _ranked(scores[place]):
                     yield {"axis": field.name, "layer": layer, "expert": expert, **row}
+
+
+def load_calibration(folder: Path) -> PackedTokens:
+    """Read the text that the scores of a folder were measured on.
+
+    Raises:
+        ScoresError: If the folder does not hold it.
+    """
+    file = folder / _CALIBRATION
+    if not file.is_file():
+        raise ScoresError(
+            f"{folder} holds no {_CALIBRATION}, the text that its scores were measured on; give text with --data too, "
+            "or score again with `minitron-nas score`"
+        )
+    return PackedTokens.load(file)
 
 
 def descending(scores: Tensor) -> Tensor:

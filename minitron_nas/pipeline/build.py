@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.text import data_name
 from minitron_nas.families.checkpoint import Checkpoint, open_checkpoint
 from minitron_nas.families.teacher import resolve_teacher, source_name
@@ -205,14 +206,12 @@ def _build(engine: Engine, plan: FamilyPlan, teacher: Checkpoint, tokens: Tokens
         hop = Hop(size, source, name)
         if plan.kd_teacher == "previous" and source is not teacher:
             files = teacher_files(engine, plan, source, name, tokens)
-        prepared = prepare_source(engine, plan, hop, tokens)
+        depth_only = depth_only_shape(source.architecture, hop, plan.space.protected_layers)
+        prepared = prepare_source(engine, plan, hop, tokens, _layer_counts(plan, source.architecture, depth_only))
         winner = find_shape(engine, plan, hop, prepared, tokens, files)
         shapes = {"student": winner.architecture}
         if plan.baselines:
-            shapes |= {
-                "depth_baseline": depth_only_shape(source.architecture, hop, plan.space.protected_layers),
-                "random_baseline": winner.architecture,
-            }
+            shapes |= {"depth_baseline": depth_only, "random_baseline": winner.architecture}
         for role, shape in shapes.items():
             told = train_member(engine, plan, hop, role, shape, prepared, teacher, tokens, files)  # type: ignore[arg-type]
             evaluate_member(engine, plan, told, hop.label, teacher, tokens)
@@ -223,3 +222,11 @@ def _build(engine: Engine, plan: FamilyPlan, teacher: Checkpoint, tokens: Tokens
     for size in plan.descending_sizes:
         write_model_card(engine.folder.student(format_count(size)), engine.folder.path)
     write_report(engine.folder.path)
+
+
+def _layer_counts(plan: FamilyPlan, source: Architecture, depth_only: Architecture) -> set[int]:
+    """Return the numbers of layers that candidates of the plan's space have, and the depth-only baseline."""
+    num_layers = source.num_hidden_layers
+    least = max(len({layer % num_layers for layer in plan.space.protected_layers}), 1)
+    counts = {size for size in plan.space.axes.sizes("num_hidden_layers", source) if least <= size <= num_layers}
+    return counts | {depth_only.num_hidden_layers} if plan.baselines else counts

@@ -1,7 +1,7 @@
 """The stages that find one shape for a size: score, prepare, enumerate, screen, tournament."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
@@ -17,6 +17,7 @@ from minitron_nas.execution.runner import Outcome, last_line, make_runner
 from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.importance.score import score_importance
 from minitron_nas.importance.scores import ImportanceScores
+from minitron_nas.pipeline.depth import choose_layers
 from minitron_nas.pipeline.engine import Engine
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pipeline.sources import Tokens
@@ -51,8 +52,18 @@ class Hop:
         return format_count(self.size)
 
 
-def prepare_source(engine: Engine, plan: FamilyPlan, hop: Hop, tokens: Tokens) -> PreparedTeacher:
-    """Score the source in one pass and rank its parts."""
+def prepare_source(
+    engine: Engine, plan: FamilyPlan, hop: Hop, tokens: Tokens, layer_counts: Collection[int]
+) -> PreparedTeacher:
+    """Score the source in one pass and rank its parts.
+
+    Args:
+        engine: Runs the stages.
+        plan: Says how to score, and which layers leave first.
+        hop: The source.
+        tokens: The run's tokens.
+        layer_counts: How many layers the models that are pruned from the source keep.
+    """
     scores_folder = engine.folder.importance(hop.source_name)
     order_file = engine.folder.order(hop.source_name)
 
@@ -69,23 +80,33 @@ def prepare_source(engine: Engine, plan: FamilyPlan, hop: Hop, tokens: Tokens) -
             "batch_aggregation": plan.importance.batch_aggregation,
             "sequence_aggregation": plan.importance.sequence_aggregation,
         }
-        scores.save(scores_folder, about)
+        scores.save(scores_folder, about, calibration)
         del model
         release_memory()
 
-    def rank(_: Progress) -> None:
+    def rank(progress: Progress) -> None:
         scores = ImportanceScores.load(scores_folder)
-        order = PruningOrder.from_scores(scores, hop.source.architecture, plan.space.protected_layers)
+        protected = plan.space.protected_layers
+        depth = plan.importance.depth
+        layers = choose_layers(
+            hop.source, scores, depth, protected, layer_counts, lambda: tokens.part("calibration"), plan.seed, progress
+        )
+        order = PruningOrder.from_scores(scores, hop.source.architecture, protected, layers)
         with whole_file(order_file) as partial:
             order.save(partial)
 
     inputs: dict[str, Any] = {
         "source": hop.source.fingerprint,
         "tokens": tokens.fingerprint,
-        "importance": plan.importance.model_dump(),
+        "importance": plan.importance.model_dump(exclude={"depth"}),
     }
     engine.stage(f"{hop.source_name} score", "importance of every part", inputs, [scores_folder], score)
-    inputs = inputs | {"protected": plan.space.protected_layers}
+    inputs |= {
+        "protected": plan.space.protected_layers,
+        "depth": plan.importance.depth.model_dump(),
+        "layer_counts": sorted(layer_counts) if plan.importance.depth.needs_model else None,
+        "seed": plan.seed,
+    }
     engine.stage(f"{hop.source_name} rank", "which parts leave first", inputs, [order_file], rank)
     return PreparedTeacher.open(hop.source.path, order_file)
 

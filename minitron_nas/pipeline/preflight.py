@@ -2,6 +2,7 @@
 
 from minitron_nas.errors import PlanError
 from minitron_nas.families.checkpoint import Checkpoint
+from minitron_nas.importance.depth_modes import free_runs
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.space.enumerate import enumerate_candidates
@@ -22,7 +23,8 @@ def preflight(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder) -> None:
     Raises:
         PlanError: If DeepSpeed is asked for.
         SpaceError: If a size is not below the teacher's, or no shape is within tolerance.
-        InvalidArchitectureError: If a protected layer does not exist.
+        InvalidArchitectureError: If a protected layer does not exist, or protected layers leave no block of
+            the size that has to go.
         DiskSpaceError: If the run will not fit.
     """
     if plan.distillation.deepspeed is not None:
@@ -31,6 +33,7 @@ def preflight(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder) -> None:
             "minitron_nas.distillation.trainer.distill in a program that torchrun starts"
         )
     PruningOrder.check_layers(teacher.architecture, plan.space.protected_layers)
+    _check_blocks(plan, teacher)
     for size in plan.descending_sizes:
         enumerate_candidates(plan.space, size, teacher.architecture, teacher.layout)
     weights = sum(header.num_bytes for header in read_headers(teacher.path).values())
@@ -45,3 +48,13 @@ def preflight(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder) -> None:
     written = sum(file.stat().st_size for file in folder.path.rglob("*") if file.is_file())
     purpose = f"this run ({plan.search.num_finalists} trials and {len(sizes)} students)"
     require_free_bytes(folder.path, max(needed - written, 0), purpose)
+
+
+def _check_blocks(plan: FamilyPlan, teacher: Checkpoint) -> None:
+    num_layers = teacher.architecture.num_hidden_layers
+    protected = {layer % num_layers for layer in plan.space.protected_layers}
+    counts = plan.space.axes.sizes("num_hidden_layers", teacher.architecture)
+    if plan.importance.depth.mode == "block":
+        for count in counts:
+            if len(protected) <= count < num_layers:
+                free_runs(num_layers, protected, num_layers - count)

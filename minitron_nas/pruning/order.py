@@ -1,8 +1,9 @@
 """`PruningOrder`: which units leave first, and where those that stay lie in the teacher's tensors.
 
 Every prunable axis of the teacher is ranked once, most important first. A candidate keeps a prefix
-of each ranking, so candidates are nested. What it keeps stays in the teacher's own order, so that
-pruning nothing gives the teacher's tensors to the bit.
+of each ranking, so candidates are nested. Layers alone have a table, because contiguous blocks of
+them are not nested. What a candidate keeps stays in the teacher's own order, so that pruning nothing
+gives the teacher's tensors to the bit.
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from torch import Tensor
 from minitron_nas.architecture.layout import Axis, Dim, TensorPlace, axis_sizes
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import InvalidArchitectureError
+from minitron_nas.importance.depth_modes import ranked_layers
 from minitron_nas.importance.scores import ImportanceScores, descending
 
 _PER_LAYER = {
@@ -32,7 +34,7 @@ _PER_LAYER = {
 
 @dataclass(frozen=True, slots=True)
 class PruningOrder:
-    """Permutations of every prunable axis, most important first; all tensors int64.
+    """Permutations (int64) of every prunable axis, most important first, and the layers that stay.
 
     Attributes:
         hidden: (hidden_size,).
@@ -41,7 +43,8 @@ class PruningOrder:
         group_heads: (num_hidden_layers, num_key_value_heads, heads_per_group): for each group, in
             the teacher's order, its heads' places within the group.
         experts: (num_hidden_layers, num_experts).
-        layers: (num_hidden_layers,), protected layers first.
+        layers: (num_hidden_layers, num_hidden_layers), bool; row n - 1 says which layers a model of n
+            layers keeps, none where that was not measured.
     """
 
     hidden: Tensor
@@ -52,19 +55,32 @@ class PruningOrder:
     layers: Tensor
 
     @classmethod
-    def from_scores(cls, scores: ImportanceScores, architecture: Architecture, protected_layers: Sequence[int]) -> Self:
+    def from_scores(
+        cls,
+        scores: ImportanceScores,
+        architecture: Architecture,
+        protected_layers: Sequence[int],
+        layers: Tensor | None = None,
+    ) -> Self:
         """Rank every axis by its scores.
 
         Query heads are ranked within their own KV group, so that any number of heads a group can be
         kept in all groups alike.
+
+        Args:
+            scores: Of every part.
+            architecture: The teacher's shape.
+            protected_layers: Those that leave last.
+            layers: (num_hidden_layers, num_hidden_layers), which layers models of each depth keep; by
+                default the best by score.
 
         Raises:
             InvalidArchitectureError: If a protected layer does not exist.
         """
         cls.check_layers(architecture, protected_layers)
         num_layers = architecture.num_hidden_layers
-        importance = scores.layers.clone()
-        importance[[layer % num_layers for layer in protected_layers]] = float("inf")
+        if layers is None:
+            layers = ranked_layers(scores.layers.tolist(), {layer % num_layers for layer in protected_layers})
         grouped = scores.heads.view(num_layers, architecture.num_key_value_heads, architecture.heads_per_group)
         return cls(
             hidden=descending(scores.hidden),
@@ -72,7 +88,7 @@ class PruningOrder:
             kv_groups=descending(scores.kv_groups),
             group_heads=descending(grouped),
             experts=descending(scores.experts),
-            layers=descending(importance),
+            layers=layers,
         )
 
     @staticmethod
@@ -106,8 +122,20 @@ class PruningOrder:
         return cls(**load_file(path))
 
     def kept_layers(self, num_layers: int) -> list[int]:
-        """Return the ascending indices of the layers that a model of `num_layers` keeps."""
-        return sorted(self.layers[:num_layers].tolist())
+        """Return the ascending indices of the layers that a model of `num_layers` keeps.
+
+        Raises:
+            InvalidArchitectureError: If that was not measured for this number.
+        """
+        kept: list[int] = self.layers[num_layers - 1].nonzero().flatten().tolist()
+        if len(kept) != num_layers:
+            known = ", ".join(str(row + 1) for row, measured in enumerate(self.layers.any(dim=1).tolist()) if measured)
+            raise InvalidArchitectureError(
+                f"which layers a model of num_hidden_layers={num_layers} keeps was not measured, only for {known}; "
+                "name the number in space.axes.num_hidden_layers, or choose importance.depth.mode=layers, which ranks "
+                "all layers"
+            )
+        return kept
 
     def kept_experts(self, layer: int, num_experts: int) -> list[int]:
         """Return the ascending indices of the experts that a layer keeps."""

@@ -138,6 +138,31 @@ def test_baselines_are_pruned_without_text(
     assert "score: importance" not in told.err
 
 
+@pytest.mark.parametrize(
+    "options",
+    [("--shape", "hidden_size=42,drop_layers=1,3"), ("--shape", "hidden_size=42", "--drop-layers", "1,3-3")],
+)
+def test_layers_to_drop_are_named(
+    run: Callable[..., Output], trained_teacher: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    out = tmp_path / "student"
+    told = run("prune", trained_teacher, *options, "--scores", "random", "--out", out, "--json").json()
+    assert (told["shape"]["num_hidden_layers"], told["shape"]["hidden_size"]) == (3, 42)
+    assert json.loads((out / "lineage.json").read_text())["kept_layers"] == [0, 2, 4]
+
+
+def test_layers_leave_by_the_criterion_that_is_set(
+    run: Callable[..., Output], trained_teacher: Path, text_file: Path, tmp_path: Path
+) -> None:
+    out, depth = tmp_path / "student", ("importance.depth.criterion=kl", "importance.depth.mode=block")
+    options = [option for setting in depth for option in ("--set", setting)]
+    shape = ("--shape", "num_hidden_layers=3")
+    told = run("prune", trained_teacher, *shape, "--data", text_file, *SHORT_TEXT, *options, "--out", out)
+    assert told.code == 0, told.err
+    assert "depth: kl, block" in told.err
+    assert json.loads((out / "lineage.json").read_text())["kept_layers"] in ([0, 1, 4], [0, 3, 4])
+
+
 def test_a_size_is_pruned_to_as_well_as_a_shape(
     run: Callable[..., Output], trained_teacher: Path, tmp_path: Path
 ) -> None:
@@ -288,6 +313,7 @@ def test_a_build_that_cannot_be_is_refused_in_one_line_with_exit_code_2(
         (("enumerate", "--space", "minitron-15b-to-4b", "--size", "4 apples"), "--size: '4 apples' is not a count"),
         (("evaluate", "nowhere", "--text", "x.txt"), "there is no teacher at 'nowhere'; give a folder"),
         (("prune", "x", "--shape", "wide", "--data", "y", "--out", "z"), "--shape 'wide' is not of the form"),
+        (("prune", "x", "--drop-layers", "9-3", "--data", "y", "--out", "z"), "drop_layers '9-3' is neither a layer"),
         (("distill", "nowhere", "--teacher", "x", "--data", "embedded", "--out", "z"), "there is no teacher at 'now"),
         (("report", "nowhere"), "there is no run folder nowhere; give the folder that a build wrote to"),
     ],

@@ -91,3 +91,21 @@ def test_an_unknown_task_is_refused_before_the_model_is_loaded(tmp_path):
         match=r"evaluation\.tasks: lm-eval knows no task tiny_products, none; list its tasks with `lm-eval ls tasks`",
     ):
         run(tmp_path / "missing", tasks=("tiny_sums", "tiny_products", "none"))
+
+
+def test_the_accuracy_is_the_rows_and_a_task_without_one_is_refused(tmp_path):
+    path = tiny_checkpoint(tmp_path / "model", "llama")
+    assert lm_eval.accuracy(run(path), "tiny_sums") == pytest.approx(accuracy_by_hand(path, 5))
+    rows = [{"task": "wikitext", "metric": "word_perplexity,none", "value": 9.0}]
+    message = (
+        r"importance\.depth\.task: wikitext gives word_perplexity but no acc; choose a multiple-choice task such as"
+    )
+    with pytest.raises(PlanError, match=message):
+        lm_eval.accuracy(rows, "wikitext", "importance.depth.task")
+
+
+def test_a_loaded_model_is_measured_as_it_is(tmp_path):
+    path = tiny_checkpoint(tmp_path / "model", "llama")
+    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint(tmp_path / "other", "llama", 1))
+    benchmarks = lm_eval.Benchmarks(EvaluationSettings(tasks=("tiny_sums",), include_path=str(TASKS)))
+    assert benchmarks.run(model, path, 0) == run(tmp_path / "other")

@@ -4,9 +4,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.errors import ScoresError
 from minitron_nas.importance import scores as module
-from minitron_nas.importance.scores import ImportanceScores, descending
+from minitron_nas.importance.scores import ImportanceScores, descending, load_calibration
 from minitron_nas.storage.schemas import SCORES
 from minitron_nas.storage.tables import read_rows
 
@@ -112,3 +113,15 @@ def test_a_save_that_fails_leaves_the_old_scores_and_nothing_else(tmp_path, monk
         dataclasses.replace(SCORED, hidden=torch.zeros(3)).save(folder, {})
     assert torch.equal(ImportanceScores.load(folder).hidden, SCORED.hidden)
     assert [entry.name for entry in tmp_path.iterdir()] == ["scores"]
+
+
+def test_the_text_of_the_scores_is_kept_beside_them_and_missed_where_it_is_not(tmp_path):
+    text = PackedTokens(torch.tensor([[5, 6, 7]]), torch.tensor([[0, 1, 0]]))
+    SCORED.save(tmp_path / "new", {}, text)
+    assert load_calibration(tmp_path / "new").fingerprint == text.fingerprint
+    SCORED.save(tmp_path / "old", {})
+    message = (
+        r"holds no calibration\.safetensors, the text .*; give text with --data too, or score again with `minitron"
+    )
+    with pytest.raises(ScoresError, match=message):
+        load_calibration(tmp_path / "old")

@@ -11,6 +11,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM, BloomConfig, BloomForCausalLM
 
+from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.errors import (
     CheckpointError,
     DataError,
@@ -24,8 +25,10 @@ from minitron_nas.errors import (
     UnknownFamilyError,
 )
 from minitron_nas.families.catalog import count_parameters
+from minitron_nas.importance.scores import load_calibration
 from minitron_nas.pipeline.build import Family, build_family
 from minitron_nas.pipeline.display import Quiet
+from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.storage.run_folder import RunFolder
 from minitron_nas.storage.schemas import CANDIDATES, CURVES, EVALUATIONS, EXCLUSIONS, SCORES, TRIALS
 from minitron_nas.testing import rewrite_tensors, tiny_checkpoint, tiny_tokenizer
@@ -157,6 +160,21 @@ def test_a_student_is_far_closer_to_the_teacher_than_untrained_and_than_a_random
     assert student["kl_nats"] < 0.5 * student["untrained_kl_nats"]
     assert student["kl_nats"] < 0.5 * random_start["kl_nats"]
     assert student["tokens_trained"] == random_start["tokens_trained"] > 0
+
+
+def test_layers_leave_in_blocks_where_the_plan_says_so_those_of_the_depth_only_baseline_too(
+    build: Callable[..., Family], tmp_path: Path
+) -> None:
+    depth = ("criterion=kl", "mode=block", "num_sequences=4")
+    run = build(tmp_path / "run", "baselines=true", *(f"importance.depth.{each}" for each in depth)).path
+    order = PruningOrder.load(RunFolder(run).order("teacher"))
+    baseline = json.loads((run / "baselines" / "90k-depth" / "lineage.json").read_text())
+    count = baseline["architecture"]["num_hidden_layers"]
+    assert count == 3
+    assert {row + 1 for row, known in enumerate(order.layers.any(dim=1).tolist()) if known} == {3, 4, 5}
+    assert baseline["kept_layers"] in ([0, 1, 4], [0, 3, 4])
+    text = load_calibration(RunFolder(run).importance("teacher"))
+    assert text.fingerprint == PackedTokens.load(run / "tokens" / "calibration.safetensors").fingerprint
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -77,6 +77,17 @@ def test_a_protected_layer_must_exist(
         preflight(plan_of(tiny_settings, f"space.protected_layers=[{layer}]"), teacher, RunFolder(tmp_path))
 
 
+def test_blocks_of_layers_must_find_room_between_protected_layers(
+    teacher: Checkpoint, tiny_settings: dict[str, Any], tmp_path: Path
+) -> None:
+    overrides = ("importance.depth.mode=block", "space.axes.num_hidden_layers.values=[5, 3]")
+    preflight(plan_of(tiny_settings, *overrides), teacher, RunFolder(tmp_path))
+    with pytest.raises(
+        InvalidArchitectureError, match=r"no 2 layers in a row are free of the protected layers \[0, 2, 4"
+    ):
+        preflight(plan_of(tiny_settings, *overrides, "space.protected_layers=[0, 2, 4]"), teacher, RunFolder(tmp_path))
+
+
 def test_every_size_is_enumerated_before_the_first_is_built(
     teacher: Checkpoint, tiny_settings: dict[str, Any], tmp_path: Path
 ) -> None:

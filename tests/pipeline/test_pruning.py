@@ -7,8 +7,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minitron_nas.distillation.settings import TextSettings
 from minitron_nas.errors import InvalidArchitectureError, PlanError, RunFolderError, ScoresError, SpaceError
+from minitron_nas.importance.scores import load_calibration
+from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
 from minitron_nas.pipeline.display import Quiet
-from minitron_nas.pipeline.pruning import parse_shape, prune, score
+from minitron_nas.pipeline.pruning import prune, score
 from minitron_nas.testing import tiny_checkpoint
 
 TEXT = TextSettings(sequence_length=64, calibration_samples=16)
@@ -84,16 +86,6 @@ def test_pruning_never_replaces_a_folder_that_holds_something(
     assert (tmp_path / name).read_text() == "mine"
 
 
-def test_a_shape_is_read_from_names_and_integers() -> None:
-    assert parse_shape("hidden_size=504, intermediate_size=1024") == {"hidden_size": 504, "intermediate_size": 1024}
-
-
-@pytest.mark.parametrize("text", ["", "hidden_size", "hidden_size=", "hidden_size=x", "hidden_size=-1", "a=1,,b=2"])
-def test_a_shape_that_cannot_be_read_is_refused(text: str) -> None:
-    with pytest.raises(PlanError, match=r"--shape '.*' is not of the form name=integer, such as hidden_size=504"):
-        parse_shape(text)
-
-
 def weights(folder: Path) -> bytes:
     return (folder / "model.safetensors").read_bytes()
 
@@ -103,7 +95,11 @@ def test_scores_are_kept_once_and_pruned_from_as_if_scored_there_and_then(
 ) -> None:
     shape = {"hidden_size": 42, "intermediate_size": 64, "num_hidden_layers": 4}
     scores = score(trained_teacher, text_file, tmp_path / "scores", TEXT, display=Quiet())
-    assert {file.name for file in scores.iterdir()} == {"scores.safetensors", "scores.parquet"}
+    assert {file.name for file in scores.iterdir()} == {
+        "scores.safetensors",
+        "scores.parquet",
+        "calibration.safetensors",
+    }
     first = prune(trained_teacher, tmp_path / "one", shape, scores=scores, display=Quiet())
     second = pruned_to(tmp_path / "two", trained_teacher, shape, text_file)
     assert weights(first.path) == weights(second.path)
@@ -168,4 +164,89 @@ def test_a_folder_without_scores_and_a_size_out_of_reach_leave_nothing(trained_t
         prune(trained_teacher, tmp_path / "student", {"hidden_size": 42}, scores=tmp_path, display=Quiet())
     with pytest.raises(SpaceError, match="is not below the source's"):
         prune(trained_teacher, tmp_path / "student", size=10**9, scores="random", display=Quiet())
+    assert list(tmp_path.iterdir()) == []
+
+
+def lineage(folder: Path) -> dict[str, object]:
+    told: dict[str, object] = json.loads((folder / "lineage.json").read_text())
+    return told
+
+
+def by(**depth: object) -> ImportanceSettings:
+    return ImportanceSettings(depth=DepthSettings(num_sequences=8, **depth))
+
+
+@pytest.mark.parametrize(
+    "depth",
+    [{"criterion": "loss"}, {"criterion": "kl", "mode": "block"}, {"criterion": "logit_mse", "mode": "greedy"}],
+    ids=str,
+)
+def test_layers_are_measured_on_the_text_that_the_scores_folder_keeps(
+    trained_teacher: Path, text_file: Path, tmp_path: Path, depth: dict[str, object]
+) -> None:
+    scores = score(trained_teacher, text_file, tmp_path / "scores", TEXT, display=Quiet())
+    assert load_calibration(scores).num_sequences == 16
+    shape = {"num_hidden_layers": 3}
+    one = prune(trained_teacher, tmp_path / "one", shape, scores=scores, importance=by(**depth), display=Quiet())
+    two = prune(
+        trained_teacher, tmp_path / "two", shape, data=text_file, text=TEXT, importance=by(**depth), display=Quiet()
+    )
+    assert weights(one.path) == weights(two.path)
+    told = lineage(one.path)
+    kept = told["kept_layers"]
+    assert (kept[0], kept[-1], len(kept)) == (0, 4, 3)
+    assert told["depth"] == by(**depth).depth.model_dump()
+
+
+def test_measuring_layers_needs_text(trained_teacher: Path, text_file: Path, tmp_path: Path) -> None:
+    scores = score(trained_teacher, text_file, tmp_path / "scores", TEXT, display=Quiet())
+    (scores / "calibration.safetensors").unlink()
+    fewer, out = {"num_hidden_layers": 4}, tmp_path / "student"
+    measured = {"importance": by(criterion="kl"), "display": Quiet()}
+    with pytest.raises(ScoresError, match=r"holds no calibration\.safetensors, the text that its scores were measured"):
+        prune(trained_teacher, out, fewer, scores=scores, **measured)
+    with pytest.raises(
+        PlanError, match=r"importance\.depth measures layers on text, and scores=random bring none; give"
+    ):
+        prune(trained_teacher, out, fewer, scores="random", **measured)
+    assert not out.exists()
+    prune(trained_teacher, out, {"intermediate_size": 64}, scores="random", **measured)
+    both = prune(trained_teacher, tmp_path / "both", fewer, scores="random", data=text_file, text=TEXT, **measured)
+    assert both.architecture.num_hidden_layers == 4
+
+
+def test_layers_that_are_named_leave_protected_or_not_and_no_others(trained_teacher: Path, tmp_path: Path) -> None:
+    result = prune(
+        trained_teacher,
+        tmp_path / "student",
+        {"intermediate_size": 64},
+        scores="random",
+        importance=by(criterion="kl"),
+        drop_layers=[0, -2],
+        display=Quiet(),
+    )
+    assert (result.architecture.num_hidden_layers, result.architecture.intermediate_size) == (3, 64)
+    assert (lineage(result.path)["kept_layers"], lineage(result.path)["depth"]) == ([1, 2, 4], "drop_layers")
+    alone = prune(trained_teacher, tmp_path / "alone", scores="random", drop_layers=[3], display=Quiet())
+    teacher, student = (AutoModelForCausalLM.from_pretrained(f).model for f in (trained_teacher, alone.path))
+    assert torch.equal(student.layers[3].mlp.up_proj.weight, teacher.layers[4].mlp.up_proj.weight)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"size": 90_000, "drop_layers": [1]}, PlanError, "drop_layers goes with a shape, not with a size"),
+        (
+            {"shape": {"num_hidden_layers": 3}, "drop_layers": [1]},
+            PlanError,
+            "drop_layers leaves 4 of 5 layers, but the shape has num_hidden_layers=3",
+        ),
+        ({"drop_layers": [5]}, InvalidArchitectureError, "drop_layers names layer 5, which does not exist"),
+    ],
+)
+def test_naming_layers_that_cannot_leave_leaves_nothing(
+    trained_teacher: Path, tmp_path: Path, arguments: dict[str, object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        prune(trained_teacher, tmp_path / "student", scores="random", display=Quiet(), **arguments)
     assert list(tmp_path.iterdir()) == []

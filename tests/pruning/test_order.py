@@ -46,7 +46,7 @@ def test_every_axis_is_ranked_as_by_hand():
     assert ORDER.hidden.tolist() == [1, 3, 2, 0]
     assert ORDER.neurons[0].tolist() == [0, 2, 4, 3, 1]
     assert ORDER.kv_groups.tolist() == [[1, 0], [0, 1], [1, 0]]
-    assert ORDER.layers.tolist() == [1, 2, 0]
+    assert ORDER.layers.tolist() == [[False, True, False], [False, True, True], [True, True, True]]
 
 
 def test_query_heads_are_ranked_within_their_own_group():
@@ -129,6 +129,23 @@ def test_a_protected_layer_that_does_not_exist_is_refused_with_those_that_do(lay
     message = rf"protected layer {layer} does not exist; the source has 3 layers \(0 to 2, or -3 to -1"
     with pytest.raises(InvalidArchitectureError, match=message):
         PruningOrder.from_scores(SCORES, SHAPE, (0, layer))
+
+
+def test_a_table_says_which_layers_stay_where_blocks_are_not_nested():
+    table = torch.tensor([[0, 0, 1], [1, 1, 0], [1, 1, 1]], dtype=torch.bool)
+    order = PruningOrder.from_scores(SCORES, SHAPE, (), table)
+    assert [order.kept_layers(count) for count in (3, 2, 1)] == [[0, 1, 2], [0, 1], [2]]
+
+
+def test_a_number_of_layers_that_was_not_measured_is_refused_with_those_that_were():
+    table = torch.tensor([[0, 0, 1], [0, 0, 0], [1, 1, 1]], dtype=torch.bool)
+    order = PruningOrder.from_scores(SCORES, SHAPE, (), table)
+    message = (
+        r"which layers a model of num_hidden_layers=2 keeps was not measured, only for 1, 3; name the number in "
+        r"space\.axes\.num_hidden_layers, or choose importance\.depth\.mode=layers"
+    )
+    with pytest.raises(InvalidArchitectureError, match=message):
+        order.kept_layers(2)
 
 
 def test_the_scores_stay_as_they_are():

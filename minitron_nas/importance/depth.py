@@ -1,0 +1,238 @@
+"""The criteria of depth pruning: what a model loses with some of its layers.
+
+All are read the same way: the lower, the less is lost.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import inf, isfinite
+from pathlib import Path
+from typing import Any, Self, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from minitron_nas.architecture.layout import Layout
+from minitron_nas.distillation.head import OutputHead
+from minitron_nas.distillation.signals import OnlineTeacher, TeacherSignal, final_hidden
+from minitron_nas.distillation.tokens import PackedTokens
+from minitron_nas.distillation.validation import validate
+from minitron_nas.evaluation.settings import EvaluationSettings
+from minitron_nas.importance.settings import DepthSettings
+
+Criterion: TypeAlias = Callable[[frozenset[int], Sequence[range]], Iterator[float]]
+"""From the layers that are out already, and runs of layers one of which could go next, to a score of each run."""
+
+_BATCH_SEQUENCES = 4
+_CHUNK_TOKENS = 256
+
+
+@contextmanager
+def without_layers(model: Any, layout: Layout, layers: Collection[int]) -> Iterator[None]:
+    """Let a loaded model run as if some of its layers were not there, for the duration of the block.
+
+    Such a layer hands on the hidden states that it is given. Blocks do not nest.
+
+    Args:
+        model: A causal LM.
+        layout: Its family table; says where the layers are.
+        layers: Indices of the layers.
+    """
+    modules = [model.get_submodule(layout.layer_module.format(layer=layer)) for layer in layers]
+    try:
+        for module in modules:
+            module.forward = _hand_on
+        yield
+    finally:
+        for module in modules:
+            module.__dict__.pop("forward", None)
+
+
+def _hand_on(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+    return hidden_states
+
+
+@torch.no_grad()
+def block_importance(model: Any, layout: Layout, tokens: PackedTokens, runs: Sequence[range]) -> list[float]:
+    """1 - E[cos(x_first, x_last+1)] of runs of layers, all from one pass.
+
+    x_first is what the first layer of a run reads and x_last+1 what its last layer puts out; the mean
+    is over tokens. Of a run of one layer it is the layer's Block Importance.
+
+    Args:
+        model: A causal LM on its device.
+        layout: Its family table.
+        tokens: The text.
+        runs: Contiguous layers.
+
+    Source: Muralidharan et al. 2024 (arXiv 2407.14679), section 2.2.
+    """
+    device = next(model.parameters()).device
+    cosines = torch.zeros(len(runs), dtype=torch.float64)
+    # One sequence at a time: what passes between all layers is kept.
+    for _, batch in tokens.batches(1):
+        with _between_layers(model, layout) as states:
+            final_hidden(model, batch.input_ids.to(device), batch.position_ids.to(device))
+        for number, run in enumerate(runs):
+            cosine = cosine_similarity(states[run.start].float(), states[run.stop].float(), dim=-1)
+            cosines[number] += cosine.double().mean().item()
+    return [1 - total / tokens.num_sequences for total in cosines.tolist()]
+
+
+@contextmanager
+def _between_layers(model: Any, layout: Layout) -> Iterator[list[Tensor]]:
+    """Collect what the first layer reads and what every layer puts out."""
+    states: list[Tensor] = []
+
+    def put_out(_: Any, args: Any, kwargs: Any, output: Any) -> None:
+        if not states:
+            states.append(args[0] if args else kwargs["hidden_states"])
+        states.append(output)
+
+    layers = range(model.config.num_hidden_layers)
+    modules = [model.get_submodule(layout.layer_module.format(layer=layer)) for layer in layers]
+    handles = [module.register_forward_hook(put_out, with_kwargs=True) for module in modules]
+    try:
+        yield states
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@dataclass(frozen=True, slots=True)
+class WholeModel:
+    """A teacher signal: what the model says while all its layers are there, kept in memory.
+
+    Attributes:
+        head: The model's output head.
+        states: (num_sequences, seq_len, hidden_size), final hidden states on the model's device.
+    """
+
+    head: OutputHead
+    states: Tensor
+
+    @classmethod
+    def of(cls, model: Any, tokens: PackedTokens) -> Self:
+        """Run the model once over all tokens."""
+        teacher = OnlineTeacher(model)
+        batches = tokens.batches(_BATCH_SEQUENCES)
+        return cls(teacher.head, torch.cat([teacher.hidden(indices, batch) for indices, batch in batches]))
+
+    def hidden(self, indices: Tensor, tokens: PackedTokens) -> Tensor:
+        """Return the states of some sequences."""
+        return self.states[indices.to(self.states.device)]
+
+
+def next_token_loss(model: Any, tokens: PackedTokens) -> float:
+    """Mean next-token loss -log p(x_i+1 | x_1..x_i) of a model without some layers, in nats.
+
+    Source: Sreenivas et al. 2024 (arXiv 2408.11796), depth pruning by validation loss.
+    """
+    return validate(model, tokens, None, _BATCH_SEQUENCES).loss_nats
+
+
+def kl_to_whole(model: Any, tokens: PackedTokens, whole: TeacherSignal) -> float:
+    """Mean KL(whole || model without some layers) per token, in nats.
+
+    Source: the score of untrained candidates, Muralidharan et al. 2024 (arXiv 2407.14679), table 1.
+    """
+    return validate(model, tokens, whole, _BATCH_SEQUENCES).kl_nats
+
+
+@torch.no_grad()
+def logit_error(model: Any, tokens: PackedTokens, whole: TeacherSignal) -> float:
+    """Relative square error of the logits M, sum (M_full - M_without)^2 / sum M_full^2.
+
+    Both sums are over tokens and vocabulary.
+
+    Args:
+        model: A causal LM without some layers.
+        tokens: The text.
+        whole: The whole model over the same text.
+
+    Source: NVIDIA 2025, Nemotron Elastic (arXiv 2511.16664), depth ranking by normalised MSE.
+    """
+    device = whole.head.weight.device
+    error = energy = 0.0
+    for indices, batch in tokens.batches(_BATCH_SEQUENCES):
+        states = final_hidden(model, batch.input_ids.to(device), batch.position_ids.to(device)).flatten(0, 1)
+        full_states = whole.hidden(indices, batch).flatten(0, 1)
+        for start in range(0, len(states), _CHUNK_TOKENS):
+            rows = slice(start, start + _CHUNK_TOKENS)
+            full = whole.head.logits(full_states[rows])
+            error += (whole.head.logits(states[rows]) - full).square().sum(dtype=torch.float64).item()
+            energy += full.square().sum(dtype=torch.float64).item()
+    return error / energy
+
+
+def task_error(model: Any, tokenizer: Path, settings: DepthSettings, seed: int) -> Callable[[], float]:
+    """Return a function that gives 1 - accuracy in a multiple-choice task, as the model is when it is called.
+
+    Args:
+        model: A causal LM.
+        tokenizer: The folder of its tokenizer.
+        settings: Name the task.
+        seed: Of the examples in prompts.
+
+    Raises:
+        PlanError: If lm-eval does not know the task, or, when called, if the task has no accuracy.
+
+    Source: Sreenivas et al. 2024 (arXiv 2408.11796), depth pruning by Winogrande accuracy.
+    """
+    from minitron_nas.evaluation.lm_eval import Benchmarks, accuracy  # deferred: importing lm_eval takes seconds
+
+    task = settings.task or ""
+    evaluation = EvaluationSettings(tasks=(task,), include_path=settings.include_path, limit=settings.limit)
+    benchmarks = Benchmarks(evaluation, "importance.depth.task")
+    return lambda: 1 - accuracy(benchmarks.run(model, tokenizer, seed), task, "importance.depth.task")
+
+
+def make_criterion(
+    model: Any, layout: Layout, settings: DepthSettings, tokens: PackedTokens | None, tokenizer: Path, seed: int
+) -> Criterion:
+    """Return the criterion that the settings name, for one model.
+
+    A score that is not finite counts as infinite: the model does not work without those layers.
+
+    Args:
+        model: A causal LM on its device.
+        layout: Its family table.
+        settings: Name the criterion.
+        tokens: The text that layers are measured on; unused by criterion `task`.
+        tokenizer: The folder of the model's tokenizer; for criterion `task`.
+        seed: Of the examples in the task's prompts.
+
+    Raises:
+        PlanError: If lm-eval does not know the task.
+    """
+    measure: Callable[[], float]
+    if settings.criterion == "task":
+        measure = task_error(model, tokenizer, settings, seed)
+    else:
+        assert tokens is not None
+        text = tokens
+        if settings.criterion == "block_importance":
+            return lambda removed, runs: iter(_block_importance_without(model, layout, text, removed, runs))
+        if settings.criterion == "loss":
+            measure = lambda: next_token_loss(model, text)  # noqa: E731
+        else:
+            whole, function = WholeModel.of(model, text), kl_to_whole if settings.criterion == "kl" else logit_error
+            measure = lambda: function(model, text, whole)  # noqa: E731
+
+    def criterion(removed: frozenset[int], runs: Sequence[range]) -> Iterator[float]:
+        for run in runs:
+            with without_layers(model, layout, removed.union(run)):
+                score = measure()
+            yield score if isfinite(score) else inf
+
+    return criterion
+
+
+def _block_importance_without(
+    model: Any, layout: Layout, tokens: PackedTokens, removed: frozenset[int], runs: Sequence[range]
+) -> list[float]:
+    with without_layers(model, layout, removed):
+        scores = block_importance(model, layout, tokens, runs)
+    return [score if isfinite(score) else inf for score in scores]

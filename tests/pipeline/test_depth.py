@@ -1,0 +1,65 @@
+import pytest
+import torch
+
+from minitron_nas.distillation.tokens import pack
+from minitron_nas.families.checkpoint import Checkpoint, open_checkpoint
+from minitron_nas.importance.baselines import random_scores
+from minitron_nas.importance.depth import WholeModel, kl_to_whole, without_layers
+from minitron_nas.importance.scores import ImportanceScores
+from minitron_nas.importance.settings import DepthSettings
+from minitron_nas.pipeline import depth as module
+from minitron_nas.pipeline.depth import choose_layers
+from minitron_nas.testing import tiny_checkpoint, tiny_config, tiny_model
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return open_checkpoint(tiny_checkpoint(tmp_path_factory.mktemp("teacher"), "llama", num_hidden_layers=5))
+
+
+@pytest.fixture(scope="module")
+def scores(checkpoint: Checkpoint) -> ImportanceScores:
+    return random_scores(checkpoint.architecture, checkpoint.layout, 0)
+
+
+TEXT = pack([torch.randint(0, 320, (60,), generator=torch.Generator().manual_seed(0)).numpy()], 12)
+
+
+def chosen(checkpoint: Checkpoint, scores: ImportanceScores, counts: list[int], **settings: object) -> torch.Tensor:
+    return choose_layers(checkpoint, scores, DepthSettings(**settings), (0, -1), counts, lambda: TEXT, 0)
+
+
+def measured_numbers(table: torch.Tensor) -> list[int]:
+    return [row + 1 for row, known in enumerate(table.any(dim=1).tolist()) if known]
+
+
+def test_block_importance_of_single_layers_needs_neither_text_nor_model(
+    checkpoint: Checkpoint, scores: ImportanceScores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "load_for_inference", None)
+    table = choose_layers(checkpoint, scores, DepthSettings(), (0, -1), [3], lambda: 1 / 0, 0)  # type: ignore[arg-type, return-value]
+    best = max((1, 2, 3), key=lambda layer: scores.layers[layer].item())
+    assert table[2].nonzero().flatten().tolist() == [0, best, 4]
+
+
+def test_only_what_is_wanted_is_measured(checkpoint: Checkpoint, scores: ImportanceScores) -> None:
+    assert measured_numbers(chosen(checkpoint, scores, [3, 5], mode="block")) == [3, 5]
+    assert measured_numbers(chosen(checkpoint, scores, [3, 5], mode="greedy")) == [3, 4, 5]
+    assert measured_numbers(chosen(checkpoint, scores, [3], criterion="kl")) == [1, 2, 3, 4, 5]
+    assert measured_numbers(chosen(checkpoint, scores, [5], criterion="kl")) == [5]
+
+
+def test_layers_are_measured_on_as_much_text_as_the_settings_say(
+    checkpoint: Checkpoint, scores: ImportanceScores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minitron_nas.distillation.signals.compute_dtype", lambda device: torch.float32)
+    monkeypatch.setattr("minitron_nas.distillation.validation.compute_dtype", lambda device: torch.float32)
+    table = chosen(checkpoint, scores, [3], criterion="kl", mode="block", num_sequences=2)
+    model = tiny_model(tiny_config("llama", num_hidden_layers=5))
+    whole = WholeModel.of(model, TEXT.first(2))
+    costs = {}
+    for start in (1, 2):
+        with without_layers(model, checkpoint.layout, [start, start + 1]):
+            costs[start] = kl_to_whole(model, TEXT.first(2), whole)
+    best = min(costs, key=costs.__getitem__)
+    assert table[2].nonzero().flatten().tolist() == [layer for layer in range(5) if layer not in (best, best + 1)]
