@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from minitron_nas.errors import CheckpointError, DiskSpaceError
 from minitron_nas.pruning import surgery
 from minitron_nas.pruning.export import write_student
-from minitron_nas.pruning.parts import total_bytes
+from minitron_nas.pruning.parts import total_bytes, whole
 from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.slice import build_student, cuts, student_config
 from minitron_nas.pruning.surgery import surgery_key, write_weights
@@ -44,17 +44,17 @@ def test_what_is_written_is_what_is_built_in_memory_in_the_teachers_type(source,
     assert found.keys() == {part.name for part in parts}
     for part in parts:
         assert found[part.name].dtype == dtype
-        assert torch.equal(found[part.name], part.tensor())
+        assert torch.equal(found[part.name], whole(part))
 
 
 def test_blocks_of_any_size_give_the_same_file(source, tmp_path, monkeypatch):
     parts = cuts_of(source("llama"), {"hidden_size": 36, **SHAPE})
     write_weights(parts, tmp_path)
-    whole = (tmp_path / "model.safetensors").read_bytes()
+    expected = (tmp_path / "model.safetensors").read_bytes()
     monkeypatch.setattr("minitron_nas.storage.weights.BLOCK_BYTES", 500)
     (tmp_path / "again").mkdir()
     write_weights(parts, tmp_path / "again")
-    assert (tmp_path / "again" / "model.safetensors").read_bytes() == whole
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == expected
 
 
 def test_shards_have_an_index_that_transformers_loads(source, tmp_path, prompt):
