@@ -23,14 +23,15 @@ from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pipeline.sources import Tokens
 from minitron_nas.progress import Progress
 from minitron_nas.pruning.order import PruningOrder
-from minitron_nas.pruning.prepare import PreparedTeacher
+from minitron_nas.pipeline.preparing import find_rotation, start_note
+from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
+from minitron_nas.pruning.rotation import why_not_rotatable
 from minitron_nas.search.pareto import pareto_front
 from minitron_nas.search.screen import ValidationFiles, sample_candidates, screen
 from minitron_nas.search.study import write_study
 from minitron_nas.search.tournament import TrainingFiles, TrialRow, tournament
 from minitron_nas.settings import format_count
 from minitron_nas.space.enumerate import RULE_REASONS, Candidate, Enumeration, enumerate_candidates
-from minitron_nas.storage.atomic import whole_file
 from minitron_nas.storage.ledger import fingerprint
 from minitron_nas.storage.schemas import CANDIDATES, EXCLUSIONS, TRIALS
 from minitron_nas.storage.tables import replace_rows
@@ -55,7 +56,7 @@ class Hop:
 def prepare_source(
     engine: Engine, plan: FamilyPlan, hop: Hop, tokens: Tokens, layer_counts: Collection[int]
 ) -> PreparedTeacher:
-    """Score the source in one pass and rank its parts.
+    """Score the source in one pass, rank its parts, and find the basis in which its channels are cut.
 
     Args:
         engine: Runs the stages.
@@ -65,7 +66,7 @@ def prepare_source(
         layer_counts: How many layers the models that are pruned from the source keep.
     """
     scores_folder = engine.folder.importance(hop.source_name)
-    order_file = engine.folder.order(hop.source_name)
+    prepared_folder = engine.folder.prepared(hop.source_name)
 
     def score(progress: Progress) -> None:
         model = load_for_inference(hop.source.path)
@@ -84,7 +85,7 @@ def prepare_source(
         del model
         release_memory()
 
-    def rank(progress: Progress) -> None:
+    def prepare(progress: Progress) -> None:
         scores = ImportanceScores.load(scores_folder)
         protected = plan.space.protected_layers
         depth = plan.importance.depth
@@ -92,8 +93,10 @@ def prepare_source(
             hop.source, scores, depth, protected, layer_counts, lambda: tokens.part("calibration"), plan.seed, progress
         )
         order = PruningOrder.from_scores(scores, hop.source.architecture, protected, layers)
-        with whole_file(order_file) as partial:
-            order.save(partial)
+        rotation = None
+        if plan.start == "rotate" and why_not_rotatable(hop.source.layout, hop.source.architecture) is None:
+            rotation = find_rotation(hop.source, tokens.part("calibration"), progress)
+        write_prepared(prepared_folder, order, rotation)
 
     inputs: dict[str, Any] = {
         "source": hop.source.fingerprint,
@@ -105,10 +108,12 @@ def prepare_source(
         "protected": plan.space.protected_layers,
         "depth": plan.importance.depth.model_dump(),
         "layer_counts": sorted(layer_counts) if plan.importance.depth.needs_model else None,
+        "start": plan.start,
         "seed": plan.seed,
     }
-    engine.stage(f"{hop.source_name} rank", "which parts leave first", inputs, [order_file], rank)
-    return PreparedTeacher.open(hop.source.path, order_file)
+    title = f"which parts leave first; {start_note(plan.start, hop.source)}"
+    engine.stage(f"{hop.source_name} prepare", title, inputs, [prepared_folder], prepare)
+    return PreparedTeacher.open(hop.source.path, prepared_folder)
 
 
 def find_shape(

@@ -12,6 +12,7 @@ from minitron_nas.errors import PlanError
 from minitron_nas.evaluation.settings import EvaluationSettings
 from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.importance.settings import ImportanceSettings
+from minitron_nas.pruning.settings import Start
 from minitron_nas.search.settings import SearchSettings
 from minitron_nas.settings import Count, Settings, format_count, parse_count, plan_error
 from minitron_nas.space.axes import SearchSpace, load_space
@@ -26,6 +27,9 @@ class FamilyPlan(Settings):
         data: Text, jsonl or parquet files, a glob, a folder, a hub dataset's name, or "embedded".
         space: What may change: a preset's name, a YAML file, or the space itself.
         kd_teacher: Whom a student learns from: the first teacher, or the model it was pruned from.
+        start: How hidden channels shrink: `rotate` writes the residual stream in a basis whose last
+            directions matter least, where the family allows it; `select` keeps the most important
+            channels as they are.
         baselines: Whether to train, for each size and on the same tokens, a depth-only student and a
             randomly initialised one of the same shape.
         seed: Of every random draw.
@@ -36,6 +40,7 @@ class FamilyPlan(Settings):
     data: str
     space: SearchSpace = Field(default_factory=lambda: load_space("default"))
     kd_teacher: Literal["first", "previous"] = "first"
+    start: Start = "rotate"
     baselines: bool = True
     seed: Annotated[int, Field(ge=0)] = 0
     text: TextSettings = TextSettings()

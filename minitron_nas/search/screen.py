@@ -56,7 +56,7 @@ def screen(
             candidate.id,
             {
                 "source": str(prepared.path.absolute()),
-                "order": str(prepared.order_file.absolute()),
+                "prepared": str(prepared.folder.absolute()),
                 "architecture": candidate.architecture.to_dict(),
                 "tokens": str(validation.tokens.absolute()),
                 "cache": str(validation.cache.absolute()),
@@ -73,12 +73,12 @@ def screen(
 
 
 def screen_candidate(
-    source: str, order: str, architecture: Mapping[str, Any], tokens: str, cache: str, num_sequences: int | None
+    source: str, prepared: str, architecture: Mapping[str, Any], tokens: str, cache: str, num_sequences: int | None
 ) -> dict[str, float]:
     """Slice one candidate and validate it as it is."""
     device = pick_device()
     student = build_student(
-        PreparedTeacher.open(Path(source), Path(order)), Architecture(**architecture), compute_dtype(device)
+        PreparedTeacher.open(Path(source), Path(prepared)), Architecture(**architecture), compute_dtype(device)
     )
     held_out = PackedTokens.load(Path(tokens))
     losses = validate(

@@ -129,7 +129,7 @@ def tournament(
                 f"{candidate.id}.rung-{rung}",
                 {
                     "source": str(prepared.path.absolute()),
-                    "order": str(prepared.order_file.absolute()),
+                    "prepared": str(prepared.folder.absolute()),
                     "architecture": candidate.architecture.to_dict(),
                     "files": files.to_dict(),
                     "distillation": distillation.model_dump(mode="json"),
@@ -170,7 +170,7 @@ def tournament(
 
 def train_rung(
     source: str,
-    order: str,
+    prepared: str,
     architecture: Mapping[str, Any],
     files: Mapping[str, str | None],
     distillation: Mapping[str, Any],
@@ -184,7 +184,7 @@ def train_rung(
     train, validation = TrainingFiles.from_dict(files).streams()
     schedule = Schedule.resolve(settings, schedule_tokens, train.tokens.input_ids.shape[1])
     student = build_student(
-        PreparedTeacher.open(Path(source), Path(order)), Architecture(**architecture), torch.float32
+        PreparedTeacher.open(Path(source), Path(prepared)), Architecture(**architecture), torch.float32
     )
     result = distill(
         student.to(pick_device()),

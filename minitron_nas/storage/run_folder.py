@@ -56,9 +56,9 @@ class RunFolder:
         """Scores of the model that a size is pruned from."""
         return self.path / "importance" / source
 
-    def order(self, source: str) -> Path:
-        """Which parts of the model that a size is pruned from leave first."""
-        return self.path / "prepared" / source / "order.safetensors"
+    def prepared(self, source: str) -> Path:
+        """Which parts of the model that a size is pruned from leave first, and its rotation."""
+        return self.path / "prepared" / source
 
     def trials(self, size: str) -> Path:
         """Results and checkpoints of a size's screening and tournament."""

@@ -89,8 +89,7 @@ class Subject:
         architecture = architecture_of({**config.to_dict(), **content}, layout)
         headers = check_tensors(path, architecture, layout)
         order = PruningOrder.from_scores(random_scores(architecture, layout, seed), architecture, (0, -1))
-        order.save(folder / "order.safetensors")
-        prepared = PreparedTeacher(path, content, architecture, layout, headers, order, folder / "order.safetensors")
+        prepared = PreparedTeacher(path, content, architecture, layout, headers, folder / "prepared", order)
         prompt = torch.randint(0, config.vocab_size, (2, _SEQ_LEN), generator=torch.Generator().manual_seed(seed))
         return cls(layout, model, load_file(path / "model.safetensors"), prepared, prompt, folder)
 

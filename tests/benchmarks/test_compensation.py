@@ -17,7 +17,7 @@ from minitron_nas.importance.settings import ImportanceSettings
 from minitron_nas.pruning import slice as surgery
 from minitron_nas.pruning.compensate import Scaling
 from minitron_nas.pruning.order import PruningOrder
-from minitron_nas.pruning.prepare import PreparedTeacher
+from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
 
 HIDDEN_SIZES = (540, 504, 432, 288)
 TEXT = TextSettings(sequence_length=256, calibration_samples=64, validation_samples=16)
@@ -36,8 +36,8 @@ def test_students_start_nearer_to_the_teacher_with_compensated_norms(
     scores = score_importance(
         teacher, checkpoint.architecture, checkpoint.layout, tokens.calibration, ImportanceSettings()
     )
-    PruningOrder.from_scores(scores, checkpoint.architecture, (0, -1)).save(tmp_path / "order.safetensors")
-    prepared = PreparedTeacher.open(checkpoint.path, tmp_path / "order.safetensors")
+    write_prepared(tmp_path / "prepared", PruningOrder.from_scores(scores, checkpoint.architecture, (0, -1)))
+    prepared = PreparedTeacher.open(checkpoint.path, tmp_path / "prepared")
 
     def untrained_kl(hidden_size: int) -> float:
         target = checkpoint.architecture.reshaped({"hidden_size": hidden_size})

@@ -13,7 +13,7 @@ STAGES = (
     "teacher signal",
     "teacher evaluate",
     "teacher score",
-    "teacher rank",
+    "teacher prepare",
     "90k screen",
     "90k tournament",
     "90k distil",

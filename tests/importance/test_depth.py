@@ -29,7 +29,7 @@ from minitron_nas.importance.depth_modes import best_blocks, greedy_layers, laye
 from minitron_nas.importance.score import score_importance
 from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
 from minitron_nas.pruning.order import PruningOrder
-from minitron_nas.pruning.prepare import PreparedTeacher
+from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
 from minitron_nas.pruning.slice import build_student
 from minitron_nas.testing import Subject, tiny_checkpoint, tiny_config, tiny_model
 
@@ -73,8 +73,8 @@ def test_a_model_without_layers_has_the_logits_of_the_student_that_is_cut_withou
                 for name in PruningOrder.__dataclass_fields__
             }
         )
-        order.save(tmp_path / "order.safetensors")
-        opened = PreparedTeacher.open(prepared.path, tmp_path / "order.safetensors")
+        write_prepared(tmp_path / "prepared", order)
+        opened = PreparedTeacher.open(prepared.path, tmp_path / "prepared")
         student = build_student(opened, source.reshaped({"num_hidden_layers": len(kept)}), torch.float64)
         if hasattr(student, "set_experts_implementation"):
             student.set_experts_implementation("eager")

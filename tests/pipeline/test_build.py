@@ -167,7 +167,7 @@ def test_layers_leave_in_blocks_where_the_plan_says_so_those_of_the_depth_only_b
 ) -> None:
     depth = ("criterion=kl", "mode=block", "num_sequences=4")
     run = build(tmp_path / "run", "baselines=true", *(f"importance.depth.{each}" for each in depth)).path
-    order = PruningOrder.load(RunFolder(run).order("teacher"))
+    order = PruningOrder.load(RunFolder(run).prepared("teacher") / "order.safetensors")
     baseline = json.loads((run / "baselines" / "90k-depth" / "lineage.json").read_text())
     count = baseline["architecture"]["num_hidden_layers"]
     assert count == 3

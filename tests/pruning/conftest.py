@@ -9,7 +9,7 @@ from minitron_nas.architecture.spec import Architecture
 from minitron_nas.families.checkpoint import Checkpoint, open_checkpoint
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.pruning.order import PruningOrder
-from minitron_nas.pruning.prepare import PreparedTeacher
+from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
 from minitron_nas.testing import tiny_checkpoint, tiny_config, tiny_model
 
 
@@ -63,8 +63,8 @@ def source(tmp_path_factory):
             checkpoint = open_checkpoint(tiny_checkpoint(folder / "teacher", model_type, dtype=dtype, **changes))
             scores = random_scores(checkpoint.architecture)
             order = PruningOrder.from_scores(scores, checkpoint.architecture, (0, -1))
-            order.save(folder / "order.safetensors")
-            prepared = PreparedTeacher.open(checkpoint.path, folder / "order.safetensors")
+            write_prepared(folder / "prepared", order)
+            prepared = PreparedTeacher.open(checkpoint.path, folder / "prepared")
             model = tiny_model(tiny_config(model_type, **changes), dtype=dtype)
             made[key] = Source(checkpoint, model, scores, order, prepared)
         return made[key]

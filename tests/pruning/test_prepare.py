@@ -28,7 +28,7 @@ def sharded(folder, model_type, **changes):
 
 def test_a_teacher_is_opened_with_its_ranking(source):
     teacher = source("qwen2")
-    prepared = PreparedTeacher.open(teacher.checkpoint.path, teacher.prepared.order_file)
+    prepared = PreparedTeacher.open(teacher.checkpoint.path, teacher.prepared.folder)
     assert prepared.architecture == teacher.architecture
     assert prepared.config == json.loads((teacher.checkpoint.path / "config.json").read_text())
     assert prepared.layout == teacher.checkpoint.layout
@@ -41,7 +41,7 @@ def test_a_teacher_in_many_files_gives_the_same_student(source, tmp_path, model_
     teacher = source(model_type)
     path = sharded(tmp_path / "teacher", model_type).path
     expected = tensors_of(teacher.prepared, SHAPE)
-    found = tensors_of(PreparedTeacher.open(path, teacher.prepared.order_file), SHAPE)
+    found = tensors_of(PreparedTeacher.open(path, teacher.prepared.folder), SHAPE)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
@@ -50,7 +50,7 @@ def test_a_tied_teacher_that_carries_a_copy_of_its_embedding_loses_the_copy(sour
     folder = tiny_checkpoint(tmp_path / "teacher", "llama", tied=True)
     embedding = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
     rewrite_tensors(folder, {"lm_head.weight": embedding.clone()})
-    prepared = PreparedTeacher.open(folder, source("llama", tied=True).prepared.order_file)
+    prepared = PreparedTeacher.open(folder, source("llama", tied=True).prepared.folder)
     assert "lm_head.weight" not in tensors_of(prepared, SHAPE)
 
 
@@ -68,7 +68,7 @@ def test_older_names_are_read_and_written_as_todays(source, tmp_path, model_type
     renamed = {rename(name): tensor for name, tensor in tensors.items()}
     assert renamed.keys() != tensors.keys()
     rewrite_tensors(folder, dict.fromkeys(tensors) | renamed)
-    prepared = PreparedTeacher.open(open_checkpoint(folder).path, teacher.prepared.order_file)
+    prepared = PreparedTeacher.open(open_checkpoint(folder).path, teacher.prepared.folder)
     expected, found = tensors_of(teacher.prepared, SHAPE), tensors_of(prepared, SHAPE)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)

@@ -193,7 +193,7 @@ def test_a_smaller_student_lies_within_a_larger_one_in_the_same_order(tmp_path, 
     folder = tiny_checkpoint(tmp_path / "teacher", model_type)
     tensors = source(model_type).tensors.items()
     rewrite_tensors(folder, {name: torch.arange(1.0, 1 + t.numel()).view(t.shape) for name, t in tensors})
-    prepared = PreparedTeacher.open(folder, source(model_type).prepared.order_file)
+    prepared = PreparedTeacher.open(folder, source(model_type).prepared.folder)
     whole, large, small = (tensors_of(prepared, shape) for shape in ({}, *NARROW[:2]))
     layers = kept_layers(source(model_type), prepared.architecture.reshaped(NARROW[1]))
     for name, tensor in small.items():
@@ -248,7 +248,7 @@ def test_the_heads_keep_their_width_although_the_config_leaves_it_out(tmp_path, 
     folder = tiny_checkpoint(tmp_path / "teacher", model_type)
     edit_config(folder, head_dim=None)
     teacher = source(model_type)
-    prepared = PreparedTeacher.open(folder, teacher.prepared.order_file)
+    prepared = PreparedTeacher.open(folder, teacher.prepared.folder)
     target = teacher.architecture.reshaped({"hidden_size": 36, "num_attention_heads": 4})
     assert student_config(prepared, target)["head_dim"] == 8
     student = build_student(prepared, target, torch.float32)
@@ -271,7 +271,7 @@ def test_a_layer_that_stays_keeps_its_kind_of_attention(tmp_path, source, prompt
     folder = tiny_checkpoint(tmp_path / "teacher", "qwen2", **windows)
     if not spelled_out:
         edit_config(folder, layer_types=None)
-    prepared = PreparedTeacher.open(folder, teacher.prepared.order_file)
+    prepared = PreparedTeacher.open(folder, teacher.prepared.folder)
     target = teacher.architecture.reshaped({"num_hidden_layers": 3})
     kept = kept_layers(teacher, target)
     kinds = [teacher.checkpoint.config["layer_types"][layer] for layer in kept]

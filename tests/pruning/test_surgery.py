@@ -121,7 +121,7 @@ def test_a_byte_that_the_disk_changes_is_noticed(source, tmp_path, monkeypatch):
 def test_a_value_that_is_not_finite_is_named(source, tmp_path):
     folder = tiny_checkpoint(tmp_path / "teacher", "llama")
     rewrite_tensors(folder, {"model.norm.weight": torch.full((48,), float("nan"))})
-    prepared = PreparedTeacher.open(folder, source("llama").prepared.order_file)
+    prepared = PreparedTeacher.open(folder, source("llama").prepared.folder)
     with pytest.raises(CheckpointError, match=r"tensor 'model.norm.weight' holds NaN or infinity"):
         write_weights(cuts(prepared, prepared.architecture.reshaped(SHAPE)), tmp_path)
 

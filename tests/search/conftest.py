@@ -12,7 +12,7 @@ from minitron_nas.families.catalog import count_parameters
 from minitron_nas.families.checkpoint import open_checkpoint
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.pruning.order import PruningOrder
-from minitron_nas.pruning.prepare import PreparedTeacher
+from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
 from minitron_nas.search.screen import ValidationFiles
 from minitron_nas.search.tournament import TrainingFiles
 from minitron_nas.space.enumerate import Candidate
@@ -61,7 +61,7 @@ def arena(tmp_path_factory):
         experts=torch.zeros(2, 0),
         layers=torch.rand(2, generator=draw),
     )
-    PruningOrder.from_scores(scores, teacher.architecture, ()).save(folder / "order.safetensors")
+    write_prepared(folder / "prepared", PruningOrder.from_scores(scores, teacher.architecture, ()))
     model = load_for_inference(teacher.path)
     for name, num_sequences in (("train", 12), ("validation", 3)):
         ids = torch.randint(0, 320, (num_sequences * 16,), generator=draw).numpy()
@@ -75,7 +75,7 @@ def arena(tmp_path_factory):
         folder / "validation.safetensors",
         folder / "validation",
     )
-    return Arena(teacher.architecture, PreparedTeacher.open(teacher.path, folder / "order.safetensors"), files)
+    return Arena(teacher.architecture, PreparedTeacher.open(teacher.path, folder / "prepared"), files)
 
 
 class CountingRunner(LocalRunner):

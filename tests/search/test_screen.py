@@ -102,12 +102,12 @@ def test_a_worker_in_another_folder_finds_the_files(arena, tmp_path, monkeypatch
             monkeypatch.chdir(tmp_path)
             super().execute(function, jobs, on_outcome)
 
-    monkeypatch.chdir(arena.prepared.order_file.parent)
+    monkeypatch.chdir(arena.prepared.folder.parent)
     files = ValidationFiles(Path("validation.safetensors"), Path("validation"))
     candidate = arena.finalists[0]
     outcomes = screen(
         [candidate],
-        PreparedTeacher.open(Path("teacher"), Path("order.safetensors")),
+        PreparedTeacher.open(Path("teacher"), Path("prepared")),
         files,
         SearchSettings(),
         Elsewhere(),

@@ -127,7 +127,7 @@ def test_what_a_worker_is_handed_is_plain_and_its_paths_are_absolute(arena, tmp_
     held(arena, Path("trials"))
     for call in calls:
         assert call["checkpoints"].parent == tmp_path / "trials" / "checkpoints"
-        assert all(Path(path).is_absolute() for path in [call["source"], call["order"], *call["files"].values()])
+        assert all(Path(path).is_absolute() for path in [call["source"], call["prepared"], *call["files"].values()])
         json.dumps({name: value for name, value in call.items() if name != "checkpoints"})
 
 
@@ -265,7 +265,7 @@ def test_a_trial_that_stops_at_every_rung_ends_where_one_that_never_stops_does(a
     winner, rows = undisturbed
     at_once = train_rung(
         str(arena.prepared.path),
-        str(arena.prepared.order_file),
+        str(arena.prepared.folder),
         winner.architecture.to_dict(),
         arena.files.to_dict(),
         DISTILLATION.model_dump(mode="json"),
@@ -323,7 +323,7 @@ def test_the_teacher_itself_is_as_good_as_a_cache_of_its_states(arena, tmp_path,
     _, rows = undisturbed
     online = train_rung(
         str(arena.prepared.path),
-        str(arena.prepared.order_file),
+        str(arena.prepared.folder),
         arena.finalists[2].architecture.to_dict(),
         files.to_dict(),
         DISTILLATION.model_dump(mode="json"),

@@ -37,7 +37,7 @@ def test_everything_has_its_place(folder):
     assert folder.report == root / "report.html"
     assert folder.signal("teacher", "train") == root / "signals" / "teacher" / "train"
     assert folder.importance("teacher") == root / "importance" / "teacher"
-    assert folder.order("110M") == root / "prepared" / "110M" / "order.safetensors"
+    assert folder.prepared("110M") == root / "prepared" / "110M"
     assert folder.trials("110M") == root / "trials" / "110M"
     assert folder.student("110M") == root / "students" / "110M"
     assert folder.baseline("110M-depth") == root / "baselines" / "110M-depth"
