@@ -242,8 +242,11 @@ class Layout:
 
     def reads_hidden(self, table_row: TensorRow) -> bool:
         """Whether a tensor is a matrix whose inputs are hidden channels."""
-        is_matrix = table_row.per_layer and len(table_row.dims) == 2
-        return self.is_head(table_row) or (is_matrix and self.input_dim(table_row) == HIDDEN)
+        return self.is_head(table_row) or (_is_matrix(table_row) and self.input_dim(table_row) == HIDDEN)
+
+    def writes_hidden(self, table_row: TensorRow) -> bool:
+        """Whether a tensor is an output projection: a matrix of a layer whose outputs are hidden channels."""
+        return _is_matrix(table_row) and self.output_dim(table_row) == HIDDEN
 
     def stream_norms(self) -> tuple[TensorRow, ...]:
         """Return the gains of the norms that read the residual stream."""
@@ -262,15 +265,14 @@ class Layout:
 
     def readers(self) -> tuple[TensorRow, TensorRow]:
         """Return two matrices that read the hidden channels of a layer: one of attention, one of the FFN."""
-        matrices = [r for r in self.rows if r.per_layer and len(r.dims) == 2 and self.input_dim(r) == HIDDEN]
+        matrices = [r for r in self.rows if _is_matrix(r) and self.input_dim(r) == HIDDEN]
         attention = next(r for r in matrices if Axis.KV_GROUPS in self.output_dim(r))
         ffn = next(r for r in matrices if any(axis in self.output_dim(r) for axis in _FFN_AXES))
         return attention, ffn
 
     def writer(self, axis: Axis) -> TensorRow:
         """Return the matrix of a layer that reads an axis and writes the hidden channels."""
-        matrices = [r for r in self.rows if r.per_layer and len(r.dims) == 2 and self.output_dim(r) == HIDDEN]
-        (found,) = [r for r in matrices if axis in self.input_dim(r)]
+        (found,) = [r for r in self.rows if self.writes_hidden(r) and axis in self.input_dim(r)]
         return found
 
     @property
@@ -299,6 +301,10 @@ class Layout:
 
 _FFN_AXES = (Axis.NEURONS, Axis.EXPERT_NEURONS, Axis.EXPERTS)
 _NUM_PROJECTIONS = 3
+
+
+def _is_matrix(table_row: TensorRow) -> bool:
+    return table_row.per_layer and len(table_row.dims) == 2
 
 
 def axis_sizes(architecture: Architecture) -> dict[Axis, int]:

@@ -35,12 +35,14 @@ class Start(StrEnum):
     """How a student's hidden channels come out of the teacher's."""
 
     select = "select"
+    rotate = "rotate"
 
 
 class Repair(StrEnum):
     """What makes up for what was cut."""
 
     none = "none"
+    ridge = "ridge"
 
 
 class Listed(StrEnum):
@@ -132,7 +134,7 @@ def score(
 ) -> None:
     """Score every prunable part of a teacher on text. --set takes text.* and importance.* keys."""
     from minitron_nas.pipeline.plan import calibration_samples, make_plan, with_overrides
-    from minitron_nas.pipeline.pruning import score
+    from minitron_nas.pipeline.scoring import score
 
     plan = make_plan(with_overrides({"teacher": teacher, "sizes": [1], "data": data}, overrides or ()), "--set")
     text = calibration_samples(plan.text, tokens) if tokens else plan.text
@@ -159,8 +161,14 @@ def prune(
         typer.Option(help="A folder that `score` or a run wrote, or magnitude or random; without it --data."),
     ] = None,
     data: Annotated[Optional[str], typer.Option(help="Text to score on, or to measure layers on.")] = None,  # noqa: UP045
-    start: Annotated[Start, typer.Option(help="How hidden channels shrink.")] = Start.select,  # noqa: ARG001  # one so far
-    repair: Annotated[Repair, typer.Option(help="What makes up for what was cut.")] = Repair.none,  # noqa: ARG001
+    start: Annotated[
+        Optional[Start],  # noqa: UP045
+        typer.Option(help="How hidden channels shrink; rotate where there is text, unless given."),
+    ] = None,
+    repair: Annotated[
+        Optional[Repair],  # noqa: UP045
+        typer.Option(help="What makes up for cut neurons and heads; ridge where there is text, unless given."),
+    ] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -185,6 +193,9 @@ def prune(
             plan.space,
             plan.seed,
             layers,
+            start.value if start is not None else None,
+            repair.value if repair is not None else None,
+            plan.ridge,
         )
     if as_json:
         proof = asdict(result.proof) if result.proof is not None else None

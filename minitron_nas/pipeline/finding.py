@@ -12,6 +12,7 @@ from minitron_nas.architecture.costs import (
     kv_cache_bytes_per_token,
 )
 from minitron_nas.distillation.signals import load_for_inference
+from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.execution.device import release_memory
 from minitron_nas.execution.runner import Outcome, last_line, make_runner
 from minitron_nas.families.checkpoint import Checkpoint
@@ -20,12 +21,11 @@ from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.pipeline.depth import choose_layers
 from minitron_nas.pipeline.engine import Engine
 from minitron_nas.pipeline.plan import FamilyPlan
+from minitron_nas.pipeline.preparing import measure_start, possible_start
 from minitron_nas.pipeline.sources import Tokens
 from minitron_nas.progress import Progress
 from minitron_nas.pruning.order import PruningOrder
-from minitron_nas.pipeline.preparing import find_rotation, start_note
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
-from minitron_nas.pruning.rotation import why_not_rotatable
 from minitron_nas.search.pareto import pareto_front
 from minitron_nas.search.screen import ValidationFiles, sample_candidates, screen
 from minitron_nas.search.study import write_study
@@ -67,36 +67,37 @@ def prepare_source(
     """
     scores_folder = engine.folder.importance(hop.source_name)
     prepared_folder = engine.folder.prepared(hop.source_name)
+    start, note = possible_start(plan.start, hop.source)
 
     def score(progress: Progress) -> None:
         model = load_for_inference(hop.source.path)
-        calibration = tokens.part("calibration")
+        text = tokens.part("calibration")
         scores = score_importance(
-            model, hop.source.architecture, hop.source.layout, calibration, plan.importance, progress=progress
+            model, hop.source.architecture, hop.source.layout, text, plan.importance, progress=progress
         )
         about = {
             "source": hop.source.fingerprint,
-            "num_samples": str(calibration.num_sequences),
-            "sequence_length": str(calibration.input_ids.shape[1]),
+            "num_samples": str(text.num_sequences),
+            "sequence_length": str(text.input_ids.shape[1]),
             "batch_aggregation": plan.importance.batch_aggregation,
             "sequence_aggregation": plan.importance.sequence_aggregation,
         }
-        scores.save(scores_folder, about, calibration)
+        scores.save(scores_folder, about, text)
         del model
         release_memory()
+
+    def calibration() -> PackedTokens:
+        return tokens.part("calibration")
 
     def prepare(progress: Progress) -> None:
         scores = ImportanceScores.load(scores_folder)
         protected = plan.space.protected_layers
         depth = plan.importance.depth
-        layers = choose_layers(
-            hop.source, scores, depth, protected, layer_counts, lambda: tokens.part("calibration"), plan.seed, progress
-        )
+        layers = choose_layers(hop.source, scores, depth, protected, layer_counts, calibration, plan.seed, progress)
         order = PruningOrder.from_scores(scores, hop.source.architecture, protected, layers)
-        rotation = None
-        if plan.start == "rotate" and why_not_rotatable(hop.source.layout, hop.source.architecture) is None:
-            rotation = find_rotation(hop.source, tokens.part("calibration"), progress)
-        write_prepared(prepared_folder, order, rotation)
+        repair = plan.repair == "ridge"
+        rotation, moments = measure_start(hop.source, calibration, start == "rotate", repair, progress)
+        write_prepared(prepared_folder, order, rotation, moments, plan.ridge)
 
     inputs: dict[str, Any] = {
         "source": hop.source.fingerprint,
@@ -108,11 +109,10 @@ def prepare_source(
         "protected": plan.space.protected_layers,
         "depth": plan.importance.depth.model_dump(),
         "layer_counts": sorted(layer_counts) if plan.importance.depth.needs_model else None,
-        "start": plan.start,
+        "start": [start, plan.repair, plan.ridge],
         "seed": plan.seed,
     }
-    title = f"which parts leave first; {start_note(plan.start, hop.source)}"
-    engine.stage(f"{hop.source_name} prepare", title, inputs, [prepared_folder], prepare)
+    engine.stage(f"{hop.source_name} prepare", f"which parts leave first; {note}", inputs, [prepared_folder], prepare)
     return PreparedTeacher.open(hop.source.path, prepared_folder)
 
 

@@ -104,6 +104,7 @@ def train_member(
         "seed": plan.seed,
         "protected": plan.space.protected_layers,
         "importance": plan.importance.model_dump(),
+        "start": [plan.start, plan.repair, plan.ridge],
     }
     titles = {
         "student": f"full distillation of {shape.id}",

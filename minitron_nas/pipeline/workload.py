@@ -39,7 +39,7 @@ def estimate_workload(plan: FamilyPlan, teacher: Checkpoint, tokens: Tokens) -> 
         if plan.kd_teacher == "previous" and source != "teacher":
             work[f"{source} signal"] = source_flops * (validation + cached)
         work[f"{source} score"] = source_flops * calibration
-        if plan.start == "rotate":
+        if plan.start == "rotate" or plan.repair == "ridge":
             work[f"{source} prepare"] = source_flops * calibration
         screened = min((plan.search.screen_sequences or 10**9) * plan.text.sequence_length, validation)
         work[f"{label} screen"] = flops * (screened + overhead) * plan.search.max_screened / 2

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from minitron_nas.pruning.compensate import Scaling
-from minitron_nas.pruning.rotation import Turn
 from minitron_nas.storage.weights import TensorHeader, read_rows, row_blocks
 
 Rows: TypeAlias = tuple[int, int]
@@ -19,7 +18,7 @@ Rows: TypeAlias = tuple[int, int]
 
 Kept: TypeAlias = Any
 """What a student keeps of one dimension of a teacher's tensor: the ascending indices of the entries that
-stay, a numpy array (num_kept,); None where all do; or a `Turn` that mixes them."""
+stay, a numpy array (num_kept,); None where all do; or a `Mix` of them."""
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -28,6 +27,17 @@ _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 _UNSCALED = Scaling()
+
+
+class Mix(Protocol):
+    """A linear map from the entries of a dimension to fewer."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(size, num_kept)."""
+
+    def matrix(self) -> Tensor:
+        """Return the map, (size, num_kept), float64."""
 
 
 class Part(Protocol):
@@ -96,7 +106,7 @@ class Cut:
         """Yield the student's rows, each block out of one block of the teacher's where rows are not mixed."""
         kept = self.kept[0]
         for first, last in row_blocks(self.source):
-            if isinstance(kept, Turn):
+            if _mixes(kept):
                 first, last = min(first, self.shape[0]), min(last, self.shape[0])  # noqa: PLW2901
             elif kept is not None:
                 first, last = np.searchsorted(kept, (first, last)).tolist()  # noqa: PLW2901
@@ -106,15 +116,16 @@ class Cut:
     def read(self, rows: Rows) -> Any:
         """Return a block of the student's tensor as a numpy array of the stored bits."""
         kept, *others = self.kept
-        if isinstance(kept, Turn):
-            return self._scaled(self._turned_rows(kept.matrix()[:, slice(*rows)]))
-        bits = self._selected(rows)
-        turns = [entries for entries in others if isinstance(entries, Turn)]
-        if not turns and self.scaling.factor == 1:
-            return bits
-        wide = self._wide(bits)
-        for turn in turns:
-            wide = wide @ turn.matrix().to(wide.dtype)
+        mixes = [entries for entries in others if _mixes(entries)]
+        if _mixes(kept):
+            wide = self._mixed_rows(kept.matrix()[:, slice(*rows)])
+        else:
+            bits = self._selected(rows)
+            if not mixes and self.scaling.factor == 1:
+                return bits
+            wide = self._wide(bits)
+        for mix in mixes:
+            wide = wide @ mix.matrix().to(wide.dtype)
         return self._scaled(wide)
 
     def update(self, digest: Any) -> None:
@@ -123,10 +134,10 @@ class Cut:
         about = (self.name, self.source.file.name, status.st_size, status.st_mtime_ns, self.source.offset)
         digest.update(f"{about} {self.shape} {self.scaling}".encode())
         for kept in self.kept:
-            content = kept.matrix().numpy() if isinstance(kept, Turn) else kept
+            content = kept.matrix().numpy() if _mixes(kept) else kept
             digest.update(b"all" if content is None else content.tobytes())
 
-    def _turned_rows(self, matrix: Tensor) -> Tensor:
+    def _mixed_rows(self, matrix: Tensor) -> Tensor:
         """Rows that are mixtures of all the teacher's rows, (num_rows, ...)."""
         mixed = torch.zeros(())
         for first, last in row_blocks(self.source):
@@ -147,7 +158,7 @@ class Cut:
 
     def _selected_columns(self, block: Any) -> Any:
         for axis, entries in enumerate(self.kept[1:], start=1):
-            if entries is not None and not isinstance(entries, Turn):
+            if entries is not None and not _mixes(entries):
                 block = block.take(entries, axis=axis)
         return block
 
@@ -209,6 +220,10 @@ def num_bytes(part: Part) -> int:
 def total_bytes(parts: Iterable[Part]) -> int:
     """Return the bytes of all tensors of a student."""
     return sum(num_bytes(part) for part in parts)
+
+
+def _mixes(kept: Kept) -> bool:
+    return kept is not None and not isinstance(kept, np.ndarray)
 
 
 def _stored(wide: Tensor, dtype: str) -> Any:

@@ -6,4 +6,7 @@ Start = Literal["select", "rotate"]
 """How hidden channels shrink: the most important ones stay as they are, or the stream is rotated first."""
 
 Repair = Literal["none", "ridge"]
-"""What makes up for cut neurons, heads and layers: nothing, or a ridge regression of what is written."""
+"""What makes up for cut neurons and heads: nothing, or a ridge regression of what output projections read."""
+
+RIDGE = 0.003
+"""Strength of the repair's penalty, as a share of the mean square of a projection's inputs."""

@@ -14,6 +14,7 @@ from minitron_nas.architecture.spec import Architecture
 from minitron_nas.pruning.compensate import scaled_constants, scaling_of
 from minitron_nas.pruning.parts import Cut, Kept, Part, Vector, whole
 from minitron_nas.pruning.prepare import PreparedTeacher
+from minitron_nas.pruning.repair import Mend
 from minitron_nas.pruning.rotation import HiddenBasis, stream_norms
 from minitron_nas.storage.weights import TensorHeader
 
@@ -99,7 +100,13 @@ class _Surgeon:
             before = layout.norm_before(origin.row)
             return self._basis.turn(self._norms[before.name.format(layer=origin.layer)])
         entries = self._prepared.order.kept_entries(dimension, origin, self._prepared.architecture, self._target)
-        return None if entries is None else entries.numpy()
+        if entries is None:
+            return None
+        prepared, row = self._prepared, origin.row
+        if prepared.moments is None or dimension == HIDDEN or not prepared.layout.writes_hidden(row):
+            return entries.numpy()
+        size = row.shape(prepared.architecture)[row.dims.index(dimension)]
+        return Mend(prepared.moments, origin.name, entries.numpy(), size, prepared.ridge)
 
     def _constant(self, origin: TensorPlace, basis: HiddenBasis) -> Tensor | None:
         """The gain or bias of a norm of the rotated student; None for what is neither."""

@@ -29,7 +29,7 @@ from minitron_nas.distillation.signals import final_hidden
 from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.families.checks import check_tensors
 from minitron_nas.importance.baselines import random_scores
-from minitron_nas.importance.moments import stream_moments
+from minitron_nas.importance.moments import second_moments
 from minitron_nas.pruning.compensate import scaled_constants
 from minitron_nas.pruning.export import write_student
 from minitron_nas.pruning.order import PruningOrder
@@ -204,7 +204,7 @@ def check_rotation(subject: Subject) -> None:
     if why_not_rotatable(layout, architecture) is not None:
         return
     positions = torch.arange(_SEQ_LEN).expand_as(subject.prompt)
-    moments = stream_moments(subject.model, layout, PackedTokens(subject.prompt, positions))
+    moments = second_moments(subject.model, layout, PackedTokens(subject.prompt, positions))
     rotation = Rotation.of(moments, subject.prepared.headers, architecture, layout)
     basis = rotation.at(architecture.hidden_size, architecture.tie_word_embeddings)
     parts = turned_cuts(subject.prepared, architecture, basis, {})

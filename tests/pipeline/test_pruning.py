@@ -10,7 +10,8 @@ from minitron_nas.errors import InvalidArchitectureError, PlanError, RunFolderEr
 from minitron_nas.importance.scores import load_calibration
 from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
 from minitron_nas.pipeline.display import Quiet
-from minitron_nas.pipeline.pruning import prune, score
+from minitron_nas.pipeline.pruning import prune
+from minitron_nas.pipeline.scoring import score
 from minitron_nas.testing import tiny_checkpoint
 
 TEXT = TextSettings(sequence_length=64, calibration_samples=16)
@@ -205,9 +206,7 @@ def test_measuring_layers_needs_text(trained_teacher: Path, text_file: Path, tmp
     measured = {"importance": by(criterion="kl"), "display": Quiet()}
     with pytest.raises(ScoresError, match=r"holds no calibration\.safetensors, the text that its scores were measured"):
         prune(trained_teacher, out, fewer, scores=scores, **measured)
-    with pytest.raises(
-        PlanError, match=r"importance\.depth measures layers on text, and scores=random bring none; give"
-    ):
+    with pytest.raises(PlanError, match=r"scores=random bring no text, which .* give --data too"):
         prune(trained_teacher, out, fewer, scores="random", **measured)
     assert not out.exists()
     prune(trained_teacher, out, {"intermediate_size": 64}, scores="random", **measured)

