@@ -149,7 +149,6 @@ def test_a_size_keeps_layers_and_heads_and_shrinks_channels_and_neurons_alike(tm
         ({"scores": "random"}, "prune needs either a shape, such as hidden_size=504, or a size, such as 94M"),
         ({"shape": {"hidden_size": 42}, "size": 90_000, "scores": "random"}, "prune needs either a shape"),
         ({"shape": {"hidden_size": 42}}, "prune needs either scores .* or data to score on"),
-        ({"shape": {"hidden_size": 42}, "scores": "random", "data": "embedded"}, "prune needs either scores"),
     ],
 )
 def test_what_does_not_go_together_is_refused(
