@@ -2,18 +2,20 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from minitron_nas.architecture.layout import Layout
-from minitron_nas.distillation.signals import final_hidden
+from minitron_nas.architecture.layout import Layout, TensorRow
 from minitron_nas.distillation.tokens import PackedTokens
+from minitron_nas.families.checkpoint import Checkpoint
+from minitron_nas.importance.sweep import Section, one_pass, sweep
 from minitron_nas.progress import Progress, silent
 
 
-@torch.no_grad()
 def stream_moments(
     model: Any, layout: Layout, calibration: PackedTokens, batch_sequences: int = 4, progress: Progress = silent
 ) -> dict[str, Tensor]:
@@ -32,18 +34,36 @@ def stream_moments(
     Returns:
         (hidden_size, hidden_size), float32, on the CPU, by the name of the norm's gain in the table.
     """
-    device = next(model.parameters()).device
-    training = model.training
-    model.eval()
     sums: dict[str, Tensor] = {}
-    done = 0
-    with _hooks(model, layout, sums):
-        for _, batch in calibration.batches(batch_sequences):
-            final_hidden(model, batch.input_ids.to(device), batch.position_ids.to(device))
-            done += batch.num_tokens
-            progress(done, calibration.num_tokens)
-    model.train(training)
-    return {name: (total / calibration.num_tokens).cpu() for name, total in sums.items()}
+    one_pass(model, calibration, partial(_hooks, layout, sums), batch_sequences, progress)
+    return _means(sums, calibration)
+
+
+def sweep_moments(
+    checkpoint: Checkpoint,
+    calibration: PackedTokens,
+    folder: Path,
+    batch_sequences: int = 4,
+    progress: Progress = silent,
+) -> dict[str, Tensor]:
+    """Measure the same with one layer in memory at a time; the matrices are those of one pass.
+
+    All matrices are kept in memory: two for every layer, and one, of hidden_size^2 float32 numbers.
+
+    Args:
+        checkpoint: The model.
+        calibration: The text.
+        folder: Where hidden states go that memory is too small for; holds nothing afterwards.
+        batch_sequences: Sequences of one forward pass.
+        progress: Told about tokens, counted once for every layer.
+
+    Raises:
+        DiskSpaceError: If neither memory nor disk can hold the hidden states.
+    """
+    sums: dict[str, Tensor] = {}
+    watch = partial(_hooks, checkpoint.layout, sums)
+    sweep(checkpoint, calibration, watch, folder, batch_sequences, progress)
+    return _means(sums, calibration)
 
 
 def normalised(stream: Tensor, layout: Layout) -> Tensor:
@@ -60,24 +80,34 @@ def normalised(stream: Tensor, layout: Layout) -> Tensor:
 
 
 @contextmanager
-def _hooks(model: Any, layout: Layout, sums: dict[str, Tensor]) -> Iterator[None]:
-    modules = dict(model.named_modules())
+def _hooks(layout: Layout, sums: dict[str, Tensor], section: Section) -> Iterator[None]:
     handles = []
 
-    def watch(name: str, module: Any) -> None:
+    def watch(row: TensorRow, layer: int | None) -> None:
+        name = row.name.format(layer=layer)
+
         def add(_: Any, args: Any) -> None:
             flat = normalised(args[0], layout).flatten(0, -2)
             if name not in sums:
                 sums[name] = flat.new_zeros((flat.shape[1], flat.shape[1]))
             sums[name].addmm_(flat.T, flat)
 
-        handles.append(module.register_forward_pre_hook(add))
+        handles.append(section.module(layout.module_of(row), layer).register_forward_pre_hook(add))
 
     try:
         for row in layout.stream_norms():
-            for layer in range(model.config.num_hidden_layers) if row.per_layer else (None,):
-                watch(row.name.format(layer=layer), modules[layout.module_of(row).format(layer=layer)])
+            if row.per_layer:
+                for layer in section.layers:
+                    watch(row, layer)
+            elif section.is_last:
+                watch(row, None)
         yield
+        for name in sums:  # so that a device holds the matrices of one section only
+            sums[name] = sums[name].cpu()
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _means(sums: dict[str, Tensor], calibration: PackedTokens) -> dict[str, Tensor]:
+    return {name: total.div_(calibration.num_tokens) for name, total in sums.items()}

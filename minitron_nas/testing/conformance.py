@@ -28,6 +28,7 @@ from minitron_nas.distillation.losses import distillation_loss, forward_kl
 from minitron_nas.distillation.signals import final_hidden
 from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.families.checks import check_tensors
+from minitron_nas.families.stock import model_from_tensors
 from minitron_nas.importance.baselines import random_scores
 from minitron_nas.importance.moments import stream_moments
 from minitron_nas.pruning.compensate import scaled_constants
@@ -36,7 +37,7 @@ from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.parts import whole
 from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.rotation import Rotation, why_not_rotatable
-from minitron_nas.pruning.slice import build_student, model_from_tensors, turned_cuts
+from minitron_nas.pruning.slice import build_student, turned_cuts
 from minitron_nas.storage.atomic import read_json
 from minitron_nas.testing.tiny import tiny_model, tiny_tokenizer
 
