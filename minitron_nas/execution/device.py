@@ -4,6 +4,7 @@ import ctypes
 import gc
 import os
 
+import psutil
 import torch
 
 
@@ -20,6 +21,13 @@ def compute_dtype(device: torch.device) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     fast = torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.backends.cpu.get_cpu_capability() == "AVX512"
     return torch.bfloat16 if fast else torch.float32
+
+
+def available_bytes(device: torch.device) -> int:
+    """Return how much of a device's memory is free to take; for the CPU, of main memory."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return int(psutil.virtual_memory().available)
 
 
 def release_memory() -> None:

@@ -1,7 +1,7 @@
 """`HiddenStates`: what passes between two layers, for every calibration sequence."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -56,11 +56,11 @@ class HiddenStates:
             DiskSpaceError: If the disk cannot hold the file.
         """
         num_bytes = prod(shape) * dtype.itemsize
-        in_memory = num_bytes <= _MEMORY_FRACTION * psutil.virtual_memory().available
-        if not in_memory:
-            require_free_bytes(folder, num_bytes, "the text's hidden states")
-        place: AbstractContextManager[Any] = nullcontext() if in_memory else TemporaryFile(dir=folder)
-        with place as file:
+        with ExitStack() as stack:
+            file = None
+            if num_bytes > _MEMORY_FRACTION * psutil.virtual_memory().available:
+                require_free_bytes(folder, num_bytes, "hidden states of the text")
+                file = stack.enter_context(TemporaryFile(dir=folder))
             yield cls(shape, dtype, file)
 
     def read(self, indices: Tensor) -> Tensor:

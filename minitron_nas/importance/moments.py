@@ -102,8 +102,8 @@ def _hooks(layout: Layout, sums: dict[str, Tensor], section: Section) -> Iterato
             elif section.is_last:
                 watch(row, None)
         yield
-        for name in sums:  # so that a device holds the matrices of one section only
-            sums[name] = sums[name].cpu()
+        # So that a device holds the matrices of one section only.
+        sums.update({name: total.cpu() for name, total in sums.items()})
     finally:
         for handle in handles:
             handle.remove()

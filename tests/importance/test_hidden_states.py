@@ -1,3 +1,4 @@
+from contextlib import contextmanager
 from tempfile import TemporaryFile
 from types import SimpleNamespace
 
@@ -35,7 +36,14 @@ def test_what_is_written_is_read_and_the_rest_stays(tmp_path, monkeypatch, avail
 def test_states_that_take_more_than_an_eighth_of_the_memory_go_to_a_file(tmp_path, monkeypatch, available, in_file):
     with_memory(monkeypatch, available)
     folders = []
-    monkeypatch.setattr(module, "TemporaryFile", lambda dir: folders.append(dir) or TemporaryFile(dir=dir))
+
+    @contextmanager
+    def recorded(**place):
+        folders.append(place["dir"])
+        with TemporaryFile(**place) as file:
+            yield file
+
+    monkeypatch.setattr(module, "TemporaryFile", recorded)
     with HiddenStates.make(SHAPE, torch.float32, tmp_path):
         assert list(tmp_path.iterdir()) == []
     assert folders == [tmp_path] * in_file
@@ -43,6 +51,6 @@ def test_states_that_take_more_than_an_eighth_of_the_memory_go_to_a_file(tmp_pat
 
 def test_a_disk_that_is_too_small_is_told_of_before_anything_is_written(tmp_path, monkeypatch):
     with_memory(monkeypatch, 0)
-    message = r"the text's hidden states needs .* GB in .* free some space"
+    message = r"hidden states of the text needs .* GB in .* free some space"
     with pytest.raises(DiskSpaceError, match=message), HiddenStates.make((1, 1, 1 << 60), torch.float32, tmp_path):
         pass
