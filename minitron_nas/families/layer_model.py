@@ -115,6 +115,11 @@ def embed(model: Any, layout: Layout, input_ids: Tensor, position_ids: Tensor) -
     raise AssertionError("the model ran without its first layer")
 
 
+def release_weights(model: Any) -> None:
+    """Free a model's weights at once, even where its modules refer to one another; it cannot be used any more."""
+    model.to("meta")
+
+
 class _ReachedError(Exception):
     """Carries what a layer is about to read out of a forward pass."""
 

@@ -19,7 +19,7 @@ from minitron_nas.distillation.signals import final_hidden
 from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.execution.device import compute_dtype, pick_device, release_memory
 from minitron_nas.families.checkpoint import Checkpoint
-from minitron_nas.families.layer_model import embed, layer_model, run_layer
+from minitron_nas.families.layer_model import embed, layer_model, release_weights, run_layer
 from minitron_nas.families.stock import read_entries, read_tensor
 from minitron_nas.importance.hidden_states import HiddenStates
 from minitron_nas.progress import Progress
@@ -113,8 +113,7 @@ def sweep(
         model = checkpoint_layer(checkpoint, 0, dtype, read_embedding(checkpoint, vocabulary)).to(device)
         text = PackedTokens(rows, calibration.position_ids)
         embed_text(model, checkpoint.layout, text, states, batch_sequences)
-        del model
-        release_memory()
+        release_weights(model)
         for layer in range(num_layers):
             model = checkpoint_layer(checkpoint, layer, dtype).to(device)
             with watch(Section(model, range(layer, layer + 1), layer == num_layers - 1)):
@@ -123,8 +122,8 @@ def sweep(
                     states.write(indices, run_layer(model, checkpoint.layout, inputs, positions))
                     done += batch.num_tokens
                     progress(done, total)
-            del model
-            release_memory()
+            release_weights(model)
+    release_memory()
 
 
 def checkpoint_layer(checkpoint: Checkpoint, layer: int, dtype: torch.dtype, embedding: Tensor | None = None) -> Any:

@@ -1,3 +1,5 @@
+import weakref
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -6,7 +8,7 @@ from minitron_nas.distillation.signals import final_hidden
 from minitron_nas.distillation.tokens import pack
 from minitron_nas.families.catalog import layouts
 from minitron_nas.families.checkpoint import open_checkpoint
-from minitron_nas.families.layer_model import embed, layer_model, run_layer
+from minitron_nas.families.layer_model import embed, layer_model, release_weights, run_layer
 from minitron_nas.families.stock import read_tensor
 from minitron_nas.importance.baselines import random_scores
 from minitron_nas.pruning.order import PruningOrder
@@ -107,6 +109,18 @@ def test_hooks_on_the_layer_see_the_states_that_are_given_and_none_stays(tmp_pat
     handle.remove()
     assert seen[0] is states
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("model_type", layouts())
+def test_released_weights_are_gone_while_the_model_is_still_there(tmp_path, model_type):
+    checkpoint = open_checkpoint(tiny_checkpoint(tmp_path, model_type))
+    tensors = {name: read_tensor(header) for name, header in checkpoint.headers.items()}
+    shape, layout = checkpoint.architecture, checkpoint.layout
+    model = layer_model(tensors.__getitem__, checkpoint.config, shape, layout, 1, torch.float32)
+    parameters = [weakref.ref(parameter) for parameter in model.parameters()]
+    release_weights(model)
+    assert len(parameters) >= 9
+    assert not any(parameter() is not None for parameter in parameters)
 
 
 def test_a_layers_model_is_as_small_as_the_layer(tmp_path):
