@@ -10,15 +10,21 @@ import pytest
 import torch
 
 from minitron_nas.distillation.settings import TextSettings
+from minitron_nas.distillation.tokens import pack
 from minitron_nas.errors import PlanError
 from minitron_nas.families.checkpoint import open_checkpoint
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
 from minitron_nas.pipeline import scoring
 from minitron_nas.pipeline.display import Quiet
+from minitron_nas.pipeline.engine import Engine
+from minitron_nas.pipeline.finding import Hop, prepare_source
+from minitron_nas.pipeline.plan import make_plan
 from minitron_nas.pipeline.pruning import prune, score
 from minitron_nas.pipeline.scoring import fits_in_memory, require_whole_model, whole_model_bytes
+from minitron_nas.pipeline.sources import Tokens
 from minitron_nas.progress import Progress, silent
+from minitron_nas.storage.run_folder import RunFolder
 
 TEXT = TextSettings(sequence_length=64, calibration_samples=8)
 
@@ -98,6 +104,29 @@ def test_pruning_on_text_gives_the_same_student_layer_by_layer(
     prune(trained_teacher, tmp_path / "swept", shape, data=text_file, text=TEXT, display=Quiet())
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "swept")]
     assert files[0] == files[1]
+
+
+def test_a_run_scores_a_source_that_does_not_fit_layer_by_layer(
+    trained_teacher: Path, tiny_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hop = Hop(90_000, open_checkpoint(trained_teacher), "teacher")
+    ids = torch.randint(0, 320, (256,), generator=torch.Generator().manual_seed(0)).numpy()
+    pack([ids], 64).save(tmp_path / "calibration.safetensors")
+    plan = make_plan({"teacher": "x", "sizes": ["90k"], "data": "x", **tiny_settings})
+    told, orders = Recorder(), []
+    for name, memory in (("whole", 1 << 40), ("swept", 1000)):
+        give_memory(monkeypatch, memory)
+        (tmp_path / name).mkdir()
+        engine = Engine(RunFolder(tmp_path / name), told)
+        orders.append(prepare_source(engine, plan, hop, Tokens(tmp_path, "tokens", 0), [4]).order)
+        assert {path.name for path in engine.folder.path.iterdir()} == {"importance", "prepared", "ledger.jsonl"}
+    assert [title for title in told.titles if "importance" in title] == [
+        "importance of every part",
+        "importance of every part, layer by layer, because the model does not fit into memory",
+    ]
+    assert all(
+        torch.equal(getattr(orders[0], field.name), getattr(orders[1], field.name)) for field in fields(orders[0])
+    )
 
 
 def test_layers_are_not_measured_on_a_model_that_does_not_fit(
