@@ -35,8 +35,14 @@ def release_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    trim_memory()
+
+
+def trim_memory() -> None:
+    """Give main memory that has been freed back to the system."""
     # A Ray worker runs each job in a new thread, and glibc keeps what each thread has freed for itself:
-    # three trials of SmolLM2 in one process peaked at 5.5 GB without this and at 2.9 GB with it.
+    # three trials of SmolLM2 in one process peaked at 5.5 GB without this and at 2.9 GB with it. A sweep over
+    # layers of an 8B model grew by 25 MB a layer without this, and not at all with it.
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

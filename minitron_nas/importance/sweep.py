@@ -17,7 +17,7 @@ from torch import Tensor
 from minitron_nas.architecture.layout import HIDDEN, VOCAB, Layout
 from minitron_nas.distillation.signals import final_hidden
 from minitron_nas.distillation.tokens import PackedTokens
-from minitron_nas.execution.device import compute_dtype, pick_device, release_memory
+from minitron_nas.execution.device import compute_dtype, pick_device, release_memory, trim_memory
 from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.families.layer_model import embed, layer_model, release_weights, run_layer
 from minitron_nas.families.stock import read_entries, read_tensor
@@ -123,6 +123,7 @@ def sweep(
                     done += batch.num_tokens
                     progress(done, total)
             release_weights(model)
+            trim_memory()
     release_memory()
 
 
