@@ -1,6 +1,7 @@
 """Reading `config.json`: which family a folder belongs to, and its shape."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,21 @@ def read_architecture(path: Path, config: dict[str, Any]) -> tuple[Architecture,
     except (ValueError, TypeError, KeyError, OSError, StrictDataclassError) as error:
         raise CheckpointError(f"transformers refuses {path / 'config.json'}: {error}") from error
     return architecture_of(filled, layout), layout
+
+
+def layer_lists(config: Mapping[str, Any], num_layers: int, kept_layers: Sequence[int]) -> dict[str, list[Any]]:
+    """Return the lists of a config that hold one entry per layer, with the entries of some layers only.
+
+    Args:
+        config: The content of a `config.json` with all that transformers fills in.
+        num_layers: How many layers the config describes.
+        kept_layers: Ascending indices of layers.
+    """
+    return {
+        key: [value[layer] for layer in kept_layers]
+        for key, value in config.items()
+        if isinstance(value, list) and "layer" in key and len(value) == num_layers
+    }
 
 
 def _refuse_other_tasks(path: Path, config: dict[str, Any]) -> None:

@@ -1,29 +1,32 @@
 """Second moments: of the residual stream as every norm sees it, and of what every output projection reads."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from minitron_nas.architecture.layout import Axis, Layout
-from minitron_nas.distillation.signals import final_hidden
+from minitron_nas.architecture.layout import Axis, Layout, TensorRow
 from minitron_nas.distillation.tokens import PackedTokens
+from minitron_nas.families.checkpoint import Checkpoint
+from minitron_nas.importance.sweep import Section, one_pass, sweep
 from minitron_nas.progress import Progress, silent
 
 
-@torch.no_grad()
 def second_moments(
     model: Any,
     layout: Layout,
     calibration: PackedTokens,
+    kept: MutableMapping[str, Tensor],
     stream: bool = True,
     inputs: bool = True,
     batch_sequences: int = 4,
     progress: Progress = silent,
-) -> dict[str, Tensor]:
+) -> None:
     """Measure E[x x^T] over the tokens of a text.
 
     For each norm that reads the residual stream, x is what the norm's gain is applied to: the
@@ -35,26 +38,43 @@ def second_moments(
         model: A causal LM on its device.
         layout: The table of its family.
         calibration: The text.
+        kept: Gets the matrices, (size, size), float32, on the CPU, by the name of the norm's gain or of the
+            projection's weight in the table.
         stream: Whether to measure the norms.
         inputs: Whether to measure the output projections.
         batch_sequences: Sequences of one forward pass.
         progress: Told about tokens.
-
-    Returns:
-        (size, size), float32, on the CPU, by the name of the norm's gain or the projection's weight in the table.
     """
-    device = next(model.parameters()).device
-    training = model.training
-    model.eval()
-    sums: dict[str, _Sum] = {}
-    done = 0
-    with _hooks(model, layout, sums, stream, inputs):
-        for _, batch in calibration.batches(batch_sequences):
-            final_hidden(model, batch.input_ids.to(device), batch.position_ids.to(device))
-            done += batch.num_tokens
-            progress(done, calibration.num_tokens)
-    model.train(training)
-    return {name: total.mean().cpu() for name, total in sums.items()}
+    one_pass(model, calibration, partial(_hooks, layout, kept, stream, inputs), batch_sequences, progress)
+
+
+def sweep_moments(
+    checkpoint: Checkpoint,
+    calibration: PackedTokens,
+    folder: Path,
+    kept: MutableMapping[str, Tensor],
+    stream: bool = True,
+    inputs: bool = True,
+    batch_sequences: int = 4,
+    progress: Progress = silent,
+) -> None:
+    """Measure the same with one layer, and its matrices, in memory at a time.
+
+    Args:
+        checkpoint: The model.
+        calibration: The text.
+        folder: Where hidden states go that memory is too small for; holds nothing afterwards.
+        kept: As above.
+        stream: As above.
+        inputs: As above.
+        batch_sequences: Sequences of one forward pass.
+        progress: Told about tokens, counted once for every layer.
+
+    Raises:
+        DiskSpaceError: If neither memory nor disk can hold the hidden states.
+    """
+    watch = partial(_hooks, checkpoint.layout, kept, stream, inputs)
+    sweep(checkpoint, calibration, watch, folder, batch_sequences, progress)
 
 
 def normalised(stream: Tensor, layout: Layout) -> Tensor:
@@ -86,9 +106,10 @@ class _Sum:
 
 
 @contextmanager
-def _hooks(model: Any, layout: Layout, sums: dict[str, _Sum], stream: bool, inputs: bool) -> Iterator[None]:
-    modules = dict(model.named_modules())
-    layers = range(model.config.num_hidden_layers)
+def _hooks(
+    layout: Layout, kept: MutableMapping[str, Tensor], stream: bool, inputs: bool, section: Section
+) -> Iterator[None]:
+    sums: dict[str, _Sum] = {}
     handles = []
 
     def add(name: str, values: Tensor) -> None:
@@ -97,29 +118,35 @@ def _hooks(model: Any, layout: Layout, sums: dict[str, _Sum], stream: bool, inpu
             sums[name] = _Sum(flat.shape[1], flat.device)
         sums[name].add(flat)
 
-    def before(module: str, action: Callable[..., None]) -> None:
-        handles.append(modules[module].register_forward_pre_hook(action))
+    def before(module: str, layer: int | None, action: Callable[..., None]) -> None:
+        handles.append(section.module(module, layer).register_forward_pre_hook(action))
 
-    def watch_norm(name: str, module: str) -> None:
-        before(module, lambda _, args: add(name, normalised(args[0], layout)))
+    def watch_norm(row: TensorRow, layer: int | None) -> None:
+        name = row.name.format(layer=layer)
+        before(layout.module_of(row), layer, lambda _, args: add(name, normalised(args[0], layout)))
 
-    def watch_input(name: str, module: str) -> None:
-        before(module, lambda _, args: add(name, args[0]))
+    def watch_input(row: TensorRow, layer: int) -> None:
+        module = layout.module_of(row)
+        if row.per_expert:
+            names = row.name.format(layer=layer, expert="{expert}")
+            experts = module.partition(".{expert}")[0]
+            before(experts, layer, lambda module, args: _add_experts(add, names, module, *args))
+        else:
+            before(module, layer, lambda _, args: add(row.name.format(layer=layer), args[0]))
 
     try:
         for row in layout.stream_norms() if stream else ():
-            for layer in layers if row.per_layer else (None,):
-                watch_norm(row.name.format(layer=layer), layout.module_of(row).format(layer=layer))
+            if row.per_layer:
+                for layer in section.layers:
+                    watch_norm(row, layer)
+            elif section.is_last:
+                watch_norm(row, None)
         for axis in (Axis.GROUP_HEADS, layout.neuron_axis) if inputs else ():
-            row = layout.writer(axis)
-            for layer in layers:
-                if row.per_expert:
-                    names = row.name.format(layer=layer, expert="{expert}")
-                    module = layout.module_of(row).partition(".{expert}")[0].format(layer=layer)
-                    before(module, lambda module, args, names=names: _add_experts(add, names, module, *args))
-                else:
-                    watch_input(row.name.format(layer=layer), layout.module_of(row).format(layer=layer))
+            for layer in section.layers:
+                watch_input(layout.writer(axis), layer)
         yield
+        for name in list(sums):
+            kept[name] = sums.pop(name).mean().cpu()
     finally:
         for handle in handles:
             handle.remove()

@@ -1,7 +1,9 @@
-"""One forward-only pass over calibration text that scores every prunable part."""
+"""One forward-only pass over calibration text that scores every prunable part, at once or layer by layer."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,15 +12,15 @@ from torch.nn.functional import cosine_similarity, linear
 
 from minitron_nas.architecture.layout import Axis, Layout
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.distillation.signals import final_hidden
 from minitron_nas.distillation.tokens import PackedTokens
+from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.importance.aggregation import BatchAggregate, over_sequence
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import ImportanceSettings
+from minitron_nas.importance.sweep import Section, one_pass, sweep
 from minitron_nas.progress import Progress, silent
 
 
-@torch.no_grad()
 def score_importance(
     model: Any,
     architecture: Architecture,
@@ -50,17 +52,34 @@ def score_importance(
     independent KV-head contribution of Puzzle (arXiv 2411.19146).
     """
     collector = _Collector(architecture, settings)
-    device = next(model.parameters()).device
-    training = model.training
-    model.eval()
-    done = 0
-    with _hooks(model, layout, collector):
-        for _, batch in calibration.batches(batch_sequences):
-            collector.batch_shape = tuple(batch.input_ids.shape)
-            final_hidden(model, batch.input_ids.to(device), batch.position_ids.to(device))
-            done += batch.num_tokens
-            progress(done, calibration.num_tokens)
-    model.train(training)
+    one_pass(model, calibration, partial(_hooks, layout, collector), batch_sequences, progress)
+    return collector.scores()
+
+
+def sweep_importance(
+    checkpoint: Checkpoint,
+    calibration: PackedTokens,
+    settings: ImportanceSettings,
+    folder: Path,
+    batch_sequences: int = 4,
+    progress: Progress = silent,
+) -> ImportanceScores:
+    """Score the same with one layer in memory at a time; the scores are those of one pass.
+
+    Args:
+        checkpoint: The model.
+        calibration: The text.
+        settings: The two aggregations.
+        folder: Where hidden states go that memory is too small for; holds nothing afterwards.
+        batch_sequences: Sequences of one forward pass.
+        progress: Told about tokens, counted once for every layer.
+
+    Raises:
+        DiskSpaceError: If neither memory nor disk can hold the hidden states.
+    """
+    collector = _Collector(checkpoint.architecture, settings)
+    watch = partial(_hooks, checkpoint.layout, collector)
+    sweep(checkpoint, calibration, watch, folder, batch_sequences, progress)
     return collector.scores()
 
 
@@ -148,45 +167,51 @@ class _Collector:
 
 
 @contextmanager
-def _hooks(model: Any, layout: Layout, collector: _Collector) -> Iterator[None]:
+def _hooks(layout: Layout, collector: _Collector, section: Section) -> Iterator[None]:
     """Measure at the places that the family table names, for the duration of the block."""
-    modules = dict(model.named_modules())
     handles = []
 
-    def before(name: str, action: Callable[[Any, Any], None]) -> None:
-        handles.append(modules[name].register_forward_pre_hook(action))
+    def before(name: str, layer: int, action: Callable[[Any, Any], None]) -> None:
+        handles.append(section.module(name, layer).register_forward_pre_hook(action))
 
-    def around(name: str, action: Callable[[Tensor, Tensor], None]) -> None:
-        def hook(_: Any, args: Any, kwargs: Any, output: Any) -> None:
-            inputs = args[0] if args else kwargs["hidden_states"]
-            action(inputs, output[0] if isinstance(output, tuple) else output)
-
-        handles.append(modules[name].register_forward_hook(hook, with_kwargs=True))
+    def enter(_: Any, args: Any, kwargs: Any) -> None:
+        collector.batch_shape = tuple(_inputs(args, kwargs).shape[:-1])
 
     def measure(layer: int) -> None:
         for reader in layout.readers():
-            name = layout.module_of(reader).format(layer=layer)
-            before(name, lambda _, args, name=name: collector.add_hidden(name, args[0]))  # type: ignore[misc]
-        out = layout.writer(Axis.GROUP_HEADS)
+            name = layout.module_of(reader)
+            place = name.format(layer=layer)
+            before(name, layer, lambda _, args, place=place: collector.add_hidden(place, args[0]))  # type: ignore[misc]
         before(
-            layout.module_of(out).format(layer=layer),
+            layout.module_of(layout.writer(Axis.GROUP_HEADS)),
+            layer,
             lambda module, args: collector.add_heads(
                 layer, args[0], module.weight.T if layout.conv1d else module.weight
             ),
         )
         down = layout.module_of(layout.writer(layout.neuron_axis))
         if layout.has_experts:
-            experts = down.partition(".{expert}")[0].format(layer=layer)
-            before(experts, lambda module, args: collector.add_experts(layer, module, *args))
+            experts = down.partition(".{expert}")[0]
+            before(experts, layer, lambda module, args: collector.add_experts(layer, module, *args))
         else:
-            before(down.format(layer=layer), lambda _, args: collector.add_neurons(layer, args[0]))
-        block = layout.layer_module.format(layer=layer)
-        around(block, lambda inputs, output: collector.add_layer(layer, inputs, output))
+            before(down, layer, lambda _, args: collector.add_neurons(layer, args[0]))
+
+        def leave(_: Any, args: Any, kwargs: Any, output: Any) -> None:
+            collector.add_layer(layer, _inputs(args, kwargs), output[0] if isinstance(output, tuple) else output)
+
+        block = section.module(layout.layer_module, layer)
+        handles.append(block.register_forward_pre_hook(enter, with_kwargs=True))
+        handles.append(block.register_forward_hook(leave, with_kwargs=True))
 
     try:
-        for layer in range(model.config.num_hidden_layers):
+        for layer in section.layers:
             measure(layer)
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _inputs(args: Any, kwargs: Any) -> Any:
+    """What a layer reads."""
+    return args[0] if args else kwargs["hidden_states"]

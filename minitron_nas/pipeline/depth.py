@@ -12,6 +12,7 @@ from minitron_nas.importance.depth import make_criterion
 from minitron_nas.importance.depth_modes import best_blocks, greedy_layers, layer_table, layers_alone, ranked_layers
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import DepthSettings
+from minitron_nas.pipeline.passes import require_whole_model
 from minitron_nas.progress import Progress, silent
 
 
@@ -38,7 +39,8 @@ def choose_layers(
         progress: Told what is measured.
 
     Raises:
-        PlanError: If lm-eval does not know the task, or it has no accuracy.
+        PlanError: If lm-eval does not know the task, or it has no accuracy; or if layers have to be measured on
+            a model that does not fit into memory.
         InvalidArchitectureError: If protected layers leave no block of the size that has to go.
     """
     num_layers = checkpoint.architecture.num_hidden_layers
@@ -48,6 +50,7 @@ def choose_layers(
     wanted = {count for count in counts if count < num_layers}
     if not wanted:
         return layer_table({}, num_layers)
+    require_whole_model(checkpoint, settings)
     text = calibration().first(settings.num_sequences) if settings.needs_text else None
     model = load_for_inference(checkpoint.path)
     criterion = make_criterion(model, checkpoint.layout, settings, text, checkpoint.path, seed)

@@ -4,6 +4,8 @@ import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from minitron_nas.architecture.costs import (
@@ -11,15 +13,13 @@ from minitron_nas.architecture.costs import (
     forward_flops_per_token,
     kv_cache_bytes_per_token,
 )
-from minitron_nas.distillation.signals import load_for_inference
 from minitron_nas.distillation.tokens import PackedTokens
-from minitron_nas.execution.device import release_memory
 from minitron_nas.execution.runner import Outcome, last_line, make_runner
 from minitron_nas.families.checkpoint import Checkpoint
-from minitron_nas.importance.score import score_importance
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.pipeline.depth import choose_layers
 from minitron_nas.pipeline.engine import Engine
+from minitron_nas.pipeline.passes import fits_in_memory, pass_title, score_checkpoint
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pipeline.preparing import measure_start, possible_start
 from minitron_nas.pipeline.sources import Tokens
@@ -68,13 +68,11 @@ def prepare_source(
     scores_folder = engine.folder.importance(hop.source_name)
     prepared_folder = engine.folder.prepared(hop.source_name)
     start, note = possible_start(plan.start, hop.source)
+    whole = fits_in_memory(hop.source)
 
     def score(progress: Progress) -> None:
-        model = load_for_inference(hop.source.path)
         text = tokens.part("calibration")
-        scores = score_importance(
-            model, hop.source.architecture, hop.source.layout, text, plan.importance, progress=progress
-        )
+        scores = score_checkpoint(hop.source, text, plan.importance, whole, engine.folder.path, progress)
         about = {
             "source": hop.source.fingerprint,
             "num_samples": str(text.num_sequences),
@@ -83,8 +81,6 @@ def prepare_source(
             "sequence_aggregation": plan.importance.sequence_aggregation,
         }
         scores.save(scores_folder, about, text)
-        del model
-        release_memory()
 
     def calibration() -> PackedTokens:
         return tokens.part("calibration")
@@ -96,15 +92,17 @@ def prepare_source(
         layers = choose_layers(hop.source, scores, depth, protected, layer_counts, calibration, plan.seed, progress)
         order = PruningOrder.from_scores(scores, hop.source.architecture, protected, layers)
         repair = plan.repair == "ridge"
-        rotation, moments = measure_start(hop.source, calibration, start == "rotate", repair, progress)
-        write_prepared(prepared_folder, order, rotation, moments, plan.ridge)
+        with TemporaryDirectory(dir=engine.folder.path) as work:
+            measures = measure_start(hop.source, calibration, start == "rotate", repair, Path(work), progress)
+            write_prepared(prepared_folder, order, *measures, plan.ridge)
 
     inputs: dict[str, Any] = {
         "source": hop.source.fingerprint,
         "tokens": tokens.fingerprint,
         "importance": plan.importance.model_dump(exclude={"depth"}),
     }
-    engine.stage(f"{hop.source_name} score", "importance of every part", inputs, [scores_folder], score)
+    title = pass_title("importance of every part", whole)
+    engine.stage(f"{hop.source_name} score", title, inputs, [scores_folder], score)
     inputs |= {
         "protected": plan.space.protected_layers,
         "depth": plan.importance.depth.model_dump(),

@@ -3,6 +3,7 @@
 from minitron_nas.errors import PlanError
 from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.importance.depth_modes import free_runs
+from minitron_nas.pipeline.passes import require_whole_model
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.space.enumerate import enumerate_candidates
@@ -21,7 +22,7 @@ def preflight(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder) -> None:
     this finds what is unreachable already, not all of what will be.
 
     Raises:
-        PlanError: If DeepSpeed is asked for.
+        PlanError: If DeepSpeed is asked for, or layers are to be measured on a teacher that does not fit into memory.
         SpaceError: If a size is not below the teacher's, or no shape is within tolerance.
         InvalidArchitectureError: If a protected layer does not exist, or protected layers leave no block of
             the size that has to go.
@@ -33,7 +34,7 @@ def preflight(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder) -> None:
             "minitron_nas.distillation.trainer.distill in a program that torchrun starts"
         )
     PruningOrder.check_layers(teacher.architecture, plan.space.protected_layers)
-    _check_blocks(plan, teacher)
+    _check_depth(plan, teacher)
     for size in plan.descending_sizes:
         enumerate_candidates(plan.space, size, teacher.architecture, teacher.layout)
     weights = sum(header.num_bytes for header in read_headers(teacher.path).values())
@@ -50,11 +51,14 @@ def preflight(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder) -> None:
     require_free_bytes(folder.path, max(needed - written, 0), purpose)
 
 
-def _check_blocks(plan: FamilyPlan, teacher: Checkpoint) -> None:
+def _check_depth(plan: FamilyPlan, teacher: Checkpoint) -> None:
     num_layers = teacher.architecture.num_hidden_layers
     protected = {layer % num_layers for layer in plan.space.protected_layers}
     counts = plan.space.axes.sizes("num_hidden_layers", teacher.architecture)
-    if plan.importance.depth.mode == "block":
+    depth = plan.importance.depth
+    if depth.needs_model and any(count < num_layers for count in counts):
+        require_whole_model(teacher, depth)
+    if depth.mode == "block":
         for count in counts:
             if len(protected) <= count < num_layers:
                 free_runs(num_layers, protected, num_layers - count)

@@ -1,18 +1,18 @@
 """What a source is given before it is cut: the basis of its residual stream, and what its repair needs."""
 
 from collections.abc import Callable
+from pathlib import Path
 
-from torch import Tensor
-
+from minitron_nas.architecture.layout import HIDDEN
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.distillation.signals import load_for_inference
 from minitron_nas.distillation.tokens import PackedTokens
-from minitron_nas.execution.device import release_memory
 from minitron_nas.families.checkpoint import Checkpoint
-from minitron_nas.importance.moments import second_moments
+from minitron_nas.importance.tensor_folder import TensorFolder
+from minitron_nas.pipeline.passes import checkpoint_moments, fits_in_memory
 from minitron_nas.progress import Progress, silent
-from minitron_nas.pruning.rotation import Rotation, why_not_rotatable
+from minitron_nas.pruning.rotation import Rotation, stream_norms, why_not_rotatable
 from minitron_nas.pruning.settings import Start
+from minitron_nas.storage.atomic import require_free_bytes
 
 
 def measure_start(
@@ -20,8 +20,9 @@ def measure_start(
     calibration: Callable[[], PackedTokens],
     rotate: bool,
     repair: bool,
+    work: Path,
     progress: Progress = silent,
-) -> tuple[Rotation | None, dict[str, Tensor] | None]:
+) -> tuple[Rotation | None, Path | None]:
     """Measure on text what cutting a source well needs, in one pass.
 
     Args:
@@ -29,21 +30,38 @@ def measure_start(
         calibration: Reads the text.
         rotate: Whether to find the basis in which hidden channels are cut.
         repair: Whether to measure the second moments of what output projections read.
+        work: A folder for what memory is too small for, and for the second moments.
         progress: Told about tokens.
 
     Returns:
-        The rotation and the second moments, each None where it is not wanted.
+        The rotation, and the `TensorFolder` of the second moments, each None where it is not wanted.
+
+    Raises:
+        DiskSpaceError: If the disk cannot hold the second moments, or the hidden states of the text.
     """
     if not rotate and not repair:
         return None, None
-    layout = checkpoint.layout
-    model = load_for_inference(checkpoint.path)
-    moments = second_moments(model, layout, calibration(), stream=rotate, inputs=repair, progress=progress)
-    del model
-    release_memory()
-    rotation = Rotation.of(moments, checkpoint.headers, checkpoint.architecture, layout) if rotate else None
-    written = {p.name for p in layout.tensors(checkpoint.architecture) if layout.writes_hidden(p.row)}
-    return rotation, {name: moment for name, moment in moments.items() if name in written} if repair else None
+    moments = TensorFolder(work / "moments")
+    require_free_bytes(work, _moments_bytes(checkpoint, rotate, repair), "second moments of activations")
+    whole = fits_in_memory(checkpoint)
+    checkpoint_moments(checkpoint, calibration(), moments, rotate, repair, whole, work, progress)
+    rotation = None
+    if rotate:
+        rotation = Rotation.of(moments, checkpoint.headers, checkpoint.architecture, checkpoint.layout)
+        for place in stream_norms(checkpoint.layout, checkpoint.architecture):
+            del moments[place.name]
+    return rotation, moments.path if repair else None
+
+
+def _moments_bytes(checkpoint: Checkpoint, stream: bool, inputs: bool) -> int:
+    """Bytes of the float32 matrices."""
+    layout, shape = checkpoint.layout, checkpoint.architecture
+    sizes = [shape.hidden_size for _ in stream_norms(layout, shape)] if stream else []
+    for place in layout.tensors(shape) if inputs else ():
+        if layout.writes_hidden(place.row):
+            dims = place.row.shape(shape)
+            sizes.append(dims[1 - place.row.dims.index(HIDDEN)])
+    return sum(4 * size**2 for size in sizes)
 
 
 def cuts_inputs(source: Architecture, target: Architecture) -> bool:

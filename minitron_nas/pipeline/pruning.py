@@ -24,6 +24,7 @@ from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
 from minitron_nas.pipeline.depth import choose_layers
 from minitron_nas.pipeline.display import Display, default_display
+from minitron_nas.pipeline.passes import require_whole_model
 from minitron_nas.pipeline.preparing import cuts_inputs, measure_start, possible_start
 from minitron_nas.pipeline.provenance import PROOF_TOKENS, versions
 from minitron_nas.pipeline.scoring import MAGNITUDE, RANDOM, calibration_reader, existing_parent, scores_of
@@ -129,15 +130,17 @@ def prune(
                 f"scores={scores} bring no text, which start=rotate, repair=ridge and all importance.depth but "
                 "criterion=block_importance with mode=layers measure on; give --data too"
             )
+        if fewer and importance.depth.needs_model:
+            require_whole_model(checkpoint, importance.depth)
         calibration = calibration_reader(checkpoint, scores, data, text or TextSettings(), seed)
-        ranking = scores_of(checkpoint, scores, calibration, importance, seed, display)
+        ranking = scores_of(checkpoint, scores, calibration, importance, seed, Path(work), display)
         if named is None:
             layers = _layers(checkpoint, ranking, importance.depth, protected, target, calibration, seed, display)
         else:
             layers = layer_table({len(named): named}, source.num_hidden_layers)
         order = PruningOrder.from_scores(ranking, source, protected, layers)
         with display.stage("prepare", note) if rotates or repairs else nullcontext(silent) as progress:
-            measures = measure_start(checkpoint, calibration, rotates, repairs, progress)
+            measures = measure_start(checkpoint, calibration, rotates, repairs, Path(work), progress)
         write_prepared(Path(work) / "prepared", order, *measures, ridge)
         prepared = PreparedTeacher.open(checkpoint.path, Path(work) / "prepared")
         lineage = {

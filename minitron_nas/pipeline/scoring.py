@@ -9,17 +9,15 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from minitron_nas.distillation.settings import TextSettings
-from minitron_nas.distillation.signals import load_for_inference
 from minitron_nas.distillation.text import data_name, read_documents
 from minitron_nas.distillation.tokens import PackedTokens, split_tokens
-from minitron_nas.execution.device import release_memory
 from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.families.teacher import resolve_teacher
 from minitron_nas.importance.baselines import magnitude_scores, random_scores
-from minitron_nas.importance.score import score_importance
 from minitron_nas.importance.scores import ImportanceScores, load_calibration
 from minitron_nas.importance.settings import ImportanceSettings
 from minitron_nas.pipeline.display import Display, default_display
+from minitron_nas.pipeline.passes import fits_in_memory, pass_title, score_checkpoint
 from minitron_nas.storage.run_folder import require_new_folder
 
 MAGNITUDE = "magnitude"
@@ -57,7 +55,7 @@ def score(
             checkpoint = resolve_teacher(teacher, Path(work), progress)
         text, importance = text or TextSettings(), importance or ImportanceSettings()
         calibration = _calibration(checkpoint, data, text, seed)
-        scores = _scored(checkpoint, calibration, importance, display)
+        scores = _scored(checkpoint, calibration, importance, Path(work), display)
     about = {
         "source": checkpoint.fingerprint,
         "data": data_name(data),
@@ -91,12 +89,13 @@ def scores_of(
     calibration: Callable[[], PackedTokens],
     importance: ImportanceSettings,
     seed: int,
+    work: Path,
     display: Display,
 ) -> ImportanceScores:
     """Return the scores that the user names, measured here where none are named."""
     source, layout = checkpoint.architecture, checkpoint.layout
     if scores is None:
-        return _scored(checkpoint, calibration(), importance, display)
+        return _scored(checkpoint, calibration(), importance, work, display)
     if scores == RANDOM:
         return random_scores(source, layout, seed)
     if scores == MAGNITUDE:
@@ -106,16 +105,12 @@ def scores_of(
 
 
 def _scored(
-    checkpoint: Checkpoint, calibration: PackedTokens, importance: ImportanceSettings, display: Display
+    checkpoint: Checkpoint, calibration: PackedTokens, importance: ImportanceSettings, work: Path, display: Display
 ) -> ImportanceScores:
-    model = load_for_inference(checkpoint.path)
-    with display.stage("score", f"importance over {calibration.num_tokens:,} tokens") as progress:
-        scores = score_importance(
-            model, checkpoint.architecture, checkpoint.layout, calibration, importance, progress=progress
-        )
-    del model
-    release_memory()
-    return scores
+    whole = fits_in_memory(checkpoint)
+    title = pass_title(f"importance over {calibration.num_tokens:,} tokens", whole)
+    with display.stage("score", title) as progress:
+        return score_checkpoint(checkpoint, calibration, importance, whole, work, progress)
 
 
 def _calibration(checkpoint: Checkpoint, data: Any, text: TextSettings, seed: int) -> PackedTokens:

@@ -15,8 +15,9 @@ from minitron_nas.architecture.rules import check_architecture
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import ProofError
 from minitron_nas.families.checks import check_tensors
+from minitron_nas.families.stock import DTYPES
 from minitron_nas.progress import Progress, silent
-from minitron_nas.pruning.parts import DTYPES, total_bytes
+from minitron_nas.pruning.parts import total_bytes
 from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.slice import build_student, cuts, student_config
 from minitron_nas.pruning.surgery import surgery_key, write_weights

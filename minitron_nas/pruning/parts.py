@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minitron_nas.families.stock import DTYPES
 from minitron_nas.pruning.compensate import Scaling
 from minitron_nas.storage.weights import TensorHeader, read_rows, row_blocks
 
@@ -20,9 +21,6 @@ Kept: TypeAlias = Any
 """What a student keeps of one dimension of a teacher's tensor: the ascending indices of the entries that
 stay, a numpy array (num_kept,); None where all do; or a `Mix` of them."""
 
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-}  # fmt: skip
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
+
+from minitron_nas.importance.tensor_folder import TensorFolder
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,14 +25,14 @@ class Mend:
     """What mixes the inputs of one output projection.
 
     Attributes:
-        file: Where second moments lie, by the names of the teacher's tensors.
+        moments: The `TensorFolder` of second moments, by the names of the teacher's tensors.
         name: The teacher's tensor.
         kept: (num_kept,), the ascending indices of the inputs that stay.
         size: How many inputs the teacher's tensor has.
         ridge: Strength of the penalty, as a share of the mean square of the inputs that stay.
     """
 
-    file: Path
+    moments: Path
     name: str
     kept: Any
     size: int
@@ -49,8 +50,7 @@ class Mend:
 
 @lru_cache(maxsize=1)
 def _solved(mend: Mend) -> Tensor:
-    with safe_open(mend.file, framework="pt") as handle:
-        moment = handle.get_tensor(mend.name).double()
+    moment = TensorFolder(mend.moments)[mend.name].double()
     return ridge_map(moment, torch.from_numpy(mend.kept), mend.ridge)
 
 

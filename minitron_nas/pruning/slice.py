@@ -11,6 +11,8 @@ from minitron_nas.architecture.config import with_sizes
 from minitron_nas.architecture.layout import HIDDEN, Dim, TensorPlace
 from minitron_nas.architecture.rules import check_architecture
 from minitron_nas.architecture.spec import Architecture
+from minitron_nas.families.config import layer_lists
+from minitron_nas.families.stock import model_from_tensors
 from minitron_nas.pruning.compensate import scaled_constants, scaling_of
 from minitron_nas.pruning.parts import Cut, Kept, Part, Vector, whole
 from minitron_nas.pruning.prepare import PreparedTeacher
@@ -28,11 +30,7 @@ def student_config(prepared: PreparedTeacher, target: Architecture) -> dict[str,
     kept_layers = prepared.order.kept_layers(target.num_hidden_layers)
     # A config.json may leave such lists out; what transformers fills in goes by the teacher's layers.
     filled = AutoConfig.for_model(**prepared.config).to_dict()
-    per_layer = {
-        key: [value[layer] for layer in kept_layers]
-        for key, value in filled.items()
-        if _is_per_layer(key, value, prepared.architecture)
-    }
+    per_layer = layer_lists(filled, prepared.architecture.num_hidden_layers, kept_layers)
     constants = scaled_constants(filled, prepared.layout, prepared.architecture, target)
     return with_sizes({**prepared.config, **per_layer, **constants}, target, prepared.layout)
 
@@ -150,25 +148,3 @@ def random_student(prepared: PreparedTeacher, target: Architecture, dtype: torch
         torch.manual_seed(seed)
         config = AutoConfig.for_model(**student_config(prepared, target))
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
-
-
-def model_from_tensors(config: dict[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype) -> Any:
-    """Build a stock causal LM around tensors.
-
-    Raises:
-        RuntimeError: If tensors are missing or do not fit; that is a defect of the family table.
-    """
-    model_config = AutoConfig.for_model(**config)
-    with torch.device("meta"):
-        shell = AutoModelForCausalLM.from_config(model_config, dtype=dtype)
-    model, info = type(shell).from_pretrained(
-        None, config=model_config, state_dict=tensors, dtype=dtype, output_loading_info=True
-    )
-    missing = set(info["missing_keys"]) | set(info["unexpected_keys"]) | set(info["mismatched_keys"])
-    if missing:
-        raise RuntimeError(f"the family table of {model_config.model_type} and transformers disagree on {missing}")
-    return model
-
-
-def _is_per_layer(key: str, value: Any, source: Architecture) -> bool:
-    return isinstance(value, list) and "layer" in key and len(value) == source.num_hidden_layers

@@ -28,6 +28,8 @@ from minitron_nas.distillation.losses import distillation_loss, forward_kl
 from minitron_nas.distillation.signals import final_hidden
 from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.families.checks import check_tensors
+from minitron_nas.families.layer_model import embed, layer_model, run_layer
+from minitron_nas.families.stock import model_from_tensors, read_tensor
 from minitron_nas.importance.baselines import random_scores
 from minitron_nas.importance.moments import second_moments
 from minitron_nas.pruning.compensate import scaled_constants
@@ -36,7 +38,7 @@ from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.parts import whole
 from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.rotation import Rotation, why_not_rotatable
-from minitron_nas.pruning.slice import build_student, model_from_tensors, turned_cuts
+from minitron_nas.pruning.slice import build_student, turned_cuts
 from minitron_nas.storage.atomic import read_json
 from minitron_nas.testing.tiny import tiny_model, tiny_tokenizer
 
@@ -198,13 +200,41 @@ def check_masked_teacher(subject: Subject) -> None:
         assert changed > 100 * _TOLERANCE, f"pruning {name} to {shape} changes nothing; the check is blind"
 
 
+@torch.no_grad()
+def check_layer_by_layer(subject: Subject) -> None:
+    """Every layer in a model of its own puts out what it does in the whole model, to the bit."""
+    model, layout, prepared = subject.model, subject.layout, subject.prepared
+    positions = torch.arange(_SEQ_LEN).expand_as(subject.prompt)
+    states = embed(model, layout, subject.prompt, positions)
+    for layer in range(subject.architecture.num_hidden_layers):
+        outputs: list[Any] = []
+        module = model.get_submodule(layout.layer_module.format(layer=layer))
+        with module.register_forward_hook(lambda _, __, output, outputs=outputs: outputs.append(output)):
+            subject.logits(model)
+        expected = outputs[0][0] if isinstance(outputs[0], tuple) else outputs[0]
+        alone = layer_model(
+            lambda name: read_tensor(prepared.headers[name]),
+            prepared.config,
+            subject.architecture,
+            layout,
+            layer,
+            torch.float64,
+        )
+        states = run_layer(_plain_experts(alone), layout, states, positions)
+        assert torch.equal(states, expected), (
+            f"layer {layer} in a model of its own puts out something else than in the whole model; it cannot be scored "
+            "layer by layer"
+        )
+
+
 def check_rotation(subject: Subject) -> None:
     """A rotated teacher computes what the teacher does, where the table says that it can be rotated."""
     layout, architecture = subject.layout, subject.architecture
     if why_not_rotatable(layout, architecture) is not None:
         return
     positions = torch.arange(_SEQ_LEN).expand_as(subject.prompt)
-    moments = second_moments(subject.model, layout, PackedTokens(subject.prompt, positions))
+    moments: dict[str, Tensor] = {}
+    second_moments(subject.model, layout, PackedTokens(subject.prompt, positions), moments)
     rotation = Rotation.of(moments, subject.prepared.headers, architecture, layout)
     basis = rotation.at(architecture.hidden_size, architecture.tie_word_embeddings)
     parts = turned_cuts(subject.prepared, architecture, basis, {})
@@ -270,6 +300,7 @@ CHECKS: tuple[Callable[[Subject], None], ...] = (
     check_units,
     check_nothing_pruned,
     check_masked_teacher,
+    check_layer_by_layer,
     check_rotation,
     check_loss,
     check_written,

@@ -1,11 +1,13 @@
 import gc
 import weakref
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
 from minitron_nas.execution import device as module
-from minitron_nas.execution.device import compute_dtype, pick_device, release_memory
+from minitron_nas.execution.device import available_bytes, compute_dtype, pick_device, release_memory
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -53,6 +55,13 @@ def test_a_cpu_computes_in_bfloat16_only_where_that_is_native(monkeypatch, suppo
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert compute_dtype(CPU) == dtype
+
+
+def test_free_memory_is_that_of_the_device(monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 + device.index, 100))
+    assert available_bytes(CPU) == 1000
+    assert available_bytes(torch.device("cuda", 1)) == 11
 
 
 def test_this_machine_computes_in_what_it_says():

@@ -1,10 +1,12 @@
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
-from minitron_nas.errors import DiskSpaceError, InvalidArchitectureError, SpaceError
+from minitron_nas.errors import DiskSpaceError, InvalidArchitectureError, PlanError, SpaceError
 from minitron_nas.families.checkpoint import Checkpoint, open_checkpoint
 from minitron_nas.pipeline.plan import FamilyPlan, make_plan, with_overrides
 from minitron_nas.pipeline.preflight import preflight
@@ -86,6 +88,18 @@ def test_blocks_of_layers_must_find_room_between_protected_layers(
         InvalidArchitectureError, match=r"no 2 layers in a row are free of the protected layers \[0, 2, 4"
     ):
         preflight(plan_of(tiny_settings, *overrides, "space.protected_layers=[0, 2, 4]"), teacher, RunFolder(tmp_path))
+
+
+def test_layers_are_measured_only_on_a_teacher_that_fits_into_memory(
+    teacher: Checkpoint, tiny_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    preflight(plan_of(tiny_settings), teacher, RunFolder(tmp_path))
+    measured = plan_of(tiny_settings, "importance.depth.criterion=kl")
+    with pytest.raises(PlanError, match=r"importance\.depth criterion=kl with mode=layers runs the whole model"):
+        preflight(measured, teacher, RunFolder(tmp_path))
+    same_depth = plan_of(tiny_settings, "importance.depth.criterion=kl", "space.axes.num_hidden_layers.values=[5]")
+    preflight(same_depth, teacher, RunFolder(tmp_path))
 
 
 def test_every_size_is_enumerated_before_the_first_is_built(

@@ -1,0 +1,132 @@
+"""One layer of a model as a stock causal LM of its own, run on hidden states that are given.
+
+transformers builds masks, rotary positions and document borders for it as for the whole model, so
+that nothing here knows a family. Its vocabulary is a few rows of zeros, because nothing reads it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig
+
+from minitron_nas.architecture.config import with_sizes
+from minitron_nas.architecture.layout import HIDDEN, VOCAB, Layout
+from minitron_nas.architecture.spec import Architecture
+from minitron_nas.families.config import layer_lists
+from minitron_nas.families.stock import model_from_tensors
+
+_NUM_ROWS = 8
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def layer_model(
+    read: Callable[[str], Tensor],
+    config: Mapping[str, Any],
+    architecture: Architecture,
+    layout: Layout,
+    layer: int,
+    dtype: torch.dtype,
+    embedding: Tensor | None = None,
+) -> Any:
+    """Build a stock causal LM of one layer of a model, on the CPU.
+
+    Args:
+        read: Gives a tensor of the whole model, by its name in the table; `__getitem__` of a mapping will do.
+        config: The whole model's `config.json`.
+        architecture: The whole model's shape.
+        layout: The table of its family.
+        layer: Which layer.
+        dtype: Of the weights.
+        embedding: (num_rows, hidden_size), what stands for the token embedding; a few rows of zeros by default.
+
+    Raises:
+        RuntimeError: If tensors are missing or do not fit; that is a defect of the family table.
+    """
+    if embedding is None:
+        embedding = torch.zeros(_NUM_ROWS, architecture.hidden_size, dtype=dtype)
+    filled = AutoConfig.for_model(**config).to_dict()
+    alone = replace(architecture, num_hidden_layers=1, vocab_size=len(embedding))
+    content = {
+        **with_sizes({**config, **layer_lists(filled, architecture.num_hidden_layers, [layer])}, alone, layout),
+        **dict.fromkeys(layout.config_names("vocab_size"), len(embedding)),
+        **dict.fromkeys(_TOKEN_IDS),
+    }
+    tensors = {}
+    for place in layout.tensors(alone):
+        if layout.is_head(place.row):
+            tensors[place.name] = torch.zeros_like(embedding)
+        elif place.row.dims == (VOCAB, HIDDEN):
+            tensors[place.name] = embedding
+        else:
+            tensors[place.name] = read(place.row.name.format(layer=layer, expert=place.expert))
+    return model_from_tensors(content, tensors, dtype).eval()
+
+
+def run_layer(model: Any, layout: Layout, states: Tensor, position_ids: Tensor) -> Tensor:
+    """Run one batch of hidden states through a model of one layer, hooks on it and on its final norm too.
+
+    Args:
+        model: What `layer_model` returned, on its device.
+        layout: The table of its family.
+        states: (batch, seq_len, hidden_size), what the layer reads, on the model's device.
+        position_ids: (batch, seq_len), restarting at each document, on the same device.
+
+    Returns:
+        (batch, seq_len, hidden_size), what the layer puts out.
+    """
+    outputs: list[Tensor] = []
+
+    def give(_: Any, args: Any, kwargs: Any) -> Any:
+        return ((states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": states})
+
+    def take(_: Any, __: Any, output: Any) -> None:
+        outputs.append(output[0] if isinstance(output, tuple) else output)
+
+    module = _only_layer(model, layout)
+    # Prepended, so that hooks that measure are told what the layer reads.
+    giving = module.register_forward_pre_hook(give, prepend=True, with_kwargs=True)
+    with giving, module.register_forward_hook(take):
+        # The embeddings are given for their shape and type alone: models may scale them or add to them.
+        model.get_decoder()(inputs_embeds=states, position_ids=position_ids, use_cache=False)
+    return outputs[0]
+
+
+def embed(model: Any, layout: Layout, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+    """Return what the first layer of a model reads, (batch, seq_len, hidden_size), without running the layer.
+
+    Args:
+        model: A causal LM on its device.
+        layout: The table of its family.
+        input_ids: (batch, seq_len), rows of its embedding.
+        position_ids: (batch, seq_len), restarting at each document.
+    """
+
+    def stop(_: Any, args: Any, kwargs: Any) -> None:
+        raise _ReachedError(args[0] if args else kwargs["hidden_states"])
+
+    with _only_layer(model, layout).register_forward_pre_hook(stop, with_kwargs=True):
+        try:
+            model.get_decoder()(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+        except _ReachedError as reached:
+            return reached.states
+    raise AssertionError("the model ran without its first layer")
+
+
+def release_weights(model: Any) -> None:
+    """Free a model's weights at once, even where its modules refer to one another; it cannot be used any more."""
+    model.to("meta")
+
+
+class _ReachedError(Exception):
+    """Carries what a layer is about to read out of a forward pass."""
+
+    def __init__(self, states: Tensor) -> None:
+        super().__init__()
+        self.states = states
+
+
+def _only_layer(model: Any, layout: Layout) -> Any:
+    return model.get_submodule(layout.layer_module.format(layer=0))

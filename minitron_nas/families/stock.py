@@ -1,0 +1,62 @@
+"""From stored tensors to stock causal LMs."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from minitron_nas.storage.weights import TensorHeader, read_rows, row_blocks
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+}  # fmt: skip
+"""The floating-point types of safetensors."""
+
+
+def read_tensor(header: TensorHeader) -> Tensor:
+    """Read all of a stored tensor, in the type that it is stored in."""
+    return torch.from_numpy(read_rows(header, 0, header.shape[0])).view(DTYPES[header.dtype])
+
+
+def read_entries(header: TensorHeader, indices: Tensor) -> Tensor:
+    """Read some entries of a stored tensor's first dimension, never holding more than a block of the others.
+
+    Args:
+        header: Where the tensor lies.
+        indices: (num_kept,), ascending.
+
+    Returns:
+        (num_kept, ...), in the type that the tensor is stored in.
+    """
+    wanted = indices.numpy()
+    pieces = [np.empty((0, *header.shape[1:]), f"i{header.itemsize}")]
+    for first, last in row_blocks(header):
+        begin, end = np.searchsorted(wanted, (first, last)).tolist()
+        if begin < end:
+            pieces.append(read_rows(header, first, last)[wanted[begin:end] - first])
+    return torch.from_numpy(np.concatenate(pieces)).view(DTYPES[header.dtype])
+
+
+def model_from_tensors(config: dict[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype) -> Any:
+    """Build a stock causal LM around tensors.
+
+    Args:
+        config: The content of its `config.json`.
+        tensors: By the names of its family's table.
+        dtype: Of its weights.
+
+    Raises:
+        RuntimeError: If tensors are missing or do not fit; that is a defect of the family table.
+    """
+    model_config = AutoConfig.for_model(**config)
+    with torch.device("meta"):
+        shell = AutoModelForCausalLM.from_config(model_config, dtype=dtype)
+    model, info = type(shell).from_pretrained(
+        None, config=model_config, state_dict=tensors, dtype=dtype, output_loading_info=True
+    )
+    missing = set(info["missing_keys"]) | set(info["unexpected_keys"]) | set(info["mismatched_keys"])
+    if missing:
+        raise RuntimeError(f"the family table of {model_config.model_type} and transformers disagree on {missing}")
+    return model

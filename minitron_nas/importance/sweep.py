@@ -1,0 +1,163 @@
+"""Running calibration text through a model while hooks measure: at once, or layer by layer.
+
+A model that fits into memory runs whole. Of one that does not, one layer after the other is read,
+takes the hidden states of all text a step further, and is released. Both paths compute the same, on
+the same batches, and what measures is told only which layers are there.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from minitron_nas.architecture.layout import HIDDEN, VOCAB, Layout
+from minitron_nas.distillation.signals import final_hidden
+from minitron_nas.distillation.tokens import PackedTokens
+from minitron_nas.execution.device import compute_dtype, pick_device, release_memory, trim_memory
+from minitron_nas.families.checkpoint import Checkpoint
+from minitron_nas.families.layer_model import embed, layer_model, release_weights, run_layer
+from minitron_nas.families.stock import read_entries, read_tensor
+from minitron_nas.importance.hidden_states import HiddenStates
+from minitron_nas.progress import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Consecutive layers of a model that are in memory: all of them, or one.
+
+    Attributes:
+        model: A causal LM of these layers.
+        layers: Their numbers in the whole model.
+        is_last: Whether the whole model ends with them, so that the final norm reads what they put out.
+    """
+
+    model: Any
+    layers: range
+    is_last: bool
+
+    @classmethod
+    def whole(cls, model: Any) -> "Section":
+        """Return all of a model."""
+        return cls(model, range(model.config.num_hidden_layers), is_last=True)
+
+    def module(self, name: str, layer: int | None = None) -> Any:
+        """Return a module of the model.
+
+        Args:
+            name: Its name, with `{layer}` if it belongs to a layer.
+            layer: The layer's number in the whole model.
+        """
+        return self.model.get_submodule(name.format(layer=None if layer is None else layer - self.layers.start))
+
+
+Watch: TypeAlias = Callable[[Section], AbstractContextManager[None]]
+"""Measures a section for the duration of a block."""
+
+
+@torch.no_grad()
+def one_pass(model: Any, calibration: PackedTokens, watch: Watch, batch_sequences: int, progress: Progress) -> None:
+    """Run text through a whole model.
+
+    Args:
+        model: A causal LM on its device.
+        calibration: The text.
+        watch: Measures.
+        batch_sequences: Sequences of one forward pass.
+        progress: Told about tokens.
+    """
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    done = 0
+    with watch(Section.whole(model)):
+        for _, batch in calibration.batches(batch_sequences):
+            final_hidden(model, batch.input_ids.to(device), batch.position_ids.to(device))
+            done += batch.num_tokens
+            progress(done, calibration.num_tokens)
+    model.train(training)
+
+
+@torch.no_grad()
+def sweep(
+    checkpoint: Checkpoint,
+    calibration: PackedTokens,
+    watch: Watch,
+    folder: Path,
+    batch_sequences: int,
+    progress: Progress,
+) -> None:
+    """Run text through a model that is never in memory as a whole, on this process' device.
+
+    Args:
+        checkpoint: The model.
+        calibration: The text.
+        watch: Measures; called once for every layer.
+        folder: Where hidden states go that memory is too small for; holds nothing afterwards.
+        batch_sequences: Sequences of one forward pass.
+        progress: Told about tokens, counted once for every layer.
+
+    Raises:
+        DiskSpaceError: If neither memory nor disk can hold the hidden states.
+    """
+    num_layers = checkpoint.architecture.num_hidden_layers
+    device = pick_device()
+    dtype = compute_dtype(device)
+    shape = (*calibration.input_ids.shape, checkpoint.architecture.hidden_size)
+    done, total = 0, calibration.num_tokens * num_layers
+    with HiddenStates.make(shape, dtype, folder) as states:
+        vocabulary, rows = calibration.input_ids.unique(return_inverse=True)
+        model = checkpoint_layer(checkpoint, 0, dtype, read_embedding(checkpoint, vocabulary)).to(device)
+        text = PackedTokens(rows, calibration.position_ids)
+        embed_text(model, checkpoint.layout, text, states, batch_sequences)
+        release_weights(model)
+        for layer in range(num_layers):
+            model = checkpoint_layer(checkpoint, layer, dtype).to(device)
+            with watch(Section(model, range(layer, layer + 1), layer == num_layers - 1)):
+                for indices, batch in calibration.batches(batch_sequences):
+                    inputs, positions = states.read(indices).to(device), batch.position_ids.to(device)
+                    states.write(indices, run_layer(model, checkpoint.layout, inputs, positions))
+                    done += batch.num_tokens
+                    progress(done, total)
+            release_weights(model)
+            trim_memory()
+    release_memory()
+
+
+def checkpoint_layer(checkpoint: Checkpoint, layer: int, dtype: torch.dtype, embedding: Tensor | None = None) -> Any:
+    """Read one layer of a checkpoint as a causal LM of its own, on the CPU; `embedding` as in `layer_model`."""
+    shape, layout = checkpoint.architecture, checkpoint.layout
+    return layer_model(
+        lambda name: read_tensor(checkpoint.headers[name]), checkpoint.config, shape, layout, layer, dtype, embedding
+    )
+
+
+def read_embedding(checkpoint: Checkpoint, vocabulary: Tensor) -> Tensor:
+    """Read the rows of a checkpoint's token embedding that a text needs, (num_tokens, hidden_size).
+
+    Args:
+        checkpoint: The model.
+        vocabulary: (num_tokens,), ascending token ids.
+    """
+    layout = checkpoint.layout
+    (table,) = [row for row in layout.rows if row.dims == (VOCAB, HIDDEN) and not layout.is_head(row)]
+    return read_entries(checkpoint.headers[table.name], vocabulary)
+
+
+@torch.no_grad()
+def embed_text(model: Any, layout: Layout, rows: PackedTokens, states: HiddenStates, batch_sequences: int) -> None:
+    """Write what the first layer of a model reads.
+
+    Args:
+        model: The first layer with its embedding, or rows of it, on its device.
+        layout: The table of its family.
+        rows: The text, with rows of the embedding for token ids.
+        states: Of as many sequences.
+        batch_sequences: Sequences of one forward pass.
+    """
+    device = next(model.parameters()).device
+    for indices, batch in rows.batches(batch_sequences):
+        states.write(indices, embed(model, layout, batch.input_ids.to(device), batch.position_ids.to(device)))

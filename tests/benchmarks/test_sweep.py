@@ -1,0 +1,65 @@
+"""Scoring at the size of real teachers: an 8B-shaped checkpoint of 16 GB, layer by layer.
+
+Prints wall time and peak memory of scoring 8 sequences of 512 random tokens.
+"""
+
+import importlib.util
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+NEEDED_BYTES = 18e9
+NUM_SEQUENCES, SEQ_LEN = 8, 512
+MAX_RESIDENT_BYTES = 6e9
+
+SCORE = f"""
+import sys
+import torch
+from pathlib import Path
+from minitron_nas.distillation.tokens import pack
+from minitron_nas.families.checkpoint import open_checkpoint
+from minitron_nas.importance.score import sweep_importance
+from minitron_nas.importance.settings import ImportanceSettings
+
+checkpoint = open_checkpoint(Path(sys.argv[1]), read_values=False)
+generator = torch.Generator().manual_seed(0)
+ids = torch.randint(0, checkpoint.architecture.vocab_size, ({NUM_SEQUENCES * SEQ_LEN},), generator=generator)
+scores = sweep_importance(
+    checkpoint, pack([ids.numpy()], {SEQ_LEN}), ImportanceSettings(), Path(sys.argv[1]),
+    progress=lambda done, total: print(f"{{done}} of {{total}} tokens", file=sys.stderr, flush=True),
+)
+assert scores.neurons.shape == (32, 14336)
+assert all(getattr(scores, name).isfinite().all() for name in ("hidden", "neurons", "heads", "kv_groups", "layers"))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_eight_billion_parameters_are_scored_in_less_than_six_gigabytes(tmp_path: Path) -> None:
+    if shutil.disk_usage(tmp_path).free < NEEDED_BYTES:
+        pytest.skip(f"needs {NEEDED_BYTES / 1e9:.0f} GB of disk")
+    surgery = benchmark("test_surgery")
+    teacher = surgery.write_teacher(tmp_path / "teacher")
+    try:
+        num_bytes = sum(file.stat().st_size for file in teacher.iterdir())
+        seconds, peak = surgery.timed([sys.executable, "-c", SCORE, str(teacher)], teacher)
+    finally:
+        shutil.rmtree(teacher)
+    print(
+        f"{num_bytes / 1e9:.1f} GB scored on {NUM_SEQUENCES} x {SEQ_LEN} tokens, layer by layer: {seconds:.0f} s, peak "
+        f"resident {peak / 1e9:.2f} GB"
+    )
+    assert peak < MAX_RESIDENT_BYTES
+
+
+def benchmark(name: str) -> ModuleType:
+    """Import another benchmark, for what it makes and measures."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
