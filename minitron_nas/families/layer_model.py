@@ -103,16 +103,24 @@ def embed(model: Any, layout: Layout, input_ids: Tensor, position_ids: Tensor) -
         input_ids: (batch, seq_len), rows of its embedding.
         position_ids: (batch, seq_len), restarting at each document.
     """
+    return input_of(
+        _only_layer(model, layout),
+        lambda: model.get_decoder()(input_ids=input_ids, position_ids=position_ids, use_cache=False),
+    )
+
+
+def input_of(module: Any, run: Callable[[], Any]) -> Tensor:
+    """Return what a module is about to read when something runs that contains it, and run no further."""
 
     def stop(_: Any, args: Any, kwargs: Any) -> None:
         raise _ReachedError(args[0] if args else kwargs["hidden_states"])
 
-    with _only_layer(model, layout).register_forward_pre_hook(stop, with_kwargs=True):
+    with module.register_forward_pre_hook(stop, with_kwargs=True):
         try:
-            model.get_decoder()(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+            run()
         except _ReachedError as reached:
             return reached.states
-    raise AssertionError("the model ran without its first layer")
+    raise AssertionError("the module was not reached")
 
 
 def release_weights(model: Any) -> None:
@@ -121,7 +129,7 @@ def release_weights(model: Any) -> None:
 
 
 class _ReachedError(Exception):
-    """Carries what a layer is about to read out of a forward pass."""
+    """Carries what a module is about to read out of a forward pass."""
 
     def __init__(self, states: Tensor) -> None:
         super().__init__()

@@ -210,6 +210,21 @@ def whole(part: Part) -> Tensor:
     return torch.from_numpy(part.read((0, part.shape[0]))).view(DTYPES[part.dtype])
 
 
+def entries(part: Part, indices: Tensor) -> Tensor:
+    """Return some entries of a tensor's first dimension, of which no more than a block lies in memory at a time.
+
+    Args:
+        part: The tensor.
+        indices: (num_kept,), ascending.
+    """
+    wanted, pieces = indices.numpy(), []
+    for first, last in part.blocks():
+        begin, end = np.searchsorted(wanted, (first, last)).tolist()
+        if begin < end:
+            pieces.append(part.read((first, last))[wanted[begin:end] - first])
+    return torch.from_numpy(np.concatenate(pieces)).view(DTYPES[part.dtype])
+
+
 def num_bytes(part: Part) -> int:
     """Return the bytes of a tensor of a student."""
     return prod(part.shape) * DTYPES[part.dtype].itemsize

@@ -45,10 +45,14 @@ def cuts(
         target: A shape no larger than the teacher's.
         repaired: Tensors of the student that stand ready in a file, by name.
     """
-    basis = None
-    if prepared.rotation is not None and target.hidden_size < prepared.architecture.hidden_size:
-        basis = prepared.rotation.at(target.hidden_size, target.tie_word_embeddings)
-    return turned_cuts(prepared, target, basis, repaired or {})
+    return turned_cuts(prepared, target, basis_of(prepared, target), repaired or {})
+
+
+def basis_of(prepared: PreparedTeacher, target: Architecture) -> HiddenBasis | None:
+    """Return what a student's residual stream is written in; None where its channels are the teacher's."""
+    if prepared.rotation is None or target.hidden_size == prepared.architecture.hidden_size:
+        return None
+    return prepared.rotation.at(target.hidden_size, target.tie_word_embeddings)
 
 
 def turned_cuts(

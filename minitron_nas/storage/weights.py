@@ -91,23 +91,36 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
     Raises:
         CheckpointError: If a file is cut short or is no safetensors file.
     """
-    headers: dict[str, TensorHeader] = {}
-    for file in weight_files(folder):
-        try:
-            with open(file, "rb") as handle:
-                (length,) = struct.unpack("<Q", handle.read(_LENGTH_BYTES))
-                content = json.loads(handle.read(length))
-        except (struct.error, ValueError, MemoryError, OverflowError):
-            raise CheckpointError(f"{file} is not a safetensors file, or is cut short; copy it again") from None
-        content.pop("__metadata__", None)
-        data = _LENGTH_BYTES + length
-        end = max((entry["data_offsets"][1] for entry in content.values()), default=0)
-        if file.stat().st_size != data + end:
-            raise CheckpointError(f"{file} is cut short ({file.stat().st_size} of {data + end} bytes)")
-        for name, entry in content.items():
-            begin, stop = entry["data_offsets"]
-            headers[name] = TensorHeader(file, tuple(entry["shape"]), entry["dtype"], stop - begin, data + begin)
-    return headers
+    return {name: header for file in weight_files(folder) for name, header in file_headers(file).items()}
+
+
+def file_headers(file: Path) -> dict[str, TensorHeader]:
+    """Read the same of one safetensors file.
+
+    Raises:
+        CheckpointError: If it is cut short or is no safetensors file.
+    """
+    try:
+        with open(file, "rb") as handle:
+            (length,) = struct.unpack("<Q", handle.read(_LENGTH_BYTES))
+            content = json.loads(handle.read(length))
+    except (struct.error, ValueError, MemoryError, OverflowError):
+        raise CheckpointError(f"{file} is not a safetensors file, or is cut short; copy it again") from None
+    content.pop("__metadata__", None)
+    data = _LENGTH_BYTES + length
+    end = max((entry["data_offsets"][1] for entry in content.values()), default=0)
+    if file.stat().st_size != data + end:
+        raise CheckpointError(f"{file} is cut short ({file.stat().st_size} of {data + end} bytes)")
+    return {
+        name: TensorHeader(
+            file,
+            tuple(entry["shape"]),
+            entry["dtype"],
+            entry["data_offsets"][1] - entry["data_offsets"][0],
+            data + entry["data_offsets"][0],
+        )
+        for name, entry in content.items()
+    }
 
 
 def read_rows(header: TensorHeader, first: int, last: int) -> Any:
