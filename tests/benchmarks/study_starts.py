@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import chain, islice
+from itertools import chain, islice, product
 from math import exp
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, get_args
 from unittest.mock import patch
 
 import pyarrow.parquet as pq
@@ -28,6 +28,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
+from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings, TextSettings
 from minitron_nas.distillation.signals import HiddenCache, load_for_inference, load_for_training, write_hidden_cache
@@ -38,14 +39,19 @@ from minitron_nas.distillation.validation import validate
 from minitron_nas.execution.device import release_memory
 from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.families.teacher import demo_teacher, resolve_teacher
+from minitron_nas.importance.moments import second_moments
 from minitron_nas.importance.score import score_importance
-from minitron_nas.importance.settings import ImportanceSettings
+from minitron_nas.importance.scores import ImportanceScores
+from minitron_nas.importance.settings import Aggregation, DepthSettings, ImportanceSettings
 from minitron_nas.pipeline import preparing, pruning
+from minitron_nas.pipeline.depth import choose_layers
 from minitron_nas.pipeline.display import Quiet, default_display
+from minitron_nas.pipeline.preparing import cuts_inputs
 from minitron_nas.progress import Progress
+from minitron_nas.pruning.settings import RIDGE
+from minitron_nas.space.axes import load_space
 from minitron_nas.storage.atomic import read_json, whole_file, whole_folder, write_json
 
-PARTS = ("aggregations", "depth", "starts", "recovery", "calibration")
 SEED = 0
 CALIBRATION_LENGTH = 1024
 LENGTH = 512
@@ -67,6 +73,11 @@ STARTS: dict[str, dict[str, Any]] = {
 }
 UNBALANCED = "rotate+repair, unbalanced"
 LEARNING_RATES = (1e-4, 3e-4, 6e-4, 1e-3)
+RIDGES = (0.001, 0.003, 0.01, 0.1)
+CRITERIA = ("block_importance", "loss", "kl", "logit_mse", "task")
+MODES = ("layers", "block", "greedy")
+TASK = "copa_local"
+NARROW_SOURCE = "standardebooks"
 OTHER_MODULES = (
     "argparse", "array", "ast", "asyncio", "base64", "bisect", "calendar", "cmd", "collections", "configparser",
     "contextlib", "csv", "ctypes", "datetime", "decimal", "difflib", "dis", "doctest", "email.message", "fractions",
@@ -117,7 +128,7 @@ class Measurements:
             started = time.monotonic()
             figures = dict(measure())
             seconds = round(time.monotonic() - started, 1)
-            known = {**self.all(), key: {**figures, "seconds": seconds}}
+            known = {**self.all(), key: {"seconds": seconds, **figures}}
             write_json(self._path, known)
             say(f"{key}: {figures} in {seconds:.0f} s")
         return known[key]
@@ -229,7 +240,9 @@ class Study:
             found.save(folder, {"source": teacher.fingerprint}, calibration)
         return folder
 
-    def student(self, folder: Path, shape: Mapping[str, int], scores: Path, start: str = "plain", **more: Any) -> Path:
+    def student(
+        self, folder: Path, shape: Mapping[str, int] | None, scores: Path, start: str = "plain", **more: Any
+    ) -> Path:
         """Cut an untrained student out of the teacher."""
         arguments = {**STARTS[start], **more}
         changed = without_balances() if start == UNBALANCED else nullcontext()
@@ -248,7 +261,7 @@ class Study:
     @contextmanager
     def measured_once(self) -> Iterator[None]:
         """Let `prune` find the teacher's second moments in the folder if they were measured before."""
-        measure, teacher = preparing.second_moments, str(self.checkpoint.path)
+        measure, teacher = second_moments, str(self.checkpoint.path)
 
         def kept(model: Any, layout: Any, calibration: PackedTokens, *args: Any, **kwargs: Any) -> Any:
             if model.config._name_or_path != teacher:
@@ -315,20 +328,119 @@ def docstrings(module: str) -> str:
 
 def without_balances() -> AbstractContextManager[Any]:
     """Let rotated students have the plain gains folded into their matrices, whatever size those get."""
-    measure = pruning.measure_start
 
     def plain(*args: Any, **kwargs: Any) -> Any:
-        rotation, *rest = measure(*args, **kwargs)
+        rotation, *rest = preparing.measure_start(*args, **kwargs)
+        assert rotation is not None
         return replace(rotation, balances=torch.ones_like(rotation.balances)), *rest
 
     return patch.object(pruning, "measure_start", plain)
 
 
-def recovery(study: Study, starts: Iterable[str]) -> None:
+def starts(study: Study, names: Iterable[str]) -> None:
+    """Measure untrained students of several shapes from each start, and strengths of the repair's penalty."""
+    scores = study.scores(study.calibration(study.budget.calibration))
+    for shape in SHAPES:
+        for start in distinct_starts(study.checkpoint.architecture, shape, names):
+            ridges = () if STARTS[start]["repair"] == "none" else (RIDGE,)
+            untrained(study, "starts", shape, scores, start, *ridges)
+    for ridge in RIDGES:
+        untrained(study, "starts", "504/1024", scores, "rotate+repair", ridge)
+        untrained(study, "starts", "FFN 1024", scores, "repair", ridge)
+
+
+def distinct_starts(source: Architecture, shape: str, names: Iterable[str]) -> list[str]:
+    """Return the starts that give students of a shape of their own: rotation needs cut channels, ridge cut inputs."""
+    target = source.reshaped(SHAPES[shape])
+    found: dict[tuple[bool, str, bool], str] = {}
+    for name in names:
+        rotates = target.hidden_size < source.hidden_size and STARTS[name]["start"] == "rotate"
+        repair = STARTS[name]["repair"]
+        repair = "none" if repair == "ridge" and not cuts_inputs(source, target) else repair
+        found.setdefault((rotates, repair, rotates and name == UNBALANCED), name)
+    return list(found.values())
+
+
+def untrained(study: Study, title: str, shape: str, scores: Path, start: str, *ridge: float) -> None:
+    """Measure an untrained student unless it was measured."""
+    key = " | ".join([title, shape, start, *(f"ridge {strength:g}" for strength in ridge)])
+    more = {"ridge": ridge[0]} if ridge else {}
+    study.measurements.once(key, partial(study.untrained, SHAPES[shape], scores, start, **more))
+
+
+def aggregations(study: Study, _: Iterable[str]) -> None:
+    """Measure what each pair of aggregations keeps."""
+    calibration = study.calibration(study.budget.calibration)
+    for batch, sequence in product(get_args(Aggregation), repeat=2):
+        settings = ImportanceSettings(batch_aggregation=batch, sequence_aggregation=sequence)
+        scores = study.scores(calibration, settings)
+        title = f"aggregations | {batch} over samples, {sequence} over tokens"
+        for shape in ("504/1024", "FFN 1024", "2 KV groups"):
+            untrained(study, title, shape, scores, "plain")
+        untrained(study, title, "FFN 1024", scores, "repair", RIDGE)
+
+
+def calibration(study: Study, _: Iterable[str]) -> None:
+    """Measure how much text, and how varied, scores, rotation and repair need."""
+    full = study.budget.calibration
+    texts = {
+        f"{count} documents": study.calibration(count) for count in (full // 16, full // 8, full // 4, full // 2, full)
+    }
+    texts[f"{full // 4} documents of {NARROW_SOURCE}"] = study.calibration(full // 4, NARROW_SOURCE)
+    for name, text in texts.items():
+        scores = study.scores(text)
+        for start, ridge in product(("repair", "rotate+repair"), (0.003, 0.03)):
+            untrained(study, f"calibration | {name}, {text.num_tokens:,} tokens", "504/1024", scores, start, ridge)
+
+
+def depth(study: Study, _: Iterable[str]) -> None:
+    """Measure which layers each criterion drops in each mode, and what is lost with them."""
+    scores = study.scores(study.calibration(study.budget.calibration))
+    for criterion, mode in product(CRITERIA, MODES):
+        settings = depth_settings(study, criterion, mode)
+        size = settings.limit if criterion == "task" else settings.num_sequences * LENGTH
+        key = f"{criterion} | {mode} | {size:,} {'questions' if criterion == 'task' else 'tokens'}"
+        found = study.measurements.once(f"layers | {key}", partial(dropped_layers, study, scores, settings))
+        for count, dropped in found["dropped"].items():
+            row = f"depth | {key} | {count} layers"
+            measure = partial(study.untrained, None, scores, drop_layers=dropped)
+            figures = study.measurements.once(f"without layers | {', '.join(map(str, dropped))}", measure)
+            study.measurements.once(row, partial(dict, figures, dropped=dropped))
+
+
+def depth_settings(study: Study, criterion: str, mode: str) -> DepthSettings:
+    """Return settings that measure less text where there is more to measure."""
+    budget, greedy = study.budget, mode == "greedy"
+    given: dict[str, Any] = {"criterion": criterion, "mode": mode}
+    if criterion == "task":
+        limit = budget.greedy_task_limit if greedy else budget.task_limit
+        given |= {"task": TASK, "include_path": str(study.data / "lm_eval_tasks"), "limit": limit}
+    given["num_sequences"] = budget.greedy_sequences if greedy else budget.depth_sequences
+    return DepthSettings(**given)
+
+
+def dropped_layers(study: Study, scores: Path, settings: DepthSettings) -> dict[str, Any]:
+    """Return which layers leave, for each number of layers that stay."""
+    layers = range(study.checkpoint.architecture.num_hidden_layers)
+    table = choose_layers(
+        study.checkpoint,
+        ImportanceScores.load(scores, study.checkpoint.fingerprint),
+        settings,
+        load_space("default").protected_layers,
+        study.budget.depths,
+        lambda: study.tokens("depth", lambda: study.beginnings(0, study.budget.depth_sequences, LENGTH)),
+        SEED,
+        progress(f"{settings.criterion}, {settings.mode}"),
+    )
+    kept = {count: table[count - 1].nonzero().flatten().tolist() for count in study.budget.depths}
+    return {"dropped": {str(count): sorted(set(layers) - set(stay)) for count, stay in kept.items()}}
+
+
+def recovery(study: Study, names: Iterable[str]) -> None:
     """Distil students of one shape from each start, at the learning rate that suits it best."""
     budget = study.budget
     scores = study.scores(study.calibration(budget.calibration))
-    for start in starts:
+    for start in names:
         student = study.out / "students" / start.replace(", ", "-")
         if not student.is_dir():
             study.student(student, SHAPES["504/1024"], scores, start)
@@ -416,7 +528,14 @@ def show(study: Study, kinds: Iterable[str]) -> None:
             print(f"| {kind}: {rest.replace(' | ', '; ')} | {' | '.join(cells)} | {words} |")
 
 
-KINDS = {"recovery": ("tuning", "recovery")}
+PARTS: dict[str, Callable[[Study, Iterable[str]], None]] = {
+    "aggregations": aggregations,
+    "depth": depth,
+    "starts": starts,
+    "recovery": recovery,
+    "calibration": calibration,
+}
+KINDS = {"recovery": ("tuning", "recovery"), "depth": ("layers", "depth")}
 
 
 def main() -> None:
@@ -430,14 +549,14 @@ def main() -> None:
     args = parser.parse_args()
     out = args.out / "smoke" if args.smoke else args.out
     study = Study(args.data.absolute(), out.absolute(), SMOKE if args.smoke else Budget())
-    starts = args.starts.split(";") if args.starts else list(STARTS)
-    unknown = set(starts) - set(STARTS)
+    names = args.starts.split(";") if args.starts else list(STARTS)
+    unknown = set(names) - set(STARTS)
     if unknown:
         parser.error(f"no start is called {', '.join(sorted(unknown))}; choose from {'; '.join(STARTS)}")
     default_display()  # silences the libraries' own bars
     if not args.show:
         study.measurements.once("teacher", lambda: study.losses(load_for_inference(study.checkpoint.path)))
-        recovery(study, starts)
+        PARTS[args.part](study, names)
     show(study, KINDS.get(args.part, (args.part,)))
 
 
