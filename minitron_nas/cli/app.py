@@ -167,7 +167,7 @@ def prune(
     ] = None,
     repair: Annotated[
         Optional[Repair],  # noqa: UP045
-        typer.Option(help="What makes up for cut neurons and heads; ridge where there is text, unless given."),
+        typer.Option(help="What makes up for what was cut; ridge where there is text, unless given."),
     ] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
@@ -195,7 +195,6 @@ def prune(
             layers,
             start.value if start is not None else None,
             repair.value if repair is not None else None,
-            plan.ridge,
         )
     if as_json:
         proof = asdict(result.proof) if result.proof is not None else None

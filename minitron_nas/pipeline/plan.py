@@ -12,7 +12,7 @@ from minitron_nas.errors import PlanError
 from minitron_nas.evaluation.settings import EvaluationSettings
 from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.importance.settings import ImportanceSettings
-from minitron_nas.pruning.settings import RIDGE, Repair, Start
+from minitron_nas.pruning.settings import Repair, Start
 from minitron_nas.search.settings import SearchSettings
 from minitron_nas.settings import Count, Settings, format_count, parse_count, plan_error
 from minitron_nas.space.axes import SearchSpace, load_space
@@ -30,9 +30,9 @@ class FamilyPlan(Settings):
         start: How hidden channels shrink: `rotate` writes the residual stream in a basis whose last
             directions matter least, where the family allows it; `select` keeps the most important
             channels as they are.
-        repair: What makes up for what was cut: `ridge` lets output projections predict what cut neurons
-            and heads would have given; `none` leaves them as they are.
-        ridge: Strength of the repair's penalty, as a share of the mean square of a projection's inputs.
+        repair: What makes up for what was cut: `ridge` refits matrices by ridge regression on calibration
+            text, in one pass for candidates that are screened, layer after layer for a size's student;
+            `none` leaves them as they are.
         baselines: Whether to train, for each size and on the same tokens, a depth-only student and a
             randomly initialised one of the same shape.
         seed: Of every random draw.
@@ -45,7 +45,6 @@ class FamilyPlan(Settings):
     kd_teacher: Literal["first", "previous"] = "first"
     start: Start = "select"
     repair: Repair = "none"
-    ridge: Annotated[float, Field(gt=0)] = RIDGE
     baselines: bool = True
     seed: Annotated[int, Field(ge=0)] = 0
     text: TextSettings = TextSettings()

@@ -10,9 +10,12 @@ from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.importance.tensor_folder import TensorFolder
 from minitron_nas.pipeline.passes import checkpoint_moments, fits_in_memory
 from minitron_nas.progress import Progress, silent
+from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.rotation import Rotation, stream_norms, why_not_rotatable
+from minitron_nas.pruning.sequence import is_repairable_in_sequence, repair_in_sequence
 from minitron_nas.pruning.settings import Start
 from minitron_nas.storage.atomic import require_free_bytes
+from minitron_nas.storage.weights import TensorHeader
 
 
 def measure_start(
@@ -62,6 +65,33 @@ def _moments_bytes(checkpoint: Checkpoint, stream: bool, inputs: bool) -> int:
             dims = place.row.shape(shape)
             sizes.append(dims[1 - place.row.dims.index(HIDDEN)])
     return sum(4 * size**2 for size in sizes)
+
+
+def repair_student(
+    prepared: PreparedTeacher,
+    target: Architecture,
+    calibration: Callable[[], PackedTokens],
+    folder: Path,
+    progress: Progress = silent,
+) -> dict[str, TensorHeader]:
+    """Repair one student in sequence, where its family allows that.
+
+    Args:
+        prepared: Its source.
+        target: Its shape.
+        calibration: Reads the text.
+        folder: Gets the refitted tensors.
+        progress: Told about tokens.
+
+    Returns:
+        Where the refitted tensors lie, by name; none where the family does not allow it.
+
+    Raises:
+        DiskSpaceError: If neither memory nor disk can hold the hidden states of the text.
+    """
+    if not is_repairable_in_sequence(prepared.layout):
+        return {}
+    return repair_in_sequence(prepared, target, calibration(), folder, progress=progress)
 
 
 def cuts_inputs(source: Architecture, target: Architecture) -> bool:

@@ -25,7 +25,7 @@ from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
 from minitron_nas.pipeline.depth import choose_layers
 from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.pipeline.passes import require_whole_model
-from minitron_nas.pipeline.preparing import cuts_inputs, measure_start, possible_start
+from minitron_nas.pipeline.preparing import cuts_inputs, measure_start, possible_start, repair_student
 from minitron_nas.pipeline.provenance import PROOF_TOKENS, versions
 from minitron_nas.pipeline.scoring import MAGNITUDE, RANDOM, calibration_reader, existing_parent, scores_of
 from minitron_nas.pipeline.shapes import drop_from
@@ -33,7 +33,7 @@ from minitron_nas.progress import silent
 from minitron_nas.pruning.export import Proof, write_student
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
-from minitron_nas.pruning.settings import RIDGE, Repair, Start
+from minitron_nas.pruning.settings import Repair, Start
 from minitron_nas.space.axes import SearchSpace, load_space
 from minitron_nas.space.enumerate import Candidate, enumerate_candidates
 from minitron_nas.storage.run_folder import require_new_folder
@@ -70,7 +70,6 @@ def prune(
     drop_layers: Sequence[int] | None = None,
     start: Start | None = None,
     repair: Repair | None = None,
-    ridge: float = RIDGE,
     display: Display | None = None,
 ) -> Pruned:
     """Cut one shape out of a teacher, without training, and write it as a stock folder.
@@ -97,8 +96,7 @@ def prune(
             `num_hidden_layers` of the shape, which need not be given then.
         start: How hidden channels shrink; "rotate" where there is text to measure on and the family
             allows it, unless given.
-        repair: What makes up for cut neurons and heads; "ridge" where there is text, unless given.
-        ridge: Strength of the repair's penalty, as a share of the mean square of a projection's inputs.
+        repair: What makes up for what was cut; "ridge" where there is text, unless given.
         display: Shows progress; on stderr by default.
 
     Raises:
@@ -123,7 +121,7 @@ def prune(
         PruningOrder.check_layers(source, protected, target.num_hidden_layers)
         start, note = possible_start(start, checkpoint)
         rotates = start == "rotate" and target.hidden_size < source.hidden_size
-        repairs = repair == "ridge" and cuts_inputs(source, target)
+        repairs = repair == "ridge" and target != source
         fewer = named is None and target.num_hidden_layers < source.num_hidden_layers
         if not has_text and (rotates or repairs or (fewer and importance.depth.needs_text)):
             raise PlanError(
@@ -139,27 +137,32 @@ def prune(
         else:
             layers = layer_table({len(named): named}, source.num_hidden_layers)
         order = PruningOrder.from_scores(ranking, source, protected, layers)
-        with display.stage("prepare", note) if rotates or repairs else nullcontext(silent) as progress:
-            measures = measure_start(checkpoint, calibration, rotates, repairs, Path(work), progress)
-        write_prepared(Path(work) / "prepared", order, *measures, ridge)
+        inputs = repairs and cuts_inputs(source, target)
+        with display.stage("prepare", note) if rotates or inputs else nullcontext(silent) as progress:
+            measures = measure_start(checkpoint, calibration, rotates, inputs, Path(work), progress)
+        write_prepared(Path(work) / "prepared", order, *measures)
         prepared = PreparedTeacher.open(checkpoint.path, Path(work) / "prepared")
+        with display.stage("repair", "layer after layer") if repairs else nullcontext(silent) as progress:
+            repaired = repair_student(prepared, target, calibration, Path(work) / "repaired", progress) if repairs else {}
         lineage = {
             "teacher": {"source": source_name(teacher), "fingerprint": checkpoint.fingerprint},
             "architecture": target.to_dict(),
             "source_architecture": source.to_dict(),
             "kept_layers": prepared.order.kept_layers(target.num_hidden_layers),
             "depth": importance.depth.model_dump() if named is None else "drop_layers",
-            "start": {"channels": note, "repair": repair, "ridge": ridge if repair == "ridge" else None},
+            "start": {"channels": note, "repair": repair},
             "scores": str(scores) if scores is not None else data_name(data),
             "tokens_trained": 0,
             "seed": seed,
             "versions": versions(),
         }
-        generator = torch.Generator().manual_seed(seed)
-        prompt = torch.randint(0, source.vocab_size, (1, PROOF_TOKENS), generator=generator)
         with display.stage("prune", f"cut to {target.id}") as progress:
-            proof = write_student(prepared, target, folder, prompt, lineage, progress=progress)
+            proof = write_student(prepared, target, folder, _prompt(source, seed), lineage, repaired, progress)
     return Pruned(folder, target, count_parameters(target, layout), proof)
+
+
+def _prompt(source: Architecture, seed: int) -> Tensor:
+    return torch.randint(0, source.vocab_size, (1, PROOF_TOKENS), generator=torch.Generator().manual_seed(seed))
 
 
 def _check_together(

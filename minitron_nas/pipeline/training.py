@@ -3,6 +3,9 @@
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -18,6 +21,7 @@ from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.pipeline.engine import Engine
 from minitron_nas.pipeline.finding import Hop
 from minitron_nas.pipeline.plan import FamilyPlan
+from minitron_nas.pipeline.preparing import repair_student
 from minitron_nas.pipeline.provenance import PROOF_TOKENS, versions
 from minitron_nas.pipeline.sources import Tokens
 from minitron_nas.progress import Progress
@@ -64,7 +68,12 @@ def train_member(
         if role == "random_baseline":
             model = random_student(prepared, shape, torch.float32, plan.seed)
         else:
-            model = build_student(prepared, shape, torch.float32)
+            with TemporaryDirectory(dir=engine.folder.path) as work:
+                repaired = {}
+                if plan.repair == "ridge":
+                    calibration = partial(tokens.part, "calibration")
+                    repaired = repair_student(prepared, shape, calibration, Path(work), progress)
+                model = build_student(prepared, shape, torch.float32, repaired)
         model = model.to(pick_device())
         train, validation = files.streams()
         schedule = Schedule.resolve(plan.distillation, tokens.distillation_tokens, plan.text.sequence_length)
@@ -104,7 +113,7 @@ def train_member(
         "seed": plan.seed,
         "protected": plan.space.protected_layers,
         "importance": plan.importance.model_dump(),
-        "start": [plan.start, plan.repair, plan.ridge],
+        "start": [plan.start, plan.repair],
     }
     titles = {
         "student": f"full distillation of {shape.id}",

@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minitron_nas.architecture.layout import HIDDEN, VOCAB, Axis, TensorPlace, TensorRow
+from minitron_nas.architecture.layout import HIDDEN, VOCAB, Axis, Layout, TensorPlace, TensorRow
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.execution.device import compute_dtype, pick_device, release_memory, trim_memory
@@ -39,6 +39,11 @@ from minitron_nas.pruning.repair import ridge_regression
 from minitron_nas.pruning.settings import SEQUENCE_RIDGE
 from minitron_nas.pruning.slice import basis_of, cuts, student_config
 from minitron_nas.storage.weights import TensorHeader, file_headers
+
+
+def is_repairable_in_sequence(layout: Layout) -> bool:
+    """Whether what a layer's output projections put out is added to the residual stream as it is, without a norm."""
+    return not any(row.on_branch for row in layout.rows)
 
 
 @torch.no_grad()
