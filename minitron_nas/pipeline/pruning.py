@@ -143,7 +143,9 @@ def prune(
         write_prepared(Path(work) / "prepared", order, *measures)
         prepared = PreparedTeacher.open(checkpoint.path, Path(work) / "prepared")
         with display.stage("repair", "layer after layer") if repairs else nullcontext(silent) as progress:
-            repaired = repair_student(prepared, target, calibration, Path(work) / "repaired", progress) if repairs else {}
+            repaired = (
+                repair_student(prepared, target, calibration, Path(work) / "repaired", progress) if repairs else {}
+            )
         lineage = {
             "teacher": {"source": source_name(teacher), "fingerprint": checkpoint.fingerprint},
             "architecture": target.to_dict(),

@@ -10,6 +10,7 @@ import argparse
 import importlib
 import inspect
 import random
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,9 +31,8 @@ from transformers import AutoTokenizer
 
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.schedule import Schedule
-from minitron_nas.distillation.settings import DistillationSettings, TextSettings
+from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals import HiddenCache, load_for_inference, load_for_training, write_hidden_cache
-from minitron_nas.distillation.text import read_documents
 from minitron_nas.distillation.tokens import PackedTokens, pack, tokenize
 from minitron_nas.distillation.trainer import Stream, distill
 from minitron_nas.distillation.validation import validate
@@ -78,6 +78,7 @@ CRITERIA = ("block_importance", "loss", "kl", "logit_mse", "task")
 MODES = ("layers", "block", "greedy")
 TASK = "copa_local"
 NARROW_SOURCE = "standardebooks"
+_ARTICLE = re.compile(r"^ = [^=].*$", re.MULTILINE)
 OTHER_MODULES = (
     "argparse", "array", "ast", "asyncio", "base64", "bisect", "calendar", "cmd", "collections", "configparser",
     "contextlib", "csv", "ctypes", "datetime", "decimal", "difflib", "dis", "doctest", "email.message", "fractions",
@@ -199,10 +200,8 @@ class Study:
         if name == "near":
             return self.tokens(name, lambda: self.packed(by_sources(self.corpus, "valid"), count, LENGTH))
         if name == "far":
-            file = self.data / "eval_text" / "wikitext2_valid.txt"
-            return self.tokens(
-                name, lambda: self.packed([list(read_documents(file, TextSettings(), SEED))], count, LENGTH)
-            )
+            wikipedia = (self.data / "eval_text" / "wikitext2_valid.txt").read_text()
+            return self.tokens(name, lambda: self.packed([_ARTICLE.split(wikipedia)[1:]], count, LENGTH))
         modules = random.Random(SEED).sample(OTHER_MODULES, len(OTHER_MODULES))
         return self.tokens(name, lambda: self.packed([[docstrings(module)] for module in modules], count, LENGTH))
 
