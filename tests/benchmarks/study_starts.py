@@ -1,61 +1,43 @@
 """How starts compare on SmolLM2: untrained, and after equal budgets of distillation.
 
 A study of hours, in parts that go on where they were: `python tests/benchmarks/study_starts.py PART --data DATA
---out FOLDER`. DATA holds `corpus/*.parquet` (columns text, source, split), `eval_text/wikitext2_valid.txt` and
-`lm_eval_tasks/`. FOLDER keeps tokens, scores, second moments, students and `measurements.json`. What is printed are
-rows of Markdown; KL is in nats per token, bf16 on the CPU.
+--out FOLDER`. DATA holds `corpus/*.parquet`, `eval_text/wikitext2_valid.txt` and `lm_eval_tasks/`. What is measured
+goes to `measured/starts.json` beside this file. KL is in nats per token, bf16 on the CPU.
 """
 
 import argparse
-import importlib
-import inspect
-import random
-import re
 import shutil
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from itertools import chain, islice, product
-from math import exp
+from functools import partial
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, get_args
-from unittest.mock import patch
+from typing import Any, Literal, get_args
 
-import pyarrow.parquet as pq
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
+from study import LENGTH, SEED, Study, progress
 
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.distillation.schedule import Schedule
-from minitron_nas.distillation.settings import DistillationSettings
-from minitron_nas.distillation.signals import HiddenCache, load_for_inference, load_for_training, write_hidden_cache
-from minitron_nas.distillation.tokens import PackedTokens, pack, tokenize
-from minitron_nas.distillation.trainer import Stream, distill
-from minitron_nas.distillation.validation import validate
+from minitron_nas.distillation.signals import load_for_inference, load_for_training
+from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.execution.device import release_memory
-from minitron_nas.families.checkpoint import Checkpoint
-from minitron_nas.families.teacher import demo_teacher, resolve_teacher
-from minitron_nas.importance.moments import second_moments
+from minitron_nas.importance.depth_modes import layer_table
 from minitron_nas.importance.score import score_importance
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import Aggregation, DepthSettings, ImportanceSettings
-from minitron_nas.pipeline import preparing, pruning
 from minitron_nas.pipeline.depth import choose_layers
-from minitron_nas.pipeline.display import Quiet, default_display
-from minitron_nas.pipeline.preparing import cuts_inputs
-from minitron_nas.progress import Progress
-from minitron_nas.pruning.settings import RIDGE
+from minitron_nas.pipeline.display import default_display
+from minitron_nas.pipeline.preparing import measure_start
+from minitron_nas.pruning.export import write_student
+from minitron_nas.pruning.order import PruningOrder
+from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
+from minitron_nas.pruning.sequence import repair_in_sequence
+from minitron_nas.pruning.settings import RIDGE, SEQUENCE_RIDGE
+from minitron_nas.pruning.slice import build_student
 from minitron_nas.space.axes import load_space
-from minitron_nas.storage.atomic import read_json, whole_file, whole_folder, write_json
 
-SEED = 0
-CALIBRATION_LENGTH = 1024
-LENGTH = 512
-EVALUATED = ("near", "far", "other")
 SHAPES: dict[str, dict[str, int]] = {
     "504/1024": {"hidden_size": 504, "intermediate_size": 1024},
     "hidden 432": {"hidden_size": 432},
@@ -63,412 +45,262 @@ SHAPES: dict[str, dict[str, int]] = {
     "2 KV groups": {"num_key_value_heads": 2},
     "half, 396/832": {"hidden_size": 396, "intermediate_size": 832},
 }
-STARTS: dict[str, dict[str, Any]] = {
-    # What `prune` is told. Add a start here, then name it in --starts.
-    "plain": {"start": "select", "repair": "none"},
-    "repair": {"start": "select", "repair": "ridge"},
-    "rotate": {"start": "rotate", "repair": "none"},
-    "rotate+repair": {"start": "rotate", "repair": "ridge"},
-    "rotate+repair, unbalanced": {"start": "rotate", "repair": "ridge"},
-}
-UNBALANCED = "rotate+repair, unbalanced"
-LEARNING_RATES = (1e-4, 3e-4, 6e-4, 1e-3)
-RIDGES = (0.001, 0.003, 0.01, 0.1)
-CRITERIA = ("block_importance", "loss", "kl", "logit_mse", "task")
+CALIBRATION = 128
+"""Documents, of 1,024 tokens each."""
+DOCUMENTS = (8, 16, 32, 64, 128)
+NARROW = (32, "standardebooks")
+RATES = (1e-4, 3e-4, 6e-4, 1e-3)
+TUNING_TOKENS = 12_288
+POINTS = (0, 12_288, 24_576, 49_152, 76_800, 102_400)
+CRITERIA = ("kl", "loss", "logit_mse", "task", "block_importance")
 MODES = ("layers", "block", "greedy")
+DEPTHS = (26, 22)
 TASK = "copa_local"
-NARROW_SOURCE = "standardebooks"
-_ARTICLE = re.compile(r"^ = [^=].*$", re.MULTILINE)
-OTHER_MODULES = (
-    "argparse", "array", "ast", "asyncio", "base64", "bisect", "calendar", "cmd", "collections", "configparser",
-    "contextlib", "csv", "ctypes", "datetime", "decimal", "difflib", "dis", "doctest", "email.message", "fractions",
-    "functools", "heapq", "html.parser", "http.client", "inspect", "io", "ipaddress", "itertools", "json", "locale",
-    "logging", "mailbox", "math", "mimetypes", "multiprocessing.pool", "operator", "optparse", "os", "pathlib",
-    "pickle", "platform", "pprint", "random", "re", "sched", "selectors", "shelve", "shutil", "socket", "sqlite3",
-    "ssl", "statistics", "string", "struct", "subprocess", "tarfile", "tempfile", "textwrap", "threading", "timeit",
-    "tokenize", "traceback", "turtle", "unittest", "urllib.request", "uuid", "warnings", "weakref",
-    "xml.dom.minidom", "zipfile",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Budget:
-    """How much is read, measured and trained."""
+class Start:
+    """How a student is cut.
 
-    calibration: int = 128
-    evaluation: int = 16
-    batch_sequences: int = 2
-    tuning_tokens: int = 25_600
-    points: tuple[int, ...] = (0, 12_800, 25_600, 51_200, 76_800, 102_400)
-    rates: tuple[float, ...] = LEARNING_RATES
-    depth_sequences: int = 16
-    greedy_sequences: int = 4
-    task_limit: int = 100
-    greedy_task_limit: int = 25
-    depths: tuple[int, ...] = (26, 22)
+    Attributes:
+        rotate: Whether channels are rotated, not selected.
+        repair: Whether what is cut is made up for, all at once or layer after layer.
+        balanced: Whether matrices that a norm's gain is folded into are brought back to their size.
+        ridge: Strength of the penalty of the repair in one pass.
+        sequence_ridge: Strength of that of the repair in sequence.
+    """
 
+    rotate: bool = False
+    repair: Literal["none", "one pass", "sequence"] = "none"
+    balanced: bool = True
+    ridge: float = RIDGE
+    sequence_ridge: float = SEQUENCE_RIDGE
 
-SMOKE = Budget(8, 1, 2, 2048, (0, 1024, 2048), (3e-4,), 1, 1, 2, 2, (29, 28))
+    def changes(self, source: Architecture, target: Architecture) -> tuple[Any, ...]:
+        """Return what of it tells on a shape: rotation needs cut channels, repair in one pass cut inputs."""
+        rotates = self.rotate and target.hidden_size < source.hidden_size
+        sizes = ("intermediate_size", "num_attention_heads")
+        cut = any(getattr(source, size) != getattr(target, size) for size in sizes)
+        repair = "none" if self.repair == "one pass" and not cut else self.repair
+        return rotates, repair, self.balanced or not rotates
 
-
-class Measurements:
-    """Figures by readable keys, in one file that is written after each of them."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def all(self) -> dict[str, dict[str, Any]]:
-        found: dict[str, dict[str, Any]] = read_json(self._path) if self._path.exists() else {}
-        return found
-
-    def once(self, key: str, measure: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-        """Return what was measured under a key, measured now if it was not."""
-        known = self.all()
-        if key not in known:
-            say(key)
-            started = time.monotonic()
-            figures = dict(measure())
-            seconds = round(time.monotonic() - started, 1)
-            known = {**self.all(), key: {"seconds": seconds, **figures}}
-            write_json(self._path, known)
-            say(f"{key}: {figures} in {seconds:.0f} s")
-        return known[key]
+    def apply(self, prepared: PreparedTeacher) -> PreparedTeacher:
+        """Leave away what the start does without."""
+        rotation = prepared.rotation if self.rotate else None
+        if rotation is not None and not self.balanced:
+            rotation = replace(rotation, balances=torch.ones_like(rotation.balances))
+        moments = prepared.moments if self.repair != "none" else None
+        return replace(prepared, rotation=rotation, moments=moments, ridge=self.ridge)
 
 
-class Study:
-    """The teacher, the texts and what was measured on them, all kept in one folder."""
+STARTS = {
+    "selection": Start(),
+    "rotation, repair in sequence": Start(rotate=True, repair="sequence"),
+    "rotation": Start(rotate=True),
+    "selection, repair in sequence": Start(repair="sequence"),
+    "rotation, repair in one pass": Start(rotate=True, repair="one pass"),
+    "selection, repair in one pass": Start(repair="one pass"),
+    "rotation, repair in sequence, gains not rebalanced": Start(rotate=True, repair="sequence", balanced=False),
+}
+DEFAULT = "rotation, repair in sequence"
 
-    def __init__(self, data: Path, out: Path, budget: Budget) -> None:
-        self.data, self.out, self.budget = data, out, budget
-        self.measurements = Measurements(out / "measurements.json")
 
-    @cached_property
-    def checkpoint(self) -> Checkpoint:
-        folder = self.out / "teacher"
-        if not folder.is_dir():
-            with TemporaryDirectory() as work:
-                original, _ = demo_teacher(Path(work))
-                with whole_folder(folder) as partial:
-                    shutil.copytree(original.path, partial, dirs_exist_ok=True)
-        return resolve_teacher(folder, self.out, read_values=False)
+class Starts(Study):
+    """The study's teacher with scores, rotation and moments over each calibration text."""
 
-    @cached_property
-    def tokenizer(self) -> Any:
-        return AutoTokenizer.from_pretrained(self.checkpoint.path)
-
-    @cached_property
-    def corpus(self) -> list[tuple[str, str, str]]:
-        """(source, split, text) of every document."""
-        files = sorted((self.data / "corpus").glob("*.parquet"))
-        rows = chain.from_iterable(pq.read_table(file).to_pylist() for file in files)
-        return [(row["source"], row["split"], row["text"]) for row in rows]
-
-    def tokens(self, name: str, read: Callable[[], PackedTokens]) -> PackedTokens:
-        """Return a text's tokens, read once."""
-        path = self.out / "tokens" / f"{name}.safetensors"
-        if not path.exists():
-            read().save(path)
-            say(f"read {name}")
-        return PackedTokens.load(path)
-
-    def calibration(self, num_sequences: int, source: str | None = None) -> PackedTokens:
-        """Return the beginnings of documents, all of them from one source if it is named."""
-        if source is None:
-            read = lambda: self.beginnings(0, self.budget.calibration, CALIBRATION_LENGTH)  # noqa: E731
-            return self.tokens("calibration", read).first(num_sequences)
-        narrow = lambda: self.beginnings(0, num_sequences, CALIBRATION_LENGTH, source)  # noqa: E731
-        return self.tokens(f"calibration-{source}", narrow)
-
-    def beginnings(self, third: int, num_sequences: int, length: int, source: str | None = None) -> PackedTokens:
-        """Read from one third of the training documents, so that texts of other thirds hold none of them."""
-        by_source = by_sources(self.corpus, "train", source)
-        thirds = [documents[third::3] for documents in by_source]
-        return self.packed(thirds, num_sequences, length)
-
-    def packed(self, sources: list[list[str]], num_sequences: int, length: int) -> PackedTokens:
-        """Fill sequences from sources in turn."""
-        streams = [sequences(documents, self.tokenizer, length) for documents in sources]
-        found = list(islice(in_turn(streams), num_sequences))
-        assert len(found) == num_sequences, f"{len(found)} sequences found, {num_sequences} needed"
-        return pack(chain.from_iterable(found), length)
-
-    def evaluation(self, name: str) -> PackedTokens:
-        """Return an evaluation text, or the one that learning rates are tuned on."""
-        count = self.budget.evaluation
-        if name == "tuning":
-            return self.tokens(name, lambda: self.beginnings(2, count, LENGTH))
-        if name == "near":
-            return self.tokens(name, lambda: self.packed(by_sources(self.corpus, "valid"), count, LENGTH))
-        if name == "far":
-            wikipedia = (self.data / "eval_text" / "wikitext2_valid.txt").read_text()
-            return self.tokens(name, lambda: self.packed([_ARTICLE.split(wikipedia)[1:]], count, LENGTH))
-        modules = random.Random(SEED).sample(OTHER_MODULES, len(OTHER_MODULES))
-        return self.tokens(name, lambda: self.packed([[docstrings(module)] for module in modules], count, LENGTH))
-
-    def training(self) -> PackedTokens:
-        """Return the tokens of one distillation, in the order of training."""
-        return self.tokens("training", lambda: self.beginnings(1, -(-self.budget.points[-1] // LENGTH), LENGTH))
-
-    def stream(self, tokens: PackedTokens) -> Stream:
-        """Return tokens with what the teacher says over them, which it says once."""
-        cache = self.out / "signals" / tokens.fingerprint
-        if not cache.is_dir():
-            write_hidden_cache(load_for_inference(self.checkpoint.path), tokens, cache, progress=progress("signal"))
-            release_memory()
-        return Stream(tokens, HiddenCache(cache))
-
-    def losses(self, model: Any, names: Iterable[str] = EVALUATED) -> dict[str, Any]:
-        """Return KL to the teacher and perplexity on texts."""
-        found = {}
-        for name in names:
-            stream = self.stream(self.evaluation(name))
-            losses = validate(model, stream.tokens, stream.signal)
-            found[name] = {"kl_nats": round(losses.kl_nats, 5), "perplexity": round(exp(losses.loss_nats), 3)}
-        return found
-
-    def scores(self, calibration: PackedTokens, importance: ImportanceSettings | None = None) -> Path:
-        """Return the folder of the teacher's scores over a text."""
-        settings = importance or ImportanceSettings()
+    def scored(self, text: PackedTokens, settings: ImportanceSettings | None = None) -> ImportanceScores:
+        settings = settings or ImportanceSettings()
         kind = f"{settings.batch_aggregation}-{settings.sequence_aggregation}"
-        folder, teacher = self.out / "scores" / f"{calibration.fingerprint}-{kind}", self.checkpoint
+        folder, teacher = self.out / "scores" / f"{text.fingerprint}-{kind}", self.checkpoint
         if not folder.is_dir():
             model = load_for_inference(teacher.path)
             found = score_importance(
-                model, teacher.architecture, teacher.layout, calibration, settings, progress=progress("score")
+                model, teacher.architecture, teacher.layout, text, settings, progress=progress("score")
             )
-            found.save(folder, {"source": teacher.fingerprint}, calibration)
-        return folder
+            found.save(folder, {"source": teacher.fingerprint}, text)
+        return ImportanceScores.load(folder, teacher.fingerprint)
 
-    def student(
-        self, folder: Path, shape: Mapping[str, int] | None, scores: Path, start: str = "plain", **more: Any
-    ) -> Path:
-        """Cut an untrained student out of the teacher."""
-        arguments = {**STARTS[start], **more}
-        changed = without_balances() if start == UNBALANCED else nullcontext()
-        with self.measured_once(), changed:
-            pruning.prune(self.checkpoint.path, folder, shape, scores=scores, seed=SEED, display=Quiet(), **arguments)
-        return folder
-
-    def untrained(
-        self, shape: Mapping[str, int] | None, scores: Path, start: str = "plain", **more: Any
-    ) -> dict[str, Any]:
-        """Measure an untrained student, which is not kept."""
-        with TemporaryDirectory(dir=self.out) as work:
-            folder = self.student(Path(work) / "student", shape, scores, start, **more)
-            return self.losses(load_for_inference(folder))
+    def prepared(self, text: PackedTokens) -> PreparedTeacher:
+        """Return the teacher with all that any start needs."""
+        folder = self.out / "prepared" / text.fingerprint
+        if not folder.is_dir():
+            order = PruningOrder.from_scores(self.scored(text), self.checkpoint.architecture, protected_layers())
+            with TemporaryDirectory(dir=self.out) as work:
+                measures = measure_start(
+                    self.checkpoint,
+                    lambda: text,
+                    rotate=True,
+                    repair=True,
+                    work=Path(work),
+                    progress=progress("moments"),
+                )
+                write_prepared(folder, order, *measures)
+        return PreparedTeacher.open(self.checkpoint.path, folder)
 
     @contextmanager
-    def measured_once(self) -> Iterator[None]:
-        """Let `prune` find the teacher's second moments in the folder if they were measured before."""
-        measure, teacher = second_moments, str(self.checkpoint.path)
-
-        def kept(model: Any, layout: Any, calibration: PackedTokens, *args: Any, **kwargs: Any) -> Any:
-            if model.config._name_or_path != teacher:
-                return measure(model, layout, calibration, *args, **kwargs)
-            path = self.out / "moments" / f"{calibration.fingerprint}.safetensors"
-            if not path.exists():
-                moments = measure(model, layout, calibration, progress=progress("moments"))
-                with whole_file(path) as partial:
-                    save_file(moments, partial)
-            return load_file(path)
-
-        with patch.object(preparing, "second_moments", kept):
-            yield
-
-
-def by_sources(corpus: list[tuple[str, str, str]], split: str, only: str | None = None) -> list[list[str]]:
-    """Return the distinct documents of each source of a split, sources and documents in a seeded order."""
-    found: dict[str, list[str]] = {}
-    for source, part, text in dict.fromkeys(corpus):
-        if part == split and only in {None, source} and text.strip():
-            found.setdefault(source, []).append(text)
-    rng = random.Random(SEED)
-    for source in sorted(found):
-        rng.shuffle(found[source])
-    names = sorted(found)
-    rng.shuffle(names)
-    return [found[name] for name in names]
-
-
-def sequences(documents: Iterable[str], tokenizer: Any, length: int) -> Iterator[list[Any]]:
-    """Yield what fills one sequence each: the beginning of a document, or several short documents."""
-    short: list[Any] = []
-    for piece in tokenize((text[: 16 * length] for text in documents), tokenizer):
-        if len(piece) >= length:
-            yield [piece[:length]]
-            continue
-        short.append(piece[: length - sum(map(len, short))])
-        if sum(map(len, short)) == length:
-            yield short
-            short = []
-
-
-def in_turn(streams: list[Iterator[list[Any]]]) -> Iterator[list[Any]]:
-    """Yield from each stream in turn until all are empty."""
-    left = list(streams)
-    while left:
-        for stream in list(left):
-            found = next(stream, None)
-            if found is None:
-                left.remove(stream)
+    def repaired(
+        self, prepared: PreparedTeacher, target: Architecture, start: Start, text: PackedTokens
+    ) -> Iterator[Mapping[str, Any]]:
+        with TemporaryDirectory(dir=self.out) as work:
+            if start.repair != "sequence":
+                yield {}
             else:
-                yield found
+                tell = progress("sequence")
+                yield repair_in_sequence(prepared, target, text, Path(work), start.sequence_ridge, progress=tell)
+
+    def untrained(
+        self, shape: Mapping[str, int], start: Start, text: PackedTokens, prepared: PreparedTeacher | None = None
+    ) -> dict[str, Any]:
+        """Measure an untrained student."""
+        source = start.apply(prepared or self.prepared(text))
+        target = source.architecture.reshaped(shape)
+        with self.repaired(source, target, start, text) as repaired:
+            student = build_student(source, target, torch.bfloat16, repaired).eval()
+        return self.losses(student)
+
+    def student(self, shape: Mapping[str, int], start: Start, text: PackedTokens, folder: Path) -> Path:
+        """Write an untrained student, once."""
+        if not folder.is_dir():
+            source = start.apply(self.prepared(text))
+            target = source.architecture.reshaped(shape)
+            with self.repaired(source, target, start, text) as repaired:
+                write_student(source, target, folder, text.input_ids[:1, :64], {}, repaired)
+        return folder
+
+    def note(self, key: str, *arguments: Any) -> None:
+        """Measure an untrained student unless it was measured."""
+        self.measurements.once(key, partial(self.untrained, *arguments))
 
 
-def docstrings(module: str) -> str:
-    """Return the docstrings of a module of Python's standard library, and of what it defines."""
-    found = importlib.import_module(module)
-    members = [member for name, member in sorted(vars(found).items()) if not name.startswith("_")]
-    nested = [list(vars(member).values()) for member in members if inspect.isclass(member)]
-    owners = [found, *(member for member in chain(members, *nested) if callable(member))]
-    texts = [inspect.cleandoc(owner.__doc__) for owner in owners if isinstance(owner.__doc__, str)]
-    return "\n\n".join(dict.fromkeys(text for text in texts if len(text) > 60))
+def protected_layers() -> tuple[int, ...]:
+    return tuple(load_space("default").protected_layers)
 
 
-def without_balances() -> AbstractContextManager[Any]:
-    """Let rotated students have the plain gains folded into their matrices, whatever size those get."""
-
-    def plain(*args: Any, **kwargs: Any) -> Any:
-        rotation, *rest = preparing.measure_start(*args, **kwargs)
-        assert rotation is not None
-        return replace(rotation, balances=torch.ones_like(rotation.balances)), *rest
-
-    return patch.object(pruning, "measure_start", plain)
-
-
-def starts(study: Study, names: Iterable[str]) -> None:
-    """Measure untrained students of several shapes from each start, and strengths of the repair's penalty."""
-    scores = study.scores(study.calibration(study.budget.calibration))
-    for shape in SHAPES:
-        for start in distinct_starts(study.checkpoint.architecture, shape, names):
-            ridges = () if STARTS[start]["repair"] == "none" else (RIDGE,)
-            untrained(study, "starts", shape, scores, start, *ridges)
-    for ridge in RIDGES:
-        untrained(study, "starts", "504/1024", scores, "rotate+repair", ridge)
-        untrained(study, "starts", "FFN 1024", scores, "repair", ridge)
+def starts(study: Starts, names: Sequence[str]) -> None:
+    """Untrained students of several shapes from each start, and strengths of the penalties."""
+    text, source = study.calibration(CALIBRATION), study.checkpoint.architecture
+    for shape, sizes in SHAPES.items():
+        seen = set()
+        for name in names:
+            changes = STARTS[name].changes(source, source.reshaped(sizes))
+            if changes not in seen and STARTS[name].balanced:
+                seen.add(changes)
+                study.note(f"starts | {shape} | {name}", sizes, STARTS[name], text)
 
 
-def distinct_starts(source: Architecture, shape: str, names: Iterable[str]) -> list[str]:
-    """Return the starts that give students of a shape of their own: rotation needs cut channels, ridge cut inputs."""
-    target = source.reshaped(SHAPES[shape])
-    found: dict[tuple[bool, str, bool], str] = {}
-    for name in names:
-        rotates = target.hidden_size < source.hidden_size and STARTS[name]["start"] == "rotate"
-        repair = STARTS[name]["repair"]
-        repair = "none" if repair == "ridge" and not cuts_inputs(source, target) else repair
-        found.setdefault((rotates, repair, rotates and name == UNBALANCED), name)
-    return list(found.values())
+def ridges(study: Starts, _: Sequence[str]) -> None:
+    """Strengths of the two penalties."""
+    text, sizes = study.calibration(CALIBRATION), SHAPES["504/1024"]
+    for ridge in (0.001, 0.003, 0.01, 0.03, 0.1):
+        start = Start(rotate=True, repair="one pass", ridge=ridge)
+        study.note(f"ridges | one pass | ridge {ridge:g}", sizes, start, text)
+    short = study.calibration(32)
+    for ridge in (0.01, 0.03, 0.1, 0.3):
+        start = Start(rotate=True, repair="sequence", sequence_ridge=ridge)
+        study.note(f"ridges | sequence, {short.num_tokens:,} tokens | ridge {ridge:g}", sizes, start, short)
 
 
-def untrained(study: Study, title: str, shape: str, scores: Path, start: str, *ridge: float) -> None:
-    """Measure an untrained student unless it was measured."""
-    key = " | ".join([title, shape, start, *(f"ridge {strength:g}" for strength in ridge)])
-    more = {"ridge": ridge[0]} if ridge else {}
-    study.measurements.once(key, partial(study.untrained, SHAPES[shape], scores, start, **more))
-
-
-def aggregations(study: Study, _: Iterable[str]) -> None:
-    """Measure what each pair of aggregations keeps."""
-    calibration = study.calibration(study.budget.calibration)
+def aggregations(study: Starts, _: Sequence[str]) -> None:
+    """What each pair of aggregations keeps."""
+    text = study.calibration(32)
+    prepared = study.prepared(text)
     for batch, sequence in product(get_args(Aggregation), repeat=2):
         settings = ImportanceSettings(batch_aggregation=batch, sequence_aggregation=sequence)
-        scores = study.scores(calibration, settings)
-        title = f"aggregations | {batch} over samples, {sequence} over tokens"
+        order = PruningOrder.from_scores(study.scored(text, settings), prepared.architecture, protected_layers())
+        source = replace(prepared, order=order)
+        key = f"aggregations | {batch} over samples, {sequence} over tokens"
         for shape in ("504/1024", "FFN 1024", "2 KV groups"):
-            untrained(study, title, shape, scores, "plain")
-        untrained(study, title, "FFN 1024", scores, "repair", RIDGE)
+            study.note(f"{key} | {shape} | selection", SHAPES[shape], Start(), text, source)
+        repaired = Start(repair="one pass")
+        study.note(f"{key} | FFN 1024 | repair in one pass", SHAPES["FFN 1024"], repaired, text, source)
 
 
-def calibration(study: Study, _: Iterable[str]) -> None:
-    """Measure how much text, and how varied, scores, rotation and repair need."""
-    full = study.budget.calibration
-    texts = {
-        f"{count} documents": study.calibration(count) for count in (full // 16, full // 8, full // 4, full // 2, full)
-    }
-    texts[f"{full // 4} documents of {NARROW_SOURCE}"] = study.calibration(full // 4, NARROW_SOURCE)
-    for name, text in texts.items():
-        scores = study.scores(text)
-        for start, ridge in product(("repair", "rotate+repair"), (0.003, 0.03)):
-            untrained(study, f"calibration | {name}, {text.num_tokens:,} tokens", "504/1024", scores, start, ridge)
+def calibration(study: Starts, _: Sequence[str]) -> None:
+    """How much text, and how varied, rotation and repair need."""
+    texts = {f"{count} documents": study.calibration(count) for count in DOCUMENTS}
+    texts[f"{NARROW[0]} documents of {NARROW[1]}"] = study.calibration(*NARROW)
+    for (name, text), start in product(texts.items(), ("rotation, repair in one pass", DEFAULT)):
+        key = f"calibration | {start} | {name}, {text.num_tokens:,} tokens"
+        study.note(key, SHAPES["504/1024"], STARTS[start], text)
 
 
-def depth(study: Study, _: Iterable[str]) -> None:
-    """Measure which layers each criterion drops in each mode, and what is lost with them."""
-    scores = study.scores(study.calibration(study.budget.calibration))
-    for criterion, mode in product(CRITERIA, MODES):
+def depth(study: Starts, _: Sequence[str]) -> None:
+    """Which layers each criterion drops in each mode, and what is lost with them."""
+    text = study.calibration(CALIBRATION)
+    prepared = study.prepared(text)
+    for mode, criterion in product(MODES, CRITERIA):
         settings = depth_settings(study, criterion, mode)
-        size = settings.limit if criterion == "task" else settings.num_sequences * LENGTH
-        key = f"{criterion} | {mode} | {size:,} {'questions' if criterion == 'task' else 'tokens'}"
-        found = study.measurements.once(f"layers | {key}", partial(dropped_layers, study, scores, settings))
+        size = f"{settings.limit} questions" if criterion == "task" else f"{settings.num_sequences * LENGTH:,} tokens"
+        key = f"{criterion} | {mode} | {size}"
+        found = study.measurements.once(f"layers | {key}", partial(dropped_layers, study, text, settings))
         for count, dropped in found["dropped"].items():
-            row = f"depth | {key} | {count} layers"
-            measure = partial(study.untrained, None, scores, drop_layers=dropped)
-            figures = study.measurements.once(f"without layers | {', '.join(map(str, dropped))}", measure)
-            study.measurements.once(row, partial(dict, figures, dropped=dropped))
+            kept = [layer for layer in range(prepared.architecture.num_hidden_layers) if layer not in dropped]
+            table = layer_table({len(kept): kept}, prepared.architecture.num_hidden_layers)
+            source = replace(prepared, order=replace(prepared.order, layers=table))
+            names = ", ".join(map(str, dropped))
+            measure = partial(study.untrained, {"num_hidden_layers": len(kept)}, Start(), text, source)
+            figures = study.measurements.once(f"without layers | {names}", measure)
+            study.measurements.once(f"depth | {key} | {count} layers", partial(dict, figures, dropped=dropped))
 
 
-def depth_settings(study: Study, criterion: str, mode: str) -> DepthSettings:
+def depth_settings(study: Starts, criterion: str, mode: str) -> DepthSettings:
     """Return settings that measure less text where there is more to measure."""
-    budget, greedy = study.budget, mode == "greedy"
-    given: dict[str, Any] = {"criterion": criterion, "mode": mode}
+    given: dict[str, Any] = {"criterion": criterion, "mode": mode, "num_sequences": 4 if mode == "greedy" else 16}
     if criterion == "task":
-        limit = budget.greedy_task_limit if greedy else budget.task_limit
+        limit = 25 if mode == "greedy" else 100
         given |= {"task": TASK, "include_path": str(study.data / "lm_eval_tasks"), "limit": limit}
-    given["num_sequences"] = budget.greedy_sequences if greedy else budget.depth_sequences
     return DepthSettings(**given)
 
 
-def dropped_layers(study: Study, scores: Path, settings: DepthSettings) -> dict[str, Any]:
+def dropped_layers(study: Starts, text: PackedTokens, settings: DepthSettings) -> dict[str, Any]:
     """Return which layers leave, for each number of layers that stay."""
-    layers = range(study.checkpoint.architecture.num_hidden_layers)
     table = choose_layers(
         study.checkpoint,
-        ImportanceScores.load(scores, study.checkpoint.fingerprint),
+        study.scored(text),
         settings,
-        load_space("default").protected_layers,
-        study.budget.depths,
-        lambda: study.tokens("depth", lambda: study.beginnings(0, study.budget.depth_sequences, LENGTH)),
+        protected_layers(),
+        DEPTHS,
+        lambda: study.tokens("depth", lambda: study.beginnings(0, 16, LENGTH)),
         SEED,
         progress(f"{settings.criterion}, {settings.mode}"),
     )
-    kept = {count: table[count - 1].nonzero().flatten().tolist() for count in study.budget.depths}
-    return {"dropped": {str(count): sorted(set(layers) - set(stay)) for count, stay in kept.items()}}
+    release_memory()
+    layers = range(len(table))
+    return {"dropped": {str(count): [layer for layer in layers if not table[count - 1, layer]] for count in DEPTHS}}
 
 
-def recovery(study: Study, names: Iterable[str]) -> None:
-    """Distil students of one shape from each start, at the learning rate that suits it best."""
-    budget = study.budget
-    scores = study.scores(study.calibration(budget.calibration))
-    for start in names:
-        student = study.out / "students" / start.replace(", ", "-")
-        if not student.is_dir():
-            study.student(student, SHAPES["504/1024"], scores, start)
+def recovery(study: Starts, names: Sequence[str]) -> None:
+    """Students of one shape after distillation from each start, at the learning rate that suits it best."""
+    text = study.calibration(CALIBRATION)
+    for name in names:
+        folder = study.out / "students" / name.replace(", ", "-").replace(" ", "-")
+        student = study.student(SHAPES["504/1024"], STARTS[name], text, folder)
         reached = {}
-        for rate in budget.rates:
-            key = f"tuning | {start} | {rate:g} | {budget.tuning_tokens:,}"
+        for rate in RATES:
+            key = f"tuning | {name} | {rate:g} | {TUNING_TOKENS:,}"
             found = study.measurements.once(key, partial(tuned, study, student, rate))
             reached[rate] = found["tuning"]["kl_nats"]
-        curve(study, student, start, min(reached, key=lambda rate: reached[rate]))
+        curve(study, student, name, min(reached, key=lambda rate: reached[rate]))
 
 
-def tuned(study: Study, student: Path, rate: float) -> dict[str, Any]:
+def tuned(study: Starts, student: Path, rate: float) -> dict[str, Any]:
     """Distil a student on few tokens and measure it on a text of its own."""
+    study.training(POINTS[-1])
     with TemporaryDirectory(dir=study.out) as work:
         model = load_for_training(student)
-        train(study, model, rate, study.budget.tuning_tokens, Path(work))
+        study.train(model, rate, TUNING_TOKENS, Path(work))
         return study.losses(model, ["tuning"])
 
 
-def curve(study: Study, student: Path, start: str, rate: float) -> None:
+def curve(study: Starts, student: Path, name: str, rate: float) -> None:
     """Distil a student on all tokens, stopping at each point to measure it on every text."""
-    tokens, points = study.budget.points[-1], study.budget.points
-    keys = {point: f"recovery | {start} | {rate:g} | {point:,}" for point in points}
+    keys = {point: f"recovery | {name} | {rate:g} | {point:,}" for point in POINTS}
     if all(key in study.measurements.all() for key in keys.values()):
         return
     work, model = study.out / "training" / f"{student.name}-{rate:g}", load_for_training(student)
 
     def measured(point: int) -> dict[str, Any]:
-        seen = train(study, model, rate, tokens, work, point) if point else 0
+        seen = study.train(model, rate, POINTS[-1], work, point) if point else 0
         return {"tokens": seen, **study.losses(model)}
 
     for point, key in keys.items():
@@ -476,63 +308,13 @@ def curve(study: Study, student: Path, start: str, rate: float) -> None:
     shutil.rmtree(work, ignore_errors=True)
 
 
-def train(study: Study, model: Any, rate: float, tokens: int, work: Path, stop: int | None = None) -> int:
-    """Distil on the first tokens of the training text, up to a point of the schedule; return the tokens seen."""
-    settings = DistillationSettings(
-        tokens=tokens,
-        learning_rate=rate,
-        batch_sequences=study.budget.batch_sequences,
-        micro_batch_sequences=study.budget.batch_sequences,
-        num_evaluations=1,
-        checkpoint_minutes=1000,
-    )
-    schedule = Schedule.resolve(settings, tokens, LENGTH)
-    steps = schedule.steps_for(stop or tokens)
-    name = f"{work.name}, {rate:g}"
-    torch.manual_seed(SEED)
-    few = study.stream(study.evaluation("tuning").first(1))
-    distill(model, study.stream(study.training()), few, settings, schedule, work, SEED, steps, progress(name))
-    release_memory()
-    return steps * schedule.tokens_per_step
-
-
-def progress(name: str, every_seconds: float = 30.0) -> Progress:
-    """Return a progress function that says now and then how far something is."""
-    last = time.monotonic()
-
-    def tell(done: int, total: int) -> None:
-        nonlocal last
-        if time.monotonic() - last >= every_seconds:
-            last = time.monotonic()
-            say(f"{name}: {done:,} of {total:,}")
-
-    return tell
-
-
-def say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
-
-
-def show(study: Study, kinds: Iterable[str]) -> None:
-    """Print what was measured so far, as rows of a Markdown table."""
-    columns = [f"{figure}, {name}" for name in (*EVALUATED, "tuning") for figure in ("KL", "perplexity")]
-    print(f"| measured | {' | '.join(columns)} | more |\n|{'---|' * (len(columns) + 2)}")
-    for key, figures in study.measurements.all().items():
-        kind, _, rest = key.partition(" | ")
-        if kind in {"teacher", *kinds}:
-            texts = [figures.get(name, {}) for name in (*EVALUATED, "tuning")]
-            cells = [f"{text[f]:.4g}" if text else "" for text in texts for f in ("kl_nats", "perplexity")]
-            more = {name: value for name, value in figures.items() if name not in {*EVALUATED, "tuning"}}
-            words = "; ".join(f"{name} {value}" for name, value in more.items())
-            print(f"| {kind}: {rest.replace(' | ', '; ')} | {' | '.join(cells)} | {words} |")
-
-
-PARTS: dict[str, Callable[[Study, Iterable[str]], None]] = {
-    "aggregations": aggregations,
-    "depth": depth,
+PARTS: dict[str, Callable[[Starts, Sequence[str]], None]] = {
     "starts": starts,
     "recovery": recovery,
     "calibration": calibration,
+    "ridges": ridges,
+    "depth": depth,
+    "aggregations": aggregations,
 }
 KINDS = {"recovery": ("tuning", "recovery"), "depth": ("layers", "depth")}
 
@@ -544,19 +326,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--starts", help=f"for recovery and starts, separated by ';', of: {'; '.join(STARTS)}")
     parser.add_argument("--show", action="store_true", help="print what is measured, and measure nothing")
-    parser.add_argument("--smoke", action="store_true", help="tiny budgets, in OUT/smoke")
     args = parser.parse_args()
-    out = args.out / "smoke" if args.smoke else args.out
-    study = Study(args.data.absolute(), out.absolute(), SMOKE if args.smoke else Budget())
     names = args.starts.split(";") if args.starts else list(STARTS)
     unknown = set(names) - set(STARTS)
     if unknown:
         parser.error(f"no start is called {', '.join(sorted(unknown))}; choose from {'; '.join(STARTS)}")
+    measured = Path(__file__).parent / "measured" / "starts.json"
+    study = Starts(args.data.absolute(), args.out.absolute(), measured)
     default_display()  # silences the libraries' own bars
     if not args.show:
-        study.measurements.once("teacher", lambda: study.losses(load_for_inference(study.checkpoint.path)))
+        teacher = study.checkpoint.path
+        study.measurements.once("teacher", lambda: study.losses(load_for_inference(teacher)))
         PARTS[args.part](study, names)
-    show(study, KINDS.get(args.part, (args.part,)))
+    study.show(KINDS.get(args.part, (args.part,)))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,245 @@
+from types import SimpleNamespace
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from minitron_nas.distillation.losses import forward_kl
+from minitron_nas.distillation.tokens import PackedTokens, pack
+from minitron_nas.families.catalog import layout_of, layouts
+from minitron_nas.families.checkpoint import open_checkpoint
+from minitron_nas.families.stock import read_tensor
+from minitron_nas.importance.moments import second_moments
+from minitron_nas.importance.score import score_importance
+from minitron_nas.importance.settings import ImportanceSettings
+from minitron_nas.importance.tensor_folder import TensorFolder
+from minitron_nas.pruning import sequence
+from minitron_nas.pruning.order import PruningOrder
+from minitron_nas.pruning.parts import whole
+from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
+from minitron_nas.pruning.rotation import Rotation
+from minitron_nas.pruning.sequence import is_repairable_in_sequence, repair_in_sequence
+from minitron_nas.pruning.slice import build_student, cuts
+from minitron_nas.storage.weights import read_headers
+from minitron_nas.testing import tiny_tokenizer
+
+NOT_REPAIRABLE = {"gemma2", "gemma3_text", "olmo2"}
+IDS = torch.randint(0, 320, (400,), generator=torch.Generator().manual_seed(1)).numpy()
+TEXT = pack([IDS[:30], IDS[30:47], IDS[47:150], IDS[150:]], 20)
+"""Twenty sequences of twenty tokens; documents end inside some of them."""
+
+NAMES = {
+    "llama": {
+        "layer": "model.layers.{}",
+        "attention": "model.layers.{}.self_attn.o_proj",
+        "ffn": "model.layers.{}.mlp.down_proj",
+        "reads attention": "model.layers.{}.self_attn.q_proj",
+        "reads ffn": "model.layers.{}.mlp.up_proj",
+    },
+    "gpt2": {
+        "layer": "transformer.h.{}",
+        "attention": "transformer.h.{}.attn.c_proj",
+        "ffn": "transformer.h.{}.mlp.c_proj",
+        "reads attention": "transformer.h.{}.attn.c_attn",
+        "reads ffn": "transformer.h.{}.mlp.c_fc",
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def _float32(monkeypatch):
+    monkeypatch.setattr(sequence, "compute_dtype", lambda device: torch.float32)
+
+
+def load(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def repaired(prepared, target, folder, text=TEXT, **more):
+    headers = repair_in_sequence(prepared, target, text, folder, **more)
+    return {name: read_tensor(header) for name, header in headers.items()}, build_student(
+        prepared, target, torch.float32, headers
+    )
+
+
+@torch.no_grad()
+def watched(model, names):
+    """What modules read and put out over the text, (num_tokens, size), float64."""
+    found, handles = {}, []
+    for name in names:
+
+        def keep(_, args, kwargs, output, name=name):
+            states = args[0] if args else kwargs["hidden_states"]
+            output = output[0] if isinstance(output, tuple) else output
+            found[name] = tuple(each.flatten(0, 1).double() for each in (states, output))
+
+        handles.append(model.get_submodule(name).register_forward_hook(keep, with_kwargs=True))
+    model(input_ids=TEXT.input_ids, position_ids=TEXT.position_ids, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def least_squares(inputs, outputs, start, ridge):
+    """numpy's minimum of |outputs - X inputs|^2 + r |X - start|^2, r = ridge times the mean square of an input."""
+    penalty = ridge * inputs.square().sum(dim=0).mean().item()
+    size = inputs.shape[1]
+    rows = np.vstack([inputs.numpy(), np.sqrt(penalty) * np.eye(size)])
+    wanted = np.vstack([outputs.numpy(), np.sqrt(penalty) * start.double().numpy().T])
+    solution, *_ = np.linalg.lstsq(rows, wanted, rcond=None)
+    return torch.from_numpy(solution.T)
+
+
+@pytest.mark.parametrize("model_type", [name for name in layouts() if name not in NOT_REPAIRABLE])
+def test_where_nothing_is_cut_nothing_changes(tmp_path, source, model_type):
+    teacher = source(model_type)
+    found, _ = repaired(teacher.prepared, teacher.architecture, tmp_path)
+    assert found
+    stored = {name: read_tensor(header) for name, header in teacher.prepared.headers.items()}
+    for name, tensor in found.items():
+        assert torch.allclose(tensor, stored[name], atol=2e-4), name
+
+
+@pytest.mark.parametrize("layer", [1, 3])
+@pytest.mark.parametrize("part", ["attention", "ffn"])
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_an_output_projection_adds_what_the_students_stream_lacks(tmp_path, source, model_type, part, layer):
+    teacher, names = source(model_type), NAMES[model_type]
+    target = teacher.architecture.reshaped({"intermediate_size": 56})
+    found, student = repaired(teacher.prepared, target, tmp_path, ridge=0.2)
+    name, block = names[part].format(layer), names["layer"].format(layer)
+    own = watched(student, [name, block, names["ffn"].format(layer)])
+    wanted = watched(load(teacher.checkpoint.path), [block, names["ffn"].format(layer)])
+    if part == "ffn":
+        missing = wanted[block][1] - (own[block][1] - own[name][1])
+    else:
+        behind_attention = wanted[block][1] - wanted[names["ffn"].format(layer)][1]
+        missing = behind_attention - own[block][0]
+    start = {each.name: whole(each) for each in cuts(teacher.prepared, target)}[f"{name}.weight"]
+    stored = found[f"{name}.weight"]
+    bias = getattr(student.get_submodule(name), "bias", None)
+    if bias is not None:
+        missing = missing - bias.detach().double()
+    if model_type == "gpt2":
+        start, stored = start.T, stored.T
+    expected = least_squares(own[name][0], missing, start, 0.2)
+    assert torch.allclose(stored.double(), expected, atol=1e-3)
+    assert not torch.allclose(start.double(), expected, atol=1e-2)
+
+
+@pytest.mark.parametrize("part", ["reads attention", "reads ffn"])
+@pytest.mark.parametrize("layer", [1, 3])
+def test_what_reads_a_norm_gives_what_the_teachers_gives(tmp_path, source, part, layer):
+    teacher, name = source("llama"), NAMES["llama"][part].format(layer)
+    target = teacher.architecture.reshaped({"intermediate_size": 56})
+    found, student = repaired(teacher.prepared, target, tmp_path, ridge=0.2)
+    outputs = watched(load(teacher.checkpoint.path), [name])[name][1]
+    start = {each.name: whole(each) for each in cuts(teacher.prepared, target)}[f"{name}.weight"]
+    if part == "reads ffn":
+        outputs = outputs[:, torch.sort(teacher.order.neurons[layer][:56]).values]
+    expected = least_squares(watched(student, [name])[name][0], outputs, start, 0.2)
+    assert torch.allclose(found[f"{name}.weight"].double(), expected, atol=1e-3)
+    assert not torch.allclose(start.double(), expected, atol=1e-2)
+
+
+def test_the_layer_before_dropped_ones_makes_up_for_them(tmp_path, source):
+    teacher = source("llama")
+    target = teacher.architecture.reshaped({"num_hidden_layers": 2})
+    kept = teacher.order.kept_layers(2)
+    assert kept == [0, 3]
+    found, student = repaired(teacher.prepared, target, tmp_path, ridge=0.2)
+    name = "model.layers.0.mlp.down_proj"
+    own = watched(student, [name, "model.layers.0"])
+    stream = watched(load(teacher.checkpoint.path), ["model.layers.3"])["model.layers.3"][0]
+    missing = stream - (own["model.layers.0"][1] - own[name][1])
+    start = load(teacher.checkpoint.path).get_submodule(name).weight.detach()
+    expected = least_squares(own[name][0], missing, start, 0.2)
+    assert torch.allclose(found[f"{name}.weight"].double(), expected, atol=1e-3)
+
+
+def trained(folder, text_file, tmp_path):
+    """The teacher that has learned, ranked and measured on text, with and without a repair in one pass."""
+    checkpoint, model = open_checkpoint(folder), load(folder)
+    tokenizer = tiny_tokenizer()
+    ids = torch.tensor(tokenizer(text_file.read_text(encoding="utf-8")[:60_000])["input_ids"])
+    sequences = ids[: len(ids) // 64 * 64].view(-1, 64)
+    text = PackedTokens(sequences, torch.arange(64).expand_as(sequences).contiguous())
+    seen, unseen = text.first(128), PackedTokens(text.input_ids[128:192], text.position_ids[128:192])
+    scores = score_importance(model, checkpoint.architecture, checkpoint.layout, seen, ImportanceSettings())
+    moments = TensorFolder(tmp_path / "moments")
+    second_moments(model, checkpoint.layout, seen, moments)
+    rotation = Rotation.of(moments, checkpoint.headers, checkpoint.architecture, checkpoint.layout)
+    order = PruningOrder.from_scores(scores, checkpoint.architecture, (0, -1))
+    write_prepared(tmp_path / "prepared", order, rotation, moments.path)
+    return PreparedTeacher.open(folder, tmp_path / "prepared"), model, seen, unseen
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"intermediate_size": 64},
+        {"hidden_size": 36},
+        {"hidden_size": 36, "intermediate_size": 64},
+        {"num_hidden_layers": 3},
+        {"num_key_value_heads": 1, "num_attention_heads": 3},
+    ],
+    ids=str,
+)
+def test_it_is_nearer_to_the_teacher_than_a_repair_in_one_pass(trained_teacher, text_file, tmp_path, shape):
+    prepared, teacher, seen, unseen = trained(trained_teacher, text_file, tmp_path)
+    target = prepared.architecture.reshaped(shape)
+    _, student = repaired(prepared, target, tmp_path / "work", seen)
+    one_pass = build_student(prepared, target, torch.float32)
+    with torch.no_grad():
+        expected, own, plain = (
+            model(input_ids=unseen.input_ids).logits.flatten(0, 1) for model in (teacher, student, one_pass)
+        )
+    assert forward_kl(own, expected).mean() < 0.9 * forward_kl(plain, expected).mean()
+
+
+def test_hidden_states_in_a_file_give_the_same_bytes(tmp_path, source, monkeypatch):
+    teacher = source("llama")
+    target = teacher.architecture.reshaped({"intermediate_size": 56, "hidden_size": 36})
+    in_memory, _ = repaired(teacher.prepared, target, tmp_path / "one")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
+    in_a_file, _ = repaired(teacher.prepared, target, tmp_path / "other")
+    assert all(torch.equal(in_memory[name], in_a_file[name]) for name in in_memory)
+    assert {path.suffix for path in (tmp_path / "other").iterdir()} == {".safetensors"}
+
+
+def test_batches_of_another_size_give_nearly_the_same(tmp_path, source):
+    teacher = source("qwen2")
+    target = teacher.architecture.reshaped({"intermediate_size": 56, "hidden_size": 36})
+    one, _ = repaired(teacher.prepared, target, tmp_path / "one", batch_sequences=2)
+    other, _ = repaired(teacher.prepared, target, tmp_path / "other", batch_sequences=7)
+    assert all(torch.allclose(one[name], other[name], atol=1e-3) for name in one)
+
+
+def test_progress_counts_every_layer_of_the_teacher_once(tmp_path, source):
+    teacher, told = source("llama"), []
+    target = teacher.architecture.reshaped({"num_hidden_layers": 3})
+    repair_in_sequence(teacher.prepared, target, TEXT, tmp_path, progress=lambda *pair: told.append(pair))
+    assert told[-1] == (4 * 400, 4 * 400)
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
+def test_what_is_refitted_lies_in_a_file_for_each_layer(tmp_path, source):
+    teacher = source("llama")
+    headers = repair_in_sequence(teacher.prepared, teacher.architecture, TEXT, tmp_path)
+    assert {header.file.name for header in headers.values()} == {f"layer-{layer:05}.safetensors" for layer in range(4)}
+    assert set(headers) == {name for name in read_headers(teacher.checkpoint.path) if "_proj" in name}
+
+
+def test_which_families_can_be_repaired_in_sequence():
+    assert {name for name in layouts() if not is_repairable_in_sequence(layout_of(name))} == NOT_REPAIRABLE
+
+
+def test_output_projections_of_experts_are_not_refitted(tmp_path, source):
+    teacher = source("mixtral")
+    target = teacher.architecture.reshaped({"intermediate_size": 64})
+    found, _ = repaired(teacher.prepared, target, tmp_path)
+    assert any("self_attn.o_proj" in name for name in found)
+    assert any(".w1." in name for name in found)
+    assert not any(".w2." in name for name in found)
