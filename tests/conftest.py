@@ -115,7 +115,7 @@ def tiny_settings() -> dict[str, Any]:
             "tokens": "10k",
             "batch_sequences": 4,
             "micro_batch_sequences": 4,
-            "learning_rate": 2e-3,
+            "learning_rate": 5e-4,
             "num_evaluations": 2,
         },
         "evaluation": {"prompt_tokens": 8, "decode_tokens": 2, "repeats": 1},

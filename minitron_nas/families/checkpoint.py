@@ -2,9 +2,9 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from minitron_nas.architecture.costs import count_parameters
 from minitron_nas.architecture.layout import Layout
@@ -48,6 +48,11 @@ class Checkpoint:
     def num_parameters(self) -> int:
         """Number of parameters, tied embeddings counted once."""
         return count_parameters(self.architecture, self.layout)
+
+    def at(self, path: Path) -> Self:
+        """Return the same checkpoint in another folder, to which its files were moved."""
+        headers = {name: replace(header, file=path / header.file.name) for name, header in self.headers.items()}
+        return replace(self, path=path, headers=headers)
 
 
 def open_checkpoint(path: Path, read_values: bool = True, progress: Progress = silent) -> Checkpoint:

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -182,10 +182,10 @@ def _begin(plan: FamilyPlan, folder: RunFolder, source: Any, display: Display) -
         }
         folder.write_plan(plan.to_dict(), about)
         if checkpoint.path.parent != folder.given:
-            return replace(checkpoint, path=checkpoint.path.absolute())
+            return checkpoint.at(checkpoint.path.absolute())
         shutil.rmtree(folder.teacher, ignore_errors=True)
         os.replace(checkpoint.path, folder.teacher)
-        return replace(checkpoint, path=folder.teacher)
+        return checkpoint.at(folder.teacher)
     finally:
         shutil.rmtree(folder.given, ignore_errors=True)
 

@@ -43,8 +43,8 @@ class FamilyPlan(Settings):
     data: str
     space: SearchSpace = Field(default_factory=lambda: load_space("default"))
     kd_teacher: Literal["first", "previous"] = "first"
-    start: Start = "select"
-    repair: Repair = "none"
+    start: Start = "rotate"
+    repair: Repair = "ridge"
     baselines: bool = True
     seed: Annotated[int, Field(ge=0)] = 0
     text: TextSettings = TextSettings()

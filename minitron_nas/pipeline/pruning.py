@@ -29,7 +29,7 @@ from minitron_nas.pipeline.preparing import cuts_inputs, measure_start, possible
 from minitron_nas.pipeline.provenance import PROOF_TOKENS, versions
 from minitron_nas.pipeline.scoring import MAGNITUDE, RANDOM, calibration_reader, existing_parent, scores_of
 from minitron_nas.pipeline.shapes import drop_from
-from minitron_nas.progress import silent
+from minitron_nas.progress import Progress, silent
 from minitron_nas.pruning.export import Proof, write_student
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
@@ -37,6 +37,7 @@ from minitron_nas.pruning.settings import Repair, Start
 from minitron_nas.space.axes import SearchSpace, load_space
 from minitron_nas.space.enumerate import Candidate, enumerate_candidates
 from minitron_nas.storage.run_folder import require_new_folder
+from minitron_nas.storage.weights import TensorHeader
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +125,7 @@ def prune(
         repairs = repair == "ridge" and target != source
         fewer = named is None and target.num_hidden_layers < source.num_hidden_layers
         if not has_text and (rotates or repairs or (fewer and importance.depth.needs_text)):
-            raise PlanError(
-                f"scores={scores} bring no text, which start=rotate, repair=ridge and all importance.depth but "
-                "criterion=block_importance with mode=layers measure on; give --data too"
-            )
+            raise _without_text(scores)
         if fewer and importance.depth.needs_model:
             require_whole_model(checkpoint, importance.depth)
         calibration = calibration_reader(checkpoint, scores, data, text or TextSettings(), seed)
@@ -139,13 +137,8 @@ def prune(
         order = PruningOrder.from_scores(ranking, source, protected, layers)
         inputs = repairs and cuts_inputs(source, target)
         with display.stage("prepare", note) if rotates or inputs else nullcontext(silent) as progress:
-            measures = measure_start(checkpoint, calibration, rotates, inputs, Path(work), progress)
-        write_prepared(Path(work) / "prepared", order, *measures)
-        prepared = PreparedTeacher.open(checkpoint.path, Path(work) / "prepared")
-        with display.stage("repair", "layer after layer") if repairs else nullcontext(silent) as progress:
-            repaired = (
-                repair_student(prepared, target, calibration, Path(work) / "repaired", progress) if repairs else {}
-            )
+            prepared = _prepared(checkpoint, order, calibration, rotates, inputs, Path(work), progress)
+        repaired = _repaired(prepared, target, calibration, Path(work), display) if repairs else {}
         lineage = {
             "teacher": {"source": source_name(teacher), "fingerprint": checkpoint.fingerprint},
             "architecture": target.to_dict(),
@@ -161,6 +154,38 @@ def prune(
         with display.stage("prune", f"cut to {target.id}") as progress:
             proof = write_student(prepared, target, folder, _prompt(source, seed), lineage, repaired, progress)
     return Pruned(folder, target, count_parameters(target, layout), proof)
+
+
+def _prepared(
+    checkpoint: Checkpoint,
+    order: PruningOrder,
+    calibration: Callable[[], PackedTokens],
+    rotate: bool,
+    inputs: bool,
+    work: Path,
+    progress: Progress,
+) -> PreparedTeacher:
+    measures = measure_start(checkpoint, calibration, rotate, inputs, work, progress)
+    write_prepared(work / "prepared", order, *measures)
+    return PreparedTeacher.open(checkpoint.path, work / "prepared")
+
+
+def _repaired(
+    prepared: PreparedTeacher,
+    target: Architecture,
+    calibration: Callable[[], PackedTokens],
+    work: Path,
+    display: Display,
+) -> dict[str, TensorHeader]:
+    with display.stage("repair", "layer after layer") as progress:
+        return repair_student(prepared, target, calibration, work / "repaired", progress)
+
+
+def _without_text(scores: Any) -> PlanError:
+    return PlanError(
+        f"scores={scores} bring no text, which start=rotate, repair=ridge and all importance.depth but "
+        "criterion=block_importance with mode=layers measure on; give --data too"
+    )
 
 
 def _prompt(source: Architecture, seed: int) -> Tensor:

@@ -87,7 +87,7 @@ class Study:
         evaluation_sequences: Sequences of each text that models are measured on.
     """
 
-    def __init__(self, data: Path, out: Path, measurements: Path, evaluation_sequences: int = 16) -> None:
+    def __init__(self, data: Path, out: Path, measurements: Path, evaluation_sequences: int = 8) -> None:
         self.data, self.out, self.evaluation_sequences = data, out, evaluation_sequences
         self.measurements = Measurements(measurements)
 

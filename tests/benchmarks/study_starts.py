@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_args
 
 import torch
-from study import LENGTH, SEED, Study, progress
+from study import EVALUATED, LENGTH, SEED, Study, progress
 
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.signals import load_for_inference, load_for_training
@@ -149,14 +149,19 @@ class Starts(Study):
                 yield repair_in_sequence(prepared, target, text, Path(work), start.sequence_ridge, progress=tell)
 
     def untrained(
-        self, shape: Mapping[str, int], start: Start, text: PackedTokens, prepared: PreparedTeacher | None = None
+        self,
+        shape: Mapping[str, int],
+        start: Start,
+        text: PackedTokens,
+        prepared: PreparedTeacher | None = None,
+        names: Sequence[str] = ("near", "far"),
     ) -> dict[str, Any]:
         """Measure an untrained student."""
         source = start.apply(prepared or self.prepared(text))
         target = source.architecture.reshaped(shape)
         with self.repaired(source, target, start, text) as repaired:
             student = build_student(source, target, torch.bfloat16, repaired).eval()
-        return self.losses(student)
+        return self.losses(student, names)
 
     def student(self, shape: Mapping[str, int], start: Start, text: PackedTokens, folder: Path) -> Path:
         """Write an untrained student, once."""
@@ -185,7 +190,7 @@ def starts(study: Starts, names: Sequence[str]) -> None:
             changes = STARTS[name].changes(source, source.reshaped(sizes))
             if changes not in seen and STARTS[name].balanced:
                 seen.add(changes)
-                study.note(f"starts | {shape} | {name}", sizes, STARTS[name], text)
+                study.note(f"starts | {shape} | {name}", sizes, STARTS[name], text, None, EVALUATED)
 
 
 def ridges(study: Starts, _: Sequence[str]) -> None:

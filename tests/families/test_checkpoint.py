@@ -2,10 +2,12 @@ import json
 import shutil
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from minitron_nas.families.checkpoint import open_checkpoint
+from minitron_nas.families.stock import read_tensor
 from minitron_nas.testing import rewrite_tensors, tiny_checkpoint
 
 
@@ -60,3 +62,11 @@ def test_the_fingerprint_changes_when_the_config_changes(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-5}))
     assert open_checkpoint(folder).fingerprint != before
+
+
+def test_a_checkpoint_follows_its_files(tmp_path):
+    checkpoint = open_checkpoint(tiny_checkpoint(tmp_path / "before", "llama"))
+    (tmp_path / "before").rename(tmp_path / "after")
+    moved = checkpoint.at(tmp_path / "after")
+    assert (moved.path, moved.fingerprint) == (tmp_path / "after", checkpoint.fingerprint)
+    assert all(torch.isfinite(read_tensor(header)).all() for header in moved.headers.values())

@@ -1,0 +1,113 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from minitron_nas.distillation.settings import TextSettings
+from minitron_nas.distillation.tokens import pack
+from minitron_nas.errors import DiskSpaceError, PlanError
+from minitron_nas.families.checkpoint import open_checkpoint
+from minitron_nas.importance.baselines import random_scores
+from minitron_nas.importance.tensor_folder import TensorFolder
+from minitron_nas.pipeline import preparing
+from minitron_nas.pipeline.display import Quiet
+from minitron_nas.pipeline.evaluating import evaluate
+from minitron_nas.pipeline.preparing import cuts_inputs, measure_start, possible_start, repair_student
+from minitron_nas.pipeline.pruning import prune
+from minitron_nas.pruning.order import PruningOrder
+from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
+from minitron_nas.testing import tiny_checkpoint
+
+TEXT = TextSettings(sequence_length=64, calibration_samples=16, validation_samples=8)
+TOKENS = pack([torch.randint(0, 320, (160,), generator=torch.Generator().manual_seed(0)).numpy()], 20)
+SHAPE = {"hidden_size": 36, "intermediate_size": 96}
+STARTS = {
+    "plain": {"start": "select", "repair": "none"},
+    "repaired": {"start": "select", "repair": "ridge"},
+    "rotated": {"start": "rotate", "repair": "none"},
+    "default": {},
+}
+
+
+@pytest.fixture(scope="module")
+def kl(trained_teacher: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+    """KL to the teacher, untrained, of one shape from each start."""
+    root = tmp_path_factory.mktemp("starts")
+    other = root / "other.txt"
+    other.write_text("A function returns the value of an expression, and None if there is no expression. " * 5)
+    found = {}
+    for name, choices in STARTS.items():
+        path = prune(trained_teacher, root / name, SHAPE, data=text_file, text=TEXT, display=Quiet(), **choices).path
+        found[name] = evaluate(path, other, trained_teacher, display=Quiet()).kl_nats or 0.0
+    return found
+
+
+def test_rotation_and_repair_each_bring_a_student_nearer_and_both_together_most(kl: dict[str, float]) -> None:
+    assert kl["default"] < kl["rotated"] < kl["plain"]
+    assert kl["default"] < kl["repaired"] < kl["plain"]
+
+
+def test_a_family_that_cannot_be_rotated_is_selected_and_its_lineage_says_why(tmp_path: Path, text_file: Path) -> None:
+    teacher = tiny_checkpoint(tmp_path / "teacher", "gemma2")
+    result = prune(teacher, tmp_path / "out", {"hidden_size": 36}, data=text_file, text=TEXT, display=Quiet())
+    start = json.loads((result.path / "lineage.json").read_text())["start"]
+    assert start["channels"].startswith("channels are selected, not rotated: gemma2 has norms on what layers add")
+    assert result.proof is not None
+
+
+def test_what_can_be_rotated_is_rotated(trained_teacher: Path) -> None:
+    checkpoint = open_checkpoint(trained_teacher)
+    assert possible_start("rotate", checkpoint) == ("rotate", "channels are rotated")
+    assert possible_start("select", checkpoint) == ("select", "channels are selected")
+
+
+@pytest.mark.parametrize("choice", [{"start": "rotate"}, {"repair": "ridge"}])
+def test_scores_without_text_cannot_be_rotated_or_repaired(tmp_path: Path, choice: dict[str, str]) -> None:
+    teacher = tiny_checkpoint(tmp_path / "teacher", "llama")
+    with pytest.raises(PlanError, match=r"scores=magnitude bring no text, .*give --data too"):
+        prune(teacher, tmp_path / "out", {"hidden_size": 36}, scores="magnitude", display=Quiet(), **choice)
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_what_is_wanted_is_measured_and_kept(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(tiny_checkpoint(tmp_path / "teacher", "llama", num_hidden_layers=2))
+    assert measure_start(checkpoint, lambda: TOKENS, False, False, tmp_path) == (None, None)
+    rotation, moments = measure_start(checkpoint, lambda: TOKENS, True, False, tmp_path)
+    assert moments is None
+    assert rotation is not None
+    rotation, moments = measure_start(checkpoint, lambda: TOKENS, True, True, tmp_path)
+    assert rotation is not None
+    assert moments is not None
+    names = ("mlp.down_proj", "self_attn.o_proj")
+    assert set(TensorFolder(moments)) == {f"model.layers.{n}.{name}.weight" for n in range(2) for name in names}
+
+
+def test_moments_that_the_disk_cannot_hold_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = open_checkpoint(tiny_checkpoint(tmp_path / "teacher", "llama", num_hidden_layers=2))
+    asked = []
+
+    def refuse(folder: Path, num_bytes: int, what: str) -> None:
+        asked.append(num_bytes)
+        raise DiskSpaceError(what)
+
+    monkeypatch.setattr(preparing, "require_free_bytes", refuse)
+    with pytest.raises(DiskSpaceError, match="second moments"):
+        measure_start(checkpoint, lambda: TOKENS, True, True, tmp_path)
+    assert asked == [4 * (5 * 48**2 + 2 * 48**2 + 2 * 96**2)]
+
+
+def test_a_family_that_cannot_be_repaired_in_sequence_is_left_as_it_is_cut(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(tiny_checkpoint(tmp_path / "teacher", "olmo2"))
+    scores = random_scores(checkpoint.architecture, checkpoint.layout, 0)
+    write_prepared(tmp_path / "prepared", PruningOrder.from_scores(scores, checkpoint.architecture, ()))
+    prepared = PreparedTeacher.open(checkpoint.path, tmp_path / "prepared")
+    target = checkpoint.architecture.reshaped({"intermediate_size": 48})
+    assert repair_student(prepared, target, lambda: TOKENS, tmp_path / "work") == {}
+
+
+def test_which_shapes_take_inputs_away_from_output_projections(trained_teacher: Path) -> None:
+    source = open_checkpoint(trained_teacher).architecture
+    assert cuts_inputs(source, source.reshaped({"intermediate_size": 96}))
+    assert cuts_inputs(source, source.reshaped({"num_key_value_heads": 1}))
+    assert not cuts_inputs(source, source.reshaped({"hidden_size": 36, "num_hidden_layers": 3}))
