@@ -21,7 +21,7 @@ from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.pipeline.engine import Engine
 from minitron_nas.pipeline.finding import Hop
 from minitron_nas.pipeline.plan import FamilyPlan
-from minitron_nas.pipeline.preparing import repair_student
+from minitron_nas.pipeline.preparing import possible_start, repair_student
 from minitron_nas.pipeline.provenance import PROOF_TOKENS, versions
 from minitron_nas.pipeline.sources import Tokens
 from minitron_nas.progress import Progress
@@ -134,6 +134,7 @@ def _lineage(
     schedule: Schedule,
     role: Role,
 ) -> dict[str, Any]:
+    start = {"channels": possible_start(plan.start, hop.source)[1], "repair": plan.repair}
     return {
         "size": hop.label,
         "role": role,
@@ -142,6 +143,7 @@ def _lineage(
         "architecture": shape.to_dict(),
         "source_architecture": hop.source.architecture.to_dict(),
         "kept_layers": prepared.order.kept_layers(shape.num_hidden_layers),
+        "start": None if role == "random_baseline" else start,
         "tokens_trained": schedule.num_tokens,
         "learning_rate": plan.distillation.learning_rate,
         "seed": plan.seed,

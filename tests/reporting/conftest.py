@@ -169,6 +169,7 @@ def lineage(label: str) -> Row:
         "architecture": {**fixed, **shape},
         "source_architecture": {**fixed, **source},
         "kept_layers": [layer for layer in range(source["num_hidden_layers"]) if layer not in dropped],
+        "start": {"channels": "channels are rotated", "repair": "ridge"},
         "tokens_trained": KD_TOKENS,
         "learning_rate": 3e-4,
         "seed": 7,

@@ -63,6 +63,10 @@ def test_the_shape_table_of_a_later_size_also_shows_what_it_was_pruned_from(run:
     assert "| `num_hidden_layers` | 30 | 28 | 26 |" in card
 
 
+def test_how_the_student_was_cut_is_told(card: str) -> None:
+    assert "Before training channels are rotated; repair: ridge." in card
+
+
 def test_kept_layers_are_told_as_ranges(card: str) -> None:
     assert "counted from 0: 0 to 19, 22 to 29." in card
 
