@@ -68,6 +68,7 @@ class Start:
         balanced: Whether matrices that a norm's gain is folded into are brought back to their size.
         ridge: Strength of the penalty of the repair in one pass.
         sequence_ridge: Strength of that of the repair in sequence.
+        repaired_first: Whether that penalty pulls towards the student that is repaired in one pass.
     """
 
     rotate: bool = False
@@ -75,6 +76,7 @@ class Start:
     balanced: bool = True
     ridge: float = RIDGE
     sequence_ridge: float = SEQUENCE_RIDGE
+    repaired_first: bool = True
 
     def changes(self, source: Architecture, target: Architecture) -> tuple[Any, ...]:
         """Return what of it tells on a shape: rotation needs cut channels, repair in one pass cut inputs."""
@@ -89,7 +91,8 @@ class Start:
         rotation = prepared.rotation if self.rotate else None
         if rotation is not None and not self.balanced:
             rotation = replace(rotation, balances=torch.ones_like(rotation.balances))
-        moments = prepared.moments if self.repair != "none" else None
+        one_pass = self.repair == "one pass" or (self.repair == "sequence" and self.repaired_first)
+        moments = prepared.moments if one_pass else None
         return replace(prepared, rotation=rotation, moments=moments, ridge=self.ridge)
 
 
@@ -200,9 +203,11 @@ def ridges(study: Starts, _: Sequence[str]) -> None:
         start = Start(rotate=True, repair="one pass", ridge=ridge)
         study.note(f"ridges | one pass | ridge {ridge:g}", sizes, start, text)
     short = study.calibration(32)
-    for ridge in (0.01, 0.03, 0.1, 0.3):
-        start = Start(rotate=True, repair="sequence", sequence_ridge=ridge)
-        study.note(f"ridges | sequence, {short.num_tokens:,} tokens | ridge {ridge:g}", sizes, start, short)
+    for ridge, first in product((0.1, 0.03, 0.01), (False, True)):
+        start = Start(rotate=True, repair="sequence", sequence_ridge=ridge, repaired_first=first)
+        pulled = "what is repaired in one pass" if first else "what is cut"
+        key = f"ridges | sequence, {short.num_tokens:,} tokens, pulled towards {pulled} | ridge {ridge:g}"
+        study.note(key, sizes, start, short)
 
 
 def aggregations(study: Starts, _: Sequence[str]) -> None:
