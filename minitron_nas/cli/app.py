@@ -169,6 +169,9 @@ def prune(
         Optional[Repair],  # noqa: UP045
         typer.Option(help="What makes up for what was cut; ridge where there is text, unless given."),
     ] = None,
+    merge_heads: Annotated[
+        bool, typer.Option("--merge-heads", help="Let query heads that stay take over something of those that leave.")
+    ] = False,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -195,6 +198,7 @@ def prune(
             layers,
             start.value if start is not None else None,
             repair.value if repair is not None else None,
+            merge_heads,
         )
     if as_json:
         proof = asdict(result.proof) if result.proof is not None else None

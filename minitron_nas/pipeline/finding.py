@@ -94,7 +94,7 @@ def prepare_source(
         repair = plan.repair == "ridge"
         with TemporaryDirectory(dir=engine.folder.path) as work:
             measures = measure_start(hop.source, calibration, start == "rotate", repair, Path(work), progress)
-            write_prepared(prepared_folder, order, *measures)
+            write_prepared(prepared_folder, order, *measures, merge_heads=plan.merge_heads)
 
     inputs: dict[str, Any] = {
         "source": hop.source.fingerprint,
@@ -107,7 +107,7 @@ def prepare_source(
         "protected": plan.space.protected_layers,
         "depth": plan.importance.depth.model_dump(),
         "layer_counts": sorted(layer_counts) if plan.importance.depth.needs_model else None,
-        "start": [start, plan.repair],
+        "start": [start, plan.repair, plan.merge_heads],
         "seed": plan.seed,
     }
     engine.stage(f"{hop.source_name} prepare", f"which parts leave first; {note}", inputs, [prepared_folder], prepare)

@@ -33,6 +33,7 @@ class FamilyPlan(Settings):
         repair: What makes up for what was cut: `ridge` refits matrices by ridge regression on calibration
             text, in one pass for candidates that are screened, layer after layer for a size's student;
             `none` leaves them as they are.
+        merge_heads: Whether query heads that stay take over something of those that leave their group.
         baselines: Whether to train, for each size and on the same tokens, a depth-only student and a
             randomly initialised one of the same shape.
         seed: Of every random draw.
@@ -45,6 +46,7 @@ class FamilyPlan(Settings):
     kd_teacher: Literal["first", "previous"] = "first"
     start: Start = "rotate"
     repair: Repair = "ridge"
+    merge_heads: bool = False
     baselines: bool = True
     seed: Annotated[int, Field(ge=0)] = 0
     text: TextSettings = TextSettings()

@@ -71,6 +71,7 @@ def prune(
     drop_layers: Sequence[int] | None = None,
     start: Start | None = None,
     repair: Repair | None = None,
+    merge_heads: bool = False,
     display: Display | None = None,
 ) -> Pruned:
     """Cut one shape out of a teacher, without training, and write it as a stock folder.
@@ -98,6 +99,7 @@ def prune(
         start: How hidden channels shrink; "rotate" where there is text to measure on and the family
             allows it, unless given.
         repair: What makes up for what was cut; "ridge" where there is text, unless given.
+        merge_heads: Whether query heads that stay take over something of those that leave their group.
         display: Shows progress; on stderr by default.
 
     Raises:
@@ -137,7 +139,7 @@ def prune(
         order = PruningOrder.from_scores(ranking, source, protected, layers)
         inputs = repairs and cuts_inputs(source, target)
         with display.stage("prepare", note) if rotates or inputs else nullcontext(silent) as progress:
-            prepared = _prepared(checkpoint, order, calibration, rotates, inputs, Path(work), progress)
+            prepared = _prepared(checkpoint, order, calibration, rotates, inputs, merge_heads, Path(work), progress)
         repaired = _repaired(prepared, target, calibration, Path(work), display) if repairs else {}
         lineage = {
             "teacher": {"source": source_name(teacher), "fingerprint": checkpoint.fingerprint},
@@ -145,7 +147,7 @@ def prune(
             "source_architecture": source.to_dict(),
             "kept_layers": prepared.order.kept_layers(target.num_hidden_layers),
             "depth": importance.depth.model_dump() if named is None else "drop_layers",
-            "start": {"channels": note, "repair": repair},
+            "start": {"channels": note, "repair": repair, "merge_heads": merge_heads},
             "scores": str(scores) if scores is not None else data_name(data),
             "tokens_trained": 0,
             "seed": seed,
@@ -162,11 +164,12 @@ def _prepared(
     calibration: Callable[[], PackedTokens],
     rotate: bool,
     inputs: bool,
+    merge_heads: bool,
     work: Path,
     progress: Progress,
 ) -> PreparedTeacher:
     measures = measure_start(checkpoint, calibration, rotate, inputs, work, progress)
-    write_prepared(work / "prepared", order, *measures)
+    write_prepared(work / "prepared", order, *measures, merge_heads=merge_heads)
     return PreparedTeacher.open(checkpoint.path, work / "prepared")
 
 

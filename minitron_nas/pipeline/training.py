@@ -113,7 +113,7 @@ def train_member(
         "seed": plan.seed,
         "protected": plan.space.protected_layers,
         "importance": plan.importance.model_dump(),
-        "start": [plan.start, plan.repair],
+        "start": [plan.start, plan.repair, plan.merge_heads],
     }
     titles = {
         "student": f"full distillation of {shape.id}",
@@ -134,7 +134,11 @@ def _lineage(
     schedule: Schedule,
     role: Role,
 ) -> dict[str, Any]:
-    start = {"channels": possible_start(plan.start, hop.source)[1], "repair": plan.repair}
+    start = {
+        "channels": possible_start(plan.start, hop.source)[1],
+        "repair": plan.repair,
+        "merge_heads": plan.merge_heads,
+    }
     return {
         "size": hop.label,
         "role": role,

@@ -16,11 +16,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from minitron_nas.architecture.layout import Axis, Dim, TensorPlace, axis_sizes
+from minitron_nas.architecture.layout import Axis, Dim, Sizes, TensorPlace, axis_sizes
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import InvalidArchitectureError
 from minitron_nas.importance.depth_modes import ranked_layers
 from minitron_nas.importance.scores import ImportanceScores, descending
+from minitron_nas.pruning.merging import merge_partners
 
 _PER_LAYER = {
     Axis.NEURONS: "neurons",
@@ -160,11 +161,42 @@ class PruningOrder:
             return None
         found, begin = [], 0
         for part in dimension.parts:
-            entries = torch.tensor(begin)
-            for position, axis in enumerate(part):
-                stride = prod(sizes[inner] for inner in part[position + 1 :])
-                entries = entries[..., None] + stride * self._kept(axis, place, sizes[axis], target)
-            found.append(entries.flatten())
+            indices = [self._kept(axis, place, sizes[axis], target) for axis in part]
+            found.append(begin + _flat(part, sizes, indices))
+            begin += prod(sizes[axis] for axis in part)
+        return torch.cat(found)
+
+    def merged_entries(
+        self, dimension: Dim, place: TensorPlace, source: Architecture, target: Architecture
+    ) -> Tensor | None:
+        """Return with which entries of heads that leave the kept entries are merged.
+
+        Args:
+            dimension: The dimension.
+            place: The teacher's tensor.
+            source: The teacher's shape.
+            target: The candidate's.
+
+        Returns:
+            (size of the target's dimension,), -1 where an entry is merged with none; or None where no head leaves a
+            group that stays.
+        """
+        if place.layer is None or Axis.GROUP_HEADS not in dimension or source.heads_per_group == target.heads_per_group:
+            return None
+        sizes = axis_sizes(source)
+        groups = _first(self.kv_groups[place.layer], target.num_key_value_heads)
+        partners = merge_partners(self.group_heads[place.layer][groups], target.heads_per_group)
+        found, begin = [], 0
+        for part in dimension.parts:
+            indices = [self._kept(axis, place, sizes[axis], target) for axis in part]
+            kept = _flat(part, sizes, indices)
+            if Axis.GROUP_HEADS in part:
+                head = part.index(Axis.GROUP_HEADS)
+                shift = prod(sizes[axis] for axis in part[head + 1 :]) * (partners - indices[head])
+                moved = (begin + kept).view(*partners.shape, -1) + shift[..., None]
+                found.append(moved.where(partners[..., None] >= 0, -1).flatten())
+            else:
+                found.append(torch.full_like(kept, -1))
             begin += prod(sizes[axis] for axis in part)
         return torch.cat(found)
 
@@ -181,6 +213,15 @@ class PruningOrder:
         if place.expert is not None:
             ranking = ranking[place.expert]
         return _first(ranking, getattr(target, axis.value))
+
+
+def _flat(part: tuple[Axis, ...], sizes: Sizes, indices: Sequence[Tensor]) -> Tensor:
+    """Return where entries lie along a product of axes, from their indices along each."""
+    entries = torch.tensor(0)
+    for position, along in enumerate(indices):
+        stride = prod(sizes[inner] for inner in part[position + 1 :])
+        entries = entries[..., None] + stride * along
+    return entries.flatten()
 
 
 def _first(ranking: Tensor, count: int) -> Tensor:

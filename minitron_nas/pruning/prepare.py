@@ -36,6 +36,7 @@ class PreparedTeacher:
         rotation: The basis in which hidden channels are cut; None where they are selected.
         moments: The `TensorFolder` of the second moments of what output projections read; None to repair nothing.
         ridge: Strength of the penalty of the repair.
+        merge_heads: Whether query heads that stay take over something of those that leave.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class PreparedTeacher:
     rotation: Rotation | None = None
     moments: Path | None = None
     ridge: float = RIDGE
+    merge_heads: bool = False
 
     @classmethod
     def open(cls, path: Path, folder: Path) -> Self:
@@ -63,8 +65,8 @@ class PreparedTeacher:
         order = PruningOrder.load(folder / _ORDER)
         rotation = Rotation.load(folder / _ROTATION) if (folder / _ROTATION).is_file() else None
         moments = folder / _MOMENTS if (folder / _MOMENTS).is_dir() else None
-        ridge = float(read_json(folder / _SETTINGS)["ridge"])
-        return cls(path, config, architecture, layout, headers, folder, order, rotation, moments, ridge)
+        settings = read_json(folder / _SETTINGS)
+        return cls(path, config, architecture, layout, headers, folder, order, rotation, moments, **settings)
 
 
 def write_prepared(
@@ -73,6 +75,7 @@ def write_prepared(
     rotation: Rotation | None = None,
     moments: Path | None = None,
     ridge: float = RIDGE,
+    merge_heads: bool = False,
 ) -> None:
     """Keep what was prepared, whole or not at all.
 
@@ -83,10 +86,11 @@ def write_prepared(
         moments: A `TensorFolder` of the second moments of what output projections read, which is moved; None to
             repair nothing.
         ridge: Strength of the penalty of the repair.
+        merge_heads: Whether query heads that stay take over something of those that leave.
     """
     with whole_folder(folder) as partial:
         order.save(partial / _ORDER)
-        write_json(partial / _SETTINGS, {"ridge": ridge})
+        write_json(partial / _SETTINGS, {"ridge": ridge, "merge_heads": merge_heads})
         if rotation is not None:
             rotation.save(partial / _ROTATION)
         if moments is not None:

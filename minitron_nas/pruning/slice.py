@@ -14,6 +14,7 @@ from minitron_nas.architecture.spec import Architecture
 from minitron_nas.families.config import layer_lists
 from minitron_nas.families.stock import model_from_tensors
 from minitron_nas.pruning.compensate import scaled_constants, scaling_of
+from minitron_nas.pruning.merging import Merge
 from minitron_nas.pruning.parts import Cut, Kept, Part, Vector, whole
 from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.repair import Mend
@@ -105,6 +106,11 @@ class _Surgeon:
         if entries is None:
             return None
         prepared, row = self._prepared, origin.row
+        if prepared.merge_heads and not row.is_norm and not prepared.layout.writes_hidden(row):
+            merged = prepared.order.merged_entries(dimension, origin, prepared.architecture, self._target)
+            if merged is not None:
+                size = row.shape(prepared.architecture)[row.dims.index(dimension)]
+                return Merge(entries, merged, size)
         if prepared.moments is None or dimension == HIDDEN or not prepared.layout.writes_hidden(row):
             return entries.numpy()
         size = row.shape(prepared.architecture)[row.dims.index(dimension)]

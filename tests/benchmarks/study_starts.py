@@ -234,6 +234,15 @@ def calibration(study: Starts, _: Sequence[str]) -> None:
         study.note(key, SHAPES["504/1024"], STARTS[start], text)
 
 
+def merging(study: Starts, _: Sequence[str]) -> None:
+    """What head-residual merging is worth where two heads of three stay in each group."""
+    text = study.calibration(32)
+    prepared = study.prepared(text)
+    for (words, merged), repair in product({"off": False, "on": True}.items(), ("none", "one pass", "sequence")):
+        source, start = replace(prepared, merge_heads=merged), Start(repair=repair)
+        study.note(f"merging | {words} | repair: {repair}", {"num_attention_heads": 6}, start, text, source)
+
+
 def depth(study: Starts, _: Sequence[str]) -> None:
     """Which layers each criterion drops in each mode, and what is lost with them."""
     text = study.calibration(CALIBRATION)
@@ -323,6 +332,7 @@ PARTS: dict[str, Callable[[Starts, Sequence[str]], None]] = {
     "recovery": recovery,
     "calibration": calibration,
     "ridges": ridges,
+    "merging": merging,
     "depth": depth,
     "aggregations": aggregations,
 }
