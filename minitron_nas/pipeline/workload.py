@@ -9,6 +9,9 @@ from minitron_nas.settings import format_count
 _BACKWARD = 3
 """Forward and backward together cost about three forward passes."""
 
+_REPAIR = 3
+"""Repairing a student in sequence takes about as long as three forward passes of its source."""
+
 _LOAD_SECONDS_AS_TOKENS = 1500
 """Starting a process and loading a model takes about as long as this many tokens' forward pass."""
 
@@ -52,6 +55,8 @@ def estimate_workload(plan: FamilyPlan, teacher: Checkpoint, tokens: Tokens) -> 
         names = [label, *([f"{label}-depth", f"{label}-random"] if plan.baselines else [])]
         for name in names:
             work[f"{name} distil"] = flops * (training + overhead)
+            if plan.repair == "ridge" and not name.endswith("-random"):
+                work[f"{name} distil"] += _REPAIR * source_flops * calibration
             work[f"{name} evaluate"] = flops * (validation + 3 * overhead)
         source, source_flops = label, flops
     work["teacher evaluate"] = teacher_flops * (validation + 3 * overhead)

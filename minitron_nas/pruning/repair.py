@@ -50,33 +50,36 @@ class Mend:
 
 @lru_cache(maxsize=1)
 def _solved(mend: Mend) -> Tensor:
-    moment = TensorFolder(mend.moments)[mend.name].double()
-    return ridge_map(moment, torch.from_numpy(mend.kept), mend.ridge)
+    return ridge_map(TensorFolder(mend.moments)[mend.name], torch.from_numpy(mend.kept), mend.ridge)
 
 
 def ridge_map(moment: Tensor, kept: Tensor, ridge: float) -> Tensor:
     """Return the map from the inputs that stay to all of them.
 
     Args:
-        moment: (size, size), float64: E[x x^T].
+        moment: (size, size): E[x x^T].
         kept: (num_kept,), ascending indices.
         ridge: Strength of the penalty, as a share of the mean of the diagonal.
 
     Returns:
         (size, num_kept), float64.
     """
-    selection = torch.eye(len(moment), dtype=moment.dtype)[:, kept]
-    inner = moment[kept][:, kept]
-    return ridge_regression(moment[:, kept], inner, selection, ridge)
+    leaves = torch.ones(len(moment), dtype=torch.bool)
+    leaves[kept] = False
+    rows = moment[:, kept]
+    matrix = torch.zeros(rows.shape, dtype=torch.float64)
+    matrix[kept, torch.arange(len(kept))] = 1  # what stays predicts itself
+    matrix[leaves] = ridge_regression(rows[leaves].double(), rows[kept].double(), None, ridge)
+    return matrix
 
 
-def ridge_regression(cross: Tensor, moment: Tensor, start: Tensor, ridge: float) -> Tensor:
+def ridge_regression(cross: Tensor, moment: Tensor, start: Tensor | None, ridge: float) -> Tensor:
     """Return the X that minimises E|y - X x|^2 + r |X - start|^2, r = ridge * mean diag E[x x^T].
 
     Args:
         cross: (outputs, inputs), E[y x^T].
         moment: (inputs, inputs), E[x x^T].
-        start: (outputs, inputs), what the penalty pulls towards.
+        start: (outputs, inputs), what the penalty pulls towards; None for zero.
         ridge: Strength of the penalty; with 0 inputs must be linearly independent.
 
     Returns:
@@ -85,4 +88,6 @@ def ridge_regression(cross: Tensor, moment: Tensor, start: Tensor, ridge: float)
     penalised = moment.clone()
     penalised.diagonal().add_(ridge * moment.diagonal().mean())
     factor = torch.linalg.cholesky(penalised)
+    if start is None:
+        return torch.cholesky_solve(cross.T, factor).T
     return start + torch.cholesky_solve((cross - start @ moment).T, factor).T

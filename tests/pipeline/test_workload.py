@@ -26,7 +26,8 @@ def estimate(family: Family, trained_teacher: Path) -> Any:
 
 def test_every_stage_that_costs_anything_is_expected(family: Family, estimate: Any) -> None:
     done = {json.loads(line)["stage"] for line in (family.path / "ledger.jsonl").read_text().splitlines()}
-    assert set(estimate()) == done - {"text", "teacher prepare", "90k prepare"}
+    assert set(estimate()) == done - {"text"}
+    assert set(estimate("start=select", "repair=none")) == done - {"text", "teacher prepare", "90k prepare"}
 
 
 def test_the_expected_work_of_the_teacher_is_its_flops_times_its_tokens(
@@ -42,9 +43,19 @@ def test_the_expected_work_of_the_teacher_is_its_flops_times_its_tokens(
 
 
 def test_the_work_of_a_student_grows_with_its_size_and_tokens(family: Family, estimate: Any) -> None:
-    work = estimate()
+    work = estimate("repair=none")
     assert work["90k distil"] == work["90k-random distil"] == pytest.approx(1.5 * work["60k distil"])
     assert estimate("distillation.num_evaluations=8")["60k distil"] > work["60k distil"]
+
+
+def test_repair_is_expected_for_what_is_pruned_alone(family: Family, estimate: Any, trained_teacher: Path) -> None:
+    repaired, plain = estimate(), estimate("repair=none")
+    teacher = open_checkpoint(trained_teacher)
+    flops = forward_flops_per_token(teacher.architecture, teacher.layout, 32)
+    num_tokens = Tokens(family.path / "tokens", "", 0).part("calibration").num_tokens
+    assert repaired["90k distil"] - plain["90k distil"] == pytest.approx(3 * flops * num_tokens)
+    assert repaired["90k-depth distil"] > plain["90k-depth distil"]
+    assert repaired["90k-random distil"] == plain["90k-random distil"]
 
 
 def test_without_baselines_their_work_is_not_expected(estimate: Any) -> None:
