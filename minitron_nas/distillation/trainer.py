@@ -21,6 +21,7 @@ from minitron_nas.distillation.losses import distillation_loss
 from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals import TeacherSignal
+from minitron_nas.distillation.targets import HiddenTargets
 from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.distillation.validation import validate
 from minitron_nas.errors import NonFiniteLossError
@@ -177,10 +178,10 @@ class _DistillationTrainer(Trainer):
             output.hidden_states[-1].flatten(0, 1),
             OutputHead.of(self.accelerator.unwrap_model(model)),
             inputs["next_tokens"].flatten(),
-            self._signal.hidden(inputs["index"], tokens).flatten(0, 1),
-            self._signal.head,
-            self._settings.lm_loss_weight,
-        )
+            HiddenTargets(self._signal.hidden(inputs["index"], tokens).flatten(0, 1), self._signal.head),
+            self._settings,
+            dtype=torch.bfloat16 if self.args.bf16 else None,
+        ).total
         return (loss, output) if return_outputs else loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
