@@ -56,7 +56,7 @@ class DistillationSettings(Settings):
             of them without it.
         lm_loss_weight: Weight of the next-token loss beside the other; the papers found 0 best.
         intermediate: Whether hidden states inside the models are matched too, and the embeddings: `none`,
-            `on`, or `auto`, on for a student with at most half of the teacher's layers. Needs the `online`
+            `always`, or `auto`, for a student with at most half of the teacher's layers. Needs the `online`
             teacher. The papers found it worth while only where depth falls a lot.
         intermediate_layers: Pairs (teacher's layer, student's layer) whose outputs are matched; negative
             numbers count from the end.
@@ -84,7 +84,7 @@ class DistillationSettings(Settings):
     jsd_beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
     top_k: Annotated[int, Field(ge=1)] | None = None
     lm_loss_weight: Annotated[float, Field(ge=0)] = 0.0
-    intermediate: Literal["none", "auto", "on"] = "none"
+    intermediate: Literal["none", "auto", "always"] = "none"
     intermediate_layers: Annotated[tuple[tuple[int, int], ...], Field(min_length=1)] = ((-3, -3),)
     intermediate_loss: Literal["cosine", "mse"] = "cosine"
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
@@ -130,10 +130,10 @@ class DistillationSettings(Settings):
 
     @model_validator(mode="after")
     def _warn_of_few_tokens(self) -> Self:
-        if self.top_k is not None and self.top_k <= _HARMFUL_TOP_K:
+        if self.top_k is not None and self.top_k < _HARMFUL_TOP_K:
             warnings.warn(
                 f"top_k={self.top_k}: the Minitron paper (arXiv 2407.14679, appendix A.3) found that {_HARMFUL_TOP_K} "
-                "tokens or fewer hurt a lot, and that more gain nothing over all of them",
+                "tokens or fewer hurt a lot, and that larger numbers gain nothing over all of them",
                 stacklevel=2,
             )
         return self
