@@ -66,6 +66,8 @@ def training_arguments(
         remove_unused_columns=False,
         use_cache=use_cache,
         dataloader_pin_memory=device.type == "cuda",
+        # Every parameter learns in every step, also what only the loss uses and a search of the output would miss.
+        ddp_find_unused_parameters=False,
     )
 
 

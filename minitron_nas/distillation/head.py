@@ -1,5 +1,6 @@
 """`OutputHead`: from final hidden states to logits, as the model itself does it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -13,27 +14,43 @@ class OutputHead:
 
     Attributes:
         weight: (vocab_size, hidden_size).
-        scaling: Logits are divided by it (Granite's `logits_scaling`).
+        scaling: Logits are divided by it (Granite's `logits_scaling`; Cohere's `logit_scale` multiplies, so
+            this is its inverse).
         softcap: Logits become softcap tanh(logits / softcap) (Gemma 2's `final_logit_softcapping`).
+        bias: (vocab_size,), added before either; few models have one.
     """
 
     weight: Tensor
     scaling: float = 1.0
     softcap: float | None = None
+    bias: Tensor | None = None
 
     @classmethod
     def of(cls, model: Any) -> Self:
-        """Return a causal LM's head; its weight is the model's own parameter."""
-        config = model.config
-        return cls(
-            model.get_output_embeddings().weight,
-            getattr(config, "logits_scaling", None) or 1.0,
-            getattr(config, "final_logit_softcapping", None),
-        )
+        """Return a causal LM's head; its weight and bias are the model's own parameters."""
+        config, output = model.config, model.get_output_embeddings()
+        scaling = (getattr(config, "logits_scaling", None) or 1.0) / (getattr(config, "logit_scale", None) or 1.0)
+        softcap = getattr(config, "final_logit_softcapping", None)
+        return cls(output.weight, scaling, softcap, getattr(output, "bias", None))
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries of the vocabulary, padding included."""
+        return len(self.weight)
+
+    def first(self, vocab_size: int) -> Self:
+        """Return the head of the first entries of the vocabulary alone; gradients reach the whole."""
+        if vocab_size == self.vocab_size:
+            return self
+        return replace(self, weight=self.weight[:vocab_size], bias=_optional(self.bias, lambda bias: bias[:vocab_size]))
 
     def detached(self, dtype: torch.dtype | None = None) -> Self:
         """Return the head without gradient, in another dtype if one is given."""
-        return replace(self, weight=self.weight.detach().to(dtype or self.weight.dtype))
+
+        def plain(tensor: Tensor) -> Tensor:
+            return tensor.detach().to(dtype or tensor.dtype)
+
+        return replace(self, weight=plain(self.weight), bias=_optional(self.bias, plain))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return (num_tokens, vocab_size), float32 or wider.
@@ -43,6 +60,8 @@ class OutputHead:
         """
         product = hidden.to(self.weight.dtype) @ self.weight.T
         wide = product if product.dtype == torch.float64 else product.float()
+        if self.bias is not None:
+            wide = wide + self.bias
         if self.scaling != 1:
             wide = wide / self.scaling
         return wide if self.softcap is None else self.softcap * torch.tanh(wide / self.softcap)
@@ -57,3 +76,7 @@ class OutputHead:
         if self.softcap is not None:
             gradient.mul_(1 - (logits / self.softcap).square_())
         return gradient.div_(self.scaling) if self.scaling != 1 else gradient
+
+
+def _optional(tensor: Tensor | None, change: Callable[[Tensor], Tensor]) -> Tensor | None:
+    return None if tensor is None else change(tensor)

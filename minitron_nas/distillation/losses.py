@@ -1,18 +1,26 @@
 """The distillation loss, from final hidden states and output heads straight to gradients."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.linalg import vecdot
 from torch.nn.functional import log_softmax, nll_loss
 
+from minitron_nas.distillation.gradients import distance_of, next_token
 from minitron_nas.distillation.head import OutputHead
+from minitron_nas.distillation.liger import fused_distance, has_kernel, is_exact
+from minitron_nas.distillation.settings import DistillationSettings
+from minitron_nas.distillation.targets import HiddenTargets, TopKTargets
 
 IGNORE_LABEL = -100
 """The label of a token that has no next token in its document."""
 
 _CHUNK_TOKENS = 256
+
+_IMPOSSIBLE = -1e30
+"""A logit whose probability is 0; a finite one, so that 0 times its logarithm is 0."""
 
 
 def forward_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -60,31 +68,25 @@ class LossSums:
         self._labels = 0
 
     @torch.no_grad()
-    def add(
-        self,
-        hidden: Tensor,
-        head: OutputHead,
-        labels: Tensor,
-        teacher_hidden: Tensor | None = None,
-        teacher_head: OutputHead | None = None,
-    ) -> None:
+    def add(self, hidden: Tensor, head: OutputHead, labels: Tensor, targets: HiddenTargets | None = None) -> None:
         """Add a batch.
 
         Args:
             hidden: (num_tokens, hidden_size), the model's final hidden states.
             head: Its output head.
             labels: (num_tokens,), next tokens or `IGNORE_LABEL`.
-            teacher_hidden: (num_tokens, teacher_hidden_size).
-            teacher_head: The teacher's output head.
+            targets: What the teacher says; the KL is taken over the vocabulary that both heads have.
         """
         for start in range(0, len(hidden), _CHUNK_TOKENS):
             rows = slice(start, start + _CHUNK_TOKENS)
             logits = head.logits(hidden[rows])
-            if teacher_hidden is not None and teacher_head is not None:
-                self._kl += forward_kl(logits, teacher_head.logits(teacher_hidden[rows])).double().sum().item()
+            if targets is not None:
+                common = _common_vocab_size(head, targets)
+                kl = forward_kl(logits[:, :common], targets.logits(rows)[:, :common])
+                self._kl += kl.double().sum().item()
             log_probs = log_softmax(logits, dim=-1)
             self._loss += nll_loss(log_probs, labels[rows], ignore_index=IGNORE_LABEL, reduction="sum").item()
-        self._tokens += len(hidden) if teacher_hidden is not None else 0
+        self._tokens += len(hidden) if targets is not None else 0
         self._labels += int((labels != IGNORE_LABEL).sum())
 
     def means(self) -> Losses:
@@ -96,37 +98,139 @@ class LossSums:
         )
 
 
+class DistillationLoss(NamedTuple):
+    """What is minimised.
+
+    Attributes:
+        total: A scalar, float32 or wider; the loss.
+        distance: A scalar, the part of it that compares with the teacher; without gradient.
+    """
+
+    total: Tensor
+    distance: Tensor
+
+
 def distillation_loss(
     hidden: Tensor,
     head: OutputHead,
     labels: Tensor,
-    teacher_hidden: Tensor,
-    teacher_head: OutputHead,
-    lm_loss_weight: float = 0.0,
-) -> Tensor:
-    """Mean forward KL plus `lm_loss_weight` times the mean next-token loss.
+    targets: HiddenTargets | TopKTargets | None,
+    settings: DistillationSettings,
+    *,
+    mask: Tensor | None = None,
+    num_tokens: float | Tensor | None = None,
+    num_labels: float | Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> DistillationLoss:
+    """Mean distance to the teacher plus `settings.lm_loss_weight` times the mean next-token loss, or that alone.
 
     The vocabulary's logits exist for a chunk of tokens only, and their gradient is taken in the
-    forward pass, so memory does not grow with num_tokens x vocab_size.
+    forward pass, so memory does not grow with num_tokens x vocab_size. Where the teacher's vocabulary
+    and the student's differ in size, the larger one's last entries are padding and are left out.
 
     Args:
         hidden: (num_tokens, hidden_size), the student's final hidden states.
-        head: The student's output head; gradients reach its weight, tied or not.
+        head: The student's output head; gradients reach its weight, tied or not, and its bias.
         labels: (num_tokens,), next tokens or `IGNORE_LABEL`.
-        teacher_hidden: (num_tokens, teacher_hidden_size).
-        teacher_head: The teacher's output head; the product with it is taken in its dtype.
-        lm_loss_weight: 0 leaves the next-token loss out.
-
-    Returns:
-        A scalar, float32 or wider.
+        targets: What the teacher says; only the next-token loss alone does without.
+        settings: Which loss, and how it is weighed.
+        mask: (num_tokens,), bool; False leaves a token out. All tokens count by default.
+        num_tokens: What the sum of distances is divided by; the tokens of this call by default.
+        num_labels: What the sum of next-token losses is divided by; the labels of this call by default.
+            A batch in equal parts has the mean of the whole if each is told the whole's number over
+            the number of parts, and the parts' losses are averaged.
+        dtype: Of the matrix products; the head's by default.
 
     Source: Muralidharan et al. 2024 (arXiv 2407.14679), section 3: L = L_CLM + L_logits, where
     L_logits alone proved best.
     """
-    loss: Tensor = _DistillationLoss.apply(  # type: ignore[no-untyped-call]
-        hidden, head.weight, head, labels, teacher_hidden, teacher_head, lm_loss_weight
+    wide = torch.promote_types(head.weight.dtype, torch.float32)
+    seen = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask
+    labelled = seen & (labels != IGNORE_LABEL)
+    if isinstance(targets, HiddenTargets):
+        head = head.first(_common_vocab_size(head, targets))
+        if mask is None and num_tokens is None and has_kernel(hidden.device) and is_exact(head, targets, settings):
+            fused = fused_distance(hidden, head, targets, settings, dtype or head.weight.dtype)
+            return DistillationLoss(fused, fused.detach())
+    objective = _Objective(
+        settings,
+        targets if settings.asks_teacher else None,
+        seen.to(wide) / (seen.sum().clamp(min=1) if num_tokens is None else num_tokens),
+        labels.masked_fill(~labelled, 0),
+        labelled.to(wide) / (labelled.sum().clamp(min=1) if num_labels is None else num_labels),
     )
-    return loss
+    total, distance = _DistillationLoss.apply(  # type: ignore[no-untyped-call]
+        hidden, head.weight, head.bias, head.detached(dtype), objective
+    )
+    return DistillationLoss(total, distance)
+
+
+@dataclass(frozen=True, slots=True)
+class _Objective:
+    """The loss and its gradient over logits.
+
+    Attributes:
+        token_weights: (num_tokens,), of each token's distance.
+        labels: (num_tokens,), next tokens.
+        label_weights: (num_tokens,), of each token's next-token loss, before `lm_loss_weight`.
+    """
+
+    settings: DistillationSettings
+    targets: HiddenTargets | TopKTargets | None
+    token_weights: Tensor
+    labels: Tensor
+    label_weights: Tensor
+
+    def of(self, logits: Tensor, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Return loss, distance in it and gradient of a chunk.
+
+        Args:
+            logits: (num_rows, vocab_size), the student's.
+            rows: Of the tokens.
+        """
+        settings, targets = self.settings, self.targets
+        if targets is None:
+            loss, gradient = next_token(log_softmax(logits, dim=-1), self.labels[rows], self.label_weights[rows])
+            return loss, torch.zeros_like(loss), gradient
+        student, teacher, indices = _log_probs(logits, targets, rows, settings)
+        lm_loss, lm_gradient = None, None
+        if settings.lm_loss_weight:
+            plain = student if settings.temperature == 1 and indices is None else log_softmax(logits, dim=-1)
+            weights = settings.lm_loss_weight * self.label_weights[rows]
+            lm_loss, lm_gradient = next_token(plain, self.labels[rows], weights)
+        values, gradient = distance_of(settings)(student, teacher)
+        weights = self.token_weights[rows]
+        gradient.mul_(weights[:, None] / settings.temperature)
+        if indices is not None:
+            gradient = torch.zeros_like(logits).scatter_add_(1, indices, gradient)
+        distance = vecdot(values, weights)
+        if lm_loss is None or lm_gradient is None:
+            return distance, distance, gradient
+        return distance + lm_loss, distance, gradient.add_(lm_gradient)
+
+
+def _log_probs(
+    logits: Tensor, targets: HiddenTargets | TopKTargets, rows: slice, settings: DistillationSettings
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return log-probabilities of student and teacher at a temperature, and of which tokens: None for all."""
+    indices, outside = None, None
+    if isinstance(targets, TopKTargets):
+        teacher = targets.log_probs[rows].to(logits.dtype)
+        # Padding that the student lacks; softmax over fewer tokens renormalises.
+        outside = targets.indices[rows] >= logits.shape[1]
+        indices = targets.indices[rows].masked_fill(outside, 0)
+    else:
+        teacher = targets.logits(rows)[:, : logits.shape[1]].to(logits.dtype)
+    if settings.top_k is not None and settings.top_k < teacher.shape[1]:
+        teacher, best = teacher.topk(settings.top_k)
+        indices = best if indices is None else indices.gather(1, best)
+        outside = None if outside is None else outside.gather(1, best)
+    student = logits if indices is None else logits.gather(1, indices)
+    if settings.temperature != 1:
+        student, teacher = student / settings.temperature, teacher / settings.temperature
+    if outside is not None:
+        student, teacher = (side.masked_fill(outside, _IMPOSSIBLE) for side in (student, teacher))
+    return log_softmax(student, dim=-1), log_softmax(teacher, dim=-1), indices
 
 
 class _DistillationLoss(torch.autograd.Function):
@@ -134,50 +238,45 @@ class _DistillationLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        head: OutputHead,
-        labels: Tensor,
-        teacher_hidden: Tensor,
-        teacher_head: OutputHead,
-        lm_loss_weight: float,
-    ) -> Tensor:
-        matmul_dtype = teacher_head.weight.dtype
-        student_head = head.detached(matmul_dtype)
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: OutputHead, objective: _Objective
+    ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(weight.dtype, torch.float32)
-        total = torch.zeros((), dtype=wide, device=hidden.device)
-        grad_hidden = torch.empty_like(hidden, dtype=matmul_dtype)
+        total, distance = torch.zeros((2,), dtype=wide, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden, dtype=head.weight.dtype)
         grad_weight = torch.zeros_like(weight, dtype=wide)
-        num_labels = (labels != IGNORE_LABEL).sum().clamp(min=1).to(wide)
+        grad_bias = torch.zeros_like(bias, dtype=wide) if bias is not None else None
         for start in range(0, len(hidden), _CHUNK_TOKENS):
             rows = slice(start, start + _CHUNK_TOKENS)
-            inputs = hidden[rows].to(matmul_dtype)
-            logits = student_head.logits(inputs)
-            student = log_softmax(logits, dim=-1)
-            teacher = log_softmax(teacher_head.logits(teacher_hidden[rows]), dim=-1)
-            target = teacher.exp()
-            total += (teacher.sub_(student).mul_(target)).sum() / len(hidden)
-            student_probs = student.exp()
-            grad = (student_probs - target).div_(len(hidden))
-            if lm_loss_weight:
-                chunk = labels[rows]
-                seen = chunk != IGNORE_LABEL
-                scale = lm_loss_weight / num_labels
-                total += nll_loss(student, chunk, ignore_index=IGNORE_LABEL, reduction="sum") * scale
-                student_probs[seen, chunk[seen]] -= 1
-                grad += student_probs * (seen[:, None] * scale)
-            narrow = student_head.gradient_(grad, logits).to(matmul_dtype)
-            grad_hidden[rows] = narrow @ student_head.weight
+            inputs = hidden[rows].to(head.weight.dtype)
+            logits = head.logits(inputs)
+            chunk_total, chunk_distance, gradient = objective.of(logits, rows)
+            total, distance = total + chunk_total, distance + chunk_distance
+            gradient = head.gradient_(gradient, logits)
+            if grad_bias is not None:
+                grad_bias += gradient.sum(dim=0)
+            narrow = gradient.to(head.weight.dtype)
+            grad_hidden[rows] = narrow @ head.weight
             grad_weight += narrow.T @ inputs
-        ctx.save_for_backward(grad_hidden.to(hidden.dtype), grad_weight.to(weight.dtype))
-        return total
+        kept = grad_bias.to(bias.dtype) if grad_bias is not None and bias is not None else None
+        ctx.save_for_backward(grad_hidden.to(hidden.dtype), grad_weight.to(weight.dtype), kept)
+        ctx.mark_non_differentiable(distance)
+        return total, distance
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (upstream,) = grad_outputs
-        grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * upstream.to(grad_hidden.dtype), grad_weight * upstream, None, None, None, None, None
+        upstream = grad_outputs[0]
+        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
+        return (
+            grad_hidden * upstream.to(grad_hidden.dtype),
+            grad_weight * upstream,
+            grad_bias * upstream if grad_bias is not None else None,
+            None,
+            None,
+        )
+
+
+def _common_vocab_size(head: OutputHead, targets: HiddenTargets) -> int:
+    return min(head.vocab_size, targets.head.vocab_size)
 
 
 def _widen(logits: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Settings of text and distillation; no torch."""
 
-from typing import Annotated, Literal
+import warnings
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from minitron_nas.settings import Count, Settings
 
@@ -29,6 +30,11 @@ class TextSettings(Settings):
     max_epochs: Annotated[int, Field(ge=1)] = 1
 
 
+LogitLoss = Literal["forward_kl", "reverse_kl", "jsd", "mse", "cosine", "lm"]
+
+_HARMFUL_TOP_K = 100
+
+
 class DistillationSettings(Settings):
     """How a student learns from the teacher; short and full distillation share these.
 
@@ -40,7 +46,21 @@ class DistillationSettings(Settings):
         batch_sequences: Sequences of one optimizer step; without it, as many as give about 200
             steps, at most 1152 (the papers' batch).
         micro_batch_sequences: Sequences of one forward pass.
-        lm_loss_weight: Weight of the next-token loss beside the KL; the papers found 0 best.
+        loss: How the student's distribution is compared with the teacher's: `forward_kl`, `reverse_kl`, `jsd`
+            (generalised Jensen-Shannon), `mse`, `cosine`; the papers found `forward_kl` best. `lm` is the
+            next-token loss alone, the papers' conventional retraining, which asks no teacher.
+        temperature: Divides the logits of both before they are compared; the papers found 1 best. The loss
+            is not multiplied by its square.
+        jsd_beta: Weight of the teacher in the mixture of `jsd`.
+        top_k: Only the teacher's so many most probable tokens count, both sides renormalised among them; all
+            of them without it.
+        lm_loss_weight: Weight of the next-token loss beside the other; the papers found 0 best.
+        intermediate: Whether hidden states inside the models are matched too, and the embeddings: `none`,
+            `always`, or `auto`, for a student with at most half of the teacher's layers. Needs the `online`
+            teacher. The papers found it worth while only where depth falls a lot.
+        intermediate_layers: Pairs (teacher's layer, student's layer) whose outputs are matched; negative
+            numbers count from the end.
+        intermediate_loss: `cosine` or `mse`.
         max_grad_norm: Gradients are clipped to this L2 norm.
         teacher_signal: `hidden_cache` runs the teacher once and stores its final hidden states;
             `online` runs it beside the student.
@@ -59,10 +79,61 @@ class DistillationSettings(Settings):
     adam_beta2: Annotated[float, Field(gt=0, lt=1)] = 0.95
     batch_sequences: Annotated[int, Field(ge=1)] | None = None
     micro_batch_sequences: Annotated[int, Field(ge=1)] = 1
+    loss: LogitLoss = "forward_kl"
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    jsd_beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    top_k: Annotated[int, Field(ge=1)] | None = None
     lm_loss_weight: Annotated[float, Field(ge=0)] = 0.0
+    intermediate: Literal["none", "auto", "always"] = "none"
+    intermediate_layers: Annotated[tuple[tuple[int, int], ...], Field(min_length=1)] = ((-3, -3),)
+    intermediate_loss: Literal["cosine", "mse"] = "cosine"
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     teacher_signal: Literal["hidden_cache", "online"] = "hidden_cache"
     num_evaluations: Annotated[int, Field(ge=1)] = 8
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 15.0
     gradient_checkpointing: bool = False
     deepspeed: str | None = None
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether training needs the teacher's signal."""
+        return self.loss != "lm"
+
+    @property
+    def caches_training(self) -> bool:
+        """Whether the teacher's signal over the training tokens is written before training."""
+        return self.asks_teacher and self.teacher_signal != "online"
+
+    @model_validator(mode="after")
+    def _losses_go_together(self) -> Self:
+        if self.loss == "lm" and self.lm_loss_weight:
+            raise ValueError(
+                f"loss=lm is the next-token loss alone, and lm_loss_weight={self.lm_loss_weight:g} weighs it beside "
+                "another; leave the weight out, or choose another loss"
+            )
+        if self.top_k is not None and self.loss in ("mse", "cosine", "lm"):
+            raise ValueError(
+                f"top_k={self.top_k} renormalises a divergence, and loss={self.loss} is none; leave top_k out, or "
+                "choose forward_kl, reverse_kl or jsd"
+            )
+        if self.intermediate != "none" and self.loss == "lm":
+            raise ValueError(
+                f"intermediate={self.intermediate} is weighed against a loss on the teacher's logits, and loss=lm has "
+                "none; set intermediate=none, or choose another loss"
+            )
+        if self.intermediate != "none" and self.teacher_signal != "online":
+            raise ValueError(
+                f"intermediate={self.intermediate} needs hidden states inside the teacher, and "
+                f"teacher_signal={self.teacher_signal} holds none; set teacher_signal=online"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _warn_of_few_tokens(self) -> Self:
+        if self.top_k is not None and self.top_k < _HARMFUL_TOP_K:
+            warnings.warn(
+                f"top_k={self.top_k}: the Minitron paper (arXiv 2407.14679, appendix A.3) found that {_HARMFUL_TOP_K} "
+                "tokens or fewer hurt a lot, and that larger numbers gain nothing over all of them",
+                stacklevel=2,
+            )
+        return self

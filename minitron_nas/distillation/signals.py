@@ -60,6 +60,11 @@ class OnlineTeacher:
         self._model = model.eval()
 
     @property
+    def model(self) -> Any:
+        """The teacher."""
+        return self._model
+
+    @property
     def head(self) -> OutputHead:
         """The teacher's output head."""
         return OutputHead.of(self._model).detached()

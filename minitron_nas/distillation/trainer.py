@@ -17,10 +17,13 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from minitron_nas.distillation.arguments import training_arguments
 from minitron_nas.distillation.checkpoints import last_whole, mark_whole, step_of
 from minitron_nas.distillation.head import OutputHead
-from minitron_nas.distillation.losses import distillation_loss
+from minitron_nas.distillation.hidden_states import HiddenStates
+from minitron_nas.distillation.intermediate import IntermediateLoss, attached, intermediate_loss, weighed
+from minitron_nas.distillation.losses import IGNORE_LABEL, distillation_loss
 from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings
-from minitron_nas.distillation.signals import TeacherSignal
+from minitron_nas.distillation.signals import OnlineTeacher, TeacherSignal
+from minitron_nas.distillation.targets import HiddenTargets
 from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.distillation.validation import validate
 from minitron_nas.errors import NonFiniteLossError
@@ -36,10 +39,10 @@ _LEFT_BY_ACCELERATE = ("forward", "_original_forward", "_is_accelerate_prepared"
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """A token stream with the teacher's signal over it."""
+    """A token stream with the teacher's signal over it; without one where no loss asks the teacher."""
 
     tokens: PackedTokens
-    signal: TeacherSignal
+    signal: TeacherSignal | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,36 +96,42 @@ def distill(
 
     Raises:
         NonFiniteLossError: If the loss or its gradient becomes NaN or infinite.
-        PlanError: If the batch does not divide into micro-batches, or DeepSpeed cannot be used as asked.
+        PlanError: If the batch does not divide into micro-batches, DeepSpeed cannot be used as asked, or
+            hidden states are to be matched that the signal or a model does not have.
     """
     arguments = training_arguments(settings, schedule, folder, seed, student.config.use_cache)
     last_step = min(stop_step or schedule.num_steps, schedule.num_steps)
     identity = _identity(train.tokens, settings, schedule, seed)
     checkpoint = last_whole(folder, identity)
+    matching = intermediate_loss(student.config, train.signal, settings, seed)
     if checkpoint is not None and step_of(checkpoint) >= last_step:
-        load_model(student, checkpoint / "model.safetensors")
+        with attached(student, matching):
+            load_model(student, checkpoint / "model.safetensors")
         return _result(json.loads((checkpoint / "trainer_state.json").read_text())["log_history"], schedule)
     if settings.gradient_checkpointing:
         # transformers 5.20 knows it under the second name, which later versions deprecate.
         enable = getattr(student, "activation_checkpointing_enable", None) or student.gradient_checkpointing_enable
         enable()
-    trainer = _DistillationTrainer(student, train, validation, settings, schedule, arguments, identity)
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_Control(last_step, schedule.num_steps, settings, progress))
-    try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    finally:
-        # Without this the student would go on computing under autocast, whatever its weights' dtype.
-        for name in _LEFT_BY_ACCELERATE:
-            student.__dict__.pop(name, None)
+    with attached(student, matching):
+        trainer = _DistillationTrainer(student, train, validation, settings, schedule, arguments, identity, matching)
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(_Control(last_step, schedule.num_steps, settings, progress))
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finally:
+            # Without this the student would go on computing under autocast, whatever its weights' dtype.
+            for name in _LEFT_BY_ACCELERATE:
+                student.__dict__.pop(name, None)
     return _result(trainer.state.log_history, schedule)
 
 
 class _SequenceDataset(Dataset[dict[str, Tensor]]):
     """Training sequences in order, repeated to the schedule's length."""
 
-    def __init__(self, tokens: PackedTokens, num_sequences: int) -> None:
-        self._tokens, self._labels, self._length = tokens, tokens.labels(), num_sequences
+    def __init__(self, tokens: PackedTokens, schedule: Schedule) -> None:
+        self._tokens, self._labels, self._batch_sequences = tokens, tokens.labels(), schedule.batch_sequences
+        self._num_labels = (self._labels != IGNORE_LABEL).sum(dim=1)
+        self._length = schedule.num_steps * schedule.batch_sequences
 
     def __len__(self) -> int:
         return self._length
@@ -134,7 +143,14 @@ class _SequenceDataset(Dataset[dict[str, Tensor]]):
             "input_ids": self._tokens.input_ids[index],
             "position_ids": self._tokens.position_ids[index],
             "next_tokens": self._labels[index],
+            "batch_labels": self._batch_labels(position),
         }
+
+    def _batch_labels(self, position: int) -> Tensor:
+        """Labels of the whole optimizer step that a position belongs to, whichever process takes which part."""
+        first = position // self._batch_sequences * self._batch_sequences
+        indices = torch.arange(first, first + self._batch_sequences) % self._tokens.num_sequences
+        return self._num_labels[indices].sum()
 
 
 class _DistillationTrainer(Trainer):
@@ -149,12 +165,19 @@ class _DistillationTrainer(Trainer):
         schedule: Schedule,
         arguments: TrainingArguments,
         identity: str,
+        matching: IntermediateLoss | None,
     ) -> None:
-        self._sequences = _SequenceDataset(train.tokens, schedule.num_steps * schedule.batch_sequences)
+        self._sequences = _SequenceDataset(train.tokens, schedule)
         super().__init__(model=student, args=arguments, train_dataset=self._sequences)
         self.loss_is_scaled_for_ga = False
         self._signal, self._validation = train.signal, validation
         self._settings, self._schedule, self._identity = settings, schedule, identity
+        self._matching, self._num_layers = matching, student.config.num_hidden_layers
+        pairs = matching.pairs if matching is not None else ()
+        self._states = HiddenStates(student, {self._num_layers, *(own for _, own in pairs)})
+        self._teacher_states = None
+        if isinstance(train.signal, OnlineTeacher):
+            self._teacher_states = HiddenStates(train.signal.model, {place for place, _ in pairs})
 
     def compute_loss(
         self,
@@ -166,22 +189,36 @@ class _DistillationTrainer(Trainer):
         """Return the distillation loss of a batch."""
         tokens = PackedTokens(inputs["input_ids"], inputs["position_ids"])
         # The output head is applied in chunks by the loss; logits_to_keep=1 keeps the model from applying it.
-        output = model(
-            input_ids=tokens.input_ids,
-            position_ids=tokens.position_ids,
-            use_cache=False,
-            logits_to_keep=1,
-            output_hidden_states=True,
+        output, states = self._states.during(
+            lambda: model(
+                input_ids=tokens.input_ids, position_ids=tokens.position_ids, use_cache=False, logits_to_keep=1
+            )
         )
-        loss = distillation_loss(
-            output.hidden_states[-1].flatten(0, 1),
+        targets, teacher_states = self._ask_teacher(inputs["index"], tokens)
+        share = len(tokens.input_ids) / self._schedule.batch_sequences
+        loss, distance = distillation_loss(
+            states[self._num_layers].flatten(0, 1),
             OutputHead.of(self.accelerator.unwrap_model(model)),
             inputs["next_tokens"].flatten(),
-            self._signal.hidden(inputs["index"], tokens).flatten(0, 1),
-            self._signal.head,
-            self._settings.lm_loss_weight,
+            targets,
+            self._settings,
+            num_labels=inputs["batch_labels"][0].clamp(min=1) * share,
+            dtype=torch.bfloat16 if self.args.bf16 else None,
         )
+        if self._matching is not None:
+            loss = loss + weighed(self._matching(states, teacher_states), distance)
         return (loss, output) if return_outputs else loss
+
+    def _ask_teacher(self, indices: Tensor, tokens: PackedTokens) -> tuple[HiddenTargets | None, dict[int, Tensor]]:
+        """Return what the teacher says, if the loss asks, and its hidden states that are to be matched."""
+        signal = self._signal
+        if signal is None or not self._settings.asks_teacher:
+            return None, {}
+
+        def ask() -> HiddenTargets:
+            return HiddenTargets(signal.hidden(indices, tokens).flatten(0, 1), signal.head)
+
+        return (ask(), {}) if self._teacher_states is None else self._teacher_states.during(ask)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Validate on the held-out stream and log the result."""

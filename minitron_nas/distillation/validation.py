@@ -7,6 +7,7 @@ import torch
 from minitron_nas.distillation.head import OutputHead
 from minitron_nas.distillation.losses import Losses, LossSums
 from minitron_nas.distillation.signals import TeacherSignal, final_hidden
+from minitron_nas.distillation.targets import HiddenTargets
 from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.execution.device import compute_dtype
 from minitron_nas.progress import Progress, silent
@@ -42,11 +43,10 @@ def validate(
             hidden = final_hidden(model, batch.input_ids.to(device), batch.position_ids.to(device))
         labels = batch.labels().flatten().to(device)
         flat = hidden.flatten(0, 1)
-        if signal is None:
-            sums.add(flat, cast_head, labels)
-        else:
-            teacher_hidden = signal.hidden(indices, batch).flatten(0, 1)
-            sums.add(flat, cast_head, labels, teacher_hidden, signal.head)
+        targets = None
+        if signal is not None:
+            targets = HiddenTargets(signal.hidden(indices, batch).flatten(0, 1), signal.head)
+        sums.add(flat, cast_head, labels, targets)
         done += batch.num_tokens
         progress(done, tokens.num_tokens)
     model.train(training)

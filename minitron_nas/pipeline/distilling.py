@@ -16,7 +16,7 @@ from minitron_nas.distillation.tokens import ONE_PASS_TOKENS, split_tokens
 from minitron_nas.distillation.trainer import Stream, TrainingResult
 from minitron_nas.distillation.trainer import distill as train
 from minitron_nas.distillation.validation import validate
-from minitron_nas.errors import CheckpointError
+from minitron_nas.distillation.vocabulary import Vocabulary
 from minitron_nas.execution.device import release_memory
 from minitron_nas.families.teacher import resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display
@@ -77,11 +77,9 @@ def distill(
     work = folder.with_name(f"{folder.name}.work")
     source = resolve_teacher(student, work / "student")
     other = resolve_teacher(teacher, work / "teacher")
-    if source.architecture.vocab_size != other.architecture.vocab_size:
-        raise CheckpointError(
-            f"the student's vocabulary has {source.architecture.vocab_size} entries and the teacher's "
-            f"{other.architecture.vocab_size}; distillation on logits needs the same tokenizer and vocabulary"
-        )
+    Vocabulary.of(source.path, f"{source_name(student)!r}").require_same(
+        Vocabulary.of(other.path, f"{source_name(teacher)!r}")
+    )
     with display.stage("text", "read, split and pack"):
         documents = read_documents(data, text, seed)
         splits = split_tokens(documents, AutoTokenizer.from_pretrained(other.path), text, settings.tokens)
@@ -95,8 +93,11 @@ def distill(
     streams = {}
     with display.stage("signal", "the teacher speaks once") as progress:
         for name, tokens in parts.items():
+            if name == "train" and not settings.asks_teacher:
+                streams[name] = Stream(tokens, None)
+                continue
             cache = None
-            if name == "validation" or settings.teacher_signal == "hidden_cache":
+            if name == "validation" or settings.caches_training:
                 cache = work / f"{name}-{other.fingerprint}-{tokens.fingerprint}"
                 if not cache.exists():
                     write_hidden_cache(load_for_inference(other.path), tokens, cache, progress=progress)

@@ -44,7 +44,7 @@ def preflight(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder) -> None:
     checkpoints = 2 * sizes[0] * _TRAINING_BYTES_PER_PARAMETER
     trials = plan.search.num_finalists * sizes[0] * _TRAINING_BYTES_PER_PARAMETER
     hidden_bytes = teacher.architecture.hidden_size * 2
-    cache = (plan.distillation.tokens or 0) * hidden_bytes if plan.distillation.teacher_signal == "hidden_cache" else 0
+    cache = (plan.distillation.tokens or 0) * hidden_bytes if plan.distillation.caches_training else 0
     needed = int(models + max(checkpoints, trials) + cache)
     written = sum(file.stat().st_size for file in folder.path.rglob("*") if file.is_file())
     purpose = f"this run ({plan.search.num_finalists} trials and {len(sizes)} students)"

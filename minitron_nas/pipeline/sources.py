@@ -71,7 +71,7 @@ def prepare_tokens(engine: Engine, plan: FamilyPlan, teacher: Checkpoint, data: 
 
 def teacher_files(engine: Engine, plan: FamilyPlan, teacher: Checkpoint, name: str, tokens: Tokens) -> TrainingFiles:
     """Cache the KD teacher's final hidden states over validation and, if asked for, training tokens."""
-    parts = ["validation"] if plan.distillation.teacher_signal == "online" else ["validation", "train"]
+    parts = ["validation", "train"] if plan.distillation.caches_training else ["validation"]
     caches = {part: engine.folder.signal(teacher.fingerprint, part) for part in parts}
 
     def action(progress: Progress) -> None:

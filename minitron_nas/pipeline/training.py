@@ -75,7 +75,7 @@ def train_member(
                     repaired = repair_student(prepared, shape, calibration, Path(work), progress)
                 model = build_student(prepared, shape, torch.float32, repaired)
         model = model.to(pick_device())
-        train, validation = files.streams()
+        train, validation = files.streams(plan.distillation.asks_teacher)
         schedule = Schedule.resolve(plan.distillation, tokens.distillation_tokens, plan.text.sequence_length)
         untrained = validate(model, validation.tokens, validation.signal)
         # A member is measured against the first teacher, whomever it learns from.

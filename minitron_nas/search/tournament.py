@@ -33,7 +33,7 @@ from minitron_nas.space.enumerate import Candidate
 class TrainingFiles:
     """Token streams and the teacher's signals over them, as paths that any worker can open.
 
-    `train_cache` is None where the teacher runs beside the student.
+    `train_cache` is None where the teacher runs beside the student, or is not asked.
     """
 
     teacher: Path
@@ -47,9 +47,14 @@ class TrainingFiles:
         paths = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return {name: str(path.absolute()) if path is not None else None for name, path in paths.items()}
 
-    def streams(self) -> tuple[Stream, Stream]:
-        """Open the training and the validation stream."""
-        train = Stream(PackedTokens.load(self.train_tokens), open_signal(self.teacher, self.train_cache))
+    def streams(self, asks_teacher: bool = True) -> tuple[Stream, Stream]:
+        """Open the training and the validation stream.
+
+        Args:
+            asks_teacher: Whether training needs the teacher's signal.
+        """
+        train_signal = open_signal(self.teacher, self.train_cache) if asks_teacher else None
+        train = Stream(PackedTokens.load(self.train_tokens), train_signal)
         validation_signal = open_signal(self.teacher, self.validation_cache)
         return train, Stream(PackedTokens.load(self.validation_tokens), validation_signal)
 
@@ -181,7 +186,7 @@ def train_rung(
 ) -> dict[str, float | None]:
     """Train one candidate to the end of a rung, from where the rung before left it."""
     settings = DistillationSettings(**distillation).model_copy(update={"num_evaluations": 1})
-    train, validation = TrainingFiles.from_dict(files).streams()
+    train, validation = TrainingFiles.from_dict(files).streams(settings.asks_teacher)
     schedule = Schedule.resolve(settings, schedule_tokens, train.tokens.input_ids.shape[1])
     student = build_student(
         PreparedTeacher.open(Path(source), Path(prepared)), Architecture(**architecture), torch.float32

@@ -119,7 +119,8 @@ CURVES = Table(
         Column(
             "kl_nats",
             _FLOAT,
-            "KL(teacher || student) per token; for train the mean training loss since the last point",
+            "KL(teacher || student) per token; for train the mean of what is minimised since the last point, which is "
+            "another number for another `distillation.loss`",
         ),
         Column("loss_nats", _FLOAT, "next-token loss; null for train"),
         Column("learning_rate", _FLOAT, "learning rate at this point; null for validation"),

@@ -8,7 +8,7 @@ be named.
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,9 @@ from minitron_nas.architecture.rules import EXPERT_GRAIN
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.head import OutputHead
 from minitron_nas.distillation.losses import distillation_loss, forward_kl
+from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals import final_hidden
+from minitron_nas.distillation.targets import HiddenTargets
 from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.families.checks import check_tensors
 from minitron_nas.families.layer_model import embed, layer_model, run_layer
@@ -263,9 +265,10 @@ def check_loss(subject: Subject) -> None:
     gradients = []
     for chunked in (True, False):
         inputs, weight = hidden.clone().requires_grad_(), head.weight.clone().requires_grad_()
-        student = OutputHead(weight, head.scaling, head.softcap)
+        student = replace(head, weight=weight)
         if chunked:
-            loss = distillation_loss(inputs, student, labels, teacher, head, 0.5)
+            targets = HiddenTargets(teacher, head)
+            loss = distillation_loss(inputs, student, labels, targets, DistillationSettings(lm_loss_weight=0.5)).total
         else:
             logits = student.logits(inputs)
             loss = forward_kl(logits, head.logits(teacher)).mean() + 0.5 * nn.functional.cross_entropy(logits, labels)

@@ -34,7 +34,15 @@ def test_tokens_may_be_written_with_a_suffix(written, tokens):
         (DistillationSettings, "teacher_signal", "top_k"),
         (DistillationSettings, "num_evaluations", 0),
         (DistillationSettings, "checkpoint_minutes", -1.0),
-        (DistillationSettings, "temperature", 2.0),
+        (DistillationSettings, "loss", "kl"),
+        (DistillationSettings, "temperature", 0.0),
+        (DistillationSettings, "jsd_beta", 0.0),
+        (DistillationSettings, "jsd_beta", 1.0),
+        (DistillationSettings, "top_k", 0),
+        (DistillationSettings, "intermediate", True),
+        (DistillationSettings, "intermediate_layers", []),
+        (DistillationSettings, "intermediate_loss", "kl"),
+        (DistillationSettings, "label_smoothing", 0.1),
     ],
 )
 def test_a_value_out_of_range_is_refused_under_its_name(model, field, value):
@@ -43,8 +51,54 @@ def test_a_value_out_of_range_is_refused_under_its_name(model, field, value):
     assert [fault["loc"] for fault in caught.value.errors()] == [(field,)]
 
 
-def test_the_papers_found_pure_kl_best_so_the_next_token_loss_is_left_out_by_default():
-    assert DistillationSettings().lm_loss_weight == 0
+def test_the_papers_found_the_pure_forward_kl_of_all_logits_best_so_it_is_the_default():
+    settings = DistillationSettings()
+    assert (settings.loss, settings.temperature, settings.top_k) == ("forward_kl", 1, None)
+    assert (settings.lm_loss_weight, settings.intermediate) == (0, "none")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"loss": "lm", "lm_loss_weight": 0.5}, "loss=lm is the next-token loss alone, and lm_loss_weight=0.5 weighs"),
+        ({"loss": "lm", "top_k": 500}, "top_k=500 renormalises a divergence, and loss=lm is none; leave top_k out"),
+        ({"loss": "mse", "top_k": 500}, "top_k=500 renormalises a divergence, and loss=mse is none; leave top_k out"),
+        (
+            {"loss": "lm", "intermediate": "always", "teacher_signal": "online"},
+            "intermediate=always is weighed against a loss on the teacher's logits, and loss=lm has none; set",
+        ),
+        (
+            {"intermediate": "auto"},
+            "intermediate=auto needs hidden states inside the teacher, and teacher_signal=hidden_cache holds none; set",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(values, message):
+    with pytest.raises(ValidationError, match=message):
+        DistillationSettings(**values)
+
+
+@pytest.mark.parametrize("top_k", [1, 99])
+def test_few_of_the_teachers_tokens_are_warned_of_with_the_papers_finding(top_k):
+    with pytest.warns(UserWarning, match=rf"top_k={top_k}: .*2407.14679.* found that 100 tokens or fewer hurt a lot"):
+        DistillationSettings(top_k=top_k)
+
+
+def test_more_of_them_are_not():
+    assert DistillationSettings(top_k=100).top_k == 100  # a warning would fail this test
+
+
+@pytest.mark.parametrize(
+    ("values", "asks", "caches"),
+    [
+        ({}, True, True),
+        ({"teacher_signal": "online"}, True, False),
+        ({"loss": "lm"}, False, False),
+    ],
+)
+def test_the_next_token_loss_alone_asks_no_teacher(values, asks, caches):
+    settings = DistillationSettings(**values)
+    assert (settings.asks_teacher, settings.caches_training) == (asks, caches)
 
 
 def test_reading_settings_imports_no_torch():

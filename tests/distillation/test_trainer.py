@@ -7,14 +7,18 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from minitron_nas.distillation import trainer
+from minitron_nas.distillation.intermediate import weighed
+from minitron_nas.distillation.losses import IGNORE_LABEL
 from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals import HiddenCache, OnlineTeacher, write_hidden_cache
 from minitron_nas.distillation.tokens import pack
 from minitron_nas.distillation.trainer import Stream, distill
 from minitron_nas.distillation.validation import validate
-from minitron_nas.errors import NonFiniteLossError
+from minitron_nas.errors import NonFiniteLossError, PlanError
 from minitron_nas.testing import tiny_config, tiny_model
 
 LENGTH = 16
@@ -163,6 +167,90 @@ def test_two_runs_give_the_same_bits(tmp_path, uninterrupted):
     assert_same_bits(student, uninterrupted[0])
 
 
+@pytest.mark.parametrize("loss", ["reverse_kl", "jsd", "mse", "cosine"])
+def test_every_distance_brings_a_student_nearer_to_its_teacher(tmp_path, loss):
+    student = a_student()
+    before = validate(student, VALIDATION, OnlineTeacher(a_teacher())).kl_nats
+    tokens = some_tokens(64, seed=3)
+    settings = changed(loss=loss, temperature=2.0, micro_batch_sequences=4, num_evaluations=1)
+    _, result = train(tmp_path, student, schedule=Schedule(16, 4, LENGTH), tokens=tokens, settings=settings)
+    assert result.final.kl_nats < 0.85 * before
+
+
+def test_the_next_token_loss_alone_is_learned_without_a_teacher(tmp_path):
+    student, tokens = a_student(), pack([np.arange(3, 3 + LENGTH)], LENGTH)
+    before = validate(student, tokens, None).loss_nats
+    streams = Stream(tokens, None), Stream(tokens, OnlineTeacher(a_teacher()))
+    result = distill(student, *streams, changed(loss="lm"), Schedule(20, 1, LENGTH), tmp_path, 0)
+    assert training_losses(result)[0] == pytest.approx(before, rel=1e-5)
+    assert result.final.loss_nats < 0.5 * before
+
+
+def uneven_tokens():
+    """Four sequences with 15, 15, 7 and no labels: documents of one token have no next one."""
+    generator = np.random.default_rng(0)
+    lengths = [LENGTH, LENGTH, 8, *[1] * 8, *[1] * LENGTH]
+    tokens = pack([generator.integers(3, 320, size=length) for length in lengths], LENGTH)
+    assert [(row != IGNORE_LABEL).sum().item() for row in tokens.labels()] == [15, 15, 7, 0]
+    return tokens
+
+
+@pytest.mark.parametrize("settings", [{"loss": "lm"}, {"lm_loss_weight": 2.0}], ids=str)
+def test_the_next_token_loss_is_a_mean_over_the_labels_of_the_whole_batch_whatever_its_parts(tmp_path, settings):
+    tokens, schedule, curves = uneven_tokens(), Schedule(2, 4, LENGTH), {}
+    first = validate(a_student(), tokens, OnlineTeacher(a_teacher()))
+    for size in (4, 2, 1):
+        parts = changed(**settings, micro_batch_sequences=size)
+        _, result = train(tmp_path / str(size), settings=parts, schedule=schedule, tokens=tokens)
+        curves[size] = training_losses(result)
+    kl = 0 if "loss" in settings else first.kl_nats
+    assert curves[4][0] == pytest.approx(kl + settings.get("lm_loss_weight", 1.0) * first.loss_nats, rel=1e-5)
+    assert curves[2] == pytest.approx(curves[4], rel=1e-5)
+    assert curves[1] == pytest.approx(curves[4], rel=1e-5)
+
+
+MATCHING = changed(intermediate="always", teacher_signal="online", intermediate_layers=((-3, -1),))
+
+
+def a_narrow_student():
+    return tiny_model(tiny_config("llama", num_hidden_layers=2, hidden_size=36))
+
+
+def test_matching_hidden_states_doubles_the_loss_and_brings_them_nearer(tmp_path):
+    student, teacher, schedule = a_narrow_student(), a_teacher(), Schedule(60, 2, LENGTH)
+    plain = training_losses(train(tmp_path / "plain", a_narrow_student(), schedule=SCHEDULE)[1])
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "weighed", lambda loss, distance: seen.append(loss.item()) or weighed(loss, distance))
+        _, result = train(tmp_path / "on", student, teacher=teacher, schedule=schedule, settings=MATCHING)
+    assert training_losses(result)[0] == pytest.approx(2 * plain[0], rel=1e-5)  # alpha L_is is as large as L_logits
+    assert len(seen) == 120
+    assert sum(seen[-10:]) < 0.8 * sum(seen[:10])
+    assert sorted(student.state_dict()) == sorted(a_narrow_student().state_dict())
+
+
+def test_the_linear_map_goes_on_from_a_checkpoint_with_its_student(tmp_path):
+    whole, expected = train(tmp_path / "whole", a_narrow_student(), settings=MATCHING)
+    train(tmp_path / "parts", a_narrow_student(), settings=MATCHING, stop_step=4)
+    (checkpoint,) = (tmp_path / "parts").glob("checkpoint-*")
+    assert "intermediate_loss.lift.weight" in load_file(checkpoint / "model.safetensors")
+    again, _ = train(tmp_path / "parts", a_narrow_student(), settings=MATCHING, stop_step=4, progress=dying_at(1))
+    student, result = train(tmp_path / "parts", a_narrow_student(), settings=MATCHING)
+    assert result == expected
+    assert_same_bits(student, whole)
+    assert sorted(again.state_dict()) == sorted(whole.state_dict())
+
+
+def test_states_of_a_cache_cannot_be_matched(tmp_path):
+    for name, tokens in (("train", TRAIN), ("validation", VALIDATION)):
+        write_hidden_cache(a_teacher(), tokens, tmp_path / name)
+    streams = [
+        Stream(tokens, HiddenCache(tmp_path / name)) for name, tokens in (("train", TRAIN), ("validation", VALIDATION))
+    ]
+    with pytest.raises(PlanError, match="needs hidden states inside the teacher"):
+        distill(a_student(), *streams, MATCHING, SCHEDULE, tmp_path / "run", 0)
+
+
 @pytest.mark.parametrize("changes", [{}, {"tied": True}, {"attention_dropout": 0.2}])
 def test_a_run_that_is_stopped_and_continued_equals_an_uninterrupted_one_to_the_bit(tmp_path, changes):
     whole, expected = train(tmp_path / "whole", a_student(**changes))
@@ -201,6 +289,7 @@ def test_a_half_written_checkpoint_is_ignored(tmp_path, uninterrupted):
     [
         {"settings": changed(learning_rate=1e-3)},
         {"settings": changed(lm_loss_weight=0.1)},
+        {"settings": changed(temperature=2.0)},
         {"schedule": Schedule(4, 2, LENGTH)},
         {"tokens": some_tokens(16, seed=5)},
         {"seed": 1},

@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
 from minitron_nas.distillation.settings import DistillationSettings, TextSettings
+from minitron_nas.distillation.signals import write_hidden_cache
 from minitron_nas.errors import CheckpointError, DataError, RunFolderError
 from minitron_nas.families.checkpoint import open_checkpoint
 from minitron_nas.pipeline import distilling
@@ -14,7 +16,7 @@ from minitron_nas.pipeline.display import Quiet
 from minitron_nas.pipeline.distilling import Distilled
 from minitron_nas.pipeline.evaluating import evaluate
 from minitron_nas.pipeline.pruning import prune
-from minitron_nas.testing import tiny_checkpoint
+from minitron_nas.testing import tiny_checkpoint, tiny_config, tiny_model, tiny_tokenizer
 
 TEXT = TextSettings(sequence_length=64, calibration_samples=16, validation_samples=8)
 SETTINGS = DistillationSettings(
@@ -125,11 +127,47 @@ def test_a_killed_call_with_other_arguments_leaves_nothing_to_go_on_from(
     assert weights(distill(tmp_path / "out").path) == weights(distilled.path)
 
 
-def test_another_vocabulary_is_refused(distill: Callable[..., Distilled], tmp_path: Path) -> None:
+def test_another_tokenizer_is_refused_with_both_names(
+    distill: Callable[..., Distilled], trained_teacher: Path, tmp_path: Path
+) -> None:
     other = tiny_checkpoint(tmp_path / "other", "llama", vocab_size=300)
-    with pytest.raises(CheckpointError, match=r"the student's vocabulary has 300 entries and the teacher's 320"):
+    message = (
+        rf"the student 'other' \(300 tokens\) and the teacher '{trained_teacher.name}' \(320 tokens\) have different"
+    )
+    with pytest.raises(CheckpointError, match=message):
         distill(tmp_path / "out", student=other)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_vocabulary_with_more_padding_is_cut_to_the_common_one(
+    distill: Callable[..., Distilled], tmp_path: Path
+) -> None:
+    padded = tmp_path / "padded"
+    model = tiny_model(tiny_config("llama", vocab_size=328))
+    model.save_pretrained(padded)
+    tiny_tokenizer(320).save_pretrained(padded)
+    result = distill(tmp_path / "out", student=padded)
+    assert result.result.final.kl_nats < result.before.kl_nats
+    trained = AutoModelForCausalLM.from_pretrained(result.path).get_output_embeddings().weight
+    before = model.get_output_embeddings().weight
+    assert torch.equal(trained[320:], before[320:])  # padding learns nothing
+    assert not torch.equal(trained[:320], before[:320])
+
+
+def test_conventional_retraining_asks_the_teacher_about_validation_only(
+    distill: Callable[..., Distilled], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+
+    def write(model: Any, tokens: Any, folder: Path, **options: Any) -> None:
+        written.append(folder.name.split("-")[0])
+        write_hidden_cache(model, tokens, folder, **options)
+
+    monkeypatch.setattr(distilling, "write_hidden_cache", write)
+    result = distill(tmp_path / "out", settings=SETTINGS.model_copy(update={"loss": "lm"}))
+    assert written == ["validation"]
+    assert result.result.final.loss_nats is not None
+    assert result.result.final.loss_nats < result.before.loss_nats
 
 
 def test_text_that_is_missing_is_refused_before_any_work(distill: Callable[..., Distilled], tmp_path: Path) -> None:

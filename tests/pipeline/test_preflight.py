@@ -37,6 +37,7 @@ def give_disk(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
         # one student, its last two checkpoints, the cache of the teacher's states
         ((), 90_000 * 4 + 2 * 90_000 * ADAM_BYTES + 1000 * 48 * 2),
         (("distillation.teacher_signal=online",), 90_000 * 4 + 2 * 90_000 * ADAM_BYTES),
+        (("distillation.loss=lm",), 90_000 * 4 + 2 * 90_000 * ADAM_BYTES),
         (("search.num_finalists=3",), 90_000 * 4 + 3 * 90_000 * ADAM_BYTES + 1000 * 48 * 2),
         (("baselines=true",), 3 * 90_000 * 4 + 2 * 90_000 * ADAM_BYTES + 1000 * 48 * 2),
         (
@@ -44,7 +45,7 @@ def give_disk(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
             150_000 * 4 + 2 * 90_000 * ADAM_BYTES + 1000 * 48 * 2,
         ),
     ],
-    ids=["least", "online", "more trials", "baselines", "two sizes"],
+    ids=["least", "online", "no teacher", "more trials", "baselines", "two sizes"],
 )
 def test_the_disk_must_hold_what_the_run_will_write(
     teacher: Checkpoint,

@@ -39,7 +39,8 @@ def test_the_expected_work_of_the_teacher_is_its_flops_times_its_tokens(
     work = estimate()
     assert work["teacher evaluate"] == flops * (tokens["validation"] + 3 * LOADING)
     assert work["teacher signal"] == flops * (tokens["validation"] + tokens["train"])
-    assert estimate("distillation.teacher_signal=online")["teacher signal"] == flops * tokens["validation"]
+    for unneeded in ("distillation.teacher_signal=online", "distillation.loss=lm"):
+        assert estimate(unneeded)["teacher signal"] == flops * tokens["validation"]
 
 
 def test_the_work_of_a_student_grows_with_its_size_and_tokens(family: Family, estimate: Any) -> None:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from math import inf, nan
 from pathlib import Path
 
@@ -333,3 +334,19 @@ def test_the_teacher_itself_is_as_good_as_a_cache_of_its_states(arena, tmp_path,
         seed=3,
     )
     assert online["kl_nats"] == pytest.approx(rows[2].outcome.value["kl_nats"], rel=1e-3)
+
+
+def test_a_trial_that_learns_from_the_text_alone_opens_no_teacher_for_it(arena, tmp_path):
+    files = replace(arena.files, teacher=tmp_path / "nowhere", train_cache=None)
+    result = train_rung(
+        str(arena.prepared.path),
+        str(arena.prepared.folder),
+        arena.finalists[2].architecture.to_dict(),
+        files.to_dict(),
+        {**DISTILLATION.model_dump(mode="json"), "loss": "lm"},
+        schedule_tokens=128,
+        stop_tokens=32,
+        checkpoints=str(tmp_path),
+        seed=3,
+    )
+    assert result["kl_nats"] > 0

@@ -1,0 +1,68 @@
+"""Hidden states of chosen places of a model, kept while it runs.
+
+Place 0 is what the attention of the first layer reads, place k what that of layer k reads: the output
+of layer k - 1 after the norm that follows it, where the family has one there. The last place, the
+number of layers, is what the output head reads. So "the output of a layer, after the norm" means one
+thing for every layer and family, and embeddings have a place of their own.
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from minitron_nas.families.catalog import layout_of
+
+Result = TypeVar("Result")
+
+
+class HiddenStates:
+    """Keeps the states of chosen places while something runs the model, and of no others."""
+
+    def __init__(self, model: Any, places: Iterable[int]) -> None:
+        """Find the modules.
+
+        Args:
+            model: A transformers causal LM.
+            places: From 0 to the number of layers.
+        """
+        self._kept: dict[int, Tensor] = {}
+        self._decoder, self._last = model.get_decoder(), model.config.num_hidden_layers
+        wanted = set(places)
+        self._wants_last = self._last in wanted
+        self._readers = {place: _attention_reader(model, place) for place in wanted - {self._last}}
+
+    def during(self, run: Callable[[], Result]) -> tuple[Result, dict[int, Tensor]]:
+        """Run something that runs the model, whatever wraps it, and return its result and the states.
+
+        Args:
+            run: Runs the model once.
+
+        Returns:
+            The result, and by place (batch, seq_len, hidden_size); gradients reach the model.
+        """
+        with ExitStack() as hooks:
+            for place, module in self._readers.items():
+                hooks.enter_context(module.register_forward_pre_hook(self._keeper(place)))
+            if self._wants_last:
+                hooks.enter_context(self._decoder.register_forward_hook(self._keep_last))
+            result = run()
+        states = dict(self._kept)
+        self._kept.clear()
+        return result, states
+
+    def _keeper(self, place: int) -> Callable[[Any, Any], None]:
+        def keep(_: Any, args: Any) -> None:
+            self._kept[place] = args[0]
+
+        return keep
+
+    def _keep_last(self, _: Any, __: Any, output: Any) -> None:
+        self._kept[self._last] = output.last_hidden_state
+
+
+def _attention_reader(model: Any, layer: int) -> Any:
+    layout = layout_of(model.config.model_type)
+    attention, _ = layout.readers()
+    return model.get_submodule(layout.module_of(attention).format(layer=layer))
