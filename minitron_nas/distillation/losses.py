@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax, nll_loss
 
 from minitron_nas.distillation.head import OutputHead
+from minitron_nas.distillation.targets import HiddenTargets, Targets, TopKTargets
 
 IGNORE_LABEL = -100
 """The label of a token that has no next token in its document."""
@@ -65,8 +66,7 @@ class LossSums:
         hidden: Tensor,
         head: OutputHead,
         labels: Tensor,
-        teacher_hidden: Tensor | None = None,
-        teacher_head: OutputHead | None = None,
+        targets: Targets | None = None,
     ) -> None:
         """Add a batch.
 
@@ -74,17 +74,16 @@ class LossSums:
             hidden: (num_tokens, hidden_size), the model's final hidden states.
             head: Its output head.
             labels: (num_tokens,), next tokens or `IGNORE_LABEL`.
-            teacher_hidden: (num_tokens, teacher_hidden_size).
-            teacher_head: The teacher's output head.
+            targets: What the teacher says over the same tokens.
         """
         for start in range(0, len(hidden), _CHUNK_TOKENS):
             rows = slice(start, start + _CHUNK_TOKENS)
             logits = head.logits(hidden[rows])
-            if teacher_hidden is not None and teacher_head is not None:
-                self._kl += forward_kl(logits, teacher_head.logits(teacher_hidden[rows])).double().sum().item()
+            if targets is not None:
+                self._kl += forward_kl(logits, targets.logits(rows)).double().sum().item()
             log_probs = log_softmax(logits, dim=-1)
             self._loss += nll_loss(log_probs, labels[rows], ignore_index=IGNORE_LABEL, reduction="sum").item()
-        self._tokens += len(hidden) if teacher_hidden is not None else 0
+        self._tokens += len(hidden) if targets is not None else 0
         self._labels += int((labels != IGNORE_LABEL).sum())
 
     def means(self) -> Losses:
@@ -100,8 +99,7 @@ def distillation_loss(
     hidden: Tensor,
     head: OutputHead,
     labels: Tensor,
-    teacher_hidden: Tensor,
-    teacher_head: OutputHead,
+    targets: HiddenTargets | TopKTargets,
     lm_loss_weight: float = 0.0,
 ) -> Tensor:
     """Mean forward KL plus `lm_loss_weight` times the mean next-token loss.
@@ -113,8 +111,8 @@ def distillation_loss(
         hidden: (num_tokens, hidden_size), the student's final hidden states.
         head: The student's output head; gradients reach its weight, tied or not.
         labels: (num_tokens,), next tokens or `IGNORE_LABEL`.
-        teacher_hidden: (num_tokens, teacher_hidden_size).
-        teacher_head: The teacher's output head; the product with it is taken in its dtype.
+        targets: What the teacher says. The products with both heads are taken in the dtype of the
+            teacher's. Of its K most probable tokens, both sides are renormalised inside the K.
         lm_loss_weight: 0 leaves the next-token loss out.
 
     Returns:
@@ -124,7 +122,7 @@ def distillation_loss(
     L_logits alone proved best.
     """
     loss: Tensor = _DistillationLoss.apply(  # type: ignore[no-untyped-call]
-        hidden, head.weight, head, labels, teacher_hidden, teacher_head, lm_loss_weight
+        hidden, head.weight, head, labels, targets, lm_loss_weight
     )
     return loss
 
@@ -139,11 +137,10 @@ class _DistillationLoss(torch.autograd.Function):
         weight: Tensor,
         head: OutputHead,
         labels: Tensor,
-        teacher_hidden: Tensor,
-        teacher_head: OutputHead,
+        targets: HiddenTargets | TopKTargets,
         lm_loss_weight: float,
     ) -> Tensor:
-        matmul_dtype = teacher_head.weight.dtype
+        matmul_dtype = targets.head.weight.dtype if isinstance(targets, HiddenTargets) else hidden.dtype
         student_head = head.detached(matmul_dtype)
         wide = torch.promote_types(weight.dtype, torch.float32)
         total = torch.zeros((), dtype=wide, device=hidden.device)
@@ -155,11 +152,17 @@ class _DistillationLoss(torch.autograd.Function):
             inputs = hidden[rows].to(matmul_dtype)
             logits = student_head.logits(inputs)
             student = log_softmax(logits, dim=-1)
-            teacher = log_softmax(teacher_head.logits(teacher_hidden[rows]), dim=-1)
-            target = teacher.exp()
-            total += (teacher.sub_(student).mul_(target)).sum() / len(hidden)
             student_probs = student.exp()
-            grad = (student_probs - target).div_(len(hidden))
+            if isinstance(targets, TopKTargets):
+                indices = targets.indices[rows]
+                own = log_softmax(student.gather(-1, indices), dim=-1)
+                teacher = log_softmax(targets.log_probs[rows].to(wide), dim=-1)
+                grad = torch.zeros_like(student).scatter_(-1, indices, own.exp() - teacher.exp())
+            else:
+                own, teacher = student, log_softmax(targets.logits(rows), dim=-1)
+                grad = student_probs - teacher.exp()
+            total += (teacher.exp() * (teacher - own)).sum() / len(hidden)
+            grad.div_(len(hidden))
             if lm_loss_weight:
                 chunk = labels[rows]
                 seen = chunk != IGNORE_LABEL
@@ -177,7 +180,7 @@ class _DistillationLoss(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (upstream,) = grad_outputs
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * upstream.to(grad_hidden.dtype), grad_weight * upstream, None, None, None, None, None
+        return grad_hidden * upstream.to(grad_hidden.dtype), grad_weight * upstream, None, None, None, None
 
 
 def _widen(logits: Tensor) -> Tensor:

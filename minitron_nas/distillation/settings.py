@@ -1,10 +1,15 @@
 """Settings of text and distillation; no torch."""
 
-from typing import Annotated, Literal
+import warnings
+from typing import Annotated, Literal, Self, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from minitron_nas.settings import Count, Settings
+
+SignalKind: TypeAlias = Literal["hidden_cache", "top_k", "online"]
+
+_HARMFUL_TOP_K = 100
 
 
 class TextSettings(Settings):
@@ -42,8 +47,11 @@ class DistillationSettings(Settings):
         micro_batch_sequences: Sequences of one forward pass.
         lm_loss_weight: Weight of the next-token loss beside the KL; the papers found 0 best.
         max_grad_norm: Gradients are clipped to this L2 norm.
-        teacher_signal: `hidden_cache` runs the teacher once and stores its final hidden states;
-            `online` runs it beside the student.
+        teacher_signal: `hidden_cache` runs the teacher once and stores its final hidden states, which say
+            all that it says; `top_k` stores the log-probabilities of its `top_k` most probable tokens,
+            which is less to store than hidden states of more than 3 x `top_k` values; `online` runs it
+            beside the student. Validation always has the whole distribution.
+        top_k: Tokens that a `top_k` signal knows at each position, at most the vocabulary.
         num_evaluations: Points on the validation curve after the untrained one.
         checkpoint_minutes: Time between checkpoints, from which a killed run goes on.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
@@ -61,8 +69,19 @@ class DistillationSettings(Settings):
     micro_batch_sequences: Annotated[int, Field(ge=1)] = 1
     lm_loss_weight: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    teacher_signal: Literal["hidden_cache", "online"] = "hidden_cache"
+    teacher_signal: SignalKind = "hidden_cache"
+    top_k: Annotated[int, Field(ge=1)] = 1024
     num_evaluations: Annotated[int, Field(ge=1)] = 8
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 15.0
     gradient_checkpointing: bool = False
     deepspeed: str | None = None
+
+    @model_validator(mode="after")
+    def _enough_of_the_distribution(self) -> Self:
+        if self.teacher_signal == "top_k" and self.top_k < _HARMFUL_TOP_K:
+            warnings.warn(
+                f"distillation.top_k={self.top_k}: the Minitron paper (arXiv 2407.14679, appendix A.3) found that "
+                f"to learn from {_HARMFUL_TOP_K} logits or fewer hurts a student a lot; take more, such as 1024",
+                stacklevel=2,
+            )
+        return self

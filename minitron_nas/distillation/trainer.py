@@ -28,7 +28,8 @@ from minitron_nas.progress import Progress, silent
 from minitron_nas.storage.ledger import fingerprint
 
 _NOT_DECIDING = {
-    *("checkpoint_minutes", "gradient_checkpointing", "micro_batch_sequences", "num_evaluations", "teacher_signal"),
+    *("checkpoint_minutes", "gradient_checkpointing", "micro_batch_sequences", "num_evaluations"),
+    *("teacher_signal", "top_k"),  # hidden states say what the teacher says; a top-K signal stands beside this
     *("batch_sequences", "tokens"),  # the schedule says these
 }
 _LEFT_BY_ACCELERATE = ("forward", "_original_forward", "_is_accelerate_prepared")
@@ -36,7 +37,7 @@ _LEFT_BY_ACCELERATE = ("forward", "_original_forward", "_is_accelerate_prepared"
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """A token stream with the teacher's signal over it."""
+    """A token stream with the teacher's signal over it; for validation, of the whole vocabulary."""
 
     tokens: PackedTokens
     signal: TeacherSignal
@@ -177,8 +178,7 @@ class _DistillationTrainer(Trainer):
             output.hidden_states[-1].flatten(0, 1),
             OutputHead.of(self.accelerator.unwrap_model(model)),
             inputs["next_tokens"].flatten(),
-            self._signal.hidden(inputs["index"], tokens).flatten(0, 1),
-            self._signal.head,
+            self._signal.targets(inputs["index"], tokens),
             self._settings.lm_loss_weight,
         )
         return (loss, output) if return_outputs else loss
@@ -262,6 +262,7 @@ def _identity(tokens: PackedTokens, settings: DistillationSettings, schedule: Sc
         {
             "tokens": tokens.first(schedule.batch_sequences).fingerprint,
             "settings": settings.model_dump(exclude=_NOT_DECIDING),
+            "top_k": settings.top_k if settings.teacher_signal == "top_k" else None,
             "schedule": asdict(schedule),
             "seed": seed,
         }

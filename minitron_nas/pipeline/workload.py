@@ -31,7 +31,7 @@ def estimate_workload(plan: FamilyPlan, teacher: Checkpoint, tokens: Tokens) -> 
     train = tokens.part("train").num_tokens
     rungs = plan.search.rung_tokens(tokens.distillation_tokens)
     overhead = _LOAD_SECONDS_AS_TOKENS
-    cached = train if plan.distillation.teacher_signal == "hidden_cache" else 0
+    cached = train if plan.distillation.teacher_signal != "online" else 0
     work: dict[str, float] = {"teacher signal": teacher_flops * (validation + cached)}
     source, source_flops = "teacher", float(teacher_flops)
     for size in plan.descending_sizes:

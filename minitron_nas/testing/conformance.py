@@ -26,6 +26,7 @@ from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.head import OutputHead
 from minitron_nas.distillation.losses import distillation_loss, forward_kl
 from minitron_nas.distillation.signals import final_hidden
+from minitron_nas.distillation.targets import HiddenTargets
 from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.families.checks import check_tensors
 from minitron_nas.families.layer_model import embed, layer_model, run_layer
@@ -265,7 +266,7 @@ def check_loss(subject: Subject) -> None:
         inputs, weight = hidden.clone().requires_grad_(), head.weight.clone().requires_grad_()
         student = OutputHead(weight, head.scaling, head.softcap)
         if chunked:
-            loss = distillation_loss(inputs, student, labels, teacher, head, 0.5)
+            loss = distillation_loss(inputs, student, labels, HiddenTargets(teacher, head), 0.5)
         else:
             logits = student.logits(inputs)
             loss = forward_kl(logits, head.logits(teacher)).mean() + 0.5 * nn.functional.cross_entropy(logits, labels)

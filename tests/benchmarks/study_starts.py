@@ -29,9 +29,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from minitron_nas.architecture.spec import Architecture
+from minitron_nas.distillation.caches import keep_signal
+from minitron_nas.distillation.hidden_cache import HiddenCache
 from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings, TextSettings
-from minitron_nas.distillation.signals import HiddenCache, load_for_inference, load_for_training, write_hidden_cache
+from minitron_nas.distillation.signals import load_for_inference, load_for_training
 from minitron_nas.distillation.text import read_documents
 from minitron_nas.distillation.tokens import PackedTokens, pack, tokenize
 from minitron_nas.distillation.trainer import Stream, distill
@@ -212,11 +214,12 @@ class Study:
 
     def stream(self, tokens: PackedTokens) -> Stream:
         """Return tokens with what the teacher says over them, which it says once."""
-        cache = self.out / "signals" / tokens.fingerprint
-        if not cache.is_dir():
-            write_hidden_cache(load_for_inference(self.checkpoint.path), tokens, cache, progress=progress("signal"))
-            release_memory()
-        return Stream(tokens, HiddenCache(cache))
+        cache, teacher = self.out / "signals" / tokens.fingerprint, self.checkpoint
+        keep_signal(
+            None, lambda: load_for_inference(teacher.path), teacher.fingerprint, tokens, cache, progress("signal")
+        )
+        release_memory()
+        return Stream(tokens, HiddenCache(cache, teacher.fingerprint, tokens))
 
     def losses(self, model: Any, names: Iterable[str] = EVALUATED) -> dict[str, Any]:
         """Return KL to the teacher and perplexity on texts."""

@@ -21,6 +21,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from minitron_nas.distillation.head import OutputHead
 from minitron_nas.distillation.losses import distillation_loss, forward_kl
+from minitron_nas.distillation.targets import HiddenTargets
 
 torch.manual_seed(0)
 torch.set_num_threads(2)
@@ -44,7 +45,8 @@ def step() -> None:
             logits = student.lm_head(hidden)
             loss = forward_kl(logits, teacher_hidden @ teacher_head.T).mean()
     if sys.argv[1] == "chunked":
-        loss = distillation_loss(hidden, OutputHead.of(student), labels, teacher_hidden, OutputHead(teacher_head))
+        targets = HiddenTargets(teacher_hidden, OutputHead(teacher_head))
+        loss = distillation_loss(hidden, OutputHead.of(student), labels, targets)
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()

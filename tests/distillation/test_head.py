@@ -3,6 +3,7 @@ import torch
 
 from minitron_nas.distillation.head import OutputHead
 from minitron_nas.distillation.losses import LossSums, distillation_loss, forward_kl
+from minitron_nas.distillation.targets import HiddenTargets
 from minitron_nas.testing import tiny_config, tiny_model
 
 HEADS = [(1.0, None), (8.0, None), (1.0, 3.0), (4.0, 2.0)]
@@ -38,7 +39,7 @@ def test_value_and_gradients_of_the_chunked_loss_are_those_of_the_plain_formula(
         inputs = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
         student = OutputHead(inputs[1], scaling, softcap)
         if chunked:
-            loss = distillation_loss(inputs[0], student, labels, teacher_hidden, teacher, 0.5)
+            loss = distillation_loss(inputs[0], student, labels, HiddenTargets(teacher_hidden, teacher), 0.5)
         else:
             logits = student.logits(inputs[0])
             loss = forward_kl(logits, teacher.logits(teacher_hidden)).mean()
@@ -51,5 +52,5 @@ def test_value_and_gradients_of_the_chunked_loss_are_those_of_the_plain_formula(
 @pytest.mark.parametrize(("scaling", "softcap"), HEADS)
 def test_a_model_has_no_distance_to_itself(scaling, softcap):
     sums, head = LossSums(), OutputHead(numbers(11, 5), scaling, softcap)
-    sums.add(numbers(20, 5, seed=1), head, torch.arange(20) % 11, numbers(20, 5, seed=1), head)
+    sums.add(numbers(20, 5, seed=1), head, torch.arange(20) % 11, HiddenTargets(numbers(20, 5, seed=1), head))
     assert sums.means().kl_nats == 0

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from minitron_nas.distillation import losses
 from minitron_nas.distillation.head import OutputHead
 from minitron_nas.distillation.losses import IGNORE_LABEL, LossSums, forward_kl
+from minitron_nas.distillation.targets import HiddenTargets, TopKTargets
 
 CHUNK = 256
 
@@ -22,8 +23,8 @@ def numbers(*shape, seed=0, dtype=torch.float64):
 
 
 def distillation_loss(hidden, weight, labels, teacher_hidden, teacher_weight, lm_loss_weight):
-    heads = OutputHead(weight), OutputHead(teacher_weight)
-    return losses.distillation_loss(hidden, heads[0], labels, teacher_hidden, heads[1], lm_loss_weight)
+    targets = HiddenTargets(teacher_hidden, OutputHead(teacher_weight))
+    return losses.distillation_loss(hidden, OutputHead(weight), labels, targets, lm_loss_weight)
 
 
 def some_labels(num_tokens, vocab_size, ignored_fraction=0.3):
@@ -94,6 +95,47 @@ def test_value_and_gradients_are_those_of_the_plain_formula(
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-9, atol=1e-12)
 
 
+@settings(max_examples=20)
+@given(
+    num_tokens=st.sampled_from((1, CHUNK, CHUNK + 1)),
+    vocab_size=st.integers(2, 30),
+    fraction=st.floats(0, 1),
+    lm_loss_weight=st.sampled_from((0.0, 0.5)),
+)
+def test_of_the_most_probable_tokens_both_sides_are_renormalised(num_tokens, vocab_size, fraction, lm_loss_weight):
+    hidden, head = numbers(num_tokens, 4, seed=1), numbers(vocab_size, 4, seed=2)
+    teacher, labels = log_softmax(numbers(num_tokens, vocab_size, seed=3), dim=-1), some_labels(num_tokens, vocab_size)
+    targets = TopKTargets(*teacher.topk(1 + round(fraction * (vocab_size - 1))))
+
+    def chunked(hidden, head):
+        return losses.distillation_loss(hidden, OutputHead(head), labels, targets, lm_loss_weight)
+
+    def plain(hidden, head):
+        logits = hidden @ head.T
+        lm = cross_entropy(logits, labels, ignore_index=IGNORE_LABEL) if (labels != IGNORE_LABEL).any() else 0.0
+        return plain_kl(logits.gather(-1, targets.indices), targets.log_probs) + lm_loss_weight * lm
+
+    gradients = []
+    for function in (chunked, plain):
+        inputs = hidden.clone().requires_grad_(), head.clone().requires_grad_()
+        loss = function(*inputs)
+        loss.backward()
+        gradients.append((loss.detach(), inputs[0].grad, inputs[1].grad))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-9, atol=1e-12)
+
+
+def test_a_whole_vocabulary_of_most_probable_tokens_is_the_full_distribution():
+    hidden, head, labels = numbers(CHUNK + 9, 4, seed=1), numbers(20, 4, seed=2), some_labels(CHUNK + 9, 20)
+    full = HiddenTargets(numbers(CHUNK + 9, 3, seed=3), OutputHead(numbers(20, 3, seed=4)))
+    gradients = []
+    for targets in (full, TopKTargets(*log_softmax(full.logits(slice(None)), dim=-1).topk(20))):
+        inputs = hidden.clone().requires_grad_(), head.clone().requires_grad_()
+        loss = losses.distillation_loss(inputs[0], OutputHead(inputs[1]), labels, targets, 0.5)
+        loss.backward()
+        gradients.append((loss.detach(), inputs[0].grad, inputs[1].grad))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-12, atol=1e-14)
+
+
 def test_a_tied_head_gets_the_gradients_of_both_its_uses():
     ids, labels = torch.arange(12) % 5, some_labels(12, 5)
     teacher = numbers(12, 4, seed=3), numbers(5, 4, seed=4)
@@ -148,7 +190,8 @@ def test_sums_over_batches_are_those_of_the_whole():
     sums = LossSums()
     for start, end in ((0, 1), (1, CHUNK + 5), (CHUNK + 5, len(hidden))):
         rows = slice(start, end)
-        sums.add(hidden[rows], OutputHead(head), labels[rows], teacher_hidden[rows], OutputHead(teacher_head))
+        targets = HiddenTargets(teacher_hidden[rows], OutputHead(teacher_head))
+        sums.add(hidden[rows], OutputHead(head), labels[rows], targets)
     losses = sums.means()
     logits = hidden @ head.T
     assert losses.num_tokens == len(hidden)

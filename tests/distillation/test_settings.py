@@ -31,7 +31,8 @@ def test_tokens_may_be_written_with_a_suffix(written, tokens):
         (DistillationSettings, "micro_batch_sequences", 0),
         (DistillationSettings, "lm_loss_weight", -1.0),
         (DistillationSettings, "max_grad_norm", 0.0),
-        (DistillationSettings, "teacher_signal", "top_k"),
+        (DistillationSettings, "teacher_signal", "hidden"),
+        (DistillationSettings, "top_k", 0),
         (DistillationSettings, "num_evaluations", 0),
         (DistillationSettings, "checkpoint_minutes", -1.0),
         (DistillationSettings, "temperature", 2.0),
@@ -45,6 +46,17 @@ def test_a_value_out_of_range_is_refused_under_its_name(model, field, value):
 
 def test_the_papers_found_pure_kl_best_so_the_next_token_loss_is_left_out_by_default():
     assert DistillationSettings().lm_loss_weight == 0
+
+
+def test_the_search_learns_from_a_cache_of_hidden_states_by_default():
+    assert DistillationSettings().teacher_signal == "hidden_cache"
+
+
+def test_few_logits_are_warned_of_with_the_papers_finding_where_they_are_used():
+    with pytest.warns(UserWarning, match=r"distillation\.top_k=99: .*2407\.14679.*100 logits or fewer hurts a student"):
+        assert DistillationSettings(teacher_signal="top_k", top_k=99).top_k == 99
+    assert DistillationSettings(teacher_signal="top_k", top_k=100).top_k == 100
+    assert DistillationSettings(teacher_signal="hidden_cache", top_k=1).top_k == 1
 
 
 def test_reading_settings_imports_no_torch():
