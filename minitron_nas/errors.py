@@ -46,6 +46,10 @@ class RunFolderError(MinitronNasError, RuntimeError):
     """An output folder that belongs to another run or is in use."""
 
 
+class CacheError(MinitronNasError, ValueError):
+    """A cache of what a teacher says that is incomplete, damaged, or not the one that is needed."""
+
+
 class DiskSpaceError(MinitronNasError, OSError):
     """Not enough free disk for what a stage is about to write."""
 

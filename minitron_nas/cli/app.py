@@ -238,6 +238,10 @@ def distill(
     data: Data,
     out: Out,
     tokens: Annotated[Optional[str], typer.Option(help="KD tokens, such as 500k; one pass without it.")] = None,  # noqa: UP045
+    signals: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Keep what the teacher says here, for other students of the same teacher and text."),
+    ] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -248,7 +252,7 @@ def distill(
     values = {"teacher": teacher, "sizes": [1], "data": data, "distillation": {"tokens": tokens}}
     plan = make_plan(with_overrides(values, overrides or ()), "--set")
     with _stdout_for_results():
-        result = distill(student, teacher, data, out, plan.distillation, plan.text, plan.seed)
+        result = distill(student, teacher, data, out, plan.distillation, plan.text, plan.seed, signals)
     before, after = result.before.kl_nats, result.result.final.kl_nats
     if as_json:
         _print_json({"path": str(result.path), "untrained_kl_nats": before, "kl_nats": after})

@@ -1,11 +1,17 @@
 """Settings of text and distillation; no torch."""
 
 import warnings
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
 from minitron_nas.settings import Count, Settings
+
+LogitLoss: TypeAlias = Literal["forward_kl", "reverse_kl", "jsd", "mse", "cosine", "lm"]
+SignalKind: TypeAlias = Literal["hidden_cache", "top_k", "online"]
+
+_HARMFUL_TOP_K = 100
+_CACHED_TOP_K = 1024
 
 
 class TextSettings(Settings):
@@ -28,11 +34,6 @@ class TextSettings(Settings):
     calibration_samples: Annotated[int, Field(ge=1)] = 1024
     validation_samples: Annotated[int, Field(ge=1)] = 128
     max_epochs: Annotated[int, Field(ge=1)] = 1
-
-
-LogitLoss = Literal["forward_kl", "reverse_kl", "jsd", "mse", "cosine", "lm"]
-
-_HARMFUL_TOP_K = 100
 
 
 class DistillationSettings(Settings):
@@ -62,8 +63,10 @@ class DistillationSettings(Settings):
             numbers count from the end.
         intermediate_loss: `cosine` or `mse`.
         max_grad_norm: Gradients are clipped to this L2 norm.
-        teacher_signal: `hidden_cache` runs the teacher once and stores its final hidden states;
-            `online` runs it beside the student.
+        teacher_signal: `hidden_cache` runs the teacher once and stores its final hidden states, which say
+            all that it says; `top_k` stores the log-probabilities of its `top_k` most probable tokens, 1024
+            unless given, which is less to store than hidden states of more than 3 x `top_k` values; `online`
+            runs it beside the student. Validation always has the whole distribution.
         num_evaluations: Points on the validation curve after the untrained one.
         checkpoint_minutes: Time between checkpoints, from which a killed run goes on.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
@@ -88,7 +91,7 @@ class DistillationSettings(Settings):
     intermediate_layers: Annotated[tuple[tuple[int, int], ...], Field(min_length=1)] = ((-3, -3),)
     intermediate_loss: Literal["cosine", "mse"] = "cosine"
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    teacher_signal: Literal["hidden_cache", "online"] = "hidden_cache"
+    teacher_signal: SignalKind = "hidden_cache"
     num_evaluations: Annotated[int, Field(ge=1)] = 8
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 15.0
     gradient_checkpointing: bool = False
@@ -104,6 +107,11 @@ class DistillationSettings(Settings):
         """Whether the teacher's signal over the training tokens is written before training."""
         return self.asks_teacher and self.teacher_signal != "online"
 
+    @property
+    def cached_top_k(self) -> int | None:
+        """How many tokens of each distribution a cache keeps for training; None where it keeps hidden states."""
+        return (self.top_k or _CACHED_TOP_K) if self.teacher_signal == "top_k" else None
+
     @model_validator(mode="after")
     def _losses_go_together(self) -> Self:
         if self.loss == "lm" and self.lm_loss_weight:
@@ -115,6 +123,11 @@ class DistillationSettings(Settings):
             raise ValueError(
                 f"top_k={self.top_k} renormalises a divergence, and loss={self.loss} is none; leave top_k out, or "
                 "choose forward_kl, reverse_kl or jsd"
+            )
+        if self.teacher_signal == "top_k" and self.loss in ("mse", "cosine"):
+            raise ValueError(
+                f"teacher_signal=top_k knows the most probable tokens alone, and loss={self.loss} compares whole "
+                "distributions; choose forward_kl, reverse_kl or jsd, or another signal"
             )
         if self.intermediate != "none" and self.loss == "lm":
             raise ValueError(

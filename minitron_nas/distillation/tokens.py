@@ -66,9 +66,9 @@ class PackedTokens:
         """Return the first sequences."""
         return type(self)(self.input_ids[:num_sequences], self.position_ids[:num_sequences])
 
-    def batches(self, size: int) -> Iterator[tuple[Tensor, Self]]:
-        """Yield (sequence indices, their tokens) in order."""
-        for start in range(0, self.num_sequences, size):
+    def batches(self, size: int, begin: int = 0) -> Iterator[tuple[Tensor, Self]]:
+        """Yield (sequence indices, their tokens) in order, from sequence `begin` on."""
+        for start in range(begin, self.num_sequences, size):
             indices = torch.arange(start, min(start + size, self.num_sequences))
             yield indices, type(self)(self.input_ids[indices], self.position_ids[indices])
 

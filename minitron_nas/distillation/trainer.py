@@ -23,7 +23,7 @@ from minitron_nas.distillation.losses import IGNORE_LABEL, distillation_loss
 from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals import OnlineTeacher, TeacherSignal
-from minitron_nas.distillation.targets import HiddenTargets
+from minitron_nas.distillation.targets import HiddenTargets, TopKTargets
 from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.distillation.validation import validate
 from minitron_nas.errors import NonFiniteLossError
@@ -31,7 +31,8 @@ from minitron_nas.progress import Progress, silent
 from minitron_nas.storage.ledger import fingerprint
 
 _NOT_DECIDING = {
-    *("checkpoint_minutes", "gradient_checkpointing", "micro_batch_sequences", "num_evaluations", "teacher_signal"),
+    *("checkpoint_minutes", "gradient_checkpointing", "micro_batch_sequences", "num_evaluations"),
+    *("teacher_signal", "top_k"),  # hidden states say what the teacher says; a top-K signal stands beside this
     *("batch_sequences", "tokens"),  # the schedule says these
 }
 _LEFT_BY_ACCELERATE = ("forward", "_original_forward", "_is_accelerate_prepared")
@@ -39,7 +40,12 @@ _LEFT_BY_ACCELERATE = ("forward", "_original_forward", "_is_accelerate_prepared"
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """A token stream with the teacher's signal over it; without one where no loss asks the teacher."""
+    """A token stream with the teacher's signal over it.
+
+    Attributes:
+        tokens: The stream.
+        signal: The teacher: over the whole vocabulary for validation; None where no loss asks it.
+    """
 
     tokens: PackedTokens
     signal: TeacherSignal | None
@@ -209,14 +215,16 @@ class _DistillationTrainer(Trainer):
             loss = loss + weighed(self._matching(states, teacher_states), distance)
         return (loss, output) if return_outputs else loss
 
-    def _ask_teacher(self, indices: Tensor, tokens: PackedTokens) -> tuple[HiddenTargets | None, dict[int, Tensor]]:
+    def _ask_teacher(
+        self, indices: Tensor, tokens: PackedTokens
+    ) -> tuple[HiddenTargets | TopKTargets | None, dict[int, Tensor]]:
         """Return what the teacher says, if the loss asks, and its hidden states that are to be matched."""
         signal = self._signal
         if signal is None or not self._settings.asks_teacher:
             return None, {}
 
-        def ask() -> HiddenTargets:
-            return HiddenTargets(signal.hidden(indices, tokens).flatten(0, 1), signal.head)
+        def ask() -> HiddenTargets | TopKTargets:
+            return signal.targets(indices, tokens)
 
         return (ask(), {}) if self._teacher_states is None else self._teacher_states.during(ask)
 
@@ -299,6 +307,7 @@ def _identity(tokens: PackedTokens, settings: DistillationSettings, schedule: Sc
         {
             "tokens": tokens.first(schedule.batch_sequences).fingerprint,
             "settings": settings.model_dump(exclude=_NOT_DECIDING),
+            "top_k": settings.top_k if settings.teacher_signal == "top_k" else None,
             "schedule": asdict(schedule),
             "seed": seed,
         }

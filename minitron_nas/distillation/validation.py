@@ -7,8 +7,9 @@ import torch
 from minitron_nas.distillation.head import OutputHead
 from minitron_nas.distillation.losses import Losses, LossSums
 from minitron_nas.distillation.signals import TeacherSignal, final_hidden
-from minitron_nas.distillation.targets import HiddenTargets
+from minitron_nas.distillation.targets import TopKTargets
 from minitron_nas.distillation.tokens import PackedTokens
+from minitron_nas.errors import CacheError
 from minitron_nas.execution.device import compute_dtype
 from minitron_nas.progress import Progress, silent
 
@@ -26,9 +27,13 @@ def validate(
     Args:
         model: A causal LM on its device.
         tokens: The held-out sequences.
-        signal: The teacher over the same sequences; without it there is no KL.
+        signal: The teacher over the same sequences, online or as a cache of hidden states; without it
+            there is no KL.
         batch_sequences: Sequences of one forward pass.
         progress: Told about tokens.
+
+    Raises:
+        CacheError: If the signal holds the most probable tokens only: the KL is over the whole vocabulary.
     """
     training = model.training
     model.eval()
@@ -43,9 +48,12 @@ def validate(
             hidden = final_hidden(model, batch.input_ids.to(device), batch.position_ids.to(device))
         labels = batch.labels().flatten().to(device)
         flat = hidden.flatten(0, 1)
-        targets = None
-        if signal is not None:
-            targets = HiddenTargets(signal.hidden(indices, batch).flatten(0, 1), signal.head)
+        targets = signal.targets(indices, batch) if signal is not None else None
+        if isinstance(targets, TopKTargets):
+            raise CacheError(
+                "validation takes the KL over the whole vocabulary, and the signal holds the most probable tokens "
+                "only; give it a cache of hidden states, or the teacher itself"
+            )
         sums.add(flat, cast_head, labels, targets)
         done += batch.num_tokens
         progress(done, tokens.num_tokens)

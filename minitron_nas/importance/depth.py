@@ -17,6 +17,7 @@ from torch.nn.functional import cosine_similarity
 from minitron_nas.architecture.layout import Layout
 from minitron_nas.distillation.head import OutputHead
 from minitron_nas.distillation.signals import OnlineTeacher, TeacherSignal, final_hidden
+from minitron_nas.distillation.targets import HiddenTargets
 from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.distillation.validation import validate
 from minitron_nas.evaluation.settings import EvaluationSettings
@@ -118,11 +119,12 @@ class WholeModel:
         """Run the model once over all tokens."""
         teacher = OnlineTeacher(model)
         batches = tokens.batches(_BATCH_SEQUENCES)
-        return cls(teacher.head, torch.cat([teacher.hidden(indices, batch) for indices, batch in batches]))
+        states = torch.cat([teacher.targets(indices, batch).hidden for indices, batch in batches])
+        return cls(teacher.head, states.view(*tokens.input_ids.shape, -1))
 
-    def hidden(self, indices: Tensor, tokens: PackedTokens) -> Tensor:
-        """Return the states of some sequences."""
-        return self.states[indices.to(self.states.device)]
+    def targets(self, indices: Tensor, tokens: PackedTokens) -> HiddenTargets:
+        """Return what the model said over some sequences."""
+        return HiddenTargets(self.states[indices.to(self.states.device)].flatten(0, 1), self.head)
 
 
 def next_token_loss(model: Any, tokens: PackedTokens) -> float:
@@ -142,7 +144,7 @@ def kl_to_whole(model: Any, tokens: PackedTokens, whole: TeacherSignal) -> float
 
 
 @torch.no_grad()
-def logit_error(model: Any, tokens: PackedTokens, whole: TeacherSignal) -> float:
+def logit_error(model: Any, tokens: PackedTokens, whole: WholeModel) -> float:
     """Relative square error of the logits M, sum (M_full - M_without)^2 / sum M_full^2.
 
     Both sums are over tokens and vocabulary.
@@ -158,10 +160,10 @@ def logit_error(model: Any, tokens: PackedTokens, whole: TeacherSignal) -> float
     error = energy = 0.0
     for indices, batch in tokens.batches(_BATCH_SEQUENCES):
         states = final_hidden(model, batch.input_ids.to(device), batch.position_ids.to(device)).flatten(0, 1)
-        full_states = whole.hidden(indices, batch).flatten(0, 1)
+        targets = whole.targets(indices, batch)
         for start in range(0, len(states), _CHUNK_TOKENS):
             rows = slice(start, start + _CHUNK_TOKENS)
-            full = whole.head.logits(full_states[rows])
+            full = targets.logits(rows)
             error += (whole.head.logits(states[rows]) - full).square().sum(dtype=torch.float64).item()
             energy += full.square().sum(dtype=torch.float64).item()
     return error / energy

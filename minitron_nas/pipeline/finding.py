@@ -142,7 +142,7 @@ def find_shape(
         return screen(
             sampled,
             prepared,
-            ValidationFiles(files.validation_tokens, files.validation_cache),
+            ValidationFiles(files.validation_tokens, files.validation_cache, files.teacher_fingerprint),
             plan.search,
             runner,
             plan.runner.max_failures,

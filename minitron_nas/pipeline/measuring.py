@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from minitron_nas.architecture.costs import count_embedding_parameters
-from minitron_nas.distillation.signals import HiddenCache, load_for_inference
+from minitron_nas.distillation.hidden_cache import HiddenCache
+from minitron_nas.distillation.signals import load_for_inference
 from minitron_nas.distillation.validation import validate
 from minitron_nas.evaluation.speed import measure_speed
 from minitron_nas.execution.device import release_memory
@@ -39,8 +40,10 @@ def evaluate_member(
     cache = engine.folder.signal(teacher.fingerprint, "validation")
 
     def action(progress: Progress) -> None:
+        held_out = tokens.part("validation")
+        signal = HiddenCache(cache, teacher.fingerprint, held_out)
         model = load_for_inference(checkpoint.path)
-        losses = validate(model, tokens.part("validation"), HiddenCache(cache), progress=progress)
+        losses = validate(model, held_out, signal, progress=progress)
         del model
         release_memory()
         speed = measure_speed(checkpoint.path, plan.evaluation)

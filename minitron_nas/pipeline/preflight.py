@@ -1,6 +1,9 @@
 """What can be refused before any work starts."""
 
+from minitron_nas.distillation.settings import DistillationSettings
+from minitron_nas.distillation.top_k_cache import TOP_K_BYTES
 from minitron_nas.errors import PlanError
+from minitron_nas.execution.device import compute_dtype, pick_device
 from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.importance.depth_modes import free_runs
 from minitron_nas.pipeline.passes import require_whole_model
@@ -43,12 +46,21 @@ def preflight(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder) -> None:
     models = sum(sizes) * stored * (3 if plan.baselines else 1)
     checkpoints = 2 * sizes[0] * _TRAINING_BYTES_PER_PARAMETER
     trials = plan.search.num_finalists * sizes[0] * _TRAINING_BYTES_PER_PARAMETER
-    hidden_bytes = teacher.architecture.hidden_size * 2
-    cache = (plan.distillation.tokens or 0) * hidden_bytes if plan.distillation.caches_training else 0
+    cache = (plan.distillation.tokens or 0) * _cached_token_bytes(plan.distillation, teacher)
     needed = int(models + max(checkpoints, trials) + cache)
     written = sum(file.stat().st_size for file in folder.path.rglob("*") if file.is_file())
     purpose = f"this run ({plan.search.num_finalists} trials and {len(sizes)} students)"
     require_free_bytes(folder.path, max(needed - written, 0), purpose)
+
+
+def _cached_token_bytes(settings: DistillationSettings, teacher: Checkpoint) -> int:
+    """Return the bytes of what is kept of the teacher's words on one token of training text."""
+    shape = teacher.architecture
+    if not settings.caches_training:
+        return 0
+    if settings.cached_top_k is not None:
+        return min(settings.cached_top_k, shape.vocab_size) * TOP_K_BYTES
+    return shape.hidden_size * compute_dtype(pick_device()).itemsize
 
 
 def _check_depth(plan: FamilyPlan, teacher: Checkpoint) -> None:

@@ -6,16 +6,22 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from minitron_nas.distillation.caches import cached_parts, keep_signals
 from minitron_nas.distillation.schedule import Schedule
-from minitron_nas.distillation.signals import load_for_inference, write_hidden_cache
+from minitron_nas.distillation.signal_folder import FORMAT, files_of
 from minitron_nas.distillation.text import read_documents
 from minitron_nas.distillation.tokens import ONE_PASS_TOKENS, PackedTokens, TokenSplits, split_tokens
-from minitron_nas.execution.device import release_memory
 from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.pipeline.engine import Engine
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.progress import Progress
 from minitron_nas.search.tournament import TrainingFiles
+
+_SAID = {
+    "hidden_cache": "final hidden states of the KD text",
+    "top_k": "its most probable tokens over the KD text",
+    "online": "final hidden states of the validation text",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,33 +76,23 @@ def prepare_tokens(engine: Engine, plan: FamilyPlan, teacher: Checkpoint, data: 
 
 
 def teacher_files(engine: Engine, plan: FamilyPlan, teacher: Checkpoint, name: str, tokens: Tokens) -> TrainingFiles:
-    """Cache the KD teacher's final hidden states over validation and, if asked for, training tokens."""
-    parts = ["validation", "train"] if plan.distillation.caches_training else ["validation"]
+    """Cache what the KD teacher says over the validation text and, unless it runs online, over the training text."""
+    parts = cached_parts(plan.distillation)
     caches = {part: engine.folder.signal(teacher.fingerprint, part) for part in parts}
 
     def action(progress: Progress) -> None:
-        model = load_for_inference(teacher.path)
-        sizes = {part: tokens.part(part).num_tokens for part in parts}
-        done = 0
-        for part in parts:
-            if not caches[part].exists():
-                write_hidden_cache(
-                    model,
-                    tokens.part(part),
-                    caches[part],
-                    progress=lambda now, _, before=done: progress(before + now, sum(sizes.values())),  # type: ignore[misc]
-                )
-            done += sizes[part]
-        del model
-        release_memory()
+        texts = {part: tokens.part(part) for part in parts}
+        keep_signals(teacher.path, teacher.fingerprint, parts, texts, caches, progress)
 
-    inputs = {"teacher": teacher.fingerprint, "tokens": tokens.fingerprint, "parts": parts}
-    title = f"{name} speaks once (final hidden states of the KD text)"
-    engine.stage(f"{name} signal", title, inputs, list(caches.values()), action)
+    inputs = {"teacher": teacher.fingerprint, "tokens": tokens.fingerprint, "parts": parts, "format": FORMAT}
+    outputs = [file for folder in caches.values() for file in files_of(folder)]
+    title = f"{name} speaks once ({_SAID[plan.distillation.teacher_signal]})"
+    engine.stage(f"{name} signal", title, inputs, outputs, action)
     return TrainingFiles(
         teacher=teacher.path,
         train_tokens=tokens.file("train"),
         train_cache=caches.get("train"),
         validation_tokens=tokens.file("validation"),
         validation_cache=caches["validation"],
+        teacher_fingerprint=teacher.fingerprint,
     )

@@ -12,8 +12,8 @@ import torch
 
 from minitron_nas.architecture.costs import count_parameters
 from minitron_nas.architecture.spec import Architecture
+from minitron_nas.distillation.hidden_cache import HiddenCache
 from minitron_nas.distillation.schedule import Schedule
-from minitron_nas.distillation.signals import HiddenCache
 from minitron_nas.distillation.trainer import CurvePoint, distill
 from minitron_nas.distillation.validation import validate
 from minitron_nas.execution.device import pick_device, release_memory
@@ -81,7 +81,10 @@ def train_member(
         # A member is measured against the first teacher, whomever it learns from.
         cache = engine.folder.signal(teacher.fingerprint, "validation")
         own = files.validation_cache == cache
-        to_first_teacher = untrained if own else validate(model, validation.tokens, HiddenCache(cache))
+        to_first_teacher = untrained
+        if not own:
+            signal = HiddenCache(cache, teacher.fingerprint, validation.tokens)
+            to_first_teacher = validate(model, validation.tokens, signal)
         checkpoints = engine.folder.checkpoints(name)
         result = distill(
             model, train, validation, plan.distillation, schedule, checkpoints, plan.seed, progress=progress

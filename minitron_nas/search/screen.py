@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.distillation.signals import HiddenCache
+from minitron_nas.distillation.hidden_cache import HiddenCache
 from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.distillation.validation import validate
 from minitron_nas.errors import TrialError
@@ -22,10 +22,17 @@ from minitron_nas.space.enumerate import Candidate
 
 @dataclass(frozen=True, slots=True)
 class ValidationFiles:
-    """Held-out tokens and the teacher's states over them, as paths that any worker can open."""
+    """Held-out tokens and the teacher's states over them, as paths that any worker can open.
+
+    Attributes:
+        tokens: The stream.
+        cache: The teacher's hidden states over it.
+        teacher_fingerprint: Whose states they must be.
+    """
 
     tokens: Path
     cache: Path
+    teacher_fingerprint: str
 
 
 def sample_candidates(candidates: Sequence[Candidate], settings: SearchSettings, seed: int) -> list[Candidate]:
@@ -60,6 +67,7 @@ def screen(
                 "architecture": candidate.architecture.to_dict(),
                 "tokens": str(validation.tokens.absolute()),
                 "cache": str(validation.cache.absolute()),
+                "teacher": validation.teacher_fingerprint,
                 "num_sequences": settings.screen_sequences,
             },
         )
@@ -73,7 +81,13 @@ def screen(
 
 
 def screen_candidate(
-    source: str, prepared: str, architecture: Mapping[str, Any], tokens: str, cache: str, num_sequences: int | None
+    source: str,
+    prepared: str,
+    architecture: Mapping[str, Any],
+    tokens: str,
+    cache: str,
+    teacher: str,
+    num_sequences: int | None,
 ) -> dict[str, float]:
     """Slice one candidate and validate it as it is."""
     device = pick_device()
@@ -81,7 +95,6 @@ def screen_candidate(
         PreparedTeacher.open(Path(source), Path(prepared)), Architecture(**architecture), compute_dtype(device)
     )
     held_out = PackedTokens.load(Path(tokens))
-    losses = validate(
-        student.to(device), held_out.first(num_sequences or held_out.num_sequences), HiddenCache(Path(cache))
-    )
+    signal = HiddenCache(Path(cache), teacher, held_out)
+    losses = validate(student.to(device), held_out.first(num_sequences or held_out.num_sequences), signal)
     return {"kl_nats": losses.kl_nats, "loss_nats": losses.loss_nats}

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from minitron_nas.architecture.spec import Architecture
+from minitron_nas.distillation.caches import open_signal
+from minitron_nas.distillation.hidden_cache import HiddenCache
 from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings
-from minitron_nas.distillation.signals import open_signal
 from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.distillation.trainer import Stream, distill
 from minitron_nas.errors import TrialError
@@ -33,7 +34,13 @@ from minitron_nas.space.enumerate import Candidate
 class TrainingFiles:
     """Token streams and the teacher's signals over them, as paths that any worker can open.
 
-    `train_cache` is None where the teacher runs beside the student, or is not asked.
+    Attributes:
+        teacher: A stock folder; read only where the teacher runs beside the student.
+        train_tokens: The training stream.
+        train_cache: What the teacher says over it; None where it runs beside the student, or is not asked.
+        validation_tokens: The held-out stream.
+        validation_cache: The teacher's hidden states over it.
+        teacher_fingerprint: Whose words the caches must hold.
     """
 
     teacher: Path
@@ -41,11 +48,12 @@ class TrainingFiles:
     train_cache: Path | None
     validation_tokens: Path
     validation_cache: Path
+    teacher_fingerprint: str
 
     def to_dict(self) -> dict[str, str | None]:
         """Return plain values; paths become absolute, because a worker may run in another folder."""
-        paths = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {name: str(path.absolute()) if path is not None else None for name, path in paths.items()}
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in values.items()}
 
     def streams(self, asks_teacher: bool = True) -> tuple[Stream, Stream]:
         """Open the training and the validation stream.
@@ -53,15 +61,19 @@ class TrainingFiles:
         Args:
             asks_teacher: Whether training needs the teacher's signal.
         """
-        train_signal = open_signal(self.teacher, self.train_cache) if asks_teacher else None
-        train = Stream(PackedTokens.load(self.train_tokens), train_signal)
-        validation_signal = open_signal(self.teacher, self.validation_cache)
-        return train, Stream(PackedTokens.load(self.validation_tokens), validation_signal)
+        train, validation = PackedTokens.load(self.train_tokens), PackedTokens.load(self.validation_tokens)
+        signal = None
+        if asks_teacher:
+            signal = open_signal(self.teacher, self.teacher_fingerprint, train, self.train_cache)
+        held_out = HiddenCache(self.validation_cache, self.teacher_fingerprint, validation)
+        return Stream(train, signal), Stream(validation, held_out)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, str | None]) -> "TrainingFiles":
         """Read what `to_dict` returned."""
-        return cls(**{name: Path(value) if value else None for name, value in values.items()})  # type: ignore[arg-type]
+        fingerprint = {"teacher_fingerprint": values["teacher_fingerprint"]}
+        paths = {name: Path(value) if value else None for name, value in values.items() if name not in fingerprint}
+        return cls(**paths, **fingerprint)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ class RunFolder:
         return self.path / "tokens"
 
     def signal(self, teacher: str, part: str) -> Path:
-        """The cached hidden states of a KD teacher over one part of the tokens."""
+        """What a KD teacher says over one part of the tokens: a cache of it."""
         return self.path / "signals" / teacher / part
 
     def importance(self, source: str) -> Path:

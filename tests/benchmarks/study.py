@@ -11,7 +11,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain, islice
 from math import exp
 from pathlib import Path
@@ -22,9 +22,11 @@ import pyarrow.parquet as pq
 import torch
 from transformers import AutoTokenizer
 
+from minitron_nas.distillation.caches import keep_signal
+from minitron_nas.distillation.hidden_cache import HiddenCache
 from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings
-from minitron_nas.distillation.signals import HiddenCache, load_for_inference, write_hidden_cache
+from minitron_nas.distillation.signals import load_for_inference
 from minitron_nas.distillation.tokens import PackedTokens, pack, tokenize
 from minitron_nas.distillation.trainer import Stream, distill
 from minitron_nas.distillation.validation import validate
@@ -156,11 +158,11 @@ class Study:
 
     def stream(self, tokens: PackedTokens) -> Stream:
         """Return tokens with what the teacher says over them, which it says once."""
-        cache = self.out / "signals" / tokens.fingerprint
-        if not cache.is_dir():
-            write_hidden_cache(load_for_inference(self.checkpoint.path), tokens, cache, progress=progress("signal"))
-            release_memory()
-        return Stream(tokens, HiddenCache(cache))
+        cache, teacher = self.out / "signals" / tokens.fingerprint, self.checkpoint
+        load = partial(load_for_inference, teacher.path)
+        keep_signal(None, load, teacher.fingerprint, tokens, cache, progress("signal"))
+        release_memory()
+        return Stream(tokens, HiddenCache(cache, teacher.fingerprint, tokens))
 
     def losses(self, model: Any, names: Iterable[str] = EVALUATED) -> dict[str, Any]:
         """Return KL to the teacher and perplexity on texts."""

@@ -31,7 +31,7 @@ def test_tokens_may_be_written_with_a_suffix(written, tokens):
         (DistillationSettings, "micro_batch_sequences", 0),
         (DistillationSettings, "lm_loss_weight", -1.0),
         (DistillationSettings, "max_grad_norm", 0.0),
-        (DistillationSettings, "teacher_signal", "top_k"),
+        (DistillationSettings, "teacher_signal", "hidden"),
         (DistillationSettings, "num_evaluations", 0),
         (DistillationSettings, "checkpoint_minutes", -1.0),
         (DistillationSettings, "loss", "kl"),
@@ -68,6 +68,10 @@ def test_the_papers_found_the_pure_forward_kl_of_all_logits_best_so_it_is_the_de
             "intermediate=always is weighed against a loss on the teacher's logits, and loss=lm has none; set",
         ),
         (
+            {"loss": "cosine", "teacher_signal": "top_k"},
+            "teacher_signal=top_k knows the most probable tokens alone, and loss=cosine compares whole distributions",
+        ),
+        (
             {"intermediate": "auto"},
             "intermediate=auto needs hidden states inside the teacher, and teacher_signal=hidden_cache holds none; set",
         ),
@@ -99,6 +103,17 @@ def test_more_of_them_are_not():
 def test_the_next_token_loss_alone_asks_no_teacher(values, asks, caches):
     settings = DistillationSettings(**values)
     assert (settings.asks_teacher, settings.caches_training) == (asks, caches)
+
+
+def test_the_search_learns_from_a_cache_of_hidden_states_by_default():
+    assert DistillationSettings().teacher_signal == "hidden_cache"
+
+
+def test_few_logits_are_warned_of_with_the_papers_finding_where_they_are_used():
+    with pytest.warns(UserWarning, match=r"distillation\.top_k=99: .*2407\.14679.*100 logits or fewer hurts a student"):
+        assert DistillationSettings(teacher_signal="top_k", top_k=99).top_k == 99
+    assert DistillationSettings(teacher_signal="top_k", top_k=100).top_k == 100
+    assert DistillationSettings(teacher_signal="hidden_cache", top_k=1).top_k == 1
 
 
 def test_reading_settings_imports_no_torch():

@@ -10,12 +10,14 @@ import torch
 from safetensors.torch import load_file
 
 from minitron_nas.distillation import trainer
+from minitron_nas.distillation.hidden_cache import HiddenCache, write_hidden_cache
 from minitron_nas.distillation.intermediate import weighed
 from minitron_nas.distillation.losses import IGNORE_LABEL
 from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings
-from minitron_nas.distillation.signals import HiddenCache, OnlineTeacher, write_hidden_cache
+from minitron_nas.distillation.signals import OnlineTeacher
 from minitron_nas.distillation.tokens import pack
+from minitron_nas.distillation.top_k_cache import TopKCache, write_top_k_cache
 from minitron_nas.distillation.trainer import Stream, distill
 from minitron_nas.distillation.validation import validate
 from minitron_nas.errors import NonFiniteLossError, PlanError
@@ -354,12 +356,52 @@ def test_a_cached_and_an_online_signal_give_the_same_bits(tmp_path, uninterrupte
     signals = []
     for name, tokens in (("train", TRAIN), ("validation", VALIDATION)):
         size = 1 if name == "train" else 4  # as the online teacher's batches; other shapes round differently
-        write_hidden_cache(a_teacher(), tokens, tmp_path / name, batch_sequences=size)
-        signals.append(Stream(tokens, HiddenCache(tmp_path / name, torch.device("cpu"))))
+        write_hidden_cache(a_teacher(), tokens, tmp_path / name, "teacher", batch_sequences=size)
+        signals.append(Stream(tokens, HiddenCache(tmp_path / name, "teacher", tokens, torch.device("cpu"))))
     student = a_student()
     result = distill(student, *signals, SETTINGS, SCHEDULE, tmp_path / "run", 0)
     assert result == uninterrupted[1]
     assert_same_bits(student, uninterrupted[0])
+
+
+def test_states_rounded_to_bfloat16_give_the_curve_within_their_rounding(tmp_path, uninterrupted):
+    write_hidden_cache(a_teacher(), TRAIN, tmp_path / "train", "teacher", 1, torch.bfloat16)
+    train_signal = HiddenCache(tmp_path / "train", "teacher", TRAIN, torch.device("cpu"))
+    streams = Stream(TRAIN, train_signal), Stream(VALIDATION, OnlineTeacher(a_teacher()))
+    result = distill(a_student(), *streams, SETTINGS, SCHEDULE, tmp_path / "run", 0)
+    assert training_losses(result) == pytest.approx(training_losses(uninterrupted[1]), rel=2e-3)
+    assert training_losses(result) != training_losses(uninterrupted[1])
+    assert result.final.kl_nats == pytest.approx(uninterrupted[1].final.kl_nats, rel=2e-3)
+
+
+def test_a_whole_vocabulary_of_most_probable_tokens_is_the_full_distribution(tmp_path, uninterrupted):
+    result = train_on_most_probable(tmp_path, 320)
+    assert training_losses(result) == pytest.approx(training_losses(uninterrupted[1]), rel=1e-3)
+    assert result.final.kl_nats == pytest.approx(uninterrupted[1].final.kl_nats, rel=1e-3)
+
+
+def test_fewer_most_probable_tokens_bring_the_student_nearer_too_but_less(tmp_path, uninterrupted):
+    before = validate(a_student(), VALIDATION, OnlineTeacher(a_teacher())).kl_nats
+    result = train_on_most_probable(tmp_path, 160)
+    assert uninterrupted[1].final.kl_nats < result.final.kl_nats < before
+
+
+def test_a_checkpoint_of_another_k_is_not_continued(tmp_path):
+    seen = []
+    for k in (160, 161, 161):
+        steps = []
+        train_on_most_probable(tmp_path, k, stop_step=1, progress=lambda done, total: steps.append(done))  # noqa: B023
+        seen.append(steps)
+    assert seen == [[1], [1], []]
+
+
+def train_on_most_probable(folder, k, **options):
+    """Distil a student from a top-K cache; it is validated on the whole distribution."""
+    cache, settings = folder / f"top-{k}", changed(teacher_signal="top_k", top_k=k)
+    write_top_k_cache(a_teacher(), TRAIN, cache, "teacher", k, batch_sequences=1)
+    signal = TopKCache(cache, "teacher", TRAIN, torch.device("cpu"))
+    streams = Stream(TRAIN, signal), Stream(VALIDATION, OnlineTeacher(a_teacher()))
+    return distill(a_student(), *streams, settings, SCHEDULE, folder / "run", 0, **options)
 
 
 def test_recomputing_activations_gives_the_same_bits(tmp_path, uninterrupted):

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from minitron_nas.distillation.hidden_cache import HiddenCache, write_hidden_cache
 from minitron_nas.distillation.losses import forward_kl
-from minitron_nas.distillation.signals import HiddenCache, OnlineTeacher, write_hidden_cache
+from minitron_nas.distillation.signals import OnlineTeacher
 from minitron_nas.distillation.tokens import pack
+from minitron_nas.distillation.top_k_cache import TopKCache, write_top_k_cache
 from minitron_nas.distillation.validation import validate
+from minitron_nas.errors import CacheError
 from minitron_nas.testing import tiny_config, tiny_model
 
 MODULES = ("validation", "signals")
@@ -37,8 +40,8 @@ def some_tokens(num_sequences, sequence_length=16):
 
 def test_the_teacher_has_no_kl_to_its_own_cache(tmp_path, dtype):
     teacher, tokens = tiny_model(tiny_config("llama"), dtype=dtype), some_tokens(5)
-    write_hidden_cache(teacher, tokens, tmp_path / "cache", batch_sequences=4)
-    losses = validate(teacher, tokens, HiddenCache(tmp_path / "cache", torch.device("cpu")))
+    write_hidden_cache(teacher, tokens, tmp_path / "cache", "teacher", batch_sequences=4)
+    losses = validate(teacher, tokens, HiddenCache(tmp_path / "cache", "teacher", tokens, torch.device("cpu")))
     assert losses.kl_nats == 0
     assert losses.num_tokens == 5 * 16
 
@@ -74,6 +77,15 @@ def test_the_signal_changes_nothing_about_the_loss():
     student, tokens = tiny_model(tiny_config("llama"), 2), some_tokens(3)
     with_teacher = validate(student, tokens, OnlineTeacher(tiny_model(tiny_config("llama"), 1)))
     assert validate(student, tokens, None).loss_nats == with_teacher.loss_nats
+
+
+@pytest.mark.usefixtures("_float32")
+def test_the_most_probable_tokens_are_no_signal_to_validate_with(tmp_path):
+    model, tokens = tiny_model(tiny_config("llama")), some_tokens(2)
+    write_top_k_cache(model, tokens, tmp_path, "teacher", 320)
+    signal = TopKCache(tmp_path, "teacher", tokens, torch.device("cpu"))
+    with pytest.raises(CacheError, match="the KL over the whole vocabulary, and the signal holds the most probable"):
+        validate(model, tokens, signal)
 
 
 @pytest.mark.usefixtures("_float32")

@@ -5,10 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from minitron_nas.distillation import signal_folder
 from minitron_nas.distillation.settings import DistillationSettings, TextSettings
-from minitron_nas.distillation.signals import write_hidden_cache
+from minitron_nas.distillation.signals import OnlineTeacher
+from minitron_nas.distillation.targets import HiddenTargets
+from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.errors import CheckpointError, DataError, RunFolderError
 from minitron_nas.families.checkpoint import open_checkpoint
 from minitron_nas.pipeline import distilling
@@ -127,6 +131,61 @@ def test_a_killed_call_with_other_arguments_leaves_nothing_to_go_on_from(
     assert weights(distill(tmp_path / "out").path) == weights(distilled.path)
 
 
+def test_a_call_that_is_killed_while_the_teacher_speaks_goes_on_at_the_shard_that_it_had_reached(
+    distill: Callable[..., Distilled], distilled: Distilled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoken: list[int] = []
+    speak = OnlineTeacher.targets
+
+    def counted(self: OnlineTeacher, indices: Tensor, tokens: PackedTokens) -> HiddenTargets:
+        spoken.append(tokens.num_sequences)
+        if kill and sum(spoken) > 20:
+            raise KeyboardInterrupt
+        return speak(self, indices, tokens)
+
+    monkeypatch.setattr(OnlineTeacher, "targets", counted)
+    monkeypatch.setattr(signal_folder, "_SHARD_BYTES", 1)  # as large as a batch
+    kill = True
+    with pytest.raises(KeyboardInterrupt):
+        distill(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    kill, before = False, sum(spoken[:-1])
+    spoken.clear()
+    assert weights(distill(tmp_path / "out").path) == weights(distilled.path)
+    assert before + sum(spoken) == 32 + 8  # training and validation sequences
+
+
+@pytest.mark.parametrize("signal", ["hidden_cache", "top_k"])
+def test_students_that_learn_the_same_text_share_what_the_teacher_says(
+    distill: Callable[..., Distilled],
+    distilled: Distilled,
+    trained_teacher: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    signal: str,
+) -> None:
+    settings, said = SETTINGS.model_copy(update={"teacher_signal": signal}), tmp_path / "said"
+    first = distill(tmp_path / "one", settings=settings, signals=said)
+    assert first.result.final.kl_nats == pytest.approx(distilled.result.final.kl_nats, rel=1e-2)
+
+    def speak(*_: Any) -> None:
+        raise AssertionError("the teacher spoke again")
+
+    monkeypatch.setattr(OnlineTeacher, "targets", speak)
+    distill(tmp_path / "two", student=first.path, settings=settings, signals=said)
+    kept = sorted(path.name.rsplit("-", 2)[0] for path in said.iterdir())
+    assert kept == {"hidden_cache": ["hidden", "hidden"], "top_k": ["hidden", "top-1024"]}[signal]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "said", "two"]
+
+
+def test_a_teacher_beside_the_student_teaches_as_well_as_its_cache(
+    distill: Callable[..., Distilled], distilled: Distilled, tmp_path: Path
+) -> None:
+    online = distill(tmp_path / "out", settings=SETTINGS.model_copy(update={"teacher_signal": "online"}))
+    assert online.before == distilled.before
+    assert online.result.final.kl_nats == pytest.approx(distilled.result.final.kl_nats, rel=1e-3)
+
+
 def test_another_tokenizer_is_refused_with_both_names(
     distill: Callable[..., Distilled], trained_teacher: Path, tmp_path: Path
 ) -> None:
@@ -157,15 +216,16 @@ def test_a_vocabulary_with_more_padding_is_cut_to_the_common_one(
 def test_conventional_retraining_asks_the_teacher_about_validation_only(
     distill: Callable[..., Distilled], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written: list[str] = []
+    spoken: list[int] = []
+    speak = OnlineTeacher.targets
 
-    def write(model: Any, tokens: Any, folder: Path, **options: Any) -> None:
-        written.append(folder.name.split("-")[0])
-        write_hidden_cache(model, tokens, folder, **options)
+    def counted(self: OnlineTeacher, indices: Tensor, tokens: PackedTokens) -> HiddenTargets:
+        spoken.append(tokens.num_sequences)
+        return speak(self, indices, tokens)
 
-    monkeypatch.setattr(distilling, "write_hidden_cache", write)
+    monkeypatch.setattr(OnlineTeacher, "targets", counted)
     result = distill(tmp_path / "out", settings=SETTINGS.model_copy(update={"loss": "lm"}))
-    assert written == ["validation"]
+    assert sum(spoken) == TEXT.validation_samples
     assert result.result.final.loss_nats is not None
     assert result.result.final.loss_nats < result.before.loss_nats
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from minitron_nas.errors import DiskSpaceError, InvalidArchitectureError, PlanError, SpaceError
 from minitron_nas.families.checkpoint import Checkpoint, open_checkpoint
@@ -19,6 +20,12 @@ ADAM_BYTES = 12
 @pytest.fixture(scope="module")
 def teacher(trained_teacher: Path) -> Checkpoint:
     return open_checkpoint(trained_teacher)
+
+
+@pytest.fixture(autouse=True)
+def _bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """States take two bytes a value, as on a machine that computes in bfloat16."""
+    monkeypatch.setattr("minitron_nas.pipeline.preflight.compute_dtype", lambda device: torch.bfloat16)
 
 
 def plan_of(settings: dict[str, Any], *overrides: str) -> FamilyPlan:
@@ -38,6 +45,11 @@ def give_disk(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
         ((), 90_000 * 4 + 2 * 90_000 * ADAM_BYTES + 1000 * 48 * 2),
         (("distillation.teacher_signal=online",), 90_000 * 4 + 2 * 90_000 * ADAM_BYTES),
         (("distillation.loss=lm",), 90_000 * 4 + 2 * 90_000 * ADAM_BYTES),
+        (
+            ("distillation.teacher_signal=top_k", "distillation.top_k=100"),
+            90_000 * 4 + 2 * 90_000 * ADAM_BYTES + 1000 * 100 * 6,
+        ),
+        (("distillation.teacher_signal=top_k",), 90_000 * 4 + 2 * 90_000 * ADAM_BYTES + 1000 * 320 * 6),
         (("search.num_finalists=3",), 90_000 * 4 + 3 * 90_000 * ADAM_BYTES + 1000 * 48 * 2),
         (("baselines=true",), 3 * 90_000 * 4 + 2 * 90_000 * ADAM_BYTES + 1000 * 48 * 2),
         (
@@ -45,7 +57,7 @@ def give_disk(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
             150_000 * 4 + 2 * 90_000 * ADAM_BYTES + 1000 * 48 * 2,
         ),
     ],
-    ids=["least", "online", "no teacher", "more trials", "baselines", "two sizes"],
+    ids=["least", "online", "no teacher", "top 100", "top 1024 of 320", "more trials", "baselines", "two sizes"],
 )
 def test_the_disk_must_hold_what_the_run_will_write(
     teacher: Checkpoint,
@@ -62,6 +74,18 @@ def test_the_disk_must_hold_what_the_run_will_write(
     with pytest.raises(DiskSpaceError, match=r"this run \(\d trials and \d students\) needs 0\.00 GB in .*free some"):
         preflight(plan, teacher, folder)
     assert not folder.path.exists()
+
+
+def test_states_that_are_computed_in_float32_take_twice_the_disk(
+    teacher: Checkpoint, tiny_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minitron_nas.pipeline.preflight.compute_dtype", lambda device: torch.float32)
+    needed = 90_000 * 4 + 2 * 90_000 * ADAM_BYTES + 1000 * 48 * 4
+    give_disk(monkeypatch, needed - 1)
+    with pytest.raises(DiskSpaceError):
+        preflight(plan_of(tiny_settings), teacher, RunFolder(tmp_path))
+    give_disk(monkeypatch, needed)
+    preflight(plan_of(tiny_settings), teacher, RunFolder(tmp_path))
 
 
 def test_what_an_earlier_process_wrote_is_not_asked_for_again(

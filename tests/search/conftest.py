@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.distillation.signals import load_for_inference, write_hidden_cache
+from minitron_nas.distillation.hidden_cache import write_hidden_cache
+from minitron_nas.distillation.signals import load_for_inference
 from minitron_nas.distillation.tokens import pack
 from minitron_nas.execution import runner
 from minitron_nas.execution.local import LocalRunner
@@ -29,7 +30,9 @@ class Arena:
 
     @property
     def validation(self) -> ValidationFiles:
-        return ValidationFiles(self.files.validation_tokens, self.files.validation_cache)
+        return ValidationFiles(
+            self.files.validation_tokens, self.files.validation_cache, self.files.teacher_fingerprint
+        )
 
     def candidate(self, **shape: int) -> Candidate:
         architecture = self.architecture.reshaped(shape)
@@ -67,13 +70,14 @@ def arena(tmp_path_factory):
         ids = torch.randint(0, 320, (num_sequences * 16,), generator=draw).numpy()
         tokens = pack([ids[:20], ids[20:]], 16)
         tokens.save(folder / f"{name}.safetensors")
-        write_hidden_cache(model, tokens, folder / name)
+        write_hidden_cache(model, tokens, folder / name, teacher.fingerprint)
     files = TrainingFiles(
         teacher.path,
         folder / "train.safetensors",
         folder / "train",
         folder / "validation.safetensors",
         folder / "validation",
+        teacher.fingerprint,
     )
     return Arena(teacher.architecture, PreparedTeacher.open(teacher.path, folder / "prepared"), files)
 

@@ -7,7 +7,8 @@ from torch.nn.functional import log_softmax
 
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation import signals, validation
-from minitron_nas.distillation.signals import load_for_inference, write_hidden_cache
+from minitron_nas.distillation.hidden_cache import write_hidden_cache
+from minitron_nas.distillation.signals import load_for_inference
 from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.errors import TrialError
 from minitron_nas.execution.local import LocalRunner
@@ -47,9 +48,9 @@ def test_the_teachers_own_shape_is_no_different_from_the_teacher(arena, tmp_path
 
 def test_the_kl_and_the_loss_are_those_of_the_plain_formulas(arena, tmp_path, in_float32):
     teacher, tokens = load_for_inference(arena.files.teacher), PackedTokens.load(arena.files.validation_tokens)
-    write_hidden_cache(teacher, tokens, tmp_path / "cache")
+    write_hidden_cache(teacher, tokens, tmp_path / "cache", "teacher")
     candidate = arena.candidate(hidden_size=12, num_attention_heads=4)
-    files = ValidationFiles(arena.files.validation_tokens, tmp_path / "cache")
+    files = ValidationFiles(arena.files.validation_tokens, tmp_path / "cache", "teacher")
     outcomes = screen([candidate], arena.prepared, files, SearchSettings(), LocalRunner(), 0, tmp_path / "results")
     student = build_student(arena.prepared, candidate.architecture, torch.float32)
     with torch.no_grad():
@@ -80,10 +81,10 @@ def test_more_neurons_are_nearer_to_the_teacher(arena, tmp_path):
 def test_fewer_sequences_are_the_first_ones(arena, tmp_path):
     tokens = PackedTokens.load(arena.files.validation_tokens).first(2)
     tokens.save(tmp_path / "two.safetensors")
-    write_hidden_cache(load_for_inference(arena.files.teacher), tokens, tmp_path / "two")
+    write_hidden_cache(load_for_inference(arena.files.teacher), tokens, tmp_path / "two", "teacher")
     candidate = arena.finalists[0]
     fewer = screened(arena, [candidate], tmp_path / "fewer", screen_sequences=2)
-    files = ValidationFiles(tmp_path / "two.safetensors", tmp_path / "two")
+    files = ValidationFiles(tmp_path / "two.safetensors", tmp_path / "two", "teacher")
     two = screen([candidate], arena.prepared, files, SearchSettings(), LocalRunner(), 0, tmp_path / "results")
     assert fewer[candidate.id].value == two[candidate.id].value
 
@@ -103,7 +104,7 @@ def test_a_worker_in_another_folder_finds_the_files(arena, tmp_path, monkeypatch
             super().execute(function, jobs, on_outcome)
 
     monkeypatch.chdir(arena.prepared.folder.parent)
-    files = ValidationFiles(Path("validation.safetensors"), Path("validation"))
+    files = ValidationFiles(Path("validation.safetensors"), Path("validation"), arena.files.teacher_fingerprint)
     candidate = arena.finalists[0]
     outcomes = screen(
         [candidate],

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from minitron_nas.distillation.settings import DistillationSettings
-from minitron_nas.errors import TrialError
+from minitron_nas.errors import CacheError, TrialError
 from minitron_nas.execution.local import LocalRunner
 from minitron_nas.execution.runner import Outcome
 from minitron_nas.pruning.slice import build_student
@@ -128,7 +129,8 @@ def test_what_a_worker_is_handed_is_plain_and_its_paths_are_absolute(arena, tmp_
     held(arena, Path("trials"))
     for call in calls:
         assert call["checkpoints"].parent == tmp_path / "trials" / "checkpoints"
-        assert all(Path(path).is_absolute() for path in [call["source"], call["prepared"], *call["files"].values()])
+        files = [value for name, value in call["files"].items() if name != "teacher_fingerprint"]
+        assert all(Path(path).is_absolute() for path in [call["source"], call["prepared"], *files])
         json.dumps({name: value for name, value in call.items() if name != "checkpoints"})
 
 
@@ -225,14 +227,15 @@ def test_rows_fill_their_table(arena, tmp_path, scripted):
 
 
 def test_training_files_come_back_from_plain_values(tmp_path):
-    files = TrainingFiles(tmp_path, tmp_path / "a", None, tmp_path / "b", tmp_path / "c")
+    files = TrainingFiles(tmp_path, tmp_path / "a", None, tmp_path / "b", tmp_path / "c", "print")
     assert TrainingFiles.from_dict(json.loads(json.dumps(files.to_dict()))) == files
 
 
 def test_training_files_are_named_by_absolute_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    files = TrainingFiles(*map(Path, ("teacher", "a", "b", "c", "d")))
-    assert list(files.to_dict().values()) == [str(tmp_path / name) for name in ("teacher", "a", "b", "c", "d")]
+    names = ("teacher", "a", "b", "c", "d")
+    files = TrainingFiles(*map(Path, names), "print")
+    assert list(files.to_dict().values()) == [*(str(tmp_path / name) for name in names), "print"]
 
 
 def test_a_row_of_a_trial_without_an_error_text_has_none(arena):
@@ -318,35 +321,49 @@ def test_a_real_trial_that_runs_out_of_memory_is_infeasible_and_a_broken_one_fai
 
 
 def test_the_teacher_itself_is_as_good_as_a_cache_of_its_states(arena, tmp_path, undisturbed):
-    files = TrainingFiles(
-        **{**{name: getattr(arena.files, name) for name in arena.files.__dataclass_fields__}, "train_cache": None}
-    )
     _, rows = undisturbed
-    online = train_rung(
+    online = one_rung(arena, replace(arena.files, train_cache=None), tmp_path)
+    assert online["kl_nats"] == pytest.approx(rows[2].outcome.value["kl_nats"], rel=1e-3)
+
+
+def test_a_trial_never_reads_the_teacher(arena, tmp_path, undisturbed, monkeypatch):
+    """Its folder need not exist, and no model with its 48 neurons is built: what it says is in the caches."""
+    _, rows = undisturbed
+    neurons, make = [], LlamaForCausalLM.__init__
+
+    def watched(self, config):
+        neurons.append(config.intermediate_size)
+        make(self, config)
+
+    monkeypatch.setattr(LlamaForCausalLM, "__init__", watched)
+    value = one_rung(arena, replace(arena.files, teacher=tmp_path / "nowhere"), tmp_path / "cached")
+    assert value == rows[2].outcome.value
+    assert set(neurons) == {46}
+    one_rung(arena, replace(arena.files, train_cache=None), tmp_path / "online")
+    assert set(neurons) == {46, 48}
+
+
+def test_a_trial_refuses_the_words_of_another_teacher(arena, tmp_path):
+    for changes in ({"teacher_fingerprint": "other"}, {"train_cache": arena.files.validation_cache}):
+        with pytest.raises(CacheError, match=r"is a cache of (teacher|tokens) \w+, not \w+; delete it or name another"):
+            one_rung(arena, replace(arena.files, **changes), tmp_path)
+
+
+def one_rung(arena, files, checkpoints, **changes):
+    """Train the largest finalist for one rung."""
+    return train_rung(
         str(arena.prepared.path),
         str(arena.prepared.folder),
         arena.finalists[2].architecture.to_dict(),
         files.to_dict(),
-        DISTILLATION.model_dump(mode="json"),
+        {**DISTILLATION.model_dump(mode="json"), **changes},
         schedule_tokens=128,
         stop_tokens=32,
-        checkpoints=str(tmp_path),
+        checkpoints=str(checkpoints),
         seed=3,
     )
-    assert online["kl_nats"] == pytest.approx(rows[2].outcome.value["kl_nats"], rel=1e-3)
 
 
 def test_a_trial_that_learns_from_the_text_alone_opens_no_teacher_for_it(arena, tmp_path):
     files = replace(arena.files, teacher=tmp_path / "nowhere", train_cache=None)
-    result = train_rung(
-        str(arena.prepared.path),
-        str(arena.prepared.folder),
-        arena.finalists[2].architecture.to_dict(),
-        files.to_dict(),
-        {**DISTILLATION.model_dump(mode="json"), "loss": "lm"},
-        schedule_tokens=128,
-        stop_tokens=32,
-        checkpoints=str(tmp_path),
-        seed=3,
-    )
-    assert result["kl_nats"] > 0
+    assert one_rung(arena, files, tmp_path, loss="lm")["kl_nats"] > 0

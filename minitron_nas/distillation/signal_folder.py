@@ -1,0 +1,220 @@
+"""The folder of a cached teacher signal: what it is of, and one record for every sequence.
+
+    about.json        the teacher, the token stream and the layout
+    *.safetensors     tensors that all sequences share, such as the output head
+    00000.shard ...   the records
+
+The folder is whole when all shards are there. A killed writer goes on at the first that is not;
+a second writer waits for the first. Readers need no lock: every file is whole or absent.
+"""
+
+import fcntl
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice, starmap
+from pathlib import Path
+from typing import Any, Self
+
+from safetensors.torch import save_file
+from torch import Tensor
+from xxhash import xxh3_64_intdigest
+
+from minitron_nas.distillation.tokens import PackedTokens
+from minitron_nas.errors import CacheError
+from minitron_nas.progress import Progress
+from minitron_nas.storage.atomic import read_json, require_free_bytes, whole_file, write_json
+from minitron_nas.storage.shards import Bytes, Shards
+
+FORMAT = 1
+"""A cache of another format is written again."""
+
+_SHARD_BYTES = 64 * 2**20
+_ABOUT = "about.json"
+_LOCK = ".lock"
+
+
+@dataclass(frozen=True, slots=True)
+class SignalFolder:
+    """A cache on disk.
+
+    Attributes:
+        path: The folder.
+        about: The content of its `about.json`, which every record's checksum covers.
+    """
+
+    path: Path
+    about: Mapping[str, Any]
+
+    @classmethod
+    def lay_out(
+        cls,
+        path: Path,
+        kind: str,
+        fingerprint: str,
+        tokens: PackedTokens,
+        record_bytes: int,
+        batch_sequences: int,
+        shared: Sequence[str],
+        **reading: Any,
+    ) -> Self:
+        """Say what a cache will be, before anything is written.
+
+        A shard holds whole batches, so that its bytes do not depend on where a writer went on.
+
+        Args:
+            path: The folder.
+            kind: What the records hold.
+            fingerprint: Of the checkpoint that speaks.
+            tokens: The stream that it speaks over.
+            record_bytes: Bytes of one sequence.
+            batch_sequences: Sequences of one of the teacher's forward passes.
+            shared: Names of tensors that all sequences share.
+            **reading: Plain values that are needed to read a record.
+        """
+        batches_per_shard = max(_SHARD_BYTES // (record_bytes * batch_sequences), 1)
+        about = {
+            "format": FORMAT,
+            "kind": kind,
+            "teacher": fingerprint,
+            "tokens": tokens.fingerprint,
+            "num_sequences": tokens.num_sequences,
+            "record_bytes": record_bytes,
+            "batch_sequences": batch_sequences,
+            "sequences_per_shard": batches_per_shard * batch_sequences,
+            "shared": list(shared),
+            **reading,
+        }
+        return cls(path, about)
+
+    @classmethod
+    def open(cls, path: Path, kind: str, fingerprint: str, tokens: PackedTokens) -> Self:
+        """Open a whole cache.
+
+        Args:
+            path: The folder.
+            kind: What its records must hold.
+            fingerprint: Of the checkpoint that must have spoken.
+            tokens: The stream that it must have spoken over.
+
+        Raises:
+            CacheError: If it is not whole, or of something else.
+        """
+        about = read_about(path)
+        if about is None:
+            raise CacheError(f"{path} holds no cache of what a teacher says; repeat the command that writes it")
+        wanted = {"kind": kind, "teacher": fingerprint, "tokens": tokens.fingerprint}
+        differences = [f"{key} {about[key]}, not {wanted[key]}" for key in wanted if about[key] != wanted[key]]
+        if differences:
+            raise CacheError(f"{path} is a cache of {' and '.join(differences)}; delete it or name another folder")
+        folder = cls(path, about)
+        missing, files = folder.shards.missing(), folder.shards.files
+        if missing:
+            raise CacheError(
+                f"{path} is not whole: {len(missing)} of {len(files)} shards are missing or cut short, the first of "
+                f"them {files[missing[0]].name}; delete what is cut short and repeat the command, which goes on there"
+            )
+        return folder
+
+    @property
+    def shards(self) -> Shards:
+        """The records."""
+        about = self.about
+        seed = xxh3_64_intdigest(json.dumps(about, sort_keys=True).encode())
+        return Shards(self.path, about["num_sequences"], about["record_bytes"], about["sequences_per_shard"], seed)
+
+    def tensor_file(self, name: str) -> Path:
+        """Return the file of a tensor that all sequences share."""
+        return self.path / f"{name}.safetensors"
+
+    @property
+    def files(self) -> list[Path]:
+        """What must be there for the cache to be whole."""
+        shared = [self.tensor_file(name) for name in self.about["shared"]]
+        return [self.path / _ABOUT, *shared, *self.shards.files]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all is there and nothing is cut short."""
+        return all(file.exists() for file in self.files) and not self.shards.missing()
+
+    def write(
+        self,
+        tokens: PackedTokens,
+        encode: Callable[[Tensor, PackedTokens], Bytes],
+        shared: Mapping[str, Tensor],
+        purpose: str,
+        progress: Progress,
+    ) -> None:
+        """Write what is missing; a cache of something else in the same folder gives way.
+
+        Args:
+            tokens: The stream.
+            encode: From a batch's indices and tokens to its records, (batch, record_bytes).
+            shared: Tensors that all sequences share, by name; on the CPU.
+            purpose: Names the cache where the disk is short.
+            progress: Told about tokens.
+
+        Raises:
+            DiskSpaceError: If the disk cannot hold it.
+            CacheError: If a shard reads back otherwise than it was written.
+        """
+        with _held(self.path):
+            if read_about(self.path) != self.about:
+                _clear(self.path)
+            shards = self.shards
+            missing = shards.missing()
+            absent = {name: tensor for name, tensor in shared.items() if not self.tensor_file(name).exists()}
+            needed = sum(shards.num_bytes(shard) for shard in missing) + sum(t.nbytes for t in absent.values())
+            require_free_bytes(self.path, needed, purpose)
+            for name, tensor in absent.items():
+                with whole_file(self.tensor_file(name)) as partial:
+                    save_file({name: tensor}, partial)
+            write_json(self.path / _ABOUT, self.about)
+            size = self.about["batch_sequences"]
+            left = sum(len(shards.records(shard)) for shard in missing)
+            done = tokens.first(tokens.num_sequences - left).num_tokens
+
+            def spoken(indices: Tensor, batch: PackedTokens) -> Bytes:
+                nonlocal done
+                records = encode(indices, batch)
+                done += batch.num_tokens
+                progress(done, tokens.num_tokens)
+                return records
+
+            for shard in missing:
+                batches = tokens.batches(size, shards.records(shard).start)
+                shards.write(shard, starmap(spoken, islice(batches, self.about["sequences_per_shard"] // size)))
+
+
+def read_about(path: Path) -> dict[str, Any] | None:
+    """Return what the cache in a folder is of, or None if there is none that can be read."""
+    try:
+        about = read_json(path / _ABOUT)
+    except (FileNotFoundError, ValueError):
+        return None
+    return about if isinstance(about, dict) and about.get("format") == FORMAT else None
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return the files that must be there for the cache in a folder to be whole, as far as the folder says."""
+    about = read_about(path)
+    return SignalFolder(path, about).files if about is not None else [path / _ABOUT]
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Hold a folder for one writer; another waits."""
+    path.mkdir(parents=True, exist_ok=True)
+    with open(path / _LOCK, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _clear(path: Path) -> None:
+    """Remove what lies in a folder, first of all what says that it is a cache."""
+    (path / _ABOUT).unlink(missing_ok=True)
+    for file in path.iterdir():
+        if file.name != _LOCK:
+            file.unlink()

@@ -1,0 +1,124 @@
+"""The stage in which the teacher speaks once: what it leaves, and what it does when it is repeated."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from minitron_nas.distillation import caches, signal_folder
+from minitron_nas.distillation.hidden_cache import HiddenCache
+from minitron_nas.distillation.signals import OnlineTeacher
+from minitron_nas.distillation.tokens import PackedTokens, TokenSplits
+from minitron_nas.distillation.top_k_cache import TopKCache
+from minitron_nas.families.checkpoint import Checkpoint, open_checkpoint
+from minitron_nas.pipeline.display import Quiet
+from minitron_nas.pipeline.engine import Engine
+from minitron_nas.pipeline.plan import make_plan, with_overrides
+from minitron_nas.pipeline.sources import Tokens, teacher_files
+from minitron_nas.search.tournament import TrainingFiles
+from minitron_nas.storage.run_folder import RunFolder
+from minitron_nas.testing import tiny_checkpoint
+
+Speak = Callable[..., TrainingFiles]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return open_checkpoint(tiny_checkpoint(tmp_path_factory.mktemp("model"), "llama"))
+
+
+def some_tokens(num_sequences: int, seed: int) -> PackedTokens:
+    ids = torch.randint(3, 320, (num_sequences, 16), generator=torch.Generator().manual_seed(seed))
+    return PackedTokens(ids, torch.arange(16).expand(num_sequences, -1).contiguous())
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The teachers that were loaded."""
+    loaded, load = [], caches.load_for_inference
+
+    def watched(path: Path) -> Any:
+        loaded.append(path)
+        return load(path)
+
+    monkeypatch.setattr(caches, "load_for_inference", watched)
+    return loaded
+
+
+@pytest.fixture
+def speak(teacher: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Speak:
+    """Run the stage in one run folder, over twelve sequences of training and four of validation text."""
+    monkeypatch.setattr(signal_folder, "_SHARD_BYTES", 1)  # a shard of each batch of four
+    parts = {name: some_tokens(count, seed=count) for name, count in (("calibration", 2), ("validation", 4))}
+
+    def call(*overrides: str, seed: int = 9) -> TrainingFiles:
+        splits = TokenSplits(**parts, train=some_tokens(12, seed))
+        splits.save(tmp_path / "tokens")
+        plan = make_plan(with_overrides({"teacher": "x", "sizes": [1], "data": "x"}, overrides))
+        tokens = Tokens(tmp_path / "tokens", splits.train.fingerprint, splits.train.num_tokens)
+        return teacher_files(Engine(RunFolder(tmp_path), Quiet()), plan, teacher, "teacher", tokens)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("signal", "kind"), [("hidden_cache", HiddenCache), ("top_k", TopKCache), ("online", OnlineTeacher)]
+)
+def test_training_gets_the_signal_of_the_plan_and_validation_hidden_states(
+    speak: Speak, teacher: Checkpoint, tmp_path: Path, signal: str, kind: type
+) -> None:
+    train, validation = speak(f"distillation.teacher_signal={signal}").streams()
+    assert (type(train.signal), type(validation.signal)) == (kind, HiddenCache)
+    assert (train.tokens.num_sequences, validation.tokens.num_sequences) == (12, 4)
+    folders = ["validation"] if signal == "online" else ["train", "validation"]
+    assert sorted(path.name for path in (tmp_path / "signals" / teacher.fingerprint).iterdir()) == folders
+
+
+def test_the_teacher_is_loaded_once_for_all_parts_and_not_again_when_the_run_goes_on(
+    speak: Speak, loads: list[Path]
+) -> None:
+    assert speak() == speak()
+    assert len(loads) == 1
+
+
+def test_a_killed_stage_goes_on_at_the_shard_that_it_had_reached(
+    speak: Speak, teacher: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoken: list[list[int]] = []
+    say = OnlineTeacher.targets
+
+    def dying(self: OnlineTeacher, indices: torch.Tensor, tokens: PackedTokens) -> Any:
+        if len(spoken) == 3:
+            raise KeyboardInterrupt
+        spoken.append(indices.tolist())
+        return say(self, indices, tokens)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OnlineTeacher, "targets", dying)
+        with pytest.raises(KeyboardInterrupt):
+            speak()
+        assert spoken == [[0, 1, 2, 3], [0, 1, 2, 3], [4, 5, 6, 7]]
+        spoken[:] = []
+        speak()
+    assert spoken == [[8, 9, 10, 11]]
+
+
+def test_a_shard_that_was_deleted_is_written_again(
+    speak: Speak, teacher: Checkpoint, tmp_path: Path, loads: list[Path]
+) -> None:
+    files = speak()
+    assert files.train_cache is not None
+    shard = files.train_cache / "00001.shard"
+    good = shard.read_bytes()
+    shard.unlink()
+    assert speak() == files
+    assert shard.read_bytes() == good
+    assert len(loads) == 2
+
+
+def test_when_the_text_has_changed_the_teacher_speaks_again(speak: Speak, loads: list[Path]) -> None:
+    speak()
+    speak(seed=10).streams()
+    assert len(loads) == 2
