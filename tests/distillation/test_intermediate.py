@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
+from minitron_nas.distillation.hidden_cache import HiddenCache
 from minitron_nas.distillation.intermediate import IntermediateLoss, attached, intermediate_loss, weighed
 from minitron_nas.distillation.settings import DistillationSettings
-from minitron_nas.distillation.signals import HiddenCache, OnlineTeacher
+from minitron_nas.distillation.signals import OnlineTeacher
 from minitron_nas.errors import PlanError
 from minitron_nas.testing import tiny_config, tiny_model
 

@@ -109,11 +109,11 @@ def test_the_search_learns_from_a_cache_of_hidden_states_by_default():
     assert DistillationSettings().teacher_signal == "hidden_cache"
 
 
-def test_few_logits_are_warned_of_with_the_papers_finding_where_they_are_used():
-    with pytest.warns(UserWarning, match=r"distillation\.top_k=99: .*2407\.14679.*100 logits or fewer hurts a student"):
-        assert DistillationSettings(teacher_signal="top_k", top_k=99).top_k == 99
-    assert DistillationSettings(teacher_signal="top_k", top_k=100).top_k == 100
-    assert DistillationSettings(teacher_signal="hidden_cache", top_k=1).top_k == 1
+def test_a_cache_of_the_most_probable_tokens_keeps_a_thousand_unless_told_otherwise():
+    assert DistillationSettings().cached_top_k is None
+    assert DistillationSettings(top_k=500).cached_top_k is None
+    assert DistillationSettings(teacher_signal="top_k").cached_top_k == 1024
+    assert DistillationSettings(teacher_signal="top_k", top_k=500).cached_top_k == 500
 
 
 def test_reading_settings_imports_no_torch():

@@ -245,9 +245,9 @@ def test_the_linear_map_goes_on_from_a_checkpoint_with_its_student(tmp_path):
 
 def test_states_of_a_cache_cannot_be_matched(tmp_path):
     for name, tokens in (("train", TRAIN), ("validation", VALIDATION)):
-        write_hidden_cache(a_teacher(), tokens, tmp_path / name)
+        write_hidden_cache(a_teacher(), tokens, tmp_path / name, "teacher")
     streams = [
-        Stream(tokens, HiddenCache(tmp_path / name)) for name, tokens in (("train", TRAIN), ("validation", VALIDATION))
+        Stream(tokens, HiddenCache(tmp_path / name, "teacher", tokens)) for name, tokens in (("train", TRAIN), ("validation", VALIDATION))
     ]
     with pytest.raises(PlanError, match="needs hidden states inside the teacher"):
         distill(a_student(), *streams, MATCHING, SCHEDULE, tmp_path / "run", 0)
