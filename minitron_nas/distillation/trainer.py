@@ -122,18 +122,19 @@ class _SequenceDataset(Dataset[dict[str, Tensor]]):
     """Training sequences in order, repeated to the schedule's length."""
 
     def __init__(self, tokens: PackedTokens, num_sequences: int) -> None:
-        self._tokens, self._labels, self._length = tokens, tokens.labels(), num_sequences
+        self._tokens, self._length = tokens, num_sequences
 
     def __len__(self) -> int:
         return self._length
 
     def __getitem__(self, position: int) -> dict[str, Tensor]:
-        index = position % self._tokens.num_sequences
+        index = torch.tensor(position % self._tokens.num_sequences)
+        sequence = self._tokens.sequences(index[None])
         return {
-            "index": torch.tensor(index),
-            "input_ids": self._tokens.input_ids[index],
-            "position_ids": self._tokens.position_ids[index],
-            "next_tokens": self._labels[index],
+            "index": index,
+            "input_ids": sequence.input_ids[0],
+            "position_ids": sequence.position_ids[0],
+            "next_tokens": sequence.labels()[0],
         }
 
 

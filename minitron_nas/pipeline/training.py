@@ -90,7 +90,7 @@ def train_member(
         rows = [_curve_row(name, hop.label, role, point) for point in (start, *result.curve)]
         replace_rows(engine.folder.path, CURVES, {"model": name}, rows)
         lineage = _lineage(plan, hop, shape, prepared, teacher, schedule, role)
-        prompt = validation.tokens.input_ids[:1, :PROOF_TOKENS]
+        prompt = validation.tokens.first(1).in_memory().input_ids[:, :PROOF_TOKENS]
         proof = export_student(model, hop.source.path, folder, stored_dtype(teacher.path), prompt, lineage)
         del model, result
         release_memory()
