@@ -24,6 +24,7 @@ from minitron_nas.distillation.signals import TeacherSignal
 from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.distillation.validation import validate
 from minitron_nas.errors import NonFiniteLossError
+from minitron_nas.execution.device import compute_dtype
 from minitron_nas.progress import Progress, silent
 from minitron_nas.storage.ledger import fingerprint
 
@@ -36,10 +37,10 @@ _LEFT_BY_ACCELERATE = ("forward", "_original_forward", "_is_accelerate_prepared"
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """A token stream with the teacher's signal over it."""
+    """A token stream with the teacher's signal over it; without a signal, training is on the text alone."""
 
     tokens: PackedTokens
-    signal: TeacherSignal
+    signal: TeacherSignal | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,14 +175,15 @@ class _DistillationTrainer(Trainer):
             logits_to_keep=1,
             output_hidden_states=True,
         )
-        loss = distillation_loss(
-            output.hidden_states[-1].flatten(0, 1),
-            OutputHead.of(self.accelerator.unwrap_model(model)),
-            inputs["next_tokens"].flatten(),
-            self._signal.hidden(inputs["index"], tokens).flatten(0, 1),
-            self._signal.head,
-            self._settings.lm_loss_weight,
-        )
+        hidden = output.hidden_states[-1].flatten(0, 1)
+        head = OutputHead.of(self.accelerator.unwrap_model(model))
+        if self._signal is None:
+            # A model is its own teacher at no distance: the KL is 0, and what is left is the next-token loss.
+            target, target_head = hidden.detach(), head.detached(compute_dtype(hidden.device))
+        else:
+            target, target_head = self._signal.hidden(inputs["index"], tokens).flatten(0, 1), self._signal.head
+        next_tokens = inputs["next_tokens"].flatten()
+        loss = distillation_loss(hidden, head, next_tokens, target, target_head, self._settings.lm_loss_weight)
         return (loss, output) if return_outputs else loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:

@@ -1,8 +1,10 @@
 """What can be refused before any work starts."""
 
+from minitron_nas.distillation.lora import require_peft
 from minitron_nas.errors import PlanError
 from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.importance.depth_modes import free_runs
+from minitron_nas.pipeline.correcting import correction_tokens
 from minitron_nas.pipeline.passes import require_whole_model
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pruning.order import PruningOrder
@@ -22,7 +24,8 @@ def preflight(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder) -> None:
     this finds what is unreachable already, not all of what will be.
 
     Raises:
-        PlanError: If DeepSpeed is asked for, or layers are to be measured on a teacher that does not fit into memory.
+        PlanError: If DeepSpeed is asked for, layers are to be measured on a teacher that does not fit into memory,
+            or the teacher cannot be corrected as asked.
         SpaceError: If a size is not below the teacher's, or no shape is within tolerance.
         InvalidArchitectureError: If a protected layer does not exist, or protected layers leave no block of
             the size that has to go.
@@ -35,13 +38,15 @@ def preflight(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder) -> None:
         )
     PruningOrder.check_layers(teacher.architecture, plan.space.protected_layers)
     _check_depth(plan, teacher)
+    _check_correction(plan)
     for size in plan.descending_sizes:
         enumerate_candidates(plan.space, size, teacher.architecture, teacher.layout)
     weights = sum(header.num_bytes for header in read_headers(teacher.path).values())
     sizes = plan.descending_sizes
     stored = weights / teacher.num_parameters
-    models = sum(sizes) * stored * (3 if plan.baselines else 1)
-    checkpoints = 2 * sizes[0] * _TRAINING_BYTES_PER_PARAMETER
+    models = sum(sizes) * stored * (3 if plan.baselines else 1) + (weights if plan.correct is not None else 0)
+    trained = sizes[0] if plan.correct is None else teacher.num_parameters
+    checkpoints = 2 * trained * _TRAINING_BYTES_PER_PARAMETER
     trials = plan.search.num_finalists * sizes[0] * _TRAINING_BYTES_PER_PARAMETER
     hidden_bytes = teacher.architecture.hidden_size * 2
     cache = (plan.distillation.tokens or 0) * hidden_bytes if plan.distillation.teacher_signal == "hidden_cache" else 0
@@ -49,6 +54,13 @@ def preflight(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder) -> None:
     written = sum(file.stat().st_size for file in folder.path.rglob("*") if file.is_file())
     purpose = f"this run ({plan.search.num_finalists} trials and {len(sizes)} students)"
     require_free_bytes(folder.path, max(needed - written, 0), purpose)
+
+
+def _check_correction(plan: FamilyPlan) -> None:
+    if plan.correct is not None and plan.correct.weights == "lora":
+        require_peft()
+    if plan.correct is not None and plan.distillation.tokens is not None:
+        correction_tokens(plan.correct, plan.distillation.tokens)
 
 
 def _check_depth(plan: FamilyPlan, teacher: Checkpoint) -> None:

@@ -138,6 +138,7 @@ def _lineage(
         "size": hop.label,
         "role": role,
         "teacher": {"source": plan.teacher, "fingerprint": teacher.fingerprint},
+        "correction": plan.correct.model_dump() if plan.correct is not None else None,
         "source": {"name": hop.source_name, "fingerprint": hop.source.fingerprint},
         "architecture": shape.to_dict(),
         "source_architecture": hop.source.architecture.to_dict(),

@@ -9,6 +9,9 @@ from minitron_nas.settings import format_count
 _BACKWARD = 3
 """Forward and backward together cost about three forward passes."""
 
+_CORRECTION_VALIDATIONS = 10
+"""Of the teacher: before, eight on the way, and after."""
+
 _LOAD_SECONDS_AS_TOKENS = 1500
 """Starting a process and loading a model takes about as long as this many tokens' forward pass."""
 
@@ -33,6 +36,9 @@ def estimate_workload(plan: FamilyPlan, teacher: Checkpoint, tokens: Tokens) -> 
     overhead = _LOAD_SECONDS_AS_TOKENS
     cached = train if plan.distillation.teacher_signal == "hidden_cache" else 0
     work: dict[str, float] = {"teacher signal": teacher_flops * (validation + cached)}
+    if plan.correct is not None:
+        corrected = plan.correct.tokens or tokens.distillation_tokens
+        work["teacher correct"] = teacher_flops * (_BACKWARD * corrected + validation * _CORRECTION_VALIDATIONS)
     source, source_flops = "teacher", float(teacher_flops)
     for size in plan.descending_sizes:
         label, flops = format_count(size), size * per_parameter

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import shutil
 
 import numpy as np
@@ -141,6 +142,28 @@ def test_the_next_token_loss_is_added_with_its_weight(tmp_path):
         tmp_path, student, tokens=tokens, schedule=Schedule(1, 1, LENGTH), settings=changed(lm_loss_weight=0.5)
     )
     assert training_losses(result) == pytest.approx([losses.kl_nats + 0.5 * losses.loss_nats], rel=1e-5)
+
+
+def test_without_a_signal_the_loss_is_the_next_token_loss_and_so_are_its_gradients(tmp_path, monkeypatch):
+    monkeypatch.setattr("minitron_nas.distillation.trainer.compute_dtype", lambda device: torch.float32)
+    student, plain = a_student(), a_student()
+    tokens = pack([np.random.default_rng(0).integers(3, 320, size=LENGTH)], LENGTH)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
+    expected = []
+    for _ in range(3):
+        loss = plain(input_ids=tokens.input_ids, labels=tokens.input_ids, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        expected.append(loss.item())
+    streams = Stream(tokens, None), Stream(VALIDATION, None)
+    chosen = changed(lm_loss_weight=1.0, learning_rate=1e-3, min_learning_rate_fraction=1.0, warmup_fraction=0.0)
+    result = distill(student, *streams, chosen, Schedule(3, 1, LENGTH), tmp_path, seed=0)
+    assert training_losses(result) == pytest.approx(expected, rel=1e-5)
+    assert_close(student, plain)
+    assert result.final.loss_nats == pytest.approx(validate(student, VALIDATION, None).loss_nats)
+    assert math.isnan(result.final.kl_nats)
 
 
 def test_the_curve_holds_every_step_and_the_validations_at_even_distances(uninterrupted):
