@@ -119,10 +119,11 @@ def test_prune_distill_and_evaluate_follow_one_another(
 def test_a_teacher_is_corrected_on_a_blend(
     run: Callable[..., Output], trained_teacher: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "other.txt").write_text("\n\n".join(f"{n} is the number of line {n}. " * 20 for n in range(300)))
-    learning = ("correct.learning_rate=0.002", "correct.warmup_steps=1", "text.validation_samples=8")
-    data = ("--data", f"{text_file}=7,column=text", "--data", f"{tmp_path / 'other.txt'}=3")
-    command = ("correct", trained_teacher, *data, "--tokens", "1k", *SHORT_TEXT)
+    lines = (json.dumps({"body": f"{n} is the number of line {n}. " * 10}) for n in range(300))
+    (tmp_path / "other.jsonl").write_text("\n".join(lines))
+    learning = ("correct.learning_rate=0.001", "correct.batch_sequences=4", "text.validation_samples=8")
+    data = ("--data", f"{text_file}=1", "--data", f"{tmp_path / 'other.jsonl'}=9,column=body")
+    command = ("correct", trained_teacher, *data, "--tokens", "4k", *SHORT_TEXT)
     overrides = [word for each in learning for word in ("--set", each)]
     corrected = run(*command, *overrides, "--out", tmp_path / "out", "--json").json()
     assert set(corrected) == {"path", "loss_nats_before", "loss_nats"}

@@ -21,7 +21,7 @@ def test_sources_may_be_mappings_or_one_mapping_from_path_to_weight():
         ([{"path": "a", "weight": 0}], "source 1 of the blend: weight: .* greater than 0"),
         ({"a": "much"}, "source 1 of the blend: weight: .* valid number"),
         ({"a": float("inf")}, "source 1 of the blend: weight: .* less than inf"),
-        ([{"path": "a", "weight": 1, "colum": "x"}], "unknown key 'colum'; did you mean 'column'"),
+        ([{"path": "a", "weight": 1, "columns": "x"}], "unknown key 'columns'; did you mean 'column'"),
         (
             ["a.parquet"],
             r"source 1 of the blend is 'a.parquet'; write a mapping such as \{path: a.parquet, weight: 0.3",

@@ -235,8 +235,8 @@ def test_a_blend_is_read_from_a_list_or_a_mapping_and_written_so_that_it_can_be_
 
 
 def test_a_fault_of_a_blend_names_the_source_and_the_nearest_key() -> None:
-    with pytest.raises(PlanError, match=r"data: source 2 of the blend: unknown key 'colum'; did you mean 'column'"):
-        make_plan(LEAST | {"data": [{"path": "a", "weight": 1}, {"path": "b", "weight": 1, "colum": "x"}]})
+    with pytest.raises(PlanError, match=r"data: source 2 of the blend: unknown key 'columns'; did you mean 'column'"):
+        make_plan(LEAST | {"data": [{"path": "a", "weight": 1}, {"path": "b", "weight": 1, "columns": "x"}]})
 
 
 def test_correction_is_off_unless_one_of_its_keys_is_set() -> None:
