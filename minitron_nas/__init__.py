@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from minitron_nas.importance.score import score_importance
     from minitron_nas.importance.scores import ImportanceScores
     from minitron_nas.pipeline.build import Family, build_family
+    from minitron_nas.pipeline.correcting import correct
     from minitron_nas.pipeline.distilling import distill
     from minitron_nas.pipeline.evaluating import evaluate
     from minitron_nas.pipeline.plan import FamilyPlan, load_plan
@@ -31,6 +32,7 @@ _HOMES = {
     "MinitronNasError": "errors",
     "SearchSpace": "space.axes",
     "build_family": "pipeline.build",
+    "correct": "pipeline.correcting",
     "count_parameters": "families.catalog",
     "distill": "pipeline.distilling",
     "enumerate_candidates": "space.enumerate",
@@ -51,6 +53,7 @@ __all__ = [
     "MinitronNasError",
     "SearchSpace",
     "build_family",
+    "correct",
     "count_parameters",
     "distill",
     "enumerate_candidates",

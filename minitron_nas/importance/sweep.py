@@ -109,7 +109,7 @@ def sweep(
     shape = (*calibration.input_ids.shape, checkpoint.architecture.hidden_size)
     done, total = 0, calibration.num_tokens * num_layers
     with HiddenStates.make(shape, dtype, folder) as states:
-        vocabulary, rows = calibration.input_ids.unique(return_inverse=True)
+        vocabulary, rows = calibration.in_memory().input_ids.unique(return_inverse=True)
         model = checkpoint_layer(checkpoint, 0, dtype, read_embedding(checkpoint, vocabulary)).to(device)
         text = PackedTokens(rows, calibration.position_ids)
         embed_text(model, checkpoint.layout, text, states, batch_sequences)

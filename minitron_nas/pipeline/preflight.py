@@ -1,11 +1,13 @@
 """What can be refused before any work starts."""
 
+from minitron_nas.distillation.lora import require_peft
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.top_k_cache import TOP_K_BYTES
 from minitron_nas.errors import PlanError
 from minitron_nas.execution.device import compute_dtype, pick_device
 from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.importance.depth_modes import free_runs
+from minitron_nas.pipeline.correcting import correction_tokens
 from minitron_nas.pipeline.passes import require_whole_model
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pruning.order import PruningOrder
@@ -25,7 +27,8 @@ def preflight(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder) -> None:
     this finds what is unreachable already, not all of what will be.
 
     Raises:
-        PlanError: If DeepSpeed is asked for, or layers are to be measured on a teacher that does not fit into memory.
+        PlanError: If DeepSpeed is asked for, layers are to be measured on a teacher that does not fit into memory,
+            or the teacher cannot be corrected as asked.
         SpaceError: If a size is not below the teacher's, or no shape is within tolerance.
         InvalidArchitectureError: If a protected layer does not exist, or protected layers leave no block of
             the size that has to go.
@@ -38,13 +41,15 @@ def preflight(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder) -> None:
         )
     PruningOrder.check_layers(teacher.architecture, plan.space.protected_layers)
     _check_depth(plan, teacher)
+    _check_correction(plan)
     for size in plan.descending_sizes:
         enumerate_candidates(plan.space, size, teacher.architecture, teacher.layout)
     weights = sum(header.num_bytes for header in read_headers(teacher.path).values())
     sizes = plan.descending_sizes
     stored = weights / teacher.num_parameters
-    models = sum(sizes) * stored * (3 if plan.baselines else 1)
-    checkpoints = 2 * sizes[0] * _TRAINING_BYTES_PER_PARAMETER
+    models = sum(sizes) * stored * (3 if plan.baselines else 1) + (weights if plan.correct is not None else 0)
+    trained = sizes[0] if plan.correct is None else teacher.num_parameters
+    checkpoints = 2 * trained * _TRAINING_BYTES_PER_PARAMETER
     trials = plan.search.num_finalists * sizes[0] * _TRAINING_BYTES_PER_PARAMETER
     cache = (plan.distillation.tokens or 0) * _cached_token_bytes(plan.distillation, teacher)
     needed = int(models + max(checkpoints, trials) + cache)
@@ -61,6 +66,13 @@ def _cached_token_bytes(settings: DistillationSettings, teacher: Checkpoint) -> 
     if settings.cached_top_k is not None:
         return min(settings.cached_top_k, shape.vocab_size) * TOP_K_BYTES
     return shape.hidden_size * compute_dtype(pick_device()).itemsize
+
+
+def _check_correction(plan: FamilyPlan) -> None:
+    if plan.correct is not None and plan.correct.weights == "lora":
+        require_peft()
+    if plan.correct is not None and plan.distillation.tokens is not None:
+        correction_tokens(plan.correct, plan.distillation.tokens)
 
 
 def _check_depth(plan: FamilyPlan, teacher: Checkpoint) -> None:

@@ -1,5 +1,6 @@
 """Scoring a teacher as a function of its own, and the scores that pruning goes by."""
 
+import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from minitron_nas.distillation.settings import TextSettings
-from minitron_nas.distillation.text import data_name, read_documents
-from minitron_nas.distillation.tokens import PackedTokens, split_tokens
+from minitron_nas.distillation.splits import TokenSplits, split_text
+from minitron_nas.distillation.text import data_name
+from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.families.teacher import resolve_teacher
 from minitron_nas.importance.baselines import magnitude_scores, random_scores
@@ -58,7 +60,7 @@ def score(
         scores = _scored(checkpoint, calibration, importance, Path(work), display)
     about = {
         "source": checkpoint.fingerprint,
-        "data": data_name(data),
+        "data": named if isinstance(named := data_name(data), str) else json.dumps(named),
         "num_samples": str(text.calibration_samples),
         "sequence_length": str(text.sequence_length),
         "batch_aggregation": importance.batch_aggregation,
@@ -116,7 +118,10 @@ def _scored(
 def _calibration(checkpoint: Checkpoint, data: Any, text: TextSettings, seed: int) -> PackedTokens:
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
     settings = text.model_copy(update={"validation_samples": 1})
-    return split_tokens(read_documents(data, settings, seed), tokenizer, settings, text.sequence_length).calibration
+    with TemporaryDirectory() as work:
+        folder = Path(work) / "tokens"
+        split_text(data, tokenizer, settings, seed, text.sequence_length, folder)
+        return TokenSplits.load(folder).calibration.in_memory()
 
 
 def existing_parent(folder: Path) -> Path:

@@ -1,6 +1,6 @@
 """The first stages of a run: text becomes tokens, and the KD teacher speaks once."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +8,17 @@ from transformers import AutoTokenizer
 
 from minitron_nas.distillation.caches import cached_parts, keep_signals
 from minitron_nas.distillation.schedule import Schedule
+from minitron_nas.distillation.settings import TextSettings
 from minitron_nas.distillation.signal_folder import FORMAT, files_of
-from minitron_nas.distillation.text import read_documents
-from minitron_nas.distillation.tokens import ONE_PASS_TOKENS, PackedTokens, TokenSplits, split_tokens
+from minitron_nas.distillation.splits import ONE_PASS_TOKENS, TokenSplits, split_text
+from minitron_nas.distillation.text import data_name
+from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.pipeline.engine import Engine
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.progress import Progress
 from minitron_nas.search.tournament import TrainingFiles
+from minitron_nas.storage.ledger import fingerprint
 
 _SAID = {
     "hidden_cache": "final hidden states of the KD text",
@@ -47,24 +50,56 @@ class Tokens:
         return self.folder / f"{name}.safetensors"
 
 
+def read_splits(
+    work: Path,
+    data: Any,
+    teacher: Checkpoint,
+    text: TextSettings,
+    tokens: int | None,
+    seed: int,
+    progress: Progress,
+) -> TokenSplits:
+    """Read, split and pack the text of a step that stands alone; repeated, it finds what is done already.
+
+    Args:
+        work: A folder of the step.
+        data: The text.
+        teacher: Whose tokenizer reads it.
+        text: How text becomes tokens.
+        tokens: Training tokens needed, or None for one pass over the text.
+        seed: Decides the order of documents.
+        progress: Told about tokens.
+
+    Raises:
+        DataError: If the text is missing or too short.
+    """
+    inputs = {"data": data_name(data), "text": text.model_dump(), "tokens": tokens, "seed": seed}
+    folder = work / f"tokens-{fingerprint({**inputs, 'teacher': teacher.fingerprint})}"
+    if not folder.exists():
+        split_text(data, AutoTokenizer.from_pretrained(teacher.path), text, seed, tokens, folder, progress=progress)
+    return TokenSplits.load(folder)
+
+
 def prepare_tokens(engine: Engine, plan: FamilyPlan, teacher: Checkpoint, data: Any) -> Tokens:
     """Read, split and pack the text; later stages read the result only."""
     folder = engine.folder.tokens
 
-    def action(_: Progress) -> dict[str, Any]:
-        tokenizer = AutoTokenizer.from_pretrained(teacher.path)
-        documents = read_documents(data, plan.text, plan.seed)
-        splits = split_tokens(documents, tokenizer, plan.text, plan.distillation.tokens)
-        tokens = plan.distillation.tokens or min(splits.train.num_tokens, ONE_PASS_TOKENS)
-        schedule = Schedule.resolve(plan.distillation, tokens, plan.text.sequence_length)
-        used = splits.train.first(schedule.num_steps * schedule.batch_sequences)
-        splits = TokenSplits(splits.calibration, splits.validation, used)
-        splits.save(folder)
+    def action(progress: Progress) -> dict[str, Any]:
+        tokenizer, wanted, used = AutoTokenizer.from_pretrained(teacher.path), plan.distillation.tokens, None
+        if wanted is not None:
+            schedule = Schedule.resolve(plan.distillation, wanted, plan.text.sequence_length)
+            used = schedule.num_steps * schedule.batch_sequences
+        counts = split_text(data, tokenizer, plan.text, plan.seed, wanted, folder, used, progress)
+        splits = TokenSplits.load(folder)
         prints = [part.fingerprint for part in (splits.calibration, splits.validation, splits.train)]
-        return {"fingerprint": "-".join(prints), "distillation_tokens": tokens}
+        return {
+            "fingerprint": "-".join(prints),
+            "distillation_tokens": wanted or min(splits.train.num_tokens, ONE_PASS_TOKENS),
+            "sources": [asdict(count) for count in counts],
+        }
 
     inputs = {
-        "data": plan.data,
+        "data": plan.to_dict()["data"],
         "text": plan.text.model_dump(),
         "distillation": [plan.distillation.tokens, plan.distillation.batch_sequences],
         "seed": plan.seed,

@@ -93,7 +93,7 @@ def train_member(
         rows = [_curve_row(name, hop.label, role, point) for point in (start, *result.curve)]
         replace_rows(engine.folder.path, CURVES, {"model": name}, rows)
         lineage = _lineage(plan, hop, shape, prepared, teacher, schedule, role)
-        prompt = validation.tokens.input_ids[:1, :PROOF_TOKENS]
+        prompt = validation.tokens.first(1).in_memory().input_ids[:, :PROOF_TOKENS]
         proof = export_student(model, hop.source.path, folder, stored_dtype(teacher.path), prompt, lineage)
         del model, result
         release_memory()
@@ -146,6 +146,7 @@ def _lineage(
         "size": hop.label,
         "role": role,
         "teacher": {"source": plan.teacher, "fingerprint": teacher.fingerprint},
+        "correction": plan.correct.model_dump() if plan.correct is not None else None,
         "source": {"name": hop.source_name, "fingerprint": hop.source.fingerprint},
         "architecture": shape.to_dict(),
         "source_architecture": hop.source.architecture.to_dict(),

@@ -12,6 +12,9 @@ _BACKWARD = 3
 _REPAIR = 3
 """Repairing a student in sequence takes about as long as three forward passes of its source."""
 
+_CORRECTION_VALIDATIONS = 10
+"""Of the teacher: before, eight on the way, and after."""
+
 _LOAD_SECONDS_AS_TOKENS = 1500
 """Starting a process and loading a model takes about as long as this many tokens' forward pass."""
 
@@ -36,6 +39,9 @@ def estimate_workload(plan: FamilyPlan, teacher: Checkpoint, tokens: Tokens) -> 
     overhead = _LOAD_SECONDS_AS_TOKENS
     cached = train if plan.distillation.caches_training else 0
     work: dict[str, float] = {"teacher signal": teacher_flops * (validation + cached)}
+    if plan.correct is not None:
+        corrected = plan.correct.tokens or tokens.distillation_tokens
+        work["teacher correct"] = teacher_flops * (_BACKWARD * corrected + validation * _CORRECTION_VALIDATIONS)
     source, source_flops = "teacher", float(teacher_flops)
     for size in plan.descending_sizes:
         label, flops = format_count(size), size * per_parameter

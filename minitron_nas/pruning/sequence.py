@@ -154,7 +154,7 @@ class _Sequence:
 
     def _embed(self) -> None:
         """Write what the first layers of teacher and student read."""
-        vocabulary, rows = self._text.input_ids.unique(return_inverse=True)
+        vocabulary, rows = self._text.in_memory().input_ids.unique(return_inverse=True)
         (table,) = [r for r in self._layout.rows if r.dims == (VOCAB, HIDDEN) and not self._layout.is_head(r)]
         models = (
             self._teacher_layer(0, read_entries(self._prepared.headers[table.name], vocabulary)),

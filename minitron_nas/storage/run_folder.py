@@ -39,6 +39,11 @@ class RunFolder:
         return self.path / "teacher"
 
     @property
+    def corrected(self) -> Path:
+        """The teacher after correction: a stock Hugging Face folder."""
+        return self.path / "corrected"
+
+    @property
     def ledger(self) -> Path:
         """Which stages are done."""
         return self.path / "ledger.jsonl"

@@ -8,8 +8,8 @@ from transformers import AutoTokenizer
 
 from minitron_nas.distillation.settings import TextSettings
 from minitron_nas.distillation.signals import OnlineTeacher, load_for_inference
-from minitron_nas.distillation.text import EMBEDDED, read_documents
-from minitron_nas.distillation.tokens import split_tokens
+from minitron_nas.distillation.splits import TokenSplits, split_text
+from minitron_nas.distillation.text import EMBEDDED
 from minitron_nas.distillation.validation import validate
 from minitron_nas.families.teacher import demo_teacher
 from minitron_nas.importance.score import score_importance
@@ -31,7 +31,8 @@ def test_students_start_nearer_to_the_teacher_with_compensated_norms(
 ) -> None:
     checkpoint, _ = demo_teacher(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
-    tokens = split_tokens(read_documents(EMBEDDED, TEXT, 0), tokenizer, TEXT, TEXT.sequence_length)
+    split_text(EMBEDDED, tokenizer, TEXT, 0, TEXT.sequence_length, tmp_path / "tokens")
+    tokens = TokenSplits.load(tmp_path / "tokens")
     teacher = load_for_inference(checkpoint.path)
     scores = score_importance(
         teacher, checkpoint.architecture, checkpoint.layout, tokens.calibration, ImportanceSettings()

@@ -117,6 +117,29 @@ def test_prune_distill_and_evaluate_follow_one_another(
     assert after["num_parameters"] == cut["num_parameters"]
 
 
+def test_a_teacher_is_corrected_on_a_blend(
+    run: Callable[..., Output], trained_teacher: Path, text_file: Path, tmp_path: Path
+) -> None:
+    lines = (json.dumps({"body": f"{n} is the number of line {n}. " * 10}) for n in range(300))
+    (tmp_path / "other.jsonl").write_text("\n".join(lines))
+    learning = ("correct.learning_rate=0.001", "correct.batch_sequences=4", "text.validation_samples=8")
+    data = ("--data", f"{text_file}=1", "--data", f"{tmp_path / 'other.jsonl'}=9,column=body")
+    command = ("correct", trained_teacher, *data, "--tokens", "4k", *SHORT_TEXT)
+    overrides = [word for each in learning for word in ("--set", each)]
+    corrected = run(*command, *overrides, "--out", tmp_path / "out", "--json").json()
+    assert set(corrected) == {"path", "loss_nats_before", "loss_nats"}
+    assert corrected["loss_nats"] < corrected["loss_nats_before"]
+    assert (tmp_path / "out" / "lineage.json").exists()
+    told = run(*command, *overrides, "--out", tmp_path / "again")
+    assert f"{corrected['loss_nats_before']:.4f} nats before, {corrected['loss_nats']:.4f} after" in told.out
+
+
+def test_several_data_without_weights_are_refused(run: Callable[..., Output], tmp_path: Path) -> None:
+    output = run("correct", "x", "--data", "a.txt", "--data", "b.txt", "--out", tmp_path / "out")
+    assert output.code == 2
+    assert "--data a.txt has no weight; a blend is written --data a.parquet=0.3 --data b.jsonl=0.7" in output.err
+
+
 def test_scores_are_written_once_and_pruned_from(
     run: Callable[..., Output], trained_teacher: Path, text_file: Path, tmp_path: Path
 ) -> None:
@@ -237,6 +260,18 @@ def test_build_turns_its_arguments_into_a_plan(
     assert "a library says hello" in told.err
 
 
+def test_build_takes_a_blend(
+    run: Callable[..., Output], planned: list[Any], trained_teacher: Path, text_file: Path, tmp_path: Path
+) -> None:
+    data = ("--data", f"{text_file}=0.3", "--data", "owner/name=0.7,config=en")
+    run("build", trained_teacher, "--size", "90k", *data, "--out", tmp_path / "run")
+    ((plan, _),) = planned
+    assert [source.model_dump(exclude_none=True) for source in plan.data] == [
+        {"path": str(text_file), "weight": 0.3},
+        {"path": "owner/name", "weight": 0.7, "config": "en"},
+    ]
+
+
 def test_build_reads_a_plan_and_overrides_it(run: Callable[..., Output], planned: list[Any], tmp_path: Path) -> None:
     file = tmp_path / "family.yaml"
     file.write_text(yaml.safe_dump({"teacher": "owner/name", "sizes": ["8B"], "data": "embedded"}))
@@ -350,7 +385,9 @@ def test_a_wrong_option_is_told_with_the_usage(run: Callable[..., Output]) -> No
     assert "No such option: --txt" in told.err
 
 
-@pytest.mark.parametrize("verb", ["build", "demo", "enumerate", "ls", "prune", "distill", "evaluate", "report"])
+@pytest.mark.parametrize(
+    "verb", ["build", "correct", "demo", "enumerate", "ls", "prune", "distill", "evaluate", "report"]
+)
 def test_every_verb_explains_itself_on_stdout(run: Callable[..., Output], verb: str) -> None:
     told = run(verb, "--help")
     assert (told.code, told.err) == (0, "")

@@ -6,7 +6,7 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from minitron_nas.distillation.settings import DistillationSettings, TextSettings
+from minitron_nas.distillation.settings import CorrectionSettings, DistillationSettings, TextSettings
 
 
 @pytest.mark.parametrize(("written", "tokens"), [("100M", 100_000_000), (64_000, 64_000), ("1.5k", 1500), (None, None)])
@@ -43,6 +43,12 @@ def test_tokens_may_be_written_with_a_suffix(written, tokens):
         (DistillationSettings, "intermediate_layers", []),
         (DistillationSettings, "intermediate_loss", "kl"),
         (DistillationSettings, "label_smoothing", 0.1),
+        (CorrectionSettings, "tokens", 0),
+        (CorrectionSettings, "learning_rate", 0.0),
+        (CorrectionSettings, "warmup_steps", -1),
+        (CorrectionSettings, "batch_sequences", 0),
+        (CorrectionSettings, "weights", "some"),
+        (CorrectionSettings, "lora_rank", 0),
     ],
 )
 def test_a_value_out_of_range_is_refused_under_its_name(model, field, value):

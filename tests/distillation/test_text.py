@@ -1,12 +1,14 @@
 """Documents from files, folders, globs, datasets and the hub: which, in what order, and what is refused."""
 
 import json
+import tracemalloc
 
 import datasets
 import pytest
 
+from minitron_nas.distillation.document import Conversation
 from minitron_nas.distillation.settings import TextSettings
-from minitron_nas.distillation.text import EMBEDDED, data_name, read_documents, read_in_order
+from minitron_nas.distillation.text import EMBEDDED, data_name, open_sources, read_documents, read_in_order
 from minitron_nas.errors import DataError
 
 TEXTS = [f"This is document {number}." for number in range(20)]
@@ -203,7 +205,116 @@ def test_a_plan_names_a_dataset_object_by_its_content():
     assert len(names) == 2
 
 
-def test_an_iterable_dataset_is_refused_because_it_cannot_be_resumed():
-    stream = datasets.Dataset.from_dict({"text": TEXTS}).to_iterable_dataset()
-    with pytest.raises(DataError, match="an IterableDataset cannot be resumed; pass its hub name, its files or a Data"):
-        data_name(stream)
+def stream_of(texts, column="text"):
+    def rows():
+        yield from rows_of(texts, column)
+
+    return datasets.IterableDataset.from_generator(rows)
+
+
+def test_an_iterable_dataset_is_read_and_read_again():
+    stream = stream_of(TEXTS)
+    first = documents(stream, seed=1)
+    assert documents(stream, seed=1) == first
+    assert documents(stream, seed=2) != first
+    assert sorted(first) == sorted(TEXTS)
+
+
+def test_a_plan_names_an_iterable_dataset_by_its_first_rows_and_reads_it_from_the_start_afterwards():
+    streams = [stream_of(texts) for texts in (TEXTS, TEXTS, TEXTS[1:])]
+    assert len({data_name(stream) for stream in streams}) == 2
+    assert sorted(documents(streams[0])) == sorted(TEXTS)
+
+
+def test_an_iterable_dataset_that_does_not_say_its_columns_is_refused_if_it_lacks_the_one_that_is_wanted():
+    with pytest.raises(
+        DataError, match="the IterableDataset has no column 'text' but body; choose one with --set text"
+    ):
+        documents(stream_of(TEXTS, "body"))
+
+
+def test_a_dataset_of_several_splits_is_refused_with_their_names():
+    whole = datasets.DatasetDict({name: datasets.Dataset.from_dict({"text": TEXTS}) for name in ("train", "test")})
+    with pytest.raises(DataError, match=r"has the splits train, test; give one of them, such as data\['train'\]"):
+        data_name(whole)
+
+
+def test_the_sources_of_a_blend_have_shares_and_settings_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "a.jsonl", rows_of(TEXTS))
+    table = datasets.Dataset.from_dict({"body": TEXTS})
+    blend = [
+        {"path": "a.jsonl", "weight": 1},
+        {"path": table, "weight": 2, "column": "body"},
+        {"path": "someone/texts", "weight": 1, "config": "english", "split": "test"},
+    ]
+    sources = open_sources(blend, TextSettings(config="french"))
+    assert [source.share for source in sources] == [0.25, 0.5, 0.25]
+    assert [source.name for source in sources] == [str(tmp_path / "a.jsonl"), data_name(table), "someone/texts"]
+    chosen = [(source.settings.column, source.settings.config, source.settings.split) for source in sources]
+    assert chosen == [("text", "french", "train"), ("body", "french", "train"), ("text", "english", "test")]
+    assert sorted(read_documents(sources[1].data, sources[1].settings, 0)) == sorted(TEXTS)
+
+
+def test_a_blend_may_be_a_mapping_from_path_to_weight(tmp_path):
+    files = [write_jsonl(tmp_path / name, rows_of(TEXTS)) for name in ("a.jsonl", "b.jsonl")]
+    blend = {str(files[0]): 30, str(files[1]): 70}
+    assert [source.share for source in open_sources(blend, TextSettings())] == [0.3, 0.7]
+    assert data_name(blend) == [{"path": str(files[0]), "weight": 30.0}, {"path": str(files[1]), "weight": 70.0}]
+
+
+def test_one_source_has_all_of_the_tokens():
+    (source,) = open_sources("someone/texts", TextSettings())
+    assert (source.name, source.data, source.share) == ("someone/texts", "someone/texts", 1.0)
+
+
+def test_a_blend_of_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"no file matches .*nothing\.txt"):
+        open_sources([{"path": tmp_path / "nothing.txt", "weight": 1}], TextSettings())
+
+
+def test_documents_that_another_source_has_given_are_left_out():
+    seen = set()
+    first = list(read_documents(datasets.Dataset.from_dict({"text": TEXTS[:12]}), TextSettings(), 0, seen))
+    second = list(read_documents(datasets.Dataset.from_dict({"text": TEXTS[8:]}), TextSettings(), 0, seen))
+    assert (len(first), sorted(second)) == (12, sorted(TEXTS[12:]))
+
+
+CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+
+
+def test_conversations_are_found_where_a_table_has_no_text(tmp_path):
+    file = write_jsonl(tmp_path / "chat.jsonl", [{"id": 1, "messages": CHAT}])
+    assert documents(file) == [Conversation(CHAT)]
+    assert documents(datasets.Dataset.from_dict({"conversations": [CHAT]})) == [Conversation(CHAT)]
+    assert documents(stream_of([CHAT], "messages")) == [Conversation(CHAT)]
+
+
+def test_text_goes_before_conversations_unless_the_column_is_named(tmp_path):
+    file = write_jsonl(tmp_path / "both.jsonl", [{"text": "plain", "messages": CHAT}])
+    assert documents(file) == ["plain"]
+    assert documents(file, column="messages") == [Conversation(CHAT)]
+
+
+def test_a_conversation_comes_with_the_tools_of_its_row(tmp_path):
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    rows = [{"messages": CHAT, "tools": json.dumps(tools)}]
+    assert documents(write_jsonl(tmp_path / "chat.jsonl", rows)) == [Conversation(CHAT, tools)]
+
+
+def test_a_file_is_not_read_whole_before_its_first_document(tmp_path):
+    file = tmp_path / "book.txt"
+    paragraph = "A line of a book that is long enough to be read for a while.\n" * 65
+    file.write_text("\n\n".join(f"{number}\n{paragraph}" for number in range(2000)))
+    tracemalloc.start()
+    next(iter(read_documents(file, TextSettings(), 0)))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < file.stat().st_size / 2
+
+
+def test_lines_may_end_as_they_do_on_windows(tmp_path):
+    paragraphs = [letter * 2500 for letter in "abcd"]
+    file = tmp_path / "book.txt"
+    file.write_bytes("\r\n\r\n".join(paragraphs).encode())
+    assert sorted(documents(file)) == ["\n\n".join(paragraphs[:2]), "\n\n".join(paragraphs[2:])]

@@ -1,53 +1,22 @@
-"""Packing and splitting, on documents whose tokens are known."""
+"""Packing, storing and tokenizing, on documents whose tokens are known."""
 
-import re
-from collections.abc import Iterator
+import tracemalloc
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
+from safetensors.torch import load_file
 
+from minitron_nas.distillation import tokens as tokens_module
+from minitron_nas.distillation.document import Conversation
 from minitron_nas.distillation.losses import IGNORE_LABEL
-from minitron_nas.distillation.settings import TextSettings
-from minitron_nas.distillation.tokens import PackedTokens, TokenSplits, pack, split_tokens, tokenize
-from minitron_nas.errors import DataError
+from minitron_nas.distillation.tokens import PackedTokens, pack, packed_blocks, save_blocks, tokenize
+from minitron_nas.families.catalog import layouts
 from minitron_nas.testing import tiny_config, tiny_model, tiny_tokenizer
 
 DOCUMENTS = [np.array(ids) for ids in ([5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [15, 16])]
-LENGTH = 8
-
-
-class NumberTokenizer:
-    """Reads "5 6" as [5, 6], without a token at the end."""
-
-    eos_token_id = None
-
-    def __call__(self, batch, verbose):
-        return {"input_ids": [[int(word) for word in text.split()] for text in batch]}
-
-
-def numbered(lengths) -> Iterator[str]:
-    """Documents each of which repeats a token of its own."""
-    return (" ".join([str(number)] * length) for number, length in enumerate(lengths))
-
-
-def split(lengths, tokens, **changes):
-    sizes = {"sequence_length": LENGTH, "validation_samples": 2, "calibration_samples": 4, **changes}
-    return split_tokens(numbered(lengths), NumberTokenizer(), TextSettings(**sizes), tokens)
-
-
-def left_for_training(lengths):
-    for goal in (2 * LENGTH, 4 * LENGTH):  # validation, calibration
-        taken = 0
-        while lengths and taken < goal:
-            taken, lengths = taken + min(lengths[0], LENGTH), lengths[1:]
-    return sum(lengths)
-
-
-def documents_in(part):
-    return sorted(set(part.input_ids.flatten().tolist()))
 
 
 def test_documents_are_laid_end_to_end_and_positions_restart_at_documents_and_sequences():
@@ -99,21 +68,89 @@ def test_batches_come_in_order_and_the_last_one_may_be_smaller():
     assert torch.equal(torch.cat([batch.position_ids for _, batch in batches]), packed.position_ids)
 
 
-def test_saved_tokens_are_loaded_as_they_were(tmp_path):
-    packed = pack(DOCUMENTS, 5)
+@pytest.mark.parametrize(("largest", "dtype"), [(65_535, torch.uint16), (65_536, torch.int32)])
+def test_saved_tokens_are_memory_mapped_in_the_smallest_type_that_holds_them(tmp_path, largest, dtype):
+    packed = pack([*DOCUMENTS, np.array([largest] * 4)], 5)
     packed.save(tmp_path / "tokens.safetensors")
     loaded = PackedTokens.load(tmp_path / "tokens.safetensors")
+    assert (loaded.input_ids.dtype, loaded.position_ids.dtype) == (dtype, torch.uint16)
     assert loaded.fingerprint == packed.fingerprint
-    assert torch.equal(loaded.input_ids, packed.input_ids)
-    assert torch.equal(loaded.position_ids, packed.position_ids)
+    assert PackedTokens(loaded.input_ids, loaded.position_ids).fingerprint == packed.fingerprint
+    for whole in (loaded.in_memory(), loaded.sequences(torch.arange(packed.num_sequences))):
+        assert whole.input_ids.dtype == whole.position_ids.dtype == torch.int64
+        assert torch.equal(whole.input_ids, packed.input_ids)
+        assert torch.equal(whole.position_ids, packed.position_ids)
 
 
-def test_saved_splits_are_loaded_part_by_part(tmp_path):
-    parts = TokenSplits(*(pack([np.arange(start, start + 6)], 3) for start in (0, 10, 20)))
-    parts.save(tmp_path)
-    loaded = TokenSplits.load(tmp_path)
-    starts = [part.input_ids[0, 0].item() for part in (loaded.calibration, loaded.validation, loaded.train)]
-    assert starts == [0, 10, 20]
+def test_a_file_of_tokens_is_one_that_safetensors_reads(tmp_path):
+    packed = pack(DOCUMENTS, 5)
+    packed.save(tmp_path / "tokens.safetensors")
+    tensors = load_file(tmp_path / "tokens.safetensors")
+    assert torch.equal(tensors["input_ids"].long(), packed.input_ids)
+    assert torch.equal(tensors["position_ids"].long(), packed.position_ids)
+
+
+def test_no_sequences_are_saved_and_loaded_too(tmp_path):
+    pack([], 4).save(tmp_path / "tokens.safetensors")
+    assert PackedTokens.load(tmp_path / "tokens.safetensors").input_ids.shape == (0, 4)
+
+
+def test_memory_mapped_tokens_give_the_same_batches_labels_and_beginnings(tmp_path):
+    packed = pack([*DOCUMENTS, np.arange(40_000, 40_011)], 4)
+    packed.save(tmp_path / "tokens.safetensors")
+    loaded = PackedTokens.load(tmp_path / "tokens.safetensors")
+    assert torch.equal(loaded.labels(), packed.labels())
+    assert loaded.first(2).fingerprint == packed.first(2).fingerprint
+    assert loaded.first(99) is loaded
+    for (indices, batch), (_, expected) in zip(loaded.batches(2), packed.batches(2), strict=True):
+        assert torch.equal(batch.input_ids, expected.input_ids)
+        assert torch.equal(batch.labels(), packed.labels()[indices])
+    some = loaded.sequences(torch.tensor([3, 0, 3]))
+    assert torch.equal(some.input_ids, packed.input_ids[[3, 0, 3]])
+
+
+def test_what_is_done_to_loaded_tokens_never_reaches_the_file(tmp_path):
+    pack(DOCUMENTS, 5).save(tmp_path / "tokens.safetensors")
+    before = (tmp_path / "tokens.safetensors").read_bytes()
+    PackedTokens.load(tmp_path / "tokens.safetensors").input_ids[:] = 0
+    assert (tmp_path / "tokens.safetensors").read_bytes() == before
+
+
+@given(
+    lengths=st.lists(st.integers(1, 40), max_size=30),
+    sequence_length=st.integers(1, 9),
+    block_tokens=st.integers(1, 30),
+    most=st.none() | st.integers(0, 40),
+)
+def test_packing_block_by_block_is_packing_at_once(lengths, sequence_length, block_tokens, most):
+    pieces = [np.arange(100 * number, 100 * number + length) for number, length in enumerate(lengths)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokens_module, "_BLOCK_TOKENS", block_tokens)
+        blocks = list(packed_blocks(iter(pieces), sequence_length, most))
+    expected = pack(pieces, sequence_length)
+    expected = expected if most is None else expected.first(most)
+    assert torch.equal(torch.cat([block.input_ids for block in blocks]), expected.input_ids)
+    assert torch.equal(torch.cat([block.position_ids for block in blocks]), expected.position_ids)
+
+
+def test_memory_does_not_grow_with_the_text(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokens_module, "_BLOCK_TOKENS", 1 << 14)
+    document = np.arange(1000)
+
+    def peak_bytes(num_documents):
+        path = tmp_path / f"{num_documents}.safetensors"
+        tracemalloc.start()
+        save_blocks(packed_blocks((document for _ in range(num_documents)), 64), path, 64, 1000)
+        tokens = PackedTokens.load(path)
+        for _, batch in tokens.batches(4):
+            batch.labels()
+        assert PackedTokens(tokens.input_ids, tokens.position_ids).fingerprint == tokens.fingerprint
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return peak
+
+    small, large = peak_bytes(500), peak_bytes(2000)
+    assert large < small + 200_000 < 3_000_000  # 2000 documents are 16 MB in int64
 
 
 def test_the_fingerprint_changes_with_a_token_and_with_a_border():
@@ -142,107 +179,68 @@ def test_many_documents_keep_their_order():
     assert [tokenizer.decode(ids[:-1]) for ids in tokenize(texts, tokenizer)] == texts
 
 
-def test_validation_and_calibration_come_first_and_training_gets_what_it_needs():
-    parts = split([LENGTH] * 1000, 10 * LENGTH)
-    assert documents_in(parts.validation) == [0, 1]
-    assert documents_in(parts.calibration) == [2, 3, 4, 5]
-    assert documents_in(parts.train) == list(range(6, 17))  # one sequence more, for what fills none
+def test_a_conversation_is_what_the_chat_template_makes_of_it_between_texts_in_order():
+    tokenizer = tiny_tokenizer()
+    chat = Conversation([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}])
+    first, middle, last = tokenize(["abc", chat, "def"], tokenizer)
+    assert tokenizer.decode(middle) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>\n"
+    assert middle.tolist() == tokenizer.apply_chat_template(chat.messages)["input_ids"]
+    assert [tokenizer.decode(ids) for ids in (first, last)] == ["abc<|im_end|>", "def<|im_end|>"]
 
 
-def test_no_more_text_is_read_than_is_needed():
-    texts = numbered([LENGTH] * 1000)
-    sizes = TextSettings(sequence_length=LENGTH, validation_samples=2, calibration_samples=4)
-    split_tokens(texts, NumberTokenizer(), sizes, 10 * LENGTH)
-    assert next(texts).split()[0] == "64"  # one batch of the tokenizer
+BORDERS = [np.arange(3, 14), np.arange(200, 221), np.array([9]), np.arange(50, 81)]
+"""Documents of 11, 21, 1 and 31 tokens, longer and shorter than a window of 8."""
+
+WINDOWS = {
+    "gemma2": {"sliding_window": 8},
+    "gemma3_text": {"sliding_window": 8},
+    "mistral": {"sliding_window": 8},
+    "mixtral": {"sliding_window": 8},
+    "phi3": {"sliding_window": 8},
+    "qwen2": {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2},
+    "starcoder2": {"sliding_window": 8},
+}
 
 
-def test_validation_and_calibration_take_the_beginning_of_a_document_only():
-    parts = split([5 * LENGTH] * 100, 10 * LENGTH)
-    assert documents_in(parts.validation) == [0, 1]
-    assert documents_in(parts.calibration) == [2, 3, 4, 5]
-    assert parts.calibration.position_ids.tolist() == [list(range(LENGTH))] * 4
-
-
-def test_without_a_budget_a_tenth_is_for_validation_a_fifth_for_calibration_and_the_rest_for_training():
-    parts = split([LENGTH] * 50, None, validation_samples=100, calibration_samples=100)
-    assert documents_in(parts.validation) == list(range(5))
-    assert documents_in(parts.calibration) == list(range(5, 15))
-    assert documents_in(parts.train) == list(range(15, 50))
-
-
-def test_less_calibration_than_four_sequences_may_be_asked_for():
-    assert split([LENGTH] * 100, LENGTH, calibration_samples=1).calibration.num_sequences == 1
-
-
-@settings(max_examples=60)
-@given(
-    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=60),
-    tokens=st.integers(1, 400),
-    max_epochs=st.integers(1, 3),
-)
-def test_no_document_is_in_two_parts_and_text_that_is_long_enough_is_not_refused(lengths, tokens, max_epochs):
-    try:
-        parts = split(lengths, tokens, max_epochs=max_epochs)
-    except DataError:
-        assert left_for_training(lengths) < tokens + LENGTH
-        return
-    inside = [documents_in(part) for part in (parts.validation, parts.calibration, parts.train)]
-    assert len({number for part in inside for number in part}) == sum(map(len, inside))
-    assert 1 <= parts.validation.num_sequences <= 2
-    assert parts.calibration.num_sequences == 4
-    assert parts.train.num_tokens * max_epochs >= tokens
-
-
-def test_a_long_document_at_the_border_of_calibration_does_not_make_the_text_too_short():
-    # Validation takes 3 documents for 16 tokens, calibration the next 6 for 32; the ninth is long.
-    parts = split([6] * 8 + [100] + [8] * 40, 120)
-    assert documents_in(parts.calibration)[-1] == 8
-    assert parts.train.num_tokens >= 120
-
-
-def test_the_same_text_gives_the_same_parts():
-    lengths = [3 + number % 13 for number in range(60)]
-    prints = [
-        [part.fingerprint for part in (parts.validation, parts.calibration, parts.train)]
-        for parts in (split(lengths, 64), split(lengths, 64))
-    ]
-    assert prints[0] == prints[1]
-
-
-def test_too_short_a_text_is_an_error_with_the_tokens_found_and_needed():
-    with pytest.raises(DataError, match=r"too short: 80 tokens found, of which 56 are for training after validation "):
-        split([LENGTH] * 10, 20 * LENGTH)
-    with pytest.raises(DataError, match=r"about 263 are needed \(160 for training\); add text, lower distillation"):
-        split([LENGTH] * 10, 20 * LENGTH)
-
-
-@pytest.mark.parametrize("found", [1, 10, 25, 29])
-def test_as_much_text_as_the_error_asks_for_is_enough(found):
-    with pytest.raises(DataError, match="too short") as caught:
-        split([LENGTH] * found, 22 * LENGTH, validation_samples=99, calibration_samples=99)
-    needed = int(re.search(r"about ([\d,]+) are needed", str(caught.value))[1].replace(",", ""))
-    assert needed > found * LENGTH
-    parts = split([LENGTH] * (needed // LENGTH), 22 * LENGTH, validation_samples=99, calibration_samples=99)
-    assert parts.train.num_tokens >= 22 * LENGTH
-
-
-def test_a_text_that_is_too_short_for_one_pass_may_be_repeated():
-    with pytest.raises(DataError, match="allow repeats with text.max_epochs"):
-        split([LENGTH] * 40, 60 * LENGTH)
-    assert split([LENGTH] * 40, 60 * LENGTH, max_epochs=2).train.num_sequences == 40 - 6
-
-
-def test_no_text_at_all_is_too_short():
-    with pytest.raises(DataError, match="too short: 0 tokens found"):
-        split([], None)
-
-
-@pytest.mark.parametrize("model_type", ["llama", "mistral", "nemotron", "qwen2"])
-def test_transformers_does_not_attend_across_a_border(model_type):
-    model = tiny_model(tiny_config(model_type))
-    first, second = np.arange(3, 14), np.arange(200, 221)
-    packed = pack([first, second], 32)
+def distance_to_documents_alone(model, documents=BORDERS):
+    """The largest difference between logits of documents packed into one sequence, and of each alone."""
+    packed = pack(documents, sum(map(len, documents)))
     with torch.no_grad():
         logits = model(input_ids=packed.input_ids, position_ids=packed.position_ids, use_cache=False).logits[0]
-        alone = [model(input_ids=torch.from_numpy(ids)[None], use_cache=False).logits[0] for ids in (first, second)]
-    torch.testing.assert_close(logits, torch.cat(alone), rtol=1e-5, atol=1e-5)
+        alone = [model(input_ids=torch.from_numpy(ids)[None], use_cache=False).logits[0] for ids in documents]
+    return (logits - torch.cat(alone)).abs().max().item()
+
+
+def attentions(model_type):
+    """Gemma 2 caps attention scores, which sdpa cannot; transformers takes eager for it."""
+    return ["eager"] if model_type == "gemma2" else ["eager", "sdpa"]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "attention"),
+    [
+        pytest.param(name, changes, attention, id="-".join([name, attention, *(["window"] if changes else [])]))
+        for name, changes in [*((name, {}) for name in layouts()), *WINDOWS.items()]
+        for attention in attentions(name)
+    ],
+)
+def test_packed_documents_do_not_see_each_other(model_type, changes, attention):
+    model = tiny_model(tiny_config(model_type, **changes))
+    model.set_attn_implementation(attention)
+    assert distance_to_documents_alone(model) < 2e-5
+
+
+@pytest.mark.parametrize(("original", "separate"), [(64, True), (16, False)])
+def test_long_rope_ties_documents_together_only_beyond_the_original_length(original, separate):
+    # Phi 3 takes its long factors for a whole batch once one position in it is beyond the original length.
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "short_factor": [1.0] * 4,
+        "long_factor": [4.0] * 4,
+        "original_max_position_embeddings": original,
+    }
+    model = tiny_model(
+        tiny_config("phi3", rope_parameters=rope, original_max_position_embeddings=original, partial_rotary_factor=1.0)
+    )
+    assert (distance_to_documents_alone(model) < 2e-5) is separate

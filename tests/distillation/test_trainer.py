@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import shutil
 
 import numpy as np
@@ -149,6 +150,27 @@ def test_the_next_token_loss_is_added_with_its_weight(tmp_path):
     assert training_losses(result) == pytest.approx([losses.kl_nats + 0.5 * losses.loss_nats], rel=1e-5)
 
 
+def test_without_a_signal_the_loss_is_the_next_token_loss_and_so_are_its_gradients(tmp_path):
+    student, plain = a_student(), a_student()
+    tokens = pack([np.random.default_rng(0).integers(3, 320, size=LENGTH)], LENGTH)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
+    expected = []
+    for _ in range(3):
+        loss = plain(input_ids=tokens.input_ids, labels=tokens.input_ids, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        expected.append(loss.item())
+    streams = Stream(tokens, None), Stream(VALIDATION, None)
+    chosen = changed(loss="lm", learning_rate=1e-3, min_learning_rate_fraction=1.0, warmup_fraction=0.0)
+    result = distill(student, *streams, chosen, Schedule(3, 1, LENGTH), tmp_path, seed=0)
+    assert training_losses(result) == pytest.approx(expected, rel=1e-5)
+    assert_close(student, plain)
+    assert result.final.loss_nats == pytest.approx(validate(student, VALIDATION, None).loss_nats)
+    assert math.isnan(result.final.kl_nats)
+
+
 def test_the_curve_holds_every_step_and_the_validations_at_even_distances(uninterrupted):
     student, result = uninterrupted
     per_step = 2 * LENGTH
@@ -247,7 +269,8 @@ def test_states_of_a_cache_cannot_be_matched(tmp_path):
     for name, tokens in (("train", TRAIN), ("validation", VALIDATION)):
         write_hidden_cache(a_teacher(), tokens, tmp_path / name, "teacher")
     streams = [
-        Stream(tokens, HiddenCache(tmp_path / name, "teacher", tokens)) for name, tokens in (("train", TRAIN), ("validation", VALIDATION))
+        Stream(tokens, HiddenCache(tmp_path / name, "teacher", tokens))
+        for name, tokens in (("train", TRAIN), ("validation", VALIDATION))
     ]
     with pytest.raises(PlanError, match="needs hidden states inside the teacher"):
         distill(a_student(), *streams, MATCHING, SCHEDULE, tmp_path / "run", 0)

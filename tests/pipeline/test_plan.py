@@ -46,7 +46,7 @@ def test_sizes_that_will_not_do_are_refused(sizes: list[object], message: str) -
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("distilation", {}, r"unknown key 'distilation'; did you mean 'distillation'\? known keys: baselines, data"),
+        ("distilation", {}, r"unknown key 'distilation'; did you mean 'distillation'\? known keys: baselines, corr"),
         ("distillation", {"token": 1}, r"unknown key 'distillation\.token'; did you mean 'tokens'\?"),
         ("text", {"seq_length": 8}, r"unknown key 'text\.seq_length'; did you mean 'sequence_length'\?"),
         ("space", {"axes": {"hiden_size": {}}}, r"unknown key 'space\.axes\.hiden_size'; did you mean 'hidden_size'\?"),
@@ -218,3 +218,29 @@ def test_a_plan_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_a_folder_is_no_plan(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=r"cannot be read as a plan: .*directory"):
         load_plan(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        [{"path": "a.parquet", "weight": 0.3}, {"path": "b.jsonl", "weight": 0.7}],
+        {"a.parquet": 0.3, "b.jsonl": 0.7},
+    ],
+)
+def test_a_blend_is_read_from_a_list_or_a_mapping_and_written_so_that_it_can_be_read_again(data: object) -> None:
+    plan = make_plan(LEAST | {"data": data})
+    assert isinstance(plan.data, tuple)
+    assert [(source.path, source.weight) for source in plan.data] == [("a.parquet", 0.3), ("b.jsonl", 0.7)]
+    assert make_plan(yaml.safe_load(yaml.safe_dump(plan.to_dict()))) == plan
+
+
+def test_a_fault_of_a_blend_names_the_source_and_the_nearest_key() -> None:
+    with pytest.raises(PlanError, match=r"data: source 2 of the blend: unknown key 'columns'; did you mean 'column'"):
+        make_plan(LEAST | {"data": [{"path": "a", "weight": 1}, {"path": "b", "weight": 1, "columns": "x"}]})
+
+
+def test_correction_is_off_unless_one_of_its_keys_is_set() -> None:
+    assert make_plan(LEAST).correct is None
+    plan = make_plan(with_overrides(LEAST, ["correct.tokens=1M", "correct.weights=lora"]))
+    assert plan.correct is not None
+    assert (plan.correct.tokens, plan.correct.weights, plan.correct.warmup_steps) == (1_000_000, "lora", 120)

@@ -52,12 +52,23 @@ def give_disk(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
         (("distillation.teacher_signal=top_k",), 90_000 * 4 + 2 * 90_000 * ADAM_BYTES + 1000 * 320 * 6),
         (("search.num_finalists=3",), 90_000 * 4 + 3 * 90_000 * ADAM_BYTES + 1000 * 48 * 2),
         (("baselines=true",), 3 * 90_000 * 4 + 2 * 90_000 * ADAM_BYTES + 1000 * 48 * 2),
+        (("correct.tokens=1k",), 90_000 * 4 + 138_768 * 4 + 2 * 138_768 * ADAM_BYTES + 1000 * 48 * 2),
         (
             ("sizes=[60k, 90k]",),
             150_000 * 4 + 2 * 90_000 * ADAM_BYTES + 1000 * 48 * 2,
         ),
     ],
-    ids=["least", "online", "no teacher", "top 100", "top 1024 of 320", "more trials", "baselines", "two sizes"],
+    ids=[
+        "least",
+        "online",
+        "no teacher",
+        "top 100",
+        "top 1024 of 320",
+        "more trials",
+        "baselines",
+        "correction",
+        "two sizes",
+    ],
 )
 def test_the_disk_must_hold_what_the_run_will_write(
     teacher: Checkpoint,
@@ -132,3 +143,14 @@ def test_every_size_is_enumerated_before_the_first_is_built(
 ) -> None:
     with pytest.raises(SpaceError, match=r"no shape has between 9,500 and 10,500 parameters \(size 10k\)"):
         preflight(plan_of(tiny_settings, "sizes=[90k, 10k]"), teacher, RunFolder(tmp_path))
+
+
+def test_a_correction_that_cannot_be_is_refused(
+    teacher: Checkpoint, tiny_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(PlanError, match=r"correct.tokens=1,001 is more than the 1,000 tokens of distillation"):
+        preflight(plan_of(tiny_settings, "correct.tokens=1001"), teacher, RunFolder(tmp_path))
+    preflight(plan_of(tiny_settings, "correct.weights=lora"), teacher, RunFolder(tmp_path))
+    monkeypatch.setattr("minitron_nas.distillation.lora.find_spec", lambda name: None)
+    with pytest.raises(PlanError, match="correct.weights=lora needs peft"):
+        preflight(plan_of(tiny_settings, "correct.weights=lora"), teacher, RunFolder(tmp_path))

@@ -65,3 +65,10 @@ def test_without_baselines_their_work_is_not_expected(estimate: Any) -> None:
 
 def test_a_student_that_teaches_the_next_one_has_to_speak_too(estimate: Any) -> None:
     assert set(estimate("kd_teacher=previous")) - set(estimate()) == {"90k signal"}
+
+
+def test_correcting_the_teacher_costs_training_and_ten_validations_of_it(family: Family, estimate: Any) -> None:
+    validation = Tokens(family.path / "tokens", "", 0).part("validation").num_tokens
+    flops = estimate()["teacher evaluate"] / (validation + 3 * LOADING)
+    assert estimate("correct.tokens=2k")["teacher correct"] == pytest.approx(flops * (3 * 2000 + 10 * validation))
+    assert estimate("correct.weights=full")["teacher correct"] == pytest.approx(flops * (3 * 10_000 + 10 * validation))

@@ -47,7 +47,8 @@ def test_the_teachers_own_shape_is_no_different_from_the_teacher(arena, tmp_path
 
 
 def test_the_kl_and_the_loss_are_those_of_the_plain_formulas(arena, tmp_path, in_float32):
-    teacher, tokens = load_for_inference(arena.files.teacher), PackedTokens.load(arena.files.validation_tokens)
+    teacher, stored = load_for_inference(arena.files.teacher), PackedTokens.load(arena.files.validation_tokens)
+    tokens = stored.in_memory()
     write_hidden_cache(teacher, tokens, tmp_path / "cache", "teacher")
     candidate = arena.candidate(hidden_size=12, num_attention_heads=4)
     files = ValidationFiles(arena.files.validation_tokens, tmp_path / "cache", "teacher")

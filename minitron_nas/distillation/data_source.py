@@ -1,0 +1,81 @@
+"""`DataSource`: one source of a blend, and how a plan or a command line writes blends; no torch."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+
+from minitron_nas.errors import PlanError
+from minitron_nas.settings import Settings, plan_error
+
+_WEIGHTED = re.compile(r"(?P<path>.+?)=(?P<weight>[\d.]+(?:e[+-]?\d+)?)(?P<keys>(?:,(?:column|config|split)=[^,=]+)*)")
+
+
+class DataSource(Settings):
+    """A source of a blend.
+
+    Attributes:
+        path: Text, jsonl or parquet files, a glob, a folder, a hub dataset's name, or "embedded".
+        weight: Its share of the tokens, relative to the weights of the other sources.
+        column: Instead of `text.column`.
+        config: Instead of `text.config`.
+        split: Instead of `text.split`.
+    """
+
+    path: str
+    weight: Annotated[float, Field(gt=0, lt=math.inf)]
+    column: str | None = None
+    config: str | None = None
+    split: str | None = None
+
+
+def read_sources(blend: Mapping[str, Any] | Sequence[Any]) -> tuple[DataSource, ...]:
+    """Check the sources of a blend.
+
+    Args:
+        blend: Mappings with the fields of `DataSource`, or one mapping from path to weight.
+
+    Raises:
+        PlanError: If a source has an unknown key, no path or no positive weight, or there is no source.
+    """
+    if isinstance(blend, Mapping):
+        blend = [{"path": path, "weight": weight} for path, weight in blend.items()]
+    if not blend:
+        raise PlanError("a blend needs at least one source, such as {path: a.parquet, weight: 0.3}")
+    return tuple(_read_source(number, source) for number, source in enumerate(blend, start=1))
+
+
+def parse_data(values: Sequence[str]) -> str | list[dict[str, Any]]:
+    """Read the values of a repeatable `--data`: one name, or the sources of a blend.
+
+    Args:
+        values: `PATH`, or for a blend `PATH=WEIGHT`, to which `,column=NAME`, `,config=NAME` and
+            `,split=NAME` can be added.
+
+    Raises:
+        PlanError: If there are several values and one has no weight.
+    """
+    matches = [None if Path(value).exists() else _WEIGHTED.fullmatch(value) for value in values]
+    if len(values) == 1 and matches[0] is None:
+        return values[0]
+    blend = []
+    for value, match in zip(values, matches, strict=True):
+        if match is None:
+            raise PlanError(f"--data {value} has no weight; a blend is written --data a.parquet=0.3 --data b.jsonl=0.7")
+        keys = dict(pair.split("=") for pair in match["keys"].split(",")[1:])
+        blend.append({"path": match["path"], "weight": match["weight"], **keys})
+    return [source.model_dump(exclude_none=True) for source in read_sources(blend)]
+
+
+def _read_source(number: int, source: Any) -> DataSource:
+    if not isinstance(source, Mapping | DataSource):
+        raise PlanError(
+            f"source {number} of the blend is {source!r}; write a mapping such as {{path: a.parquet, weight: 0.3}}"
+        )
+    try:
+        return DataSource.model_validate(source)
+    except ValidationError as error:
+        raise plan_error(error, DataSource, f"source {number} of the blend") from None

