@@ -10,7 +10,7 @@ import torch
 from minitron_nas.distillation import caches, signal_folder
 from minitron_nas.distillation.hidden_cache import HiddenCache
 from minitron_nas.distillation.signals import OnlineTeacher
-from minitron_nas.distillation.tokens import PackedTokens, TokenSplits
+from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.distillation.top_k_cache import TopKCache
 from minitron_nas.families.checkpoint import Checkpoint, open_checkpoint
 from minitron_nas.pipeline.display import Quiet
@@ -54,10 +54,11 @@ def speak(teacher: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     parts = {name: some_tokens(count, seed=count) for name, count in (("calibration", 2), ("validation", 4))}
 
     def call(*overrides: str, seed: int = 9) -> TrainingFiles:
-        splits = TokenSplits(**parts, train=some_tokens(12, seed))
-        splits.save(tmp_path / "tokens")
+        train = some_tokens(12, seed)
+        for name, part in {**parts, "train": train}.items():
+            part.save(tmp_path / "tokens" / f"{name}.safetensors")
         plan = make_plan(with_overrides({"teacher": "x", "sizes": [1], "data": "x"}, overrides))
-        tokens = Tokens(tmp_path / "tokens", splits.train.fingerprint, splits.train.num_tokens)
+        tokens = Tokens(tmp_path / "tokens", train.fingerprint, train.num_tokens)
         return teacher_files(Engine(RunFolder(tmp_path), Quiet()), plan, teacher, "teacher", tokens)
 
     return call
