@@ -1,9 +1,9 @@
 """What Hugging Face's Trainer is told."""
 
-import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -13,9 +13,20 @@ from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.errors import PlanError
 from minitron_nas.execution.device import compute_dtype, pick_device
 from minitron_nas.resources import resource, resource_names
+from minitron_nas.storage.atomic import read_json
 
 _LOG_POINTS = 500
-_LAST_ZERO_STAGE = 2
+_REFUSED_SECTIONS = {
+    "optimizer": "the optimizer is AdamW with what distillation.* says",
+    "scheduler": "distillation.* says how the learning rate changes",
+    "fp16": "bfloat16 needs no loss scale",
+}
+_FILLED_BY_TRAINER = {
+    "gradient_clipping": "auto",
+    "gradient_accumulation_steps": "auto",
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+}
 
 
 def training_arguments(
@@ -36,30 +47,34 @@ def training_arguments(
     device = pick_device()
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, which Trainer imports, need not search and warn
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    micro = min(settings.micro_batch_sequences, schedule.batch_sequences)
-    if schedule.batch_sequences % (micro * world_size):
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    micro = min(settings.micro_batch_sequences, max(schedule.batch_sequences // num_processes, 1))
+    if schedule.batch_sequences % (micro * num_processes):
         raise PlanError(
             f"a batch of {schedule.batch_sequences} sequences does not divide into micro-batches of {micro} on "
-            f"{world_size} processes; choose distillation.batch_sequences as a multiple of {micro * world_size}"
+            f"{num_processes} processes; choose distillation.batch_sequences as a multiple of {micro * num_processes}"
         )
+    half = compute_dtype(device) == torch.bfloat16
+    profile = _deepspeed_profile(settings.deepspeed, half) if settings.deepspeed else None
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=schedule.num_steps,
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=schedule.batch_sequences // (micro * world_size),
+        gradient_accumulation_steps=schedule.batch_sequences // (micro * num_processes),
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         adam_beta2=settings.adam_beta2,
         max_grad_norm=settings.max_grad_norm,
-        bf16=compute_dtype(device) == torch.bfloat16,
+        bf16=half and (profile is None or "bf16" in profile),
         use_cpu=device.type == "cpu",
-        deepspeed=str(_deepspeed_json(settings.deepspeed)) if settings.deepspeed else None,
+        deepspeed=profile,
+        ddp_find_unused_parameters=False,
         save_strategy="no",
         eval_strategy="no",
         logging_steps=math.ceil(schedule.num_steps / _LOG_POINTS),
         logging_nan_inf_filter=False,
-        report_to="none",
+        report_to=list(settings.report_to) or "none",
+        run_name=settings.run_name,
         seed=seed,
         disable_tqdm=True,
         log_level="error",
@@ -69,17 +84,27 @@ def training_arguments(
     )
 
 
-def _deepspeed_json(name: str) -> Path:
+def zero_stage(arguments: TrainingArguments) -> int:
+    """Return DeepSpeed's ZeRO stage, 0 without DeepSpeed."""
+    profile: dict[str, Any] = arguments.deepspeed or {"zero_optimization": {"stage": 0}}  # type: ignore[assignment]
+    return int(profile["zero_optimization"]["stage"])
+
+
+def _deepspeed_profile(name: str, half: bool) -> dict[str, Any]:
+    """Read a DeepSpeed JSON; where it does not say otherwise, weights stay float32 and products follow the device."""
     known = resource_names("runners", ".json")
     if not Path(name).is_file() and name not in known:
         raise PlanError(f"distillation.deepspeed: {name!r} is neither a file nor one of {', '.join(known)}")
     path = Path(name) if Path(name).is_file() else resource("runners", f"{name}.json")
-    stage = json.loads(path.read_text()).get("zero_optimization", {}).get("stage", 0)
-    if stage > _LAST_ZERO_STAGE:
-        raise PlanError(
-            f"distillation.deepspeed: {path} asks for ZeRO stage {stage}, which splits the output head, but the loss "
-            f"reads it as a whole; use stage 1 or {_LAST_ZERO_STAGE}"
-        )
+    profile: dict[str, Any] = read_json(path)
+    for section, instead in _REFUSED_SECTIONS.items():
+        if section in profile:
+            raise PlanError(f"distillation.deepspeed: {path} holds {section!r}; leave it out, {instead}")
+    stage = profile.setdefault("zero_optimization", {}).setdefault("stage", 0)
+    if "bf16" in profile and not stage:
+        raise PlanError(f"distillation.deepspeed: {path} holds 'bf16' with ZeRO stage 0; leave it out, or use stage 1")
     if "LOCAL_RANK" not in os.environ:
         raise PlanError("distillation.deepspeed needs a launcher that starts one process per device, such as torchrun")
-    return path
+    if "bf16" not in profile and half:
+        profile["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    return {**_FILLED_BY_TRAINER, **profile}

@@ -6,6 +6,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from minitron_nas.distillation.deepspeed import whole
+
 
 @dataclass(frozen=True, slots=True)
 class OutputHead:
@@ -23,10 +25,10 @@ class OutputHead:
 
     @classmethod
     def of(cls, model: Any) -> Self:
-        """Return a causal LM's head; its weight is the model's own parameter."""
+        """Return a causal LM's head; its weight is the model's own parameter, or gathered where it is sharded."""
         config = model.config
         return cls(
-            model.get_output_embeddings().weight,
+            whole(model.get_output_embeddings().weight),
             getattr(config, "logits_scaling", None) or 1.0,
             getattr(config, "final_logit_softcapping", None),
         )

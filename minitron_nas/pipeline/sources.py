@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from minitron_nas.distillation.job import TrainingFiles
 from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.signals import load_for_inference, write_hidden_cache
 from minitron_nas.distillation.text import read_documents
@@ -15,7 +16,6 @@ from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.pipeline.engine import Engine
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.progress import Progress
-from minitron_nas.search.tournament import TrainingFiles
 
 
 @dataclass(frozen=True, slots=True)

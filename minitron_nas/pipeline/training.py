@@ -12,6 +12,7 @@ import torch
 
 from minitron_nas.architecture.costs import count_parameters
 from minitron_nas.architecture.spec import Architecture
+from minitron_nas.distillation.job import TrainingFiles
 from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.signals import HiddenCache
 from minitron_nas.distillation.trainer import CurvePoint, distill
@@ -28,7 +29,6 @@ from minitron_nas.progress import Progress
 from minitron_nas.pruning.export import export_student, stored_dtype
 from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.slice import build_student, random_student
-from minitron_nas.search.tournament import TrainingFiles
 from minitron_nas.storage.schemas import CURVES
 from minitron_nas.storage.tables import replace_rows
 

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from minitron_nas.architecture.spec import Architecture
+from minitron_nas.distillation.job import TrainingFiles
 from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings
-from minitron_nas.distillation.signals import open_signal
 from minitron_nas.distillation.tokens import PackedTokens
-from minitron_nas.distillation.trainer import Stream, distill
+from minitron_nas.distillation.trainer import distill
 from minitron_nas.errors import TrialError
 from minitron_nas.execution.device import pick_device
 from minitron_nas.execution.runner import Job, Outcome, Runner, last_line, run_jobs
@@ -27,36 +27,6 @@ from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.slice import build_student
 from minitron_nas.search.settings import SearchSettings
 from minitron_nas.space.enumerate import Candidate
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingFiles:
-    """Token streams and the teacher's signals over them, as paths that any worker can open.
-
-    `train_cache` is None where the teacher runs beside the student.
-    """
-
-    teacher: Path
-    train_tokens: Path
-    train_cache: Path | None
-    validation_tokens: Path
-    validation_cache: Path
-
-    def to_dict(self) -> dict[str, str | None]:
-        """Return plain values; paths become absolute, because a worker may run in another folder."""
-        paths = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {name: str(path.absolute()) if path is not None else None for name, path in paths.items()}
-
-    def streams(self) -> tuple[Stream, Stream]:
-        """Open the training and the validation stream."""
-        train = Stream(PackedTokens.load(self.train_tokens), open_signal(self.teacher, self.train_cache))
-        validation_signal = open_signal(self.teacher, self.validation_cache)
-        return train, Stream(PackedTokens.load(self.validation_tokens), validation_signal)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, str | None]) -> "TrainingFiles":
-        """Read what `to_dict` returned."""
-        return cls(**{name: Path(value) if value else None for name, value in values.items()})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +150,8 @@ def train_rung(
     seed: int,
 ) -> dict[str, float | None]:
     """Train one candidate to the end of a rung, from where the rung before left it."""
-    settings = DistillationSettings(**distillation).model_copy(update={"num_evaluations": 1})
+    alone = {"num_evaluations": 1, "deepspeed": None, "report_to": ()}  # a trial is one process among many
+    settings = DistillationSettings(**distillation).model_copy(update=alone)
     train, validation = TrainingFiles.from_dict(files).streams()
     schedule = Schedule.resolve(settings, schedule_tokens, train.tokens.input_ids.shape[1])
     student = build_student(

@@ -1,0 +1,102 @@
+"""Several processes of one training as Ray Train workers; the only module that imports ray.train."""
+
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# Set before ray is imported: no usage reports, and a worker works where this process does.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
+
+from minitron_nas.execution.settings import RunnerSettings
+
+_POLL_SECONDS = 0.5
+
+
+class RayTrain:
+    """Runs a function in workers that find each other, on an embedded Ray or on a cluster."""
+
+    def __init__(self, settings: RunnerSettings, folder: Path) -> None:
+        """Remember where to run.
+
+        Args:
+            settings: Address, CPUs of a worker, and how often lost workers are replaced.
+            folder: Where Ray Train keeps its state; removed when a call has ended.
+        """
+        self._settings, self._folder = settings, folder.absolute()
+
+    @contextmanager
+    def connected(self) -> Iterator[None]:
+        """Be connected to Ray while the block runs."""
+        started_here = not ray.is_initialized()
+        if started_here:
+            ray.init(
+                address=self._settings.address,
+                include_dashboard=False if self._settings.address is None else None,
+                logging_level=logging.ERROR,
+            )
+        try:
+            yield
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            if started_here:
+                ray.shutdown()
+
+    def num_gpus(self) -> int:
+        """Return the number of GPUs that Ray knows of."""
+        return int(ray.cluster_resources().get("GPU", 0))
+
+    def run(
+        self, function: Callable[[str], int], argument: str, num_processes: int, on_wait: Callable[[], None]
+    ) -> None:
+        """Run a function in every worker.
+
+        A lost worker ends all, and all are started again, `max_worker_losses` times.
+
+        Args:
+            function: A module-level function.
+            argument: The same for all.
+            num_processes: Number of workers, one GPU each where there are any.
+            on_wait: Called twice a second while they work.
+        """
+        resources = {"CPU": self._settings.cpus_per_trial or 1.0}
+        trainer = TorchTrainer(
+            lambda: _discard(function(argument)),
+            scaling_config=ScalingConfig(
+                num_workers=num_processes, use_gpu=self.num_gpus() > 0, resources_per_worker=resources
+            ),
+            run_config=RunConfig(
+                name="training",
+                storage_path=str(self._folder),
+                failure_config=FailureConfig(max_failures=self._settings.max_worker_losses),
+            ),
+        )
+        ended = threading.Event()
+        watch = threading.Thread(target=_call_until, args=(ended, on_wait))
+        watch.start()
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            logging.getLogger(__name__).error("%s", error)
+        finally:
+            ended.set()
+            watch.join()
+
+
+def _call_until(ended: threading.Event, function: Callable[[], None]) -> None:
+    while not ended.wait(_POLL_SECONDS):
+        function()
+
+
+def _discard(_: object) -> None:
+    """Ray Train wants no return value."""
