@@ -7,6 +7,10 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 
 from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings
@@ -55,7 +59,14 @@ def training_arguments(
             f"{num_processes} processes; choose distillation.batch_sequences as a multiple of {micro * num_processes}"
         )
     half = compute_dtype(device) == torch.bfloat16
-    profile = _deepspeed_profile(settings.deepspeed, half) if settings.deepspeed else None
+    profile = _deepspeed_profile(settings.deepspeed) if settings.deepspeed else None
+    if profile is not None:
+        if "LOCAL_RANK" not in os.environ:
+            raise PlanError(
+                "distillation.deepspeed needs a launcher that starts one process per device, such as torchrun"
+            )
+        if "bf16" not in profile and half:
+            profile["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=schedule.num_steps,
@@ -90,8 +101,27 @@ def zero_stage(arguments: TrainingArguments) -> int:
     return int(profile["zero_optimization"]["stage"])
 
 
-def _deepspeed_profile(name: str, half: bool) -> dict[str, Any]:
-    """Read a DeepSpeed JSON; where it does not say otherwise, weights stay float32 and products follow the device."""
+def check_engine(settings: DistillationSettings) -> None:
+    """Refuse before any work what a training could not use.
+
+    Raises:
+        PlanError: If the DeepSpeed JSON or a tracker of `report_to` cannot be used; says what to do.
+    """
+    if settings.deepspeed is not None:
+        _deepspeed_profile(settings.deepspeed)
+    for name in settings.report_to:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise PlanError(f"distillation.report_to: {name!r} is none of {', '.join(sorted(INTEGRATION_TO_CALLBACK))}")
+        if name not in get_available_reporting_integrations():
+            raise PlanError(f"distillation.report_to: {name} is not installed; pip install {name}")
+    if "tensorboard" in settings.report_to and "TENSORBOARD_LOGGING_DIR" not in os.environ:
+        raise PlanError(
+            "distillation.report_to: tensorboard needs a folder in the environment variable TENSORBOARD_LOGGING_DIR"
+        )
+
+
+def _deepspeed_profile(name: str) -> dict[str, Any]:
+    """Read a DeepSpeed JSON and fill in what the settings say."""
     known = resource_names("runners", ".json")
     if not Path(name).is_file() and name not in known:
         raise PlanError(f"distillation.deepspeed: {name!r} is neither a file nor one of {', '.join(known)}")
@@ -103,8 +133,4 @@ def _deepspeed_profile(name: str, half: bool) -> dict[str, Any]:
     stage = profile.setdefault("zero_optimization", {}).setdefault("stage", 0)
     if "bf16" in profile and not stage:
         raise PlanError(f"distillation.deepspeed: {path} holds 'bf16' with ZeRO stage 0; leave it out, or use stage 1")
-    if "LOCAL_RANK" not in os.environ:
-        raise PlanError("distillation.deepspeed needs a launcher that starts one process per device, such as torchrun")
-    if "bf16" not in profile and half:
-        profile["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
     return {**_FILLED_BY_TRAINER, **profile}

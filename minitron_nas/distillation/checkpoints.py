@@ -62,7 +62,7 @@ def save_weights(file: Path, module: nn.Module, writes: bool) -> None:
         module: What is trained.
         writes: Whether this process writes; one does.
     """
-    tensors = ((name, _shape(parameter), lambda p=parameter: full_weight(p)) for name, parameter in _trained(module))  # type: ignore[misc]
+    tensors = ((name, _shape(parameter), lambda p=parameter: full_weight(p)) for name, parameter in _trained(module))
     _write(file, tensors, writes)
 
 

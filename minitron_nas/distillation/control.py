@@ -87,7 +87,11 @@ class Control(TrainerCallback):
                 raise NonFiniteLossError(
                     f"the {words} is {logs[name]} at step {state.global_step} (learning rate "
                     f"{logs['learning_rate']:.3g}); lower distillation.learning_rate and begin a new run; "
-                    + (f"the last good checkpoint is {good}" if good is not None else "there is no checkpoint from before")
+                    + (
+                        f"the last good checkpoint is {good}"
+                        if good is not None
+                        else "there is no checkpoint from before"
+                    )
                 )
 
 

@@ -54,10 +54,10 @@ def full_moment(parameter: Tensor, optimizer: Any, name: str) -> Tensor:
     """Return Adam's `name` of a parameter, from all processes' shards."""
     if not _is_sharded(parameter):
         moment: Tensor = optimizer.state[parameter][name]
-        return moment
-    from deepspeed.utils import safe_get_full_optimizer_state
+    else:
+        from deepspeed.utils import safe_get_full_optimizer_state
 
-    moment = safe_get_full_optimizer_state(parameter, name)
+        moment = safe_get_full_optimizer_state(parameter, name)
     return moment
 
 
@@ -111,7 +111,7 @@ def load_sharded_teacher(path: Path) -> Any:
     """
     import deepspeed
     from transformers import AutoModelForCausalLM
-    from transformers.integrations import HfDeepSpeedConfig
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
     dtype = compute_dtype(pick_device())
     config = {

@@ -92,7 +92,7 @@ class TrainingJob:
             {
                 "student": str(self.student.absolute()),
                 "files": self.files.to_dict(),
-                "settings": self.settings.model_dump(mode="json"),
+                "settings": {**self.settings.model_dump(mode="json"), "deepspeed": _absolute(self.settings.deepspeed)},
                 "schedule": asdict(self.schedule),
                 "checkpoints": str(self.checkpoints.absolute()),
                 "seed": self.seed,
@@ -141,3 +141,8 @@ class TrainingJob:
         for file in sorted(self.out.glob(_ERRORS)):
             name, message = read_json(file)
             raise getattr(errors, name)(message)
+
+
+def _absolute(profile: str | None) -> str | None:
+    """Return a file's absolute path, and anything else as it is."""
+    return str(Path(profile).absolute()) if profile is not None and Path(profile).is_file() else profile

@@ -178,7 +178,8 @@ class _DistillationTrainer(Trainer):
         control: Control,
     ) -> None:
         self._sequences = _SequenceDataset(train.tokens, schedule.num_steps * schedule.batch_sequences)
-        super().__init__(model=Objective(student, settings), args=arguments, train_dataset=self._sequences)
+        self._objective = Objective(student, settings)
+        super().__init__(model=self._objective, args=arguments, train_dataset=self._sequences)
         self.remove_callback(PrinterCallback)
         self.add_callback(control)
         self.loss_is_scaled_for_ga = False
@@ -202,7 +203,7 @@ class _DistillationTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Validate on the held-out stream and log the result."""
-        losses = validate(self.model.student, self._validation.tokens, self._validation.signal)
+        losses = validate(self._objective.student, self._validation.tokens, self._validation.signal)
         metrics = {"eval_kl_nats": losses.kl_nats, "eval_loss_nats": losses.loss_nats}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -222,9 +223,9 @@ class _DistillationTrainer(Trainer):
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         """Prepare without a checkpoint, whose engine may have been another one, and load it into this engine."""
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)  # type: ignore[no-untyped-call]
         if resume_from_checkpoint is not None:
-            load_state(Path(resume_from_checkpoint), self.model, self._engine_optimizer())
+            load_state(Path(resume_from_checkpoint), self._objective, self._engine_optimizer())
         return prepared
 
     def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
@@ -233,7 +234,7 @@ class _DistillationTrainer(Trainer):
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Save what any engine can go on from, and mark it as whole."""
         checkpoint = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-        save_state(checkpoint, self.model, self._engine_optimizer(), self.is_world_process_zero())
+        save_state(checkpoint, self._objective, self._engine_optimizer(), self.is_world_process_zero())
         if self.is_world_process_zero():
             self.state.save_to_json(str(checkpoint / TRAINER_STATE_NAME))
             mark_whole(checkpoint, self._identity)
@@ -241,7 +242,8 @@ class _DistillationTrainer(Trainer):
 
     def _engine_optimizer(self) -> Any:
         """The optimizer inside accelerate's wrapper: AdamW, or ZeRO's."""
-        return self.optimizer.optimizer
+        wrapper: Any = self.optimizer
+        return wrapper.optimizer
 
 
 def _memory(

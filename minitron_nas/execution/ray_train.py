@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,6 +44,7 @@ class RayTrain:
             ray.init(
                 address=self._settings.address,
                 include_dashboard=False if self._settings.address is None else None,
+                log_to_driver=False,
                 logging_level=logging.ERROR,
             )
         try:
@@ -54,7 +56,7 @@ class RayTrain:
 
     def num_gpus(self) -> int:
         """Return the number of GPUs that Ray knows of."""
-        return int(ray.cluster_resources().get("GPU", 0))
+        return int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
 
     def run(
         self, function: Callable[[str], int], argument: str, num_processes: int, on_wait: Callable[[], None]
@@ -87,7 +89,7 @@ class RayTrain:
         try:
             trainer.fit()
         except TrainingFailedError as error:
-            logging.getLogger(__name__).error("%s", error)
+            sys.stderr.write(f"{error}\n")
         finally:
             ended.set()
             watch.join()

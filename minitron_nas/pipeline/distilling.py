@@ -7,17 +7,18 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from minitron_nas.distillation.losses import Losses
+from minitron_nas.distillation.arguments import check_engine
+from minitron_nas.distillation.job import TrainingFiles, TrainingJob
+from minitron_nas.distillation.launch import train
 from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings, TextSettings
-from minitron_nas.distillation.signals import load_for_inference, load_for_training, open_signal, write_hidden_cache
+from minitron_nas.distillation.signals import load_for_inference, write_hidden_cache
 from minitron_nas.distillation.text import data_name, read_documents
 from minitron_nas.distillation.tokens import ONE_PASS_TOKENS, split_tokens
-from minitron_nas.distillation.trainer import Stream, TrainingResult
-from minitron_nas.distillation.trainer import distill as train
-from minitron_nas.distillation.validation import validate
+from minitron_nas.distillation.trainer import CurvePoint, TrainingResult
 from minitron_nas.errors import CheckpointError
 from minitron_nas.execution.device import release_memory
+from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.families.teacher import resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.pipeline.provenance import PROOF_TOKENS, versions
@@ -31,15 +32,18 @@ class Distilled:
 
     Attributes:
         path: A stock Hugging Face folder.
-        before: Validation before training.
-        result: The curve, ending with the last validation.
+        result: The curve, from the validation of the untrained student to that of the trained one.
         proof: What reloading it showed.
     """
 
     path: Path
-    before: Losses
     result: TrainingResult
     proof: Proof
+
+    @property
+    def before(self) -> CurvePoint:
+        """The validation before training."""
+        return self.result.curve[0]
 
 
 def distill(
@@ -50,6 +54,7 @@ def distill(
     settings: DistillationSettings | None = None,
     text: TextSettings | None = None,
     seed: int = 0,
+    runner: RunnerSettings | None = None,
     display: Display | None = None,
 ) -> Distilled:
     """Train a student to match a teacher with the same tokenizer, and write it as a stock folder.
@@ -65,14 +70,17 @@ def distill(
         settings: Tokens, learning rate and so on.
         text: How text becomes tokens.
         seed: Decides the order of documents.
+        runner: Where it runs and in how many processes; one for each GPU by default.
         display: Shows progress; on stderr by default.
 
     Raises:
         MinitronNasError: If something that was given cannot be used; says what to do.
+        PreemptedError: After SIGTERM during training; a checkpoint is written.
     """
     display, settings, text = display or default_display(), settings or DistillationSettings(), text or TextSettings()
     folder = Path(out)
     require_new_folder(folder)
+    check_engine(settings)
     data_name(data)
     work = folder.with_name(f"{folder.name}.work")
     source = resolve_teacher(student, work / "student")
@@ -92,23 +100,27 @@ def distill(
         "train": splits.train.first(schedule.num_steps * schedule.batch_sequences),
         "validation": splits.validation,
     }
-    streams = {}
+    token_files = {name: work / f"{name}-{tokens.fingerprint}.safetensors" for name, tokens in parts.items()}
+    caches: dict[str, Path] = {}
     with display.stage("signal", "the teacher speaks once") as progress:
         for name, tokens in parts.items():
-            cache = None
+            tokens.save(token_files[name])
             if name == "validation" or settings.teacher_signal == "hidden_cache":
-                cache = work / f"{name}-{other.fingerprint}-{tokens.fingerprint}"
-                if not cache.exists():
-                    write_hidden_cache(load_for_inference(other.path), tokens, cache, progress=progress)
+                caches[name] = work / f"{name}-{other.fingerprint}-{tokens.fingerprint}"
+                if not caches[name].exists():
+                    write_hidden_cache(load_for_inference(other.path), tokens, caches[name], progress=progress)
                     release_memory()
-            streams[name] = Stream(tokens, open_signal(other.path, cache))
-    model = load_for_training(source.path)
-    before = validate(model, splits.validation, streams["validation"].signal)
+    files = TrainingFiles(
+        teacher=other.path,
+        train_tokens=token_files["train"],
+        train_cache=caches.get("train"),
+        validation_tokens=token_files["validation"],
+        validation_cache=caches["validation"],
+    )
+    checkpoints = work / f"checkpoints-{source.fingerprint}-{other.fingerprint}"
+    job = TrainingJob(source.path, files, settings, schedule, checkpoints, seed, work / "training")
     with display.stage("distil", f"{schedule.num_tokens:,} tokens in {schedule.num_steps} steps") as progress:
-        checkpoints = work / f"checkpoints-{source.fingerprint}-{other.fingerprint}"
-        result = train(
-            model, streams["train"], streams["validation"], settings, schedule, checkpoints, seed, progress=progress
-        )
+        model, result = train(job, runner or RunnerSettings(), progress)
     lineage = {
         "teacher": {"source": source_name(teacher), "fingerprint": other.fingerprint},
         "source": {"name": source_name(student), "fingerprint": source.fingerprint},
@@ -121,4 +133,4 @@ def distill(
     prompt = splits.validation.input_ids[:1, :PROOF_TOKENS]
     proof = export_student(model, source.path, folder, stored_dtype(source.path), prompt, lineage)
     shutil.rmtree(work, ignore_errors=True)
-    return Distilled(folder, before, result, proof)
+    return Distilled(folder, result, proof)

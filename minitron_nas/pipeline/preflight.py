@@ -1,6 +1,6 @@
 """What can be refused before any work starts."""
 
-from minitron_nas.errors import PlanError
+from minitron_nas.distillation.arguments import check_engine
 from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.importance.depth_modes import free_runs
 from minitron_nas.pipeline.passes import require_whole_model
@@ -14,6 +14,9 @@ from minitron_nas.storage.weights import read_headers
 _TRAINING_BYTES_PER_PARAMETER = 12
 """A checkpoint holds float32 weights and Adam's two moments."""
 
+_START_AND_END_BYTES_PER_PARAMETER = 8
+"""A full distillation begins and ends with float32 weights in a file."""
+
 
 def preflight(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder) -> None:
     """Refuse a plan that cannot work.
@@ -22,17 +25,14 @@ def preflight(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder) -> None:
     this finds what is unreachable already, not all of what will be.
 
     Raises:
-        PlanError: If DeepSpeed is asked for, or layers are to be measured on a teacher that does not fit into memory.
+        PlanError: If DeepSpeed or a tracker cannot be used as asked, or layers are to be measured on a teacher that
+            does not fit into memory.
         SpaceError: If a size is not below the teacher's, or no shape is within tolerance.
         InvalidArchitectureError: If a protected layer does not exist, or protected layers leave no block of
             the size that has to go.
         DiskSpaceError: If the run will not fit.
     """
-    if plan.distillation.deepspeed is not None:
-        raise PlanError(
-            "distillation.deepspeed needs several processes, and a family is built by one; leave it out here, or use "
-            "minitron_nas.distillation.trainer.distill in a program that torchrun starts"
-        )
+    check_engine(plan.distillation)
     PruningOrder.check_layers(teacher.architecture, plan.space.protected_layers)
     _check_depth(plan, teacher)
     for size in plan.descending_sizes:
@@ -41,7 +41,7 @@ def preflight(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder) -> None:
     sizes = plan.descending_sizes
     stored = weights / teacher.num_parameters
     models = sum(sizes) * stored * (3 if plan.baselines else 1)
-    checkpoints = 2 * sizes[0] * _TRAINING_BYTES_PER_PARAMETER
+    checkpoints = sizes[0] * (2 * _TRAINING_BYTES_PER_PARAMETER + _START_AND_END_BYTES_PER_PARAMETER)
     trials = plan.search.num_finalists * sizes[0] * _TRAINING_BYTES_PER_PARAMETER
     hidden_bytes = teacher.architecture.hidden_size * 2
     cache = (plan.distillation.tokens or 0) * hidden_bytes if plan.distillation.teacher_signal == "hidden_cache" else 0

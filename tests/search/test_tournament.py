@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from minitron_nas.distillation.job import TrainingFiles
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.errors import TrialError
 from minitron_nas.execution.local import LocalRunner
@@ -12,7 +13,7 @@ from minitron_nas.execution.runner import Outcome
 from minitron_nas.pruning.slice import build_student
 from minitron_nas.search import tournament as module
 from minitron_nas.search.settings import SearchSettings
-from minitron_nas.search.tournament import TrainingFiles, TrialRow, tournament, train_rung
+from minitron_nas.search.tournament import TrialRow, tournament, train_rung
 from minitron_nas.storage.schemas import TRIALS
 from minitron_nas.storage.tables import read_rows, write_rows
 
