@@ -52,12 +52,7 @@ def training_arguments(
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, which Trainer imports, need not search and warn
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
-    micro = min(settings.micro_batch_sequences, max(schedule.batch_sequences // num_processes, 1))
-    if schedule.batch_sequences % (micro * num_processes):
-        raise PlanError(
-            f"a batch of {schedule.batch_sequences} sequences does not divide into micro-batches of {micro} on "
-            f"{num_processes} processes; choose distillation.batch_sequences as a multiple of {micro * num_processes}"
-        )
+    micro = micro_batch(settings, schedule, num_processes)
     half = compute_dtype(device) == torch.bfloat16
     profile = _deepspeed_profile(settings.deepspeed) if settings.deepspeed else None
     if profile is not None:
@@ -93,6 +88,21 @@ def training_arguments(
         use_cache=use_cache,
         dataloader_pin_memory=device.type == "cuda",
     )
+
+
+def micro_batch(settings: DistillationSettings, schedule: Schedule, num_processes: int) -> int:
+    """Return how many sequences go through a forward pass: what the settings say, at most a process' share.
+
+    Raises:
+        PlanError: If the batch does not divide into such micro-batches.
+    """
+    micro = min(settings.micro_batch_sequences, max(schedule.batch_sequences // num_processes, 1))
+    if schedule.batch_sequences % (micro * num_processes):
+        raise PlanError(
+            f"a batch of {schedule.batch_sequences} sequences does not divide into micro-batches of {micro} on "
+            f"{num_processes} processes; choose distillation.batch_sequences as a multiple of {micro * num_processes}"
+        )
+    return micro
 
 
 def zero_stage(arguments: TrainingArguments) -> int:

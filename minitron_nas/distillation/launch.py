@@ -5,11 +5,12 @@ from typing import Any
 import torch
 
 from minitron_nas.distillation import worker
+from minitron_nas.distillation.arguments import micro_batch
 from minitron_nas.distillation.checkpoints import load_weights
 from minitron_nas.distillation.job import TrainingJob
 from minitron_nas.distillation.signals import load_for_training
 from minitron_nas.distillation.trainer import TrainingResult
-from minitron_nas.errors import TrainingProcessError
+from minitron_nas.errors import PreemptedError, TrainingProcessError
 from minitron_nas.execution.device import release_memory
 from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.execution.torchrun import run_processes
@@ -64,10 +65,16 @@ def _in_processes(
         with ray_train.connected():
             if num_processes is None:
                 num_processes = _dividing(job.schedule.batch_sequences, ray_train.num_gpus())
+            micro_batch(job.settings, job.schedule, num_processes)  # before any process starts
             ray_train.run(worker.run_file, path, num_processes, look)
     else:
         assert num_processes is not None
-        run_processes(worker.__name__, path, num_processes, look)
+        micro_batch(job.settings, job.schedule, num_processes)
+        try:
+            run_processes(worker.__name__, path, num_processes, look)
+        except PreemptedError:
+            job.raise_error()  # which names the checkpoint
+            raise
     look()
     job.raise_error()
 
