@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch
@@ -25,7 +26,6 @@ from minitron_nas.distillation.checkpoints import (
 from minitron_nas.distillation.control import Control
 from minitron_nas.distillation.memory import TrainingMemory
 from minitron_nas.distillation.objective import Objective
-from minitron_nas.distillation.preemption import sigterm_sets
 from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals import TeacherSignal
@@ -33,6 +33,7 @@ from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.distillation.validation import validate
 from minitron_nas.errors import PreemptedError, TrainingMemoryError
 from minitron_nas.execution.device import compute_dtype
+from minitron_nas.execution.preemption import on_sigterm
 from minitron_nas.execution.runner import is_out_of_memory
 from minitron_nas.progress import Progress, silent
 from minitron_nas.storage.ledger import fingerprint
@@ -125,7 +126,8 @@ def distill(
         enable = getattr(student, "activation_checkpointing_enable", None) or student.gradient_checkpointing_enable
         enable()
     arguments.eval_on_start = validate_first and checkpoint is None
-    with sigterm_sets() as asked_to_stop:
+    asked_to_stop = Event()
+    with on_sigterm(asked_to_stop.set):
         control = Control(last_step, schedule.num_steps, settings, folder, identity, asked_to_stop, progress)
         trainer = _DistillationTrainer(
             student, train, validation, settings, schedule, arguments, identity, checkpoint, control

@@ -19,6 +19,8 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
+from minitron_nas.errors import PreemptedError
+from minitron_nas.execution.preemption import on_sigterm
 from minitron_nas.execution.settings import RunnerSettings
 
 _POLL_SECONDS = 0.5
@@ -63,13 +65,17 @@ class RayTrain:
     ) -> None:
         """Run a function in every worker.
 
-        A lost worker ends all, and all are started again, `max_worker_losses` times.
+        A lost worker ends all, and all are started again, `max_worker_losses` times. Workers are threads of
+        Ray's and get no signals: SIGTERM ends this call, and the last checkpoint by the clock counts.
 
         Args:
             function: A module-level function.
             argument: The same for all.
             num_processes: Number of workers, one GPU each where there are any.
             on_wait: Called twice a second while they work.
+
+        Raises:
+            PreemptedError: After SIGTERM.
         """
         resources = {"CPU": self._settings.cpus_per_trial or 1.0}
         trainer = TorchTrainer(
@@ -87,7 +93,8 @@ class RayTrain:
         watch = threading.Thread(target=_call_until, args=(ended, on_wait))
         watch.start()
         try:
-            trainer.fit()
+            with on_sigterm(_stop):
+                trainer.fit()
         except TrainingFailedError as error:
             sys.stderr.write(f"{error}\n")
         finally:
@@ -98,6 +105,10 @@ class RayTrain:
 def _call_until(ended: threading.Event, function: Callable[[], None]) -> None:
     while not ended.wait(_POLL_SECONDS):
         function()
+
+
+def _stop() -> None:
+    raise PreemptedError("stopped by SIGTERM; the same command goes on from the last checkpoint")
 
 
 def _discard(_: object) -> None:

@@ -49,9 +49,9 @@ def test_the_error_says_what_takes_how_much_and_what_to_change():
     assert isinstance(error, MemoryError)
     assert str(error) == (
         "training ran out of memory; a process needs about 4 GB for weights, 3 GB for gradients, 2 GB for the "
-        "optimizer and 1.5 GB for activations, beside the teacher; lower distillation.micro_batch_sequences (now 8), or set "
-        "distillation.gradient_checkpointing=true, or shard over more processes with distillation.deepspeed=zero-3 and "
-        "runner.num_processes, or lower text.sequence_length"
+        "optimizer and 1.5 GB for activations, beside the teacher; lower distillation.micro_batch_sequences (now 8), "
+        "or set distillation.gradient_checkpointing=true, or shard over more processes with "
+        "distillation.deepspeed=zero-3 and runner.num_processes, or lower text.sequence_length"
     )
 
 
