@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from minitron_nas.distillation.deepspeed import (
     MOMENTS,
-    begin_moments,
     full_moment,
     full_weight,
     set_moment,
@@ -69,13 +68,14 @@ def save_weights(file: Path, module: nn.Module, writes: bool) -> None:
 def load_state(checkpoint: Path, module: nn.Module, optimizer: Any) -> None:
     """Set parameters and Adam's moments to what `save_state` has saved; all processes must call this.
 
+    `begin_moments` must have been called.
+
     Args:
         checkpoint: Its folder.
         module: What is trained.
         optimizer: AdamW, or the optimizer that ZeRO wraps around it.
     """
     load_weights(checkpoint, module)
-    begin_moments(optimizer, step_of(checkpoint))
     with safe_open(checkpoint / _OPTIMIZER, framework="pt") as file:
         for name, parameter in _trained(module):
             for moment in MOMENTS:

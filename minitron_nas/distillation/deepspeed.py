@@ -89,6 +89,9 @@ def set_moment(parameter: Tensor, optimizer: Any, name: str, moment: Tensor) -> 
 def begin_moments(optimizer: Any, num_steps: int) -> None:
     """Give an optimizer the state that torch makes in its first step, as if it had taken `num_steps`.
 
+    ZeRO-1 and 2 look for the moments after the step of the first group of parameters and miss those of the
+    others (deepspeed 0.19); here they find all.
+
     Args:
         optimizer: AdamW, or the optimizer that ZeRO wraps around it.
         num_steps: What Adam corrects the bias of its moments by.

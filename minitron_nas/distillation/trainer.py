@@ -24,6 +24,7 @@ from minitron_nas.distillation.checkpoints import (
     step_of,
 )
 from minitron_nas.distillation.control import Control
+from minitron_nas.distillation.deepspeed import begin_moments
 from minitron_nas.distillation.memory import TrainingMemory
 from minitron_nas.distillation.objective import Objective
 from minitron_nas.distillation.schedule import Schedule
@@ -226,6 +227,7 @@ class _DistillationTrainer(Trainer):
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         """Prepare without a checkpoint, whose engine may have been another one, and load it into this engine."""
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)  # type: ignore[no-untyped-call]
+        begin_moments(self._engine_optimizer(), self._first_step)
         if resume_from_checkpoint is not None:
             load_state(Path(resume_from_checkpoint), self._objective, self._engine_optimizer())
         return prepared

@@ -27,7 +27,7 @@ SETTINGS = DistillationSettings(learning_rate=3e-3, num_evaluations=2, lm_loss_w
 _RECORDING_WORKER = '''
 """A worker that tells which sequences it consumes, and to which SIGTERM comes in one step."""
 import json, os, signal, sys
-from minitron_nas.distillation import trainer, worker
+from minitron_nas.distillation import job, trainer, worker
 
 rank, stop_step = os.environ["RANK"], int(os.environ.get("STOP_STEP", "-1"))
 compute_loss = trainer._DistillationTrainer.compute_loss
@@ -41,7 +41,19 @@ def recording(self, model, inputs, *args, **kwargs):
     return compute_loss(self, model, inputs, *args, **kwargs)
 
 
+load_sharded_teacher = job.load_sharded_teacher
+
+
+def telling(path):
+    teacher = load_sharded_teacher(path)
+    sizes = [(parameter.ds_tensor.numel(), parameter.ds_numel) for parameter in teacher.parameters()]
+    with open(os.environ["CONSUMED"].replace("consumed-", "teacher-") + rank, "w") as file:
+        json.dump(sizes, file)
+    return teacher
+
+
 trainer._DistillationTrainer.compute_loss = recording
+job.load_sharded_teacher = telling
 sys.exit(worker.run_file(sys.argv[1]))
 '''
 

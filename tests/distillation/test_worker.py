@@ -1,5 +1,6 @@
 """One training in many processes: the losses of one, whatever the engine, and no token twice or skipped."""
 
+import json
 import os
 import signal
 from dataclasses import replace
@@ -102,6 +103,15 @@ def test_two_processes_give_the_losses_of_one(jobs, one_process, monkeypatch, en
 
 
 @pytest.mark.slow
+def test_a_teacher_beside_the_student_is_sharded_with_it(jobs, monkeypatch):
+    job = jobs.make("sharded", cached=False, deepspeed="zero-3")
+    jobs.run(job, 2, monkeypatch, stop_step=0)
+    for rank in range(2):
+        sizes = json.loads((job.out / f"teacher-{rank}").read_text())
+        assert [held for held, _ in sizes] == [(whole + 1) // 2 for _, whole in sizes]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "engines",
     [(None, None, None), ("zero-1", "zero-1", "zero-1"), ("zero-3", None, "zero-2"), ("zero-2", "zero-3", "zero-3")],
@@ -110,7 +120,8 @@ def test_a_training_goes_on_in_two_one_and_two_processes(jobs, one_process, monk
     consumed = {}
     for engine, num_processes, stop_step in zip(engines, (2, 1, 2), (1, 3, None), strict=True):
         job = jobs.make(f"resumed-{'-'.join(map(str, engines))}", deepspeed=engine)
-        _, steps = jobs.run(job, num_processes, monkeypatch, stop_step)
+        code, steps = jobs.run(job, num_processes, monkeypatch, stop_step)
+        assert (code == 0) == (stop_step is None)
         assert not set(consumed) & set(steps)
         consumed |= steps
     assert in_order(consumed) == PER_STEP
