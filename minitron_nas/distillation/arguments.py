@@ -71,7 +71,7 @@ def training_arguments(
         weight_decay=settings.weight_decay,
         adam_beta2=settings.adam_beta2,
         max_grad_norm=settings.max_grad_norm,
-        bf16=half and (profile is None or "bf16" in profile),
+        bf16=half if profile is None else _keeps_bfloat16_weights(profile, half),
         use_cpu=device.type == "cpu",
         deepspeed=profile,
         ddp_find_unused_parameters=False,
@@ -109,6 +109,12 @@ def zero_stage(arguments: TrainingArguments) -> int:
     """Return DeepSpeed's ZeRO stage, 0 without DeepSpeed."""
     profile: dict[str, Any] = arguments.deepspeed or {"zero_optimization": {"stage": 0}}  # type: ignore[assignment]
     return int(profile["zero_optimization"]["stage"])
+
+
+def _keeps_bfloat16_weights(profile: dict[str, Any], half: bool) -> bool:
+    """Whether a DeepSpeed JSON wants bfloat16 weights; "auto" follows the device."""
+    enabled = profile.get("bf16", {}).get("enabled", False)
+    return half if enabled == "auto" else bool(enabled)
 
 
 def check_engine(settings: DistillationSettings) -> None:

@@ -134,6 +134,7 @@ def test_bfloat16_weights_with_float32_copies_go_on_too(jobs, one_process, monke
     profile.write_text('{"zero_optimization": {"stage": 2}, "bf16": {"enabled": true}}')
     job = jobs.make("bf16", deepspeed=str(profile))
     for num_processes, stop_step in ((2, 2), (1, None)):
-        jobs.run(job, num_processes, monkeypatch, stop_step)
+        code, _ = jobs.run(job, num_processes, monkeypatch, stop_step)
+        assert (code == 0) == (stop_step is None)
     curve, wanted = job.result().curve, one_process[False].result().curve
     assert [point.kl_nats for point in curve] == pytest.approx([point.kl_nats for point in wanted], rel=2e-2)
