@@ -2,7 +2,8 @@
 
 Each class is a `MinitronNasError` and also the builtin that a caller would expect, so both
 `except MinitronNasError` and `except ValueError` work. A message says what was given, what is
-required and what to do; the command line prints it as one line and exits with 2.
+required and what to do; the command line prints it as one line and exits with 2. Only
+`PreemptedError` is none: it is no fault, and ends the process.
 """
 
 
@@ -64,3 +65,29 @@ class ProofError(MinitronNasError, RuntimeError):
 
 class NonFiniteLossError(MinitronNasError, ArithmeticError):
     """A training loss that became NaN or infinite."""
+
+
+class TrainingMemoryError(MinitronNasError, MemoryError):
+    """A training that does not fit into memory."""
+
+
+class TrainingProcessError(MinitronNasError, RuntimeError):
+    """A training process that ended without a result."""
+
+
+class PreemptedError(SystemExit):
+    """A training that was asked to stop (SIGTERM) and has written a checkpoint.
+
+    It ends the process with 143 = 128 + SIGTERM, what a process without a checkpoint to write would
+    report too, and what schedulers take for "start me again". Nobody who catches an Exception to go on
+    with other work holds it up.
+    """
+
+    def __init__(self, message: str) -> None:
+        """Keep what to tell; the command line prints it."""
+        super().__init__(143)
+        self.message = message
+
+    def __str__(self) -> str:
+        """Say what to tell."""
+        return self.message

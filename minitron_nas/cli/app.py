@@ -10,7 +10,7 @@ from typing import Annotated, Any, Optional, TextIO
 
 import typer
 
-from minitron_nas.errors import MinitronNasError
+from minitron_nas.errors import MinitronNasError, PreemptedError
 
 app = typer.Typer(
     name="minitron-nas",
@@ -258,7 +258,7 @@ def distill(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a student to match a teacher. --set takes distillation.* and text.* keys."""
+    """Train a student to match a teacher. --set takes distillation.*, text.* and runner.* keys."""
     from minitron_nas.distillation.data_source import parse_data
     from minitron_nas.pipeline.distilling import distill
     from minitron_nas.pipeline.plan import make_plan, with_overrides
@@ -267,7 +267,9 @@ def distill(
     values = {"teacher": teacher, "sizes": [1], "data": text_data, "distillation": {"tokens": tokens}}
     plan = make_plan(with_overrides(values, overrides or ()), "--set")
     with _stdout_for_results():
-        result = distill(student, teacher, text_data, out, plan.distillation, plan.text, plan.seed, signals)
+        result = distill(
+            student, teacher, text_data, out, plan.distillation, plan.text, plan.seed, plan.runner, signals
+        )
     before, after = result.before.kl_nats, result.result.final.kl_nats
     if as_json:
         _print_json({"path": str(result.path), "untrained_kl_nats": before, "kl_nats": after})
@@ -335,12 +337,15 @@ def report(
 
 
 def main() -> None:
-    """Run the command; a MinitronNasError is one line and exit code 2."""
+    """Run the command; a MinitronNasError is one line and exit code 2, SIGTERM during training one line and 143."""
     try:
         app()
     except MinitronNasError as error:
         typer.echo(f"minitron-nas: {error}", err=True)
         sys.exit(2)
+    except PreemptedError as stop:
+        typer.echo(f"minitron-nas: {stop}", err=True)
+        raise
 
 
 def _stdout_for_results() -> redirect_stdout[TextIO]:

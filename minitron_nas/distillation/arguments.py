@@ -1,21 +1,36 @@
 """What Hugging Face's Trainer is told."""
 
-import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 
 from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.errors import PlanError
 from minitron_nas.execution.device import compute_dtype, pick_device
 from minitron_nas.resources import resource, resource_names
+from minitron_nas.storage.atomic import read_json
 
 _LOG_POINTS = 500
-_LAST_ZERO_STAGE = 2
+_REFUSED_SECTIONS = {
+    "optimizer": "the optimizer is AdamW with what distillation.* says",
+    "scheduler": "distillation.* says how the learning rate changes",
+    "fp16": "bfloat16 needs no loss scale",
+}
+_FILLED_BY_TRAINER = {
+    "gradient_clipping": "auto",
+    "gradient_accumulation_steps": "auto",
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+}
 
 
 def training_arguments(
@@ -36,30 +51,35 @@ def training_arguments(
     device = pick_device()
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, which Trainer imports, need not search and warn
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    micro = min(settings.micro_batch_sequences, schedule.batch_sequences)
-    if schedule.batch_sequences % (micro * world_size):
-        raise PlanError(
-            f"a batch of {schedule.batch_sequences} sequences does not divide into micro-batches of {micro} on "
-            f"{world_size} processes; choose distillation.batch_sequences as a multiple of {micro * world_size}"
-        )
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    micro = micro_batch(settings, schedule, num_processes)
+    half = compute_dtype(device) == torch.bfloat16
+    profile = _deepspeed_profile(settings.deepspeed) if settings.deepspeed else None
+    if profile is not None:
+        if "LOCAL_RANK" not in os.environ:
+            raise PlanError(
+                "distillation.deepspeed needs a launcher that starts one process per device, such as torchrun"
+            )
+        if "bf16" not in profile and half:
+            profile["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=schedule.num_steps,
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=schedule.batch_sequences // (micro * world_size),
+        gradient_accumulation_steps=schedule.batch_sequences // (micro * num_processes),
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         adam_beta2=settings.adam_beta2,
         max_grad_norm=settings.max_grad_norm,
-        bf16=compute_dtype(device) == torch.bfloat16,
+        bf16=half if profile is None else _keeps_bfloat16_weights(profile, half),
         use_cpu=device.type == "cpu",
-        deepspeed=str(_deepspeed_json(settings.deepspeed)) if settings.deepspeed else None,
+        deepspeed=profile,
         save_strategy="no",
         eval_strategy="no",
         logging_steps=math.ceil(schedule.num_steps / _LOG_POINTS),
         logging_nan_inf_filter=False,
-        report_to="none",
+        report_to=list(settings.report_to) or "none",
+        run_name=settings.run_name,
         seed=seed,
         disable_tqdm=True,
         log_level="error",
@@ -71,17 +91,63 @@ def training_arguments(
     )
 
 
-def _deepspeed_json(name: str) -> Path:
+def micro_batch(settings: DistillationSettings, schedule: Schedule, num_processes: int) -> int:
+    """Return how many sequences go through a forward pass: what the settings say, at most a process' share.
+
+    Raises:
+        PlanError: If the batch does not divide into such micro-batches.
+    """
+    micro = min(settings.micro_batch_sequences, max(schedule.batch_sequences // num_processes, 1))
+    if schedule.batch_sequences % (micro * num_processes):
+        raise PlanError(
+            f"a batch of {schedule.batch_sequences} sequences does not divide into micro-batches of {micro} on "
+            f"{num_processes} processes; choose distillation.batch_sequences as a multiple of {micro * num_processes}"
+        )
+    return micro
+
+
+def zero_stage(arguments: TrainingArguments) -> int:
+    """Return DeepSpeed's ZeRO stage, 0 without DeepSpeed."""
+    profile: dict[str, Any] = arguments.deepspeed or {"zero_optimization": {"stage": 0}}  # type: ignore[assignment]
+    return int(profile["zero_optimization"]["stage"])
+
+
+def _keeps_bfloat16_weights(profile: dict[str, Any], half: bool) -> bool:
+    """Whether a DeepSpeed JSON wants bfloat16 weights; "auto" follows the device."""
+    enabled = profile.get("bf16", {}).get("enabled", False)
+    return half if enabled == "auto" else bool(enabled)
+
+
+def check_engine(settings: DistillationSettings) -> None:
+    """Refuse before any work what a training could not use.
+
+    Raises:
+        PlanError: If the DeepSpeed JSON or a tracker of `report_to` cannot be used; says what to do.
+    """
+    if settings.deepspeed is not None:
+        _deepspeed_profile(settings.deepspeed)
+    for name in settings.report_to:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise PlanError(f"distillation.report_to: {name!r} is none of {', '.join(sorted(INTEGRATION_TO_CALLBACK))}")
+        if name not in get_available_reporting_integrations():
+            raise PlanError(f"distillation.report_to: {name} is not installed; pip install {name}")
+    if "tensorboard" in settings.report_to and "TENSORBOARD_LOGGING_DIR" not in os.environ:
+        raise PlanError(
+            "distillation.report_to: tensorboard needs a folder in the environment variable TENSORBOARD_LOGGING_DIR"
+        )
+
+
+def _deepspeed_profile(name: str) -> dict[str, Any]:
+    """Read a DeepSpeed JSON and fill in what the settings say."""
     known = resource_names("runners", ".json")
     if not Path(name).is_file() and name not in known:
         raise PlanError(f"distillation.deepspeed: {name!r} is neither a file nor one of {', '.join(known)}")
     path = Path(name) if Path(name).is_file() else resource("runners", f"{name}.json")
-    stage = json.loads(path.read_text()).get("zero_optimization", {}).get("stage", 0)
-    if stage > _LAST_ZERO_STAGE:
-        raise PlanError(
-            f"distillation.deepspeed: {path} asks for ZeRO stage {stage}, which splits the output head, but the loss "
-            f"reads it as a whole; use stage 1 or {_LAST_ZERO_STAGE}"
-        )
-    if "LOCAL_RANK" not in os.environ:
-        raise PlanError("distillation.deepspeed needs a launcher that starts one process per device, such as torchrun")
-    return path
+    profile: dict[str, Any] = read_json(path)
+    for section, instead in _REFUSED_SECTIONS.items():
+        if section in profile:
+            raise PlanError(f"distillation.deepspeed: {path} holds {section!r}; leave it out, {instead}")
+    stage = profile.setdefault("zero_optimization", {}).setdefault("stage", 0)
+    if "bf16" in profile and not stage:
+        raise PlanError(f"distillation.deepspeed: {path} holds 'bf16' with ZeRO stage 0; leave it out, or use stage 1")
+    return {**_FILLED_BY_TRAINER, **profile}

@@ -1,12 +1,92 @@
-"""Checkpoints of a training: which are whole, and which belong to what is being trained."""
+"""Checkpoints of a training: what is in them, which are whole, and which belong to what is being trained.
+
+A checkpoint holds whole tensors under the parameters' names, whichever engine has written it, so a
+training goes on under another engine and on another number of processes.
+"""
 
 import os
 import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from minitron_nas.distillation.deepspeed import (
+    MOMENTS,
+    full_moment,
+    full_weight,
+    set_moment,
+    set_weight,
+)
 from minitron_nas.storage.atomic import write_text
+from minitron_nas.storage.weights import safetensors_header
 
 _MARK = "complete"
+_WEIGHTS, _OPTIMIZER = "model.safetensors", "optimizer.safetensors"
+_FLOAT32_BYTES = 4
+
+
+def save_state(checkpoint: Path, module: nn.Module, optimizer: Any, writes: bool) -> None:
+    """Save trained parameters in float32 and Adam's moments; all processes must call this.
+
+    Tensors are gathered, written and freed one after the other.
+
+    Args:
+        checkpoint: A folder.
+        module: What is trained.
+        optimizer: AdamW, or the optimizer that ZeRO wraps around it.
+        writes: Whether this process writes; one does.
+    """
+    trained = _trained(module)
+    save_weights(checkpoint / _WEIGHTS, module, writes)
+    _write(
+        checkpoint / _OPTIMIZER,
+        (
+            (f"{moment}.{name}", _shape(parameter), lambda p=parameter, m=moment: full_moment(p, optimizer, m))  # type: ignore[misc]
+            for moment in MOMENTS
+            for name, parameter in trained
+        ),
+        writes,
+    )
+
+
+def save_weights(file: Path, module: nn.Module, writes: bool) -> None:
+    """Save trained parameters in float32; all processes must call this.
+
+    Args:
+        file: A safetensors file.
+        module: What is trained.
+        writes: Whether this process writes; one does.
+    """
+    tensors = ((name, _shape(parameter), lambda p=parameter: full_weight(p)) for name, parameter in _trained(module))
+    _write(file, tensors, writes)
+
+
+def load_state(checkpoint: Path, module: nn.Module, optimizer: Any) -> None:
+    """Set parameters and Adam's moments to what `save_state` has saved; all processes must call this.
+
+    `begin_moments` must have been called.
+
+    Args:
+        checkpoint: Its folder.
+        module: What is trained.
+        optimizer: AdamW, or the optimizer that ZeRO wraps around it.
+    """
+    load_weights(checkpoint, module)
+    with safe_open(checkpoint / _OPTIMIZER, framework="pt") as file:
+        for name, parameter in _trained(module):
+            for moment in MOMENTS:
+                set_moment(parameter, optimizer, moment, file.get_tensor(f"{moment}.{name}"))
+
+
+def load_weights(folder: Path, module: nn.Module) -> None:
+    """Set parameters to what `save_weights` has saved as a folder's `model.safetensors`."""
+    with safe_open(folder / _WEIGHTS, framework="pt") as file:
+        for name, parameter in _trained(module):
+            set_weight(parameter, file.get_tensor(name))
 
 
 def mark_whole(checkpoint: Path, identity: str) -> None:
@@ -34,3 +114,27 @@ def last_whole(folder: Path, identity: str) -> Path | None:
 def step_of(checkpoint: Path) -> int:
     """Return the optimizer step after which a checkpoint was written."""
     return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def _trained(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Names and parameters in the module's order; a tied one has one name."""
+    return [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+
+
+def _shape(parameter: Any) -> tuple[int, ...]:
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def _write(file: Path, tensors: Iterable[tuple[str, tuple[int, ...], Callable[[], Tensor]]], writes: bool) -> None:
+    """Write a safetensors file of float32 tensors, each of which all processes get when its turn comes."""
+    entries = list(tensors)
+    sizes = [(name, "F32", shape, _FLOAT32_BYTES * torch.Size(shape).numel()) for name, shape, _ in entries]
+    if not writes:
+        for _, _, get in entries:
+            get()
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "wb") as handle:
+        handle.write(safetensors_header(sizes))
+        for _, _, get in entries:
+            handle.write(memoryview(get().detach().float().cpu().contiguous().numpy()).cast("B"))  # type: ignore[arg-type]

@@ -7,6 +7,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from minitron_nas.distillation.deepspeed import whole
+
 
 @dataclass(frozen=True, slots=True)
 class OutputHead:
@@ -27,11 +29,11 @@ class OutputHead:
 
     @classmethod
     def of(cls, model: Any) -> Self:
-        """Return a causal LM's head; its weight and bias are the model's own parameters."""
+        """Return a causal LM's head: the model's own parameters, gathered where they are sharded."""
         config, output = model.config, model.get_output_embeddings()
         scaling = (getattr(config, "logits_scaling", None) or 1.0) / (getattr(config, "logit_scale", None) or 1.0)
         softcap = getattr(config, "final_logit_softcapping", None)
-        return cls(output.weight, scaling, softcap, getattr(output, "bias", None))
+        return cls(whole(output.weight), scaling, softcap, _optional(getattr(output, "bias", None), whole))
 
     @property
     def vocab_size(self) -> int:

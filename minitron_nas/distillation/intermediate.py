@@ -1,7 +1,6 @@
 """Matching hidden states inside the models, beside their logits."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +13,6 @@ from minitron_nas.errors import PlanError
 
 _AUTO_DEPTH_FRACTION = 0.5
 _SMALLEST_LOSS = 1e-8
-_ATTACHED = "intermediate_loss"
 
 
 class IntermediateLoss(nn.Module):
@@ -109,27 +107,6 @@ def weighed(states_loss: Tensor, distance: Tensor) -> Tensor:
     """
     alpha = (distance / states_loss.clamp(min=_SMALLEST_LOSS)).detach()
     return alpha * states_loss
-
-
-@contextmanager
-def attached(student: Any, loss: IntermediateLoss | None) -> Iterator[None]:
-    """Make the linear map a part of the student for the duration of the block.
-
-    So it is trained, spread over processes and written to checkpoints with the student, by whichever
-    engine runs it; the student that is left has nothing of it.
-
-    Args:
-        student: A causal LM.
-        loss: What to attach, if anything.
-    """
-    if loss is None:
-        yield
-        return
-    student.add_module(_ATTACHED, loss)
-    try:
-        yield
-    finally:
-        delattr(student, _ATTACHED)
 
 
 def _place(layer: int, config: Any, role: str) -> int:

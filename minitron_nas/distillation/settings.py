@@ -73,8 +73,10 @@ class DistillationSettings(Settings):
         num_evaluations: Points on the validation curve after the untrained one.
         checkpoint_minutes: Time between checkpoints, from which a killed run goes on.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
-        deepspeed: A DeepSpeed JSON: its path, or the name of one in `runners/`; needs a launcher
-            such as torchrun.
+        deepspeed: A DeepSpeed JSON for full distillation: its path, or the name of one in `runners/`.
+        report_to: Where full distillation reports its curve: `tensorboard`, `wandb`, `mlflow` or what else
+            transformers knows.
+        run_name: What the run is called there.
     """
 
     tokens: Count | None = None
@@ -99,6 +101,8 @@ class DistillationSettings(Settings):
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 15.0
     gradient_checkpointing: bool = False
     deepspeed: str | None = None
+    report_to: tuple[str, ...] = ()
+    run_name: str | None = None
 
     @property
     def asks_teacher(self) -> bool:

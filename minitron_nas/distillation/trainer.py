@@ -1,41 +1,53 @@
 """The one training loop, on Hugging Face's Trainer, for short and full distillation alike."""
 
 import json
-import math
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch
-from safetensors.torch import load_model
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset, SequentialSampler
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
-from minitron_nas.distillation.arguments import training_arguments
-from minitron_nas.distillation.checkpoints import last_whole, mark_whole, step_of
-from minitron_nas.distillation.head import OutputHead
+from minitron_nas.distillation.arguments import training_arguments, zero_stage
+from minitron_nas.distillation.checkpoints import (
+    last_whole,
+    load_state,
+    load_weights,
+    mark_whole,
+    save_state,
+    save_weights,
+    step_of,
+)
+from minitron_nas.distillation.control import Control
+from minitron_nas.distillation.deepspeed import begin_moments
 from minitron_nas.distillation.hidden_states import HiddenStates
-from minitron_nas.distillation.intermediate import IntermediateLoss, attached, intermediate_loss, weighed
-from minitron_nas.distillation.losses import distillation_loss
+from minitron_nas.distillation.intermediate import IntermediateLoss, intermediate_loss
+from minitron_nas.distillation.memory import TrainingMemory
+from minitron_nas.distillation.objective import Objective
 from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals import OnlineTeacher, TeacherSignal
 from minitron_nas.distillation.targets import HiddenTargets, TopKTargets
 from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.distillation.validation import validate
-from minitron_nas.errors import NonFiniteLossError
+from minitron_nas.errors import PreemptedError, TrainingMemoryError
+from minitron_nas.execution.device import compute_dtype
+from minitron_nas.execution.preemption import on_sigterm
+from minitron_nas.execution.runner import is_out_of_memory
 from minitron_nas.progress import Progress, silent
 from minitron_nas.storage.ledger import fingerprint
 
 _NOT_DECIDING = {
     *("checkpoint_minutes", "gradient_checkpointing", "micro_batch_sequences", "num_evaluations"),
+    *("deepspeed", "report_to", "run_name"),
     *("teacher_signal", "top_k"),  # hidden states say what the teacher says; a top-K signal stands beside this
     *("batch_sequences", "tokens"),  # the schedule says these
 }
-_LEFT_BY_ACCELERATE = ("forward", "_original_forward", "_is_accelerate_prepared")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +95,14 @@ def distill(
     seed: int,
     stop_step: int | None = None,
     progress: Progress = silent,
+    validate_first: bool = False,
+    trained: Path | None = None,
 ) -> TrainingResult:
     """Train a student to match the teacher, going on from the last whole checkpoint in `folder`.
 
-    A checkpoint that was written for other tokens, settings, schedule or seed is not used.
+    A checkpoint that was written for other tokens, settings, schedule or seed is not used; one that was
+    written by another engine or on another number of processes is. SIGTERM writes a checkpoint after the
+    step that is under way.
 
     Args:
         student: A causal LM with float32 weights; it is trained in place.
@@ -99,11 +115,15 @@ def distill(
         stop_step: Stop here with a checkpoint although the schedule goes on; a later call with a
             higher `stop_step` continues.
         progress: Told about optimizer steps, in the first process.
+        validate_first: Whether the curve begins with a validation of the untrained student.
+        trained: A safetensors file; the first process writes the trained weights to it.
 
     Raises:
         NonFiniteLossError: If the loss or its gradient becomes NaN or infinite.
+        TrainingMemoryError: If memory does not hold it; says what takes how much.
         PlanError: If the batch does not divide into micro-batches, DeepSpeed cannot be used as asked, or
             hidden states are to be matched that the signal or a model does not have.
+        PreemptedError: After SIGTERM.
     """
     arguments = training_arguments(settings, schedule, folder, seed, student.config.use_cache)
     last_step = min(stop_step or schedule.num_steps, schedule.num_steps)
@@ -111,23 +131,29 @@ def distill(
     checkpoint = last_whole(folder, identity)
     matching = intermediate_loss(student.config, train.signal, settings, seed)
     if checkpoint is not None and step_of(checkpoint) >= last_step:
-        with attached(student, matching):
-            load_model(student, checkpoint / "model.safetensors")
-        return _result(json.loads((checkpoint / "trainer_state.json").read_text())["log_history"], schedule)
+        load_weights(checkpoint, Objective(student, settings, matching))
+        return _result(json.loads((checkpoint / TRAINER_STATE_NAME).read_text())["log_history"], schedule)
     if settings.gradient_checkpointing:
         # transformers 5.20 knows it under the second name, which later versions deprecate.
         enable = getattr(student, "activation_checkpointing_enable", None) or student.gradient_checkpointing_enable
         enable()
-    with attached(student, matching):
-        trainer = _DistillationTrainer(student, train, validation, settings, schedule, arguments, identity, matching)
-        trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(_Control(last_step, schedule.num_steps, settings, progress))
+    arguments.eval_on_start = validate_first and checkpoint is None
+    asked_to_stop = Event()
+    with on_sigterm(asked_to_stop.set):
+        control = Control(last_step, schedule.num_steps, settings, folder, identity, asked_to_stop, progress)
+        trainer = _DistillationTrainer(
+            student, train, validation, settings, schedule, arguments, identity, matching, checkpoint, control
+        )
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        finally:
-            # Without this the student would go on computing under autocast, whatever its weights' dtype.
-            for name in _LEFT_BY_ACCELERATE:
-                student.__dict__.pop(name, None)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise _memory(student, settings, schedule, arguments) from error
+            raise
+        if trained is not None:
+            save_weights(trained, student, trainer.is_world_process_zero())
+    if control.preempted:
+        raise PreemptedError(f"stopped by SIGTERM; the same command goes on from {last_whole(folder, identity)}")
     return _result(trainer.state.log_history, schedule)
 
 
@@ -161,7 +187,7 @@ class _SequenceDataset(Dataset[dict[str, Tensor]]):
 
 
 class _DistillationTrainer(Trainer):
-    """Trainer whose loss compares final hidden states through both output heads."""
+    """Trainer whose loss compares final hidden states, and whose checkpoints any engine reads."""
 
     def __init__(
         self,
@@ -173,18 +199,21 @@ class _DistillationTrainer(Trainer):
         arguments: TrainingArguments,
         identity: str,
         matching: IntermediateLoss | None,
+        checkpoint: Path | None,
+        control: Control,
     ) -> None:
         self._sequences = _SequenceDataset(train.tokens, schedule)
-        super().__init__(model=student, args=arguments, train_dataset=self._sequences)
+        self._objective = Objective(student, settings, matching)
+        super().__init__(model=self._objective, args=arguments, train_dataset=self._sequences)
+        self.remove_callback(PrinterCallback)
+        self.add_callback(control)
         self.loss_is_scaled_for_ga = False
         self._signal, self._validation = train.signal, validation
         self._settings, self._schedule, self._identity = settings, schedule, identity
-        self._matching, self._num_layers = matching, student.config.num_hidden_layers
-        pairs = matching.pairs if matching is not None else ()
-        self._states = HiddenStates(student, {self._num_layers, *(own for _, own in pairs)})
+        self._first_step = step_of(checkpoint) if checkpoint else 0
         self._teacher_states = None
-        if isinstance(train.signal, OnlineTeacher):
-            self._teacher_states = HiddenStates(train.signal.model, {place for place, _ in pairs})
+        if matching is not None and isinstance(train.signal, OnlineTeacher):
+            self._teacher_states = HiddenStates(train.signal.model, [place for place, _ in matching.pairs])
 
     def compute_loss(
         self,
@@ -195,27 +224,13 @@ class _DistillationTrainer(Trainer):
     ) -> Any:
         """Return the distillation loss of a batch."""
         tokens = PackedTokens(inputs["input_ids"], inputs["position_ids"])
-        # The output head is applied in chunks by the loss; logits_to_keep=1 keeps the model from applying it.
-        output, states = self._states.during(
-            lambda: model(
-                input_ids=tokens.input_ids, position_ids=tokens.position_ids, use_cache=False, logits_to_keep=1
-            )
-        )
+        # The teacher speaks outside of the student's forward pass: under ZeRO-3 it is an engine of its own.
         targets, teacher_states = self._ask_teacher(inputs["index"], tokens)
         share = len(tokens.input_ids) / self._schedule.batch_sequences
-        loss, distance = distillation_loss(
-            states[self._num_layers].flatten(0, 1),
-            OutputHead.of(self.accelerator.unwrap_model(model)),
-            inputs["next_tokens"].flatten(),
-            targets,
-            self._settings,
-            num_labels=inputs["batch_labels"][0].clamp(min=1) * share,
-            dtype=torch.bfloat16 if self.args.bf16 else None,
-        )
-        if self._matching is not None:
-            loss = loss + weighed(self._matching(states, teacher_states), distance)
-        return (loss, output) if return_outputs else loss
+        num_labels = inputs["batch_labels"][0].clamp(min=1) * share
+        return model(tokens.input_ids, tokens.position_ids, inputs["next_tokens"], num_labels, targets, teacher_states)
 
+    @torch.no_grad()
     def _ask_teacher(
         self, indices: Tensor, tokens: PackedTokens
     ) -> tuple[HiddenTargets | TopKTargets | None, dict[int, Tensor]]:
@@ -231,75 +246,66 @@ class _DistillationTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Validate on the held-out stream and log the result."""
-        model = self.accelerator.unwrap_model(self.model)
-        losses = validate(model, self._validation.tokens, self._validation.signal)
+        losses = validate(self._objective.student, self._validation.tokens, self._validation.signal)
         metrics = {"eval_kl_nats": losses.kl_nats, "eval_loss_nats": losses.loss_nats}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
-        """Return the schedule's learning rates."""
+        """Return the schedule's learning rates from the first step of this call."""
         if self.lr_scheduler is None:
             self.lr_scheduler = LambdaLR(
                 optimizer or self.optimizer,  # type: ignore[arg-type]
-                lambda step: self._schedule.learning_rate_factor(step, self._settings),
+                lambda step: self._schedule.learning_rate_factor(self._first_step + step, self._settings),
             )
         return self.lr_scheduler
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self._sequences)
 
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        """Prepare without a checkpoint, whose engine may have been another one, and load it into this engine."""
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)  # type: ignore[no-untyped-call]
+        begin_moments(self._engine_optimizer(), self._first_step)
+        if resume_from_checkpoint is not None:
+            load_state(Path(resume_from_checkpoint), self._objective, self._engine_optimizer())
+        return prepared
+
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Leave it to `_prepare_for_training`."""
+
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Save, then mark the checkpoint as whole once every process has written its part."""
-        super()._save_checkpoint(*args, **kwargs)
-        self.accelerator.wait_for_everyone()
+        """Save what any engine can go on from, and mark it as whole."""
+        checkpoint = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        save_state(checkpoint, self._objective, self._engine_optimizer(), self.is_world_process_zero())
         if self.is_world_process_zero():
-            mark_whole(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}", self._identity)
+            self.state.save_to_json(str(checkpoint / TRAINER_STATE_NAME))
+            mark_whole(checkpoint, self._identity)
         self.accelerator.wait_for_everyone()
 
+    def _engine_optimizer(self) -> Any:
+        """The optimizer inside accelerate's wrapper: AdamW, or ZeRO's."""
+        wrapper: Any = self.optimizer
+        return wrapper.optimizer
 
-class _Control(TrainerCallback):
-    """Validates at even distances, checkpoints by the clock, stops at a step and at NaN."""
 
-    def __init__(self, last_step: int, num_steps: int, settings: DistillationSettings, progress: Progress) -> None:
-        self._last_step, self._progress = last_step, progress
-        self._goes_on_later = last_step < num_steps
-        self._evaluation_steps = math.ceil(num_steps / settings.num_evaluations)
-        self._interval_seconds = settings.checkpoint_minutes * 60
-        self._saved_at = time.monotonic()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Decide what happens after this optimizer step."""
-        if state.is_world_process_zero:
-            self._progress(state.global_step, self._last_step)
-        at_log = state.global_step % state.logging_steps == 0
-        control.should_evaluate = state.global_step % self._evaluation_steps == 0
-        if state.global_step >= self._last_step:
-            control.should_training_stop = True
-            control.should_evaluate = True
-            control.should_log = True
-            control.should_save = self._goes_on_later
-        elif at_log and self._is_due(args.device):
-            control.should_save = True
-            self._saved_at = time.monotonic()
-
-    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop when the loss or its gradient is no number any more."""
-        logs = kwargs["logs"]
-        for name, words in {"loss": "distillation loss", "grad_norm": "norm of the gradient"}.items():
-            if not math.isfinite(logs.get(name, 0.0)):
-                raise NonFiniteLossError(
-                    f"the {words} is {logs[name]} at step {state.global_step} (learning rate "
-                    f"{logs['learning_rate']:.3g}); lower distillation.learning_rate and begin a new run"
-                )
-
-    def _is_due(self, device: torch.device) -> bool:
-        """Whether a checkpoint is due by the clock of the first process, whom all follow."""
-        seconds = torch.tensor(time.monotonic() - self._saved_at, dtype=torch.float32, device=device)
-        if distributed.is_initialized():
-            distributed.broadcast(seconds, src=0)
-        return seconds.item() >= self._interval_seconds
+def _memory(
+    student: Any, settings: DistillationSettings, schedule: Schedule, arguments: TrainingArguments
+) -> TrainingMemoryError:
+    micro = arguments.per_device_train_batch_size
+    value_bytes = compute_dtype(arguments.device).itemsize
+    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in student.parameters())
+    memory = TrainingMemory.estimate(
+        parameters,
+        student.config,
+        micro * schedule.sequence_length,
+        value_bytes,
+        settings.gradient_checkpointing,
+        zero_stage(arguments),
+        arguments.world_size,
+    )
+    return memory.error(micro, settings.gradient_checkpointing, zero_stage(arguments))
 
 
 def _identity(tokens: PackedTokens, settings: DistillationSettings, schedule: Schedule, seed: int) -> str:
@@ -308,7 +314,6 @@ def _identity(tokens: PackedTokens, settings: DistillationSettings, schedule: Sc
         {
             "tokens": tokens.first(schedule.batch_sequences).fingerprint,
             "settings": settings.model_dump(exclude=_NOT_DECIDING),
-            "top_k": settings.top_k if settings.teacher_signal == "top_k" else None,
             "schedule": asdict(schedule),
             "seed": seed,
         }

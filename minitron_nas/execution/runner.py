@@ -65,7 +65,7 @@ def attempt(function: JobFunction, job: Job) -> Outcome:
         value = function(**job.arguments)
         return Outcome(job.key, "completed", dict(value), None, time.perf_counter() - started)
     except Exception as error:  # noqa: BLE001  # whatever a trial does, the others go on
-        status: Literal["infeasible", "failed"] = "infeasible" if _is_out_of_memory(error) else "failed"
+        status: Literal["infeasible", "failed"] = "infeasible" if is_out_of_memory(error) else "failed"
         return Outcome(job.key, status, None, traceback.format_exc(), time.perf_counter() - started)
     finally:
         release_memory()  # a worker may go on to the next job, and trainers hold their models in cycles
@@ -143,7 +143,8 @@ def _stop_if_hopeless(outcomes: Mapping[str, Outcome], max_failures: int, num_jo
         )
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was not enough, of the device or of the machine."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     text = str(error).lower()

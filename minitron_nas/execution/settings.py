@@ -1,4 +1,4 @@
-"""Settings of where trials run; no torch, no ray."""
+"""Settings of where work runs; no torch, no ray."""
 
 from typing import Annotated, Literal
 
@@ -8,17 +8,20 @@ from minitron_nas.settings import Settings
 
 
 class RunnerSettings(Settings):
-    """Where trials run.
+    """Where trials and full distillations run.
 
     Attributes:
-        kind: `ray` runs them as Ray Tune trials, on a Ray that is started here or on `address`;
-            `local` runs the same function in this process, one after the other.
+        kind: `ray` runs trials with Ray Tune and a full distillation of several processes with Ray
+            Train, on a Ray that is started here or on `address`; `local` runs trials in this process,
+            one after the other, and several processes with torchrun.
         address: A running Ray cluster ("auto" or ray://host:port); the run folder must then lie on
             storage that all nodes share.
         cpus_per_trial: CPUs of one trial; without it, one where there are GPUs, else all of the
             machine's, because CPU trials are bound by memory.
         gpus_per_trial: GPUs of one trial; without it, one where there are any.
-        max_worker_losses: How often a trial whose worker died is tried again.
+        num_processes: Processes of one full distillation; without it, one for each GPU as far as the
+            batch divides, else one.
+        max_worker_losses: How often a trial or training whose worker died is tried again.
         max_failures: A search stops when more trials than this fail by an error of their own.
     """
 
@@ -26,5 +29,6 @@ class RunnerSettings(Settings):
     address: str | None = None
     cpus_per_trial: Annotated[float, Field(gt=0)] | None = None
     gpus_per_trial: Annotated[float, Field(ge=0)] | None = None
+    num_processes: Annotated[int, Field(ge=1)] | None = None
     max_worker_losses: Annotated[int, Field(ge=0)] = 2
     max_failures: Annotated[int, Field(ge=0)] = 2

@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minitron_nas.distillation.caches import cached_parts, keep_signals, open_signal
-from minitron_nas.distillation.losses import Losses
+from minitron_nas.distillation.arguments import check_engine
+from minitron_nas.distillation.caches import cached_parts, keep_signals
+from minitron_nas.distillation.job import TrainingFiles, TrainingJob
+from minitron_nas.distillation.launch import train
 from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings, TextSettings
-from minitron_nas.distillation.signals import load_for_training
 from minitron_nas.distillation.splits import ONE_PASS_TOKENS
 from minitron_nas.distillation.text import data_name
 from minitron_nas.distillation.tokens import PackedTokens
-from minitron_nas.distillation.trainer import Stream, TrainingResult
-from minitron_nas.distillation.trainer import distill as train
-from minitron_nas.distillation.validation import validate
+from minitron_nas.distillation.trainer import CurvePoint, TrainingResult
 from minitron_nas.distillation.vocabulary import Vocabulary
+from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.families.teacher import resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display
@@ -34,15 +34,18 @@ class Distilled:
 
     Attributes:
         path: A stock Hugging Face folder.
-        before: Validation before training.
-        result: The curve, ending with the last validation.
+        result: The curve, from the validation of the untrained student to that of the trained one.
         proof: What reloading it showed.
     """
 
     path: Path
-    before: Losses
     result: TrainingResult
     proof: Proof
+
+    @property
+    def before(self) -> CurvePoint:
+        """The validation before training."""
+        return self.result.curve[0]
 
 
 def distill(
@@ -53,6 +56,7 @@ def distill(
     settings: DistillationSettings | None = None,
     text: TextSettings | None = None,
     seed: int = 0,
+    runner: RunnerSettings | None = None,
     signals: str | Path | None = None,
     display: Display | None = None,
 ) -> Distilled:
@@ -71,16 +75,19 @@ def distill(
         settings: Tokens, learning rate and so on.
         text: How text becomes tokens.
         seed: Decides the order of documents.
+        runner: Where it runs and in how many processes; one for each GPU by default.
         signals: A folder where what the teacher says is kept instead, for other students that learn the
             same text from it.
         display: Shows progress; on stderr by default.
 
     Raises:
         MinitronNasError: If something that was given cannot be used; says what to do.
+        PreemptedError: After SIGTERM during training; a checkpoint is written.
     """
     display, settings, text = display or default_display(), settings or DistillationSettings(), text or TextSettings()
     folder = Path(out)
     require_new_folder(folder)
+    check_engine(settings)
     data_name(data)
     work = folder.with_name(f"{folder.name}.work")
     source = resolve_teacher(student, work / "student")
@@ -98,14 +105,11 @@ def distill(
         "validation": splits.validation,
     }
     with display.stage("signal", "the teacher speaks once") as progress:
-        streams = _streams(settings, other, parts, Path(signals) if signals is not None else work, progress)
-    model = load_for_training(source.path)
-    before = validate(model, splits.validation, streams["validation"].signal)
+        files = _files(settings, other, parts, work, Path(signals) if signals is not None else work, progress)
+    checkpoints = work / f"checkpoints-{source.fingerprint}-{other.fingerprint}"
+    job = TrainingJob(source.path, files, settings, schedule, checkpoints, seed, work / "training")
     with display.stage("distil", f"{schedule.num_tokens:,} tokens in {schedule.num_steps} steps") as progress:
-        checkpoints = work / f"checkpoints-{source.fingerprint}-{other.fingerprint}"
-        result = train(
-            model, streams["train"], streams["validation"], settings, schedule, checkpoints, seed, progress=progress
-        )
+        model, result = train(job, runner or RunnerSettings(), progress)
     lineage = {
         "teacher": {"source": source_name(teacher), "fingerprint": other.fingerprint},
         "source": {"name": source_name(student), "fingerprint": source.fingerprint},
@@ -118,26 +122,32 @@ def distill(
     prompt = splits.validation.first(1).in_memory().input_ids[:, :PROOF_TOKENS]
     proof = export_student(model, source.path, folder, stored_dtype(source.path), prompt, lineage)
     shutil.rmtree(work, ignore_errors=True)
-    return Distilled(folder, before, result, proof)
+    return Distilled(folder, result, proof)
 
 
-def _streams(
+def _files(
     settings: DistillationSettings,
     teacher: Checkpoint,
     texts: Mapping[str, PackedTokens],
-    folder: Path,
+    work: Path,
+    signals: Path,
     progress: Progress,
-) -> dict[str, Stream]:
-    """Let the teacher speak, unless it has, and return training and validation stream."""
+) -> TrainingFiles:
+    """Let the teacher speak, unless it has, and say where training and validation lie."""
     parts = cached_parts(settings)
-    paths = {}
+    tokens, caches = {}, {}
+    for part, text in texts.items():
+        tokens[part] = work / f"{part}-{text.fingerprint}.safetensors"
+        text.save(tokens[part])
     for part, top_k in parts.items():
         said = "hidden" if top_k is None else f"top-{top_k}"
-        paths[part] = folder / f"{said}-{teacher.fingerprint}-{texts[part].fingerprint}"
-    keep_signals(teacher.path, teacher.fingerprint, parts, texts, paths, progress)
-    streams = {}
-    for name, tokens in texts.items():
-        asked = name == "validation" or settings.asks_teacher
-        signal = open_signal(teacher.path, teacher.fingerprint, tokens, paths.get(name)) if asked else None
-        streams[name] = Stream(tokens, signal)
-    return streams
+        caches[part] = signals / f"{said}-{teacher.fingerprint}-{texts[part].fingerprint}"
+    keep_signals(teacher.path, teacher.fingerprint, parts, texts, caches, progress)
+    return TrainingFiles(
+        teacher.path,
+        tokens["train"],
+        caches.get("train"),
+        tokens["validation"],
+        caches["validation"],
+        teacher.fingerprint,
+    )

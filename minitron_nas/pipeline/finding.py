@@ -13,6 +13,7 @@ from minitron_nas.architecture.costs import (
     forward_flops_per_token,
     kv_cache_bytes_per_token,
 )
+from minitron_nas.distillation.job import TrainingFiles
 from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.execution.runner import Outcome, last_line, make_runner
 from minitron_nas.families.checkpoint import Checkpoint
@@ -29,7 +30,7 @@ from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
 from minitron_nas.search.pareto import pareto_front
 from minitron_nas.search.screen import ValidationFiles, sample_candidates, screen
 from minitron_nas.search.study import write_study
-from minitron_nas.search.tournament import TrainingFiles, TrialRow, tournament
+from minitron_nas.search.tournament import TrialRow, tournament
 from minitron_nas.settings import format_count
 from minitron_nas.space.enumerate import RULE_REASONS, Candidate, Enumeration, enumerate_candidates
 from minitron_nas.storage.ledger import fingerprint

@@ -1,9 +1,9 @@
 """What can be refused before any work starts."""
 
+from minitron_nas.distillation.arguments import check_engine
 from minitron_nas.distillation.lora import require_peft
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.top_k_cache import TOP_K_BYTES
-from minitron_nas.errors import PlanError
 from minitron_nas.execution.device import compute_dtype, pick_device
 from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.importance.depth_modes import free_runs
@@ -19,6 +19,9 @@ from minitron_nas.storage.weights import read_headers
 _TRAINING_BYTES_PER_PARAMETER = 12
 """A checkpoint holds float32 weights and Adam's two moments."""
 
+_START_AND_END_BYTES_PER_PARAMETER = 8
+"""A full distillation begins and ends with float32 weights in a file."""
+
 
 def preflight(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder) -> None:
     """Refuse a plan that cannot work.
@@ -27,18 +30,14 @@ def preflight(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder) -> None:
     this finds what is unreachable already, not all of what will be.
 
     Raises:
-        PlanError: If DeepSpeed is asked for, layers are to be measured on a teacher that does not fit into memory,
-            or the teacher cannot be corrected as asked.
+        PlanError: If DeepSpeed or a tracker cannot be used as asked, layers are to be measured on a teacher that
+            does not fit into memory, or the teacher cannot be corrected as asked.
         SpaceError: If a size is not below the teacher's, or no shape is within tolerance.
         InvalidArchitectureError: If a protected layer does not exist, or protected layers leave no block of
             the size that has to go.
         DiskSpaceError: If the run will not fit.
     """
-    if plan.distillation.deepspeed is not None:
-        raise PlanError(
-            "distillation.deepspeed needs several processes, and a family is built by one; leave it out here, or use "
-            "minitron_nas.distillation.trainer.distill in a program that torchrun starts"
-        )
+    check_engine(plan.distillation)
     PruningOrder.check_layers(teacher.architecture, plan.space.protected_layers)
     _check_depth(plan, teacher)
     _check_correction(plan)
@@ -49,7 +48,7 @@ def preflight(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder) -> None:
     stored = weights / teacher.num_parameters
     models = sum(sizes) * stored * (3 if plan.baselines else 1) + (weights if plan.correct is not None else 0)
     trained = sizes[0] if plan.correct is None else teacher.num_parameters
-    checkpoints = 2 * trained * _TRAINING_BYTES_PER_PARAMETER
+    checkpoints = trained * (2 * _TRAINING_BYTES_PER_PARAMETER + _START_AND_END_BYTES_PER_PARAMETER)
     trials = plan.search.num_finalists * sizes[0] * _TRAINING_BYTES_PER_PARAMETER
     cache = (plan.distillation.tokens or 0) * _cached_token_bytes(plan.distillation, teacher)
     needed = int(models + max(checkpoints, trials) + cache)

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from minitron_nas.distillation.caches import cached_parts, keep_signals
+from minitron_nas.distillation.job import TrainingFiles
 from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import TextSettings
 from minitron_nas.distillation.signal_folder import FORMAT, files_of
@@ -17,7 +18,6 @@ from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.pipeline.engine import Engine
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.progress import Progress
-from minitron_nas.search.tournament import TrainingFiles
 from minitron_nas.storage.ledger import fingerprint
 
 _SAID = {

@@ -13,10 +13,14 @@ import torch
 from minitron_nas.architecture.costs import count_parameters
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.hidden_cache import HiddenCache
+from minitron_nas.distillation.job import TrainingFiles, TrainingJob
+from minitron_nas.distillation.launch import train
 from minitron_nas.distillation.schedule import Schedule
-from minitron_nas.distillation.trainer import CurvePoint, distill
+from minitron_nas.distillation.signals import load_for_training
+from minitron_nas.distillation.tokens import PackedTokens
+from minitron_nas.distillation.trainer import CurvePoint
 from minitron_nas.distillation.validation import validate
-from minitron_nas.execution.device import pick_device, release_memory
+from minitron_nas.execution.device import release_memory
 from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.pipeline.engine import Engine
 from minitron_nas.pipeline.finding import Hop
@@ -28,7 +32,8 @@ from minitron_nas.progress import Progress
 from minitron_nas.pruning.export import export_student, stored_dtype
 from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.slice import build_student, random_student
-from minitron_nas.search.tournament import TrainingFiles
+from minitron_nas.storage.atomic import whole_folder
+from minitron_nas.storage.ledger import fingerprint
 from minitron_nas.storage.schemas import CURVES
 from minitron_nas.storage.tables import replace_rows
 
@@ -65,35 +70,24 @@ def train_member(
     folder = engine.folder.student(name) if role == "student" else engine.folder.baseline(name)
 
     def action(progress: Progress) -> dict[str, Any]:
-        if role == "random_baseline":
-            model = random_student(prepared, shape, torch.float32, plan.seed)
-        else:
-            with TemporaryDirectory(dir=engine.folder.path) as work:
-                repaired = {}
-                if plan.repair == "ridge":
-                    calibration = partial(tokens.part, "calibration")
-                    repaired = repair_student(prepared, shape, calibration, Path(work), progress)
-                model = build_student(prepared, shape, torch.float32, repaired)
-        model = model.to(pick_device())
-        train, validation = files.streams(plan.distillation.asks_teacher)
+        checkpoints = engine.folder.checkpoints(name)
+        start = checkpoints / f"start-{fingerprint(inputs)}"
+        if not start.exists():
+            _write_start(engine, plan, role, shape, prepared, tokens, start, progress)
         schedule = Schedule.resolve(plan.distillation, tokens.distillation_tokens, plan.text.sequence_length)
-        untrained = validate(model, validation.tokens, validation.signal)
+        job = TrainingJob(start, files, plan.distillation, schedule, checkpoints, plan.seed, checkpoints / "training")
+        model, result = train(job, plan.runner, progress)
+        validation = PackedTokens.load(files.validation_tokens)
+        untrained = result.curve[0].kl_nats
         # A member is measured against the first teacher, whomever it learns from.
         cache = engine.folder.signal(teacher.fingerprint, "validation")
-        own = files.validation_cache == cache
-        to_first_teacher = untrained
-        if not own:
-            signal = HiddenCache(cache, teacher.fingerprint, validation.tokens)
-            to_first_teacher = validate(model, validation.tokens, signal)
-        checkpoints = engine.folder.checkpoints(name)
-        result = distill(
-            model, train, validation, plan.distillation, schedule, checkpoints, plan.seed, progress=progress
-        )
-        start = CurvePoint(0, untrained.kl_nats, untrained.loss_nats, None)
-        rows = [_curve_row(name, hop.label, role, point) for point in (start, *result.curve)]
+        if files.validation_cache != cache:
+            signal = HiddenCache(cache, teacher.fingerprint, validation)
+            untrained = validate(load_for_training(start), validation, signal).kl_nats
+        rows = [_curve_row(name, hop.label, role, point) for point in result.curve]
         replace_rows(engine.folder.path, CURVES, {"model": name}, rows)
         lineage = _lineage(plan, hop, shape, prepared, teacher, schedule, role)
-        prompt = validation.tokens.first(1).in_memory().input_ids[:, :PROOF_TOKENS]
+        prompt = validation.first(1).in_memory().input_ids[:, :PROOF_TOKENS]
         proof = export_student(model, hop.source.path, folder, stored_dtype(teacher.path), prompt, lineage)
         del model, result
         release_memory()
@@ -102,7 +96,7 @@ def train_member(
             "role": role,
             "path": str(folder.relative_to(engine.folder.path)),
             "tokens_trained": schedule.num_tokens,
-            "untrained_kl_nats": to_first_teacher.kl_nats,
+            "untrained_kl_nats": untrained,
             "proof": asdict(proof),
         }
 
@@ -126,6 +120,32 @@ def train_member(
     told: dict[str, Any] = engine.stage(f"{name} distil", titles[role], inputs, [folder / "config.json"], action)
     shutil.rmtree(engine.folder.checkpoints(name), ignore_errors=True)
     return told
+
+
+def _write_start(
+    engine: Engine,
+    plan: FamilyPlan,
+    role: Role,
+    shape: Architecture,
+    prepared: PreparedTeacher,
+    tokens: Tokens,
+    folder: Path,
+    progress: Progress,
+) -> None:
+    """Write the untrained model as a stock folder with float32 weights, for the training's processes to read."""
+    if role == "random_baseline":
+        model = random_student(prepared, shape, torch.float32, plan.seed)
+    else:
+        with TemporaryDirectory(dir=engine.folder.path) as work:
+            repaired = {}
+            if plan.repair == "ridge":
+                calibration = partial(tokens.part, "calibration")
+                repaired = repair_student(prepared, shape, calibration, Path(work), progress)
+            model = build_student(prepared, shape, torch.float32, repaired)
+    with whole_folder(folder) as unfinished:
+        model.save_pretrained(unfinished)
+    del model
+    release_memory()
 
 
 def _lineage(

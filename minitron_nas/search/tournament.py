@@ -14,12 +14,11 @@ from typing import Any
 import torch
 
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.distillation.caches import open_signal
-from minitron_nas.distillation.hidden_cache import HiddenCache
+from minitron_nas.distillation.job import TrainingFiles
 from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.tokens import PackedTokens
-from minitron_nas.distillation.trainer import Stream, distill
+from minitron_nas.distillation.trainer import distill
 from minitron_nas.errors import TrialError
 from minitron_nas.execution.device import pick_device
 from minitron_nas.execution.runner import Job, Outcome, Runner, last_line, run_jobs
@@ -28,52 +27,6 @@ from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.slice import build_student
 from minitron_nas.search.settings import SearchSettings
 from minitron_nas.space.enumerate import Candidate
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingFiles:
-    """Token streams and the teacher's signals over them, as paths that any worker can open.
-
-    Attributes:
-        teacher: A stock folder; read only where the teacher runs beside the student.
-        train_tokens: The training stream.
-        train_cache: What the teacher says over it; None where it runs beside the student, or is not asked.
-        validation_tokens: The held-out stream.
-        validation_cache: The teacher's hidden states over it.
-        teacher_fingerprint: Whose words the caches must hold.
-    """
-
-    teacher: Path
-    train_tokens: Path
-    train_cache: Path | None
-    validation_tokens: Path
-    validation_cache: Path
-    teacher_fingerprint: str
-
-    def to_dict(self) -> dict[str, str | None]:
-        """Return plain values; paths become absolute, because a worker may run in another folder."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in values.items()}
-
-    def streams(self, asks_teacher: bool = True) -> tuple[Stream, Stream]:
-        """Open the training and the validation stream.
-
-        Args:
-            asks_teacher: Whether training needs the teacher's signal.
-        """
-        train, validation = PackedTokens.load(self.train_tokens), PackedTokens.load(self.validation_tokens)
-        signal = None
-        if asks_teacher:
-            signal = open_signal(self.teacher, self.teacher_fingerprint, train, self.train_cache)
-        held_out = HiddenCache(self.validation_cache, self.teacher_fingerprint, validation)
-        return Stream(train, signal), Stream(validation, held_out)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, str | None]) -> "TrainingFiles":
-        """Read what `to_dict` returned."""
-        fingerprint = {"teacher_fingerprint": values["teacher_fingerprint"]}
-        paths = {name: Path(value) if value else None for name, value in values.items() if name not in fingerprint}
-        return cls(**paths, **fingerprint)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +150,8 @@ def train_rung(
     seed: int,
 ) -> dict[str, float | None]:
     """Train one candidate to the end of a rung, from where the rung before left it."""
-    settings = DistillationSettings(**distillation).model_copy(update={"num_evaluations": 1})
+    alone = {"num_evaluations": 1, "deepspeed": None, "report_to": ()}  # a trial is one process among many
+    settings = DistillationSettings(**distillation).model_copy(update=alone)
     train, validation = TrainingFiles.from_dict(files).streams(settings.asks_teacher)
     schedule = Schedule.resolve(settings, schedule_tokens, train.tokens.input_ids.shape[1])
     student = build_student(

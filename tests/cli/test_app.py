@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from minitron_nas.cli import app
+from minitron_nas.errors import PreemptedError
 from minitron_nas.pipeline.build import Member
 from minitron_nas.pipeline.plan import FamilyPlan, make_plan
 from minitron_nas.storage.run_folder import RunFolder
@@ -383,6 +384,18 @@ def test_a_wrong_option_is_told_with_the_usage(run: Callable[..., Output]) -> No
     told = run("evaluate", "model", "--txt", "x")
     assert (told.code, told.out) == (2, "")
     assert "No such option: --txt" in told.err
+
+
+def test_a_training_that_was_stopped_is_told_in_one_line_and_exits_with_143(
+    run: Callable[..., Output], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any) -> None:
+        raise PreemptedError("stopped by SIGTERM; the same command goes on from checkpoint-3")
+
+    monkeypatch.setattr("minitron_nas.pipeline.distilling.distill", stop)
+    output = run("distill", "student", "--teacher", "teacher", "--data", "embedded", "--out", "out")
+    told = "minitron-nas: stopped by SIGTERM; the same command goes on from checkpoint-3\n"
+    assert (output.code, output.out, output.err) == (143, "", told)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from minitron_nas.distillation.arguments import training_arguments
+from minitron_nas.distillation import arguments as module
+from minitron_nas.distillation.arguments import check_engine, micro_batch, training_arguments
 from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.errors import PlanError
@@ -52,19 +53,70 @@ def test_settings_reach_the_optimizer(tmp_path):
     assert (made.learning_rate, made.weight_decay, made.adam_beta2, made.max_grad_norm) == (0.5, 0.25, 0.75, 0.125)
 
 
-def test_a_deepspeed_profile_that_does_not_exist_is_refused_with_those_that_do(tmp_path):
-    with pytest.raises(PlanError, match="'zero-9' is neither a file nor one of zero-1, zero-2"):
-        arguments(tmp_path, deepspeed="zero-9")
+@pytest.mark.parametrize(("num_processes", "expected"), [(1, 4), (2, 2), (4, 1)])
+def test_a_micro_batch_is_at_most_a_processs_share_of_the_batch(num_processes, expected):
+    settings = DistillationSettings(micro_batch_sequences=4)
+    assert micro_batch(settings, Schedule(8, 4, 16), num_processes) == expected
 
 
-def test_a_deepspeed_stage_that_splits_the_output_head_is_refused(tmp_path):
-    profile = tmp_path / "mine.json"
-    profile.write_text(json.dumps({"zero_optimization": {"stage": 3}}))
-    with pytest.raises(PlanError, match=r"mine.json asks for ZeRO stage 3, .*; use stage 1 or 2"):
-        arguments(tmp_path, deepspeed=str(profile))
+def test_every_parameter_takes_part_in_every_step(tmp_path):
+    assert arguments(tmp_path).ddp_find_unused_parameters is False
+
+
+def profile(folder, **content):
+    file = folder / "mine.json"
+    file.write_text(json.dumps(content))
+    return DistillationSettings(deepspeed=str(file))
+
+
+def test_a_deepspeed_profile_that_does_not_exist_is_refused_with_those_that_do():
+    with pytest.raises(PlanError, match="'zero-9' is neither a file nor one of zero-0, zero-1, zero-2, zero-3"):
+        check_engine(DistillationSettings(deepspeed="zero-9"))
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_the_profiles_of_the_package_are_accepted(stage):
+    check_engine(DistillationSettings(deepspeed=f"zero-{stage}"))
+
+
+@pytest.mark.parametrize(
+    ("section", "advice"),
+    [
+        ({"optimizer": {"type": "Lamb"}}, "holds 'optimizer'; leave it out, the optimizer is AdamW"),
+        ({"scheduler": {"type": "WarmupLR"}}, "holds 'scheduler'; leave it out, distillation"),
+        ({"fp16": {"enabled": True}}, "holds 'fp16'; leave it out, bfloat16 needs no loss scale"),
+        ({"bf16": {"enabled": True}}, "holds 'bf16' with ZeRO stage 0; leave it out, or use stage 1"),
+    ],
+)
+def test_what_the_settings_decide_is_refused_in_a_profile(tmp_path, section, advice):
+    with pytest.raises(PlanError, match=f"mine.json {advice}"):
+        check_engine(profile(tmp_path, **section))
 
 
 def test_deepspeed_without_a_launcher_is_refused(tmp_path, monkeypatch):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     with pytest.raises(PlanError, match="needs a launcher that starts one process per device, such as torchrun"):
         arguments(tmp_path, deepspeed="zero-2")
+
+
+def test_a_tracker_that_transformers_does_not_know_is_refused():
+    with pytest.raises(PlanError, match="report_to: 'notebook' is none of .*mlflow.*tensorboard.*wandb"):
+        check_engine(DistillationSettings(report_to=("notebook",)))
+
+
+def test_a_tracker_that_is_not_installed_is_refused_with_what_to_install(monkeypatch):
+    monkeypatch.setattr(module, "get_available_reporting_integrations", lambda: ["tensorboard"])
+    with pytest.raises(PlanError, match="report_to: wandb is not installed; pip install wandb"):
+        check_engine(DistillationSettings(report_to=("wandb",)))
+
+
+def test_tensorboard_needs_a_folder_that_outlives_the_checkpoints(monkeypatch):
+    monkeypatch.setattr(module, "get_available_reporting_integrations", lambda: ["tensorboard"])
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+    with pytest.raises(PlanError, match="TENSORBOARD_LOGGING_DIR"):
+        check_engine(DistillationSettings(report_to=("tensorboard",)))
+
+
+def test_reports_are_off_unless_asked_for(tmp_path):
+    assert arguments(tmp_path).report_to == []
+    assert arguments(tmp_path, report_to=("wandb",), run_name="one").report_to == ["wandb"]

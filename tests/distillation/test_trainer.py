@@ -21,7 +21,8 @@ from minitron_nas.distillation.tokens import pack
 from minitron_nas.distillation.top_k_cache import TopKCache, write_top_k_cache
 from minitron_nas.distillation.trainer import Stream, distill
 from minitron_nas.distillation.validation import validate
-from minitron_nas.errors import NonFiniteLossError, PlanError
+from minitron_nas.errors import NonFiniteLossError, PlanError, TrainingMemoryError
+from minitron_nas.execution.runner import is_out_of_memory
 from minitron_nas.testing import tiny_config, tiny_model
 
 LENGTH = 16
@@ -480,6 +481,49 @@ def test_a_loss_that_is_no_number_stops_the_run_with_its_step_and_keeps_the_last
     ):
         train(tmp_path, settings=settings)
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
+
+
+def test_the_error_of_a_loss_that_is_no_number_names_the_last_good_checkpoint(tmp_path):
+    settings = changed(learning_rate=1e30, checkpoint_minutes=0.0)
+    with pytest.raises(NonFiniteLossError, match=r"the last good checkpoint is .*checkpoint-1$"):
+        train(tmp_path / "one", settings=settings)
+    with pytest.raises(NonFiniteLossError, match="there is no checkpoint from before$"):
+        train(tmp_path / "none", settings=changed(learning_rate=1e30))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"
+        ),
+        MemoryError(),
+    ],
+    ids=["device", "cpu", "python"],
+)
+def test_too_little_memory_is_told_with_numbers_and_is_no_failure_of_a_trial(tmp_path, error):
+    def full(gradient):
+        raise error
+
+    student = a_student()
+    student.get_output_embeddings().weight.register_hook(full)
+    with pytest.raises(
+        TrainingMemoryError, match=r"about 0\.000\d+ GB for weights, .*lower distillation.micro_batch"
+    ) as caught:
+        train(tmp_path, student, settings=changed(micro_batch_sequences=2))
+    assert is_out_of_memory(caught.value)
+    assert caught.value.__cause__ is error
+
+
+def test_another_error_stays_what_it_is(tmp_path):
+    def broken(gradient):
+        raise RuntimeError("a defect")
+
+    student = a_student()
+    student.get_output_embeddings().weight.register_hook(broken)
+    with pytest.raises(RuntimeError, match="a defect"):
+        train(tmp_path, student)
 
 
 def test_a_gradient_that_is_no_number_stops_the_run_before_it_is_saved(tmp_path):

@@ -171,7 +171,7 @@ def test_the_learning_rate_rises_for_as_many_steps_as_are_asked_for_and_at_most_
     factors = [schedule.learning_rate_factor(step, training) for step in range(num_steps)]
     assert schedule.num_steps == num_steps
     assert [factor < 1 for factor in factors[: expected + 1]] == [True] * expected + [False]
-    assert training.lm_loss_weight == 1.0
+    assert training.loss == "lm"
 
 
 def test_the_default_rate_is_a_fifth_of_llama_3s_peak_and_ten_times_that_for_lora() -> None:

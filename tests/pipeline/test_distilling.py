@@ -1,4 +1,7 @@
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,6 +113,44 @@ def test_a_killed_call_goes_on_from_its_checkpoint_to_the_same_bytes(
     assert checkpoint.name == "checkpoint-7"
     assert weights(distill(tmp_path / "out").path) == weights(distilled.path)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_sigterm_ends_the_command_with_143_and_the_same_bytes_come_out_later(
+    distill: Callable[..., Distilled],
+    distilled: Distilled,
+    student: Path,
+    trained_teacher: Path,
+    text_file: Path,
+    tmp_path: Path,
+) -> None:
+    settings = {f"text.{name}": value for name, value in TEXT.model_dump(exclude_defaults=True).items()}
+    settings |= {f"distillation.{name}": value for name, value in SETTINGS.model_dump(exclude_defaults=True).items()}
+    arguments = ["distill", str(student), "--teacher", str(trained_teacher), "--data", str(text_file)]
+    arguments += ["--out", str(tmp_path / "out"), *(f"--set={name}={value}" for name, value in settings.items())]
+    command = [sys.executable, "-c", _STOPPED_AT_STEP_3, *arguments]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert ended.returncode == 143, ended.stderr
+    assert re.search(r"^minitron-nas: stopped by SIGTERM; .*checkpoint-3$", ended.stderr, re.MULTILINE)
+    assert weights(distill(tmp_path / "out").path) == weights(distilled.path)
+
+
+_STOPPED_AT_STEP_3 = """
+import os, signal
+from minitron_nas.cli import app
+from minitron_nas.distillation.control import Control
+
+on_step_end = Control.on_step_end
+
+
+def stopping(self, args, state, control, **kwargs):
+    if state.global_step == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+    on_step_end(self, args, state, control, **kwargs)
+
+
+Control.on_step_end = stopping
+app.main()
+"""
 
 
 def test_a_killed_call_with_other_arguments_leaves_nothing_to_go_on_from(

@@ -16,6 +16,9 @@ from minitron_nas.storage.run_folder import RunFolder
 ADAM_BYTES = 12
 """Of one parameter in training: its float32 weight and two moments."""
 
+TRAINING_BYTES = 2 * ADAM_BYTES + 2 * 4
+"""Of one parameter in full distillation: the last two checkpoints, and float32 weights before and after."""
+
 
 @pytest.fixture(scope="module")
 def teacher(trained_teacher: Path) -> Checkpoint:
@@ -41,21 +44,21 @@ def give_disk(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
 @pytest.mark.parametrize(
     ("overrides", "needed"),
     [
-        # one student, its last two checkpoints, the cache of the teacher's states
-        ((), 90_000 * 4 + 2 * 90_000 * ADAM_BYTES + 1000 * 48 * 2),
-        (("distillation.teacher_signal=online",), 90_000 * 4 + 2 * 90_000 * ADAM_BYTES),
-        (("distillation.loss=lm",), 90_000 * 4 + 2 * 90_000 * ADAM_BYTES),
+        # one student, what its training leaves, the cache of the teacher's states
+        ((), 90_000 * 4 + 90_000 * TRAINING_BYTES + 1000 * 48 * 2),
+        (("distillation.teacher_signal=online",), 90_000 * 4 + 90_000 * TRAINING_BYTES),
+        (("distillation.loss=lm",), 90_000 * 4 + 90_000 * TRAINING_BYTES),
         (
             ("distillation.teacher_signal=top_k", "distillation.top_k=100"),
-            90_000 * 4 + 2 * 90_000 * ADAM_BYTES + 1000 * 100 * 6,
+            90_000 * 4 + 90_000 * TRAINING_BYTES + 1000 * 100 * 6,
         ),
-        (("distillation.teacher_signal=top_k",), 90_000 * 4 + 2 * 90_000 * ADAM_BYTES + 1000 * 320 * 6),
+        (("distillation.teacher_signal=top_k",), 90_000 * 4 + 90_000 * TRAINING_BYTES + 1000 * 320 * 6),
         (("search.num_finalists=3",), 90_000 * 4 + 3 * 90_000 * ADAM_BYTES + 1000 * 48 * 2),
-        (("baselines=true",), 3 * 90_000 * 4 + 2 * 90_000 * ADAM_BYTES + 1000 * 48 * 2),
-        (("correct.tokens=1k",), 90_000 * 4 + 138_768 * 4 + 2 * 138_768 * ADAM_BYTES + 1000 * 48 * 2),
+        (("baselines=true",), 3 * 90_000 * 4 + 90_000 * TRAINING_BYTES + 1000 * 48 * 2),
+        (("correct.tokens=1k",), 90_000 * 4 + 138_768 * 4 + 138_768 * TRAINING_BYTES + 1000 * 48 * 2),
         (
             ("sizes=[60k, 90k]",),
-            150_000 * 4 + 2 * 90_000 * ADAM_BYTES + 1000 * 48 * 2,
+            150_000 * 4 + 90_000 * TRAINING_BYTES + 1000 * 48 * 2,
         ),
     ],
     ids=[
@@ -103,8 +106,16 @@ def test_what_an_earlier_process_wrote_is_not_asked_for_again(
     teacher: Checkpoint, tiny_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "signals").write_bytes(bytes(1000 * 48 * 2))
-    give_disk(monkeypatch, 90_000 * 4 + 2 * 90_000 * ADAM_BYTES)
+    give_disk(monkeypatch, 90_000 * 4 + 90_000 * TRAINING_BYTES)
     preflight(plan_of(tiny_settings), teacher, RunFolder(tmp_path))
+
+
+def test_a_deepspeed_profile_that_cannot_be_used_is_refused_before_any_work(
+    teacher: Checkpoint, tiny_settings: dict[str, Any], tmp_path: Path
+) -> None:
+    preflight(plan_of(tiny_settings, "distillation.deepspeed=zero-3"), teacher, RunFolder(tmp_path))
+    with pytest.raises(PlanError, match="'zero-9' is neither a file nor one of zero-0"):
+        preflight(plan_of(tiny_settings, "distillation.deepspeed=zero-9"), teacher, RunFolder(tmp_path))
 
 
 @pytest.mark.parametrize("layer", [5, -6])

@@ -5,6 +5,7 @@ import torch
 
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.hidden_cache import write_hidden_cache
+from minitron_nas.distillation.job import TrainingFiles
 from minitron_nas.distillation.signals import load_for_inference
 from minitron_nas.distillation.tokens import pack
 from minitron_nas.execution import runner
@@ -15,7 +16,6 @@ from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
 from minitron_nas.search.screen import ValidationFiles
-from minitron_nas.search.tournament import TrainingFiles
 from minitron_nas.space.enumerate import Candidate
 from minitron_nas.testing import tiny_checkpoint
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from minitron_nas.distillation.job import TrainingFiles
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.errors import CacheError, TrialError
 from minitron_nas.execution.local import LocalRunner
@@ -14,7 +15,7 @@ from minitron_nas.execution.runner import Outcome
 from minitron_nas.pruning.slice import build_student
 from minitron_nas.search import tournament as module
 from minitron_nas.search.settings import SearchSettings
-from minitron_nas.search.tournament import TrainingFiles, TrialRow, tournament, train_rung
+from minitron_nas.search.tournament import TrialRow, tournament, train_rung
 from minitron_nas.storage.schemas import TRIALS
 from minitron_nas.storage.tables import read_rows, write_rows
 

@@ -1,0 +1,151 @@
+"""DeepSpeed ZeRO: what lies in shards is put together, and whole tensors are put into shards.
+
+The only module that imports deepspeed, and only where parameters are sharded. Of ZeRO's optimizers it
+knows one attribute each, the flat shards that the optimizer inside works on.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minitron_nas.execution.device import compute_dtype, pick_device
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Adam's state of a parameter, by torch's and DeepSpeed's names."""
+
+_FLAT_SHARDS = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition")
+"""Of ZeRO-3, of ZeRO-1 and 2, and of ZeRO-1 with bfloat16 weights."""
+
+
+def join_processes() -> None:
+    """Make DeepSpeed know of the other processes before the first parameter is sharded."""
+    import deepspeed
+
+    deepspeed.init_distributed()
+
+
+def whole(parameter: Tensor) -> Tensor:
+    """Return a parameter that ZeRO-3 may have sharded, as a whole.
+
+    Where gradients are wanted a forward pass is under way, and DeepSpeed has gathered it.
+    """
+    if not hasattr(parameter, "ds_id") or torch.is_grad_enabled():
+        return parameter
+    from deepspeed import zero
+
+    with zero.GatheredParameters([parameter]):
+        return parameter.detach()
+
+
+def full_weight(parameter: Tensor) -> Tensor:
+    """Return a parameter in full precision, from all processes' shards."""
+    if not _is_sharded(parameter):
+        return parameter.detach()
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    weight: Tensor = safe_get_full_fp32_param(parameter)
+    return weight
+
+
+def full_moment(parameter: Tensor, optimizer: Any, name: str) -> Tensor:
+    """Return Adam's `name` of a parameter, from all processes' shards."""
+    if not _is_sharded(parameter):
+        moment: Tensor = optimizer.state[parameter][name]
+    else:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        moment = safe_get_full_optimizer_state(parameter, name)
+    return moment
+
+
+@torch.no_grad()
+def set_weight(parameter: Tensor, weight: Tensor) -> None:
+    """Set a parameter, in every process, to a weight that every process has."""
+    if not _is_sharded(parameter):
+        parameter.copy_(weight)
+        return
+    from deepspeed import zero
+    from deepspeed.utils import safe_set_full_fp32_param
+
+    weight = weight.to(parameter.device)
+    with zero.GatheredParameters([parameter], modifier_rank=0):
+        parameter.copy_(weight)
+    safe_set_full_fp32_param(parameter, weight)
+
+
+def set_moment(parameter: Tensor, optimizer: Any, name: str, moment: Tensor) -> None:
+    """Set Adam's `name` of a parameter; `begin_moments` must have been called."""
+    if not _is_sharded(parameter):
+        optimizer.state[parameter][name].copy_(moment)
+        return
+    from deepspeed.utils import safe_set_full_optimizer_state
+
+    safe_set_full_optimizer_state(parameter, moment.to(parameter.device), name)
+
+
+def begin_moments(optimizer: Any, num_steps: int) -> None:
+    """Give an optimizer the state that torch makes in its first step, as if it had taken `num_steps`.
+
+    ZeRO-1 and 2 look for the moments after the step of the first group of parameters and miss those of the
+    others (deepspeed 0.19); here they find all.
+
+    Args:
+        optimizer: AdamW, or the optimizer that ZeRO wraps around it.
+        num_steps: What Adam corrects the bias of its moments by.
+    """
+    adam = optimizer.optimizer if _flat_shards(optimizer) is not None else optimizer
+    group = adam.param_groups[0]
+    on_device = group.get("fused") or group.get("capturable")
+    for tensor in _optimized(optimizer):
+        device = tensor.device if on_device else torch.device("cpu")
+        adam.state[tensor] = {"step": torch.tensor(float(num_steps), device=device)}
+        adam.state[tensor] |= {name: torch.zeros_like(tensor) for name in MOMENTS}
+    if hasattr(optimizer, "_lazy_init_hp_params_optimizer_state"):
+        optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def load_sharded_teacher(path: Path) -> Any:
+    """Load a stock folder for inference with its parameters sharded over all processes (ZeRO-3).
+
+    No process ever holds the whole teacher; a layer is gathered where it computes.
+    """
+    import deepspeed
+    from transformers import AutoModelForCausalLM
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig
+
+    dtype = compute_dtype(pick_device())
+    config = {
+        "zero_optimization": {"stage": 3},
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "train_micro_batch_size_per_gpu": 1,
+    }
+    holder = HfDeepSpeedConfig(config)  # while it lives, from_pretrained shards what it reads
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=False)
+    engine, *_ = deepspeed.initialize(model=model.eval(), config=config)
+    del holder
+    return engine.module.eval()
+
+
+def _is_sharded(parameter: Tensor) -> bool:
+    return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
+
+
+def _flat_shards(optimizer: Any) -> list[Tensor] | None:
+    for name in _FLAT_SHARDS:
+        if hasattr(optimizer, name):
+            shards: list[Tensor] = getattr(optimizer, name)
+            return shards
+    return None
+
+
+def _optimized(optimizer: Any) -> Iterator[Tensor]:
+    """The tensors that Adam works on: this process' flat shards, or the parameters themselves."""
+    shards = _flat_shards(optimizer)
+    if shards is not None:
+        yield from shards
+        return
+    for group in optimizer.param_groups:
+        yield from group["params"]

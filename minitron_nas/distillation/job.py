@@ -1,0 +1,161 @@
+"""A distillation as files: what its processes read, and what they leave.
+
+Several processes share nothing but a folder. The file `job.json` in it says everything that decides
+the training; `minitron_nas.distillation.worker` reads it, in one process or in many.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+from minitron_nas import errors
+from minitron_nas.distillation.caches import open_signal
+from minitron_nas.distillation.deepspeed import load_sharded_teacher
+from minitron_nas.distillation.hidden_cache import HiddenCache
+from minitron_nas.distillation.schedule import Schedule
+from minitron_nas.distillation.settings import DistillationSettings
+from minitron_nas.distillation.signals import OnlineTeacher, TeacherSignal
+from minitron_nas.distillation.tokens import PackedTokens
+from minitron_nas.distillation.trainer import CurvePoint, Stream, TrainingResult
+from minitron_nas.storage.atomic import read_json, write_json
+
+JOB = "job.json"
+TRAINED = "model.safetensors"
+_RESULT, _PROGRESS, _ERRORS = "result.json", "progress.json", "error-*.json"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingFiles:
+    """Token streams and the teacher's signals over them, as paths that any worker can open.
+
+    Attributes:
+        teacher: A stock folder; read only where the teacher runs beside the student.
+        train_tokens: The training stream.
+        train_cache: What the teacher says over it; None where it runs beside the student, or is not asked.
+        validation_tokens: The held-out stream.
+        validation_cache: The teacher's hidden states over it.
+        teacher_fingerprint: Whose words the caches must hold.
+    """
+
+    teacher: Path
+    train_tokens: Path
+    train_cache: Path | None
+    validation_tokens: Path
+    validation_cache: Path
+    teacher_fingerprint: str
+
+    def to_dict(self) -> dict[str, str | None]:
+        """Return plain values; paths become absolute, because a worker may run in another folder."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in values.items()}
+
+    def streams(self, asks_teacher: bool = True, sharded: bool = False) -> tuple[Stream, Stream]:
+        """Open the training and the validation stream.
+
+        Args:
+            asks_teacher: Whether training needs the teacher's signal.
+            sharded: Whether a teacher beside the student is sharded over all processes (ZeRO-3).
+        """
+        train, validation = PackedTokens.load(self.train_tokens), PackedTokens.load(self.validation_tokens)
+        signal: TeacherSignal | None = None
+        if asks_teacher and sharded and self.train_cache is None:
+            signal = OnlineTeacher(load_sharded_teacher(self.teacher))
+        elif asks_teacher:
+            signal = open_signal(self.teacher, self.teacher_fingerprint, train, self.train_cache)
+        held_out = HiddenCache(self.validation_cache, self.teacher_fingerprint, validation)
+        return Stream(train, signal), Stream(validation, held_out)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, str | None]) -> Self:
+        """Read what `to_dict` returned."""
+        fingerprint = {"teacher_fingerprint": values["teacher_fingerprint"]}
+        paths = {name: Path(value) if value else None for name, value in values.items() if name not in fingerprint}
+        return cls(**paths, **fingerprint)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingJob:
+    """One full distillation.
+
+    Attributes:
+        student: A stock folder whose weights training begins with.
+        files: Token streams and teacher signals.
+        settings: Learning rate, loss and so on.
+        schedule: Steps and batch.
+        checkpoints: Where checkpoints lie.
+        seed: Seeds what the model may draw.
+        out: The folder of `job.json`, the trained weights and the result.
+    """
+
+    student: Path
+    files: TrainingFiles
+    settings: DistillationSettings
+    schedule: Schedule
+    checkpoints: Path
+    seed: int
+    out: Path
+
+    def write(self) -> Path:
+        """Write `job.json`, remove what another attempt has left beside it, and return its path."""
+        for left in (*self.out.glob(_ERRORS), self.out / _RESULT, self.out / _PROGRESS):
+            left.unlink(missing_ok=True)
+        write_json(
+            self.out / JOB,
+            {
+                "student": str(self.student.absolute()),
+                "files": self.files.to_dict(),
+                "settings": {**self.settings.model_dump(mode="json"), "deepspeed": _absolute(self.settings.deepspeed)},
+                "schedule": asdict(self.schedule),
+                "checkpoints": str(self.checkpoints.absolute()),
+                "seed": self.seed,
+            },
+        )
+        return self.out / JOB
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a `job.json`."""
+        content = read_json(path)
+        return cls(
+            Path(content["student"]),
+            TrainingFiles.from_dict(content["files"]),
+            DistillationSettings.model_validate(content["settings"]),
+            Schedule(**content["schedule"]),
+            Path(content["checkpoints"]),
+            content["seed"],
+            path.parent.absolute(),
+        )
+
+    def write_result(self, result: TrainingResult) -> None:
+        """Leave the curve; its file says that the trained weights are whole."""
+        write_json(self.out / _RESULT, [asdict(point) for point in result.curve])
+
+    def result(self) -> TrainingResult | None:
+        """Return what `write_result` has left, or None."""
+        if not (self.out / _RESULT).exists():
+            return None
+        return TrainingResult(tuple(CurvePoint(**point) for point in read_json(self.out / _RESULT)))
+
+    def write_progress(self, done: int, total: int) -> None:
+        """Leave how many optimizer steps are done."""
+        write_json(self.out / _PROGRESS, [done, total])
+
+    def progress(self) -> tuple[int, int] | None:
+        """Return what `write_progress` has left, or None."""
+        return tuple(read_json(self.out / _PROGRESS)) if (self.out / _PROGRESS).exists() else None
+
+    def write_error(self, rank: int, error: errors.MinitronNasError | errors.PreemptedError) -> None:
+        """Leave why a process has ended."""
+        write_json(self.out / _ERRORS.replace("*", str(rank)), [type(error).__name__, str(error)])
+
+    def raise_error(self) -> None:
+        """Raise what a process has left, the lowest rank's first; nothing if there is nothing."""
+        for file in sorted(self.out.glob(_ERRORS)):
+            name, message = read_json(file)
+            raise getattr(errors, name)(message)
+
+
+def _absolute(profile: str | None) -> str | None:
+    """Return a file's absolute path, and anything else as it is."""
+    return str(Path(profile).absolute()) if profile is not None and Path(profile).is_file() else profile

@@ -1,0 +1,84 @@
+"""Where a distillation runs: in this process, in several of this machine, or on a Ray cluster."""
+
+from typing import Any
+
+import torch
+
+from minitron_nas.distillation import worker
+from minitron_nas.distillation.arguments import micro_batch
+from minitron_nas.distillation.checkpoints import load_weights
+from minitron_nas.distillation.job import TrainingJob
+from minitron_nas.distillation.signals import load_for_training
+from minitron_nas.distillation.trainer import TrainingResult
+from minitron_nas.errors import PreemptedError, TrainingProcessError
+from minitron_nas.execution.device import release_memory
+from minitron_nas.execution.settings import RunnerSettings
+from minitron_nas.execution.torchrun import run_processes
+from minitron_nas.progress import Progress, silent
+
+
+def train(job: TrainingJob, runner: RunnerSettings, progress: Progress = silent) -> tuple[Any, TrainingResult]:
+    """Carry out a distillation where the runner says, and return the trained student and its curve.
+
+    Args:
+        job: What to train.
+        runner: Kind, address and number of processes.
+        progress: Told about optimizer steps.
+
+    Raises:
+        MinitronNasError: Whatever a process could not do; says what to do.
+        TrainingProcessError: If a process died without saying why.
+        PreemptedError: After SIGTERM.
+    """
+    path = job.write()
+    on_cluster = runner.kind == "ray" and runner.address is not None
+    num_processes = runner.num_processes
+    if num_processes is None and not on_cluster:
+        num_processes = _dividing(job.schedule.batch_sequences, torch.cuda.device_count())
+    if num_processes == 1 and job.settings.deepspeed is None and not on_cluster:
+        worker.run(job, progress)
+        release_memory()
+    else:
+        _in_processes(job, str(path), runner, num_processes, progress)
+    result = job.result()
+    if result is None:
+        raise TrainingProcessError(
+            f"a training process ended without a result; what it printed says why, and the same command goes on from "
+            f"the last checkpoint in {job.checkpoints}"
+        )
+    student = load_for_training(job.student)
+    load_weights(job.out, student)
+    return student, result
+
+
+def _in_processes(
+    job: TrainingJob, path: str, runner: RunnerSettings, num_processes: int | None, progress: Progress
+) -> None:
+    def look() -> None:
+        if (told := job.progress()) is not None:
+            progress(*told)
+
+    if runner.kind == "ray":
+        from minitron_nas.execution.ray_train import RayTrain  # deferred: Ray is imported where it is used
+
+        ray_train = RayTrain(runner, job.out / "ray")
+        with ray_train.connected():
+            if num_processes is None:
+                num_processes = _dividing(job.schedule.batch_sequences, ray_train.num_gpus())
+            micro_batch(job.settings, job.schedule, num_processes)  # before any process starts
+            ray_train.run(worker.run_file, path, num_processes, look)
+    else:
+        assert num_processes is not None
+        micro_batch(job.settings, job.schedule, num_processes)
+        try:
+            run_processes(worker.__name__, path, num_processes, look)
+        except PreemptedError:
+            job.raise_error()  # which names the checkpoint
+            raise
+    look()
+    job.raise_error()
+
+
+def _dividing(batch_sequences: int, num_devices: int) -> int:
+    """Return the largest number of processes, at most one a device, over which a batch divides."""
+    return max((n for n in range(1, num_devices + 1) if batch_sequences % n == 0), default=1)

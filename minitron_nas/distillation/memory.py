@@ -1,0 +1,95 @@
+"""What a training takes of memory, estimated, and what to change where there is not enough."""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+from minitron_nas.errors import TrainingMemoryError
+
+_FLOAT32_BYTES = 4
+_MOMENTS = 2
+_LAST_STAGE_WITH_WHOLE_WEIGHTS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingMemory:
+    """Bytes of one process, without what the teacher and the vocabulary's logits take.
+
+    Attributes:
+        weights_bytes: Float32 weights.
+        gradients_bytes: Float32 gradients.
+        optimizer_bytes: Adam's two moments, and the weights' own copy of a shard under ZeRO.
+        activations_bytes: What the backward pass of one micro-batch needs.
+    """
+
+    weights_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    activations_bytes: int
+
+    @classmethod
+    def estimate(
+        cls,
+        num_parameters: int,
+        config: Any,
+        micro_batch_tokens: int,
+        value_bytes: int,
+        gradient_checkpointing: bool = False,
+        zero_stage: int = 0,
+        num_processes: int = 1,
+    ) -> Self:
+        """Estimate from shapes.
+
+        A layer keeps for each token about six vectors of hidden_size (inputs and outputs of the norms and
+        of both blocks), queries, keys, values and the heads' outputs, and four vectors of intermediate_size.
+        With checkpointing, every layer keeps its input, and one layer at a time all of this.
+
+        Args:
+            num_parameters: Of the student.
+            config: Its transformers config.
+            micro_batch_tokens: Tokens of one forward pass.
+            value_bytes: Of an activation.
+            gradient_checkpointing: Whether layers are recomputed.
+            zero_stage: Of DeepSpeed; 1 shards the optimizer, 2 gradients too, 3 weights too.
+            num_processes: Over which ZeRO shards.
+
+        Source: Rajbhandari et al. 2020 (arXiv 1910.02054), section 3.1, for all but activations.
+        """
+        whole = num_parameters * _FLOAT32_BYTES
+        shard = whole // num_processes
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        key_value_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        heads = 2 * (config.num_attention_heads + key_value_heads) * head_dim
+        intermediate = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+        layer = (6 * config.hidden_size + heads + 4 * intermediate) * value_bytes
+        kept = config.num_hidden_layers * config.hidden_size * value_bytes + layer
+        per_token = kept if gradient_checkpointing else config.num_hidden_layers * layer
+        return cls(
+            whole if zero_stage <= _LAST_STAGE_WITH_WHOLE_WEIGHTS else shard,
+            whole if zero_stage < _LAST_STAGE_WITH_WHOLE_WEIGHTS else shard,
+            (_MOMENTS + 1) * shard if zero_stage else _MOMENTS * whole,
+            micro_batch_tokens * per_token,
+        )
+
+    def error(self, micro_batch_sequences: int, gradient_checkpointing: bool, zero_stage: int) -> TrainingMemoryError:
+        """Say what takes the memory and what to change.
+
+        Args:
+            micro_batch_sequences: Sequences of one forward pass.
+            gradient_checkpointing: Whether layers are recomputed.
+            zero_stage: Of DeepSpeed.
+        """
+        changes = [f"lower distillation.micro_batch_sequences (now {micro_batch_sequences})"]
+        changes *= micro_batch_sequences > 1
+        changes += [] if gradient_checkpointing else ["set distillation.gradient_checkpointing=true"]
+        if zero_stage <= _LAST_STAGE_WITH_WHOLE_WEIGHTS:
+            changes.append("shard over more processes with distillation.deepspeed=zero-3 and runner.num_processes")
+        changes += ["lower text.sequence_length"]
+        return TrainingMemoryError(
+            f"training ran out of memory; a process needs about {_gigabytes(self.weights_bytes)} for weights, "
+            f"{_gigabytes(self.gradients_bytes)} for gradients, {_gigabytes(self.optimizer_bytes)} for the optimizer "
+            f"and {_gigabytes(self.activations_bytes)} for activations, beside the teacher; {', or '.join(changes)}"
+        )
+
+
+def _gigabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.3g} GB"

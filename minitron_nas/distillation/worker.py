@@ -1,0 +1,91 @@
+"""One process of a distillation: `torchrun --nproc_per_node 2 -m minitron_nas.distillation.worker JOB.json`."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from minitron_nas.distillation.arguments import training_arguments, zero_stage
+from minitron_nas.distillation.deepspeed import join_processes
+from minitron_nas.distillation.job import TRAINED, TrainingJob
+from minitron_nas.distillation.signals import load_for_training
+from minitron_nas.distillation.trainer import distill
+from minitron_nas.errors import MinitronNasError, PreemptedError
+from minitron_nas.progress import Progress, silent
+
+_PROGRESS_SECONDS = 1.0
+
+
+def run(job: TrainingJob, progress: Progress = silent) -> None:
+    """Train as the job says, and leave the trained weights and the result beside it.
+
+    Args:
+        job: What to train.
+        progress: Told about optimizer steps, in the first process.
+
+    Raises:
+        MinitronNasError: If the training cannot be done; says what to do.
+        PreemptedError: After SIGTERM.
+    """
+    # While these live, from_pretrained shards what it reads under ZeRO-3.
+    arguments = training_arguments(job.settings, job.schedule, job.checkpoints, job.seed, use_cache=True)
+    rank = arguments.process_index  # this also joins the other processes
+    sharded = zero_stage(arguments) == 3
+    if sharded:
+        join_processes()
+    student = load_for_training(job.student)
+    train, validation = job.files.streams(job.settings.asks_teacher, sharded)
+    result = distill(
+        student,
+        train,
+        validation,
+        job.settings,
+        job.schedule,
+        job.checkpoints,
+        job.seed,
+        progress=progress,
+        validate_first=True,
+        trained=job.out / TRAINED,
+    )
+    if rank == 0:
+        job.write_result(result)
+
+
+def run_file(path: str) -> int:
+    """Carry out a `job.json`; a fault that a user can act on is left beside it for whoever has started this.
+
+    Returns:
+        What the process should exit with.
+
+    Raises:
+        PreemptedError: After SIGTERM.
+    """
+    job = TrainingJob.read(Path(path))
+    rank = int(os.environ.get("RANK", "0"))
+    try:
+        run(job, _throttled(job.write_progress))
+    except PreemptedError as stop:
+        job.write_error(rank, stop)
+        raise
+    except MinitronNasError as error:
+        job.write_error(rank, error)
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return 0
+
+
+def _throttled(progress: Progress) -> Progress:
+    """Pass on at most one report a second, and the last."""
+    told_at = 0.0
+
+    def tell(done: int, total: int) -> None:
+        nonlocal told_at
+        if done == total or time.monotonic() - told_at >= _PROGRESS_SECONDS:
+            progress(done, total)
+            told_at = time.monotonic()
+
+    return tell
+
+
+if __name__ == "__main__":
+    sys.exit(run_file(sys.argv[1]))

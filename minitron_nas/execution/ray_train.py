@@ -1,0 +1,115 @@
+"""Several processes of one training as Ray Train workers; the only module that imports ray.train."""
+
+import logging
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# Set before ray is imported: no usage reports, and a worker works where this process does.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
+
+from minitron_nas.errors import PreemptedError
+from minitron_nas.execution.preemption import on_sigterm
+from minitron_nas.execution.settings import RunnerSettings
+
+_POLL_SECONDS = 0.5
+
+
+class RayTrain:
+    """Runs a function in workers that find each other, on an embedded Ray or on a cluster."""
+
+    def __init__(self, settings: RunnerSettings, folder: Path) -> None:
+        """Remember where to run.
+
+        Args:
+            settings: Address, CPUs of a worker, and how often lost workers are replaced.
+            folder: Where Ray Train keeps its state; removed when a call has ended.
+        """
+        self._settings, self._folder = settings, folder.absolute()
+
+    @contextmanager
+    def connected(self) -> Iterator[None]:
+        """Be connected to Ray while the block runs."""
+        started_here = not ray.is_initialized()
+        if started_here:
+            ray.init(
+                address=self._settings.address,
+                include_dashboard=False if self._settings.address is None else None,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        try:
+            yield
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            if started_here:
+                ray.shutdown()
+
+    def num_gpus(self) -> int:
+        """Return the number of GPUs that Ray knows of."""
+        return int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
+
+    def run(
+        self, function: Callable[[str], int], argument: str, num_processes: int, on_wait: Callable[[], None]
+    ) -> None:
+        """Run a function in every worker.
+
+        A lost worker ends all, and all are started again, `max_worker_losses` times. Workers are threads of
+        Ray's and get no signals: SIGTERM ends this call, and the last checkpoint by the clock counts.
+
+        Args:
+            function: A module-level function.
+            argument: The same for all.
+            num_processes: Number of workers, one GPU each where there are any.
+            on_wait: Called twice a second while they work.
+
+        Raises:
+            PreemptedError: After SIGTERM.
+        """
+        resources = {"CPU": self._settings.cpus_per_trial or 1.0}
+        trainer = TorchTrainer(
+            lambda: _discard(function(argument)),
+            scaling_config=ScalingConfig(
+                num_workers=num_processes, use_gpu=self.num_gpus() > 0, resources_per_worker=resources
+            ),
+            run_config=RunConfig(
+                name="training",
+                storage_path=str(self._folder),
+                failure_config=FailureConfig(max_failures=self._settings.max_worker_losses),
+            ),
+        )
+        ended = threading.Event()
+        watch = threading.Thread(target=_call_until, args=(ended, on_wait))
+        watch.start()
+        try:
+            with on_sigterm(_stop):
+                trainer.fit()
+        except TrainingFailedError as error:
+            sys.stderr.write(f"{error}\n")
+        finally:
+            ended.set()
+            watch.join()
+
+
+def _call_until(ended: threading.Event, function: Callable[[], None]) -> None:
+    while not ended.wait(_POLL_SECONDS):
+        function()
+
+
+def _stop() -> None:
+    raise PreemptedError("stopped by SIGTERM; the same command goes on from the last checkpoint")
+
+
+def _discard(_: object) -> None:
+    """Ray Train wants no return value."""

@@ -1,0 +1,56 @@
+"""Several processes of one training on this machine, started by torchrun."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+
+import psutil
+
+from minitron_nas.errors import PreemptedError
+from minitron_nas.execution.preemption import on_sigterm
+
+_POLL_SECONDS = 0.5
+
+
+def run_processes(module: str, argument: str, num_processes: int, on_wait: Callable[[], None]) -> int:
+    """Run a module in several processes that find each other, and return torchrun's exit code.
+
+    SIGTERM is passed on to the processes, which may then take their time. What they print goes to stderr.
+
+    Args:
+        module: Started as `python -m MODULE ARGUMENT` in each process.
+        argument: The same for all.
+        num_processes: One per GPU, or any number on CPUs.
+        on_wait: Called twice a second while they work.
+
+    Raises:
+        PreemptedError: If SIGTERM came and they have not finished.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc_per_node", str(num_processes), "-m", module, argument]
+    threads = str(max((os.cpu_count() or 1) // num_processes, 1))
+    environment = {"OMP_NUM_THREADS": threads, **os.environ}
+    process = subprocess.Popen(command, stdout=sys.stderr.fileno(), env=environment)
+    asked_to_stop = False
+
+    def stop() -> None:  # not torchrun, which would kill them after 30 seconds
+        nonlocal asked_to_stop
+        asked_to_stop = True
+        for worker in psutil.Process(process.pid).children():
+            worker.terminate()
+
+    with on_sigterm(stop):
+        try:
+            while process.poll() is None:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(_POLL_SECONDS)
+                on_wait()
+            if asked_to_stop and process.returncode:
+                raise PreemptedError("stopped by SIGTERM; the same command goes on from the last checkpoint")
+            return process.returncode
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()

@@ -1,0 +1,63 @@
+"""What a job file says, and what processes leave beside it."""
+
+from pathlib import Path
+
+import pytest
+
+from minitron_nas.distillation.job import TrainingJob
+from minitron_nas.distillation.trainer import CurvePoint, TrainingResult
+from minitron_nas.errors import NonFiniteLossError, PreemptedError, TrainingMemoryError
+
+
+@pytest.fixture
+def job(jobs, tmp_path):
+    made = jobs.make("written", report_to=("wandb",), run_name="one")
+    return TrainingJob(made.student, made.files, made.settings, made.schedule, tmp_path / "c", 3, tmp_path / "out")
+
+
+def test_what_is_read_is_what_was_written(job):
+    assert TrainingJob.read(job.write()) == job
+
+
+def test_paths_are_absolute_because_processes_may_run_elsewhere(job, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.json").write_text("{}")
+    settings = job.settings.model_copy(update={"deepspeed": "mine.json"})
+    relative = TrainingJob(Path("s"), job.files, settings, job.schedule, Path("c"), 0, Path("out"))
+    read = TrainingJob.read(relative.write().absolute())
+    assert (read.student, read.checkpoints, read.out) == (tmp_path / "s", tmp_path / "c", tmp_path / "out")
+    assert read.settings.deepspeed == str(tmp_path / "mine.json")
+
+
+def test_a_profile_of_the_package_keeps_its_name(job):
+    settings = job.settings.model_copy(update={"deepspeed": "zero-2"})
+    named = TrainingJob(job.student, job.files, settings, job.schedule, job.checkpoints, 0, job.out)
+    assert TrainingJob.read(named.write()).settings.deepspeed == "zero-2"
+
+
+def test_result_and_progress_come_back(job):
+    result = TrainingResult((CurvePoint(0, 1.5, 5.0, None), CurvePoint(64, 1.25, None, 1e-3)))
+    assert (job.result(), job.progress()) == (None, None)
+    job.write_result(result)
+    job.write_progress(1, 6)
+    assert (job.result(), job.progress()) == (result, (1, 6))
+
+
+def test_a_new_attempt_finds_nothing_of_the_one_before(job):
+    job.write_result(TrainingResult(()))
+    job.write_progress(1, 6)
+    job.write_error(1, NonFiniteLossError("nan"))
+    job.write()
+    assert [path.name for path in job.out.iterdir()] == ["job.json"]
+
+
+@pytest.mark.parametrize(
+    "error", [NonFiniteLossError("nan at step 3"), TrainingMemoryError("8 GB"), PreemptedError("sigterm")]
+)
+def test_the_error_of_the_lowest_rank_is_raised_again(job, error):
+    job.raise_error()
+    job.write_error(1, NonFiniteLossError("another"))
+    job.write_error(0, error)
+    with pytest.raises(type(error)) as caught:
+        job.raise_error()
+    assert str(caught.value) == str(error)

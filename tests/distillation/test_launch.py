@@ -1,0 +1,101 @@
+"""Where a distillation runs, and what becomes of processes that fail."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from minitron_nas.distillation import launch, worker
+from minitron_nas.errors import NonFiniteLossError, TrainingProcessError
+from minitron_nas.execution.settings import RunnerSettings
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Calls of launchers instead of processes."""
+    calls = []
+    monkeypatch.setattr(worker, "run", lambda job, progress: calls.append("here"))
+    monkeypatch.setattr(launch, "run_processes", lambda module, path, num, look: calls.append((module, path, num)))
+    return calls
+
+
+def with_gpus(monkeypatch, number):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: number)
+
+
+@pytest.mark.parametrize(
+    ("batch", "devices", "expected"), [(4, 0, 1), (4, 1, 1), (4, 4, 4), (4, 3, 2), (6, 4, 3), (7, 4, 1), (64, 8, 8)]
+)
+def test_there_is_a_process_for_each_gpu_as_far_as_the_batch_divides(batch, devices, expected):
+    assert launch._dividing(batch, devices) == expected
+
+
+@pytest.mark.parametrize(
+    ("gpus", "runner", "settings", "expected"),
+    [
+        (0, {"kind": "local"}, {}, "here"),
+        (0, {"kind": "ray"}, {}, "here"),
+        (1, {"kind": "local"}, {}, "here"),
+        (4, {"kind": "local"}, {}, 4),
+        (4, {"kind": "local", "num_processes": 1}, {}, "here"),
+        (4, {"kind": "local", "num_processes": 2}, {}, 2),
+        (0, {"kind": "local", "num_processes": 2}, {}, 2),
+        (0, {"kind": "local"}, {"deepspeed": "zero-2"}, 1),
+    ],
+)
+def test_the_runner_decides_where_it_runs(jobs, launched, monkeypatch, gpus, runner, settings, expected):
+    with_gpus(monkeypatch, gpus)
+    job = jobs.make("placed", **settings)
+    with pytest.raises(TrainingProcessError, match="ended without a result"):
+        launch.train(job, RunnerSettings(**runner))
+    module = "minitron_nas.distillation.worker"
+    assert launched == ["here" if expected == "here" else (module, str(job.out / "job.json"), expected)]
+
+
+@pytest.mark.parametrize(
+    ("runner", "expected"),
+    [({"num_processes": 2}, 2), ({"address": "auto"}, 4), ({"address": "auto", "num_processes": 1}, 1)],
+)
+def test_ray_runs_several_processes_and_whatever_is_on_a_cluster(jobs, launched, monkeypatch, runner, expected):
+    from minitron_nas.execution import ray_train
+
+    ran = []
+    monkeypatch.setattr(ray_train.RayTrain, "connected", lambda self: nullcontext())
+    monkeypatch.setattr(ray_train.RayTrain, "num_gpus", lambda self: 5)  # over four of which the batch divides
+    monkeypatch.setattr(ray_train.RayTrain, "run", lambda self, function, path, num, look: ran.append((function, num)))
+    with pytest.raises(TrainingProcessError):
+        launch.train(jobs.make("on-ray"), RunnerSettings(kind="ray", **runner))
+    assert ran == [(worker.run_file, expected)]
+    assert launched == []
+
+
+def test_the_error_of_a_process_is_raised_here(jobs, monkeypatch):
+    job = jobs.make("nan")
+    monkeypatch.setattr(launch, "run_processes", lambda *_: job.write_error(1, NonFiniteLossError("nan at step 3")))
+    with pytest.raises(NonFiniteLossError, match="nan at step 3"):
+        launch.train(job, RunnerSettings(kind="local", num_processes=2))
+
+
+def test_progress_of_the_processes_is_told_here(jobs, monkeypatch):
+    job, told = jobs.make("told"), []
+
+    def work(module, path, num_processes, look):
+        look()
+        job.write_progress(1, 6)
+        look()
+        job.write_progress(6, 6)
+
+    monkeypatch.setattr(launch, "run_processes", work)
+    with pytest.raises(TrainingProcessError):
+        launch.train(job, RunnerSettings(kind="local", num_processes=2), lambda *pair: told.append(pair))
+    assert told == [(1, 6), (6, 6)]
+
+
+def test_the_trained_student_comes_back_with_its_curve(jobs, one_process, monkeypatch):
+    finished = one_process[False]
+    monkeypatch.setattr(launch, "run_processes", lambda *_: finished.write_result(result))
+    result = finished.result()
+    student, curve = launch.train(finished, RunnerSettings(kind="local", num_processes=2))
+    assert curve == result
+    expected = jobs.weights(finished)
+    assert all(torch.equal(weight, expected[name]) for name, weight in student.state_dict().items())

@@ -1,0 +1,50 @@
+import os
+import signal
+import threading
+
+import pytest
+
+from minitron_nas.execution.preemption import on_sigterm
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sigterm_calls_the_function_instead_of_ending_the_process():
+    came = []
+    with on_sigterm(lambda: came.append(1)):
+        terminate()
+        terminate()
+    assert came == [1, 1]
+
+
+def test_what_the_function_raises_the_block_raises():
+    def stop():
+        raise KeyError("stopped")
+
+    with pytest.raises(KeyError, match="stopped"), on_sigterm(stop):
+        terminate()
+
+
+def test_whoever_listened_before_listens_again():
+    outer, inner = [], []
+    with on_sigterm(lambda: outer.append(1)):
+        with on_sigterm(lambda: inner.append(1)):
+            terminate()
+        terminate()
+    assert (outer, inner) == ([1], [1])
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_another_thread_goes_without():
+    handlers = []
+
+    def work():
+        with on_sigterm(lambda: None):
+            handlers.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert handlers == [signal.SIG_DFL]

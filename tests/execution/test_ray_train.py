@@ -1,0 +1,85 @@
+"""Several processes of one training on Ray."""
+
+import os
+import signal
+from types import SimpleNamespace
+
+import pytest
+
+from minitron_nas.errors import PreemptedError
+from minitron_nas.execution.settings import RunnerSettings
+
+SETTINGS = RunnerSettings(cpus_per_trial=0.5, max_worker_losses=1)
+
+
+@pytest.fixture
+def fitted(monkeypatch):
+    """What TorchTrainer is told, instead of workers."""
+    from minitron_nas.execution import ray_train
+
+    told = SimpleNamespace(during=lambda: None)
+
+    class FakeTrainer:
+        def __init__(self, function, scaling_config, run_config):
+            told.function, told.scaling, told.run = function, scaling_config, run_config
+
+        def fit(self):
+            told.during()
+            told.returned = told.function()
+
+    monkeypatch.setattr(ray_train, "TorchTrainer", FakeTrainer)
+    monkeypatch.setattr(ray_train.RayTrain, "num_gpus", lambda self: told.gpus)
+    told.gpus = 0
+    return told
+
+
+def train(folder, function=len, on_wait=lambda: None):
+    from minitron_nas.execution.ray_train import RayTrain
+
+    RayTrain(SETTINGS, folder / "ray").run(function, "job.json", 2, on_wait)
+
+
+@pytest.mark.parametrize("gpus", [0, 8])
+def test_workers_take_what_the_settings_say_and_a_gpu_where_there_are_any(fitted, tmp_path, gpus):
+    fitted.gpus, calls = gpus, []
+    train(tmp_path, calls.append)
+    assert (fitted.scaling.num_workers, fitted.scaling.use_gpu) == (2, gpus > 0)
+    assert fitted.scaling.resources_per_worker["CPU"] == 0.5
+    assert fitted.run.failure_config.max_failures == 1
+    assert (calls, fitted.returned) == (["job.json"], None)
+
+
+def test_the_caller_is_told_while_it_waits(fitted, tmp_path):
+    from threading import Event
+
+    waited = Event()
+    fitted.during = lambda: waited.wait(30)
+    train(tmp_path, on_wait=waited.set)
+    assert waited.is_set()
+
+
+def test_sigterm_ends_the_call(fitted, tmp_path):
+    fitted.during = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(PreemptedError, match="stopped by SIGTERM"):
+        train(tmp_path)
+
+
+@pytest.mark.slow
+def test_workers_find_each_other_and_nothing_of_ray_is_left(one_ray, tmp_path, ray_results):
+    from minitron_nas.execution.ray_train import RayTrain
+
+    def work(folder):
+        import os
+        from pathlib import Path
+
+        from torch import distributed
+
+        rank, size = distributed.get_rank(), distributed.get_world_size()
+        Path(folder, os.environ["RANK"]).write_text(f"{rank} of {size}")
+        return 0
+
+    ray_train = RayTrain(SETTINGS, tmp_path / "ray")
+    with ray_train.connected():
+        ray_train.run(work, str(tmp_path), 2, lambda: None)
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"0": "0 of 2", "1": "1 of 2"}
+    assert ray_results() == []
