@@ -65,6 +65,7 @@ def test_sigterm_ends_the_call(fitted, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray warns of its own settings
 def test_workers_find_each_other_and_nothing_of_ray_is_left(one_ray, tmp_path, ray_results):
     from minitron_nas.execution.ray_train import RayTrain
 
