@@ -45,7 +45,7 @@ from minitron_nas.storage.ledger import fingerprint
 _NOT_DECIDING = {
     *("checkpoint_minutes", "gradient_checkpointing", "micro_batch_sequences", "num_evaluations"),
     *("deepspeed", "report_to", "run_name"),
-    *("teacher_signal", "top_k"),  # hidden states say what the teacher says; a top-K signal stands beside this
+    *("teacher_signal", "top_k"),  # hidden states say what the teacher says; how many logits count stands beside this
     *("batch_sequences", "tokens"),  # the schedule says these
 }
 
@@ -314,6 +314,7 @@ def _identity(tokens: PackedTokens, settings: DistillationSettings, schedule: Sc
         {
             "tokens": tokens.first(schedule.batch_sequences).fingerprint,
             "settings": settings.model_dump(exclude=_NOT_DECIDING),
+            "top_k": settings.cached_top_k or settings.top_k,
             "schedule": asdict(schedule),
             "seed": seed,
         }

@@ -45,7 +45,7 @@ SHAPES: dict[str, dict[str, int]] = {
     "2 KV groups": {"num_key_value_heads": 2},
     "half, 396/832": {"hidden_size": 396, "intermediate_size": 832},
 }
-CALIBRATION = 128
+CALIBRATION = 32
 """Documents, of 1,024 tokens each."""
 DOCUMENTS = (8, 32, 128)
 NARROW = (32, "standardebooks")
@@ -76,7 +76,7 @@ class Start:
     balanced: bool = True
     ridge: float = RIDGE
     sequence_ridge: float = SEQUENCE_RIDGE
-    repaired_first: bool = True
+    repaired_first: bool = False
 
     def changes(self, source: Architecture, target: Architecture) -> tuple[Any, ...]:
         """Return what of it tells on a shape: rotation needs cut channels, repair in one pass cut inputs."""
@@ -193,7 +193,14 @@ def starts(study: Starts, names: Sequence[str]) -> None:
             changes = STARTS[name].changes(source, source.reshaped(sizes))
             if changes not in seen and STARTS[name].balanced:
                 seen.add(changes)
-                study.note(f"starts | {shape} | {name}", sizes, STARTS[name], text, None, EVALUATED)
+                study.note(
+                    f"starts | {shape} | {name} | {text.num_tokens:,} tokens",
+                    sizes,
+                    STARTS[name],
+                    text,
+                    None,
+                    EVALUATED,
+                )
 
 
 def ridges(study: Starts, _: Sequence[str]) -> None:
@@ -203,7 +210,7 @@ def ridges(study: Starts, _: Sequence[str]) -> None:
         start = Start(rotate=True, repair="one pass", ridge=ridge)
         study.note(f"ridges | one pass | ridge {ridge:g}", sizes, start, text)
     short = study.calibration(32)
-    for ridge, first in product((0.1, 0.03, 0.01), (False, True)):
+    for ridge, first in ((0.1, False), (0.1, True), (0.03, False), (0.3, False), (1.0, False)):
         start = Start(rotate=True, repair="sequence", sequence_ridge=ridge, repaired_first=first)
         pulled = "what is repaired in one pass" if first else "what is cut"
         key = f"ridges | sequence, {short.num_tokens:,} tokens, pulled towards {pulled} | ridge {ridge:g}"

@@ -11,10 +11,11 @@ import torch
 
 from minitron_nas.distillation import trainer, worker
 from minitron_nas.distillation.checkpoints import load_weights
+from minitron_nas.distillation.hidden_cache import write_hidden_cache
 from minitron_nas.distillation.job import TrainingFiles, TrainingJob
 from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings
-from minitron_nas.distillation.signals import load_for_inference, load_for_training, write_hidden_cache
+from minitron_nas.distillation.signals import load_for_inference, load_for_training
 from minitron_nas.distillation.tokens import pack
 from minitron_nas.execution.torchrun import run_processes
 from minitron_nas.progress import silent
@@ -72,6 +73,7 @@ class Jobs:
             models / "train" if cached else None,
             self.base / "validation.safetensors",
             models / "validation",
+            "teacher",
         )
         chosen = SETTINGS.model_copy(update=settings)
         return TrainingJob(models / "student", files, chosen, SCHEDULE, self.base / name / "ckpt", 0, self.base / name)
@@ -94,7 +96,7 @@ class Jobs:
             return compute_loss(self, model, inputs, *args, **kwargs)
 
         with pytest.MonkeyPatch.context() as patch:
-            for module in ("arguments", "trainer", "validation", "signals"):
+            for module in ("arguments", "objective", "trainer", "validation", "signals"):
                 patch.setattr(f"minitron_nas.distillation.{module}.compute_dtype", lambda device: torch.float32)
             patch.setattr(trainer._DistillationTrainer, "compute_loss", recording)
             job.write()
@@ -140,7 +142,7 @@ def jobs(tmp_path_factory):
             teacher = tiny_checkpoint(base / kind / "teacher", "llama", seed=1, tied=kind == "tied")
             tiny_checkpoint(base / kind / "student", "llama", seed=2, tied=kind == "tied", num_hidden_layers=2)
             for name, tokens in parts.items():
-                write_hidden_cache(load_for_inference(teacher), tokens, base / kind / name)
+                write_hidden_cache(load_for_inference(teacher), tokens, base / kind / name, "teacher")
     return Jobs(base)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from minitron_nas.distillation.hidden_cache import HiddenCache
-from minitron_nas.distillation.intermediate import IntermediateLoss, attached, intermediate_loss, weighed
+from minitron_nas.distillation.intermediate import IntermediateLoss, intermediate_loss, weighed
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals import OnlineTeacher
 from minitron_nas.errors import PlanError
@@ -134,13 +134,3 @@ def test_a_cache_that_holds_no_states_inside_the_teacher_is_refused(intermediate
         "set distillation.teacher_signal=online",
     ):
         intermediate_loss(shape(3), cache, wanted(intermediate=intermediate), 0)
-
-
-def test_the_map_is_a_part_of_the_student_only_while_it_is_attached():
-    student = tiny_model(tiny_config("llama"))
-    before = list(student.state_dict())
-    with attached(student, IntermediateLoss(shape(4, 48), shape(4, 52), wanted(), 0)):
-        assert sorted(set(student.state_dict()) - set(before)) == ["intermediate_loss.lift.weight"]
-    assert list(student.state_dict()) == before
-    with attached(student, None):
-        assert list(student.state_dict()) == before

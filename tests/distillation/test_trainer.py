@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minitron_nas.distillation import trainer
+from minitron_nas.distillation import objective
 from minitron_nas.distillation.hidden_cache import HiddenCache, write_hidden_cache
 from minitron_nas.distillation.intermediate import weighed
 from minitron_nas.distillation.losses import IGNORE_LABEL
@@ -34,7 +34,7 @@ SETTINGS = DistillationSettings(learning_rate=3e-3, num_evaluations=2)
 def dtype(request, monkeypatch):
     """Compute in float32, or in what a test asks for, whatever this machine computes best."""
     chosen = getattr(request, "param", torch.float32)
-    for module in ("arguments", "validation", "signals"):
+    for module in ("arguments", "objective", "validation", "signals"):
         monkeypatch.setattr(f"minitron_nas.distillation.{module}.compute_dtype", lambda device: chosen)
     return chosen
 
@@ -102,7 +102,7 @@ def dying_at(step):
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("arguments", "validation", "signals"):
+        for module in ("arguments", "objective", "validation", "signals"):
             patch.setattr(f"minitron_nas.distillation.{module}.compute_dtype", lambda device: torch.float32)
         return train(tmp_path_factory.mktemp("uninterrupted"))
 
@@ -246,7 +246,7 @@ def test_matching_hidden_states_doubles_the_loss_and_brings_them_nearer(tmp_path
     plain = training_losses(train(tmp_path / "plain", a_narrow_student(), schedule=SCHEDULE)[1])
     seen = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "weighed", lambda loss, distance: seen.append(loss.item()) or weighed(loss, distance))
+        patch.setattr(objective, "weighed", lambda loss, distance: seen.append(loss.item()) or weighed(loss, distance))
         _, result = train(tmp_path / "on", student, teacher=teacher, schedule=schedule, settings=MATCHING)
     assert training_losses(result)[0] == pytest.approx(2 * plain[0], rel=1e-5)  # alpha L_is is as large as L_logits
     assert len(seen) == 120
@@ -258,7 +258,7 @@ def test_the_linear_map_goes_on_from_a_checkpoint_with_its_student(tmp_path):
     whole, expected = train(tmp_path / "whole", a_narrow_student(), settings=MATCHING)
     train(tmp_path / "parts", a_narrow_student(), settings=MATCHING, stop_step=4)
     (checkpoint,) = (tmp_path / "parts").glob("checkpoint-*")
-    assert "intermediate_loss.lift.weight" in load_file(checkpoint / "model.safetensors")
+    assert "intermediate.lift.weight" in load_file(checkpoint / "model.safetensors")
     again, _ = train(tmp_path / "parts", a_narrow_student(), settings=MATCHING, stop_step=4, progress=dying_at(1))
     student, result = train(tmp_path / "parts", a_narrow_student(), settings=MATCHING)
     assert result == expected

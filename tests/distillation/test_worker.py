@@ -77,8 +77,10 @@ def test_sigterm_in_one_process_leaves_what_goes_on_to_the_same_bytes(jobs, one_
     assert job.result() == one_process[False].result()
 
 
-def test_sigterm_ends_the_process_again_once_training_has_ended(jobs, one_process):
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+def test_sigterm_does_what_it_did_before_once_training_has_ended(jobs):
+    before = signal.getsignal(signal.SIGTERM)
+    jobs.run_here(jobs.make("heard"))
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_fault_is_left_for_whoever_has_started_the_processes(jobs, capsys):

@@ -28,17 +28,17 @@ def test_what_the_function_raises_the_block_raises():
 
 
 def test_whoever_listened_before_listens_again():
-    outer, inner = [], []
+    before, outer, inner = signal.getsignal(signal.SIGTERM), [], []
     with on_sigterm(lambda: outer.append(1)):
         with on_sigterm(lambda: inner.append(1)):
             terminate()
         terminate()
     assert (outer, inner) == ([1], [1])
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_another_thread_goes_without():
-    handlers = []
+    before, handlers = signal.getsignal(signal.SIGTERM), []
 
     def work():
         with on_sigterm(lambda: None):
@@ -47,4 +47,4 @@ def test_another_thread_goes_without():
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert handlers == [signal.SIG_DFL]
+    assert handlers == [before]
