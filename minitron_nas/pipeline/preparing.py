@@ -1,6 +1,7 @@
 """What a source is given before it is cut: the basis of its residual stream, and what its repair needs."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from minitron_nas.architecture.layout import HIDDEN
@@ -91,7 +92,18 @@ def repair_student(
     """
     if not is_repairable_in_sequence(prepared.layout):
         return {}
-    return repair_in_sequence(prepared, target, calibration(), folder, progress=progress)
+    start = prepared if prepared.layout.has_experts else replace(prepared, moments=None)
+    return repair_in_sequence(start, target, calibration(), folder, progress=progress)
+
+
+def needs_moments(checkpoint: Checkpoint, target: Architecture) -> bool:
+    """Whether a repaired student of a shape gets anything from the repair in one pass.
+
+    The repair in sequence refits all output projections but those of experts.
+    """
+    layout = checkpoint.layout
+    left = layout.has_experts or not is_repairable_in_sequence(layout)
+    return left and cuts_inputs(checkpoint.architecture, target)
 
 
 def cuts_inputs(source: Architecture, target: Architecture) -> bool:

@@ -25,7 +25,7 @@ from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
 from minitron_nas.pipeline.depth import choose_layers
 from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.pipeline.passes import require_whole_model
-from minitron_nas.pipeline.preparing import cuts_inputs, measure_start, possible_start, repair_student
+from minitron_nas.pipeline.preparing import measure_start, needs_moments, possible_start, repair_student
 from minitron_nas.pipeline.provenance import PROOF_TOKENS, versions
 from minitron_nas.pipeline.scoring import MAGNITUDE, RANDOM, calibration_reader, existing_parent, scores_of
 from minitron_nas.pipeline.shapes import drop_from
@@ -137,7 +137,7 @@ def prune(
         else:
             layers = layer_table({len(named): named}, source.num_hidden_layers)
         order = PruningOrder.from_scores(ranking, source, protected, layers)
-        inputs = repairs and cuts_inputs(source, target)
+        inputs = repairs and needs_moments(checkpoint, target)
         with display.stage("prepare", note) if rotates or inputs else nullcontext(silent) as progress:
             prepared = _prepared(checkpoint, order, calibration, rotates, inputs, merge_heads, Path(work), progress)
         repaired = _repaired(prepared, target, calibration, Path(work), display) if repairs else {}

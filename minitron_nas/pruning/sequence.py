@@ -10,8 +10,8 @@ every matrix of the student is refitted by ridge regression on what the student 
   E|Q^T x - x' - V z'|^2. So a layer does not repeat what the teacher's layer adds, but adds what is missing by now.
 - Where layers were dropped, x behind a layer's FFN is the stream that the next layer that stays reads.
 
-All penalties pull towards the student that `cuts` gives, whose output projections are repaired one by one. The
-embedding, norms, biases and the matrices of experts that write to the stream stay as they are.
+All penalties pull towards the student that `cuts` gives. The embedding, norms, biases and the matrices of experts
+that write to the stream stay as they are.
 """
 
 from collections.abc import Iterator

@@ -6,10 +6,10 @@ Start = Literal["select", "rotate"]
 """How hidden channels shrink: the most important ones stay as they are, or the stream is rotated first."""
 
 Repair = Literal["none", "ridge"]
-"""What makes up for cut neurons and heads: nothing, or a ridge regression of what output projections read."""
-
-SEQUENCE_RIDGE = 0.1
-"""The same of the repair in sequence, which pulls towards the student that is already repaired."""
+"""What makes up for what was cut: nothing, or ridge regressions on calibration text."""
 
 RIDGE = 0.003
-"""Strength of the repair's penalty, as a share of the mean square of a projection's inputs."""
+"""Strength of the penalty of the repair in one pass, as a share of the mean square of a projection's inputs."""
+
+SEQUENCE_RIDGE = 0.1
+"""The same of the repair in sequence, whose statistics are those of a student that is cut already."""

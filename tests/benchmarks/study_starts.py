@@ -210,7 +210,7 @@ def ridges(study: Starts, _: Sequence[str]) -> None:
         start = Start(rotate=True, repair="one pass", ridge=ridge)
         study.note(f"ridges | one pass | ridge {ridge:g}", sizes, start, text)
     short = study.calibration(32)
-    for ridge, first in ((0.1, False), (0.1, True), (0.03, False), (0.3, False), (1.0, False)):
+    for ridge, first in ((0.1, False), (0.1, True), (0.03, False), (0.3, False)):
         start = Start(rotate=True, repair="sequence", sequence_ridge=ridge, repaired_first=first)
         pulled = "what is repaired in one pass" if first else "what is cut"
         key = f"ridges | sequence, {short.num_tokens:,} tokens, pulled towards {pulled} | ridge {ridge:g}"

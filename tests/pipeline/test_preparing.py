@@ -13,7 +13,7 @@ from minitron_nas.importance.tensor_folder import TensorFolder
 from minitron_nas.pipeline import preparing
 from minitron_nas.pipeline.display import Quiet
 from minitron_nas.pipeline.evaluating import evaluate
-from minitron_nas.pipeline.preparing import cuts_inputs, measure_start, possible_start, repair_student
+from minitron_nas.pipeline.preparing import cuts_inputs, measure_start, needs_moments, possible_start, repair_student
 from minitron_nas.pipeline.pruning import prune
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
@@ -104,6 +104,16 @@ def test_a_family_that_cannot_be_repaired_in_sequence_is_left_as_it_is_cut(tmp_p
     prepared = PreparedTeacher.open(checkpoint.path, tmp_path / "prepared")
     target = checkpoint.architecture.reshaped({"intermediate_size": 48})
     assert repair_student(prepared, target, lambda: TOKENS, tmp_path / "work") == {}
+
+
+@pytest.mark.parametrize(("model_type", "needed"), [("llama", False), ("mixtral", True), ("gemma2", True)])
+def test_moments_are_measured_for_what_the_repair_in_sequence_leaves(
+    tmp_path: Path, model_type: str, needed: bool
+) -> None:
+    checkpoint = open_checkpoint(tiny_checkpoint(tmp_path / "teacher", model_type))
+    shape = checkpoint.architecture.reshaped({"num_key_value_heads": 1})
+    assert needs_moments(checkpoint, shape) == needed
+    assert not needs_moments(checkpoint, checkpoint.architecture.reshaped({"num_hidden_layers": 3}))
 
 
 def test_which_shapes_take_inputs_away_from_output_projections(trained_teacher: Path) -> None:
