@@ -19,7 +19,7 @@ class IntermediateLoss(nn.Module):
     """L_is = sum_k Loss(h_t^k, W h_s^k), each a mean over tokens, with one learned W for all k.
 
     k runs over the embeddings and the chosen pairs of layers; states are taken after the norm that
-    follows (see `minitron_nas.distillation.hidden_states`). Loss is 1 - cos or the mean square over
+    follows (see `minitron_nas.distillation.inner_states`). Loss is 1 - cos or the mean square over
     channels. Where student and teacher are equally wide, W is the identity and is not learned.
 
     Source: Muralidharan et al. 2024 (arXiv 2407.14679), section 3, L_is; appendix A.4 and A.6 for

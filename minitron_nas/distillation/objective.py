@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from minitron_nas.distillation.head import OutputHead
-from minitron_nas.distillation.hidden_states import HiddenStates
+from minitron_nas.distillation.inner_states import InnerStates
 from minitron_nas.distillation.intermediate import IntermediateLoss, weighed
 from minitron_nas.distillation.losses import distillation_loss
 from minitron_nas.distillation.settings import DistillationSettings
@@ -39,7 +39,7 @@ class Objective(nn.Module):
         self.config = student.config  # engines look for the sizes of buffers here
         self._settings = settings
         pairs = intermediate.pairs if intermediate is not None else ()
-        self._states = HiddenStates(student, [own for _, own in pairs])
+        self._states = InnerStates(student, [own for _, own in pairs])
 
     def forward(
         self,

@@ -25,7 +25,7 @@ from minitron_nas.distillation.checkpoints import (
 )
 from minitron_nas.distillation.control import Control
 from minitron_nas.distillation.deepspeed import begin_moments
-from minitron_nas.distillation.hidden_states import HiddenStates
+from minitron_nas.distillation.inner_states import InnerStates
 from minitron_nas.distillation.intermediate import IntermediateLoss, intermediate_loss
 from minitron_nas.distillation.memory import TrainingMemory
 from minitron_nas.distillation.objective import Objective
@@ -213,7 +213,7 @@ class _DistillationTrainer(Trainer):
         self._first_step = step_of(checkpoint) if checkpoint else 0
         self._teacher_states = None
         if matching is not None and isinstance(train.signal, OnlineTeacher):
-            self._teacher_states = HiddenStates(train.signal.model, [place for place, _ in matching.pairs])
+            self._teacher_states = InnerStates(train.signal.model, [place for place, _ in matching.pairs])
 
     def compute_loss(
         self,

@@ -171,7 +171,7 @@ def test_candidates_are_screened_and_students_trained_from_the_better_start(
     plain = build(tmp_path / "run", *PLAIN)
     better = family.candidates[family.candidates["size"] == "90k"].set_index("candidate")["screen_kl_nats"]
     screened = plain.candidates.set_index("candidate")["screen_kl_nats"].dropna()
-    assert len(screened) > 2
+    assert len(screened) > 1
     assert (better[screened.index] < screened).all()
     prepared = RunFolder(family.path).prepared("teacher")
     assert {path.name for path in prepared.iterdir()} >= {"rotation.safetensors", "moments"}

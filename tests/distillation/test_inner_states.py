@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minitron_nas.distillation.hidden_states import HiddenStates
+from minitron_nas.distillation.inner_states import InnerStates
 from minitron_nas.testing import tiny_config, tiny_model
 
 IDS = torch.arange(3, 15)[None]
@@ -28,7 +28,7 @@ def count_hooks(model):
 @pytest.mark.parametrize("model_type", NORMS)
 def test_a_place_holds_the_stream_after_the_norm_that_follows(model_type):
     model = tiny_model(tiny_config(model_type))
-    output, states = HiddenStates(model, range(LAYERS + 1)).during(run(model))
+    output, states = InnerStates(model, range(LAYERS + 1)).during(run(model))
     assert sorted(states) == list(range(LAYERS + 1))
     for place in range(LAYERS):
         norm = model.get_decoder().get_submodule(NORMS[model_type].format(place))
@@ -38,14 +38,14 @@ def test_a_place_holds_the_stream_after_the_norm_that_follows(model_type):
 
 def test_where_a_family_has_no_norm_before_attention_a_place_holds_the_stream_itself():
     model = tiny_model(tiny_config("olmo2"))
-    output, states = HiddenStates(model, [0, 2, LAYERS]).during(run(model))
+    output, states = InnerStates(model, [0, 2, LAYERS]).during(run(model))
     for place in (0, 2, LAYERS):  # transformers' last entry is after the final norm
         torch.testing.assert_close(states[place], output.hidden_states[place])
 
 
 def test_only_the_places_asked_for_are_kept_and_nothing_is_left_behind():
     model = tiny_model(tiny_config("llama"))
-    watched = HiddenStates(model, [1])
+    watched = InnerStates(model, [1])
     _, first = watched.during(lambda: model(input_ids=IDS))
     _, second = watched.during(lambda: model(input_ids=IDS))
     assert list(first) == list(second) == [1]
@@ -56,7 +56,7 @@ def test_only_the_places_asked_for_are_kept_and_nothing_is_left_behind():
 def test_a_run_that_fails_leaves_no_hook():
     model = tiny_model(tiny_config("llama"))
     with pytest.raises(ZeroDivisionError):
-        HiddenStates(model, [0, LAYERS]).during(lambda: 1 / 0)
+        InnerStates(model, [0, LAYERS]).during(lambda: 1 / 0)
     assert count_hooks(model) == 0
 
 
@@ -68,7 +68,7 @@ def test_gradients_reach_the_model_from_a_place_recomputed_activations_or_not(pl
         if recompute:
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable()
-        _, states = HiddenStates(model, [place]).during(run(model))
+        _, states = InnerStates(model, [place]).during(run(model))
         states[place].square().sum().backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     reached = [gradient is not None for gradient in gradients[0]]

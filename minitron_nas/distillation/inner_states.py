@@ -17,7 +17,7 @@ from minitron_nas.families.catalog import layout_of
 Result = TypeVar("Result")
 
 
-class HiddenStates:
+class InnerStates:
     """Keeps the states of chosen places while something runs the model, and of no others."""
 
     def __init__(self, model: Any, places: Iterable[int]) -> None:
