@@ -8,13 +8,14 @@ goes to `measured/starts.json` beside this file. KL is in nats per token, bf16 o
 import argparse
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_args
+from unittest.mock import patch
 
 import torch
 from study import EVALUATED, LENGTH, SEED, Study, progress
@@ -30,6 +31,8 @@ from minitron_nas.importance.settings import Aggregation, DepthSettings, Importa
 from minitron_nas.pipeline.depth import choose_layers
 from minitron_nas.pipeline.display import default_display
 from minitron_nas.pipeline.preparing import measure_start
+from minitron_nas.pruning import slice as surgery
+from minitron_nas.pruning.compensate import Scaling
 from minitron_nas.pruning.export import write_student
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
@@ -68,6 +71,7 @@ class Start:
         balanced: Whether matrices that a norm's gain is folded into are brought back to their size.
         ridge: Strength of the penalty of the repair in one pass.
         sequence_ridge: Strength of that of the repair in sequence.
+        rescaled: Whether norms make up for the mean over fewer channels where channels are selected.
         repaired_first: Whether that penalty pulls towards the student that is repaired in one pass.
     """
 
@@ -76,6 +80,7 @@ class Start:
     balanced: bool = True
     ridge: float = RIDGE
     sequence_ridge: float = SEQUENCE_RIDGE
+    rescaled: bool = True
     repaired_first: bool = False
 
     def changes(self, source: Architecture, target: Architecture) -> tuple[Any, ...]:
@@ -84,7 +89,8 @@ class Start:
         sizes = ("intermediate_size", "num_attention_heads")
         cut = any(getattr(source, size) != getattr(target, size) for size in sizes)
         repair = "none" if self.repair == "one pass" and not cut else self.repair
-        return rotates, repair, self.balanced or not rotates
+        cut_channels = target.hidden_size < source.hidden_size
+        return rotates, repair, self.balanced or not rotates, self.rescaled or not cut_channels
 
     def apply(self, prepared: PreparedTeacher) -> PreparedTeacher:
         """Leave away what the start does without."""
@@ -98,6 +104,7 @@ class Start:
 
 STARTS = {
     "selection": Start(),
+    "selection, norms as they are": Start(rescaled=False),
     "rotation, repair in sequence": Start(rotate=True, repair="sequence"),
     "rotation": Start(rotate=True),
     "selection, repair in sequence": Start(repair="sequence"),
@@ -162,7 +169,8 @@ class Starts(Study):
         """Measure an untrained student."""
         source = start.apply(prepared or self.prepared(text))
         target = source.architecture.reshaped(shape)
-        with self.repaired(source, target, start, text) as repaired:
+        rescaling = nullcontext() if start.rescaled else norms_as_they_are()
+        with self.repaired(source, target, start, text) as repaired, rescaling:
             student = build_student(source, target, torch.bfloat16, repaired).eval()
         return self.losses(student, names)
 
@@ -178,6 +186,16 @@ class Starts(Study):
     def note(self, key: str, *arguments: Any) -> None:
         """Measure an untrained student unless it was measured."""
         self.measurements.once(key, partial(self.untrained, *arguments))
+
+
+@contextmanager
+def norms_as_they_are() -> Iterator[None]:
+    """Cut channels as plain Minitron does: no gain or epsilon makes up for them."""
+    with (
+        patch.object(surgery, "scaling_of", lambda *_: Scaling()),
+        patch.object(surgery, "scaled_constants", lambda *_: {}),
+    ):
+        yield
 
 
 def protected_layers() -> tuple[int, ...]:
