@@ -1,18 +1,12 @@
 """Several processes of one training as Ray Train workers; the only module that imports ray.train."""
 
-import logging
-import os
-import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-# Set before ray is imported: no usage reports, and a worker works where this process does.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+from minitron_nas.execution.ray_session import connected  # isort: skip  # before ray, for which it sets what ray reads
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -38,23 +32,9 @@ class RayTrain:
         """
         self._settings, self._folder = settings, folder.absolute()
 
-    @contextmanager
-    def connected(self) -> Iterator[None]:
+    def connected(self) -> AbstractContextManager[None]:
         """Be connected to Ray while the block runs."""
-        started_here = not ray.is_initialized()
-        if started_here:
-            ray.init(
-                address=self._settings.address,
-                include_dashboard=False if self._settings.address is None else None,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-        try:
-            yield
-        finally:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            if started_here:
-                ray.shutdown()
+        return connected(self._settings.address, self._folder)
 
     def num_gpus(self) -> int:
         """Return the number of GPUs that Ray knows of."""

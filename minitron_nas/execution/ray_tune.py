@@ -1,20 +1,16 @@
-"""The runner that turns jobs into Ray Tune trials; the only module that imports ray."""
+"""The runner that turns jobs into Ray Tune trials; the only module that imports ray.tune."""
 
-import logging
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-# Set before ray is imported: no usage reports, plain old console output, and results at their own pace.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+from minitron_nas.execution.ray_session import connected  # isort: skip  # before ray, for which it sets what ray reads
+
+# Set before Tune is imported: plain old console output, and results at their own pace.
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-# A trial works where this process does, so that a relative path means the same to both.
-os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 
 import ray
 from ray import tune
@@ -44,20 +40,8 @@ class RayTuneRunner:
         Raises:
             PlanError: If no node of the cluster can ever hold a trial.
         """
-        started_here = not ray.is_initialized()
-        if started_here:
-            ray.init(
-                address=self._settings.address,
-                include_dashboard=False if self._settings.address is None else None,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-        try:
+        with connected(self._settings.address, self._folder):
             self._fit(function, {job.key: job for job in jobs}, on_outcome)
-        finally:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            if started_here:
-                ray.shutdown()
 
     def _fit(self, function: JobFunction, by_key: Mapping[str, Job], on_outcome: Callable[[Outcome], None]) -> None:
         delivery = _Delivery(on_outcome)

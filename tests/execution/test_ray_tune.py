@@ -169,7 +169,7 @@ def pretend(monkeypatch, module, nodes, down=()):
 
 @pytest.mark.parametrize("runs_already", [False, True])
 def test_a_ray_that_was_started_here_is_shut_down_whatever_happens(tmp_path, monkeypatch, runs_already):
-    from minitron_nas.execution import ray_tune
+    from minitron_nas.execution import ray_session, ray_tune
 
     story = []
     fake = SimpleNamespace(
@@ -182,7 +182,7 @@ def test_a_ray_that_was_started_here_is_shut_down_whatever_happens(tmp_path, mon
         (tmp_path / "ray").mkdir()
         raise ValueError("a defect of Ray")
 
-    monkeypatch.setattr(ray_tune, "ray", fake)
+    monkeypatch.setattr(ray_session, "ray", fake)
     monkeypatch.setattr(ray_tune.RayTuneRunner, "_fit", broken)
     with pytest.raises(ValueError, match="a defect of Ray"):
         runner(tmp_path, RunnerSettings(address="auto")).execute(behaviour(), jobs(tmp_path, "ordinary"), story.append)
