@@ -6,7 +6,7 @@ them are not nested. What a candidate keeps stays in the teacher's own order, so
 gives the teacher's tensors to the bit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from math import prod
 from pathlib import Path
@@ -159,12 +159,7 @@ class PruningOrder:
         sizes, wanted = axis_sizes(source), axis_sizes(target)
         if all(sizes[axis] == wanted[axis] for part in dimension.parts for axis in part):
             return None
-        found, begin = [], 0
-        for part in dimension.parts:
-            indices = [self._kept(axis, place, sizes[axis], target) for axis in part]
-            found.append(begin + _flat(part, sizes, indices))
-            begin += prod(sizes[axis] for axis in part)
-        return torch.cat(found)
+        return self._entries(dimension, sizes, lambda axis: self._kept(axis, place, sizes[axis], target))
 
     def merged_entries(
         self, dimension: Dim, place: TensorPlace, source: Architecture, target: Architecture
@@ -186,17 +181,25 @@ class PruningOrder:
         sizes = axis_sizes(source)
         groups = _first(self.kv_groups[place.layer], target.num_key_value_heads)
         partners = merge_partners(self.group_heads[place.layer][groups], target.heads_per_group)
+
+        def kept(axis: Axis) -> Tensor:
+            return self._kept(axis, place, sizes[axis], target)
+
+        def merged(axis: Axis) -> Tensor:
+            return partners.where(partners >= 0, kept(axis)) if axis is Axis.GROUP_HEADS else kept(axis)
+
+        own, others = (self._entries(dimension, sizes, along) for along in (kept, merged))
+        return others.where(others != own, -1)
+
+    @staticmethod
+    def _entries(dimension: Dim, sizes: Sizes, along: Callable[[Axis], Tensor]) -> Tensor:
+        """Return where entries lie along a dimension, from their indices along each axis."""
         found, begin = [], 0
         for part in dimension.parts:
-            indices = [self._kept(axis, place, sizes[axis], target) for axis in part]
-            kept = _flat(part, sizes, indices)
-            if Axis.GROUP_HEADS in part:
-                head = part.index(Axis.GROUP_HEADS)
-                shift = prod(sizes[axis] for axis in part[head + 1 :]) * (partners - indices[head])
-                moved = (begin + kept).view(*partners.shape, -1) + shift[..., None]
-                found.append(moved.where(partners[..., None] >= 0, -1).flatten())
-            else:
-                found.append(torch.full_like(kept, -1))
+            entries = torch.tensor(begin)
+            for position, axis in enumerate(part):
+                entries = entries[..., None] + prod(sizes[inner] for inner in part[position + 1 :]) * along(axis)
+            found.append(entries.flatten())
             begin += prod(sizes[axis] for axis in part)
         return torch.cat(found)
 
@@ -213,15 +216,6 @@ class PruningOrder:
         if place.expert is not None:
             ranking = ranking[place.expert]
         return _first(ranking, getattr(target, axis.value))
-
-
-def _flat(part: tuple[Axis, ...], sizes: Sizes, indices: Sequence[Tensor]) -> Tensor:
-    """Return where entries lie along a product of axes, from their indices along each."""
-    entries = torch.tensor(0)
-    for position, along in enumerate(indices):
-        stride = prod(sizes[inner] for inner in part[position + 1 :])
-        entries = entries[..., None] + stride * along
-    return entries.flatten()
 
 
 def _first(ranking: Tensor, count: int) -> Tensor:
