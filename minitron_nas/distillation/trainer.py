@@ -161,9 +161,9 @@ class _SequenceDataset(Dataset[dict[str, Tensor]]):
     """Training sequences in order, repeated to the schedule's length."""
 
     def __init__(self, tokens: PackedTokens, schedule: Schedule) -> None:
-        self._tokens, self._num_labels = tokens, tokens.num_labels()
-        self._batch_sequences = schedule.batch_sequences
+        self._tokens, self._batch_sequences = tokens, schedule.batch_sequences
         self._length = schedule.num_steps * schedule.batch_sequences
+        self._num_labels = tokens.first(self._length).num_labels()  # a trial trains on a small part of the stream
 
     def __len__(self) -> int:
         return self._length
