@@ -41,11 +41,17 @@ def read_sources(blend: Mapping[str, Any] | Sequence[Any]) -> tuple[DataSource, 
     Raises:
         PlanError: If a source has an unknown key, no path or no positive weight, or there is no source.
     """
-    if isinstance(blend, Mapping):
-        blend = [{"path": path, "weight": weight} for path, weight in blend.items()]
-    if not blend:
+    entries = blend_entries(blend)
+    if not entries:
         raise PlanError("a blend needs at least one source, such as {path: a.parquet, weight: 0.3}")
-    return tuple(_read_source(number, source) for number, source in enumerate(blend, start=1))
+    return tuple(_read_source(number, source) for number, source in enumerate(entries, start=1))
+
+
+def blend_entries(blend: Mapping[Any, Any] | Sequence[Any]) -> Sequence[Any]:
+    """Return the sources of a blend as a sequence, also where it is a mapping from path to weight."""
+    if isinstance(blend, Mapping):
+        return [{"path": path, "weight": weight} for path, weight in blend.items()]
+    return blend
 
 
 def parse_data(values: Sequence[str]) -> str | list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import datasets
 
-from minitron_nas.distillation.data_source import DataSource, read_sources
+from minitron_nas.distillation.data_source import DataSource, blend_entries, read_sources
 from minitron_nas.distillation.document import Document, document_columns, document_digest, document_of
 from minitron_nas.distillation.embedded_text import embedded_documents
 from minitron_nas.distillation.files import is_path, matching_files, one_line, open_files, read_parts
@@ -119,9 +119,7 @@ def _is_blend(data: Any) -> bool:
 
 def _named_blend(blend: Any) -> tuple[tuple[DataSource, ...], list[Any]]:
     """Return the checked sources with the names of their data, and the data themselves."""
-    if isinstance(blend, Mapping):
-        blend = [{"path": path, "weight": weight} for path, weight in blend.items()]
-    entries = [entry.model_dump() if isinstance(entry, DataSource) else entry for entry in blend]
+    entries = [entry.model_dump() if isinstance(entry, DataSource) else entry for entry in blend_entries(blend)]
     given = [entry.get("path") if isinstance(entry, Mapping) else None for entry in entries]
     named = [
         {**entry, "path": _source_name(path)} if path is not None else entry
