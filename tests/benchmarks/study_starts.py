@@ -52,7 +52,7 @@ CALIBRATION = 32
 """Documents, of 1,024 tokens each."""
 DOCUMENTS = (8, 32, 128)
 NARROW = (32, "standardebooks")
-RATES = (3e-4, 6e-4, 1e-3)
+RATES = (1e-4, 3e-4, 6e-4)
 TUNING_TOKENS = 12_288
 POINTS = (0, 12_288, 24_576, 49_152, 76_800, 102_400)
 CRITERIA = ("kl", "loss", "logit_mse", "task", "block_importance")
