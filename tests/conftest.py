@@ -39,6 +39,15 @@ def _fixed_seeds() -> None:
 
 
 @pytest.fixture(scope="session")
+def compiler() -> None:
+    """Skip what only a compiler's kernels can show."""
+    from minitron_nas.execution.compiler import has_compiler
+
+    if not has_compiler():
+        pytest.skip("torch.compile finds no compiler on this machine")
+
+
+@pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Fill], Path]:
     """Fill a folder of the session once, also where pytest-xdist runs the session in several processes."""
     from minitron_nas.families.cache import build_once

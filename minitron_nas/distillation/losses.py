@@ -5,22 +5,17 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.linalg import vecdot
 from torch.nn.functional import log_softmax, nll_loss
 
-from minitron_nas.distillation.gradients import distance_of, next_token
+from minitron_nas.distillation.chunks import Terms, chunk_loss, chunks, is_worth_compiling
 from minitron_nas.distillation.head import OutputHead
 from minitron_nas.distillation.liger import fused_distance, has_kernel, is_exact
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.targets import HiddenTargets, TopKTargets
+from minitron_nas.execution.compiler import compiled
 
 IGNORE_LABEL = -100
 """The label of a token that has no next token in its document."""
-
-_CHUNK_TOKENS = 256
-
-_IMPOSSIBLE = -1e30
-"""A logit whose probability is 0; a finite one, so that 0 times its logarithm is 0."""
 
 
 def forward_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -77,15 +72,12 @@ class LossSums:
             labels: (num_tokens,), next tokens or `IGNORE_LABEL`.
             targets: What the teacher says; the KL is taken over the vocabulary that both heads have.
         """
-        for start in range(0, len(hidden), _CHUNK_TOKENS):
-            rows = slice(start, start + _CHUNK_TOKENS)
-            logits = head.logits(hidden[rows])
-            if targets is not None:
-                common = _common_vocab_size(head, targets)
-                kl = forward_kl(logits[:, :common], targets.logits(rows)[:, :common])
-                self._kl += kl.double().sum().item()
-            log_probs = log_softmax(logits, dim=-1)
-            self._loss += nll_loss(log_probs, labels[rows], ignore_index=IGNORE_LABEL, reduction="sum").item()
+        for rows in chunks(len(hidden)):
+            part = None if targets is None else targets.of(rows)
+            compute = _fused_sums if is_worth_compiling(hidden[rows], head) else _chunk_sums
+            kl, loss = compute(hidden[rows], head, labels[rows], part)
+            self._kl += kl.item()
+            self._loss += loss.item()
         self._tokens += len(hidden) if targets is not None else 0
         self._labels += int((labels != IGNORE_LABEL).sum())
 
@@ -96,6 +88,22 @@ class LossSums:
             self._loss / self._labels if self._labels else float("nan"),
             max(self._tokens, self._labels),
         )
+
+
+def _chunk_sums(
+    hidden: Tensor, head: OutputHead, labels: Tensor, targets: HiddenTargets | None
+) -> tuple[Tensor, Tensor]:
+    """Return the sums of KL(teacher || student) and of the next-token loss over a chunk, float64."""
+    logits = head.logits(hidden)
+    kl = logits.new_zeros(len(hidden))
+    if targets is not None:
+        common = _common_vocab_size(head, targets)
+        kl = forward_kl(logits[:, :common], targets.logits()[:, :common])
+    loss = nll_loss(log_softmax(logits, dim=-1), labels, ignore_index=IGNORE_LABEL, reduction="none")
+    return kl.double().sum(), loss.double().sum()
+
+
+_fused_sums = compiled(_chunk_sums)
 
 
 class DistillationLoss(NamedTuple):
@@ -152,85 +160,16 @@ def distillation_loss(
         if mask is None and num_tokens is None and has_kernel(hidden.device) and is_exact(head, targets, settings):
             fused = fused_distance(hidden, head, targets, settings, dtype or head.weight.dtype)
             return DistillationLoss(fused, fused.detach())
-    objective = _Objective(
-        settings,
+    terms = Terms(
         targets if settings.asks_teacher else None,
         seen.to(wide) / (seen.sum().clamp(min=1) if num_tokens is None else num_tokens),
         labels.masked_fill(~labelled, 0),
         labelled.to(wide) / (labelled.sum().clamp(min=1) if num_labels is None else num_labels),
     )
     total, distance = _DistillationLoss.apply(  # type: ignore[no-untyped-call]
-        hidden, head.weight, head.bias, head.detached(dtype), objective
+        hidden, head.weight, head.bias, head.detached(dtype), terms, settings
     )
     return DistillationLoss(total, distance)
-
-
-@dataclass(frozen=True, slots=True)
-class _Objective:
-    """The loss and its gradient over logits.
-
-    Attributes:
-        token_weights: (num_tokens,), of each token's distance.
-        labels: (num_tokens,), next tokens.
-        label_weights: (num_tokens,), of each token's next-token loss, before `lm_loss_weight`.
-    """
-
-    settings: DistillationSettings
-    targets: HiddenTargets | TopKTargets | None
-    token_weights: Tensor
-    labels: Tensor
-    label_weights: Tensor
-
-    def of(self, logits: Tensor, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Return loss, distance in it and gradient of a chunk.
-
-        Args:
-            logits: (num_rows, vocab_size), the student's.
-            rows: Of the tokens.
-        """
-        settings, targets = self.settings, self.targets
-        if targets is None:
-            loss, gradient = next_token(log_softmax(logits, dim=-1), self.labels[rows], self.label_weights[rows])
-            return loss, torch.zeros_like(loss), gradient
-        student, teacher, indices = _log_probs(logits, targets, rows, settings)
-        lm_loss, lm_gradient = None, None
-        if settings.lm_loss_weight:
-            plain = student if settings.temperature == 1 and indices is None else log_softmax(logits, dim=-1)
-            weights = settings.lm_loss_weight * self.label_weights[rows]
-            lm_loss, lm_gradient = next_token(plain, self.labels[rows], weights)
-        values, gradient = distance_of(settings)(student, teacher)
-        weights = self.token_weights[rows]
-        gradient.mul_(weights[:, None] / settings.temperature)
-        if indices is not None:
-            gradient = torch.zeros_like(logits).scatter_add_(1, indices, gradient)
-        distance = vecdot(values, weights)
-        if lm_loss is None or lm_gradient is None:
-            return distance, distance, gradient
-        return distance + lm_loss, distance, gradient.add_(lm_gradient)
-
-
-def _log_probs(
-    logits: Tensor, targets: HiddenTargets | TopKTargets, rows: slice, settings: DistillationSettings
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return log-probabilities of student and teacher at a temperature, and of which tokens: None for all."""
-    indices, outside = None, None
-    if isinstance(targets, TopKTargets):
-        teacher = targets.log_probs[rows].to(logits.dtype)
-        # Padding that the student lacks; softmax over fewer tokens renormalises.
-        outside = targets.indices[rows] >= logits.shape[1]
-        indices = targets.indices[rows].masked_fill(outside, 0)
-    else:
-        teacher = targets.logits(rows)[:, : logits.shape[1]].to(logits.dtype)
-    if settings.top_k is not None and settings.top_k < teacher.shape[1]:
-        teacher, best = teacher.topk(settings.top_k)
-        indices = best if indices is None else indices.gather(1, best)
-        outside = None if outside is None else outside.gather(1, best)
-    student = logits if indices is None else logits.gather(1, indices)
-    if settings.temperature != 1:
-        student, teacher = student / settings.temperature, teacher / settings.temperature
-    if outside is not None:
-        student, teacher = (side.masked_fill(outside, _IMPOSSIBLE) for side in (student, teacher))
-    return log_softmax(student, dim=-1), log_softmax(teacher, dim=-1), indices
 
 
 class _DistillationLoss(torch.autograd.Function):
@@ -238,25 +177,26 @@ class _DistillationLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: OutputHead, objective: _Objective
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        head: OutputHead,
+        terms: Terms,
+        settings: DistillationSettings,
     ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(weight.dtype, torch.float32)
         total, distance = torch.zeros((2,), dtype=wide, device=hidden.device)
         grad_hidden = torch.empty_like(hidden, dtype=head.weight.dtype)
         grad_weight = torch.zeros_like(weight, dtype=wide)
         grad_bias = torch.zeros_like(bias, dtype=wide) if bias is not None else None
-        for start in range(0, len(hidden), _CHUNK_TOKENS):
-            rows = slice(start, start + _CHUNK_TOKENS)
-            inputs = hidden[rows].to(head.weight.dtype)
-            logits = head.logits(inputs)
-            chunk_total, chunk_distance, gradient = objective.of(logits, rows)
-            total, distance = total + chunk_total, distance + chunk_distance
-            gradient = head.gradient_(gradient, logits)
-            if grad_bias is not None:
-                grad_bias += gradient.sum(dim=0)
-            narrow = gradient.to(head.weight.dtype)
-            grad_hidden[rows] = narrow @ head.weight
-            grad_weight += narrow.T @ inputs
+        for rows in chunks(len(hidden)):
+            chunk = chunk_loss(hidden[rows].to(head.weight.dtype), head, terms.of(rows), settings)
+            total, distance = total + chunk.total, distance + chunk.distance
+            grad_hidden[rows] = chunk.hidden
+            grad_weight += chunk.weight
+            if grad_bias is not None and chunk.bias is not None:
+                grad_bias += chunk.bias
         kept = grad_bias.to(bias.dtype) if grad_bias is not None and bias is not None else None
         ctx.save_for_backward(grad_hidden.to(hidden.dtype), grad_weight.to(weight.dtype), kept)
         ctx.mark_non_differentiable(distance)
@@ -270,6 +210,7 @@ class _DistillationLoss(torch.autograd.Function):
             grad_hidden * upstream.to(grad_hidden.dtype),
             grad_weight * upstream,
             grad_bias * upstream if grad_bias is not None else None,
+            None,
             None,
             None,
         )

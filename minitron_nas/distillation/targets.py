@@ -1,22 +1,11 @@
-"""`Targets`: what the teacher says over the tokens of a batch."""
+"""What the teacher says over the tokens of a batch, to be had a chunk of tokens at a time."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Self
 
 from torch import Tensor
 
 from minitron_nas.distillation.head import OutputHead
-
-
-class Targets(Protocol):
-    """What the teacher says over the tokens of a batch, to be had a chunk of tokens at a time."""
-
-    def logits(self, rows: slice) -> Tensor:
-        """Return (num_rows, teacher_vocab_size), float32 or wider.
-
-        Args:
-            rows: Of the tokens.
-        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +20,13 @@ class HiddenTargets:
     hidden: Tensor
     head: OutputHead
 
-    def logits(self, rows: slice) -> Tensor:
-        """Return (num_rows, teacher_vocab_size), float32 or wider.
+    def of(self, rows: slice) -> Self:
+        """Return the targets of some tokens."""
+        return type(self)(self.hidden[rows], self.head)
 
-        Args:
-            rows: Of the tokens.
-        """
-        return self.head.logits(self.hidden[rows])
+    def logits(self) -> Tensor:
+        """Return (num_tokens, teacher_vocab_size), float32 or wider."""
+        return self.head.logits(self.hidden)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,3 +40,7 @@ class TopKTargets:
 
     log_probs: Tensor
     indices: Tensor
+
+    def of(self, rows: slice) -> Self:
+        """Return the targets of some tokens."""
+        return type(self)(self.log_probs[rows], self.indices[rows])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from minitron_nas.distillation.signal_folder import SignalFolder
 from minitron_nas.distillation.signals import OnlineTeacher
-from minitron_nas.distillation.targets import Targets, TopKTargets
+from minitron_nas.distillation.targets import HiddenTargets, TopKTargets
 from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.execution.device import pick_device
 from minitron_nas.progress import Progress, silent
@@ -111,7 +111,7 @@ def write_top_k_cache(
     folder.write(tokens, encode, {}, f"the cache of the teacher's {k} most probable tokens", progress)
 
 
-def most_probable(targets: Targets, num_tokens: int, k: int) -> TopKTargets:
+def most_probable(targets: HiddenTargets, num_tokens: int, k: int) -> TopKTargets:
     """Return the K most probable tokens of each position.
 
     Args:
@@ -121,7 +121,7 @@ def most_probable(targets: Targets, num_tokens: int, k: int) -> TopKTargets:
     """
     log_probs, indices = [], []
     for start in range(0, num_tokens, _CHUNK_TOKENS):
-        logits = targets.logits(slice(start, start + _CHUNK_TOKENS))
+        logits = targets.of(slice(start, start + _CHUNK_TOKENS)).logits()
         values, places = logits.topk(k)
         log_probs.append((values - logits.logsumexp(dim=-1, keepdim=True)).float())
         indices.append(places)

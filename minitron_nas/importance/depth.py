@@ -163,7 +163,7 @@ def logit_error(model: Any, tokens: PackedTokens, whole: WholeModel) -> float:
         targets = whole.targets(indices, batch)
         for start in range(0, len(states), _CHUNK_TOKENS):
             rows = slice(start, start + _CHUNK_TOKENS)
-            full = targets.logits(rows)
+            full = targets.of(rows).logits()
             error += (whole.head.logits(states[rows]) - full).square().sum(dtype=torch.float64).item()
             energy += full.square().sum(dtype=torch.float64).item()
     return error / energy

@@ -37,7 +37,7 @@ def test_a_cache_gives_the_states_and_the_head_of_the_online_teacher_to_the_bit(
         targets = cache.targets(indices, batch)
         assert targets.hidden.dtype == dtype
         assert torch.equal(targets.hidden, online.targets(indices, batch).hidden)
-        assert torch.equal(targets.logits(slice(3, 9)), online.targets(indices, batch).logits(slice(3, 9)))
+        assert torch.equal(targets.of(slice(3, 9)).logits(), online.targets(indices, batch).of(slice(3, 9)).logits())
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_what_the_model_does_to_its_logits_is_kept(tmp_path, model_type, changes
     model, tokens = tiny_model(tiny_config(model_type, **changes)), some_tokens(2)
     cache = written(tmp_path, model, tokens)
     expected = model(input_ids=tokens.input_ids, position_ids=tokens.position_ids, use_cache=False).logits
-    logits = cache.targets(torch.arange(2), tokens).logits(slice(None))
+    logits = cache.targets(torch.arange(2), tokens).logits()
     torch.testing.assert_close(logits, expected.detach().flatten(0, 1), rtol=1e-5, atol=1e-5)
     assert (cache.head.softcap, cache.head.scaling) != (None, 1.0)
 
@@ -67,7 +67,7 @@ def test_a_half_precision_teacher_is_cached_without_loss(tmp_path):
     online = OnlineTeacher(model).targets(torch.arange(2), tokens)
     assert targets.hidden.dtype == torch.float32
     assert torch.equal(targets.hidden.half(), online.hidden)
-    assert torch.equal(targets.logits(slice(None)), online.logits(slice(None)))
+    assert torch.equal(targets.logits(), online.logits())
 
 
 def test_states_may_be_rounded_to_bfloat16(tmp_path):

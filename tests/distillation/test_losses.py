@@ -11,13 +11,13 @@ from torch.distributions import Categorical, kl_divergence
 from torch.nn.functional import cosine_similarity, cross_entropy, kl_div, log_softmax, softmax
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minitron_nas.distillation import losses
+from minitron_nas.distillation import chunks
 from minitron_nas.distillation.head import OutputHead
 from minitron_nas.distillation.losses import IGNORE_LABEL, DistillationLoss, LossSums, distillation_loss, forward_kl
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.targets import HiddenTargets, TopKTargets
 
-CHUNK = 256
+CHUNK = chunks._CHUNK_TOKENS
 
 
 def numbers(*shape, seed=0, dtype=torch.float64):
@@ -98,7 +98,7 @@ def value_and_gradients(function, hidden, head, *others, **options):
 
 def assert_plain(hidden, head, labels, targets, settings, mask=None, chunk=CHUNK):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(losses, "_CHUNK_TOKENS", chunk)
+        patch.setattr(chunks, "_CHUNK_TOKENS", chunk)
         got = value_and_gradients(distillation_loss, hidden, head, labels, targets, settings, mask=mask)
     expected = value_and_gradients(plain_loss, hidden, head, labels, targets, settings, mask)
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
@@ -198,7 +198,7 @@ def test_all_tokens_as_the_top_ones_are_the_full_divergence(loss):
     hidden, head, labels = numbers(9, 4), OutputHead(numbers(13, 4, seed=1)), some_labels(9, 13)
     targets = some_targets(9, 13)
     full = value_and_gradients(distillation_loss, hidden, head, labels, targets, DistillationSettings(loss=loss))
-    log_probs, indices = log_softmax(targets.logits(slice(None)), dim=-1).topk(13)
+    log_probs, indices = log_softmax(targets.logits(), dim=-1).topk(13)
     wanted = DistillationSettings(loss=loss)
     got = value_and_gradients(distillation_loss, hidden, head, labels, TopKTargets(log_probs, indices), wanted)
     torch.testing.assert_close(got, full)
@@ -281,7 +281,7 @@ def test_the_temperature_divides_logits_and_multiplies_nothing():
     hidden, head = numbers(9, 4), OutputHead(numbers(13, 4, seed=1))
     targets = some_targets(9, 13)
     hot = distillation_loss(hidden, head, some_labels(9, 13), targets, DistillationSettings(temperature=2.0))
-    cold = forward_kl(head.logits(hidden) / 2, targets.logits(slice(None)) / 2).mean()
+    cold = forward_kl(head.logits(hidden) / 2, targets.logits() / 2).mean()
     torch.testing.assert_close(hot.total, cold)
 
 

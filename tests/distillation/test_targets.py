@@ -9,5 +9,5 @@ from minitron_nas.distillation.targets import HiddenTargets
 def test_chunks_of_logits_are_rows_of_the_whole():
     hidden, head = torch.randn(7, 3), OutputHead(torch.randn(5, 3), scaling=2.0, softcap=4.0)
     targets = HiddenTargets(hidden, head)
-    chunks = [targets.logits(slice(start, start + 3)) for start in (0, 3, 6)]
+    chunks = [targets.of(slice(start, start + 3)).logits() for start in (0, 3, 6)]
     torch.testing.assert_close(torch.cat(chunks), head.logits(hidden))

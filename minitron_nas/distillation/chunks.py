@@ -1,0 +1,151 @@
+"""The loss of a chunk of tokens and its gradients: one function, so that a compiler can fuse it.
+
+Written out, a chunk passes over (num_rows, vocab_size) some twenty times; compiled, it passes over it twice
+for each side, and nothing wider than the matrix products' own number format is stored.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+from torch import Tensor, zeros_like
+from torch.linalg import vecdot
+from torch.nn.functional import log_softmax
+
+from minitron_nas.distillation.gradients import distance_of, next_token
+from minitron_nas.distillation.head import OutputHead
+from minitron_nas.distillation.settings import DistillationSettings
+from minitron_nas.distillation.targets import HiddenTargets, TopKTargets
+from minitron_nas.execution.compiler import compiled
+
+_CHUNK_TOKENS = 512
+
+_COMPILED_FROM = 2**22
+
+_IMPOSSIBLE = -1e30
+"""A logit whose probability is 0; a finite one, so that 0 times its logarithm is 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the loss is made of, token by token.
+
+    Attributes:
+        targets: What the teacher says, if the loss asks.
+        token_weights: (num_tokens,), of each token's distance.
+        labels: (num_tokens,), next tokens.
+        label_weights: (num_tokens,), of each token's next-token loss, before `lm_loss_weight`.
+    """
+
+    targets: HiddenTargets | TopKTargets | None
+    token_weights: Tensor
+    labels: Tensor
+    label_weights: Tensor
+
+    def of(self, rows: slice) -> Self:
+        """Return the terms of some tokens."""
+        targets = None if self.targets is None else self.targets.of(rows)
+        return type(self)(targets, self.token_weights[rows], self.labels[rows], self.label_weights[rows])
+
+
+def chunks(num_tokens: int) -> Iterator[slice]:
+    """Yield the rows of each chunk."""
+    for start in range(0, num_tokens, _CHUNK_TOKENS):
+        yield slice(start, start + _CHUNK_TOKENS)
+
+
+class ChunkLoss(NamedTuple):
+    """The loss of a chunk, and its gradients.
+
+    Attributes:
+        total: A scalar, float32 or wider.
+        distance: A scalar, the part of it that compares with the teacher.
+        hidden: (num_rows, hidden_size), the gradient with respect to the final hidden states.
+        weight: (vocab_size, hidden_size), with respect to the output head's weight.
+        bias: (vocab_size,), with respect to its bias, if it has one.
+    """
+
+    total: Tensor
+    distance: Tensor
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
+
+def chunk_loss(hidden: Tensor, head: OutputHead, terms: Terms, settings: DistillationSettings) -> ChunkLoss:
+    """Compute the loss of a chunk, compiled where the chunk is worth it.
+
+    Args:
+        hidden: (num_rows, hidden_size), the student's final hidden states in the head's dtype.
+        head: The student's output head, without gradient.
+        terms: What the rows are compared with.
+        settings: Which loss.
+    """
+    compute = _fused_loss if is_worth_compiling(hidden, head) else _chunk_loss
+    return compute(hidden, head, terms, settings)
+
+
+def is_worth_compiling(hidden: Tensor, head: OutputHead) -> bool:
+    """Whether the logits of a chunk are so many that compiling pays within a short training.
+
+    Args:
+        hidden: (num_rows, hidden_size).
+        head: Its output head.
+    """
+    return len(hidden) * head.vocab_size >= _COMPILED_FROM
+
+
+def _chunk_loss(hidden: Tensor, head: OutputHead, terms: Terms, settings: DistillationSettings) -> ChunkLoss:
+    logits = head.logits(hidden)
+    total, distance, gradient = _loss_of_logits(logits, terms, settings)
+    gradient = head.gradient_(gradient, logits)
+    narrow = gradient.to(head.weight.dtype)
+    bias = None if head.bias is None else gradient.sum(dim=0)
+    return ChunkLoss(total, distance, narrow @ head.weight, narrow.T @ hidden, bias)
+
+
+_fused_loss = compiled(_chunk_loss)
+
+
+def _loss_of_logits(logits: Tensor, terms: Terms, settings: DistillationSettings) -> tuple[Tensor, Tensor, Tensor]:
+    """Return loss, distance in it and gradient with respect to logits, (num_rows, vocab_size)."""
+    if terms.targets is None:
+        loss, gradient = next_token(log_softmax(logits, dim=-1), terms.labels, terms.label_weights)
+        return loss, zeros_like(loss), gradient
+    student, teacher, indices = _log_probs(logits, terms.targets, settings)
+    lm_loss, lm_gradient = None, None
+    if settings.lm_loss_weight:
+        plain = student if settings.temperature == 1 and indices is None else log_softmax(logits, dim=-1)
+        lm_loss, lm_gradient = next_token(plain, terms.labels, settings.lm_loss_weight * terms.label_weights)
+    values, gradient = distance_of(settings)(student, teacher)
+    gradient.mul_(terms.token_weights[:, None] / settings.temperature)
+    if indices is not None:
+        gradient = zeros_like(logits).scatter_add_(1, indices, gradient)
+    distance = vecdot(values, terms.token_weights)
+    if lm_loss is None or lm_gradient is None:
+        return distance, distance, gradient
+    return distance + lm_loss, distance, gradient.add_(lm_gradient)
+
+
+def _log_probs(
+    logits: Tensor, targets: HiddenTargets | TopKTargets, settings: DistillationSettings
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return log-probabilities of student and teacher at a temperature, and of which tokens: None for all."""
+    indices, outside = None, None
+    if isinstance(targets, TopKTargets):
+        teacher = targets.log_probs.to(logits.dtype)
+        # Padding that the student lacks; softmax over fewer tokens renormalises.
+        outside = targets.indices >= logits.shape[1]
+        indices = targets.indices.masked_fill(outside, 0)
+    else:
+        teacher = targets.logits()[:, : logits.shape[1]].to(logits.dtype)
+    if settings.top_k is not None and settings.top_k < teacher.shape[1]:
+        teacher, best = teacher.topk(settings.top_k)
+        indices = best if indices is None else indices.gather(1, best)
+        outside = None if outside is None else outside.gather(1, best)
+    student = logits if indices is None else logits.gather(1, indices)
+    if settings.temperature != 1:
+        student, teacher = student / settings.temperature, teacher / settings.temperature
+    if outside is not None:
+        student, teacher = (side.masked_fill(outside, _IMPOSSIBLE) for side in (student, teacher))
+    return log_softmax(student, dim=-1), log_softmax(teacher, dim=-1), indices

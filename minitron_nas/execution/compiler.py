@@ -1,0 +1,45 @@
+"""torch.compile where it works, and plain PyTorch where it does not."""
+
+import logging
+from collections.abc import Callable
+from functools import cache, wraps
+from typing import Any, TypeVar, cast
+
+import torch
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_log = logging.getLogger(__name__)
+
+
+def compiled(function: Function) -> Function:
+    """Return a function of tensors compiled for any number of rows, or as written where nothing compiles it.
+
+    It takes Triton for a GPU; g++ or clang and Python's headers for the CPU. Where they are missing, a
+    warning says so once.
+    """
+
+    @cache
+    def best() -> Callable[..., Any]:
+        return torch.compile(function, dynamic=True, fullgraph=True) if has_compiler() else function
+
+    @wraps(function)
+    def call(*args: Any) -> Any:
+        return best()(*args)
+
+    return cast(Function, call)
+
+
+@cache
+def has_compiler() -> bool:
+    """Whether torch.compile works on this process' device; tried with a function of one line."""
+    from torch._dynamo.exc import TorchDynamoException  # deferred: importing it takes a second
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
+    except TorchDynamoException as error:
+        reason = str(error).strip().splitlines()[0]
+        _log.warning("torch.compile does not work here, so the loss takes longer: %s", reason)
+        return False
+    return True
