@@ -1,13 +1,14 @@
 """The loss of a chunk of tokens and its gradients: one function, so that a compiler can fuse it.
 
-Written out, a chunk passes over (num_rows, vocab_size) some twenty times; compiled, it passes over it twice
-for each side, and nothing wider than the matrix products' own number format is stored.
+As written, it passes over (num_rows, vocab_size) some twenty times, in float32; compiled, over the matrix
+products alone, in their own number format, while a row is in the processor's cache.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
+import torch
 from torch import Tensor, zeros_like
 from torch.linalg import vecdot
 from torch.nn.functional import log_softmax
@@ -54,6 +55,25 @@ def chunks(num_tokens: int) -> Iterator[slice]:
         yield slice(start, start + _CHUNK_TOKENS)
 
 
+class Workspace:
+    """Memory for the matrix products of one chunk, which all chunks of a batch use in turn."""
+
+    def __init__(self, num_tokens: int, head: OutputHead, targets: HiddenTargets | TopKTargets | None) -> None:
+        """Take it for a batch.
+
+        Args:
+            num_tokens: Of the batch.
+            head: The student's output head.
+            targets: What the teacher says over the batch.
+        """
+        num_rows = min(num_tokens, _CHUNK_TOKENS)
+        self.student = head.weight.new_empty(num_rows, head.vocab_size)
+        self.teacher = None
+        if isinstance(targets, HiddenTargets):
+            self.teacher = targets.head.weight.new_empty(num_rows, targets.head.vocab_size)
+        self.weight = torch.empty_like(head.weight)
+
+
 class ChunkLoss(NamedTuple):
     """The loss of a chunk, and its gradients.
 
@@ -61,7 +81,7 @@ class ChunkLoss(NamedTuple):
         total: A scalar, float32 or wider.
         distance: A scalar, the part of it that compares with the teacher.
         hidden: (num_rows, hidden_size), the gradient with respect to the final hidden states.
-        weight: (vocab_size, hidden_size), with respect to the output head's weight.
+        weight: (vocab_size, hidden_size), with respect to the output head's weight; the next chunk overwrites it.
         bias: (vocab_size,), with respect to its bias, if it has one.
     """
 
@@ -72,7 +92,9 @@ class ChunkLoss(NamedTuple):
     bias: Tensor | None
 
 
-def chunk_loss(hidden: Tensor, head: OutputHead, terms: Terms, settings: DistillationSettings) -> ChunkLoss:
+def chunk_loss(
+    hidden: Tensor, head: OutputHead, terms: Terms, settings: DistillationSettings, workspace: Workspace
+) -> ChunkLoss:
     """Compute the loss of a chunk, compiled where the chunk is worth it.
 
     Args:
@@ -80,9 +102,14 @@ def chunk_loss(hidden: Tensor, head: OutputHead, terms: Terms, settings: Distill
         head: The student's output head, without gradient.
         terms: What the rows are compared with.
         settings: Which loss.
+        workspace: Of the batch.
     """
-    compute = _fused_loss if is_worth_compiling(hidden, head) else _chunk_loss
-    return compute(hidden, head, terms, settings)
+    product = head.product(hidden, workspace.student)
+    targets = terms.targets
+    teacher = targets.head.product(targets.hidden, workspace.teacher) if isinstance(targets, HiddenTargets) else None
+    compute = _fused_loss if is_worth_compiling(hidden, head) else _loss_of_products
+    total, distance, bias = compute(product, teacher, head, terms, settings)
+    return ChunkLoss(total, distance, product @ head.weight, torch.mm(product.T, hidden, out=workspace.weight), bias)
 
 
 def is_worth_compiling(hidden: Tensor, head: OutputHead) -> bool:
@@ -95,24 +122,36 @@ def is_worth_compiling(hidden: Tensor, head: OutputHead) -> bool:
     return len(hidden) * head.vocab_size >= _COMPILED_FROM
 
 
-def _chunk_loss(hidden: Tensor, head: OutputHead, terms: Terms, settings: DistillationSettings) -> ChunkLoss:
-    logits = head.logits(hidden)
-    total, distance, gradient = _loss_of_logits(logits, terms, settings)
+def _loss_of_products(
+    product: Tensor, teacher: Tensor | None, head: OutputHead, terms: Terms, settings: DistillationSettings
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return loss, distance in it and gradient of the bias; the gradient of the product takes its place.
+
+    Args:
+        product: (num_rows, vocab_size), the student's hidden states times its head's weight.
+        teacher: (num_rows, teacher_vocab_size), the teacher's, if its hidden states are known.
+        head: The student's output head.
+        terms: What the rows are compared with.
+        settings: Which loss.
+    """
+    logits = head.finish(product)
+    total, distance, gradient = _loss_of_logits(logits, teacher, terms, settings)
     gradient = head.gradient_(gradient, logits)
-    narrow = gradient.to(head.weight.dtype)
-    bias = None if head.bias is None else gradient.sum(dim=0)
-    return ChunkLoss(total, distance, narrow @ head.weight, narrow.T @ hidden, bias)
+    product.copy_(gradient)
+    return total, distance, None if head.bias is None else gradient.sum(dim=0)
 
 
-_fused_loss = compiled(_chunk_loss)
+_fused_loss = compiled(_loss_of_products)
 
 
-def _loss_of_logits(logits: Tensor, terms: Terms, settings: DistillationSettings) -> tuple[Tensor, Tensor, Tensor]:
+def _loss_of_logits(
+    logits: Tensor, teacher_product: Tensor | None, terms: Terms, settings: DistillationSettings
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return loss, distance in it and gradient with respect to logits, (num_rows, vocab_size)."""
     if terms.targets is None:
         loss, gradient = next_token(log_softmax(logits, dim=-1), terms.labels, terms.label_weights)
         return loss, zeros_like(loss), gradient
-    student, teacher, indices = _log_probs(logits, terms.targets, settings)
+    student, teacher, indices = _log_probs(logits, teacher_product, terms.targets, settings)
     lm_loss, lm_gradient = None, None
     if settings.lm_loss_weight:
         plain = student if settings.temperature == 1 and indices is None else log_softmax(logits, dim=-1)
@@ -128,7 +167,10 @@ def _loss_of_logits(logits: Tensor, terms: Terms, settings: DistillationSettings
 
 
 def _log_probs(
-    logits: Tensor, targets: HiddenTargets | TopKTargets, settings: DistillationSettings
+    logits: Tensor,
+    teacher_product: Tensor | None,
+    targets: HiddenTargets | TopKTargets,
+    settings: DistillationSettings,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return log-probabilities of student and teacher at a temperature, and of which tokens: None for all."""
     indices, outside = None, None
@@ -138,7 +180,8 @@ def _log_probs(
         outside = targets.indices >= logits.shape[1]
         indices = targets.indices.masked_fill(outside, 0)
     else:
-        teacher = targets.logits()[:, : logits.shape[1]].to(logits.dtype)
+        assert teacher_product is not None
+        teacher = targets.head.finish(teacher_product)[:, : logits.shape[1]].to(logits.dtype)
     if settings.top_k is not None and settings.top_k < teacher.shape[1]:
         teacher, best = teacher.topk(settings.top_k)
         indices = best if indices is None else indices.gather(1, best)

@@ -60,7 +60,20 @@ class OutputHead:
         Args:
             hidden: (num_tokens, hidden_size); it is cast to the weight's dtype.
         """
-        product = hidden.to(self.weight.dtype) @ self.weight.T
+        return self.finish(self.product(hidden))
+
+    def product(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return hidden states times weight, (num_tokens, vocab_size), in the weight's dtype.
+
+        Args:
+            hidden: (num_tokens, hidden_size); it is cast to the weight's dtype.
+            out: (at least num_tokens, vocab_size), where it is written to, if given.
+        """
+        into = None if out is None else out[: len(hidden)]
+        return torch.mm(hidden.to(self.weight.dtype), self.weight.T, out=into)
+
+    def finish(self, product: Tensor) -> Tensor:
+        """Return the logits that a product becomes, (num_tokens, vocab_size), float32 or wider."""
         wide = product if product.dtype == torch.float64 else product.float()
         if self.bias is not None:
             wide = wide + self.bias

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, nll_loss
 
-from minitron_nas.distillation.chunks import Terms, chunk_loss, chunks, is_worth_compiling
+from minitron_nas.distillation.chunks import Terms, Workspace, chunk_loss, chunks, is_worth_compiling
 from minitron_nas.distillation.head import OutputHead
 from minitron_nas.distillation.liger import fused_distance, has_kernel, is_exact
 from minitron_nas.distillation.settings import DistillationSettings
@@ -190,8 +190,9 @@ class _DistillationLoss(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden, dtype=head.weight.dtype)
         grad_weight = torch.zeros_like(weight, dtype=wide)
         grad_bias = torch.zeros_like(bias, dtype=wide) if bias is not None else None
+        workspace = Workspace(len(hidden), head, terms.targets)
         for rows in chunks(len(hidden)):
-            chunk = chunk_loss(hidden[rows].to(head.weight.dtype), head, terms.of(rows), settings)
+            chunk = chunk_loss(hidden[rows].to(head.weight.dtype), head, terms.of(rows), settings, workspace)
             total, distance = total + chunk.total, distance + chunk.distance
             grad_hidden[rows] = chunk.hidden
             grad_weight += chunk.weight

@@ -73,6 +73,8 @@ class DistillationSettings(Settings):
         num_evaluations: Points on the validation curve after the untrained one.
         checkpoint_minutes: Time between checkpoints, from which a killed run goes on.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
+        torch_compile: Compile the student's layers for full distillation, which takes a minute at its start. (The
+            loss is always compiled, where a compiler is.)
         deepspeed: A DeepSpeed JSON for full distillation: its path, or the name of one in `runners/`.
         report_to: Where full distillation reports its curve: `tensorboard`, `wandb`, `mlflow` or what else
             transformers knows.
@@ -100,6 +102,7 @@ class DistillationSettings(Settings):
     num_evaluations: Annotated[int, Field(ge=1)] = 8
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 15.0
     gradient_checkpointing: bool = False
+    torch_compile: bool = False
     deepspeed: str | None = None
     report_to: tuple[str, ...] = ()
     run_name: str | None = None

@@ -7,7 +7,7 @@ from threading import Event
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainingArguments
@@ -36,14 +36,16 @@ from minitron_nas.distillation.targets import HiddenTargets, TopKTargets
 from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.distillation.validation import validate
 from minitron_nas.errors import PreemptedError, TrainingMemoryError
-from minitron_nas.execution.device import compute_dtype
+from minitron_nas.execution.compiler import compiled_modules
+from minitron_nas.execution.device import compute_dtype, hold_memory
 from minitron_nas.execution.preemption import on_sigterm
 from minitron_nas.execution.runner import is_out_of_memory
+from minitron_nas.families.catalog import layout_of
 from minitron_nas.progress import Progress, silent
 from minitron_nas.storage.ledger import fingerprint
 
 _NOT_DECIDING = {
-    *("checkpoint_minutes", "gradient_checkpointing", "micro_batch_sequences", "num_evaluations"),
+    *("checkpoint_minutes", "gradient_checkpointing", "micro_batch_sequences", "num_evaluations", "torch_compile"),
     *("deepspeed", "report_to", "run_name"),
     *("teacher_signal", "top_k"),  # hidden states say what the teacher says; how many logits count stands beside this
     *("batch_sequences", "tokens"),  # the schedule says these
@@ -138,8 +140,10 @@ def distill(
         enable = getattr(student, "activation_checkpointing_enable", None) or student.gradient_checkpointing_enable
         enable()
     arguments.eval_on_start = validate_first and checkpoint is None
+    if arguments.device.type == "cpu":
+        hold_memory()
     asked_to_stop = Event()
-    with on_sigterm(asked_to_stop.set):
+    with on_sigterm(asked_to_stop.set), compiled_modules(_layers(student) if settings.torch_compile else ()):
         control = Control(last_step, schedule.num_steps, settings, folder, identity, asked_to_stop, progress)
         trainer = _DistillationTrainer(
             student, train, validation, settings, schedule, arguments, identity, matching, checkpoint, control
@@ -288,6 +292,11 @@ class _DistillationTrainer(Trainer):
         """The optimizer inside accelerate's wrapper: AdamW, or ZeRO's."""
         wrapper: Any = self.optimizer
         return wrapper.optimizer
+
+
+def _layers(student: Any) -> list[nn.Module]:
+    name = layout_of(student.config.model_type).layer_module
+    return [student.get_submodule(name.format(layer=layer)) for layer in range(student.config.num_hidden_layers)]
 
 
 def _memory(

@@ -1,11 +1,13 @@
 """torch.compile where it works, and plain PyTorch where it does not."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache, wraps
 from typing import Any, TypeVar, cast
 
 import torch
+from torch import nn
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -30,6 +32,27 @@ def compiled(function: Function) -> Function:
     return cast(Function, call)
 
 
+@contextmanager
+def compiled_modules(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Run modules compiled, each for the sizes that it meets; as they are where nothing compiles them.
+
+    Modules of one class share what is compiled, so that a stack of layers costs as much as one.
+    """
+    changed = list(modules) if has_compiler() else []
+    for module in changed:
+        module.compile(dynamic=False)
+    try:
+        yield
+    finally:
+        for module in changed:
+            module._compiled_call_impl = None
+
+
+def as_written() -> Any:
+    """Return a context in which compiled modules run as they are written."""
+    return torch.compiler.set_stance("force_eager")
+
+
 @cache
 def has_compiler() -> bool:
     """Whether torch.compile works on this process' device; tried with a function of one line."""
@@ -40,6 +63,6 @@ def has_compiler() -> bool:
         torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
     except TorchDynamoException as error:
         reason = str(error).strip().splitlines()[0]
-        _log.warning("torch.compile does not work here, so the loss takes longer: %s", reason)
+        _log.warning("torch.compile does not work here, so training takes longer: %s", reason)
         return False
     return True

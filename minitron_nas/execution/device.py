@@ -38,6 +38,17 @@ def release_memory() -> None:
     trim_memory()
 
 
+def hold_memory() -> None:
+    """Keep what is freed from now on for what is allocated next; for a process that trains on the CPU."""
+    # glibc gives blocks from 128 KB to 32 MB up back to the system at once and takes new pages for the next
+    # ones: a fifth of a training step of SmolLM2 on the CPU. `trim_memory` still gives back what is free.
+    change = getattr(ctypes.CDLL(None), "mallopt", None)
+    if change is not None:
+        trim_threshold, mmap_max = -1, -4  # malloc.h names them M_TRIM_THRESHOLD and M_MMAP_MAX
+        change(mmap_max, 0)
+        change(trim_threshold, 2**31 - 1)
+
+
 def trim_memory() -> None:
     """Give main memory that has been freed back to the system."""
     # A Ray worker runs each job in a new thread, and glibc keeps what each thread has freed for itself:

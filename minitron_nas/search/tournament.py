@@ -150,7 +150,12 @@ def train_rung(
     seed: int,
 ) -> dict[str, float | None]:
     """Train one candidate to the end of a rung, from where the rung before left it."""
-    alone = {"num_evaluations": 1, "deepspeed": None, "report_to": ()}  # a trial is one process among many
+    alone = {
+        "num_evaluations": 1,
+        "deepspeed": None,
+        "report_to": (),
+        "torch_compile": False,
+    }  # a trial is one process among many
     settings = DistillationSettings(**distillation).model_copy(update=alone)
     train, validation = TrainingFiles.from_dict(files).streams(settings.asks_teacher)
     schedule = Schedule.resolve(settings, schedule_tokens, train.tokens.input_ids.shape[1])

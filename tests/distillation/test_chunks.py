@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import log_softmax
 
 from minitron_nas.distillation import chunks
-from minitron_nas.distillation.chunks import Terms, chunk_loss
+from minitron_nas.distillation.chunks import Terms, Workspace, chunk_loss
 from minitron_nas.distillation.head import OutputHead
 from minitron_nas.distillation.losses import LossSums
 from minitron_nas.distillation.settings import DistillationSettings
@@ -43,13 +43,14 @@ def test_a_compiled_chunk_has_the_loss_and_the_gradients_of_the_written_one(case
         targets = TopKTargets(*log_softmax(targets.logits(), dim=-1).topk(9))
     labels = torch.arange(20) % VOCAB_SIZE
     terms = Terms(targets if settings.asks_teacher else None, torch.full((20,), 0.05), labels, torch.rand(20))
+    written_in, compiled_in = (Workspace(20, head, targets) for _ in range(2))
     for rows in (slice(0, 16), slice(16, 20)):  # the last chunk is a smaller one
         hidden = numbers(20, 8, seed=4)[rows]
-        written = chunk_loss(hidden, head, terms.of(rows), settings)
+        written = chunk_loss(hidden, head, terms.of(rows), settings, written_in)
         with monkeypatch.context() as patch:
             patch.setattr(chunks, "_COMPILED_FROM", 0)
-            patch.setattr(chunks, "_chunk_loss", None)
-            compiled = chunk_loss(hidden, head, terms.of(rows), settings)
+            patch.setattr(chunks, "_loss_of_products", None)
+            compiled = chunk_loss(hidden, head, terms.of(rows), settings, compiled_in)
         torch.testing.assert_close(compiled, written, rtol=1e-4, atol=1e-6)
 
 

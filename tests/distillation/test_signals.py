@@ -23,7 +23,7 @@ def test_the_targets_are_the_models_logits(model_type):
     expected = model(input_ids=tokens.input_ids, position_ids=tokens.position_ids, use_cache=False).logits
     assert targets.hidden.shape == (2 * 16, 48)
     torch.testing.assert_close(targets.logits(), expected.flatten(0, 1), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(targets.logits(slice(5, 9)), expected.flatten(0, 1)[5:9], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(targets.of(slice(5, 9)).logits(), expected.flatten(0, 1)[5:9], rtol=1e-5, atol=1e-5)
 
 
 def test_the_teacher_is_left_as_it_was():

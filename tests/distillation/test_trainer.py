@@ -435,6 +435,22 @@ def test_recomputing_activations_gives_the_same_bits(tmp_path, uninterrupted):
     assert_same_bits(student, uninterrupted[0])
 
 
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch.compile looks at every tensor's
+def test_compiled_layers_give_the_losses_of_written_ones_and_are_gone_after_training(tmp_path, uninterrupted):
+    ran = []
+    student = a_student()
+    layer = student.get_decoder().layers[0]
+    layer.register_forward_hook(lambda *_: ran.append(torch.compiler.is_compiling()))
+    student, result = train(tmp_path, student, settings=changed(torch_compile=True))
+    assert ran[0]
+    assert training_losses(result) == pytest.approx(training_losses(uninterrupted[1]), rel=1e-4)
+    assert_close(student, uninterrupted[0])
+    ran.clear()
+    student(TRAIN.input_ids[:1])
+    assert ran == [False]
+
+
 def test_gradients_are_clipped_to_their_norm(tmp_path, uninterrupted):
     # Adam's steps do not depend on the scale of all gradients but on their changes from step to step.
     _, result = train(tmp_path, settings=changed(max_grad_norm=1e-3))

@@ -1,4 +1,7 @@
 import gc
+import platform
+import subprocess
+import sys
 import weakref
 from types import SimpleNamespace
 
@@ -95,3 +98,34 @@ def test_without_an_accelerator_there_is_no_cache_to_empty(gpus, monkeypatch):
     gpus(0)
     monkeypatch.setattr(module.torch.cuda, "empty_cache", lambda: pytest.fail("there is no accelerator"))
     release_memory()
+
+
+REUSE = """
+import resource, sys
+import psutil, torch
+from minitron_nas.execution.device import hold_memory, trim_memory
+if sys.argv[1] == "hold":
+    hold_memory()
+def step():
+    for megabytes in (10, 20, 33, 50, 70, 100):
+        torch.ones(megabytes * 2**18)
+for _ in range(5):
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+step()
+faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+held = psutil.Process().memory_info().rss
+trim_memory()
+print(faults, (held - psutil.Process().memory_info().rss) // 2**20)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator alone is told to hold memory")
+def test_held_memory_is_used_again_without_new_pages_and_can_be_given_back():
+    faults, given_back = {}, {}
+    for name in ("hold", "plain"):
+        command = [sys.executable, "-c", REUSE, name]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        faults[name], given_back[name] = map(int, done.stdout.split())
+    assert faults["plain"] > 10 * faults["hold"]
+    assert given_back["hold"] > 80
