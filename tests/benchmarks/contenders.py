@@ -28,7 +28,7 @@ from minitron_nas.execution.device import compute_dtype
 from minitron_nas.families.checkpoint import open_checkpoint
 
 BATCH, LENGTH = 4, 512
-WARM_STEPS, STEPS = 2, 5
+WARM_STEPS, STEPS = 1, 3
 DTYPE = compute_dtype(torch.device("cpu"))
 HALF = DTYPE is torch.bfloat16
 LEARNING_RATE = 1e-4

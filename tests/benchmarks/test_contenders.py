@@ -18,7 +18,7 @@ from contenders import BATCH, CONTENDERS, DTYPE, LENGTH
 
 from minitron_nas.families.teacher import demo_teacher
 
-ROUNDS = 3
+ROUNDS = 2
 LAYERS, WIDTH, VOCAB_SIZE = 30, 576, 49152
 BODY = {"teacher": 106_203_456, "student": 79_659_648}
 """Weights of the layers, that every token goes through once."""
