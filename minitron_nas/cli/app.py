@@ -255,6 +255,10 @@ def distill(
         Optional[Path],  # noqa: UP045
         typer.Option(help="Keep what the teacher says here, for other students of the same teacher and text."),
     ] = None,
+    correction: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="The --out of a `correct` under way: learn from the teacher's newest weights there."),
+    ] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -268,7 +272,7 @@ def distill(
     plan = make_plan(with_overrides(values, overrides or ()), "--set")
     with _stdout_for_results():
         result = distill(
-            student, teacher, text_data, out, plan.distillation, plan.text, plan.seed, plan.runner, signals
+            student, teacher, text_data, out, plan.distillation, plan.text, plan.seed, plan.runner, signals, correction
         )
     before, after = result.before.kl_nats, result.result.final.kl_nats
     if as_json:

@@ -111,6 +111,11 @@ def last_whole(folder: Path, identity: str) -> Path | None:
     return max((mark.parent for mark in marks if mark.read_text() == identity), key=step_of, default=None)
 
 
+def newest_whole(folder: Path) -> Path | None:
+    """Return the latest checkpoint in a folder that is marked as whole, whatever it belongs to."""
+    return max((mark.parent for mark in folder.glob(f"checkpoint-*/{_MARK}")), key=step_of, default=None)
+
+
 def step_of(checkpoint: Path) -> int:
     """Return the optimizer step after which a checkpoint was written."""
     return int(checkpoint.name.removeprefix("checkpoint-"))

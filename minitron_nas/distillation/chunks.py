@@ -22,6 +22,7 @@ from minitron_nas.execution.compiler import compiled
 _CHUNK_TOKENS = 512
 
 _COMPILED_FROM = 2**22
+"""Logits of a chunk; with fewer, compiling takes longer than what it saves in a short training."""
 
 _IMPOSSIBLE = -1e30
 """A logit whose probability is 0; a finite one, so that 0 times its logarithm is 0."""

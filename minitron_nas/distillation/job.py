@@ -11,13 +11,15 @@ from typing import Self
 
 from minitron_nas import errors
 from minitron_nas.distillation.caches import open_signal
+from minitron_nas.distillation.correction import Correction, FollowingTeacher
 from minitron_nas.distillation.deepspeed import load_sharded_teacher
 from minitron_nas.distillation.hidden_cache import HiddenCache
 from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings
-from minitron_nas.distillation.signals import OnlineTeacher, TeacherSignal
+from minitron_nas.distillation.signals import OnlineTeacher, TeacherSignal, load_for_inference
 from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.distillation.trainer import CurvePoint, Stream, TrainingResult
+from minitron_nas.errors import PlanError
 from minitron_nas.storage.atomic import read_json, write_json
 
 JOB = "job.json"
@@ -36,6 +38,7 @@ class TrainingFiles:
         validation_tokens: The held-out stream.
         validation_cache: The teacher's hidden states over it.
         teacher_fingerprint: Whose words the caches must hold.
+        correction: What `correct` writes to, where the teacher beside the student takes the newest weights of it.
     """
 
     teacher: Path
@@ -44,6 +47,7 @@ class TrainingFiles:
     validation_tokens: Path
     validation_cache: Path
     teacher_fingerprint: str
+    correction: Path | None = None
 
     def to_dict(self) -> dict[str, str | None]:
         """Return plain values; paths become absolute, because a worker may run in another folder."""
@@ -56,11 +60,22 @@ class TrainingFiles:
         Args:
             asks_teacher: Whether training needs the teacher's signal.
             sharded: Whether a teacher beside the student is sharded over all processes (ZeRO-3).
+
+        Raises:
+            PlanError: If a sharded teacher is to follow a correction.
         """
+        if sharded and self.correction is not None:
+            raise PlanError(
+                "ZeRO-3 shards the teacher too, whose weights cannot follow a correction then; choose "
+                "distillation.deepspeed=zero-2, or wait for the correction"
+            )
         train, validation = PackedTokens.load(self.train_tokens), PackedTokens.load(self.validation_tokens)
         signal: TeacherSignal | None = None
         if asks_teacher and sharded and self.train_cache is None:
             signal = OnlineTeacher(load_sharded_teacher(self.teacher))
+        elif asks_teacher and self.correction is not None:
+            teacher = load_for_inference(self.teacher)
+            signal = FollowingTeacher(teacher, self.teacher_fingerprint, Correction(self.correction))
         elif asks_teacher:
             signal = open_signal(self.teacher, self.teacher_fingerprint, train, self.train_cache)
         held_out = HiddenCache(self.validation_cache, self.teacher_fingerprint, validation)

@@ -38,7 +38,9 @@ def compiled_modules(modules: Iterable[nn.Module]) -> Iterator[None]:
 
     Modules of one class share what is compiled, so that a stack of layers costs as much as one.
     """
-    changed = list(modules) if has_compiler() else []
+    changed = list(modules)
+    if changed and not has_compiler():
+        changed = []
     for module in changed:
         module.compile(dynamic=False)
     try:

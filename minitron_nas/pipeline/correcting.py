@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minitron_nas.distillation.correction import Correction
 from minitron_nas.distillation.lora import add_adapters, merge_adapters, require_peft
 from minitron_nas.distillation.losses import Losses
 from minitron_nas.distillation.schedule import Schedule
@@ -84,7 +85,8 @@ def correct(
     data_name(data)
     if settings.weights == "lora":
         require_peft()
-    work = folder.with_name(f"{folder.name}.work")
+    place = Correction(folder)
+    work = place.work
     source = resolve_teacher(teacher, work / "teacher")
     with display.stage("text", "read, split and pack") as progress:
         splits = read_splits(work, data, source, text, settings.tokens, seed, progress)
@@ -92,7 +94,7 @@ def correct(
     schedule, training = correction_schedule(settings, tokens, text.sequence_length)
     with display.stage("correct", f"{schedule.num_tokens:,} tokens in {schedule.num_steps} steps") as progress:
         run = _Correction(source, splits.train, splits.validation, settings, training, schedule, seed)
-        corrected = run.write(folder, work / f"checkpoints-{source.fingerprint}", source_name(teacher), progress)
+        corrected = run.write(folder, place.checkpoints(source.fingerprint), source_name(teacher), progress)
     shutil.rmtree(work, ignore_errors=True)
     return corrected
 
@@ -185,9 +187,11 @@ class _Correction:
         before = validate(model, self.validation, None)
         if self.settings.weights == "lora":
             add_adapters(model, self.settings.lora_rank, self.seed)
-        place = checkpoints / f"{self.settings.weights}-{self.settings.lora_rank}"
+        kind = "full" if self.settings.weights == "full" else f"lora-{self.settings.lora_rank}"
         train, validation = Stream(self.train, None), Stream(self.validation, None)
-        result = distill(model, train, validation, self.training, self.schedule, place, self.seed, progress=progress)
+        result = distill(
+            model, train, validation, self.training, self.schedule, checkpoints / kind, self.seed, progress=progress
+        )
         if self.settings.weights == "lora":
             merge_adapters(model)
         after = validate(model, self.validation, None)

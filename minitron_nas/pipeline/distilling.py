@@ -2,12 +2,13 @@
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from minitron_nas.distillation.arguments import check_engine
 from minitron_nas.distillation.caches import cached_parts, keep_signals
+from minitron_nas.distillation.correction import Correction
 from minitron_nas.distillation.job import TrainingFiles, TrainingJob
 from minitron_nas.distillation.launch import train
 from minitron_nas.distillation.schedule import Schedule
@@ -58,6 +59,7 @@ def distill(
     seed: int = 0,
     runner: RunnerSettings | None = None,
     signals: str | Path | None = None,
+    correction: str | Path | None = None,
     display: Display | None = None,
 ) -> Distilled:
     """Train a student to match a teacher with the same tokenizer, and write it as a stock folder.
@@ -78,6 +80,8 @@ def distill(
         runner: Where it runs and in how many processes; one for each GPU by default.
         signals: A folder where what the teacher says is kept instead, for other students that learn the
             same text from it.
+        correction: What `correct` writes the same teacher to, under way or done: the teacher runs beside the
+            student and takes its newest weights. Validation compares with the teacher as it was.
         display: Shows progress; on stderr by default.
 
     Raises:
@@ -88,6 +92,8 @@ def distill(
     folder = Path(out)
     require_new_folder(folder)
     check_engine(settings)
+    if correction is not None:
+        Correction(Path(correction)).require_usable(settings)
     data_name(data)
     work = folder.with_name(f"{folder.name}.work")
     source = resolve_teacher(student, work / "student")
@@ -106,12 +112,18 @@ def distill(
     }
     with display.stage("signal", "the teacher speaks once") as progress:
         files = _files(settings, other, parts, work, Path(signals) if signals is not None else work, progress)
+    if correction is not None:
+        files = replace(files, correction=Path(correction))
     checkpoints = work / f"checkpoints-{source.fingerprint}-{other.fingerprint}"
     job = TrainingJob(source.path, files, settings, schedule, checkpoints, seed, work / "training")
     with display.stage("distil", f"{schedule.num_tokens:,} tokens in {schedule.num_steps} steps") as progress:
         model, result = train(job, runner or RunnerSettings(), progress)
     lineage = {
-        "teacher": {"source": source_name(teacher), "fingerprint": other.fingerprint},
+        "teacher": {
+            "source": source_name(teacher),
+            "fingerprint": other.fingerprint,
+            "correction": None if correction is None else str(correction),
+        },
         "source": {"name": source_name(student), "fingerprint": source.fingerprint},
         "architecture": source.architecture.to_dict(),
         "tokens_trained": schedule.num_tokens,

@@ -10,7 +10,7 @@ import random
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import chain, islice
 from math import exp
@@ -26,7 +26,7 @@ from minitron_nas.distillation.caches import keep_signal
 from minitron_nas.distillation.hidden_cache import HiddenCache
 from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings
-from minitron_nas.distillation.signals import load_for_inference
+from minitron_nas.distillation.signals import OnlineTeacher, load_for_inference
 from minitron_nas.distillation.tokens import PackedTokens, pack, tokenize
 from minitron_nas.distillation.trainer import Stream, distill
 from minitron_nas.distillation.validation import validate
@@ -39,6 +39,7 @@ from minitron_nas.storage.atomic import read_json, whole_folder, write_json
 SEED = 0
 LENGTH = 512
 CALIBRATION_LENGTH = 1024
+TUNING_TOKENS = 12_288
 EVALUATED = ("near", "far", "other")
 """The corpus' validation split; WikiText-2; docstrings of Python's standard library."""
 
@@ -174,25 +175,80 @@ class Study:
         return found
 
     def train(
-        self, model: Any, rate: float, tokens: int, work: Path, stop: int | None = None, batch_sequences: int = 2
+        self, model: Any, rate: float, tokens: int, work: Path, stop: int | None = None, /, **changes: Any
     ) -> int:
-        """Distil on the first tokens of the training text, up to a point of the schedule; return the tokens seen."""
-        settings = DistillationSettings(
-            tokens=tokens,
-            learning_rate=rate,
-            batch_sequences=batch_sequences,
-            micro_batch_sequences=batch_sequences,
-            num_evaluations=1,
-            checkpoint_minutes=1000,
-        )
+        """Distil on the first tokens of the training text, up to a point of the schedule; return the tokens seen.
+
+        Args:
+            model: The student.
+            rate: Its peak learning rate.
+            tokens: Of the schedule.
+            work: For checkpoints.
+            stop: The point.
+            changes: Other settings.
+        """
+        given = {"batch_sequences": 2, "micro_batch_sequences": 2, "num_evaluations": 1, "checkpoint_minutes": 1000}
+        settings = DistillationSettings(**given | {"tokens": tokens, "learning_rate": rate} | changes)
         schedule = Schedule.resolve(settings, tokens, LENGTH)
         steps = schedule.steps_for(stop or tokens)
         torch.manual_seed(SEED)
         few = self.stream(self.evaluation("tuning").first(1))
-        tell = progress(f"{work.name}, {rate:g}")
-        distill(model, self.stream(self.training(tokens)), few, settings, schedule, work, SEED, steps, tell)
+        text = self.training(tokens)
+        if settings.teacher_signal == "online":
+            train = Stream(text, OnlineTeacher(load_for_inference(self.checkpoint.path)))
+        else:
+            train = self.stream(text)
+        distill(model, train, few, settings, schedule, work, SEED, steps, progress(f"{work.name}, {rate:g}"))
         release_memory()
         return steps * schedule.tokens_per_step
+
+    def recover(
+        self,
+        begin: Callable[[], Any],
+        kind: str,
+        name: str,
+        rates: Sequence[float],
+        points: Sequence[int],
+        /,
+        **changes: Any,
+    ) -> None:
+        """Distil a student at the best of some learning rates, and measure it at points of the way.
+
+        Args:
+            begin: Loads the student.
+            kind: Of the study, first in the keys of what is measured.
+            name: Of the student and how it learns.
+            rates: Learning rates, of which few tokens choose the best.
+            points: Tokens after which it is measured; the last is the length of the schedule.
+            changes: Settings of the distillation.
+        """
+        self.training(points[-1])
+        reached = {}
+        for rate in rates if len(rates) > 1 else ():
+            key = f"tuning | {name} | {rate:g} | {TUNING_TOKENS:,}"
+            found = self.measurements.once(key, partial(self._tuned, begin, rate, changes))
+            reached[rate] = found["tuning"]["perplexity"]
+        rate = min(reached, key=lambda rate: reached[rate]) if reached else rates[0]
+        keys = {point: f"{kind} | {name} | {rate:g} | {point:,}" for point in points}
+        if all(key in self.measurements.all() for key in keys.values()):
+            return
+        folder = re.sub(r"\W+", "-", f"{kind}-{name}-{rate:g}")
+        work, model = self.out / "training" / folder, begin()
+
+        def measured(point: int) -> dict[str, Any]:
+            seen = self.train(model, rate, points[-1], work, point, **changes) if point else 0
+            return {"tokens": seen, **self.losses(model)}
+
+        for point, key in keys.items():
+            self.measurements.once(key, partial(measured, point))
+        shutil.rmtree(work, ignore_errors=True)
+
+    def _tuned(self, begin: Callable[[], Any], rate: float, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Distil a student on few tokens and measure it on a text of its own."""
+        with TemporaryDirectory(dir=self.out) as work:
+            model = begin()
+            self.train(model, rate, TUNING_TOKENS, Path(work), **changes)
+            return self.losses(model, ["tuning"])
 
     def show(self, kinds: Iterable[str]) -> None:
         """Print what was measured so far, as rows of a Markdown table."""

@@ -6,7 +6,6 @@ goes to `measured/starts.json` beside this file. KL is in nats per token, bf16 o
 """
 
 import argparse
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -53,7 +52,6 @@ CALIBRATION = 32
 DOCUMENTS = (8, 32, 128)
 NARROW = (32, "standardebooks")
 RATES = (1e-4, 3e-4, 6e-4)
-TUNING_TOKENS = 12_288
 POINTS = (0, 12_288, 24_576, 49_152, 76_800, 102_400)
 CRITERIA = ("kl", "loss", "logit_mse", "task", "block_importance")
 MODES = ("layers", "block", "greedy")
@@ -319,37 +317,7 @@ def recovery(study: Starts, names: Sequence[str]) -> None:
     for name in names:
         folder = study.out / "students" / name.replace(", ", "-").replace(" ", "-")
         student = study.student(SHAPES["504/1024"], STARTS[name], text, folder)
-        reached = {}
-        for rate in RATES:
-            key = f"tuning | {name} | {rate:g} | {TUNING_TOKENS:,}"
-            found = study.measurements.once(key, partial(tuned, study, student, rate))
-            reached[rate] = found["tuning"]["kl_nats"]
-        curve(study, student, name, min(reached, key=lambda rate: reached[rate]))
-
-
-def tuned(study: Starts, student: Path, rate: float) -> dict[str, Any]:
-    """Distil a student on few tokens and measure it on a text of its own."""
-    study.training(POINTS[-1])
-    with TemporaryDirectory(dir=study.out) as work:
-        model = load_for_training(student)
-        study.train(model, rate, TUNING_TOKENS, Path(work))
-        return study.losses(model, ["tuning"])
-
-
-def curve(study: Starts, student: Path, name: str, rate: float) -> None:
-    """Distil a student on all tokens, stopping at each point to measure it on every text."""
-    keys = {point: f"recovery | {name} | {rate:g} | {point:,}" for point in POINTS}
-    if all(key in study.measurements.all() for key in keys.values()):
-        return
-    work, model = study.out / "training" / f"{student.name}-{rate:g}", load_for_training(student)
-
-    def measured(point: int) -> dict[str, Any]:
-        seen = study.train(model, rate, POINTS[-1], work, point) if point else 0
-        return {"tokens": seen, **study.losses(model)}
-
-    for point, key in keys.items():
-        study.measurements.once(key, partial(measured, point))
-    shutil.rmtree(work, ignore_errors=True)
+        study.recover(partial(load_for_training, student), "recovery", name, RATES, POINTS)
 
 
 PARTS: dict[str, Callable[[Starts, Sequence[str]], None]] = {

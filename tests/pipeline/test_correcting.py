@@ -7,14 +7,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from minitron_nas.distillation.settings import CorrectionSettings, TextSettings
+from minitron_nas.distillation.settings import CorrectionSettings, DistillationSettings, TextSettings
 from minitron_nas.errors import DataError, PlanError, RunFolderError
 from minitron_nas.families.checkpoint import open_checkpoint
 from minitron_nas.pipeline import correcting
 from minitron_nas.pipeline.build import Family
 from minitron_nas.pipeline.correcting import Corrected, correction_schedule, correction_tokens
 from minitron_nas.pipeline.display import Quiet
+from minitron_nas.pipeline.distilling import distill
 from minitron_nas.pipeline.evaluating import evaluate
+from minitron_nas.pipeline.pruning import prune
 
 TEXT = TextSettings(sequence_length=64, calibration_samples=16, validation_samples=8)
 SETTINGS = CorrectionSettings(
@@ -204,3 +206,23 @@ def test_a_run_prunes_teaches_and_measures_with_the_corrected_teacher(
     (told,) = [entry["result"] for entry in entries if entry["stage"] == "teacher correct"]
     assert told["loss_nats"] < told["loss_nats_before"]
     assert not (family.path / "checkpoints").exists()
+
+
+def test_a_student_that_follows_a_finished_correction_is_the_corrected_teachers_student(
+    corrected: Corrected, trained_teacher: Path, other_text: Path, tmp_path: Path
+) -> None:
+    online = DistillationSettings(
+        tokens=1024, batch_sequences=4, micro_batch_sequences=4, num_evaluations=1, teacher_signal="online"
+    )
+    student = tmp_path / "student"
+    prune(
+        trained_teacher, student, {"intermediate_size": 64}, data=other_text, text=TEXT, repair="none", display=Quiet()
+    )
+
+    def learn(name: str, teacher: Path, **options: Any) -> bytes:
+        out = tmp_path / name
+        return weights(distill(student, teacher, other_text, out, online, TEXT, display=Quiet(), **options).path)
+
+    followed = learn("followed", trained_teacher, correction=corrected.path)
+    assert followed == learn("waited", corrected.path)
+    assert followed != learn("uncorrected", trained_teacher)

@@ -1,0 +1,117 @@
+"""A teacher that is corrected while a student learns from it.
+
+Sreenivas et al. 2024 (arXiv 2408.11796), figure 5: a student that is pruned from the original teacher, and
+distilled from one whose correction goes on, ends where a student of the corrected teacher ends.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from minitron_nas.distillation.checkpoints import load_weights, newest_whole
+from minitron_nas.distillation.settings import DistillationSettings
+from minitron_nas.distillation.signals import OnlineTeacher
+from minitron_nas.distillation.targets import HiddenTargets
+from minitron_nas.distillation.tokens import PackedTokens
+from minitron_nas.errors import PlanError
+
+_LOOK_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """The folders of a call of `correct`, under way or done.
+
+    Attributes:
+        out: Its `--out`, which is there when it is done.
+    """
+
+    out: Path
+
+    @property
+    def work(self) -> Path:
+        """Where it works; gone when it is done."""
+        return self.out.with_name(f"{self.out.name}.work")
+
+    def checkpoints(self, fingerprint: str) -> Path:
+        """Return where checkpoints lie.
+
+        Args:
+            fingerprint: Of the teacher that is corrected.
+        """
+        return self.work / f"checkpoints-{fingerprint}"
+
+    def require_usable(self, settings: DistillationSettings) -> None:
+        """Refuse what cannot be followed.
+
+        Raises:
+            PlanError: If no correction has written here, or the teacher does not run beside the student.
+        """
+        if settings.teacher_signal != "online":
+            raise PlanError(
+                f"a teacher under correction speaks anew at every step, and distillation.teacher_signal="
+                f"{settings.teacher_signal} keeps what it has said; set distillation.teacher_signal=online"
+            )
+        if not self.out.is_dir() and not self.work.is_dir():
+            raise PlanError(
+                f"nothing corrects a teacher in {self.out}: neither it nor {self.work} exists; start `minitron-nas "
+                f"correct TEACHER --out {self.out}` first"
+            )
+
+    def newest(self, fingerprint: str) -> Path | None:
+        """Return the folder of the newest weights: `out` when it is done, else a checkpoint, or None."""
+        if self.out.is_dir():
+            return self.out
+        return newest_whole(self.checkpoints(fingerprint) / "full")
+
+
+class FollowingTeacher(OnlineTeacher):
+    """The teacher beside the student, always with the newest weights that its correction has saved."""
+
+    def __init__(self, model: Any, fingerprint: str, correction: Correction) -> None:
+        """Begin with the teacher as it is.
+
+        Args:
+            model: A causal LM whose parameters change as the correction goes on.
+            fingerprint: Of the teacher.
+            correction: Of that teacher.
+        """
+        super().__init__(model)
+        self._fingerprint, self._correction = fingerprint, correction
+        self._taken: Path | None = None
+        self._looked_at = -_LOOK_SECONDS
+
+    def targets(self, indices: Tensor, tokens: PackedTokens) -> HiddenTargets:
+        """Look for newer weights now and then, and run the teacher on the sequences."""
+        if time.monotonic() - self._looked_at >= _LOOK_SECONDS:
+            self._looked_at = time.monotonic()
+            self._take_newest()
+        return super().targets(indices, tokens)
+
+    def _take_newest(self) -> None:
+        newest = self._correction.newest(self._fingerprint)
+        if newest is None or newest == self._taken:
+            return
+        try:
+            _take(newest, self.model, is_checkpoint=newest != self._correction.out)
+        except (FileNotFoundError, SafetensorError):
+            return  # a newer checkpoint has just replaced it, and the next look finds that one
+        self._taken = newest
+
+
+def _take(folder: Path, model: Any, is_checkpoint: bool) -> None:
+    """Set a model's parameters to those of a checkpoint, or of a stock folder."""
+    if is_checkpoint:
+        load_weights(folder, nn.ModuleDict({"student": model}))  # what a correction trains is called so
+        return
+    from transformers import AutoModelForCausalLM  # deferred: importing model classes takes seconds
+
+    corrected = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype, trust_remote_code=False)
+    with torch.no_grad():
+        for own, other in zip(model.parameters(), corrected.parameters(), strict=True):
+            own.copy_(other)

@@ -1,0 +1,120 @@
+"""What a student of SmolLM2 learns from: losses, its start, the corrected teacher, hidden states inside the models.
+
+A study of hours, in parts that go on where they were: `python tests/benchmarks/study_distillation.py PART --data DATA
+--out FOLDER`, with DATA and FOLDER of `study_starts.py`, whose default start is the student here. What is measured
+goes to `measured/distillation.json` beside this file. KL is in nats per token, bf16 on the CPU.
+"""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from study import LENGTH, SEED
+from study_starts import CALIBRATION, DEFAULT, SHAPES, STARTS, Starts
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from minitron_nas.distillation.settings import CorrectionSettings
+from minitron_nas.distillation.signals import load_for_training
+from minitron_nas.pipeline.correcting import correction_schedule
+from minitron_nas.pipeline.display import default_display
+from minitron_nas.storage.atomic import whole_folder
+
+MEASURED = Path(__file__).parent / "measured" / "distillation.json"
+POINTS = (0, 24_576, 49_152, 102_400)
+RATES = (1e-4, 3e-4)
+RANDOM_RATES = (3e-4, 1e-3)
+LOSSES: dict[str, dict[str, Any]] = {
+    "reverse KL": {"loss": "reverse_kl"},
+    "next-token loss": {"loss": "lm"},
+    "forward KL + next-token loss": {"lm_loss_weight": 1.0},
+    "cosine": {"loss": "cosine"},
+    "MSE": {"loss": "mse"},
+    "forward KL, temperature 2": {"temperature": 2.0},
+    "forward KL, temperature 0.5": {"temperature": 0.5},
+}
+"""Besides forward KL, which the part `recovery` of `study_starts.py` measures with this start."""
+DEPTH = 22
+
+
+def student(study: Starts) -> Path:
+    """Write the student that all parts but depth train: hidden 504, FFN 1024."""
+    folder = study.out / "students" / "rotation-repair-in-sequence"
+    return study.student(SHAPES["504/1024"], STARTS[DEFAULT], study.calibration(CALIBRATION), folder)
+
+
+def losses(study: Starts) -> None:
+    """The same student with each loss."""
+    begin = partial(load_for_training, student(study))
+    for name, changes in LOSSES.items():
+        study.recover(begin, "losses", name, RATES, POINTS, **changes)
+
+
+def random_start(study: Starts) -> None:
+    """The same shape with random weights."""
+    config = AutoConfig.from_pretrained(student(study))
+
+    def begin() -> Any:
+        torch.manual_seed(SEED)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+    study.recover(begin, "random", "forward KL", RANDOM_RATES, POINTS)
+
+
+def intermediate(study: Starts) -> None:
+    """With and without hidden states inside the models, for the width student and for one of fewer layers."""
+    folder = study.out / "students" / f"{DEPTH}-layers"
+    fewer = study.student({"num_hidden_layers": DEPTH}, STARTS[DEFAULT], study.calibration(CALIBRATION), folder)
+    matching = {"intermediate": "always", "teacher_signal": "online"}
+    study.recover(
+        partial(load_for_training, student(study)), "intermediate", "504/1024, matched", RATES, POINTS, **matching
+    )
+    study.recover(partial(load_for_training, fewer), "intermediate", f"{DEPTH} layers", RATES, POINTS)
+    study.recover(
+        partial(load_for_training, fewer), "intermediate", f"{DEPTH} layers, matched", RATES, POINTS, **matching
+    )
+
+
+def correction(study: Starts) -> None:
+    """The teacher corrected on the KD text, the student that is cut from it, and that one distilled from it."""
+    after = Starts(study.data, study.out / "corrected", MEASURED)
+    if not (after.out / "teacher").is_dir():
+        tokens = POINTS[-1]
+        _, settings = correction_schedule(CorrectionSettings(batch_sequences=2), tokens, LENGTH)
+        model = load_for_training(study.checkpoint.path)
+        work = study.out / "training" / "correction"
+        changes = settings.model_dump(exclude={"tokens", "learning_rate", "batch_sequences", "micro_batch_sequences"})
+        study.train(model, settings.learning_rate, tokens, work, **changes)
+        with whole_folder(after.out / "teacher") as folder:
+            model.to(torch.bfloat16).save_pretrained(folder)
+            study.tokenizer.save_pretrained(folder)
+    after.measurements.once("teacher, corrected", lambda: after.losses(load_for_training(after.checkpoint.path)))
+    after.recover(partial(load_for_training, student(after)), "corrected", "forward KL", RATES, POINTS)
+
+
+PARTS: dict[str, Callable[[Starts], None]] = {
+    "losses": losses,
+    "random": random_start,
+    "intermediate": intermediate,
+    "correction": correction,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--show", action="store_true", help="print what is measured, and measure nothing")
+    args = parser.parse_args()
+    study = Starts(args.data.absolute(), args.out.absolute(), MEASURED)
+    default_display()  # silences the libraries' own bars
+    if not args.show:
+        PARTS[args.part](study)
+    study.show(("tuning", *PARTS, "corrected"))
+
+
+if __name__ == "__main__":
+    main()
