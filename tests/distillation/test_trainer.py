@@ -548,3 +548,15 @@ def test_a_gradient_that_is_no_number_stops_the_run_before_it_is_saved(tmp_path)
     with pytest.raises(NonFiniteLossError, match="the norm of the gradient is (nan|inf) at step 1"):
         train(tmp_path, student, settings=changed(checkpoint_minutes=0.0))
     assert list(tmp_path.glob("checkpoint-*")) == []
+
+
+def test_tensorboard_shows_the_curve(tmp_path, uninterrupted, monkeypatch):
+    event_accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="pip install tensorboard"
+    )
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
+    train(tmp_path / "checkpoints", settings=changed(report_to=("tensorboard",), run_name="one"))
+    board = event_accumulator.EventAccumulator(str(tmp_path / "board")).Reload()
+    shown = [event.value for event in board.Scalars("train/loss")]
+    assert shown == pytest.approx(training_losses(uninterrupted[1]), rel=1e-5)
+    assert [event.step for event in board.Scalars("eval/kl_nats")][-1] == SCHEDULE.num_steps
