@@ -227,7 +227,7 @@ class Study:
         for rate in rates if len(rates) > 1 else ():
             key = f"tuning | {name} | {rate:g} | {TUNING_TOKENS:,}"
             found = self.measurements.once(key, partial(self._tuned, begin, rate, changes))
-            reached[rate] = found["tuning"]["perplexity"]
+            reached[rate] = found["tuning"]["kl_nats"]
         rate = min(reached, key=lambda rate: reached[rate]) if reached else rates[0]
         keys = {point: f"{kind} | {name} | {rate:g} | {point:,}" for point in points}
         if all(key in self.measurements.all() for key in keys.values()):
