@@ -60,7 +60,7 @@ def random_start(study: Starts) -> None:
         torch.manual_seed(SEED)
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 
-    study.recover(begin, "random", "forward KL", RANDOM_RATES, POINTS)
+    study.recover(begin, "random", "random weights", RANDOM_RATES, POINTS)
 
 
 def intermediate(study: Starts) -> None:
@@ -91,7 +91,7 @@ def correction(study: Starts) -> None:
             model.to(torch.bfloat16).save_pretrained(folder)
             study.tokenizer.save_pretrained(folder)
     after.measurements.once("teacher, corrected", lambda: after.losses(load_for_training(after.checkpoint.path)))
-    after.recover(partial(load_for_training, student(after)), "corrected", "forward KL", RATES, POINTS)
+    after.recover(partial(load_for_training, student(after)), "corrected", "corrected teacher", RATES, POINTS)
 
 
 PARTS: dict[str, Callable[[Starts], None]] = {
