@@ -68,12 +68,12 @@ class Control(TrainerCallback):
         due = time.monotonic() - self._saved_at >= self._interval_seconds
         asked, due = _any_process(self._asked_to_stop.is_set(), due, args.device)
         control.should_evaluate = state.global_step % self._evaluation_steps == 0
-        if state.global_step >= self._last_step:
-            control.should_training_stop = control.should_evaluate = control.should_log = True
-            control.should_save = self._goes_on_later
-        elif asked:
-            self.preempted = True
-            control.should_training_stop = control.should_log = control.should_save = True
+        at_end = state.global_step >= self._last_step
+        if at_end or asked:
+            self.preempted = asked
+            control.should_training_stop = control.should_log = True
+            control.should_evaluate = control.should_evaluate or at_end
+            control.should_save = asked or self._goes_on_later
         elif at_log and due:
             control.should_save = True
             self._saved_at = time.monotonic()

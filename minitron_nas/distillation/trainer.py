@@ -134,6 +134,8 @@ def distill(
     matching = intermediate_loss(student.config, train.signal, settings, seed)
     if checkpoint is not None and step_of(checkpoint) >= last_step:
         load_weights(checkpoint, Objective(student, settings, matching))
+        if trained is not None:
+            save_weights(trained, student, arguments.process_index == 0)
         return _result(json.loads((checkpoint / TRAINER_STATE_NAME).read_text())["log_history"], schedule)
     if settings.gradient_checkpointing:
         # transformers 5.20 knows it under the second name, which later versions deprecate.

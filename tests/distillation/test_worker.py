@@ -60,19 +60,20 @@ def test_two_processes_that_are_stopped_go_on_in_one_as_if_nothing_had_been(jobs
     assert_same_training(jobs, first, one_process[False])
 
 
-def test_sigterm_in_one_process_leaves_what_goes_on_to_the_same_bytes(jobs, one_process):
+@pytest.mark.parametrize("step", [2, 6])
+def test_sigterm_in_one_process_leaves_what_goes_on_to_the_same_bytes(jobs, one_process, step):
     def stopping(done, total):
-        if done == 2:
+        if done == step:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    job = jobs.make("alone")
+    job = jobs.make(f"alone-{step}")
     with pytest.raises(
-        PreemptedError, match="stopped by SIGTERM; the same command goes on from .*checkpoint-2"
+        PreemptedError, match=f"stopped by SIGTERM; the same command goes on from .*checkpoint-{step}"
     ) as stop:
         jobs.run_here(job, stopping)
     assert stop.value.code == 143
     assert job.result() is None
-    assert sorted(jobs.run_here(job)) == [2, 3, 4, 5]
+    assert sorted(jobs.run_here(job)) == list(range(step, 6))
     assert (job.out / TRAINED).read_bytes() == (one_process[False].out / TRAINED).read_bytes()
     assert job.result() == one_process[False].result()
 
