@@ -109,6 +109,7 @@ class Jobs:
         (self.base / "recording_worker.py").write_text(_RECORDING_WORKER)
         environment = {
             "ATEN_CPU_CAPABILITY": "avx2",  # without AVX512 everything computes in float32
+            "TORCHINDUCTOR_CACHE_DIR": str(self.base / "kernels"),  # others may hold instructions of AVX512
             "CONSUMED": str(consumed),
             "PYTHONPATH": os.pathsep.join([str(self.base), os.environ.get("PYTHONPATH", "")]),
         }

@@ -106,6 +106,17 @@ def test_two_processes_give_the_losses_of_one(jobs, one_process, monkeypatch, en
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize("engine", ENGINES)
+def test_compiled_layers_give_the_losses_of_written_ones_under_every_engine(jobs, one_process, monkeypatch, engine):
+    job = jobs.make(f"compiled-{engine}", torch_compile=True, deepspeed=engine)
+    code, steps = jobs.run(job, 2, monkeypatch)
+    assert code == 0
+    assert in_order(steps) == PER_STEP
+    assert_same_training(jobs, job, one_process[False])
+
+
+@pytest.mark.slow
 def test_a_teacher_beside_the_student_is_sharded_with_it(jobs, monkeypatch):
     job = jobs.make("sharded", cached=False, deepspeed="zero-3")
     jobs.run(job, 2, monkeypatch, stop_step=0)

@@ -130,7 +130,7 @@ def test_what_a_worker_is_handed_is_plain_and_its_paths_are_absolute(arena, tmp_
     held(arena, Path("trials"))
     for call in calls:
         assert call["checkpoints"].parent == tmp_path / "trials" / "checkpoints"
-        files = [value for name, value in call["files"].items() if name != "teacher_fingerprint"]
+        files = [value for name, value in call["files"].items() if name != "teacher_fingerprint" and value is not None]
         assert all(Path(path).is_absolute() for path in [call["source"], call["prepared"], *files])
         json.dumps({name: value for name, value in call.items() if name != "checkpoints"})
 
@@ -235,8 +235,8 @@ def test_training_files_come_back_from_plain_values(tmp_path):
 def test_training_files_are_named_by_absolute_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = ("teacher", "a", "b", "c", "d")
-    files = TrainingFiles(*map(Path, names), "print")
-    assert list(files.to_dict().values()) == [*(str(tmp_path / name) for name in names), "print"]
+    files = TrainingFiles(*map(Path, names), "print", Path("e"))
+    assert list(files.to_dict().values()) == [*(str(tmp_path / name) for name in names), "print", str(tmp_path / "e")]
 
 
 def test_a_row_of_a_trial_without_an_error_text_has_none(arena):
