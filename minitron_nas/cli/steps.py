@@ -1,9 +1,10 @@
 """Verbs of single steps: `score`, `prune`, `distill`, `correct`, `evaluate`."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -43,12 +44,10 @@ def score(
     overrides: Overrides = None,
 ) -> None:
     """Score every prunable part of a teacher on text. --set takes text.* and importance.* keys."""
-    from minitron_nas.distillation.data_source import parse_data
-    from minitron_nas.pipeline.plan import calibration_samples, make_plan, with_overrides
+    from minitron_nas.pipeline.plan import calibration_samples
     from minitron_nas.pipeline.scoring import score
 
-    text_data = parse_data(data)
-    plan = make_plan(with_overrides({"teacher": teacher, "sizes": [1], "data": text_data}, overrides or ()), "--set")
+    text_data, plan = _read_step(teacher, data, overrides)
     text = calibration_samples(plan.text, tokens) if tokens else plan.text
     with stdout_for_results():
         folder = score(teacher, text_data, out, text, plan.importance, plan.seed)
@@ -91,14 +90,11 @@ def prune(
 
     --set takes text.*, importance.* and space.* keys.
     """
-    from minitron_nas.distillation.data_source import parse_data
-    from minitron_nas.pipeline.plan import make_plan, parse_size, with_overrides
+    from minitron_nas.pipeline.plan import parse_size
     from minitron_nas.pipeline.pruning import prune
     from minitron_nas.pipeline.shapes import parse_request
 
-    text_data = parse_data(data) if data else None
-    values = {"teacher": teacher, "sizes": [1], "data": text_data or "none"}
-    plan = make_plan(with_overrides(values, overrides or ()), "--set")
+    text_data, plan = _read_step(teacher, data, overrides)
     sizes, layers = parse_request(shape, drop_layers)
     with stdout_for_results():
         result = prune(
@@ -151,13 +147,9 @@ def distill(
     as_json: AsJson = False,
 ) -> None:
     """Train a student to match a teacher. --set takes distillation.*, text.* and runner.* keys."""
-    from minitron_nas.distillation.data_source import parse_data
     from minitron_nas.pipeline.distilling import distill
-    from minitron_nas.pipeline.plan import make_plan, with_overrides
 
-    text_data = parse_data(data)
-    values = {"teacher": teacher, "sizes": [1], "data": text_data, "distillation": {"tokens": tokens}}
-    plan = make_plan(with_overrides(values, overrides or ()), "--set")
+    text_data, plan = _read_step(teacher, data, overrides, distillation={"tokens": tokens})
     with stdout_for_results():
         result = distill(
             student, teacher, text_data, out, plan.distillation, plan.text, plan.seed, plan.runner, signals, correction
@@ -179,14 +171,10 @@ def correct(
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune a teacher on the KD text before students learn from it. --set takes correct.* and text.* keys."""
-    from minitron_nas.distillation.data_source import parse_data
     from minitron_nas.distillation.settings import CorrectionSettings
     from minitron_nas.pipeline.correcting import correct
-    from minitron_nas.pipeline.plan import make_plan, with_overrides
 
-    text_data = parse_data(data)
-    values = {"teacher": teacher, "sizes": [1], "data": text_data, "correct": {"tokens": tokens}}
-    plan = make_plan(with_overrides(values, overrides or ()), "--set")
+    text_data, plan = _read_step(teacher, data, overrides, correct={"tokens": tokens})
     with stdout_for_results():
         result = correct(teacher, text_data, out, plan.correct or CorrectionSettings(), plan.text, plan.seed)
     before, after = result.before.loss_nats, result.after.loss_nats
@@ -215,3 +203,15 @@ def evaluate(
     for name, value in result.items():
         if value is not None:
             typer.echo(f"{name:<16} {value:,.4f}" if isinstance(value, float) else f"{name:<16} {value:,}")
+
+
+def _read_step(
+    teacher: str, data: Sequence[str] | None, overrides: Sequence[str] | None, **settings: dict[str, Any]
+) -> tuple[Any, Any]:
+    """Return the text of a step, None without --data, and the plan that its settings are read through."""
+    from minitron_nas.distillation.data_source import parse_data
+    from minitron_nas.pipeline.plan import make_plan, with_overrides
+
+    text = parse_data(data) if data else None
+    values = {"teacher": teacher, "sizes": [1], "data": text or "none", **settings}
+    return text, make_plan(with_overrides(values, overrides or ()), "--set")

@@ -105,15 +105,11 @@ def mark_whole(checkpoint: Path, identity: str) -> None:
             shutil.rmtree(other, ignore_errors=True)
 
 
-def last_whole(folder: Path, identity: str) -> Path | None:
-    """Return the latest checkpoint in a folder that is marked as whole for the same `identity`."""
+def last_whole(folder: Path, identity: str | None = None) -> Path | None:
+    """Return the latest checkpoint in a folder that is marked as whole, of whatever is trained or for an `identity`."""
     marks = folder.glob(f"checkpoint-*/{_MARK}")
-    return max((mark.parent for mark in marks if mark.read_text() == identity), key=step_of, default=None)
-
-
-def newest_whole(folder: Path) -> Path | None:
-    """Return the latest checkpoint in a folder that is marked as whole, whatever it belongs to."""
-    return max((mark.parent for mark in folder.glob(f"checkpoint-*/{_MARK}")), key=step_of, default=None)
+    whole = (mark.parent for mark in marks if identity is None or mark.read_text() == identity)
+    return max(whole, key=step_of, default=None)
 
 
 def step_of(checkpoint: Path) -> int:

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from minitron_nas.distillation.checkpoints import load_weights, newest_whole
+from minitron_nas.distillation.checkpoints import last_whole, load_weights
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals import OnlineTeacher
 from minitron_nas.distillation.targets import HiddenTargets
@@ -67,7 +67,7 @@ class Correction:
         """Return the folder of the newest weights: `out` when it is done, else a checkpoint, or None."""
         if self.out.is_dir():
             return self.out
-        return newest_whole(self.checkpoints(fingerprint) / "full")
+        return last_whole(self.checkpoints(fingerprint) / "full")
 
 
 class FollowingTeacher(OnlineTeacher):
@@ -111,6 +111,7 @@ def _take(folder: Path, model: Any, is_checkpoint: bool) -> None:
         return
     from transformers import AutoModelForCausalLM  # deferred: importing model classes takes seconds
 
+    # On the CPU, because a device that holds the teacher and the student may not hold another teacher.
     corrected = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype, trust_remote_code=False)
     with torch.no_grad():
         for own, other in zip(model.parameters(), corrected.parameters(), strict=True):

@@ -36,11 +36,12 @@ from minitron_nas.distillation.targets import HiddenTargets, TopKTargets
 from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.distillation.validation import validate
 from minitron_nas.errors import PreemptedError, TrainingMemoryError
-from minitron_nas.execution.compiler import compiled_modules
+from minitron_nas.execution.compiler import as_written, compiled_modules
 from minitron_nas.execution.device import compute_dtype, hold_memory
 from minitron_nas.execution.preemption import on_sigterm
 from minitron_nas.execution.runner import is_out_of_memory
 from minitron_nas.families.catalog import layout_of
+from minitron_nas.families.layer_model import decoder_layers
 from minitron_nas.progress import Progress, silent
 from minitron_nas.storage.ledger import fingerprint
 
@@ -252,7 +253,9 @@ class _DistillationTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Validate on the held-out stream and log the result."""
-        losses = validate(self._objective.student, self._validation.tokens, self._validation.signal)
+        student = self._objective.student
+        with as_written(_layers(student)):  # they would be compiled again for validation's sizes
+            losses = validate(student, self._validation.tokens, self._validation.signal)
         metrics = {"eval_kl_nats": losses.kl_nats, "eval_loss_nats": losses.loss_nats}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -297,8 +300,7 @@ class _DistillationTrainer(Trainer):
 
 
 def _layers(student: Any) -> list[nn.Module]:
-    name = layout_of(student.config.model_type).layer_module
-    return [student.get_submodule(name.format(layer=layer)) for layer in range(student.config.num_hidden_layers)]
+    return decoder_layers(student, layout_of(student.config.model_type), range(student.config.num_hidden_layers))
 
 
 def _memory(

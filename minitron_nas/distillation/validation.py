@@ -10,7 +10,6 @@ from minitron_nas.distillation.signals import TeacherSignal, final_hidden
 from minitron_nas.distillation.targets import TopKTargets
 from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.errors import CacheError
-from minitron_nas.execution.compiler import as_written
 from minitron_nas.execution.device import compute_dtype
 from minitron_nas.progress import Progress, silent
 
@@ -45,8 +44,7 @@ def validate(
     sums = LossSums()
     done = 0
     for indices, batch in tokens.batches(batch_sequences):
-        narrow = torch.autocast(device.type, dtype=dtype, enabled=dtype not in (torch.float32, head.weight.dtype))
-        with narrow, as_written():  # layers compiled for training would be compiled again
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype not in (torch.float32, head.weight.dtype)):
             hidden = final_hidden(model, batch.input_ids.to(device), batch.position_ids.to(device))
         labels = batch.labels().flatten().to(device)
         flat = hidden.flatten(0, 1)

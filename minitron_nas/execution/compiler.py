@@ -50,9 +50,17 @@ def compiled_modules(modules: Iterable[nn.Module]) -> Iterator[None]:
             module._compiled_call_impl = None
 
 
-def as_written() -> Any:
-    """Return a context in which compiled modules run as they are written."""
-    return torch.compiler.set_stance("force_eager")
+@contextmanager
+def as_written(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Run modules that may be compiled as they are written."""
+    compiled_calls = {module: module._compiled_call_impl for module in modules}
+    try:
+        for module in compiled_calls:
+            module._compiled_call_impl = None
+        yield
+    finally:
+        for module, call in compiled_calls.items():
+            module._compiled_call_impl = call
 
 
 @cache

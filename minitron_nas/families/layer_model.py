@@ -4,12 +4,12 @@ transformers builds masks, rotary positions and document borders for it as for t
 that nothing here knows a family. Its vocabulary is a few rows of zeros, because nothing reads it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig
 
 from minitron_nas.architecture.config import with_sizes
@@ -85,7 +85,7 @@ def run_layer(model: Any, layout: Layout, states: Tensor, position_ids: Tensor) 
     def take(_: Any, __: Any, output: Any) -> None:
         outputs.append(output[0] if isinstance(output, tuple) else output)
 
-    module = _only_layer(model, layout)
+    module = decoder_layers(model, layout, [0])[0]
     # Prepended, so that hooks that measure are told what the layer reads.
     giving = module.register_forward_pre_hook(give, prepend=True, with_kwargs=True)
     with giving, module.register_forward_hook(take):
@@ -104,7 +104,7 @@ def embed(model: Any, layout: Layout, input_ids: Tensor, position_ids: Tensor) -
         position_ids: (batch, seq_len), restarting at each document.
     """
     return input_of(
-        _only_layer(model, layout),
+        decoder_layers(model, layout, [0])[0],
         lambda: model.get_decoder()(input_ids=input_ids, position_ids=position_ids, use_cache=False),
     )
 
@@ -136,5 +136,6 @@ class _ReachedError(Exception):
         self.states = states
 
 
-def _only_layer(model: Any, layout: Layout) -> Any:
-    return model.get_submodule(layout.layer_module.format(layer=0))
+def decoder_layers(model: Any, layout: Layout, layers: Iterable[int]) -> list[nn.Module]:
+    """Return some decoder layers of a loaded model."""
+    return [model.get_submodule(layout.layer_module.format(layer=layer)) for layer in layers]

@@ -15,19 +15,20 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from minitron_nas.architecture.layout import Layout
+from minitron_nas.distillation.chunks import chunks
 from minitron_nas.distillation.head import OutputHead
 from minitron_nas.distillation.signals import OnlineTeacher, TeacherSignal, final_hidden
 from minitron_nas.distillation.targets import HiddenTargets
 from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.distillation.validation import validate
 from minitron_nas.evaluation.settings import EvaluationSettings
+from minitron_nas.families.layer_model import decoder_layers
 from minitron_nas.importance.settings import DepthSettings
 
 Criterion: TypeAlias = Callable[[frozenset[int], Sequence[range]], Iterator[float]]
 """From the layers that are out already, and runs of layers one of which could go next, to a score of each run."""
 
 _BATCH_SEQUENCES = 4
-_CHUNK_TOKENS = 256
 
 
 @contextmanager
@@ -41,7 +42,7 @@ def without_layers(model: Any, layout: Layout, layers: Collection[int]) -> Itera
         layout: Its family table; says where the layers are.
         layers: Indices of the layers.
     """
-    modules = [model.get_submodule(layout.layer_module.format(layer=layer)) for layer in layers]
+    modules = decoder_layers(model, layout, layers)
     try:
         for module in modules:
             module.forward = _hand_on
@@ -93,7 +94,7 @@ def _between_layers(model: Any, layout: Layout) -> Iterator[list[Tensor]]:
         states.append(output)
 
     layers = range(model.config.num_hidden_layers)
-    modules = [model.get_submodule(layout.layer_module.format(layer=layer)) for layer in layers]
+    modules = decoder_layers(model, layout, layers)
     handles = [module.register_forward_hook(put_out, with_kwargs=True) for module in modules]
     try:
         yield states
@@ -161,8 +162,7 @@ def logit_error(model: Any, tokens: PackedTokens, whole: WholeModel) -> float:
     for indices, batch in tokens.batches(_BATCH_SEQUENCES):
         states = final_hidden(model, batch.input_ids.to(device), batch.position_ids.to(device)).flatten(0, 1)
         targets = whole.targets(indices, batch)
-        for start in range(0, len(states), _CHUNK_TOKENS):
-            rows = slice(start, start + _CHUNK_TOKENS)
+        for rows in chunks(len(states)):
             full = targets.of(rows).logits()
             error += (whole.head.logits(states[rows]) - full).square().sum(dtype=torch.float64).item()
             energy += full.square().sum(dtype=torch.float64).item()

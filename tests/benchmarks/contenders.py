@@ -9,6 +9,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -51,31 +52,43 @@ def new_student(teacher: Path) -> Any:
 
 def plain_loop(teacher: Path, folder: Path, tick: Tick) -> None:
     """Whole logits of both models."""
-    student, speaker = new_student(teacher), load_for_inference(teacher)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=LEARNING_RATE, fused=True)
-    for ids in tokens().input_ids.split(BATCH):
-        with torch.autocast("cpu", dtype=DTYPE, enabled=HALF):
-            with torch.no_grad():
-                target = speaker(input_ids=ids, use_cache=False).logits
-            logits = student(input_ids=ids, use_cache=False).logits
-        step(student, optimizer, whole_kl(logits, target))
-        tick()
+
+    def loss(student: Any, speaker: Any, ids: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            target = speaker(input_ids=ids, use_cache=False).logits
+        logits = student(input_ids=ids, use_cache=False).logits
+        with torch.autocast("cpu", enabled=False):
+            return whole_kl(logits, target)
+
+    written_out(teacher, tick, loss)
 
 
 def chunked_kernel(teacher: Path, folder: Path, tick: Tick) -> None:
     """A plain loop with the kernel of TRL's DistillationTrainer, which projects hidden states in tiles."""
     from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 
+    def loss(student: Any, speaker: Any, ids: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            target = speaker.model(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
+        hidden = student.model(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
+        heads = (student.lm_head.weight, None, target, speaker.lm_head.weight.to(DTYPE), None)
+        divergence, _ = ChunkedDivergenceFunction.apply(hidden.to(DTYPE), *heads, 0.0, 1.0, 1.0, None, 1.0, None)
+        return divergence.sum() / ids.numel()
+
+    written_out(teacher, tick, loss)
+
+
+def written_out(teacher: Path, tick: Tick, loss: Callable[[Any, Any, torch.Tensor], torch.Tensor]) -> None:
+    """Train in a loop without a trainer."""
     student, speaker = new_student(teacher), load_for_inference(teacher)
     optimizer = torch.optim.AdamW(student.parameters(), lr=LEARNING_RATE, fused=True)
     for ids in tokens().input_ids.split(BATCH):
         with torch.autocast("cpu", dtype=DTYPE, enabled=HALF):
-            with torch.no_grad():
-                target = speaker.model(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
-            hidden = student.model(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
-            heads = (student.lm_head.weight, None, target, speaker.lm_head.weight.to(DTYPE), None)
-            divergence, _ = ChunkedDivergenceFunction.apply(hidden.to(DTYPE), *heads, 0.0, 1.0, 1.0, None, 1.0, None)
-        step(student, optimizer, divergence.sum() / ids.numel())
+            value = loss(student, speaker, ids)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
         tick()
 
 
@@ -148,16 +161,10 @@ def online(teacher: Path, folder: Path, tick: Tick) -> None:
     ours(teacher, folder, tick, OnlineTeacher(load_for_inference(teacher)), "online")
 
 
-def cached(teacher: Path, folder: Path, tick: Tick) -> None:
+def cached(teacher: Path, folder: Path, tick: Tick, torch_compile: bool = False) -> None:
     """Our loop with a cache of what the teacher said, which `write_cache` has written."""
     cache = HiddenCache(folder.parent / "cache", open_checkpoint(teacher).fingerprint, tokens())
-    ours(teacher, folder, tick, cache, "hidden_cache")
-
-
-def compiled(teacher: Path, folder: Path, tick: Tick) -> None:
-    """The same with compiled layers."""
-    cache = HiddenCache(folder.parent / "cache", open_checkpoint(teacher).fingerprint, tokens())
-    ours(teacher, folder, tick, cache, "hidden_cache", torch_compile=True)
+    ours(teacher, folder, tick, cache, "hidden_cache", torch_compile)
 
 
 def write_cache(teacher: Path, folder: Path) -> None:
@@ -197,13 +204,6 @@ def whole_kl(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
-def step(student: Any, optimizer: Any, loss: torch.Tensor) -> None:
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad()
-
-
 CONTENDERS = {
     "plain loop": plain_loop,
     "Trainer": trainer,
@@ -211,7 +211,7 @@ CONTENDERS = {
     "TRL's chunked kernel": chunked_kernel,
     "ours, online": online,
     "ours, cached": cached,
-    "ours, cached, layers compiled": compiled,
+    "ours, cached, layers compiled": partial(cached, torch_compile=True),
 }
 
 

@@ -224,11 +224,11 @@ class Study:
         """
         self.training(points[-1])
         reached = {}
-        for rate in rates if len(rates) > 1 else ():
+        for rate in rates:
             key = f"tuning | {name} | {rate:g} | {TUNING_TOKENS:,}"
             found = self.measurements.once(key, partial(self._tuned, begin, rate, changes))
             reached[rate] = found["tuning"]["kl_nats"]
-        rate = min(reached, key=lambda rate: reached[rate]) if reached else rates[0]
+        rate = min(reached, key=lambda rate: reached[rate])
         keys = {point: f"{kind} | {name} | {rate:g} | {point:,}" for point in points}
         if all(key in self.measurements.all() for key in keys.values()):
             return

@@ -10,6 +10,7 @@ import torch
 from lm_eval.tasks import TaskManager
 
 from minitron_nas.architecture.config import architecture_of
+from minitron_nas.distillation import chunks
 from minitron_nas.distillation.tokens import pack
 from minitron_nas.errors import PlanError
 from minitron_nas.evaluation import lm_eval
@@ -128,7 +129,7 @@ def test_the_logit_error_does_not_depend_on_how_tokens_are_chunked(model, text, 
     whole = WholeModel.of(model, text)
     with without_layers(model, LLAMA, [0]):
         before = logit_error(model, text, whole)
-        monkeypatch.setattr(module, "_CHUNK_TOKENS", 7)
+        monkeypatch.setattr(chunks, "_CHUNK_TOKENS", 7)
         assert logit_error(model, text, whole) == pytest.approx(before, rel=1e-6)
 
 
