@@ -4,8 +4,9 @@ All are read the same way: the lower, the less is lost.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any, Self, TypeAlias
@@ -22,7 +23,7 @@ from minitron_nas.distillation.targets import HiddenTargets
 from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.distillation.validation import validate
 from minitron_nas.evaluation.settings import EvaluationSettings
-from minitron_nas.families.layer_model import decoder_layers
+from minitron_nas.families.layer_model import decoder_layers, input_of
 from minitron_nas.importance.settings import DepthSettings
 
 Criterion: TypeAlias = Callable[[frozenset[int], Sequence[range]], Iterator[float]]
@@ -56,6 +57,53 @@ def _hand_on(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
     return hidden_states
 
 
+class _FirstLayers:
+    """What a model's first layers put out over a text: they run once, and not again for every run of layers behind.
+
+    Passes over the text take its batches in the order of `PackedTokens.batches(_BATCH_SEQUENCES)`.
+    """
+
+    def __init__(self, model: Any, layout: Layout, tokens: PackedTokens) -> None:
+        self._model, self._layout, self._tokens = model, layout, tokens
+        self._begin(frozenset())
+
+    def _begin(self, removed: frozenset[int]) -> None:
+        self._removed, self._done = removed, 0
+        self._states: list[Tensor] = []
+
+    @contextmanager
+    def without(self, removed: frozenset[int], run: range) -> Iterator[None]:
+        """Let the model make one pass over the text without some layers and a run of others, which it begins with."""
+        if removed != self._removed or run.start < self._done:
+            self._begin(removed)
+        if run.start > self._done:
+            self._states = self._read_by(run.start)
+            self._done = run.start
+        with self._continued(removed.union(run)):
+            yield
+
+    @torch.no_grad()
+    def _read_by(self, layer: int) -> list[Tensor]:
+        (module,) = decoder_layers(self._model, self._layout, [layer])
+        with self._continued(self._removed):
+            batches = self._tokens.batches(_BATCH_SEQUENCES)
+            return [input_of(module, partial(_run, self._model, batch)) for _, batch in batches]
+
+    @contextmanager
+    def _continued(self, removed: frozenset[int]) -> Iterator[None]:
+        """Let the model go on from where it is, for one pass over the text without some layers."""
+        states = iter(self._states)
+        with without_layers(self._model, self._layout, removed.union(range(self._done))):
+            for module in decoder_layers(self._model, self._layout, range(min(self._done, 1))):
+                module.forward = lambda *_, **__: next(states)
+            yield
+
+
+def _run(model: Any, tokens: PackedTokens) -> Tensor:
+    device = next(model.parameters()).device
+    return final_hidden(model, tokens.input_ids.to(device), tokens.position_ids.to(device))
+
+
 @torch.no_grad()
 def block_importance(model: Any, layout: Layout, tokens: PackedTokens, runs: Sequence[range]) -> list[float]:
     """1 - E[cos(x_first, x_last+1)] of runs of layers, all from one pass.
@@ -71,12 +119,11 @@ def block_importance(model: Any, layout: Layout, tokens: PackedTokens, runs: Seq
 
     Source: Muralidharan et al. 2024 (arXiv 2407.14679), section 2.2.
     """
-    device = next(model.parameters()).device
     cosines = torch.zeros(len(runs), dtype=torch.float64)
     # One sequence at a time: what passes between all layers is kept.
     for _, batch in tokens.batches(1):
         with _between_layers(model, layout) as states:
-            final_hidden(model, batch.input_ids.to(device), batch.position_ids.to(device))
+            _run(model, batch)
         for number, run in enumerate(runs):
             cosine = cosine_similarity(states[run.start].float(), states[run.stop].float(), dim=-1)
             cosines[number] += cosine.double().mean().item()
@@ -157,10 +204,9 @@ def logit_error(model: Any, tokens: PackedTokens, whole: WholeModel) -> float:
 
     Source: NVIDIA 2025, Nemotron Elastic (arXiv 2511.16664), depth ranking by normalised MSE.
     """
-    device = whole.head.weight.device
     error = energy = 0.0
     for indices, batch in tokens.batches(_BATCH_SEQUENCES):
-        states = final_hidden(model, batch.input_ids.to(device), batch.position_ids.to(device)).flatten(0, 1)
+        states = _run(model, batch).flatten(0, 1)
         targets = whole.targets(indices, batch)
         for rows in chunks(len(states)):
             full = targets.of(rows).logits()
@@ -210,8 +256,10 @@ def make_criterion(
         PlanError: If lm-eval does not know the task.
     """
     measure: Callable[[], float]
+    without: Callable[[frozenset[int], range], AbstractContextManager[None]]
     if settings.criterion == "task":
         measure = task_error(model, tokenizer, settings, seed)
+        without = lambda removed, run: without_layers(model, layout, removed.union(run))  # noqa: E731
     else:
         assert tokens is not None
         text = tokens
@@ -222,10 +270,11 @@ def make_criterion(
         else:
             whole, function = WholeModel.of(model, text), kl_to_whole if settings.criterion == "kl" else logit_error
             measure = lambda: function(model, text, whole)  # noqa: E731
+        without = _FirstLayers(model, layout, text).without
 
     def criterion(removed: frozenset[int], runs: Sequence[range]) -> Iterator[float]:
         for run in runs:
-            with without_layers(model, layout, removed.union(run)):
+            with without(removed, run):
                 score = measure()
             yield score if isfinite(score) else inf
 

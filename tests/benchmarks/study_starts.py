@@ -286,8 +286,8 @@ def depth(study: Starts, _: Sequence[str]) -> None:
 
 
 def depth_settings(study: Starts, criterion: str, mode: str) -> DepthSettings:
-    """Return settings that measure less text where there is more to measure."""
-    given: dict[str, Any] = {"criterion": criterion, "mode": mode, "num_sequences": 4 if mode == "greedy" else 16}
+    """Return settings that measure less where there is more to measure."""
+    given: dict[str, Any] = {"criterion": criterion, "mode": mode, "num_sequences": 4}
     if criterion == "task":
         limit = 25 if mode == "greedy" else 100
         given |= {"task": TASK, "include_path": str(study.data / "lm_eval_tasks"), "limit": limit}

@@ -139,6 +139,26 @@ def test_a_score_that_is_not_finite_is_the_worst(model, text, monkeypatch):
     assert list(criterion(frozenset(), [range(1, 2)])) == [inf]
 
 
+@pytest.mark.parametrize("model_type", layouts())
+def test_a_run_is_scored_the_same_from_what_the_layers_before_it_put_out(model_type, text):
+    layout, model = layouts()[model_type], tiny_model(tiny_config(model_type, num_hidden_layers=5))
+    criterion = make_criterion(model, layout, DepthSettings(criterion="loss"), text, Path(), 0)
+    runs = [range(start, start + length) for length in (1, 2) for start in range(6 - length)]
+    for removed in (frozenset(), frozenset({0, 2})):
+        for run, score in zip(runs, criterion(removed, runs), strict=True):
+            with without_layers(model, layout, removed.union(run)):
+                assert score == next_token_loss(model, text)
+
+
+def test_the_layers_before_a_run_run_once_over_the_text(model, text):
+    passes = []
+    criterion = make_criterion(model, LLAMA, DepthSettings(criterion="loss"), text, Path(), 0)
+    num_batches = len(list(text.batches(module._BATCH_SEQUENCES)))
+    with model.model.layers[0].self_attn.register_forward_hook(lambda *_: passes.append(1)):
+        list(criterion(frozenset(), [range(layer, layer + 1) for layer in range(1, 4)]))
+    assert len(passes) == num_batches > 1
+
+
 @pytest.mark.parametrize("criterion", ["loss", "kl", "logit_mse"])
 def test_greedy_is_brute_force_on_models_that_lack_the_layers(model, text, criterion):
     measured = make_criterion(model, LLAMA, DepthSettings(criterion=criterion), text, Path(), 0)
