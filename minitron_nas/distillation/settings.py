@@ -113,6 +113,12 @@ class DistillationSettings(Settings):
         return self.loss != "lm"
 
     @property
+    def minimises_kl(self) -> bool:
+        """Whether what is minimised is KL(teacher || student) over the whole vocabulary and nothing else."""
+        plain = self.loss == "forward_kl" and self.temperature == 1 and not self.lm_loss_weight
+        return plain and self.top_k is None and self.teacher_signal != "top_k" and self.intermediate == "none"
+
+    @property
     def caches_training(self) -> bool:
         """Whether the teacher's signal over the training tokens is written before training."""
         return self.asks_teacher and self.teacher_signal != "online"

@@ -68,11 +68,20 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class CurvePoint:
-    """One point of a training or validation curve; `learning_rate` is None for validation."""
+    """One point of a training or validation curve.
+
+    Attributes:
+        tokens: Seen so far.
+        kl_nats: KL(teacher || student) per token; None for training on anything else.
+        loss_nats: Next-token loss; None for training.
+        objective: Mean of what was minimised since the point before; None for validation.
+        learning_rate: None for validation.
+    """
 
     tokens: int
-    kl_nats: float
+    kl_nats: float | None
     loss_nats: float | None
+    objective: float | None
     learning_rate: float | None
 
 
@@ -137,7 +146,7 @@ def distill(
         load_weights(checkpoint, Objective(student, settings, matching))
         if trained is not None:
             save_weights(trained, student, arguments.process_index == 0)
-        return _result(json.loads((checkpoint / TRAINER_STATE_NAME).read_text())["log_history"], schedule)
+        return _result(json.loads((checkpoint / TRAINER_STATE_NAME).read_text())["log_history"], settings, schedule)
     if settings.gradient_checkpointing:
         # transformers 5.20 knows it under the second name, which later versions deprecate.
         enable = getattr(student, "activation_checkpointing_enable", None) or student.gradient_checkpointing_enable
@@ -161,7 +170,7 @@ def distill(
             save_weights(trained, student, trainer.is_world_process_zero())
     if control.preempted:
         raise PreemptedError(f"stopped by SIGTERM; the same command goes on from {last_whole(folder, identity)}")
-    return _result(trainer.state.log_history, schedule)
+    return _result(trainer.state.log_history, settings, schedule)
 
 
 class _SequenceDataset(Dataset[dict[str, Tensor]]):
@@ -334,14 +343,16 @@ def _identity(tokens: PackedTokens, settings: DistillationSettings, schedule: Sc
     )
 
 
-def _result(history: list[dict[str, Any]], schedule: Schedule) -> TrainingResult:
-    return TrainingResult(tuple(point for entry in history if (point := _curve_point(entry, schedule)) is not None))
+def _result(history: list[dict[str, Any]], settings: DistillationSettings, schedule: Schedule) -> TrainingResult:
+    points = (_curve_point(entry, settings, schedule) for entry in history)
+    return TrainingResult(tuple(point for point in points if point is not None))
 
 
-def _curve_point(entry: dict[str, Any], schedule: Schedule) -> CurvePoint | None:
+def _curve_point(entry: dict[str, Any], settings: DistillationSettings, schedule: Schedule) -> CurvePoint | None:
     tokens = entry["step"] * schedule.tokens_per_step
     if "eval_kl_nats" in entry:
-        return CurvePoint(tokens, entry["eval_kl_nats"], entry["eval_loss_nats"], None)
+        return CurvePoint(tokens, entry["eval_kl_nats"], entry["eval_loss_nats"], None, None)
     if "loss" in entry:
-        return CurvePoint(tokens, entry["loss"], None, entry["learning_rate"])
+        kl = entry["loss"] if settings.minimises_kl else None
+        return CurvePoint(tokens, kl, None, entry["loss"], entry["learning_rate"])
     return None

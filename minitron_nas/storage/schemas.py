@@ -119,10 +119,11 @@ CURVES = Table(
         Column(
             "kl_nats",
             _FLOAT,
-            "KL(teacher || student) per token; for train the mean of what is minimised since the last point, which is "
-            "another number for another `distillation.loss`",
+            "KL(teacher || student) per token; for train the mean since the last point, null where something else is "
+            "minimised",
         ),
         Column("loss_nats", _FLOAT, "next-token loss; null for train"),
+        Column("objective", _FLOAT, "for train the mean of what is minimised since the last point"),
         Column("learning_rate", _FLOAT, "learning rate at this point; null for validation"),
     ),
 )

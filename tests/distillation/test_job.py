@@ -36,7 +36,7 @@ def test_a_profile_of_the_package_keeps_its_name(job):
 
 
 def test_result_and_progress_come_back(job):
-    result = TrainingResult((CurvePoint(0, 1.5, 5.0, None), CurvePoint(64, 1.25, None, 1e-3)))
+    result = TrainingResult((CurvePoint(0, 1.5, 5.0, None, None), CurvePoint(64, None, None, 1.25, 1e-3)))
     assert (job.result(), job.progress()) == (None, None)
     job.write_result(result)
     job.write_progress(1, 6)

@@ -129,3 +129,20 @@ def test_reading_settings_imports_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"loss": "reverse_kl"},
+        {"temperature": 2.0},
+        {"lm_loss_weight": 0.1},
+        {"top_k": 128},
+        {"teacher_signal": "top_k"},
+        {"intermediate": "auto", "teacher_signal": "online"},
+    ],
+)
+def test_only_the_forward_kl_of_whole_distributions_is_called_kl(values):
+    assert DistillationSettings().minimises_kl
+    assert DistillationSettings(teacher_signal="online").minimises_kl
+    assert not DistillationSettings(**values).minimises_kl

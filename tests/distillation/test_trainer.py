@@ -88,7 +88,7 @@ def assert_close(model, other):
 
 
 def training_losses(result):
-    return [point.kl_nats for point in result.curve if point.learning_rate is not None]
+    return [point.objective for point in result.curve if point.learning_rate is not None]
 
 
 def dying_at(step):
@@ -183,6 +183,7 @@ def test_the_curve_holds_every_step_and_the_validations_at_even_distances(uninte
     assert [point.tokens for point in validated] == [4 * per_step, 8 * per_step]
     losses = validate(student, VALIDATION, OnlineTeacher(a_teacher()))
     assert result.final == validated[-1]
+    assert {point.kl_nats == point.objective for point in result.curve if point.learning_rate is not None} == {True}
     assert (result.final.kl_nats, result.final.loss_nats) == (losses.kl_nats, losses.loss_nats)
 
 
@@ -209,6 +210,7 @@ def test_the_next_token_loss_alone_is_learned_without_a_teacher(tmp_path):
     result = distill(student, *streams, changed(loss="lm"), Schedule(20, 1, LENGTH), tmp_path, 0)
     assert training_losses(result)[0] == pytest.approx(before, rel=1e-5)
     assert result.final.loss_nats < 0.5 * before
+    assert {point.kl_nats for point in result.curve if point.learning_rate is not None} == {None}
 
 
 def uneven_tokens():
