@@ -1,12 +1,13 @@
 """The base of everything that a user can set: strict, frozen, and with helpful refusals."""
 
 import difflib
+import inspect
 import re
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import Annotated, TypeGuard, get_args
+from typing import Annotated, Any, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 from minitron_nas.errors import PlanError
 
@@ -49,6 +50,30 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_is_a_list_of_one(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        many = {name for name, field in cls.model_fields.items() if get_origin(field.annotation) is tuple}
+        return {
+            name: (value,) if name in many and isinstance(value, str | int | float) else value
+            for name, value in values.items()
+        }
+
+
+def settings_within(kind: object) -> list[type[Settings]]:
+    """Return the groups of settings that a field's annotation names, itself or as one of several types."""
+    return [inner for inner in (kind, *get_args(kind)) if isinstance(inner, type) and issubclass(inner, Settings)]
+
+
+def attribute_docs(model: type[Settings]) -> dict[str, str]:
+    """Return what the docstring of a group of settings says of each of them, on one line."""
+    _, _, attributes = inspect.cleandoc(model.__doc__ or "").partition("\nAttributes:\n")
+    section = re.split(r"\n\n(?=\S)", attributes)[0]
+    parts = re.split(r"^ {4}(\w+): ", section, flags=re.MULTILINE)[1:]
+    return {name: " ".join(text.split()) for name, text in zip(parts[::2], parts[1::2], strict=True)}
+
 
 def plan_error(error: ValidationError, model: type[BaseModel], origin: str) -> PlanError:
     """Turn all of pydantic's complaints into one `PlanError` that names the nearest known keys.
@@ -68,7 +93,7 @@ def _describe(location: Sequence[int | str], kind: str, message: str, model: typ
         message = message.removeprefix("Value error, ")
         return f"{key}: {message}" if key else message
     known = _fields_at(model, location[:-1])
-    near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.0)
+    near = difflib.get_close_matches(str(location[-1]), known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"unknown key {key!r}; {hint}known keys: {', '.join(sorted(known))}"
 
@@ -76,13 +101,8 @@ def _describe(location: Sequence[int | str], kind: str, message: str, model: typ
 def _fields_at(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
     for part in path:
         field = model.model_fields.get(str(part))
-        annotation = field.annotation if field else None
-        inner = [kind for kind in (annotation, *get_args(annotation)) if _is_settings(kind)]
+        inner = settings_within(field.annotation) if field else []
         if not inner:
             return []
         model = inner[0]
     return list(model.model_fields)
-
-
-def _is_settings(kind: object) -> TypeGuard[type[BaseModel]]:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)

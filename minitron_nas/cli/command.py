@@ -24,10 +24,18 @@ _DATA_HELP = (
 )
 Data = Annotated[list[str], typer.Option(help=_DATA_HELP)]
 MaybeData = Annotated[Optional[list[str]], typer.Option(help=_DATA_HELP)]  # noqa: UP045
-Out = Annotated[Path, typer.Option(help="The folder to write; a killed run goes on in it.")]
+Out = Annotated[Path, typer.Option(help="The folder to write.")]
 Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045  # typer reads Optional
-    typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as distillation.tokens=100M; repeatable."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any setting, such as distillation.tokens=100M or 'evaluation.tasks=[arc_easy,piqa]'; repeatable.",
+    ),
+]
+StepOverrides = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--set", metavar="KEY=VALUE", help="A setting of those named above, or seed; repeatable."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 

@@ -13,6 +13,7 @@ class Listed(StrEnum):
 
     families = "families"
     spaces = "spaces"
+    settings = "settings"
 
 
 @app.command("enumerate")
@@ -45,12 +46,13 @@ def list_(
     what: Annotated[Listed, typer.Argument(help="What to list.")],
     as_json: AsJson = False,
 ) -> None:
-    """List the known model families, search spaces."""
+    """List the known model families, search spaces or settings of a plan."""
     from minitron_nas.pipeline.listing import list_known
 
     rows = list_known(what.value)
     if as_json:
         print_json(rows)
         return
+    width = max(len(row["name"]) for row in rows) + 2
     for row in rows:
-        typer.echo(f"{row['name']:<24} {row['about']}")
+        typer.echo(f"{row['name']:<{width}} {row['about']}")

@@ -1,5 +1,6 @@
 """Verbs of single steps: `score`, `prune`, `distill`, `correct`, `evaluate`."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from enum import StrEnum
@@ -13,7 +14,7 @@ from minitron_nas.cli.command import (
     Data,
     MaybeData,
     Out,
-    Overrides,
+    StepOverrides,
     Teacher,
     app,
     print_json,
@@ -40,14 +41,17 @@ def score(
     teacher: Teacher,
     data: Data,
     out: Out,
-    tokens: Annotated[Optional[str], typer.Option(help="Calibration tokens, such as 64k.")] = None,  # noqa: UP045
-    overrides: Overrides = None,
+    tokens: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Calibration tokens, such as 64k; at most a fifth of the text is used."),
+    ] = None,
+    overrides: StepOverrides = None,
 ) -> None:
     """Score every prunable part of a teacher on text. --set takes text.* and importance.* keys."""
     from minitron_nas.pipeline.plan import calibration_samples
     from minitron_nas.pipeline.scoring import score
 
-    text_data, plan = _read_step(teacher, data, overrides)
+    text_data, plan = _read_step(teacher, data, overrides, ("text", "importance"))
     text = calibration_samples(plan.text, tokens) if tokens else plan.text
     with stdout_for_results():
         folder = score(teacher, text_data, out, text, plan.importance, plan.seed)
@@ -83,7 +87,7 @@ def prune(
     merge_heads: Annotated[
         bool, typer.Option("--merge-heads", help="Let query heads that stay take over something of those that leave.")
     ] = False,
-    overrides: Overrides = None,
+    overrides: StepOverrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Cut one shape out of a teacher without training it; --data is what to score and to measure layers on.
@@ -94,7 +98,7 @@ def prune(
     from minitron_nas.pipeline.pruning import prune
     from minitron_nas.pipeline.shapes import parse_request
 
-    text_data, plan = _read_step(teacher, data, overrides)
+    text_data, plan = _read_step(teacher, data, overrides, ("text", "importance", "space"))
     sizes, layers = parse_request(shape, drop_layers)
     with stdout_for_results():
         result = prune(
@@ -143,13 +147,15 @@ def distill(
         Optional[Path],  # noqa: UP045
         typer.Option(help="The --out of a `correct` under way: learn from the teacher's newest weights there."),
     ] = None,
-    overrides: Overrides = None,
+    overrides: StepOverrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a student to match a teacher. --set takes distillation.*, text.* and runner.* keys."""
     from minitron_nas.pipeline.distilling import distill
 
-    text_data, plan = _read_step(teacher, data, overrides, distillation={"tokens": tokens})
+    text_data, plan = _read_step(
+        teacher, data, overrides, ("distillation", "text", "runner"), distillation={"tokens": tokens}
+    )
     with stdout_for_results():
         result = distill(
             student, teacher, text_data, out, plan.distillation, plan.text, plan.seed, plan.runner, signals, correction
@@ -167,14 +173,14 @@ def correct(
     data: Data,
     out: Out,
     tokens: Annotated[Optional[str], typer.Option(help="Tokens, such as 1M; one pass without it.")] = None,  # noqa: UP045
-    overrides: Overrides = None,
+    overrides: StepOverrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune a teacher on the KD text before students learn from it. --set takes correct.* and text.* keys."""
     from minitron_nas.distillation.settings import CorrectionSettings
     from minitron_nas.pipeline.correcting import correct
 
-    text_data, plan = _read_step(teacher, data, overrides, correct={"tokens": tokens})
+    text_data, plan = _read_step(teacher, data, overrides, ("correct", "text"), correct={"tokens": tokens})
     with stdout_for_results():
         result = correct(teacher, text_data, out, plan.correct or CorrectionSettings(), plan.text, plan.seed)
     before, after = result.before.loss_nats, result.after.loss_nats
@@ -206,12 +212,25 @@ def evaluate(
 
 
 def _read_step(
-    teacher: str, data: Sequence[str] | None, overrides: Sequence[str] | None, **settings: dict[str, Any]
+    teacher: str,
+    data: Sequence[str] | None,
+    overrides: Sequence[str] | None,
+    takes: Sequence[str],
+    **settings: dict[str, Any],
 ) -> tuple[Any, Any]:
-    """Return the text of a step, None without --data, and the plan that its settings are read through."""
+    """Return the text of a step, None without --data, and the plan that its settings are read through.
+
+    Raises:
+        PlanError: If a setting is of no use to the step, or has a fault.
+    """
     from minitron_nas.distillation.data_source import parse_data
+    from minitron_nas.errors import PlanError
     from minitron_nas.pipeline.plan import make_plan, with_overrides
 
+    for override in overrides or ():
+        if re.split("[.=]", override.strip())[0] not in {*takes, "seed"}:
+            keys = ", ".join(f"{name}.*" for name in takes)
+            raise PlanError(f"--set {override!r}: this command takes {keys} and seed; see its options for the rest")
     text = parse_data(data) if data else None
     values = {"teacher": teacher, "sizes": [1], "data": text or "none", **settings}
     return text, make_plan(with_overrides(values, overrides or ()), "--set")

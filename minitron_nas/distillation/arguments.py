@@ -62,7 +62,7 @@ def training_arguments(
             )
         if "bf16" not in profile and half:
             profile["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=schedule.num_steps,
         per_device_train_batch_size=micro,
@@ -89,6 +89,9 @@ def training_arguments(
         # Every parameter learns in every step, also what only the loss uses and a search of the output would miss.
         ddp_find_unused_parameters=False,
     )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # Trainer would copy the model to all of this machine's GPUs and multiply the batch
+    return arguments
 
 
 def micro_batch(settings: DistillationSettings, schedule: Schedule, num_processes: int) -> int:
@@ -97,13 +100,25 @@ def micro_batch(settings: DistillationSettings, schedule: Schedule, num_processe
     Raises:
         PlanError: If the batch does not divide into such micro-batches.
     """
-    micro = min(settings.micro_batch_sequences, max(schedule.batch_sequences // num_processes, 1))
+    micro = _micro_batch(settings, schedule, num_processes)
     if schedule.batch_sequences % (micro * num_processes):
         raise PlanError(
             f"a batch of {schedule.batch_sequences} sequences does not divide into micro-batches of {micro} on "
-            f"{num_processes} processes; choose distillation.batch_sequences as a multiple of {micro * num_processes}"
+            f"{num_processes} processes; choose {settings.section}.batch_sequences as a multiple of "
+            f"{micro * num_processes}"
         )
     return micro
+
+
+def most_processes(settings: DistillationSettings, schedule: Schedule, num_devices: int) -> int:
+    """Return the largest number of processes, at most one a device, over which micro-batches divide a batch."""
+    numbers = range(1, max(num_devices, 1) + 1)
+    dividing = (n for n in numbers if schedule.batch_sequences % (_micro_batch(settings, schedule, n) * n) == 0)
+    return max(dividing, default=1)
+
+
+def _micro_batch(settings: DistillationSettings, schedule: Schedule, num_processes: int) -> int:
+    return min(settings.micro_batch_sequences, max(schedule.batch_sequences // num_processes, 1))
 
 
 def zero_stage(arguments: TrainingArguments) -> int:

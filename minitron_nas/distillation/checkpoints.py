@@ -7,6 +7,7 @@ training goes on under another engine and on another number of processes.
 import os
 import shutil
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from minitron_nas.distillation.deepspeed import (
 )
 from minitron_nas.storage.atomic import write_text
 from minitron_nas.storage.weights import safetensors_header
+
+STUDENT = "student"
+"""What the model is called among the modules that are trained."""
 
 _MARK = "complete"
 _WEIGHTS, _OPTIMIZER = "model.safetensors", "optimizer.safetensors"
@@ -87,6 +91,24 @@ def load_weights(folder: Path, module: nn.Module) -> None:
     with safe_open(folder / _WEIGHTS, framework="pt") as file:
         for name, parameter in _trained(module):
             set_weight(parameter, file.get_tensor(name))
+
+
+def copy_weights(checkpoint: Path, module: str, file: Path) -> None:
+    """Save what a checkpoint holds of one of the modules that are trained, as `save_weights` saves that module.
+
+    Args:
+        checkpoint: Its folder.
+        module: The module's name.
+        file: A safetensors file.
+    """
+    prefix = f"{module}."
+    with safe_open(checkpoint / _WEIGHTS, framework="pt") as stored:
+        tensors = [
+            (name.removeprefix(prefix), tuple(stored.get_slice(name).get_shape()), partial(stored.get_tensor, name))
+            for name in stored.keys()  # noqa: SIM118  # it is no mapping
+            if name.startswith(prefix)
+        ]
+        _write(file, tensors, writes=True)
 
 
 def mark_whole(checkpoint: Path, identity: str) -> None:

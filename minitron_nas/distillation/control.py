@@ -52,6 +52,7 @@ class Control(TrainerCallback):
         self._goes_on_later = last_step < num_steps
         self._evaluation_steps = math.ceil(num_steps / settings.num_evaluations)
         self._interval_seconds = settings.checkpoint_minutes * 60
+        self._section = settings.section
         self._folder, self._identity, self._asked_to_stop = folder, identity, asked_to_stop
         self._saved_at = time.monotonic()
 
@@ -86,7 +87,7 @@ class Control(TrainerCallback):
                 good = last_whole(self._folder, self._identity)
                 raise NonFiniteLossError(
                     f"the {words} is {logs[name]} at step {state.global_step} (learning rate "
-                    f"{logs['learning_rate']:.3g}); lower distillation.learning_rate and begin a new run; "
+                    f"{logs['learning_rate']:.3g}); lower {self._section}.learning_rate and begin a new run; "
                     + (
                         f"the last good checkpoint is {good}"
                         if good is not None

@@ -13,14 +13,16 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from minitron_nas.distillation.checkpoints import last_whole, load_weights
+from minitron_nas.distillation.checkpoints import STUDENT, last_whole, load_weights
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals import OnlineTeacher
 from minitron_nas.distillation.targets import HiddenTargets
 from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.errors import PlanError
+from minitron_nas.storage.atomic import read_json
 
 _LOOK_SECONDS = 30.0
+_CHECKPOINTS = "checkpoints-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class Correction:
         Args:
             fingerprint: Of the teacher that is corrected.
         """
-        return self.work / f"checkpoints-{fingerprint}"
+        return self.work / f"{_CHECKPOINTS}{fingerprint}"
 
     def require_usable(self, settings: DistillationSettings) -> None:
         """Refuse what cannot be followed.
@@ -63,8 +65,35 @@ class Correction:
                 f"correct TEACHER --out {self.out}` first"
             )
 
+    def require_of(self, fingerprint: str) -> None:
+        """Refuse the correction of another teacher.
+
+        Args:
+            fingerprint: Of the teacher that speaks to the student.
+
+        Raises:
+            PlanError: If what is corrected, or has been, is not that teacher.
+        """
+        if self.out.is_dir():
+            lineage = self.out / "lineage.json"
+            corrected = read_json(lineage).get("corrected", {}) if lineage.is_file() else {}
+            found = [corrected["fingerprint"]] if corrected else []
+        else:
+            found = [folder.name.removeprefix(_CHECKPOINTS) for folder in self.work.glob(f"{_CHECKPOINTS}*")]
+            if not found:
+                return  # it still reads its text
+        if fingerprint not in found:
+            what = f"the correction of another teacher ({', '.join(found)})" if found else "no corrected teacher"
+            raise PlanError(
+                f"{self.out} holds {what}, and the student learns from {fingerprint}; name the --out of a `correct` of "
+                "the same TEACHER"
+            )
+
     def newest(self, fingerprint: str) -> Path | None:
-        """Return the folder of the newest weights: `out` when it is done, else a checkpoint, or None."""
+        """Return the folder of the newest weights: `out` when it is done, else a checkpoint, or None.
+
+        Of LoRA there are none before it is done.
+        """
         if self.out.is_dir():
             return self.out
         return last_whole(self.checkpoints(fingerprint) / "full")
@@ -107,7 +136,7 @@ class FollowingTeacher(OnlineTeacher):
 def _take(folder: Path, model: Any, is_checkpoint: bool) -> None:
     """Set a model's parameters to those of a checkpoint, or of a stock folder."""
     if is_checkpoint:
-        load_weights(folder, nn.ModuleDict({"student": model}))  # what a correction trains is called so
+        load_weights(folder, nn.ModuleDict({STUDENT: model}))  # a correction trains it as a student
         return
     from transformers import AutoModelForCausalLM  # deferred: importing model classes takes seconds
 

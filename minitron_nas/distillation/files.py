@@ -90,11 +90,13 @@ def is_path(name: str) -> bool:
 
 def matching_files(name: str) -> list[Path]:
     """Return the files that a path, glob or folder stands for, sorted."""
-    path = Path(name)
+    path = Path(name).expanduser()
+    if path.is_file():
+        return [path]  # also where its name holds what a glob would read otherwise
     if path.is_dir():
         known = (*_TEXT_SUFFIXES, *_LOADERS)
         return sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in known)
-    return sorted(Path(match) for match in glob.glob(name, recursive=True) if Path(match).is_file())
+    return sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
 
 
 def open_files(files: Sequence[Path], column: str, origin: str, passages: bool) -> list[Part]:

@@ -45,8 +45,9 @@ class HiddenCache:
         self._shards, self._device = folder.shards, device or pick_device()
         self._dtype: torch.dtype = getattr(torch, folder.about["dtype"])
         self._hidden_size: int = folder.about["hidden_size"]
-        weight = _read_head(folder, self._device)
-        self.head = OutputHead(weight, folder.about["logits_scaling"], folder.about["softcap"])
+        parts = {name: _read_shared(folder, name, self._device) for name in folder.about["shared"]}
+        scaling, softcap = folder.about["logits_scaling"], folder.about["softcap"]
+        self.head = OutputHead(parts["head"], scaling, softcap, parts.get("bias"))
 
     def targets(self, indices: Tensor, tokens: PackedTokens) -> HiddenTargets:
         """Read the sequences' states.
@@ -87,7 +88,9 @@ def write_hidden_cache(
     online = OnlineTeacher(model)
     weight = online.head.weight
     stored = dtype or (torch.bfloat16 if weight.dtype == torch.bfloat16 else torch.float32)
-    hidden_size, head = weight.shape[1], weight.cpu().contiguous()
+    hidden_size, shared = weight.shape[1], {"head": weight.cpu().contiguous()}
+    if online.head.bias is not None:
+        shared["bias"] = online.head.bias.cpu().contiguous()
     folder = SignalFolder.lay_out(
         path,
         HiddenCache.kind,
@@ -95,12 +98,12 @@ def write_hidden_cache(
         tokens,
         tokens.input_ids.shape[1] * hidden_size * stored.itemsize,
         batch_sequences,
-        shared=["head"],
+        shared=list(shared),
         dtype=str(stored).removeprefix("torch."),
         hidden_size=hidden_size,
         logits_scaling=online.head.scaling,
         softcap=online.head.softcap,
-        head_checksum=_checksum(head),
+        checksums={name: _checksum(tensor) for name, tensor in shared.items()},
     )
 
     def encode(indices: Tensor, batch: PackedTokens) -> Bytes:
@@ -108,15 +111,15 @@ def write_hidden_cache(
         records: Bytes = states.view(len(indices), -1).view(torch.uint8).numpy()
         return records
 
-    folder.write(tokens, encode, {"head": head}, "the cache of the teacher's hidden states", progress)
+    folder.write(tokens, encode, shared, "the cache of the teacher's hidden states", progress)
 
 
-def _read_head(folder: SignalFolder, device: torch.device) -> Tensor:
-    checksum, file = folder.about["head_checksum"], folder.tensor_file("head")
+def _read_shared(folder: SignalFolder, name: str, device: torch.device) -> Tensor:
+    checksum, file = folder.about["checksums"][name], folder.tensor_file(name)
     weight = _WEIGHTS.get((checksum, device))
     if weight is None:
         try:
-            weight = load_file(file)["head"]
+            weight = load_file(file)[name]
         except (OSError, SafetensorError) as error:
             raise CacheError(f"{file} cannot be read ({error}); delete it and repeat the command") from None
         if _checksum(weight) != checksum:

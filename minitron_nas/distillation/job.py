@@ -7,7 +7,7 @@ the training; `minitron_nas.distillation.worker` reads it, in one process or in 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from minitron_nas import errors
 from minitron_nas.distillation.caches import open_signal
@@ -115,18 +115,23 @@ class TrainingJob:
         """Write `job.json`, remove what another attempt has left beside it, and return its path."""
         for left in (*self.out.glob(_ERRORS), self.out / _RESULT, self.out / _PROGRESS):
             left.unlink(missing_ok=True)
-        write_json(
-            self.out / JOB,
-            {
-                "student": str(self.student.absolute()),
-                "files": self.files.to_dict(),
-                "settings": {**self.settings.model_dump(mode="json"), "deepspeed": _absolute(self.settings.deepspeed)},
-                "schedule": asdict(self.schedule),
-                "checkpoints": str(self.checkpoints.absolute()),
-                "seed": self.seed,
-            },
-        )
+        write_json(self.out / JOB, self._content())
         return self.out / JOB
+
+    @property
+    def is_done(self) -> bool:
+        """Whether this very training has left its result."""
+        return (self.out / _RESULT).exists() and read_json(self.out / JOB) == self._content()
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "student": str(self.student.absolute()),
+            "files": self.files.to_dict(),
+            "settings": {**self.settings.model_dump(mode="json"), "deepspeed": _absolute(self.settings.deepspeed)},
+            "schedule": asdict(self.schedule),
+            "checkpoints": str(self.checkpoints.absolute()),
+            "seed": self.seed,
+        }
 
     @classmethod
     def read(cls, path: Path) -> Self:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from minitron_nas.distillation import worker
-from minitron_nas.distillation.arguments import micro_batch
+from minitron_nas.distillation.arguments import micro_batch, most_processes
 from minitron_nas.distillation.checkpoints import load_weights
 from minitron_nas.distillation.job import TrainingJob
 from minitron_nas.distillation.signals import load_for_training
@@ -30,18 +30,26 @@ def train(job: TrainingJob, runner: RunnerSettings, progress: Progress = silent)
         TrainingProcessError: If a process died without saying why.
         PreemptedError: After SIGTERM.
     """
+    if job.is_done:
+        return _trained(job)
     path = job.write()
     on_cluster = runner.kind == "ray" and runner.address is not None
     num_processes = runner.num_processes
     if num_processes is None and not on_cluster:
-        num_processes = _dividing(job.schedule.batch_sequences, torch.cuda.device_count())
+        num_processes = most_processes(job.settings, job.schedule, torch.cuda.device_count())
     if num_processes == 1 and job.settings.deepspeed is None and not on_cluster:
         worker.run(job, progress)
         release_memory()
     else:
         _in_processes(job, str(path), runner, num_processes, progress)
+    return _trained(job)
+
+
+def _trained(job: TrainingJob) -> tuple[Any, TrainingResult]:
+    """Return what a training has left."""
     result = job.result()
     if result is None:
+        job.raise_error()
         raise TrainingProcessError(
             f"a training process ended without a result; what it printed says why, and the same command goes on from "
             f"the last checkpoint in {job.checkpoints}"
@@ -64,7 +72,7 @@ def _in_processes(
         ray_train = RayTrain(runner, job.out / "ray")
         with ray_train.connected():
             if num_processes is None:
-                num_processes = _dividing(job.schedule.batch_sequences, ray_train.num_gpus())
+                num_processes = most_processes(job.settings, job.schedule, ray_train.num_gpus())
             micro_batch(job.settings, job.schedule, num_processes)  # before any process starts
             ray_train.run(worker.run_file, path, num_processes, look)
     else:
@@ -76,9 +84,3 @@ def _in_processes(
             job.raise_error()  # which names the checkpoint
             raise
     look()
-    job.raise_error()
-
-
-def _dividing(batch_sequences: int, num_devices: int) -> int:
-    """Return the largest number of processes, at most one a device, over which a batch divides."""
-    return max((n for n in range(1, num_devices + 1) if batch_sequences % n == 0), default=1)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Self
 
+from minitron_nas.distillation.settings import CorrectionTraining, DistillationSettings
 from minitron_nas.errors import TrainingMemoryError
 
 _FLOAT32_BYTES = 4
@@ -70,18 +71,21 @@ class TrainingMemory:
             micro_batch_tokens * per_token,
         )
 
-    def error(self, micro_batch_sequences: int, gradient_checkpointing: bool, zero_stage: int) -> TrainingMemoryError:
+    def error(self, settings: DistillationSettings, micro_batch_sequences: int, zero_stage: int) -> TrainingMemoryError:
         """Say what takes the memory and what to change.
 
         Args:
+            settings: What was asked for.
             micro_batch_sequences: Sequences of one forward pass.
-            gradient_checkpointing: Whether layers are recomputed.
             zero_stage: Of DeepSpeed.
         """
-        changes = [f"lower distillation.micro_batch_sequences (now {micro_batch_sequences})"]
+        section = settings.section
+        changes = [f"lower {section}.micro_batch_sequences (now {micro_batch_sequences})"]
         changes *= micro_batch_sequences > 1
-        changes += [] if gradient_checkpointing else ["set distillation.gradient_checkpointing=true"]
-        if zero_stage <= _LAST_STAGE_WITH_WHOLE_WEIGHTS:
+        changes += [] if settings.gradient_checkpointing else [f"set {section}.gradient_checkpointing=true"]
+        if isinstance(settings, CorrectionTraining):
+            changes.append("train few weights with correct.weights=lora")
+        elif zero_stage <= _LAST_STAGE_WITH_WHOLE_WEIGHTS:
             changes.append("shard over more processes with distillation.deepspeed=zero-3 and runner.num_processes")
         changes += ["lower text.sequence_length"]
         return TrainingMemoryError(

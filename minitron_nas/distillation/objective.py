@@ -34,7 +34,7 @@ class Objective(nn.Module):
             intermediate: What compares hidden states inside the models, if anything does.
         """
         super().__init__()
-        self.student = student
+        self.student = student  # named by `STUDENT`
         self.intermediate = intermediate
         self.config = student.config  # engines look for the sizes of buffers here
         self._settings = settings

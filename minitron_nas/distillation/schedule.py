@@ -28,14 +28,19 @@ class Schedule:
     def resolve(cls, settings: DistillationSettings, tokens: int, sequence_length: int) -> Self:
         """Fill in what the settings leave open.
 
+        A batch that they do not name gives about 200 steps and divides into their micro-batches, a larger one over
+        8 or 64 processes too. What does not fill a batch at the end is left out, so that no token is seen twice.
+
         Args:
             settings: May name the batch.
-            tokens: KD tokens of the whole schedule.
+            tokens: KD tokens of the whole schedule; of less than a batch, one step is made.
             sequence_length: Tokens of a sequence.
         """
-        automatic = min(max(tokens // (sequence_length * _WANTED_STEPS), 1), _MAX_BATCH_SEQUENCES)
-        batch = settings.batch_sequences or automatic
-        return cls(ceil(tokens / (batch * sequence_length)), batch, sequence_length)
+        wanted = min(max(tokens // (sequence_length * _WANTED_STEPS), 1), _MAX_BATCH_SEQUENCES)
+        units = (processes * settings.micro_batch_sequences for processes in (64, 8, 1))
+        unit = next((unit for unit in units if wanted >= 2 * unit), min(settings.micro_batch_sequences, wanted))
+        batch = settings.batch_sequences or wanted // unit * unit
+        return cls(max(tokens // (batch * sequence_length), 1), batch, sequence_length)
 
     @property
     def tokens_per_step(self) -> int:

@@ -1,7 +1,7 @@
 """Settings of text and distillation; no torch."""
 
 import warnings
-from typing import Annotated, Literal, Self, TypeAlias
+from typing import Annotated, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -47,6 +47,8 @@ class DistillationSettings(Settings):
         learning_rate: Peak of the cosine schedule.
         min_learning_rate_fraction: End of the schedule, as a fraction of the peak.
         warmup_fraction: Share of the steps with linearly rising learning rate.
+        weight_decay: Of AdamW.
+        adam_beta2: Decay of AdamW's second moments.
         batch_sequences: Sequences of one optimizer step; without it, as many as give about 200
             steps, at most 1152 (the papers' batch).
         micro_batch_sequences: Sequences of one forward pass.
@@ -80,6 +82,9 @@ class DistillationSettings(Settings):
             transformers knows.
         run_name: What the run is called there.
     """
+
+    section: ClassVar[str] = "distillation"
+    """Of the plan, for messages."""
 
     tokens: Count | None = None
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
@@ -155,6 +160,11 @@ class DistillationSettings(Settings):
                 f"intermediate={self.intermediate} needs hidden states inside the teacher, and "
                 f"teacher_signal={self.teacher_signal} holds none; set teacher_signal=online"
             )
+        if self.intermediate != "none" and self.torch_compile:
+            raise ValueError(
+                f"intermediate={self.intermediate} watches hidden states inside the student's layers, which "
+                "torch_compile=true compiles without what watches them; leave one of them out"
+            )
         return self
 
     @model_validator(mode="after")
@@ -166,6 +176,12 @@ class DistillationSettings(Settings):
                 stacklevel=2,
             )
         return self
+
+
+class CorrectionTraining(DistillationSettings):
+    """What the training loop is told where it fine-tunes the teacher."""
+
+    section: ClassVar[str] = "correct"
 
 
 class CorrectionSettings(Settings):

@@ -114,6 +114,10 @@ class _TokenLog:
                     self.enough = True
                     return
 
+    def num_first(self, length: int) -> int:
+        """Return the number of tokens among the first `length` of each document."""
+        return int(np.minimum(np.array(self.lengths, dtype=np.int64), length).sum())
+
     def reader(self) -> "_LogReader":
         return _LogReader(self._path, self._dtype, self.lengths)
 
@@ -228,8 +232,9 @@ def _write_parts(
 ) -> tuple[SourceTokens, ...]:
     readers = [log.reader() for log in logs]
     blend = Blend([log.lengths for log in logs], [source.share for source in sources])
-    # Of text that is too short for all, a tenth is for validation and a fifth for calibration.
-    usable = int(min(log.num_tokens / source.share for log, source in zip(logs, sources, strict=True)))
+    # Of text that is too short for all, a tenth is for validation and a fifth for calibration: of documents, as these
+    # take the first tokens of each and training takes nothing of it.
+    usable = int(min(log.num_first(goals.length) / source.share for log, source in zip(logs, sources, strict=True)))
     enough = all(log.enough for log in logs)
     held_out = {
         "validation": goals.validation if enough else min(goals.validation, usable // 10),

@@ -15,6 +15,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from minitron_nas.distillation.arguments import training_arguments, zero_stage
 from minitron_nas.distillation.checkpoints import (
+    STUDENT,
+    copy_weights,
     last_whole,
     load_state,
     load_weights,
@@ -143,9 +145,10 @@ def distill(
     checkpoint = last_whole(folder, identity)
     matching = intermediate_loss(student.config, train.signal, settings, seed)
     if checkpoint is not None and step_of(checkpoint) >= last_step:
-        load_weights(checkpoint, Objective(student, settings, matching))
-        if trained is not None:
-            save_weights(trained, student, arguments.process_index == 0)
+        if trained is None:
+            load_weights(checkpoint, Objective(student, settings, matching))
+        elif arguments.process_index == 0:
+            copy_weights(checkpoint, STUDENT, trained)
         return _result(json.loads((checkpoint / TRAINER_STATE_NAME).read_text())["log_history"], settings, schedule)
     if settings.gradient_checkpointing:
         # transformers 5.20 knows it under the second name, which later versions deprecate.
@@ -327,7 +330,7 @@ def _memory(
         zero_stage(arguments),
         arguments.world_size,
     )
-    return memory.error(micro, settings.gradient_checkpointing, zero_stage(arguments))
+    return memory.error(settings, micro, zero_stage(arguments))
 
 
 def _identity(tokens: PackedTokens, settings: DistillationSettings, schedule: Schedule, seed: int) -> str:

@@ -43,19 +43,21 @@ def validate(
     cast_head = head.detached(dtype)
     sums = LossSums()
     done = 0
-    for indices, batch in tokens.batches(batch_sequences):
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype not in (torch.float32, head.weight.dtype)):
-            hidden = final_hidden(model, batch.input_ids.to(device), batch.position_ids.to(device))
-        labels = batch.labels().flatten().to(device)
-        flat = hidden.flatten(0, 1)
-        targets = signal.targets(indices, batch) if signal is not None else None
-        if isinstance(targets, TopKTargets):
-            raise CacheError(
-                "validation takes the KL over the whole vocabulary, and the signal holds the most probable tokens "
-                "only; give it a cache of hidden states, or the teacher itself"
-            )
-        sums.add(flat, cast_head, labels, targets)
-        done += batch.num_tokens
-        progress(done, tokens.num_tokens)
-    model.train(training)
+    try:
+        for indices, batch in tokens.batches(batch_sequences):
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype not in (torch.float32, head.weight.dtype)):
+                hidden = final_hidden(model, batch.input_ids.to(device), batch.position_ids.to(device))
+            labels = batch.labels().flatten().to(device)
+            flat = hidden.flatten(0, 1)
+            targets = signal.targets(indices, batch) if signal is not None else None
+            if isinstance(targets, TopKTargets):
+                raise CacheError(
+                    "validation takes the KL over the whole vocabulary, and the signal holds the most probable tokens "
+                    "only; give it a cache of hidden states, or the teacher itself"
+                )
+            sums.add(flat, cast_head, labels, targets)
+            done += batch.num_tokens
+            progress(done, tokens.num_tokens)
+    finally:
+        model.train(training)
     return sums.means()

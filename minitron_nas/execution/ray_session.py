@@ -15,6 +15,8 @@ os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 
 import ray
 
+from minitron_nas.errors import PlanError
+
 
 @contextmanager
 def connected(address: str | None, folder: Path) -> Iterator[None]:
@@ -23,15 +25,26 @@ def connected(address: str | None, folder: Path) -> Iterator[None]:
     Args:
         address: A running cluster; None starts Ray here.
         folder: Where the block's work keeps Ray's state; removed at the end.
+
+    Raises:
+        PlanError: If no cluster answers at the address.
     """
     started_here = not ray.is_initialized()
     if started_here:
-        ray.init(
-            address=address,
-            include_dashboard=False if address is None else None,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        try:
+            ray.init(
+                address=address,
+                include_dashboard=False if address is None else None,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            if address is None:
+                raise
+            raise PlanError(
+                f"runner.address={address}: no Ray cluster can be reached ({' '.join(str(error).split())}); start one "
+                "with `ray start --head`, or leave runner.address out"
+            ) from error
     try:
         yield
     finally:

@@ -49,7 +49,7 @@ class RayTrain:
         Ray's and get no signals: SIGTERM ends this call, and the last checkpoint by the clock counts.
 
         Args:
-            function: A module-level function.
+            function: A module-level function; another value than 0 ends the worker as if it were lost.
             argument: The same for all.
             num_processes: Number of workers, one GPU each where there are any.
             on_wait: Called twice a second while they work.
@@ -59,7 +59,7 @@ class RayTrain:
         """
         resources = {"CPU": self._settings.cpus_per_trial or 1.0}
         trainer = TorchTrainer(
-            lambda: _discard(function(argument)),
+            lambda: _require_success(function(argument)),
             scaling_config=ScalingConfig(
                 num_workers=num_processes, use_gpu=self.num_gpus() > 0, resources_per_worker=resources
             ),
@@ -91,5 +91,7 @@ def _stop() -> None:
     raise PreemptedError("stopped by SIGTERM; the same command goes on from the last checkpoint")
 
 
-def _discard(_: object) -> None:
-    """Ray Train wants no return value."""
+def _require_success(code: int) -> None:
+    """Let Ray Train end the other workers, which may wait for this one."""
+    if code:
+        raise RuntimeError(f"the worker ended with {code}; what it printed says why")

@@ -12,6 +12,8 @@ from minitron_nas.errors import PreemptedError
 from minitron_nas.execution.preemption import on_sigterm
 
 _POLL_SECONDS = 0.5
+_SHUTDOWN_SECONDS = 3600
+"""What torchrun gives its processes after a SIGTERM of its own: a checkpoint of a large model takes minutes."""
 
 
 def run_processes(module: str, argument: str, num_processes: int, on_wait: Callable[[], None]) -> int:
@@ -31,11 +33,12 @@ def run_processes(module: str, argument: str, num_processes: int, on_wait: Calla
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc_per_node", str(num_processes), "-m", module, argument]
     threads = str(max((os.cpu_count() or 1) // num_processes, 1))
-    environment = {"OMP_NUM_THREADS": threads, **os.environ}
+    timeout = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(_SHUTDOWN_SECONDS)}
+    environment = {"OMP_NUM_THREADS": threads, **timeout, **os.environ}
     process = subprocess.Popen(command, stdout=sys.stderr.fileno(), env=environment)
     asked_to_stop = False
 
-    def stop() -> None:  # not torchrun, which would kill them after 30 seconds
+    def stop() -> None:
         nonlocal asked_to_stop
         asked_to_stop = True
         for worker in psutil.Process(process.pid).children():

@@ -9,6 +9,7 @@ from typing import Any, Self
 from minitron_nas.architecture.costs import count_parameters
 from minitron_nas.architecture.layout import Layout
 from minitron_nas.architecture.spec import Architecture
+from minitron_nas.errors import PlanError
 from minitron_nas.families.checks import (
     check_tensors,
     check_tokenizer,
@@ -48,6 +49,19 @@ class Checkpoint:
     def num_parameters(self) -> int:
         """Number of parameters, tied embeddings counted once."""
         return count_parameters(self.architecture, self.layout)
+
+    def require_length(self, sequence_length: int) -> None:
+        """Refuse sequences that are longer than a table of learned positions.
+
+        Raises:
+            PlanError: With both lengths.
+        """
+        positions = self.architecture.max_position_embeddings
+        if 0 < positions < sequence_length:
+            raise PlanError(
+                f"{self.path} has learned {positions:,} positions, fewer than a sequence of {sequence_length:,} tokens "
+                f"has; choose a sequence length of {positions:,} or less (text.sequence_length)"
+            )
 
     def at(self, path: Path) -> Self:
         """Return the same checkpoint in another folder, to which its files were moved."""

@@ -1,5 +1,6 @@
 """`HiddenStates`: what passes between two layers, for every calibration sequence."""
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from math import prod
@@ -12,9 +13,6 @@ import torch
 from torch import Tensor
 
 from minitron_nas.storage.atomic import require_free_bytes
-
-_MEMORY_FRACTION = 1 / 8
-"""Of the available memory; what is larger goes to a file."""
 
 
 class HiddenStates:
@@ -40,17 +38,20 @@ class HiddenStates:
         if file is None:
             self._states = torch.zeros(shape, dtype=dtype)
         else:
-            file.truncate(prod(shape) * dtype.itemsize)
+            os.posix_fallocate(file.fileno(), 0, prod(shape) * dtype.itemsize)  # so that the disk counts it as taken
 
     @classmethod
     @contextmanager
-    def make(cls, shape: tuple[int, int, int], dtype: torch.dtype, folder: Path) -> Iterator[Self]:
-        """Keep states for the duration of the block, in memory where they take an eighth of it at most.
+    def make(
+        cls, shape: tuple[int, int, int], dtype: torch.dtype, folder: Path, memory_fraction: float = 1 / 8
+    ) -> Iterator[Self]:
+        """Keep states for the duration of the block, in memory where that takes little of it.
 
         Args:
             shape: (num_sequences, seq_len, hidden_size).
             dtype: Of the states.
             folder: On the disk that takes the file; holds nothing afterwards.
+            memory_fraction: Of the available memory; what is larger goes to a file.
 
         Raises:
             DiskSpaceError: If the disk cannot hold the file.
@@ -58,7 +59,7 @@ class HiddenStates:
         num_bytes = prod(shape) * dtype.itemsize
         with ExitStack() as stack:
             file = None
-            if num_bytes > _MEMORY_FRACTION * psutil.virtual_memory().available:
+            if num_bytes > memory_fraction * psutil.virtual_memory().available:
                 require_free_bytes(folder, num_bytes, "hidden states of the text")
                 file = stack.enter_context(TemporaryFile(dir=folder))
             yield cls(shape, dtype, file)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -65,20 +65,24 @@ class ImportanceScores:
             source: The fingerprint that the scored model has to have.
 
         Raises:
-            ScoresError: If there are no scores, or they are another model's.
+            ScoresError: If there are no scores that can be read, or they are another model's.
         """
         file = folder / _FILE
         if not file.is_file():
             raise ScoresError(
                 f"{folder} holds no {_FILE}; give a folder that `minitron-nas score` wrote, or a run's importance/NAME"
             )
-        with safe_open(file, framework="pt") as handle:
-            scored = (handle.metadata() or {}).get("source")
-            if source is not None and scored != source:
-                raise ScoresError(
-                    f"{folder} holds the scores of model {scored}, not of this one ({source}); score this one"
-                )
-            return cls(**{field.name: handle.get_tensor(field.name) for field in fields(cls)})
+        try:
+            with safe_open(file, framework="pt") as handle:
+                scored = (handle.metadata() or {}).get("source")
+                tensors = {field.name: handle.get_tensor(field.name) for field in fields(cls)}
+        except SafetensorError as error:
+            raise ScoresError(f"{file} is cut short or of another version ({error}); score again") from None
+        if source is not None and scored != source:
+            raise ScoresError(
+                f"{folder} holds the scores of model {scored}, not of this one ({source}); score this one"
+            )
+        return cls(**tensors)
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         for field in fields(self):

@@ -12,16 +12,14 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
 
-from minitron_nas.architecture.layout import HIDDEN, VOCAB, Layout
 from minitron_nas.distillation.signals import final_hidden
 from minitron_nas.distillation.tokens import PackedTokens
-from minitron_nas.execution.device import compute_dtype, pick_device, release_memory, trim_memory
+from minitron_nas.execution.device import release_memory, trim_memory
 from minitron_nas.families.checkpoint import Checkpoint
-from minitron_nas.families.layer_model import embed, layer_model, release_weights, run_layer
-from minitron_nas.families.stock import read_entries, read_tensor
+from minitron_nas.families.layer_model import run_layer
 from minitron_nas.importance.hidden_states import HiddenStates
+from minitron_nas.importance.layered_model import LayeredModel
 from minitron_nas.progress import Progress
 
 
@@ -73,12 +71,14 @@ def one_pass(model: Any, calibration: PackedTokens, watch: Watch, batch_sequence
     training = model.training
     model.eval()
     done = 0
-    with watch(Section.whole(model)):
-        for _, batch in calibration.batches(batch_sequences):
-            final_hidden(model, batch.input_ids.to(device), batch.position_ids.to(device))
-            done += batch.num_tokens
-            progress(done, calibration.num_tokens)
-    model.train(training)
+    try:
+        with watch(Section.whole(model)):
+            for _, batch in calibration.batches(batch_sequences):
+                final_hidden(model, batch.input_ids.to(device), batch.position_ids.to(device))
+                done += batch.num_tokens
+                progress(done, calibration.num_tokens)
+    finally:
+        model.train(training)
 
 
 @torch.no_grad()
@@ -103,61 +103,21 @@ def sweep(
     Raises:
         DiskSpaceError: If neither memory nor disk can hold the hidden states.
     """
-    num_layers = checkpoint.architecture.num_hidden_layers
-    device = pick_device()
-    dtype = compute_dtype(device)
+    layout, num_layers = checkpoint.layout, checkpoint.architecture.num_hidden_layers
+    layers = LayeredModel.of_files(checkpoint.headers, checkpoint.config, checkpoint.architecture, layout)
     shape = (*calibration.input_ids.shape, checkpoint.architecture.hidden_size)
     done, total = 0, calibration.num_tokens * num_layers
-    with HiddenStates.make(shape, dtype, folder) as states:
-        vocabulary, rows = calibration.in_memory().input_ids.unique(return_inverse=True)
-        model = checkpoint_layer(checkpoint, 0, dtype, read_embedding(checkpoint, vocabulary)).to(device)
-        text = PackedTokens(rows, calibration.position_ids)
-        embed_text(model, checkpoint.layout, text, states, batch_sequences)
-        release_weights(model)
+    with HiddenStates.make(shape, layers.dtype, folder) as states:
+        layers.embed(calibration, states, batch_sequences)
         for layer in range(num_layers):
-            model = checkpoint_layer(checkpoint, layer, dtype).to(device)
-            with watch(Section(model, range(layer, layer + 1), layer == num_layers - 1)):
+            with (
+                layers.layer(layer) as model,
+                watch(Section(model, range(layer, layer + 1), layer == num_layers - 1)),
+            ):
                 for indices, batch in calibration.batches(batch_sequences):
-                    inputs, positions = states.read(indices).to(device), batch.position_ids.to(device)
-                    states.write(indices, run_layer(model, checkpoint.layout, inputs, positions))
+                    inputs, positions = states.read(indices).to(layers.device), batch.position_ids.to(layers.device)
+                    states.write(indices, run_layer(model, layout, inputs, positions))
                     done += batch.num_tokens
                     progress(done, total)
-            release_weights(model)
             trim_memory()
     release_memory()
-
-
-def checkpoint_layer(checkpoint: Checkpoint, layer: int, dtype: torch.dtype, embedding: Tensor | None = None) -> Any:
-    """Read one layer of a checkpoint as a causal LM of its own, on the CPU; `embedding` as in `layer_model`."""
-    shape, layout = checkpoint.architecture, checkpoint.layout
-    return layer_model(
-        lambda name: read_tensor(checkpoint.headers[name]), checkpoint.config, shape, layout, layer, dtype, embedding
-    )
-
-
-def read_embedding(checkpoint: Checkpoint, vocabulary: Tensor) -> Tensor:
-    """Read the rows of a checkpoint's token embedding that a text needs, (num_tokens, hidden_size).
-
-    Args:
-        checkpoint: The model.
-        vocabulary: (num_tokens,), ascending token ids.
-    """
-    layout = checkpoint.layout
-    (table,) = [row for row in layout.rows if row.dims == (VOCAB, HIDDEN) and not layout.is_head(row)]
-    return read_entries(checkpoint.headers[table.name], vocabulary)
-
-
-@torch.no_grad()
-def embed_text(model: Any, layout: Layout, rows: PackedTokens, states: HiddenStates, batch_sequences: int) -> None:
-    """Write what the first layer of a model reads.
-
-    Args:
-        model: The first layer with its embedding, or rows of it, on its device.
-        layout: The table of its family.
-        rows: The text, with rows of the embedding for token ids.
-        states: Of as many sequences.
-        batch_sequences: Sequences of one forward pass.
-    """
-    device = next(model.parameters()).device
-    for indices, batch in rows.batches(batch_sequences):
-        states.write(indices, embed(model, layout, batch.input_ids.to(device), batch.position_ids.to(device)))

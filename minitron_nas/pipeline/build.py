@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 
-from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.text import data_name
 from minitron_nas.families.checkpoint import Checkpoint, open_checkpoint
 from minitron_nas.families.teacher import resolve_teacher, source_name
@@ -23,7 +22,7 @@ from minitron_nas.pipeline.plan import FamilyPlan, make_plan, with_overrides
 from minitron_nas.pipeline.preflight import preflight
 from minitron_nas.pipeline.provenance import versions
 from minitron_nas.pipeline.sources import Tokens, prepare_tokens, teacher_files
-from minitron_nas.pipeline.training import depth_only_shape, train_member
+from minitron_nas.pipeline.training import depth_only_shape, layer_counts, train_member
 from minitron_nas.pipeline.workload import estimate_workload
 from minitron_nas.reporting.html import write_report
 from minitron_nas.reporting.model_card import write_model_card
@@ -210,11 +209,11 @@ def _build(engine: Engine, plan: FamilyPlan, teacher: Checkpoint, tokens: Tokens
         hop = Hop(size, source, name)
         if plan.kd_teacher == "previous" and source is not teacher:
             files = teacher_files(engine, plan, source, name, tokens)
-        depth_only = depth_only_shape(source.architecture, hop, plan.space.protected_layers)
-        prepared = prepare_source(engine, plan, hop, tokens, _layer_counts(plan, source.architecture, depth_only))
+        prepared = prepare_source(engine, plan, hop, tokens, layer_counts(plan, hop))
         winner = find_shape(engine, plan, hop, prepared, tokens, files)
         shapes = {"student": winner.architecture}
         if plan.baselines:
+            depth_only = depth_only_shape(source.architecture, hop, plan.space.protected_layers)
             shapes |= {"depth_baseline": depth_only, "random_baseline": winner.architecture}
         for role, shape in shapes.items():
             told = train_member(engine, plan, hop, role, shape, prepared, teacher, tokens, files)  # type: ignore[arg-type]
@@ -226,11 +225,3 @@ def _build(engine: Engine, plan: FamilyPlan, teacher: Checkpoint, tokens: Tokens
     for size in plan.descending_sizes:
         write_model_card(engine.folder.student(format_count(size)), engine.folder.path)
     write_report(engine.folder.path)
-
-
-def _layer_counts(plan: FamilyPlan, source: Architecture, depth_only: Architecture) -> set[int]:
-    """Return the numbers of layers that candidates of the plan's space have, and the depth-only baseline."""
-    num_layers = source.num_hidden_layers
-    least = max(len({layer % num_layers for layer in plan.space.protected_layers}), 1)
-    counts = {size for size in plan.space.axes.sizes("num_hidden_layers", source) if least <= size <= num_layers}
-    return counts | {depth_only.num_hidden_layers} if plan.baselines else counts

@@ -13,9 +13,13 @@ from minitron_nas.distillation.correction import Correction
 from minitron_nas.distillation.lora import add_adapters, merge_adapters, require_peft
 from minitron_nas.distillation.losses import Losses
 from minitron_nas.distillation.schedule import Schedule
-from minitron_nas.distillation.settings import CorrectionSettings, DistillationSettings, TextSettings
+from minitron_nas.distillation.settings import (
+    CorrectionSettings,
+    CorrectionTraining,
+    DistillationSettings,
+    TextSettings,
+)
 from minitron_nas.distillation.signals import load_for_training
-from minitron_nas.distillation.splits import ONE_PASS_TOKENS
 from minitron_nas.distillation.text import data_name
 from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.distillation.trainer import Stream, TrainingResult, distill
@@ -27,8 +31,8 @@ from minitron_nas.families.teacher import resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.pipeline.engine import Engine
 from minitron_nas.pipeline.plan import FamilyPlan
-from minitron_nas.pipeline.provenance import PROOF_TOKENS, versions
-from minitron_nas.pipeline.sources import Tokens, read_splits
+from minitron_nas.pipeline.provenance import versions
+from minitron_nas.pipeline.sources import Tokens, one_pass_tokens, proof_prompt, read_splits
 from minitron_nas.progress import Progress
 from minitron_nas.pruning.export import Proof, export_student, stored_dtype
 from minitron_nas.storage.run_folder import require_new_folder
@@ -90,7 +94,7 @@ def correct(
     source = resolve_teacher(teacher, work / "teacher")
     with display.stage("text", "read, split and pack") as progress:
         splits = read_splits(work, data, source, text, settings.tokens, seed, progress)
-    tokens = settings.tokens or min(splits.train.num_tokens, ONE_PASS_TOKENS)
+    tokens = settings.tokens or one_pass_tokens(splits)
     schedule, training = correction_schedule(settings, tokens, text.sequence_length)
     with display.stage("correct", f"{schedule.num_tokens:,} tokens in {schedule.num_steps} steps") as progress:
         run = _Correction(source, splits.train, splits.validation, settings, training, schedule, seed)
@@ -155,7 +159,7 @@ def correction_schedule(
         tokens: To train on.
         sequence_length: Tokens of a sequence.
     """
-    training = DistillationSettings(
+    training = CorrectionTraining(
         learning_rate=settings.peak_learning_rate,
         batch_sequences=settings.batch_sequences,
         micro_batch_sequences=settings.micro_batch_sequences,
@@ -195,7 +199,7 @@ class _Correction:
         if self.settings.weights == "lora":
             merge_adapters(model)
         after = validate(model, self.validation, None)
-        prompt = self.validation.first(1).in_memory().input_ids[:, :PROOF_TOKENS]
+        prompt = proof_prompt(self.validation)
         lineage = {
             "corrected": {"source": name, "fingerprint": self.teacher.fingerprint},
             "architecture": self.teacher.architecture.to_dict(),

@@ -17,14 +17,13 @@ DEMO_SETTINGS: dict[str, Any] = {
     "search": {"max_screened": 12, "screen_sequences": 8, "num_finalists": 4, "num_rungs": 2, "tokens": "4k"},
     "distillation": {
         "tokens": "20k",
-        "learning_rate": 3e-4,
         "batch_sequences": 4,
         "micro_batch_sequences": 4,
         "num_evaluations": 3,
     },
     "evaluation": {"prompt_tokens": 256, "decode_tokens": 32},
 }
-"""Small enough for two cores and 25 minutes; every one of them is what a real run would raise."""
+"""Small enough for two cores and 25 minutes; a real run would raise every number."""
 
 
 def run_demo(out: str | Path, overrides: tuple[str, ...] = (), display: Display | None = None) -> Family:

@@ -6,14 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from minitron_nas.distillation.arguments import check_engine
+from minitron_nas.distillation.arguments import check_engine, micro_batch
 from minitron_nas.distillation.caches import cached_parts, keep_signals
 from minitron_nas.distillation.correction import Correction
 from minitron_nas.distillation.job import TrainingFiles, TrainingJob
 from minitron_nas.distillation.launch import train
 from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings, TextSettings
-from minitron_nas.distillation.splits import ONE_PASS_TOKENS
 from minitron_nas.distillation.text import data_name
 from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.distillation.trainer import CurvePoint, TrainingResult
@@ -22,8 +21,8 @@ from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.families.teacher import resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display
-from minitron_nas.pipeline.provenance import PROOF_TOKENS, versions
-from minitron_nas.pipeline.sources import read_splits
+from minitron_nas.pipeline.provenance import versions
+from minitron_nas.pipeline.sources import one_pass_tokens, proof_prompt, read_splits
 from minitron_nas.progress import Progress
 from minitron_nas.pruning.export import Proof, export_student, stored_dtype
 from minitron_nas.storage.run_folder import require_new_folder
@@ -89,7 +88,7 @@ def distill(
         PreemptedError: After SIGTERM during training; a checkpoint is written.
     """
     display, settings, text = display or default_display(), settings or DistillationSettings(), text or TextSettings()
-    folder = Path(out)
+    folder, runner = Path(out), runner or RunnerSettings()
     require_new_folder(folder)
     check_engine(settings)
     if correction is not None:
@@ -101,11 +100,12 @@ def distill(
     Vocabulary.of(source.path, f"{source_name(student)!r}").require_same(
         Vocabulary.of(other.path, f"{source_name(teacher)!r}")
     )
+    if correction is not None:
+        Correction(Path(correction)).require_of(other.fingerprint)
     with display.stage("text", "read, split and pack") as progress:
         splits = read_splits(work, data, other, text, settings.tokens, seed, progress)
-    schedule = Schedule.resolve(
-        settings, settings.tokens or min(splits.train.num_tokens, ONE_PASS_TOKENS), text.sequence_length
-    )
+    schedule = Schedule.resolve(settings, settings.tokens or one_pass_tokens(splits), text.sequence_length)
+    micro_batch(settings, schedule, runner.num_processes or 1)  # before the teacher speaks
     parts = {
         "train": splits.train.first(schedule.num_steps * schedule.batch_sequences),
         "validation": splits.validation,
@@ -117,7 +117,7 @@ def distill(
     checkpoints = work / f"checkpoints-{source.fingerprint}-{other.fingerprint}"
     job = TrainingJob(source.path, files, settings, schedule, checkpoints, seed, work / "training")
     with display.stage("distil", f"{schedule.num_tokens:,} tokens in {schedule.num_steps} steps") as progress:
-        model, result = train(job, runner or RunnerSettings(), progress)
+        model, result = train(job, runner, progress)
     lineage = {
         "teacher": {
             "source": source_name(teacher),
@@ -131,7 +131,7 @@ def distill(
         "seed": seed,
         "versions": versions(),
     }
-    prompt = splits.validation.first(1).in_memory().input_ids[:, :PROOF_TOKENS]
+    prompt = proof_prompt(splits.validation)
     proof = export_student(model, source.path, folder, stored_dtype(source.path), prompt, lineage)
     shutil.rmtree(work, ignore_errors=True)
     return Distilled(folder, result, proof)

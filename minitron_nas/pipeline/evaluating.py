@@ -14,8 +14,9 @@ from minitron_nas.distillation.signals import OnlineTeacher, load_for_inference
 from minitron_nas.distillation.text import read_in_order
 from minitron_nas.distillation.tokens import PackedTokens, pack, tokenize
 from minitron_nas.distillation.validation import validate
+from minitron_nas.distillation.vocabulary import Vocabulary
 from minitron_nas.errors import DataError
-from minitron_nas.families.teacher import resolve_teacher
+from minitron_nas.families.teacher import resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.progress import Progress
 
@@ -66,20 +67,22 @@ def evaluate(
     with TemporaryDirectory() as work:
         checkpoint = resolve_teacher(model, Path(work) / "model")
         other = resolve_teacher(teacher, Path(work) / "teacher") if teacher is not None else None
-        if other is not None and other.architecture.vocab_size != checkpoint.architecture.vocab_size:
-            raise DataError(
-                f"the model's vocabulary has {checkpoint.architecture.vocab_size} entries and the teacher's "
-                f"{other.architecture.vocab_size}; a KL needs the same tokenizer and vocabulary"
-            )
+        if other is not None:
+            vocabulary = Vocabulary.of(checkpoint.path, source_name(model))
+            vocabulary.require_same(Vocabulary.of(other.path, source_name(teacher)))
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
         pieces = list(tokenize(read_in_order(text, TextSettings(column=column)), tokenizer))
         total = sum(len(piece) for piece in pieces)
         if total < 2:
             raise DataError(f"{text} holds {total} tokens; at least 2 are needed to predict one from another")
+        length = min(sequence_length, total)
+        for each in (checkpoint, other):
+            if each is not None:
+                each.require_length(length)
         signal = OnlineTeacher(load_for_inference(other.path)) if other is not None else None
         student = load_for_inference(checkpoint.path)
         with display.stage("evaluate", f"{total:,} tokens") as progress:
-            losses = _validate_all(student, pieces, min(sequence_length, total), signal, progress)
+            losses = _validate_all(student, pieces, length, signal, progress)
     kl = losses.kl_nats if signal is not None else None
     return Evaluation(losses.loss_nats, exp(losses.loss_nats), kl, total, checkpoint.num_parameters)
 

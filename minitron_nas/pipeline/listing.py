@@ -1,13 +1,17 @@
 """Looking without doing: which candidates a size has, which families and spaces are known."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import yaml
+
 from minitron_nas.families.catalog import layout_of, layouts
-from minitron_nas.pipeline.plan import parse_size
+from minitron_nas.pipeline.plan import FamilyPlan, parse_size
 from minitron_nas.resources import resource_names
-from minitron_nas.space.axes import load_space
+from minitron_nas.settings import Settings, attribute_docs, settings_within
+from minitron_nas.space.axes import SearchSpace, load_space
 from minitron_nas.space.enumerate import Enumeration, enumerate_candidates
 
 
@@ -35,11 +39,13 @@ def enumerate_size(space_name: str, size: str | float, teacher: str | None = Non
 
 
 def list_known(what: str) -> list[dict[str, Any]]:
-    """Return `name` and `about` of every known family or shipped search space, with more that a program may want.
+    """Return `name` and `about` of every known family, shipped search space or setting of a plan.
 
     Args:
-        what: "families" or "spaces".
+        what: "families", "spaces" or "settings"; rows of families have `shape_fields` too, those of settings `default`.
     """
+    if what == "settings":
+        return list(_settings(FamilyPlan))
     if what == "families":
         return [
             {"name": name, "about": ", ".join(layout.shape_fields()), "shape_fields": layout.shape_fields()}
@@ -47,3 +53,16 @@ def list_known(what: str) -> list[dict[str, Any]]:
         ]
     names = resource_names("search_spaces", ".yaml")
     return [{"name": name, "about": load_space(name).description} for name in names]
+
+
+def _settings(model: type[Settings], prefix: str = "") -> Iterator[dict[str, Any]]:
+    docs, values = attribute_docs(model), model.model_construct().model_dump(mode="json", warnings=False)
+    for name, field in model.model_fields.items():
+        inner = settings_within(field.annotation)
+        if inner and inner != [SearchSpace]:
+            yield from _settings(inner[0], f"{prefix}{name}.")
+            continue
+        default = "default" if inner else values.get(name)
+        written = yaml.safe_dump(default, default_flow_style=True).split("\n")[0]
+        shown = "" if default is None else f" Default: {written}."
+        yield {"name": f"{prefix}{name}", "default": default, "about": f"{docs[name]}{shown}"}

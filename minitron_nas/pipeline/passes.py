@@ -28,10 +28,15 @@ def whole_model_bytes(checkpoint: Checkpoint) -> int:
     return int(weights * (1 + _MARGIN_FRACTION)) + _MARGIN_BYTES
 
 
-def fits_in_memory(checkpoint: Checkpoint) -> bool:
-    """Whether a whole model can be loaded now, in main memory and on this process' device."""
+def fits_in_memory(checkpoint: Checkpoint, more_bytes: int = 0) -> bool:
+    """Whether a whole model can be loaded now, in main memory and on this process' device.
+
+    Args:
+        checkpoint: The model.
+        more_bytes: What is kept beside it.
+    """
     places = {torch.device("cpu"), pick_device()}
-    return whole_model_bytes(checkpoint) <= min(available_bytes(place) for place in places)
+    return whole_model_bytes(checkpoint) + more_bytes <= min(available_bytes(place) for place in places)
 
 
 def pass_title(title: str, whole: bool) -> str:
@@ -113,8 +118,8 @@ def require_whole_model(checkpoint: Checkpoint, depth: DepthSettings) -> None:
     """
     if not fits_in_memory(checkpoint):
         raise PlanError(
-            f"importance.depth criterion={depth.criterion} with mode={depth.mode} runs the whole model without some "
-            f"of its layers, which needs {whole_model_bytes(checkpoint) / 1e9:.1f} GB of free memory for "
+            f"importance.depth criterion={depth.criterion} with mode={depth.mode} runs the whole model, which needs "
+            f"{whole_model_bytes(checkpoint) / 1e9:.1f} GB of free memory for "
             f"{checkpoint.path}; choose criterion=block_importance with mode=layers, which needs one layer "
             "at a time, or use a machine with more memory"
         )

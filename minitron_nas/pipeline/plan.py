@@ -38,7 +38,8 @@ class FamilyPlan(Settings):
             `none` leaves them as they are.
         merge_heads: Whether query heads that stay take over something of those that leave their group.
         correct: Fine-tunes the teacher on the training text first; what comes out is the model that is pruned,
-            the first teacher of all students and the one they are measured against. Off without it.
+            the first teacher of all students and the one they are measured against. `true` takes the defaults; off
+            without it.
         baselines: Whether to train, for each size and on the same tokens, a depth-only student and a
             randomly initialised one of the same shape.
         seed: Of every random draw.
@@ -76,6 +77,11 @@ class FamilyPlan(Settings):
     @classmethod
     def _named_runner(cls, value: Any) -> Any:
         return {"kind": value} if isinstance(value, str) else value
+
+    @field_validator("correct", mode="before")
+    @classmethod
+    def _switched_correction(cls, value: Any) -> Any:
+        return ({} if value else None) if isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _distinct_sizes(self) -> Self:

@@ -1,15 +1,19 @@
 """What can be refused before any work starts."""
 
-from minitron_nas.distillation.arguments import check_engine
+from minitron_nas.distillation.arguments import check_engine, micro_batch
 from minitron_nas.distillation.lora import require_peft
+from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.top_k_cache import TOP_K_BYTES
 from minitron_nas.execution.device import compute_dtype, pick_device
 from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.importance.depth_modes import free_runs
 from minitron_nas.pipeline.correcting import correction_tokens
+from minitron_nas.pipeline.finding import Hop
 from minitron_nas.pipeline.passes import require_whole_model
 from minitron_nas.pipeline.plan import FamilyPlan
+from minitron_nas.pipeline.preparing import moments_bytes
+from minitron_nas.pipeline.training import layer_counts
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.space.enumerate import enumerate_candidates
 from minitron_nas.storage.atomic import require_free_bytes
@@ -30,14 +34,17 @@ def preflight(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder) -> None:
     this finds what is unreachable already, not all of what will be.
 
     Raises:
-        PlanError: If DeepSpeed or a tracker cannot be used as asked, layers are to be measured on a teacher that
-            does not fit into memory, or the teacher cannot be corrected as asked.
+        PlanError: If DeepSpeed or a tracker cannot be used as asked, the batch does not divide, the teacher knows fewer
+            positions than a sequence has, layers are to be measured on a teacher that does not fit into memory, or
+            the teacher cannot be corrected as asked.
         SpaceError: If a size is not below the teacher's, or no shape is within tolerance.
         InvalidArchitectureError: If a protected layer does not exist, or protected layers leave no block of
             the size that has to go.
         DiskSpaceError: If the run will not fit.
     """
     check_engine(plan.distillation)
+    teacher.require_length(plan.text.sequence_length)
+    _check_batch(plan)
     PruningOrder.check_layers(teacher.architecture, plan.space.protected_layers)
     _check_depth(plan, teacher)
     _check_correction(plan)
@@ -50,8 +57,9 @@ def preflight(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder) -> None:
     trained = sizes[0] if plan.correct is None else teacher.num_parameters
     checkpoints = trained * (2 * _TRAINING_BYTES_PER_PARAMETER + _START_AND_END_BYTES_PER_PARAMETER)
     trials = plan.search.num_finalists * sizes[0] * _TRAINING_BYTES_PER_PARAMETER
+    moments = _moments_bytes(plan, teacher)
     cache = (plan.distillation.tokens or 0) * _cached_token_bytes(plan.distillation, teacher)
-    needed = int(models + max(checkpoints, trials) + cache)
+    needed = int(models + max(checkpoints, trials) + moments + cache)
     written = sum(file.stat().st_size for file in folder.path.rglob("*") if file.is_file())
     purpose = f"this run ({plan.search.num_finalists} trials and {len(sizes)} students)"
     require_free_bytes(folder.path, max(needed - written, 0), purpose)
@@ -67,6 +75,20 @@ def _cached_token_bytes(settings: DistillationSettings, teacher: Checkpoint) -> 
     return shape.hidden_size * compute_dtype(pick_device()).itemsize
 
 
+def _moments_bytes(plan: FamilyPlan, teacher: Checkpoint) -> float:
+    """Return the bytes of the second moments of all models that are pruned; they grow with a model's size."""
+    pruned = [teacher.num_parameters, *plan.descending_sizes[:-1]]
+    whole = moments_bytes(teacher, stream=False, inputs=True) if plan.repair == "ridge" else 0
+    return whole * sum(pruned) / teacher.num_parameters
+
+
+def _check_batch(plan: FamilyPlan) -> None:
+    """Refuse a batch that does not divide; of GPUs that are chosen for it later, it need only divide over one."""
+    if plan.distillation.tokens is not None:
+        schedule = Schedule.resolve(plan.distillation, plan.distillation.tokens, plan.text.sequence_length)
+        micro_batch(plan.distillation, schedule, plan.runner.num_processes or 1)
+
+
 def _check_correction(plan: FamilyPlan) -> None:
     if plan.correct is not None and plan.correct.weights == "lora":
         require_peft()
@@ -77,11 +99,10 @@ def _check_correction(plan: FamilyPlan) -> None:
 def _check_depth(plan: FamilyPlan, teacher: Checkpoint) -> None:
     num_layers = teacher.architecture.num_hidden_layers
     protected = {layer % num_layers for layer in plan.space.protected_layers}
-    counts = plan.space.axes.sizes("num_hidden_layers", teacher.architecture)
+    counts = layer_counts(plan, Hop(plan.descending_sizes[0], teacher, "teacher"))
     depth = plan.importance.depth
     if depth.needs_model and any(count < num_layers for count in counts):
         require_whole_model(teacher, depth)
     if depth.mode == "block":
-        for count in counts:
-            if len(protected) <= count < num_layers:
-                free_runs(num_layers, protected, num_layers - count)
+        for count in sorted(counts - {num_layers}):
+            free_runs(num_layers, protected, num_layers - count)

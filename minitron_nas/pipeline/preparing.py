@@ -1,7 +1,7 @@
 """What a source is given before it is cut: the basis of its residual stream, and what its repair needs."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from minitron_nas.architecture.layout import HIDDEN
@@ -13,8 +13,8 @@ from minitron_nas.pipeline.passes import checkpoint_moments, fits_in_memory
 from minitron_nas.progress import Progress, silent
 from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.rotation import Rotation, stream_norms, why_not_rotatable
-from minitron_nas.pruning.sequence import is_repairable_in_sequence, repair_in_sequence
-from minitron_nas.pruning.settings import Start
+from minitron_nas.pruning.sequence import repair_in_sequence, why_not_in_sequence
+from minitron_nas.pruning.settings import Repair, Start
 from minitron_nas.storage.atomic import require_free_bytes
 from minitron_nas.storage.weights import TensorHeader
 
@@ -46,8 +46,9 @@ def measure_start(
     if not rotate and not repair:
         return None, None
     moments = TensorFolder(work / "moments")
-    require_free_bytes(work, _moments_bytes(checkpoint, rotate, repair), "second moments of activations")
-    whole = fits_in_memory(checkpoint)
+    num_bytes = moments_bytes(checkpoint, rotate, repair)
+    require_free_bytes(work, num_bytes, "second moments of activations")
+    whole = fits_in_memory(checkpoint, num_bytes)
     checkpoint_moments(checkpoint, calibration(), moments, rotate, repair, whole, work, progress)
     rotation = None
     if rotate:
@@ -57,8 +58,14 @@ def measure_start(
     return rotation, moments.path if repair else None
 
 
-def _moments_bytes(checkpoint: Checkpoint, stream: bool, inputs: bool) -> int:
-    """Bytes of the float32 matrices."""
+def moments_bytes(checkpoint: Checkpoint, stream: bool, inputs: bool) -> int:
+    """Return the bytes of a model's second moments, float32.
+
+    Args:
+        checkpoint: The model.
+        stream: Whether to count those of what norms read.
+        inputs: Whether to count those of what output projections read.
+    """
     layout, shape = checkpoint.layout, checkpoint.architecture
     sizes = [shape.hidden_size for _ in stream_norms(layout, shape)] if stream else []
     for place in layout.tensors(shape) if inputs else ():
@@ -90,7 +97,7 @@ def repair_student(
     Raises:
         DiskSpaceError: If neither memory nor disk can hold the hidden states of the text.
     """
-    if not is_repairable_in_sequence(prepared.layout):
+    if why_not_in_sequence(prepared.layout) is not None:
         return {}
     start = prepared if prepared.layout.has_experts else replace(prepared, moments=None)
     return repair_in_sequence(start, target, calibration(), folder, progress=progress)
@@ -102,7 +109,7 @@ def needs_moments(checkpoint: Checkpoint, target: Architecture) -> bool:
     The repair in sequence refits all output projections but those of experts.
     """
     layout = checkpoint.layout
-    left = layout.has_experts or not is_repairable_in_sequence(layout)
+    left = layout.has_experts or why_not_in_sequence(layout) is not None
     return left and cuts_inputs(checkpoint.architecture, target)
 
 
@@ -118,3 +125,44 @@ def possible_start(start: Start, checkpoint: Checkpoint) -> tuple[Start, str]:
     if start == "rotate" and reason is not None:
         return "select", f"channels are selected, not rotated: {reason}"
     return start, "channels are rotated" if start == "rotate" else "channels are selected"
+
+
+@dataclass(frozen=True, slots=True)
+class TakenStart:
+    """How a student is cut: what was asked for, as far as its family and shape allow it.
+
+    Attributes:
+        channels: What becomes of hidden channels, in words.
+        repair: What makes up for what is cut, in words.
+    """
+
+    channels: str
+    repair: str
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, target: Architecture, start: Start, repair: Repair) -> "TakenStart":
+        """Find out for a student of some shape.
+
+        Args:
+            checkpoint: The source.
+            target: The shape.
+            start: What was asked for.
+            repair: What was asked for.
+        """
+        source, layout = checkpoint.architecture, checkpoint.layout
+        channels = "all channels stay"
+        if target.hidden_size < source.hidden_size:
+            channels = possible_start(start, checkpoint)[1]
+        reason = why_not_in_sequence(layout)
+        if repair == "none" or target == source:
+            return cls(channels, "nothing is repaired")
+        if reason is None:
+            experts = ", experts in one pass" if layout.has_experts and cuts_inputs(source, target) else ""
+            return cls(channels, f"repaired layer after layer{experts}")
+        if cuts_inputs(source, target):
+            return cls(channels, f"repaired in one pass, not layer after layer: {reason}")
+        return cls(channels, f"not repaired, because no neurons or heads leave and {reason}")
+
+    def __str__(self) -> str:
+        """Both in one sentence."""
+        return f"{self.channels}; {self.repair}"

@@ -1,8 +1,8 @@
 """Scoring and pruning without training, as functions of their own."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,7 +25,13 @@ from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
 from minitron_nas.pipeline.depth import choose_layers
 from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.pipeline.passes import require_whole_model
-from minitron_nas.pipeline.preparing import measure_start, needs_moments, possible_start, repair_student
+from minitron_nas.pipeline.preparing import (
+    TakenStart,
+    measure_start,
+    needs_moments,
+    possible_start,
+    repair_student,
+)
 from minitron_nas.pipeline.provenance import PROOF_TOKENS, versions
 from minitron_nas.pipeline.scoring import MAGNITUDE, RANDOM, calibration_reader, existing_parent, scores_of
 from minitron_nas.pipeline.shapes import drop_from
@@ -33,6 +39,7 @@ from minitron_nas.progress import Progress, silent
 from minitron_nas.pruning.export import Proof, write_student
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
+from minitron_nas.pruning.sequence import why_not_in_sequence
 from minitron_nas.pruning.settings import Repair, Start
 from minitron_nas.space.axes import SearchSpace, load_space
 from minitron_nas.space.enumerate import Candidate, enumerate_candidates
@@ -109,21 +116,22 @@ def prune(
     _check_together(shape, size, scores, data, drop_layers)
     has_text = data is not None or scores not in {MAGNITUDE, RANDOM}
     start, repair = start or ("rotate" if has_text else "select"), repair or ("ridge" if has_text else "none")
-    folder, display = Path(out), display or default_display()
-    space = space or load_space("default")
+    folder, display, space = Path(out), display or default_display(), space or load_space("default")
     require_new_folder(folder)
     if data is not None:
         data_name(data)
     with TemporaryDirectory(dir=existing_parent(folder)) as work:
-        # Surgery looks for NaN and infinity itself, so that the weights are read once.
-        checkpoint = resolve_teacher(teacher, Path(work), read_values=False)
+        # Surgery looks for NaN and infinity itself, so that the weights are read once; but text would meet them first.
+        reads = data is not None
+        with _stage_if(reads, display, "teacher", "check every value") as progress:
+            checkpoint = resolve_teacher(teacher, Path(work), progress, read_values=reads)
         source, layout = checkpoint.architecture, checkpoint.layout
         named = drop_from(source, shape or {}, drop_layers) if drop_layers is not None else None
         protected = space.protected_layers if named is None else ()
         target = _target(checkpoint, shape or {}, size, named, space)
         PruningOrder.check_layers(source, protected, target.num_hidden_layers)
-        start, note = possible_start(start, checkpoint)
-        rotates = start == "rotate" and target.hidden_size < source.hidden_size
+        taken = TakenStart.of(checkpoint, target, start, repair)
+        rotates = possible_start(start, checkpoint)[0] == "rotate" and target.hidden_size < source.hidden_size
         repairs = repair == "ridge" and target != source
         fewer = named is None and target.num_hidden_layers < source.num_hidden_layers
         if not has_text and (rotates or repairs or (fewer and importance.depth.needs_text)):
@@ -132,13 +140,13 @@ def prune(
             require_whole_model(checkpoint, importance.depth)
         calibration = calibration_reader(checkpoint, scores, data, text or TextSettings(), seed)
         ranking = scores_of(checkpoint, scores, calibration, importance, seed, Path(work), display)
-        if named is None:
-            layers = _layers(checkpoint, ranking, importance.depth, protected, target, calibration, seed, display)
-        else:
+        if named is not None:
             layers = layer_table({len(named): named}, source.num_hidden_layers)
+        else:
+            layers = _layers(checkpoint, ranking, importance.depth, protected, target, calibration, seed, display)
         order = PruningOrder.from_scores(ranking, source, protected, layers)
         inputs = repairs and needs_moments(checkpoint, target)
-        with display.stage("prepare", note) if rotates or inputs else nullcontext(silent) as progress:
+        with _stage_if(rotates or inputs, display, "prepare", taken.channels) as progress:
             prepared = _prepared(checkpoint, order, calibration, rotates, inputs, merge_heads, Path(work), progress)
         repaired = _repaired(prepared, target, calibration, Path(work), display) if repairs else {}
         lineage = {
@@ -147,13 +155,13 @@ def prune(
             "source_architecture": source.to_dict(),
             "kept_layers": prepared.order.kept_layers(target.num_hidden_layers),
             "depth": importance.depth.model_dump() if named is None else "drop_layers",
-            "start": {"channels": note, "repair": repair, "merge_heads": merge_heads},
+            "start": {**asdict(taken), "merge_heads": merge_heads},
             "scores": str(scores) if scores is not None else data_name(data),
             "tokens_trained": 0,
             "seed": seed,
             "versions": versions(),
         }
-        with display.stage("prune", f"cut to {target.id}") as progress:
+        with display.stage("prune", f"cut to {target.id}; {taken}") as progress:
             proof = write_student(prepared, target, folder, _prompt(source, seed), lineage, repaired, progress)
     return Pruned(folder, target, count_parameters(target, layout), proof)
 
@@ -180,8 +188,13 @@ def _repaired(
     work: Path,
     display: Display,
 ) -> dict[str, TensorHeader]:
-    with display.stage("repair", "layer after layer") as progress:
+    in_sequence = why_not_in_sequence(prepared.layout) is None
+    with _stage_if(in_sequence, display, "repair", "layer after layer") as progress:
         return repair_student(prepared, target, calibration, work / "repaired", progress)
+
+
+def _stage_if(needed: bool, display: Display, name: str, title: str) -> AbstractContextManager[Progress]:
+    return display.stage(name, title) if needed else nullcontext(silent)
 
 
 def _without_text(scores: Any) -> PlanError:
@@ -238,8 +251,7 @@ def _layers(
 ) -> Tensor:
     counts = [target.num_hidden_layers]
     measured = depth.needs_model and target.num_hidden_layers < checkpoint.architecture.num_hidden_layers
-    stage = display.stage("depth", f"{depth.criterion}, {depth.mode}") if measured else nullcontext(silent)
-    with stage as progress:
+    with _stage_if(measured, display, "depth", f"{depth.criterion}, {depth.mode}") as progress:
         return choose_layers(checkpoint, ranking, depth, protected, counts, calibration, seed, progress)
 
 

@@ -61,7 +61,7 @@ def score(
     about = {
         "source": checkpoint.fingerprint,
         "data": named if isinstance(named := data_name(data), str) else json.dumps(named),
-        "num_samples": str(text.calibration_samples),
+        "num_samples": str(calibration.num_sequences),
         "sequence_length": str(text.sequence_length),
         "batch_aggregation": importance.batch_aggregation,
         "sequence_aggregation": importance.sequence_aggregation,
@@ -116,6 +116,7 @@ def _scored(
 
 
 def _calibration(checkpoint: Checkpoint, data: Any, text: TextSettings, seed: int) -> PackedTokens:
+    checkpoint.require_length(text.sequence_length)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
     settings = text.model_copy(update={"validation_samples": 1})
     with TemporaryDirectory() as work:

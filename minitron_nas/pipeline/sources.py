@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import AutoTokenizer
 
 from minitron_nas.distillation.caches import cached_parts, keep_signals
@@ -17,6 +18,7 @@ from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.pipeline.engine import Engine
 from minitron_nas.pipeline.plan import FamilyPlan
+from minitron_nas.pipeline.provenance import PROOF_TOKENS
 from minitron_nas.progress import Progress
 from minitron_nas.storage.ledger import fingerprint
 
@@ -72,12 +74,24 @@ def read_splits(
 
     Raises:
         DataError: If the text is missing or too short.
+        PlanError: If the teacher knows fewer positions than a sequence has.
     """
+    teacher.require_length(text.sequence_length)
     inputs = {"data": data_name(data), "text": text.model_dump(), "tokens": tokens, "seed": seed}
     folder = work / f"tokens-{fingerprint({**inputs, 'teacher': teacher.fingerprint})}"
     if not folder.exists():
         split_text(data, AutoTokenizer.from_pretrained(teacher.path), text, seed, tokens, folder, progress=progress)
     return TokenSplits.load(folder)
+
+
+def one_pass_tokens(splits: TokenSplits) -> int:
+    """Return the tokens of a training that no budget limits."""
+    return min(splits.train.num_tokens, ONE_PASS_TOKENS)
+
+
+def proof_prompt(validation: PackedTokens) -> Tensor:
+    """Return the tokens, (1, seq_len), over which a student that is reloaded must say what it said before."""
+    return validation.first(1).in_memory().input_ids[:, :PROOF_TOKENS]
 
 
 def prepare_tokens(engine: Engine, plan: FamilyPlan, teacher: Checkpoint, data: Any) -> Tokens:
@@ -94,7 +108,7 @@ def prepare_tokens(engine: Engine, plan: FamilyPlan, teacher: Checkpoint, data: 
         prints = [part.fingerprint for part in (splits.calibration, splits.validation, splits.train)]
         return {
             "fingerprint": "-".join(prints),
-            "distillation_tokens": wanted or min(splits.train.num_tokens, ONE_PASS_TOKENS),
+            "distillation_tokens": wanted or one_pass_tokens(splits),
             "sources": [asdict(count) for count in counts],
         }
 

@@ -25,9 +25,9 @@ from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.pipeline.engine import Engine
 from minitron_nas.pipeline.finding import Hop
 from minitron_nas.pipeline.plan import FamilyPlan
-from minitron_nas.pipeline.preparing import possible_start, repair_student
-from minitron_nas.pipeline.provenance import PROOF_TOKENS, versions
-from minitron_nas.pipeline.sources import Tokens
+from minitron_nas.pipeline.preparing import TakenStart, repair_student
+from minitron_nas.pipeline.provenance import versions
+from minitron_nas.pipeline.sources import Tokens, proof_prompt
 from minitron_nas.progress import Progress
 from minitron_nas.pruning.export import export_student, stored_dtype
 from minitron_nas.pruning.prepare import PreparedTeacher
@@ -46,6 +46,15 @@ def depth_only_shape(source: Architecture, hop: Hop, protected_layers: Sequence[
     fewest = min(fewest, source.num_hidden_layers - 1)
     shapes = [replace(source, num_hidden_layers=layers) for layers in range(fewest, source.num_hidden_layers)]
     return min(shapes, key=lambda shape: abs(count_parameters(shape, hop.source.layout) - hop.size))
+
+
+def layer_counts(plan: FamilyPlan, hop: Hop) -> set[int]:
+    """Return the numbers of layers that candidates of the plan's space have, and the depth-only baseline."""
+    source, protected = hop.source.architecture, plan.space.protected_layers
+    num_layers = source.num_hidden_layers
+    least = max(len({layer % num_layers for layer in protected}), 1)
+    counts = {size for size in plan.space.axes.sizes("num_hidden_layers", source) if least <= size <= num_layers}
+    return counts | {depth_only_shape(source, hop, protected).num_hidden_layers} if plan.baselines else counts
 
 
 def train_member(
@@ -87,7 +96,7 @@ def train_member(
         rows = [_curve_row(name, hop.label, role, point) for point in result.curve]
         replace_rows(engine.folder.path, CURVES, {"model": name}, rows)
         lineage = _lineage(plan, hop, shape, prepared, teacher, schedule, role)
-        prompt = validation.first(1).in_memory().input_ids[:, :PROOF_TOKENS]
+        prompt = proof_prompt(validation)
         proof = export_student(model, hop.source.path, folder, stored_dtype(teacher.path), prompt, lineage)
         del model, result
         release_memory()
@@ -157,11 +166,8 @@ def _lineage(
     schedule: Schedule,
     role: Role,
 ) -> dict[str, Any]:
-    start = {
-        "channels": possible_start(plan.start, hop.source)[1],
-        "repair": plan.repair,
-        "merge_heads": plan.merge_heads,
-    }
+    taken = TakenStart.of(hop.source, shape, plan.start, plan.repair)
+    start = {**asdict(taken), "merge_heads": plan.merge_heads}
     return {
         "size": hop.label,
         "role": role,

@@ -64,3 +64,7 @@ class Merge:
         matrix[self.kept, columns] = torch.where(merged, 2.0, 1.0).double()
         matrix[self.partners[merged], columns[merged]] = -1.0
         return matrix
+
+    def update(self, digest: Any) -> None:
+        """Feed a hash with what decides the map."""
+        digest.update(self.kept.tobytes() + self.partners.tobytes())

@@ -37,6 +37,9 @@ class Mix(Protocol):
     def matrix(self) -> Tensor:
         """Return the map, (size, num_kept), float64."""
 
+    def update(self, digest: Any) -> None:
+        """Feed a hash with what decides the map."""
+
 
 class Part(Protocol):
     """One tensor of a student, to be had some rows at a time."""
@@ -132,8 +135,10 @@ class Cut:
         about = (self.name, self.source.file.name, status.st_size, status.st_mtime_ns, self.source.offset)
         digest.update(f"{about} {self.shape} {self.scaling}".encode())
         for kept in self.kept:
-            content = kept.matrix().numpy() if _mixes(kept) else kept
-            digest.update(b"all" if content is None else content.tobytes())
+            if _mixes(kept):
+                kept.update(digest)
+            else:
+                digest.update(b"all" if kept is None else kept.tobytes())
 
     def _mixed_rows(self, matrix: Tensor) -> Tensor:
         """Rows that are mixtures of all the teacher's rows, (num_rows, ...)."""

@@ -9,8 +9,8 @@ with I_S the columns S of the identity, and W T takes the place of W[:, S]. The 
 plain selection, so that a large ridge repairs nothing; where nothing is cut, T is the identity.
 """
 
+import threading
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +44,22 @@ class Mend:
         return self.size, len(self.kept)
 
     def matrix(self) -> Tensor:
-        """Return T, (size, num_kept), float64."""
-        return _solved(self)
+        """Return T, (size, num_kept), float64; each thread keeps the last that it asked for."""
+        if getattr(_last, "mend", None) is not self:
+            with _ONE_AT_A_TIME:  # each takes as much memory as several of its tensors
+                _last.matrix = ridge_map(TensorFolder(self.moments)[self.name], torch.from_numpy(self.kept), self.ridge)
+            _last.mend = self
+        matrix: Tensor = _last.matrix
+        return matrix
+
+    def update(self, digest: Any) -> None:
+        """Feed a hash with what decides the matrix."""
+        digest.update(TensorFolder(self.moments)[self.name].numpy().tobytes())
+        digest.update(self.kept.tobytes() + str(self.ridge).encode())
 
 
-@lru_cache(maxsize=1)
-def _solved(mend: Mend) -> Tensor:
-    return ridge_map(TensorFolder(mend.moments)[mend.name], torch.from_numpy(mend.kept), mend.ridge)
+_ONE_AT_A_TIME = threading.Lock()
+_last = threading.local()
 
 
 def ridge_map(moment: Tensor, kept: Tensor, ridge: float) -> Tensor:
@@ -73,8 +82,50 @@ def ridge_map(moment: Tensor, kept: Tensor, ridge: float) -> Tensor:
     return matrix
 
 
+class Regression:
+    """Ridge regression of what is wanted on what is read, which come a batch at a time; sums are float32."""
+
+    def __init__(self, num_wanted: int, num_read: int, device: torch.device) -> None:
+        """Begin with nothing.
+
+        Args:
+            num_wanted: Size of what is wanted.
+            num_read: Size of what is read.
+            device: Where the sums are.
+        """
+        self._cross = torch.zeros((num_wanted, num_read), device=device)
+        self._moment = torch.zeros((num_read, num_read), device=device)
+
+    def add(self, wanted: Tensor, read: Tensor) -> None:
+        """Take a batch.
+
+        Args:
+            wanted: (..., num_wanted).
+            read: (..., num_read), of the same leading dimensions.
+        """
+        flat = read.float().flatten(0, -2)
+        self._cross.addmm_(wanted.float().flatten(0, -2).T, flat)
+        self._moment.addmm_(flat.T, flat)
+
+    def solve(self, start: Tensor, ridge: float, through: Tensor | None = None) -> Tensor:
+        """Return the matrix that gives what is wanted out of what is read.
+
+        Args:
+            start: (outputs, num_read), float64, what the penalty pulls towards.
+            ridge: Strength of the penalty.
+            through: (outputs, num_wanted), float32; the matrix then gives the product of this and what is wanted.
+
+        Returns:
+            (outputs, num_read), float64.
+        """
+        cross = self._cross if through is None else through @ self._cross
+        return ridge_regression(cross.double(), self._moment.double(), start.to(self._cross.device), ridge)
+
+
 def ridge_regression(cross: Tensor, moment: Tensor, start: Tensor | None, ridge: float) -> Tensor:
     """Return the X that minimises E|y - X x|^2 + r |X - start|^2, r = ridge * mean diag E[x x^T].
+
+    Where x is always zero, as what an expert reads that no token is sent to, that is `start`.
 
     Args:
         cross: (outputs, inputs), E[y x^T].
@@ -85,8 +136,11 @@ def ridge_regression(cross: Tensor, moment: Tensor, start: Tensor | None, ridge:
     Returns:
         (outputs, inputs), in the dtype of the arguments.
     """
+    mean = moment.diagonal().mean()
+    if mean == 0:
+        return torch.zeros_like(cross) if start is None else start
     penalised = moment.clone()
-    penalised.diagonal().add_(ridge * moment.diagonal().mean())
+    penalised.diagonal().add_(ridge * mean)
     factor = torch.linalg.cholesky(penalised)
     if start is None:
         return torch.cholesky_solve(cross.T, factor).T

@@ -25,7 +25,7 @@ pays for it with a matrix on every residual connection; one basis for all layers
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -103,6 +103,10 @@ class Turn:
         if basis.biases is None or basis.levels is None:
             return folded
         return folded + basis.biases[self.norm][:, None] / (basis.levels[self.norm] * self.shape[1])
+
+    def update(self, digest: Any) -> None:
+        """Feed a hash with the matrix."""
+        digest.update(self.matrix().numpy().tobytes())
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,25 +25,33 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minitron_nas.architecture.layout import HIDDEN, VOCAB, Axis, Layout, TensorPlace, TensorRow
+from minitron_nas.architecture.layout import HIDDEN, Axis, Layout, TensorPlace, TensorRow
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.tokens import PackedTokens
-from minitron_nas.execution.device import compute_dtype, pick_device, release_memory, trim_memory
-from minitron_nas.families.layer_model import embed, input_of, layer_model, release_weights, run_layer
-from minitron_nas.families.stock import DTYPES, read_entries, read_tensor
+from minitron_nas.execution.device import release_memory, trim_memory
+from minitron_nas.families.layer_model import input_of, run_layer
+from minitron_nas.families.stock import DTYPES
 from minitron_nas.importance.hidden_states import HiddenStates
+from minitron_nas.importance.layered_model import LayeredModel
 from minitron_nas.progress import Progress, silent
 from minitron_nas.pruning.parts import Cut, entries, whole
 from minitron_nas.pruning.prepare import PreparedTeacher
-from minitron_nas.pruning.repair import ridge_regression
+from minitron_nas.pruning.repair import Regression
 from minitron_nas.pruning.settings import SEQUENCE_RIDGE
 from minitron_nas.pruning.slice import basis_of, cuts, student_config
 from minitron_nas.storage.weights import TensorHeader, file_headers
 
+_MEMORY_FRACTION = 1 / 16
+"""Of the available memory, for each of up to seven sets of hidden states."""
 
-def is_repairable_in_sequence(layout: Layout) -> bool:
-    """Whether what a layer's output projections put out is added to the residual stream as it is, without a norm."""
-    return not any(row.on_branch for row in layout.rows)
+
+def why_not_in_sequence(layout: Layout) -> str | None:
+    """Say why the layers of a family cannot be refitted one after the other, or None where they can."""
+    if any(row.on_branch for row in layout.rows):
+        return f"{layout.model_type} has norms on what layers add to the residual stream"
+    if len([row for row in layout.stream_norms() if row.per_layer]) != 2:
+        return f"attention and FFN of {layout.model_type} do not read the residual stream through a norm each"
+    return None
 
 
 @torch.no_grad()
@@ -100,10 +108,17 @@ class _Sequence:
         self._prepared, self._target, self._text = prepared, target, calibration
         self._layout, self._source = prepared.layout, prepared.architecture
         self._folder, self._ridge, self._batch_sequences, self._progress = folder, ridge, batch_sequences, progress
-        self._device = pick_device()
-        self._dtype = compute_dtype(self._device)
         self._parts = {part.name: part for part in cuts(prepared, target)}
-        self._config = student_config(prepared, target)
+        self._whole = LayeredModel.of_files(prepared.headers, prepared.config, self._source, self._layout)
+        self._pruned = LayeredModel(
+            self._read_refitted,
+            lambda name, rows: entries(self._parts[name], rows),
+            student_config(prepared, target),
+            target,
+            self._layout,
+            self._whole.device,
+        )
+        self._device = self._whole.device
         self._scale = float(prepared.config.get("residual_multiplier", 1.0))
         self._tokens_done = 0
         self._refitted: dict[str, Tensor] = {}
@@ -111,7 +126,7 @@ class _Sequence:
 
         def states(width: int) -> HiddenStates:
             shape = (*calibration.input_ids.shape, width)
-            return stack.enter_context(HiddenStates.make(shape, self._dtype, folder))
+            return stack.enter_context(HiddenStates.make(shape, self._whole.dtype, folder, _MEMORY_FRACTION))
 
         self._teacher, self._middle, self._after = (states(self._source.hidden_size) for _ in range(3))
         self._student, self._between = (states(target.hidden_size) for _ in range(2))
@@ -121,7 +136,8 @@ class _Sequence:
     def run(self) -> dict[str, TensorHeader]:
         headers: dict[str, TensorHeader] = {}
         kept = self._prepared.order.kept_layers(self._target.num_hidden_layers)
-        self._embed()
+        for model, states in ((self._whole, self._teacher), (self._pruned, self._student)):
+            model.embed(self._text, states, self._batch_sequences)
         self._skip(range(kept[0]), self._teacher, self._teacher)
         for number, layer in enumerate(kept):
             following = kept[number + 1] if number + 1 < len(kept) else self._source.num_hidden_layers
@@ -137,50 +153,33 @@ class _Sequence:
     def _refit_layer(self, number: int, layer: int, dropped: range) -> None:
         """Refit one layer of the student against the teacher's layer and those after it that are dropped."""
         first, second = (row for row in self._layout.stream_norms() if row.per_layer)
-        teacher = self._teacher_layer(layer)
-        self._refit_readers(number, layer, first, teacher, self._teacher, self._student)
-        parallel = self._run_teacher(teacher, second)
-        self._skip(dropped, self._after, self._after)
-        self._attend(number)
-        output = self._layout.writer(Axis.GROUP_HEADS)
-        self._refit_writer(number, output, self._middle, self._student, self._attended)
-        self._write(number, output, self._student, self._attended, self._between)
-        reads = (self._teacher, self._student) if parallel else (self._middle, self._between)
-        self._refit_readers(number, layer, second, teacher, *reads)
-        release_weights(teacher)
+        with self._whole.layer(layer) as teacher:
+            self._refit_readers(number, first, teacher, self._teacher, self._student)
+            parallel = self._run_teacher(teacher, second)
+            self._skip(dropped, self._after, self._after)
+            self._attend(number)
+            output = self._layout.writer(Axis.GROUP_HEADS)
+            self._refit_writer(number, output, self._middle, self._student, self._attended)
+            self._write(number, output, self._student, self._attended, self._between)
+            reads = (self._teacher, self._student) if parallel else (self._middle, self._between)
+            self._refit_readers(number, second, teacher, *reads)
         self._feed_forward(number, second, reads[1])
         self._teacher, self._after = self._after, self._teacher
         self._student, self._between = self._between, self._student
 
-    def _embed(self) -> None:
-        """Write what the first layers of teacher and student read."""
-        vocabulary, rows = self._text.in_memory().input_ids.unique(return_inverse=True)
-        (table,) = [r for r in self._layout.rows if r.dims == (VOCAB, HIDDEN) and not self._layout.is_head(r)]
-        models = (
-            self._teacher_layer(0, read_entries(self._prepared.headers[table.name], vocabulary)),
-            self._student_layer(0, entries(self._parts[table.name], vocabulary)),
-        )
-        text = PackedTokens(rows, self._text.position_ids)
-        for model, states in zip(models, (self._teacher, self._student), strict=True):
-            for indices, batch in text.batches(self._batch_sequences):
-                ids, positions = batch.input_ids.to(self._device), batch.position_ids.to(self._device)
-                states.write(indices, embed(model, self._layout, ids, positions))
-            release_weights(model)
-
     def _skip(self, layers: range, source: HiddenStates, goal: HiddenStates) -> None:
         """Run the teacher's stream through layers that the student does not have."""
         for layer in layers:
-            model = self._teacher_layer(layer)
-            for indices, positions in self._batches(counted=True):
-                goal.write(indices, run_layer(model, self._layout, self._read(source, indices), positions))
-            release_weights(model)
+            with self._whole.layer(layer) as model:
+                for indices, positions in self._batches(counted=True):
+                    goal.write(indices, run_layer(model, self._layout, self._read(source, indices), positions))
 
     def _run_teacher(self, model: Any, second: TensorRow) -> bool:
         """Run one layer of the teacher; return whether its FFN reads what its attention reads."""
         parallel = False
         taken: dict[str, Tensor] = {}
-        output = self._module(model, self._layout.writer(Axis.GROUP_HEADS))
-        norm = self._module(model, second)
+        output = self._whole.module(model, self._layout.writer(Axis.GROUP_HEADS))
+        norm = self._whole.module(model, second)
         with (
             output.register_forward_hook(lambda _, __, result: taken.update(added=result)),
             norm.register_forward_pre_hook(lambda _, args: taken.update(read=args[0])),
@@ -189,48 +188,44 @@ class _Sequence:
                 states = self._read(self._teacher, indices)
                 self._after.write(indices, run_layer(model, self._layout, states, positions))
                 self._middle.write(indices, states + self._scale * taken["added"])
-                parallel = torch.equal(taken["read"], states)
+                parallel = taken["read"] is states
         return parallel
 
     def _attend(self, number: int) -> None:
         """Run the student's attention up to its output projection."""
-        model = self._student_layer(number)
-        output = self._module(model, self._layout.writer(Axis.GROUP_HEADS))
-        for indices, positions in self._batches():
-            states = self._read(self._student, indices)
-            self._attended.write(indices, input_of(output, partial(run_layer, model, self._layout, states, positions)))
-        release_weights(model)
+        with self._pruned.layer(number) as model:
+            output = self._pruned.module(model, self._layout.writer(Axis.GROUP_HEADS))
+            for indices, positions in self._batches():
+                run = partial(run_layer, model, self._layout, self._read(self._student, indices), positions)
+                self._attended.write(indices, input_of(output, run))
 
     def _feed_forward(self, number: int, second: TensorRow, reads: HiddenStates) -> None:
         """Run the student's FFN, refit what it adds, and write the stream behind it."""
         down = self._layout.writer(self._layout.neuron_axis)
-        model = self._student_layer(number)
-        norm = self._module(model, second)
-        block = model.get_submodule(_block_of(self._layout.module_of(down)).format(layer=0))
-        if self._activated is None:
+        with self._pruned.layer(number) as model:
+            norm, output = self._pruned.module(model, second), self._layout.module_of(down)
+            block = model.get_submodule(_block_of(output).format(layer=0))
             for indices, _ in self._batches():
-                added = block(norm(self._read(reads, indices)))
+                run = partial(block, norm(self._read(reads, indices)))
+                if self._activated is not None:
+                    self._activated.write(indices, input_of(self._pruned.module(model, down), run))
+                    continue
+                added = run()
                 added = added[0] if isinstance(added, tuple) else added
                 self._between.write(indices, self._read(self._between, indices) + self._scale * added)
-            release_weights(model)
-            return
-        output = self._module(model, down)
-        for indices, _ in self._batches():
-            self._activated.write(indices, input_of(output, partial(block, norm(self._read(reads, indices)))))
-        release_weights(model)
-        self._refit_writer(number, down, self._after, self._between, self._activated)
-        self._write(number, down, self._between, self._activated, self._between)
+        if self._activated is not None:
+            self._refit_writer(number, down, self._after, self._between, self._activated)
+            self._write(number, down, self._between, self._activated, self._between)
 
     def _write(
         self, number: int, output: TensorRow, stream: HiddenStates, inputs: HiddenStates, goal: HiddenStates
     ) -> None:
         """Add what an output projection of the student puts out to its stream."""
-        model = self._student_layer(number)
-        projection = self._module(model, output)
-        for indices, _ in self._batches():
-            added = projection(self._read(inputs, indices))
-            goal.write(indices, self._read(stream, indices) + self._scale * added)
-        release_weights(model)
+        with self._pruned.layer(number) as model:
+            projection = self._pruned.module(model, output)
+            for indices, _ in self._batches():
+                added = projection(self._read(inputs, indices))
+                goal.write(indices, self._read(stream, indices) + self._scale * added)
 
     def _refit_writer(
         self, number: int, output: TensorRow, wanted: HiddenStates, stream: HiddenStates, inputs: HiddenStates
@@ -240,33 +235,21 @@ class _Sequence:
         start = self._outputs_first(whole(self._parts[place.name]).double())
         bias = self._parts.get(f"{output.module}.bias".format(layer=number))
         offset = whole(bias).to(self._device, torch.float32) if bias is not None else 0.0
-        cross, moment = self._zeros(*start.shape), self._zeros(start.shape[1], start.shape[1])
+        regression = Regression(start.shape[0], start.shape[1], self._device)
         for indices, _ in self._batches():
             missing = self._turned(self._read(wanted, indices)) - self._read(stream, indices).float()
-            read = self._read(inputs, indices).float().flatten(0, 1)
-            cross.addmm_((missing / self._scale - offset).flatten(0, 1).T, read)
-            moment.addmm_(read.T, read)
-        self._keep(place, self._solve(cross, moment, start))
+            regression.add(missing / self._scale - offset, self._read(inputs, indices))
+        self._keep(place, regression.solve(start, self._ridge))
 
     def _refit_readers(
-        self,
-        number: int,
-        layer: int,
-        norm: TensorRow,
-        teacher: Any,
-        reads: HiddenStates,
-        student_reads: HiddenStates,
+        self, number: int, norm: TensorRow, teacher: Any, reads: HiddenStates, student_reads: HiddenStates
     ) -> None:
         """Refit every matrix that reads a norm."""
-        model = self._student_layer(number)
-        wide, narrow = self._module(teacher, norm), self._module(model, norm)
-        cross = self._zeros(self._source.hidden_size, self._target.hidden_size)
-        moment = self._zeros(self._target.hidden_size, self._target.hidden_size)
-        for indices, _ in self._batches():
-            own = narrow(self._read(student_reads, indices)).float().flatten(0, 1)
-            cross.addmm_(wide(self._read(reads, indices)).float().flatten(0, 1).T, own)
-            moment.addmm_(own.T, own)
-        release_weights(model)
+        regression = Regression(self._source.hidden_size, self._target.hidden_size, self._device)
+        with self._pruned.layer(number) as model:
+            wide, narrow = self._whole.module(teacher, norm), self._pruned.module(model, norm)
+            for indices, _ in self._batches():
+                regression.add(wide(self._read(reads, indices)), narrow(self._read(student_reads, indices)))
         for place in self._layout.tensors(self._target):
             row = place.row
             if place.layer != number or not self._layout.reads_hidden(row) or self._layout.norm_before(row) != norm:
@@ -276,10 +259,7 @@ class _Sequence:
             unmixed = tuple(None if each == HIDDEN else kept for each, kept in zip(row.dims, part.kept, strict=True))
             original = self._outputs_first(whole(replace(part, kept=unmixed)).float()).to(self._device)
             start = self._outputs_first(whole(part).double())
-            self._keep(place, self._solve(original @ cross, moment, start))
-
-    def _solve(self, cross: Tensor, moment: Tensor, start: Tensor) -> Tensor:
-        return ridge_regression(cross.double(), moment.double(), start.to(self._device), self._ridge)
+            self._keep(place, regression.solve(start, self._ridge, original))
 
     def _keep(self, place: TensorPlace, matrix: Tensor) -> None:
         stored = self._outputs_first(matrix).to("cpu", DTYPES[self._parts[place.name].dtype])
@@ -303,27 +283,9 @@ class _Sequence:
             return states.float()
         return states.float() @ self._matrix if self._matrix.dim() == 2 else states[..., self._matrix].float()
 
-    def _teacher_layer(self, layer: int, embedding: Tensor | None = None) -> Any:
-        prepared = self._prepared
-        return layer_model(
-            lambda name: read_tensor(prepared.headers[name]),
-            prepared.config,
-            self._source,
-            self._layout,
-            layer,
-            self._dtype,
-            embedding,
-        ).to(self._device)
-
-    def _student_layer(self, number: int, embedding: Tensor | None = None) -> Any:
-        """The student's layer with what has been refitted of it."""
-
-        def read(name: str) -> Tensor:
-            return self._refitted[name] if name in self._refitted else whole(self._parts[name])
-
-        return layer_model(read, self._config, self._target, self._layout, number, self._dtype, embedding).to(
-            self._device
-        )
+    def _read_refitted(self, name: str) -> Tensor:
+        """Return a tensor of the student, as it has been refitted if it has."""
+        return self._refitted[name] if name in self._refitted else whole(self._parts[name])
 
     def _batches(self, counted: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         total = self._text.num_tokens * self._source.num_hidden_layers
@@ -336,14 +298,8 @@ class _Sequence:
     def _read(self, states: HiddenStates, indices: Tensor) -> Tensor:
         return states.read(indices).to(self._device)
 
-    def _module(self, model: Any, row: TensorRow) -> Any:
-        return model.get_submodule(self._layout.module_of(row).format(layer=0))
-
     def _place(self, row: TensorRow, number: int) -> TensorPlace:
         return TensorPlace(row.name.format(layer=number), row, number, None)
-
-    def _zeros(self, *shape: int) -> Tensor:
-        return torch.zeros(shape, device=self._device)
 
 
 def _block_of(module: str) -> str:

@@ -346,6 +346,14 @@ def test_a_build_that_cannot_be_is_refused_in_one_line_with_exit_code_2(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            ("prune", "owner/name", "--size", "4B", "--scores", "random", "--out", "x", "--set", "start=select"),
+            "--set 'start=select': this command takes text.*, importance.*, space.* and seed; see its options for the",
+        ),
+        (
+            ("correct", "owner/name", "--data", "x.txt", "--out", "x", "--set", "distillation.learning_rate=1"),
+            "--set 'distillation.learning_rate=1': this command takes correct.*, text.* and seed; see its options",
+        ),
         (("enumerate", "--space", "default", "--size", "4B"), "this space carries no source shape; name a teacher"),
         (("enumerate", "--space", "minitron-15b-to-4b", "--size", "4 apples"), "--size: '4 apples' is not a count"),
         (("evaluate", "nowhere", "--text", "x.txt"), "there is no teacher at 'nowhere'; give a folder"),

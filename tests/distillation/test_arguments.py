@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from transformers import TrainingArguments
 
 from minitron_nas.distillation import arguments as module
 from minitron_nas.distillation.arguments import check_engine, micro_batch, training_arguments
@@ -35,6 +36,19 @@ def test_a_batch_that_does_not_divide_is_refused(tmp_path, monkeypatch, batch, m
         rf"processes; choose distillation.batch_sequences as a multiple of {multiple}",
     ):
         arguments(tmp_path, batch, micro_batch_sequences=micro)
+
+
+def test_one_process_takes_one_gpu_of_a_machine_with_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: self._n_gpu))
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", property(_four_gpus))
+    made = arguments(tmp_path, 4, micro_batch_sequences=2)
+    assert (made.n_gpu, made.train_batch_size) == (1, 2)
+
+
+def _four_gpus(self):
+    if not hasattr(self, "_n_gpu"):
+        self._n_gpu = 4
+    return torch.device("cpu")
 
 
 @pytest.mark.parametrize(("num_steps", "every"), [(1, 1), (500, 1), (501, 2), (5000, 10)])

@@ -11,6 +11,7 @@ from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals import OnlineTeacher
 from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.errors import PlanError
+from minitron_nas.storage.atomic import write_json
 from minitron_nas.testing import tiny_checkpoint, tiny_config, tiny_model
 
 TOKENS = PackedTokens(torch.arange(32).view(2, 16), torch.arange(16).expand(2, 16))
@@ -84,6 +85,22 @@ def test_another_teachers_correction_is_not_followed(save, tmp_path, monkeypatch
     save(1, seed=2)
     teacher = FollowingTeacher(model_of(1), "another print", Correction(tmp_path / "out"))
     assert torch.equal(words(teacher), words(OnlineTeacher(model_of(1))))
+
+
+def test_another_teachers_correction_is_refused_under_way_and_done(save, tmp_path):
+    Correction(tmp_path / "out").require_of("another")  # a correction that still reads its text
+    save(1, seed=2)
+    Correction(tmp_path / "out").require_of("print")
+    message = r"out holds the correction of another teacher \(print\), and the student learns from another; name"
+    with pytest.raises(PlanError, match=message):
+        Correction(tmp_path / "out").require_of("another")
+    tiny_checkpoint(tmp_path / "out", "llama", seed=5)
+    with pytest.raises(PlanError, match="out holds no corrected teacher"):
+        Correction(tmp_path / "out").require_of("print")
+    write_json(tmp_path / "out" / "lineage.json", {"corrected": {"source": "x", "fingerprint": "print"}})
+    Correction(tmp_path / "out").require_of("print")
+    with pytest.raises(PlanError, match=message):
+        Correction(tmp_path / "out").require_of("another")
 
 
 def test_a_cached_teacher_cannot_follow(tmp_path):

@@ -52,6 +52,15 @@ def test_what_the_model_does_to_its_logits_is_kept(tmp_path, model_type, changes
     assert (cache.head.softcap, cache.head.scaling) != (None, 1.0)
 
 
+def test_a_head_with_a_bias_keeps_it(tmp_path):
+    model, tokens = tiny_model(tiny_config("llama")), some_tokens(2)
+    model.lm_head.bias = torch.nn.Parameter(torch.randn(model.config.vocab_size))
+    cache, online = written(tmp_path, model, tokens), OnlineTeacher(model)
+    targets = [signal.targets(torch.arange(2), tokens).logits() for signal in (cache, online)]
+    assert torch.equal(*targets)
+    assert torch.equal(cache.head.bias, model.lm_head.bias)
+
+
 def test_a_cache_is_read_in_any_order_and_across_shards(tmp_path, monkeypatch):
     monkeypatch.setattr(signal_folder, "_SHARD_BYTES", 2 * 16 * 48 * 4)
     model, tokens = tiny_model(tiny_config("llama")), some_tokens(5)

@@ -1,11 +1,19 @@
 """Where a distillation runs, and what becomes of processes that fail."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
 
 from minitron_nas.distillation import launch, worker
+from minitron_nas.distillation.arguments import most_processes
+from minitron_nas.distillation.checkpoints import save_weights
+from minitron_nas.distillation.job import TRAINED
+from minitron_nas.distillation.schedule import Schedule
+from minitron_nas.distillation.settings import DistillationSettings
+from minitron_nas.distillation.signals import load_for_training
+from minitron_nas.distillation.trainer import CurvePoint, TrainingResult
 from minitron_nas.errors import NonFiniteLossError, TrainingProcessError
 from minitron_nas.execution.settings import RunnerSettings
 
@@ -24,10 +32,22 @@ def with_gpus(monkeypatch, number):
 
 
 @pytest.mark.parametrize(
-    ("batch", "devices", "expected"), [(4, 0, 1), (4, 1, 1), (4, 4, 4), (4, 3, 2), (6, 4, 3), (7, 4, 1), (64, 8, 8)]
+    ("batch", "micro", "devices", "expected"),
+    [
+        (4, 1, 0, 1),
+        (4, 1, 1, 1),
+        (4, 1, 4, 4),
+        (4, 1, 3, 2),
+        (6, 1, 4, 3),
+        (7, 1, 4, 1),
+        (64, 1, 8, 8),
+        (24, 2, 8, 6),
+        (24, 8, 8, 8),
+    ],
 )
-def test_there_is_a_process_for_each_gpu_as_far_as_the_batch_divides(batch, devices, expected):
-    assert launch._dividing(batch, devices) == expected
+def test_there_is_a_process_for_each_gpu_as_far_as_the_batch_divides(batch, micro, devices, expected):
+    settings = DistillationSettings(micro_batch_sequences=micro)
+    assert most_processes(settings, Schedule(1, batch, 16), devices) == expected
 
 
 @pytest.mark.parametrize(
@@ -67,6 +87,30 @@ def test_ray_runs_several_processes_and_whatever_is_on_a_cluster(jobs, launched,
         launch.train(jobs.make("on-ray"), RunnerSettings(kind="ray", **runner))
     assert ran == [(worker.run_file, expected)]
     assert launched == []
+
+
+def test_a_training_that_is_done_is_not_repeated(jobs, launched):
+    job = jobs.make("done")
+    job.write()
+    job.write_result(TrainingResult((CurvePoint(0, 1.5, 5.0, None, None),)))
+    save_weights(job.out / TRAINED, load_for_training(job.student), writes=True)
+    assert not replace(job, seed=job.seed + 1).is_done
+    model, result = launch.train(job, RunnerSettings(kind="local"))
+    assert (launched, result) == ([], job.result())
+    expected = load_for_training(job.student).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+
+
+def test_the_error_of_an_attempt_before_does_not_fail_one_that_went_well(jobs, monkeypatch):
+    job = jobs.make("again")
+
+    def work(*_):
+        job.write_error(1, NonFiniteLossError("nan"))
+        job.write_result(TrainingResult((CurvePoint(0, 1.5, 5.0, None, None),)))
+        save_weights(job.out / TRAINED, load_for_training(job.student), writes=True)
+
+    monkeypatch.setattr(launch, "run_processes", work)
+    assert launch.train(job, RunnerSettings(kind="local", num_processes=2))[1] == job.result()
 
 
 def test_the_error_of_a_process_is_raised_here(jobs, monkeypatch):

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from minitron_nas.distillation.memory import TrainingMemory
+from minitron_nas.distillation.settings import CorrectionTraining, DistillationSettings
 from minitron_nas.errors import MinitronNasError
 
 CONFIG = SimpleNamespace(
@@ -44,7 +45,8 @@ def test_sizes_that_a_config_leaves_out_follow_from_the_others():
 
 
 def test_the_error_says_what_takes_how_much_and_what_to_change():
-    error = TrainingMemory(4_000_000_000, 3_000_000_000, 2_000_000_000, 1_500_000_000).error(8, False, 0)
+    memory = TrainingMemory(4_000_000_000, 3_000_000_000, 2_000_000_000, 1_500_000_000)
+    error = memory.error(DistillationSettings(), 8, 0)
     assert isinstance(error, MinitronNasError)
     assert isinstance(error, MemoryError)
     assert str(error) == (
@@ -56,4 +58,12 @@ def test_the_error_says_what_takes_how_much_and_what_to_change():
 
 
 def test_nothing_is_advised_that_is_so_already():
-    assert str(TrainingMemory(1, 1, 1, 1).error(1, True, 3)).endswith("beside the teacher; lower text.sequence_length")
+    error = TrainingMemory(1, 1, 1, 1).error(DistillationSettings(gradient_checkpointing=True), 1, 3)
+    assert str(error).endswith("beside the teacher; lower text.sequence_length")
+
+
+def test_a_correction_is_told_of_its_own_settings():
+    assert str(TrainingMemory(1, 1, 1, 1).error(CorrectionTraining(loss="lm"), 2, 0)).endswith(
+        "lower correct.micro_batch_sequences (now 2), or set correct.gradient_checkpointing=true, or train few weights "
+        "with correct.weights=lora, or lower text.sequence_length"
+    )

@@ -16,21 +16,30 @@ def settings(**values):
     ("tokens", "batch", "steps"),
     [
         (200 * 7 * 16, 7, 200),
-        (200 * 7 * 16 + 1, 7, 201),  # a started step is a step
-        (200 * 8 * 16 - 1, 7, 229),
+        (201 * 7 * 16 - 1, 7, 200),  # what does not fill a batch is left out
+        (200 * 8 * 16 - 1, 7, 228),
         (10, 1, 1),  # less than a sequence
         (5 * 16, 1, 5),  # less than 200 steps of one sequence
-        (200 * 2000 * 16, 1152, 348),  # the papers' batch is the largest
+        (200 * 2000 * 16, 1152, 347),  # the papers' batch is the largest
     ],
 )
 def test_without_a_batch_there_are_about_200_steps(tokens, batch, steps):
     assert Schedule.resolve(settings(), tokens, 16) == Schedule(steps, batch, 16)
 
 
-def test_a_named_batch_is_taken_and_the_steps_cover_all_tokens():
+@pytest.mark.parametrize(
+    ("wanted", "micro", "batch"),
+    [(15, 1, 15), (31, 1, 24), (244, 1, 192), (7, 2, 6), (1, 2, 1), (3, 8, 3), (31, 2, 30), (300, 2, 256)],
+)
+def test_a_batch_divides_into_micro_batches_and_a_larger_one_over_many_processes(wanted, micro, batch):
+    values = settings(micro_batch_sequences=micro)
+    assert Schedule.resolve(values, 200 * wanted * 16, 16).batch_sequences == batch
+
+
+def test_a_named_batch_is_taken_and_no_more_tokens_than_are_given():
     schedule = Schedule.resolve(settings(batch_sequences=4), 1000, 16)
-    assert schedule == Schedule(16, 4, 16)
-    assert (schedule.tokens_per_step, schedule.num_tokens) == (64, 1024)
+    assert schedule == Schedule(15, 4, 16)
+    assert (schedule.tokens_per_step, schedule.num_tokens) == (64, 960)
 
 
 @pytest.mark.parametrize(("tokens", "steps"), [(1, 1), (64, 1), (65, 2), (640, 10), (641, 10), (10**9, 10)])

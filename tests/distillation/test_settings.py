@@ -81,6 +81,10 @@ def test_the_papers_found_the_pure_forward_kl_of_all_logits_best_so_it_is_the_de
             {"intermediate": "auto"},
             "intermediate=auto needs hidden states inside the teacher, and teacher_signal=hidden_cache holds none; set",
         ),
+        (
+            {"intermediate": "always", "teacher_signal": "online", "torch_compile": True},
+            "intermediate=always watches hidden states inside the student's layers, which torch_compile=true compiles",
+        ),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(values, message):

@@ -124,6 +124,14 @@ def test_a_long_document_at_the_border_of_calibration_does_not_make_the_text_too
     assert parts.train.num_tokens >= 120
 
 
+@pytest.mark.parametrize("tokens", [None, 20 * LENGTH])
+def test_long_documents_are_not_all_held_out(tokens):
+    parts = split([10 * LENGTH] * 40, tokens, validation_samples=99, calibration_samples=99)
+    assert documents_in(parts.validation) == list(range(4))
+    assert documents_in(parts.calibration) == list(range(4, 12))
+    assert documents_in(parts.train)[0] == 12
+
+
 def test_the_same_text_gives_the_same_parts():
     lengths = [3 + number % 13 for number in range(60)]
     prints = [

@@ -132,6 +132,13 @@ def test_a_plan_refuses_a_missing_file(tmp_path, monkeypatch, name):
         data_name(name)
 
 
+@pytest.mark.parametrize("name", ["~/mine.txt", "~/*.txt", "~", "{home}/a[1].txt"])
+def test_a_home_folder_and_brackets_in_a_name_are_read(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ("a[1].txt" if "[" in name else "mine.txt")).write_text("Some text.")
+    assert documents(name.format(home=tmp_path)) == ["Some text."]
+
+
 def test_a_plan_refuses_a_folder_without_text(tmp_path):
     with pytest.raises(DataError, match=f"no file matches {tmp_path}"):
         data_name(tmp_path)

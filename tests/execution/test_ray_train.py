@@ -33,7 +33,7 @@ def fitted(monkeypatch):
     return told
 
 
-def train(folder, function=len, on_wait=lambda: None):
+def train(folder, function=lambda _: 0, on_wait=lambda: None):
     from minitron_nas.execution.ray_train import RayTrain
 
     RayTrain(SETTINGS, folder / "ray").run(function, "job.json", 2, on_wait)
@@ -42,11 +42,16 @@ def train(folder, function=len, on_wait=lambda: None):
 @pytest.mark.parametrize("gpus", [0, 8])
 def test_workers_take_what_the_settings_say_and_a_gpu_where_there_are_any(fitted, tmp_path, gpus):
     fitted.gpus, calls = gpus, []
-    train(tmp_path, calls.append)
+    train(tmp_path, lambda argument: calls.append(argument) or 0)
     assert (fitted.scaling.num_workers, fitted.scaling.use_gpu) == (2, gpus > 0)
     assert fitted.scaling.resources_per_worker["CPU"] == 0.5
     assert fitted.run.failure_config.max_failures == 1
     assert (calls, fitted.returned) == (["job.json"], None)
+
+
+def test_a_worker_that_fails_ends_the_others(fitted, tmp_path):
+    with pytest.raises(RuntimeError, match="the worker ended with 2"):
+        train(tmp_path, lambda argument: 2)
 
 
 def test_the_caller_is_told_while_it_waits(fitted, tmp_path):

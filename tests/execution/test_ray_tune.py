@@ -167,6 +167,18 @@ def pretend(monkeypatch, module, nodes, down=()):
     monkeypatch.setattr(module, "ray", SimpleNamespace(nodes=lambda: listed))
 
 
+def test_a_cluster_that_does_not_answer_is_told_of_in_one_line(tmp_path, monkeypatch):
+    from minitron_nas.execution import ray_session
+
+    def refuse(**_):
+        raise ConnectionError("Could not find any running\nRay instance.")
+
+    monkeypatch.setattr(ray_session, "ray", SimpleNamespace(is_initialized=lambda: False, init=refuse))
+    message = r"runner.address=auto: no Ray cluster can be reached \(Could not find any running Ray instance.\); start"
+    with pytest.raises(PlanError, match=message), ray_session.connected("auto", tmp_path):
+        pass
+
+
 @pytest.mark.parametrize("runs_already", [False, True])
 def test_a_ray_that_was_started_here_is_shut_down_whatever_happens(tmp_path, monkeypatch, runs_already):
     from minitron_nas.execution import ray_session, ray_tune

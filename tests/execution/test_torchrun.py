@@ -22,6 +22,7 @@ if folder.name == "patient":
     (folder / ("begun-" + rank)).touch()
     time.sleep(200)
 (folder / rank).write_text(os.environ["WORLD_SIZE"])
+(folder / rank).with_suffix(".patience").write_text(os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"])
 sys.exit(3 if folder.name == "failing" else 0)
 """
 
@@ -43,7 +44,8 @@ def test_each_process_runs_the_module_with_the_argument_and_knows_the_others(run
     waits = []
     folder, start = run("ordinary", lambda: waits.append(1))
     assert start() == 0
-    assert sorted((file.name, file.read_text()) for file in folder.iterdir()) == [("0", "2"), ("1", "2")]
+    found = {file.name: file.read_text() for file in folder.iterdir()}
+    assert found == {"0": "2", "1": "2", "0.patience": "3600", "1.patience": "3600"}
     assert waits
 
 

@@ -1,3 +1,4 @@
+import os
 from contextlib import contextmanager
 from tempfile import TemporaryFile
 from types import SimpleNamespace
@@ -47,6 +48,20 @@ def test_states_that_take_more_than_an_eighth_of_the_memory_go_to_a_file(tmp_pat
     with HiddenStates.make(SHAPE, torch.float32, tmp_path):
         assert list(tmp_path.iterdir()) == []
     assert folders == [tmp_path] * in_file
+
+
+def test_the_disk_counts_a_file_as_taken_before_anything_is_written():
+    with TemporaryFile() as file:
+        HiddenStates((4, 1024, 64), torch.float32, file)
+        assert os.fstat(file.fileno()).st_blocks * 512 >= 4 * 1024 * 64 * 4
+
+
+def test_the_share_of_the_memory_may_be_smaller(tmp_path, monkeypatch):
+    with_memory(monkeypatch, 16 * 240)
+    with HiddenStates.make(SHAPE, torch.float32, tmp_path, 1 / 16) as states:
+        assert states._file is None
+    with HiddenStates.make(SHAPE, torch.float32, tmp_path, 1 / 17) as states:
+        assert states._file is not None
 
 
 def test_a_disk_that_is_too_small_is_told_of_before_anything_is_written(tmp_path, monkeypatch):

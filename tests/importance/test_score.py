@@ -157,9 +157,11 @@ def test_the_model_is_left_as_it_was(text):
 def test_hooks_go_even_if_the_pass_fails(text):
     model = tiny_model(tiny_config("llama"))
     beyond = PackedTokens(torch.full_like(text.input_ids, 320), text.position_ids)
+    model.train()
     with pytest.raises(IndexError):
         scored(model, beyond)
     assert not any(hooks(model))
+    assert model.training
 
 
 def hooks(model):

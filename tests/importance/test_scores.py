@@ -89,6 +89,14 @@ def test_ranks_follow_a_cycle_of_three_in_the_right_direction(tmp_path):
     assert ranks == [1, 2, 0]
 
 
+def test_scores_that_are_cut_short_are_refused(tmp_path):
+    SCORED.save(tmp_path, {})
+    file = tmp_path / "scores.safetensors"
+    file.write_bytes(file.read_bytes()[:-4])
+    with pytest.raises(ScoresError, match=r"scores\.safetensors is cut short or of another version \(.*score again"):
+        ImportanceScores.load(tmp_path)
+
+
 def test_equal_scores_keep_their_order():
     assert descending(torch.tensor([1.0, 2.0, 1.0, 2.0, 1.0])).tolist() == [1, 3, 0, 2, 4]
     assert descending(torch.zeros(5000)).tolist() == list(range(5000))

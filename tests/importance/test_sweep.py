@@ -30,7 +30,7 @@ def _float32(monkeypatch):
 
 
 def compute_in(monkeypatch, dtype):
-    for place in ("minitron_nas.distillation.signals", "minitron_nas.importance.sweep"):
+    for place in ("minitron_nas.distillation.signals", "minitron_nas.importance.layered_model"):
         monkeypatch.setattr(f"{place}.compute_dtype", lambda device: dtype)
 
 

@@ -1,12 +1,13 @@
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from minitron_nas.errors import DataError
+from minitron_nas.errors import CheckpointError, DataError, PlanError
 from minitron_nas.execution.device import compute_dtype
 from minitron_nas.pipeline.display import Quiet
 from minitron_nas.pipeline.evaluating import evaluate
@@ -74,10 +75,29 @@ def test_the_kl_of_a_model_to_itself_is_zero_and_to_another_is_not(
 
 
 def test_a_teacher_with_another_vocabulary_is_refused(trained_teacher: Path, sentence: Path, tmp_path: Path) -> None:
-    other = tiny_checkpoint(tmp_path / "other", "llama", vocab_size=300)
-    message = r"the model's vocabulary has 320 entries and the teacher's 300; a KL needs the same"
-    with pytest.raises(DataError, match=message):
+    other = tiny_checkpoint(tmp_path / "other", "llama")
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    first, second = list(vocabulary)[-2:]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(CheckpointError, match="have different tokenizers"):
         evaluate(trained_teacher, sentence, teacher=other, display=Quiet())
+
+
+def test_a_teacher_with_more_padding_of_its_vocabulary_is_not(
+    trained_teacher: Path, sentence: Path, tmp_path: Path
+) -> None:
+    other = tiny_checkpoint(tmp_path / "other", "llama", vocab_size=328)
+    shutil.copy(trained_teacher / "tokenizer.json", other)
+    assert (evaluate(trained_teacher, sentence, teacher=other, display=Quiet()).kl_nats or 0) > 1
+
+
+def test_sequences_longer_than_learned_positions_are_refused(sentence: Path, tmp_path: Path) -> None:
+    model = tiny_checkpoint(tmp_path / "model", "gpt2", max_position_embeddings=32)
+    with pytest.raises(PlanError, match=r"learned 32 positions, fewer than a sequence of 64 tokens has; choose"):
+        evaluate(model, sentence, sequence_length=64, display=Quiet())
+    assert evaluate(model, sentence, sequence_length=32, display=Quiet()).num_tokens > 32
 
 
 @pytest.mark.parametrize(

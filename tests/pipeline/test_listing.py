@@ -1,9 +1,11 @@
+import json
 from pathlib import Path
 
 import pytest
 
 from minitron_nas.errors import PlanError, SpaceError, TeacherNotFoundError
-from minitron_nas.pipeline.listing import enumerate_size
+from minitron_nas.pipeline.listing import enumerate_size, list_known
+from minitron_nas.pipeline.plan import make_plan, with_overrides
 from minitron_nas.testing import tiny_checkpoint
 
 
@@ -34,6 +36,21 @@ def test_a_size_that_is_no_count_is_refused(size: str) -> None:
 def test_a_space_without_a_source_asks_for_a_teacher() -> None:
     with pytest.raises(SpaceError, match="carries no source shape; name a teacher"):
         enumerate_size("default", "4B")
+
+
+def test_every_setting_of_a_plan_is_described_with_its_default() -> None:
+    rows = {row["name"]: row for row in list_known("settings")}
+    for key in ("distillation.loss", "search.num_rungs", "importance.depth.mode", "correct.tokens", "space", "seed"):
+        assert key in rows
+    assert all(len(row["about"]) > 12 for row in rows.values())
+    assert rows["distillation.learning_rate"]["default"] == 1e-4
+    assert rows["search.num_rungs"]["about"].startswith("Rungs of the tournament; each has")
+    assert rows["search.num_rungs"]["about"].endswith(" Default: 3.")
+    assert "Default" not in rows["teacher"]["about"]
+    for row in rows.values():
+        if row["default"] is not None and row["name"] not in {"space", "sizes", "data", "teacher"}:
+            value = json.dumps(row["default"])
+            make_plan(with_overrides({"teacher": "x", "sizes": [1], "data": "x"}, [f"{row['name']}={value}"]))
 
 
 def test_an_unknown_space_is_refused() -> None:

@@ -32,7 +32,7 @@ TEXT = TextSettings(sequence_length=64, calibration_samples=8)
 
 @pytest.fixture(autouse=True)
 def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    for place in ("distillation.signals", "importance.sweep", "pipeline.passes"):
+    for place in ("distillation.signals", "importance.layered_model", "pipeline.passes"):
         monkeypatch.setattr(f"minitron_nas.{place}.compute_dtype", lambda device: torch.float32)
 
 
@@ -64,6 +64,7 @@ def test_a_model_fits_where_its_weights_and_a_margin_do(trained_teacher: Path, m
     assert whole_model_bytes(checkpoint) == needed
     give_memory(monkeypatch, needed)
     assert fits_in_memory(checkpoint)
+    assert not fits_in_memory(checkpoint, more_bytes=1)
     give_memory(monkeypatch, needed - 1)
     assert not fits_in_memory(checkpoint)
 
@@ -136,7 +137,7 @@ def test_layers_are_not_measured_on_a_model_that_does_not_fit(
     give_memory(monkeypatch, 1000)
     told, depth = Recorder(), DepthSettings(criterion="kl", mode="greedy")
     message = (
-        r"importance\.depth criterion=kl with mode=greedy runs the whole model without some of its layers, which needs "
+        r"importance\.depth criterion=kl with mode=greedy runs the whole model, which needs "
         r"1\.1 GB of free memory for .*; choose criterion=block_importance with mode=layers"
     )
     with pytest.raises(PlanError, match=message):

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from minitron_nas.distillation.settings import DistillationSettings
+from minitron_nas.distillation.settings import CorrectionSettings, DistillationSettings
 from minitron_nas.errors import MinitronNasError, PlanError, SpaceError
 from minitron_nas.pipeline.plan import FamilyPlan, load_plan, make_plan, with_overrides
 from minitron_nas.space.axes import load_space
@@ -113,6 +113,14 @@ def test_an_override_can_be_a_list() -> None:
     assert plan.sizes == (8 * 10**9, 4 * 10**9)
     assert plan.space.protected_layers == (0, 1, -1)
     assert plan.evaluation.tasks == ("arc_easy",)
+
+
+def test_one_value_is_a_list_of_one() -> None:
+    plan = overridden(
+        "sizes=8B", "space.protected_layers=0", "evaluation.tasks=arc_easy", "distillation.report_to=wandb"
+    )
+    assert (plan.sizes, plan.space.protected_layers) == ((8 * 10**9,), (0,))
+    assert (plan.evaluation.tasks, plan.distillation.report_to) == (("arc_easy",), ("wandb",))
 
 
 def test_the_runner_can_be_named_and_then_adjusted() -> None:
@@ -244,3 +252,5 @@ def test_correction_is_off_unless_one_of_its_keys_is_set() -> None:
     plan = make_plan(with_overrides(LEAST, ["correct.tokens=1M", "correct.weights=lora"]))
     assert plan.correct is not None
     assert (plan.correct.tokens, plan.correct.weights, plan.correct.warmup_steps) == (1_000_000, "lora", 120)
+    assert overridden("correct=true").correct == CorrectionSettings()
+    assert overridden("correct=false").correct is None

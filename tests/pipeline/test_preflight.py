@@ -16,6 +16,9 @@ from minitron_nas.storage.run_folder import RunFolder
 ADAM_BYTES = 12
 """Of one parameter in training: its float32 weight and two moments."""
 
+MOMENTS_BYTES = 5 * 4 * (48**2 + 128**2)
+"""The second moments of the teacher's output projections."""
+
 TRAINING_BYTES = 2 * ADAM_BYTES + 2 * 4
 """Of one parameter in full distillation: the last two checkpoints, and float32 weights before and after."""
 
@@ -82,6 +85,7 @@ def test_the_disk_must_hold_what_the_run_will_write(
     needed: int,
 ) -> None:
     plan, folder = plan_of(tiny_settings, *overrides), RunFolder(tmp_path / "run")
+    needed += int(MOMENTS_BYTES * (1 if len(plan.sizes) == 1 else 1 + 90_000 / 138_768))
     give_disk(monkeypatch, needed)
     preflight(plan, teacher, folder)
     give_disk(monkeypatch, needed - 1)
@@ -94,7 +98,7 @@ def test_states_that_are_computed_in_float32_take_twice_the_disk(
     teacher: Checkpoint, tiny_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("minitron_nas.pipeline.preflight.compute_dtype", lambda device: torch.float32)
-    needed = 90_000 * 4 + 90_000 * TRAINING_BYTES + 1000 * 48 * 4
+    needed = 90_000 * 4 + 90_000 * TRAINING_BYTES + 1000 * 48 * 4 + MOMENTS_BYTES
     give_disk(monkeypatch, needed - 1)
     with pytest.raises(DiskSpaceError):
         preflight(plan_of(tiny_settings), teacher, RunFolder(tmp_path))
@@ -106,7 +110,7 @@ def test_what_an_earlier_process_wrote_is_not_asked_for_again(
     teacher: Checkpoint, tiny_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "signals").write_bytes(bytes(1000 * 48 * 2))
-    give_disk(monkeypatch, 90_000 * 4 + 90_000 * TRAINING_BYTES)
+    give_disk(monkeypatch, 90_000 * 4 + 90_000 * TRAINING_BYTES + MOMENTS_BYTES)
     preflight(plan_of(tiny_settings), teacher, RunFolder(tmp_path))
 
 
@@ -147,6 +151,23 @@ def test_layers_are_measured_only_on_a_teacher_that_fits_into_memory(
         preflight(measured, teacher, RunFolder(tmp_path))
     same_depth = plan_of(tiny_settings, "importance.depth.criterion=kl", "space.axes.num_hidden_layers.values=[5]")
     preflight(same_depth, teacher, RunFolder(tmp_path))
+
+
+def test_layers_that_the_depth_only_baseline_drops_are_measured_too(
+    teacher: Checkpoint, tiny_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    overrides = ("importance.depth.criterion=kl", "space.axes.num_hidden_layers.values=[5]", "baselines=true")
+    with pytest.raises(PlanError, match="runs the whole model"):
+        preflight(plan_of(tiny_settings, *overrides), teacher, RunFolder(tmp_path))
+
+
+def test_a_batch_must_divide_before_any_work(
+    teacher: Checkpoint, tiny_settings: dict[str, Any], tmp_path: Path
+) -> None:
+    overrides = ("distillation.batch_sequences=4", "distillation.micro_batch_sequences=3")
+    with pytest.raises(PlanError, match="a batch of 4 sequences does not divide into micro-batches of 3"):
+        preflight(plan_of(tiny_settings, *overrides), teacher, RunFolder(tmp_path))
 
 
 def test_every_size_is_enumerated_before_the_first_is_built(

@@ -3,20 +3,29 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from minitron_nas.distillation.settings import TextSettings
 from minitron_nas.distillation.tokens import pack
-from minitron_nas.errors import DiskSpaceError, PlanError
+from minitron_nas.errors import CheckpointError, DiskSpaceError, PlanError
 from minitron_nas.families.checkpoint import open_checkpoint
 from minitron_nas.importance.baselines import random_scores
 from minitron_nas.importance.tensor_folder import TensorFolder
 from minitron_nas.pipeline import preparing
 from minitron_nas.pipeline.display import Quiet
 from minitron_nas.pipeline.evaluating import evaluate
-from minitron_nas.pipeline.preparing import cuts_inputs, measure_start, needs_moments, possible_start, repair_student
+from minitron_nas.pipeline.preparing import (
+    TakenStart,
+    cuts_inputs,
+    measure_start,
+    needs_moments,
+    possible_start,
+    repair_student,
+)
 from minitron_nas.pipeline.pruning import prune
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
+from minitron_nas.pruning.settings import Repair
 from minitron_nas.testing import tiny_checkpoint
 
 TEXT = TextSettings(sequence_length=64, calibration_samples=16, validation_samples=8)
@@ -53,6 +62,7 @@ def test_a_family_that_cannot_be_rotated_is_selected_and_its_lineage_says_why(tm
     result = prune(teacher, tmp_path / "out", {"hidden_size": 36}, data=text_file, text=TEXT, display=Quiet())
     start = json.loads((result.path / "lineage.json").read_text())["start"]
     assert start["channels"].startswith("channels are selected, not rotated: gemma2 has norms on what layers add")
+    assert start["repair"].startswith("not repaired, because no neurons or heads leave and gemma2 has norms on")
     assert result.proof is not None
 
 
@@ -60,6 +70,35 @@ def test_what_can_be_rotated_is_rotated(trained_teacher: Path) -> None:
     checkpoint = open_checkpoint(trained_teacher)
     assert possible_start("rotate", checkpoint) == ("rotate", "channels are rotated")
     assert possible_start("select", checkpoint) == ("select", "channels are selected")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "shape", "repair", "channels", "repaired"),
+    [
+        ("llama", {"hidden_size": 36}, "ridge", "channels are rotated", "repaired layer after layer"),
+        ("llama", {"intermediate_size": 64}, "none", "all channels stay", "nothing is repaired"),
+        ("llama", {}, "ridge", "all channels stay", "nothing is repaired"),
+        ("gemma2", {"intermediate_size": 64}, "ridge", "all channels stay", "repaired in one pass, not layer after"),
+        ("mixtral", {"intermediate_size": 64}, "ridge", "all channels", "repaired layer after layer, experts in one"),
+        ("mixtral", {"num_hidden_layers": 3}, "ridge", "all channels stay", "repaired layer after layer"),
+    ],
+)
+def test_what_is_said_of_a_start_is_what_is_done(
+    tmp_path: Path, model_type: str, shape: dict[str, int], repair: Repair, channels: str, repaired: str
+) -> None:
+    checkpoint = open_checkpoint(tiny_checkpoint(tmp_path / "teacher", model_type))
+    taken = TakenStart.of(checkpoint, checkpoint.architecture.reshaped(shape), "rotate", repair)
+    assert taken.channels.startswith(channels)
+    assert taken.repair.startswith(repaired)
+
+
+def test_values_that_are_no_numbers_are_named_before_text_meets_them(tmp_path: Path, text_file: Path) -> None:
+    teacher = tiny_checkpoint(tmp_path / "teacher", "llama")
+    tensors = load_file(teacher / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 3] = float("nan")
+    save_file(tensors, teacher / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"model\.layers\.1\.mlp\.up_proj\.weight.* NaN or infin"):
+        prune(teacher, tmp_path / "out", {"intermediate_size": 64}, data=text_file, text=TEXT, display=Quiet())
 
 
 @pytest.mark.parametrize("choice", [{"start": "rotate"}, {"repair": "ridge"}])

@@ -8,7 +8,7 @@ from minitron_nas.importance.moments import second_moments
 from minitron_nas.importance.tensor_folder import TensorFolder
 from minitron_nas.pruning.parts import whole
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
-from minitron_nas.pruning.repair import Mend, ridge_map, ridge_regression
+from minitron_nas.pruning.repair import Mend, Regression, ridge_map, ridge_regression
 from minitron_nas.pruning.slice import cuts
 
 
@@ -35,6 +35,25 @@ def test_the_regression_is_numpys_least_squares(ridge):
     found = ridge_regression(outputs.T @ inputs, moment, start, ridge)
     expected = least_squares(inputs, outputs, start, ridge * moment.diagonal().mean().item())
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.5])
+def test_what_reads_nothing_stays_as_it_was(ridge):
+    start, nothing = samples(4, 7), torch.zeros(7, 7, dtype=torch.float64)
+    assert torch.equal(ridge_regression(torch.zeros(4, 7, dtype=torch.float64), nothing, start, ridge), start)
+    kept = torch.tensor([1, 4])
+    assert torch.equal(ridge_map(nothing, kept, ridge), torch.eye(7, dtype=torch.float64)[:, kept])
+
+
+def test_a_regression_of_batches_is_that_of_all_of_them():
+    inputs, outputs, start = samples(60, 7).float(), samples(60, 4, 1).float(), samples(3, 7, 2)
+    turn = samples(3, 4, 3).float()
+    regression = Regression(4, 7, torch.device("cpu"))
+    for rows in (slice(0, 24), slice(24, 60)):
+        regression.add(outputs[rows].view(2, -1, 4), inputs[rows].view(2, -1, 7))
+    moment = inputs.T @ inputs
+    expected = ridge_regression((turn @ outputs.T @ inputs).double(), moment.double(), start, 0.1)
+    torch.testing.assert_close(regression.solve(start, 0.1, turn), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("ridge", [0.0, 0.01])

@@ -1,9 +1,12 @@
+from dataclasses import replace
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from minitron_nas.distillation.losses import forward_kl
@@ -20,10 +23,10 @@ from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.parts import whole
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
 from minitron_nas.pruning.rotation import Rotation
-from minitron_nas.pruning.sequence import is_repairable_in_sequence, repair_in_sequence
+from minitron_nas.pruning.sequence import repair_in_sequence, why_not_in_sequence
 from minitron_nas.pruning.slice import build_student, cuts
 from minitron_nas.storage.weights import read_headers
-from minitron_nas.testing import tiny_tokenizer
+from minitron_nas.testing import Subject, tiny_config, tiny_tokenizer
 
 NOT_REPAIRABLE = {"gemma2", "gemma3_text", "olmo2"}
 IDS = torch.randint(0, 320, (400,), generator=torch.Generator().manual_seed(1)).numpy()
@@ -50,7 +53,7 @@ NAMES = {
 
 @pytest.fixture(autouse=True)
 def _float32(monkeypatch):
-    monkeypatch.setattr(sequence, "compute_dtype", lambda device: torch.float32)
+    monkeypatch.setattr("minitron_nas.importance.layered_model.compute_dtype", lambda device: torch.float32)
 
 
 def load(folder):
@@ -233,7 +236,25 @@ def test_what_is_refitted_lies_in_a_file_for_each_layer(tmp_path, source):
 
 
 def test_which_families_can_be_repaired_in_sequence():
-    assert {name for name in layouts() if not is_repairable_in_sequence(layout_of(name))} == NOT_REPAIRABLE
+    reasons = {name: why_not_in_sequence(layout_of(name)) for name in layouts()}
+    assert {name for name, reason in reasons.items() if reason is not None} == NOT_REPAIRABLE
+    assert all("norms on what layers add" in reasons[name] for name in NOT_REPAIRABLE)
+    llama = layout_of("llama")
+    one_norm = replace(llama, rows=tuple(row for row in llama.rows if "post_attention" not in row.name))
+    assert "do not read the residual stream through a norm each" in why_not_in_sequence(one_norm)
+
+
+def test_attention_that_adds_nothing_is_not_taken_for_one_beside_the_ffn(tmp_path):
+    subject = Subject.make(layout_of("llama"), tiny_config("llama"), tmp_path)
+    file = next(subject.prepared.path.glob("*.safetensors"))
+    tensors = load_file(file)
+    tensors["model.layers.1.self_attn.o_proj.weight"].zero_()
+    save_file(tensors, file, {"format": "pt"})
+    run = sequence._Sequence._run_teacher
+    found = []
+    with patch.object(sequence._Sequence, "_run_teacher", lambda *args: found.append(run(*args)) or found[-1]):
+        repaired(subject.prepared, subject.architecture.reshaped({"intermediate_size": 56}), tmp_path)
+    assert found == [False] * 4
 
 
 def test_output_projections_of_experts_are_not_refitted(tmp_path, source):
