@@ -105,7 +105,7 @@ def copy_weights(checkpoint: Path, module: str, file: Path) -> None:
     with safe_open(checkpoint / _WEIGHTS, framework="pt") as stored:
         tensors = [
             (name.removeprefix(prefix), tuple(stored.get_slice(name).get_shape()), partial(stored.get_tensor, name))
-            for name in stored.keys()  # noqa: SIM118  # it is no mapping
+            for name in stored.offset_keys()
             if name.startswith(prefix)
         ]
         _write(file, tensors, writes=True)

@@ -53,8 +53,8 @@ class Schedule:
         return self.num_steps * self.tokens_per_step
 
     def steps_for(self, tokens: int) -> int:
-        """Return the steps after which at least `tokens` were seen, within the schedule."""
-        return min(ceil(tokens / self.tokens_per_step), self.num_steps)
+        """Return the steps after which at most `tokens` were seen, within the schedule and at least one."""
+        return min(max(tokens // self.tokens_per_step, 1), self.num_steps)
 
     def learning_rate_factor(self, step: int, settings: DistillationSettings) -> float:
         """Return the learning rate of an optimizer step as a fraction of the peak.

@@ -18,6 +18,7 @@ from minitron_nas.distillation.text import data_name
 from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.errors import PlanError
 from minitron_nas.families.checkpoint import Checkpoint
+from minitron_nas.families.checks import check_values
 from minitron_nas.families.teacher import resolve_teacher, source_name
 from minitron_nas.importance.depth_modes import layer_table
 from minitron_nas.importance.scores import ImportanceScores
@@ -121,10 +122,7 @@ def prune(
     if data is not None:
         data_name(data)
     with TemporaryDirectory(dir=existing_parent(folder)) as work:
-        # Surgery looks for NaN and infinity itself, so that the weights are read once; but text would meet them first.
-        reads = data is not None
-        with _stage_if(reads, display, "teacher", "check every value") as progress:
-            checkpoint = resolve_teacher(teacher, Path(work), progress, read_values=reads)
+        checkpoint = resolve_teacher(teacher, Path(work), read_values=False)
         source, layout = checkpoint.architecture, checkpoint.layout
         named = drop_from(source, shape or {}, drop_layers) if drop_layers is not None else None
         protected = space.protected_layers if named is None else ()
@@ -138,12 +136,12 @@ def prune(
             raise _without_text(scores)
         if fewer and importance.depth.needs_model:
             require_whole_model(checkpoint, importance.depth)
+        if data is not None:  # text would meet NaN and infinity before surgery, which looks for them itself
+            with display.stage("teacher", "check every value") as progress:
+                check_values(checkpoint.path, checkpoint.headers, progress)
         calibration = calibration_reader(checkpoint, scores, data, text or TextSettings(), seed)
         ranking = scores_of(checkpoint, scores, calibration, importance, seed, Path(work), display)
-        if named is not None:
-            layers = layer_table({len(named): named}, source.num_hidden_layers)
-        else:
-            layers = _layers(checkpoint, ranking, importance.depth, protected, target, calibration, seed, display)
+        layers = _layers(checkpoint, ranking, named, importance.depth, protected, target, calibration, seed, display)
         order = PruningOrder.from_scores(ranking, source, protected, layers)
         inputs = repairs and needs_moments(checkpoint, target)
         with _stage_if(rotates or inputs, display, "prepare", taken.channels) as progress:
@@ -242,6 +240,7 @@ def _target(
 def _layers(
     checkpoint: Checkpoint,
     ranking: ImportanceScores,
+    named: Sequence[int] | None,
     depth: DepthSettings,
     protected: Sequence[int],
     target: Architecture,
@@ -249,6 +248,8 @@ def _layers(
     seed: int,
     display: Display,
 ) -> Tensor:
+    if named is not None:
+        return layer_table({len(named): named}, checkpoint.architecture.num_hidden_layers)
     counts = [target.num_hidden_layers]
     measured = depth.needs_model and target.num_hidden_layers < checkpoint.architecture.num_hidden_layers
     with _stage_if(measured, display, "depth", f"{depth.criterion}, {depth.mode}") as progress:

@@ -102,13 +102,13 @@ def prepare_tokens(engine: Engine, plan: FamilyPlan, teacher: Checkpoint, data: 
         tokenizer, wanted, used = AutoTokenizer.from_pretrained(teacher.path), plan.distillation.tokens, None
         if wanted is not None:
             schedule = Schedule.resolve(plan.distillation, wanted, plan.text.sequence_length)
-            used = schedule.num_steps * schedule.batch_sequences
+            wanted, used = schedule.num_tokens, schedule.num_steps * schedule.batch_sequences
         counts = split_text(data, tokenizer, plan.text, plan.seed, wanted, folder, used, progress)
         splits = TokenSplits.load(folder)
         prints = [part.fingerprint for part in (splits.calibration, splits.validation, splits.train)]
         return {
             "fingerprint": "-".join(prints),
-            "distillation_tokens": wanted or one_pass_tokens(splits),
+            "distillation_tokens": plan.distillation.tokens or one_pass_tokens(splits),
             "sources": [asdict(count) for count in counts],
         }
 

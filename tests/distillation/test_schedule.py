@@ -42,8 +42,8 @@ def test_a_named_batch_is_taken_and_no_more_tokens_than_are_given():
     assert (schedule.tokens_per_step, schedule.num_tokens) == (64, 960)
 
 
-@pytest.mark.parametrize(("tokens", "steps"), [(1, 1), (64, 1), (65, 2), (640, 10), (641, 10), (10**9, 10)])
-def test_a_rung_ends_after_the_first_step_that_reaches_its_tokens_within_the_schedule(tokens, steps):
+@pytest.mark.parametrize(("tokens", "steps"), [(1, 1), (64, 1), (127, 1), (128, 2), (640, 10), (641, 10), (10**9, 10)])
+def test_a_rung_ends_after_the_last_whole_step_of_its_tokens_within_the_schedule(tokens, steps):
     assert Schedule(10, 4, 16).steps_for(tokens) == steps
 
 

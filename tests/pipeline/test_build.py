@@ -410,7 +410,7 @@ def test_an_unknown_key_names_the_nearest_one(build: Callable[..., Family], tmp_
         ("", r"text\.txt is empty; give text to calibrate and train on"),
         (
             "the tenth\n\n" * 99,
-            r"too short: 793 tokens found, .* about 2,531 are needed \(1,024 for training\)",
+            r"too short: 793 tokens found, .* about 2,165 are needed \(768 for training\)",
         ),
     ],
     ids=["missing", "empty", "short"],
