@@ -18,7 +18,7 @@ from minitron_nas.errors import DataError
 _LOADERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".ndjson": "json"}
 _TEXT_SUFFIXES = (".txt", ".md", ".rst", ".text")
 _PASSAGE_CHARACTERS = 4000
-_BLANK_LINE = re.compile(rb"\r?\n\r?\n")
+_BLANK_LINE = re.compile(rb"\r?\n[ \t]*\r?\n")
 _ROWS_AT_ONCE = 256
 
 

@@ -32,12 +32,14 @@ class SourceTokens:
     Attributes:
         name: What a plan calls it.
         share: Of the training tokens that it was to have.
-        found_tokens: Tokens that were read from it.
+        num_documents: Documents that were read from it.
+        found_tokens: Their tokens.
         train_tokens: Training tokens that come from it, repetitions included.
     """
 
     name: str
     share: float
+    num_documents: int
     found_tokens: int
     train_tokens: int
 
@@ -259,7 +261,7 @@ def _write_parts(
     save_blocks(blocks, folder / "train.safetensors", goals.length, vocab_size)
     parts["train"] = PackedTokens.load(folder / "train.safetensors")
     counts = tuple(
-        SourceTokens(source.name, source.share, log.num_tokens, train)
+        SourceTokens(source.name, source.share, len(log.lengths), log.num_tokens, train)
         for source, log, train in zip(sources, logs, trained, strict=True)
     )
     available = parts["train"].num_tokens * (1 if repeats else settings.max_epochs)
@@ -282,8 +284,8 @@ def _too_short(count: SourceTokens, parts: dict[str, PackedTokens], goals: _Goal
     least = 5 * _MIN_CALIBRATION_SEQUENCES * goals.length
     enough_tokens = max(count.found_tokens + ceil((missing + 3 * goals.length) / 0.7), least)
     return (
-        f"the text is too short: {count.found_tokens:,} tokens found, of which {train:,} are for training after "
-        f"validation ({parts['validation'].num_tokens:,}) and calibration ({parts['calibration'].num_tokens:,}); about "
+        f"the text is too short: {count.found_tokens:,} tokens found, {count.num_documents:,} documents, each of which "
+        f"is in one part only; {train:,} are for training after validation ({parts['validation'].num_tokens:,}) and calibration ({parts['calibration'].num_tokens:,}); about "
         f"{enough_tokens:,} are needed ({goals.needed:,} for training); add text, lower distillation.tokens or "
         "text.sequence_length, or allow repeats with text.max_epochs"
     )

@@ -142,7 +142,9 @@ def test_the_same_text_gives_the_same_parts():
 
 
 def test_too_short_a_text_is_an_error_with_the_tokens_found_and_needed():
-    with pytest.raises(DataError, match=r"too short: 80 tokens found, of which 56 are for training after validation "):
+    with pytest.raises(
+        DataError, match=r"too short: 80 tokens found, 10 documents, .*; 56 are for training after validation "
+    ):
         split([LENGTH] * 10, 20 * LENGTH)
     with pytest.raises(DataError, match=r"about 263 are needed \(160 for training\); add text, lower distillation"):
         split([LENGTH] * 10, 20 * LENGTH)

@@ -33,11 +33,12 @@ def rows_of(texts, column="text"):
     return [{column: text} for text in texts]
 
 
-def test_a_plain_text_file_is_cut_at_blank_lines_into_passages_of_about_4000_characters(tmp_path):
+@pytest.mark.parametrize("blank", ["\n\n", "\n \n", "\n\t \n"])
+def test_a_plain_text_file_is_cut_at_blank_lines_into_passages_of_about_4000_characters(tmp_path, blank):
     paragraphs = [letter * 1500 for letter in "abcdefg"]
     file = tmp_path / "book.txt"
-    file.write_text("\n\n".join(paragraphs))
-    expected = ["\n\n".join(paragraphs[start : start + 3]) for start in (0, 3, 6)]
+    file.write_text(blank.join(paragraphs))
+    expected = [blank.join(paragraphs[start : start + 3]) for start in (0, 3, 6)]
     assert sorted(documents(file)) == expected
 
 
