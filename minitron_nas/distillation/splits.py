@@ -285,9 +285,9 @@ def _too_short(count: SourceTokens, parts: dict[str, PackedTokens], goals: _Goal
     enough_tokens = max(count.found_tokens + ceil((missing + 3 * goals.length) / 0.7), least)
     return (
         f"the text is too short: {count.found_tokens:,} tokens found, {count.num_documents:,} documents, each of which "
-        f"is in one part only; {train:,} are for training after validation ({parts['validation'].num_tokens:,}) and calibration ({parts['calibration'].num_tokens:,}); about "
-        f"{enough_tokens:,} are needed ({goals.needed:,} for training); add text, lower distillation.tokens or "
-        "text.sequence_length, or allow repeats with text.max_epochs"
+        f"is in one part only; {train:,} are for training after validation ({parts['validation'].num_tokens:,}) and "
+        f"calibration ({parts['calibration'].num_tokens:,}); about {enough_tokens:,} are needed ({goals.needed:,} for "
+        "training); add text, lower distillation.tokens or text.sequence_length, or allow repeats with text.max_epochs"
     )
 
 
