@@ -178,7 +178,7 @@ class Starts(Study):
             source = start.apply(self.prepared(text))
             target = source.architecture.reshaped(shape)
             with self.repaired(source, target, start, text) as repaired:
-                write_student(source, target, folder, text.input_ids[:1, :64], {}, repaired)
+                write_student(source, target, folder, text.first(1).in_memory().input_ids[:, :64], {}, repaired)
         return folder
 
     def note(self, key: str, *arguments: Any) -> None:
