@@ -33,7 +33,6 @@ LOSSES: dict[str, dict[str, Any]] = {
     "cosine": {"loss": "cosine"},
     "MSE": {"loss": "mse"},
     "forward KL, temperature 2": {"temperature": 2.0},
-    "forward KL, temperature 0.5": {"temperature": 0.5},
 }
 """Besides forward KL, which the part `recovery` of `study_starts.py` measures with this start."""
 DEPTH = 22
