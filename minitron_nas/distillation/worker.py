@@ -5,6 +5,8 @@ import sys
 import time
 from pathlib import Path
 
+from torch import distributed
+
 from minitron_nas.distillation.arguments import training_arguments, zero_stage
 from minitron_nas.distillation.deepspeed import join_processes
 from minitron_nas.distillation.job import TRAINED, TrainingJob
@@ -74,6 +76,32 @@ def run_file(path: str) -> int:
     return 0
 
 
+def main(path: str) -> int:
+    """Carry out a `job.json` as a whole process, and leave the other processes in order.
+
+    A process that ends while threads of its communication run may abort, though its work is done.
+
+    Returns:
+        What the process should exit with.
+
+    Raises:
+        PreemptedError: After SIGTERM, which stops all processes after the same step.
+    """
+    try:
+        code = run_file(path)
+    except PreemptedError:
+        _leave()
+        raise
+    if code == 0:  # after an error others may still wait for this process
+        _leave()
+    return code
+
+
+def _leave() -> None:
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 def _throttled(progress: Progress) -> Progress:
     """Pass on at most one report a second, and the last."""
     told_at = 0.0
@@ -88,4 +116,4 @@ def _throttled(progress: Progress) -> Progress:
 
 
 if __name__ == "__main__":
-    sys.exit(run_file(sys.argv[1]))
+    sys.exit(main(sys.argv[1]))

@@ -55,7 +55,7 @@ def telling(path):
 
 trainer._DistillationTrainer.compute_loss = recording
 job.load_sharded_teacher = telling
-sys.exit(worker.run_file(sys.argv[1]))
+sys.exit(worker.main(sys.argv[1]))
 '''
 
 
