@@ -98,7 +98,7 @@ def main(path: str) -> int:
 
 
 def _leave() -> None:
-    if distributed.is_available() and distributed.is_initialized():
+    if distributed.is_initialized():
         distributed.destroy_process_group()
 
 

@@ -94,8 +94,9 @@ class _FirstLayers:
         """Let the model go on from where it is, for one pass over the text without some layers."""
         states = iter(self._states)
         with without_layers(self._model, self._layout, removed.union(range(self._done))):
-            for module in decoder_layers(self._model, self._layout, range(min(self._done, 1))):
-                module.forward = lambda *_, **__: next(states)
+            if self._done:
+                (first,) = decoder_layers(self._model, self._layout, [0])
+                first.forward = lambda *_, **__: next(states)
             yield
 
 

@@ -91,8 +91,9 @@ def distill(
     folder, runner = Path(out), runner or RunnerSettings()
     require_new_folder(folder)
     check_engine(settings)
-    if correction is not None:
-        Correction(Path(correction)).require_usable(settings)
+    followed = Correction(Path(correction)) if correction is not None else None
+    if followed is not None:
+        followed.require_usable(settings)
     data_name(data)
     work = folder.with_name(f"{folder.name}.work")
     source = resolve_teacher(student, work / "student")
@@ -100,8 +101,8 @@ def distill(
     Vocabulary.of(source.path, f"{source_name(student)!r}").require_same(
         Vocabulary.of(other.path, f"{source_name(teacher)!r}")
     )
-    if correction is not None:
-        Correction(Path(correction)).require_of(other.fingerprint)
+    if followed is not None:
+        followed.require_of(other.fingerprint)
     with display.stage("text", "read, split and pack") as progress:
         splits = read_splits(work, data, other, text, settings.tokens, seed, progress)
     schedule = Schedule.resolve(settings, settings.tokens or one_pass_tokens(splits), text.sequence_length)
@@ -112,8 +113,8 @@ def distill(
     }
     with display.stage("signal", "the teacher speaks once") as progress:
         files = _files(settings, other, parts, work, Path(signals) if signals is not None else work, progress)
-    if correction is not None:
-        files = replace(files, correction=Path(correction))
+    if followed is not None:
+        files = replace(files, correction=followed.out)
     checkpoints = work / f"checkpoints-{source.fingerprint}-{other.fingerprint}"
     job = TrainingJob(source.path, files, settings, schedule, checkpoints, seed, work / "training")
     with display.stage("distil", f"{schedule.num_tokens:,} tokens in {schedule.num_steps} steps") as progress:
