@@ -1,7 +1,7 @@
 """What a student of SmolLM2 learns from: losses, its start, the corrected teacher, hidden states inside the models.
 
 A study of hours, in parts that go on where they were: `python tests/benchmarks/study_distillation.py PART --data DATA
---out FOLDER`, with DATA and FOLDER of `study_starts.py`, whose default start is the student here. What is measured
+--out FOLDER`, with DATA and FOLDER of `study_starts.py`, one of whose starts is the student here. What is measured
 goes to `measured/distillation.json` beside this file. KL is in nats per token, bf16 on the CPU.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from study import LENGTH, SEED
-from study_starts import CALIBRATION, DEFAULT, SHAPES, STARTS, Starts
+from study_starts import CALIBRATION, SHAPES, STARTS, Starts
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from minitron_nas.distillation.settings import CorrectionSettings
@@ -36,12 +36,13 @@ LOSSES: dict[str, dict[str, Any]] = {
 }
 """Besides forward KL, which the part `recovery` of `study_starts.py` measures with this start."""
 DEPTH = 22
+START = "rotation, repair in sequence, L2 of means"
 
 
 def student(study: Starts) -> Path:
     """Write the student that all parts but depth train: hidden 504, FFN 1024."""
-    folder = study.out / "students" / "rotation-repair-in-sequence"
-    return study.student(SHAPES["504/1024"], STARTS[DEFAULT], study.calibration(CALIBRATION), folder)
+    folder = study.out / "students" / "rotation-repair-in-sequence-L2-of-means"
+    return study.student(SHAPES["504/1024"], STARTS[START], study.calibration(CALIBRATION), folder)
 
 
 def losses(study: Starts) -> None:
@@ -65,7 +66,7 @@ def random_start(study: Starts) -> None:
 def intermediate(study: Starts) -> None:
     """With and without hidden states inside the models, for the width student and for one of fewer layers."""
     folder = study.out / "students" / f"{DEPTH}-layers"
-    fewer = study.student({"num_hidden_layers": DEPTH}, STARTS[DEFAULT], study.calibration(CALIBRATION), folder)
+    fewer = study.student({"num_hidden_layers": DEPTH}, STARTS[START], study.calibration(CALIBRATION), folder)
     matching = {"intermediate": "always", "teacher_signal": "online"}
     study.recover(
         partial(load_for_training, student(study)), "intermediate", "504/1024, matched", RATES, POINTS, **matching

@@ -71,6 +71,7 @@ class Start:
         sequence_ridge: Strength of that of the repair in sequence.
         rescaled: Whether norms make up for the mean over fewer channels where channels are selected.
         repaired_first: Whether that penalty pulls towards the student that is repaired in one pass.
+        scores: How activations become scores.
     """
 
     rotate: bool = False
@@ -80,6 +81,7 @@ class Start:
     sequence_ridge: float = SEQUENCE_RIDGE
     rescaled: bool = True
     repaired_first: bool = False
+    scores: ImportanceSettings = ImportanceSettings()
 
     def changes(self, source: Architecture, target: Architecture) -> tuple[Any, ...]:
         """Return what of it tells on a shape: rotation needs cut channels, repair in one pass cut inputs."""
@@ -88,7 +90,7 @@ class Start:
         cut = any(getattr(source, size) != getattr(target, size) for size in sizes)
         repair = "none" if self.repair == "one pass" and not cut else self.repair
         cut_channels = target.hidden_size < source.hidden_size
-        return rotates, repair, self.balanced or not rotates, self.rescaled or not cut_channels
+        return rotates, repair, self.balanced or not rotates, self.rescaled or not cut_channels, self.scores
 
     def apply(self, prepared: PreparedTeacher) -> PreparedTeacher:
         """Leave away what the start does without."""
@@ -100,24 +102,27 @@ class Start:
         return replace(prepared, rotation=rotation, moments=moments, ridge=self.ridge)
 
 
+PAPERS = ImportanceSettings(batch_aggregation="l2", sequence_aggregation="mean")
+"""The papers' choice of aggregations; names of starts that use it end in "L2 of means"."""
+DEFAULT = "rotation, repair in sequence"
+NOT_BALANCED = f"{DEFAULT}, gains not rebalanced"
 STARTS = {
     "selection": Start(),
     "selection, norms as they are": Start(rescaled=False),
-    "rotation, repair in sequence": Start(rotate=True, repair="sequence"),
+    DEFAULT: Start(rotate=True, repair="sequence"),
     "rotation": Start(rotate=True),
     "selection, repair in sequence": Start(repair="sequence"),
     "rotation, repair in one pass": Start(rotate=True, repair="one pass"),
     "selection, repair in one pass": Start(repair="one pass"),
-    "rotation, repair in sequence, gains not rebalanced": Start(rotate=True, repair="sequence", balanced=False),
+    NOT_BALANCED: Start(rotate=True, repair="sequence", balanced=False),
 }
-DEFAULT = "rotation, repair in sequence"
+STARTS |= {f"{name}, L2 of means": replace(start, scores=PAPERS) for name, start in STARTS.items()}
 
 
 class Starts(Study):
     """The study's teacher with scores, rotation and moments over each calibration text."""
 
-    def scored(self, text: PackedTokens, settings: ImportanceSettings | None = None) -> ImportanceScores:
-        settings = settings or ImportanceSettings()
+    def scored(self, text: PackedTokens, settings: ImportanceSettings) -> ImportanceScores:
         kind = f"{settings.batch_aggregation}-{settings.sequence_aggregation}"
         folder, teacher = self.out / "scores" / f"{text.fingerprint}-{kind}", self.checkpoint
         if not folder.is_dir():
@@ -128,11 +133,12 @@ class Starts(Study):
             found.save(folder, {"source": teacher.fingerprint}, text)
         return ImportanceScores.load(folder, teacher.fingerprint)
 
-    def prepared(self, text: PackedTokens) -> PreparedTeacher:
+    def prepared(self, text: PackedTokens, settings: ImportanceSettings) -> PreparedTeacher:
         """Return the teacher with all that any start needs."""
         folder = self.out / "prepared" / text.fingerprint
+        scores = self.scored(text, settings)
+        order = PruningOrder.from_scores(scores, self.checkpoint.architecture, protected_layers())
         if not folder.is_dir():
-            order = PruningOrder.from_scores(self.scored(text), self.checkpoint.architecture, protected_layers())
             with TemporaryDirectory(dir=self.out) as work:
                 measures = measure_start(
                     self.checkpoint,
@@ -143,7 +149,7 @@ class Starts(Study):
                     progress=progress("moments"),
                 )
                 write_prepared(folder, order, *measures)
-        return PreparedTeacher.open(self.checkpoint.path, folder)
+        return replace(PreparedTeacher.open(self.checkpoint.path, folder), order=order)
 
     @contextmanager
     def repaired(
@@ -165,7 +171,7 @@ class Starts(Study):
         names: Sequence[str] = ("near", "far"),
     ) -> dict[str, Any]:
         """Measure an untrained student."""
-        source = start.apply(prepared or self.prepared(text))
+        source = start.apply(prepared or self.prepared(text, start.scores))
         target = source.architecture.reshaped(shape)
         rescaling = nullcontext() if start.rescaled else norms_as_they_are()
         with self.repaired(source, target, start, text) as repaired, rescaling:
@@ -175,7 +181,7 @@ class Starts(Study):
     def student(self, shape: Mapping[str, int], start: Start, text: PackedTokens, folder: Path) -> Path:
         """Write an untrained student, once."""
         if not folder.is_dir():
-            source = start.apply(self.prepared(text))
+            source = start.apply(self.prepared(text, start.scores))
             target = source.architecture.reshaped(shape)
             with self.repaired(source, target, start, text) as repaired:
                 write_student(source, target, folder, text.first(1).in_memory().input_ids[:, :64], {}, repaired)
@@ -223,11 +229,11 @@ def ridges(study: Starts, _: Sequence[str]) -> None:
     """Strengths of the two penalties."""
     text, sizes = study.calibration(CALIBRATION), SHAPES["504/1024"]
     for ridge in (0.001, 0.003, 0.01, 0.03, 0.1):
-        start = Start(rotate=True, repair="one pass", ridge=ridge)
+        start = Start(rotate=True, repair="one pass", ridge=ridge, scores=PAPERS)
         study.note(f"ridges | one pass | ridge {ridge:g}", sizes, start, text)
     short = study.calibration(32)
     for ridge, first in ((0.1, False), (0.1, True), (0.03, False), (0.3, False)):
-        start = Start(rotate=True, repair="sequence", sequence_ridge=ridge, repaired_first=first)
+        start = Start(rotate=True, repair="sequence", sequence_ridge=ridge, repaired_first=first, scores=PAPERS)
         pulled = "what is repaired in one pass" if first else "what is cut"
         key = f"ridges | sequence, {short.num_tokens:,} tokens, pulled towards {pulled} | ridge {ridge:g}"
         study.note(key, sizes, start, short)
@@ -235,17 +241,14 @@ def ridges(study: Starts, _: Sequence[str]) -> None:
 
 def aggregations(study: Starts, _: Sequence[str]) -> None:
     """What each pair of aggregations keeps."""
-    text = study.calibration(32)
-    prepared = study.prepared(text)
+    text = study.calibration(CALIBRATION)
     for batch, sequence in product(get_args(Aggregation), repeat=2):
-        settings = ImportanceSettings(batch_aggregation=batch, sequence_aggregation=sequence)
-        order = PruningOrder.from_scores(study.scored(text, settings), prepared.architecture, protected_layers())
-        source = replace(prepared, order=order)
+        scores = ImportanceSettings(batch_aggregation=batch, sequence_aggregation=sequence)
         key = f"aggregations | {batch} over samples, {sequence} over tokens"
         for shape in ("504/1024", "FFN 1024", "2 KV groups"):
-            study.note(f"{key} | {shape} | selection", SHAPES[shape], Start(), text, source)
-        repaired = Start(repair="one pass")
-        study.note(f"{key} | FFN 1024 | repair in one pass", SHAPES["FFN 1024"], repaired, text, source)
+            study.note(f"{key} | {shape} | selection", SHAPES[shape], Start(scores=scores), text)
+        repaired = Start(repair="one pass", scores=scores)
+        study.note(f"{key} | FFN 1024 | repair in one pass", SHAPES["FFN 1024"], repaired, text)
 
 
 def calibration(study: Starts, _: Sequence[str]) -> None:
@@ -259,8 +262,8 @@ def calibration(study: Starts, _: Sequence[str]) -> None:
 
 def merging(study: Starts, _: Sequence[str]) -> None:
     """What head-residual merging is worth where two heads of three stay in each group."""
-    text = study.calibration(32)
-    prepared = study.prepared(text)
+    text = study.calibration(CALIBRATION)
+    prepared = study.prepared(text, ImportanceSettings())
     for (words, merged), repair in product({"off": False, "on": True}.items(), ("none", "one pass", "sequence")):
         source, start = replace(prepared, merge_heads=merged), Start(repair=repair)
         study.note(f"merging | {words} | repair: {repair}", {"num_attention_heads": 6}, start, text, source)
@@ -269,7 +272,7 @@ def merging(study: Starts, _: Sequence[str]) -> None:
 def depth(study: Starts, _: Sequence[str]) -> None:
     """Which layers each criterion drops in each mode, and what is lost with them."""
     text = study.calibration(CALIBRATION)
-    prepared = study.prepared(text)
+    prepared = study.prepared(text, ImportanceSettings())
     for mode, criterion in product(MODES, CRITERIA):
         settings = depth_settings(study, criterion, mode)
         size = f"{settings.limit} questions" if criterion == "task" else f"{settings.num_sequences * LENGTH:,} tokens"
@@ -287,7 +290,7 @@ def depth(study: Starts, _: Sequence[str]) -> None:
 
 def depth_settings(study: Starts, criterion: str, mode: str) -> DepthSettings:
     """Return settings that measure less where there is more to measure."""
-    given: dict[str, Any] = {"criterion": criterion, "mode": mode, "num_sequences": 4}
+    given: dict[str, Any] = {"criterion": criterion, "mode": mode, "num_sequences": 2 if mode == "greedy" else 4}
     if criterion == "task":
         limit = 25 if mode == "greedy" else 100
         given |= {"task": TASK, "include_path": str(study.data / "lm_eval_tasks"), "limit": limit}
@@ -298,7 +301,7 @@ def dropped_layers(study: Starts, text: PackedTokens, settings: DepthSettings) -
     """Return which layers leave, for each number of layers that stay."""
     table = choose_layers(
         study.checkpoint,
-        study.scored(text),
+        study.scored(text, ImportanceSettings()),
         settings,
         protected_layers(),
         DEPTHS,
