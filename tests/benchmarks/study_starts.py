@@ -57,6 +57,9 @@ CRITERIA = ("kl", "loss", "logit_mse", "task", "block_importance")
 MODES = ("layers", "block", "greedy")
 DEPTHS = (26, 22)
 TASK = "copa_local"
+SCORES = ImportanceSettings()
+PAPERS = ImportanceSettings(batch_aggregation="l2", sequence_aggregation="mean")
+"""The papers' choice of aggregations; names of starts that use it end in "L2 of means"."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class Start:
     sequence_ridge: float = SEQUENCE_RIDGE
     rescaled: bool = True
     repaired_first: bool = False
-    scores: ImportanceSettings = ImportanceSettings()
+    scores: ImportanceSettings = SCORES
 
     def changes(self, source: Architecture, target: Architecture) -> tuple[Any, ...]:
         """Return what of it tells on a shape: rotation needs cut channels, repair in one pass cut inputs."""
@@ -102,8 +105,6 @@ class Start:
         return replace(prepared, rotation=rotation, moments=moments, ridge=self.ridge)
 
 
-PAPERS = ImportanceSettings(batch_aggregation="l2", sequence_aggregation="mean")
-"""The papers' choice of aggregations; names of starts that use it end in "L2 of means"."""
 DEFAULT = "rotation, repair in sequence"
 NOT_BALANCED = f"{DEFAULT}, gains not rebalanced"
 STARTS = {
@@ -263,7 +264,7 @@ def calibration(study: Starts, _: Sequence[str]) -> None:
 def merging(study: Starts, _: Sequence[str]) -> None:
     """What head-residual merging is worth where two heads of three stay in each group."""
     text = study.calibration(CALIBRATION)
-    prepared = study.prepared(text, ImportanceSettings())
+    prepared = study.prepared(text, SCORES)
     for (words, merged), repair in product({"off": False, "on": True}.items(), ("none", "one pass", "sequence")):
         source, start = replace(prepared, merge_heads=merged), Start(repair=repair)
         study.note(f"merging | {words} | repair: {repair}", {"num_attention_heads": 6}, start, text, source)
@@ -272,7 +273,7 @@ def merging(study: Starts, _: Sequence[str]) -> None:
 def depth(study: Starts, _: Sequence[str]) -> None:
     """Which layers each criterion drops in each mode, and what is lost with them."""
     text = study.calibration(CALIBRATION)
-    prepared = study.prepared(text, ImportanceSettings())
+    prepared = study.prepared(text, SCORES)
     for mode, criterion in product(MODES, CRITERIA):
         settings = depth_settings(study, criterion, mode)
         size = f"{settings.limit} questions" if criterion == "task" else f"{settings.num_sequences * LENGTH:,} tokens"
@@ -301,7 +302,7 @@ def dropped_layers(study: Starts, text: PackedTokens, settings: DepthSettings) -
     """Return which layers leave, for each number of layers that stay."""
     table = choose_layers(
         study.checkpoint,
-        study.scored(text, ImportanceSettings()),
+        study.scored(text, SCORES),
         settings,
         protected_layers(),
         DEPTHS,
