@@ -129,7 +129,7 @@ def ridge_regression(cross: Tensor, moment: Tensor, start: Tensor | None, ridge:
 
     Args:
         cross: (outputs, inputs), E[y x^T].
-        moment: (inputs, inputs), E[x x^T].
+        moment: (inputs, inputs), E[x x^T]; is overwritten, for it may be the largest thing in memory.
         start: (outputs, inputs), what the penalty pulls towards; None for zero.
         ridge: Strength of the penalty; with 0 inputs must be linearly independent.
 
@@ -139,9 +139,7 @@ def ridge_regression(cross: Tensor, moment: Tensor, start: Tensor | None, ridge:
     mean = moment.diagonal().mean()
     if mean == 0:
         return torch.zeros_like(cross) if start is None else start
-    penalised = moment.clone()
-    penalised.diagonal().add_(ridge * mean)
-    factor = torch.linalg.cholesky(penalised)
-    if start is None:
-        return torch.cholesky_solve(cross.T, factor).T
-    return start + torch.cholesky_solve((cross - start @ moment).T, factor).T
+    missing = cross if start is None else cross - start @ moment
+    moment.diagonal().add_(ridge * mean)
+    found = torch.cholesky_solve(missing.T, torch.linalg.cholesky(moment)).T
+    return found if start is None else start + found

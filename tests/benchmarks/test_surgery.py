@@ -66,11 +66,12 @@ def test_pruning_eight_billion_parameters_costs_little_more_than_copying_them(tm
     assert statistics.median(ratios) <= 1.5
 
 
-def write_teacher(folder: Path) -> Path:
+def write_teacher(folder: Path, num_hidden_layers: int = 32) -> Path:
     """Write random bfloat16 weights of Llama-3.1-8B's shapes, a few megabytes at a time."""
     folder.mkdir()
     layout = layout_of("llama")
-    config = AutoConfig.for_model(**LLAMA_8B)
+    changed = {**LLAMA_8B, "num_hidden_layers": num_hidden_layers}
+    config = AutoConfig.for_model(**changed)
     shapes = [
         (place.name, place.row.shape(architecture_of(config.to_dict(), layout)))
         for place in layout.tensors(architecture_of(config.to_dict(), layout))
@@ -98,7 +99,7 @@ def write_teacher(folder: Path) -> Path:
             handle.flush()
             os.fsync(handle.fileno())
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    (folder / "config.json").write_text(json.dumps(LLAMA_8B))
+    (folder / "config.json").write_text(json.dumps(changed))
     tiny_tokenizer().save_pretrained(folder)
     return folder
 

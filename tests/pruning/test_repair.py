@@ -32,8 +32,8 @@ def least_squares(inputs: torch.Tensor, outputs: torch.Tensor, start: torch.Tens
 def test_the_regression_is_numpys_least_squares(ridge):
     inputs, outputs, start = samples(60, 7), samples(60, 4, 1), samples(4, 7, 2)
     moment = inputs.T @ inputs
-    found = ridge_regression(outputs.T @ inputs, moment, start, ridge)
     expected = least_squares(inputs, outputs, start, ridge * moment.diagonal().mean().item())
+    found = ridge_regression(outputs.T @ inputs, moment, start, ridge)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9, atol=1e-12)
 
 
