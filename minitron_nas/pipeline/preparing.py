@@ -82,7 +82,7 @@ def repair_student(
     folder: Path,
     progress: Progress = silent,
 ) -> dict[str, TensorHeader]:
-    """Repair one student in sequence, where its family allows that.
+    """Repair one student in sequence, where that is how it is repaired.
 
     Args:
         prepared: Its source.
@@ -92,12 +92,12 @@ def repair_student(
         progress: Told about tokens.
 
     Returns:
-        Where the refitted tensors lie, by name; none where the family does not allow it.
+        Where the refitted tensors lie, by name; none where it is repaired in one pass or not at all.
 
     Raises:
         DiskSpaceError: If neither memory nor disk can hold the hidden states of the text.
     """
-    if why_not_in_sequence(prepared.layout) is not None:
+    if why_not_in_sequence(prepared.layout, prepared.architecture, target) is not None:
         return {}
     start = prepared if prepared.layout.has_experts else replace(prepared, moments=None)
     return repair_in_sequence(start, target, calibration(), folder, progress=progress)
@@ -108,9 +108,9 @@ def needs_moments(checkpoint: Checkpoint, target: Architecture) -> bool:
 
     The repair in sequence refits all output projections but those of experts.
     """
-    layout = checkpoint.layout
-    left = layout.has_experts or why_not_in_sequence(layout) is not None
-    return left and cuts_inputs(checkpoint.architecture, target)
+    layout, source = checkpoint.layout, checkpoint.architecture
+    left = layout.has_experts or why_not_in_sequence(layout, source, target) is not None
+    return left and cuts_inputs(source, target)
 
 
 def cuts_inputs(source: Architecture, target: Architecture) -> bool:
@@ -153,7 +153,7 @@ class TakenStart:
         channels = "all channels stay"
         if target.hidden_size < source.hidden_size:
             channels = possible_start(start, checkpoint)[1]
-        reason = why_not_in_sequence(layout)
+        reason = why_not_in_sequence(layout, source, target)
         if repair == "none" or target == source:
             return cls(channels, "nothing is repaired")
         if reason is None:

@@ -186,7 +186,7 @@ def _repaired(
     work: Path,
     display: Display,
 ) -> dict[str, TensorHeader]:
-    in_sequence = why_not_in_sequence(prepared.layout) is None
+    in_sequence = why_not_in_sequence(prepared.layout, prepared.architecture, target) is None
     with _stage_if(in_sequence, display, "repair", "layer after layer") as progress:
         return repair_student(prepared, target, calibration, work / "repaired", progress)
 

@@ -45,8 +45,10 @@ _MEMORY_FRACTION = 1 / 16
 """Of the available memory, for each of up to seven sets of hidden states."""
 
 
-def why_not_in_sequence(layout: Layout) -> str | None:
-    """Say why the layers of a family cannot be refitted one after the other, or None where they can."""
+def why_not_in_sequence(layout: Layout, source: Architecture, target: Architecture) -> str | None:
+    """Say why the layers of a student are not refitted one after the other, or None where they are."""
+    if {name for name, size in target.shape().items() if size < source.shape()[name]} == {"num_attention_heads"}:
+        return "only query heads leave, which one pass makes up for better"
     if any(row.on_branch for row in layout.rows):
         return f"{layout.model_type} has norms on what layers add to the residual stream"
     if len([row for row in layout.stream_norms() if row.per_layer]) != 2:

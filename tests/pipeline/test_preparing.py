@@ -80,6 +80,7 @@ def test_what_can_be_rotated_is_rotated(trained_teacher: Path) -> None:
         ("llama", {}, "ridge", "all channels stay", "nothing is repaired"),
         ("gemma2", {"intermediate_size": 64}, "ridge", "all channels stay", "repaired in one pass, not layer after"),
         ("mixtral", {"intermediate_size": 64}, "ridge", "all channels", "repaired layer after layer, experts in one"),
+        ("llama", {"num_attention_heads": 2}, "ridge", "all channels stay", "repaired in one pass, not layer after"),
         ("mixtral", {"num_hidden_layers": 3}, "ridge", "all channels stay", "repaired layer after layer"),
     ],
 )

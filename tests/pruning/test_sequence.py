@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from minitron_nas.architecture.config import architecture_of
 from minitron_nas.distillation.losses import forward_kl
 from minitron_nas.distillation.tokens import PackedTokens, pack
 from minitron_nas.families.catalog import layout_of, layouts
@@ -236,12 +237,30 @@ def test_what_is_refitted_lies_in_a_file_for_each_layer(tmp_path, source):
 
 
 def test_which_families_can_be_repaired_in_sequence():
-    reasons = {name: why_not_in_sequence(layout_of(name)) for name in layouts()}
+    source = architecture_of(tiny_config("llama").to_dict(), layout_of("llama"))
+    target = source.reshaped({"intermediate_size": 56})
+    reasons = {name: why_not_in_sequence(layout_of(name), source, target) for name in layouts()}
     assert {name for name, reason in reasons.items() if reason is not None} == NOT_REPAIRABLE
     assert all("norms on what layers add" in reasons[name] for name in NOT_REPAIRABLE)
     llama = layout_of("llama")
     one_norm = replace(llama, rows=tuple(row for row in llama.rows if "post_attention" not in row.name))
-    assert "do not read the residual stream through a norm each" in why_not_in_sequence(one_norm)
+    assert "do not read the residual stream through a norm each" in why_not_in_sequence(one_norm, source, target)
+
+
+@pytest.mark.parametrize(
+    ("shape", "only_heads"),
+    [
+        ({"num_attention_heads": 2}, True),
+        ({"num_attention_heads": 2, "intermediate_size": 56}, False),
+        ({"num_key_value_heads": 1}, False),
+        ({}, False),
+    ],
+)
+def test_where_only_query_heads_leave_layers_are_not_refitted_in_sequence(shape, only_heads):
+    layout = layout_of("llama")
+    source = architecture_of(tiny_config("llama").to_dict(), layout)
+    reason = why_not_in_sequence(layout, source, source.reshaped(shape))
+    assert reason == ("only query heads leave, which one pass makes up for better" if only_heads else None)
 
 
 def test_attention_that_adds_nothing_is_not_taken_for_one_beside_the_ffn(tmp_path):
