@@ -50,5 +50,5 @@ def test_experts_score_what_they_add_and_nothing_where_no_token_is_sent_to_them(
             gate, up = (block.experts.gate_up_proj[expert] @ state).chunk(2)
             output = block.experts.down_proj[expert] @ (block.experts.act_fn(gate) * up)
             added[token, expert] = (weight * output).norm()
-    samples = added.view(text.num_sequences, -1, shape.num_experts).mean(dim=1)
-    torch.testing.assert_close(scores.experts[1], samples.norm(dim=0), rtol=1e-4, atol=1e-6)
+    samples = added.view(text.num_sequences, -1, shape.num_experts).norm(dim=1)
+    torch.testing.assert_close(scores.experts[1], samples.mean(dim=0), rtol=1e-4, atol=1e-6)

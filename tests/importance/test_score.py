@@ -87,12 +87,12 @@ def slow_activations(model, input_ids, position_ids):
 
 
 def slow_scores(model, text):
-    """The default aggregations of the activations: L2 over samples of the mean over the sequence."""
+    """The default aggregations of the activations: mean over samples of the L2 over the sequence."""
     samples = [slow_activations(model, *pair) for pair in zip(text.input_ids, text.position_ids, strict=True)]
     scores = {}
     for name in PARTS[:-1]:
-        per_sample = torch.stack([sample[name].abs().mean(dim=1) for sample in samples])
-        scores[name] = (per_sample**2).sum(dim=0).sqrt()
+        per_sample = torch.stack([(sample[name] ** 2).sum(dim=1).sqrt() for sample in samples])
+        scores[name] = per_sample.mean(dim=0)
     scores["hidden"] = scores["hidden"].sum(dim=0)
     scores["layers"] = 1 - torch.stack([sample["layers"].mean(dim=1) for sample in samples]).mean(dim=0)
     return scores
