@@ -275,18 +275,39 @@ def depth(study: Starts, _: Sequence[str]) -> None:
     text = study.calibration(CALIBRATION)
     prepared = study.prepared(text, SCORES)
     for mode, criterion in product(MODES, CRITERIA):
-        settings = depth_settings(study, criterion, mode)
-        size = f"{settings.limit} questions" if criterion == "task" else f"{settings.num_sequences * LENGTH:,} tokens"
-        key = f"{criterion} | {mode} | {size}"
-        found = study.measurements.once(f"layers | {key}", partial(dropped_layers, study, text, settings))
-        for count, dropped in found["dropped"].items():
-            kept = [layer for layer in range(prepared.architecture.num_hidden_layers) if layer not in dropped]
-            table = layer_table({len(kept): kept}, prepared.architecture.num_hidden_layers)
-            source = replace(prepared, order=replace(prepared.order, layers=table))
-            names = ", ".join(map(str, dropped))
-            measure = partial(study.untrained, {"num_hidden_layers": len(kept)}, Start(), text, source)
+        key, found = choice_of_layers(study, text, criterion, mode)
+        for count, dropped in found.items():
+            source, names = without_layers(prepared, dropped), ", ".join(map(str, dropped))
+            measure = partial(study.untrained, {"num_hidden_layers": int(count)}, Start(), text, source)
             figures = study.measurements.once(f"without layers | {names}", measure)
             study.measurements.once(f"depth | {key} | {count} layers", partial(dict, figures, dropped=dropped))
+
+
+def depth_repaired(study: Starts, _: Sequence[str]) -> None:
+    """What the choice of eight layers is worth once what is left is repaired."""
+    text = study.calibration(CALIBRATION)
+    prepared = study.prepared(text, SCORES)
+    for criterion, mode in (("kl", "greedy"), ("block_importance", "layers")):
+        key, found = choice_of_layers(study, text, criterion, mode)
+        source = without_layers(prepared, found["22"])
+        name = f"depth, repaired | {key} | 22 layers"
+        study.note(name, {"num_hidden_layers": 22}, STARTS[DEFAULT], text, source, EVALUATED)
+
+
+def choice_of_layers(study: Starts, text: PackedTokens, criterion: str, mode: str) -> tuple[str, dict[str, list[int]]]:
+    """Return what names a choice, and which layers leave for each number of layers that stay."""
+    settings = depth_settings(study, criterion, mode)
+    size = f"{settings.limit} questions" if criterion == "task" else f"{settings.num_sequences * LENGTH:,} tokens"
+    key = f"{criterion} | {mode} | {size}"
+    found = study.measurements.once(f"layers | {key}", partial(dropped_layers, study, text, settings))
+    return key, found["dropped"]
+
+
+def without_layers(prepared: PreparedTeacher, dropped: Sequence[int]) -> PreparedTeacher:
+    """Return a teacher that loses some layers first."""
+    num_layers = prepared.architecture.num_hidden_layers
+    kept = [layer for layer in range(num_layers) if layer not in dropped]
+    return replace(prepared, order=replace(prepared.order, layers=layer_table({len(kept): kept}, num_layers)))
 
 
 def depth_settings(study: Starts, criterion: str, mode: str) -> DepthSettings:
@@ -331,9 +352,10 @@ PARTS: dict[str, Callable[[Starts, Sequence[str]], None]] = {
     "ridges": ridges,
     "merging": merging,
     "depth": depth,
+    "depth-repaired": depth_repaired,
     "aggregations": aggregations,
 }
-KINDS = {"recovery": ("tuning", "recovery"), "depth": ("layers", "depth")}
+KINDS = {"recovery": ("tuning", "recovery"), "depth": ("layers", "depth"), "depth-repaired": ("depth, repaired",)}
 
 
 def main() -> None:
