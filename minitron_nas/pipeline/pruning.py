@@ -144,7 +144,8 @@ def prune(
         layers = _layers(checkpoint, ranking, named, importance.depth, protected, target, calibration, seed, display)
         order = PruningOrder.from_scores(ranking, source, protected, layers)
         inputs = repairs and needs_moments(checkpoint, target)
-        with _stage_if(rotates or inputs, display, "prepare", taken.channels) as progress:
+        measured = taken.channels if rotates else "measure what output projections read"
+        with _stage_if(rotates or inputs, display, "prepare", measured) as progress:
             prepared = _prepared(checkpoint, order, calibration, rotates, inputs, merge_heads, Path(work), progress)
         repaired = _repaired(prepared, target, calibration, Path(work), display) if repairs else {}
         lineage = {
