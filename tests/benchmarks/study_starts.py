@@ -123,6 +123,9 @@ STARTS |= {f"{name}, L2 of means": replace(start, scores=PAPERS) for name, start
 class Starts(Study):
     """The study's teacher with scores, rotation and moments over each calibration text."""
 
+    documents: int = CALIBRATION
+    """That untrained students of several shapes are calibrated on."""
+
     def scored(self, text: PackedTokens, settings: ImportanceSettings) -> ImportanceScores:
         kind = f"{settings.batch_aggregation}-{settings.sequence_aggregation}"
         folder, teacher = self.out / "scores" / f"{text.fingerprint}-{kind}", self.checkpoint
@@ -208,8 +211,8 @@ def protected_layers() -> tuple[int, ...]:
 
 
 def starts(study: Starts, names: Sequence[str]) -> None:
-    """Untrained students of several shapes from each start, and strengths of the penalties."""
-    text, source = study.calibration(CALIBRATION), study.checkpoint.architecture
+    """Untrained students of several shapes from each start."""
+    text, source = study.calibration(study.documents), study.checkpoint.architecture
     for shape, sizes in SHAPES.items():
         seen = set()
         for name in names:
@@ -364,6 +367,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--starts", help=f"for recovery and starts, separated by ';', of: {'; '.join(STARTS)}")
+    parser.add_argument("--documents", type=int, default=CALIBRATION, help="for starts, of 1,024 tokens each")
     parser.add_argument("--show", action="store_true", help="print what is measured, and measure nothing")
     args = parser.parse_args()
     names = args.starts.split(";") if args.starts else list(STARTS)
@@ -372,6 +376,7 @@ def main() -> None:
         parser.error(f"no start is called {', '.join(sorted(unknown))}; choose from {'; '.join(STARTS)}")
     measured = Path(__file__).parent / "measured" / "starts.json"
     study = Starts(args.data.absolute(), args.out.absolute(), measured)
+    study.documents = args.documents
     default_display()  # silences the libraries' own bars
     if not args.show:
         teacher = study.checkpoint.path
