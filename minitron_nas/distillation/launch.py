@@ -32,7 +32,7 @@ def train(job: TrainingJob, runner: RunnerSettings, progress: Progress = silent)
     """
     if job.is_done:
         return _trained(job)
-    path = job.write()
+    path = job.write().absolute()  # workers of a cluster begin in another folder
     on_cluster = runner.kind == "ray" and runner.address is not None
     num_processes = runner.num_processes
     if num_processes is None and not on_cluster:

@@ -1,4 +1,4 @@
-"""SIGTERM, by which schedulers announce that a machine is about to be taken away."""
+"""Signals: SIGTERM, by which schedulers announce that a machine is about to be taken away, and Ctrl-C."""
 
 import signal
 import threading
@@ -23,3 +23,16 @@ def on_sigterm(action: Callable[[], object]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous if previous is not None else signal.SIG_DFL)
+
+
+@contextmanager
+def sigint_as_before() -> Iterator[None]:
+    """Undo what the block does to the handler of Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

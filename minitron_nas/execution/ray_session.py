@@ -10,7 +10,7 @@ from pathlib import Path
 # Set before ray is imported: no usage reports.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-# A worker works where this process does, so that a relative path means the same to both.
+# A trial of a Ray that is started here works where this process does, so that a relative path means the same to both.
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 
 import ray
@@ -51,3 +51,23 @@ def connected(address: str | None, folder: Path) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
         if started_here:
             ray.shutdown()
+
+
+def most_cpus() -> float:
+    """Return the CPUs of the node that has most."""
+    return max(node.get("CPU", 0.0) for node in _nodes())
+
+
+def num_gpus() -> int:
+    """Return the GPUs of all nodes."""
+    return int(sum(node.get("GPU", 0.0) for node in _nodes()))
+
+
+def room_for(cpus: float, gpus: float) -> int:
+    """Return how many workers all nodes hold together, each of which needs so many CPUs and GPUs of one node."""
+    wanted = {"CPU": cpus, "GPU": gpus}
+    return sum(min(int(node.get(kind, 0.0) / each) for kind, each in wanted.items() if each) for node in _nodes())
+
+
+def _nodes() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]

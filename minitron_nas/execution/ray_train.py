@@ -5,19 +5,26 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
-from minitron_nas.execution.ray_session import connected  # isort: skip  # before ray, for which it sets what ray reads
+from minitron_nas.execution import ray_session  # isort: skip  # before ray, for which it sets what ray reads
 
-import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from minitron_nas.errors import PreemptedError
+from minitron_nas.errors import PlanError, PreemptedError
 from minitron_nas.execution.preemption import on_sigterm
 from minitron_nas.execution.settings import RunnerSettings
 
 _POLL_SECONDS = 0.5
+
+
+class _Trainer(TorchTrainer):
+    """TorchTrainer that leaves Ctrl-C to Python, which ends this process; its own handler would outlive it."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        pass
 
 
 class RayTrain:
@@ -34,11 +41,11 @@ class RayTrain:
 
     def connected(self) -> AbstractContextManager[None]:
         """Be connected to Ray while the block runs."""
-        return connected(self._settings.address, self._folder)
+        return ray_session.connected(self._settings.address, self._folder)
 
     def num_gpus(self) -> int:
         """Return the number of GPUs that Ray knows of."""
-        return int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
+        return ray_session.num_gpus()
 
     def run(
         self, function: Callable[[str], int], argument: str, num_processes: int, on_wait: Callable[[], None]
@@ -55,13 +62,20 @@ class RayTrain:
             on_wait: Called twice a second while they work.
 
         Raises:
+            PlanError: If the cluster has no room for so many workers, for which Ray would wait without end.
             PreemptedError: After SIGTERM.
         """
-        resources = {"CPU": self._settings.cpus_per_trial or 1.0}
-        trainer = TorchTrainer(
+        cpus, gpus = self._settings.cpus_per_trial or 1.0, int(self.num_gpus() > 0)
+        room = ray_session.room_for(cpus, gpus)
+        if room < num_processes:
+            raise PlanError(
+                f"a training of {num_processes} processes asks for {cpus:g} CPUs and {gpus} GPUs for each, and the "
+                f"cluster has room for {room}; lower runner.num_processes or runner.cpus_per_trial"
+            )
+        trainer = _Trainer(
             lambda: _require_success(function(argument)),
             scaling_config=ScalingConfig(
-                num_workers=num_processes, use_gpu=self.num_gpus() > 0, resources_per_worker=resources
+                num_workers=num_processes, use_gpu=bool(gpus), resources_per_worker={"CPU": cpus}
             ),
             run_config=RunConfig(
                 name="training",

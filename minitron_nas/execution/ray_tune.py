@@ -6,17 +6,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from minitron_nas.execution.ray_session import connected  # isort: skip  # before ray, for which it sets what ray reads
+from minitron_nas.execution.ray_session import connected, most_cpus, num_gpus, room_for  # isort: skip  # before ray, for which it sets what ray reads
 
 # Set before Tune is imported: plain old console output, and results at their own pace.
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 
-import ray
 from ray import tune
 
 from minitron_nas.errors import PlanError
-from minitron_nas.execution.runner import Job, JobFunction, Outcome, attempt
+from minitron_nas.execution.preemption import sigint_as_before
+from minitron_nas.execution.runner import Job, JobFunction, Outcome, Status, attempt, says_out_of_memory
 from minitron_nas.execution.settings import RunnerSettings
 
 _OUTCOME = "outcome"
@@ -62,30 +62,35 @@ class RayTuneRunner:
                 verbose=0,
             ),
         )
-        grid = tuner.fit()
+        with sigint_as_before():
+            tuner.fit()
         if delivery.refusal is not None:
             raise delivery.refusal
-        for key, result in zip(by_key, list(grid), strict=True):  # type: ignore[call-overload]
-            if key not in delivery.keys:
-                on_outcome(Outcome(key, "failed", None, f"the worker was lost: {result.error}", 0.0))
+        if by_key.keys() - delivery.keys - delivery.losses.keys():
+            raise KeyboardInterrupt  # after which Tune ends its trials and returns as always
+        for key, error in delivery.losses.items():
+            status: Status = "infeasible" if says_out_of_memory(error) else "failed"
+            on_outcome(Outcome(key, status, None, f"the worker was lost: {error}", 0.0))
 
     def _resources(self) -> dict[str, float]:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-        has_gpu = any(node.get("GPU", 0) for node in nodes)
         gpus = self._settings.gpus_per_trial
-        gpus = gpus if gpus is not None else float(has_gpu)
-        most = max(node.get("CPU", 0.0) for node in nodes)
-        cpus = self._settings.cpus_per_trial or (1.0 if gpus else most)
-        if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+        gpus = gpus if gpus is not None else float(num_gpus() > 0)
+        cpus = self._settings.cpus_per_trial or (1.0 if gpus else most_cpus())
+        if room_for(cpus, gpus) == 0:
             raise PlanError(
                 f"a trial asks for {cpus:g} CPUs and {gpus:g} GPUs, which no node of the cluster has (at most "
-                f"{most:g} CPUs); lower runner.cpus_per_trial or runner.gpus_per_trial"
+                f"{most_cpus():g} CPUs); lower runner.cpus_per_trial or runner.gpus_per_trial"
             )
         return {"cpu": cpus, "gpu": gpus}
 
 
 class _Delivery(tune.Callback, tune.Stopper):
     """Hands over each outcome in the driver, and ends the trials when the receiver refuses to go on.
+
+    Attributes:
+        keys: Jobs whose outcome was handed over.
+        losses: What became of those whose worker was lost for good.
+        refusal: Why the receiver refused.
 
     Tune wraps what a callback raises into an error of its own, so a refusal is kept until Tune has
     ended. Tune also pickles its callbacks and stoppers, but needs none of this state.
@@ -94,6 +99,7 @@ class _Delivery(tune.Callback, tune.Stopper):
     def __init__(self, on_outcome: Callable[[Outcome], None]) -> None:
         self._on_outcome = on_outcome
         self.keys: set[str] = set()
+        self.losses: dict[str, str] = {}
         self.refusal: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -108,6 +114,10 @@ class _Delivery(tune.Callback, tune.Stopper):
                 self._on_outcome(outcome)
             except Exception as refusal:  # noqa: BLE001  # raised once Tune has ended
                 self.refusal = refusal
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """Remember why a trial's worker was lost."""
+        self.losses[trial.config["job"]] = str(trial.get_error())
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Stop no single trial."""

@@ -17,8 +17,10 @@ from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.progress import Progress, silent
 from minitron_nas.storage.atomic import read_json, write_json
 
-_OUT_OF_MEMORY = ("out of memory", "not enough memory", "allocate memory")
-"""How torch and the operating system say it."""
+_OUT_OF_MEMORY = ("out of memory", "not enough memory", "allocate memory", "alloc_failed", "low on memory")
+"""How torch, the libraries below it, the operating system and Ray say it."""
+
+Status: TypeAlias = Literal["completed", "infeasible", "failed"]
 
 JobFunction: TypeAlias = Callable[..., Mapping[str, Any]]
 """A module-level function that takes a job's arguments and returns plain values."""
@@ -45,7 +47,7 @@ class Outcome:
     """
 
     key: str
-    status: Literal["completed", "infeasible", "failed"]
+    status: Status
     value: Mapping[str, Any] | None
     error: str | None
     seconds: float
@@ -65,7 +67,7 @@ def attempt(function: JobFunction, job: Job) -> Outcome:
         value = function(**job.arguments)
         return Outcome(job.key, "completed", dict(value), None, time.perf_counter() - started)
     except Exception as error:  # noqa: BLE001  # whatever a trial does, the others go on
-        status: Literal["infeasible", "failed"] = "infeasible" if is_out_of_memory(error) else "failed"
+        status: Status = "infeasible" if is_out_of_memory(error) else "failed"
         return Outcome(job.key, status, None, traceback.format_exc(), time.perf_counter() - started)
     finally:
         release_memory()  # a worker may go on to the next job, and trainers hold their models in cycles
@@ -147,5 +149,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory was not enough, of the device or of the machine."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError | OSError) and any(words in text for words in _OUT_OF_MEMORY)
+    return isinstance(error, RuntimeError | OSError) and says_out_of_memory(str(error))
+
+
+def says_out_of_memory(text: str) -> bool:
+    """Whether words of an error say that memory was not enough."""
+    return any(words in text.lower() for words in _OUT_OF_MEMORY)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from threading import Event
 
 import psutil
 
@@ -36,24 +37,29 @@ def run_processes(module: str, argument: str, num_processes: int, on_wait: Calla
     timeout = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(_SHUTDOWN_SECONDS)}
     environment = {"OMP_NUM_THREADS": threads, **timeout, **os.environ}
     process = subprocess.Popen(command, stdout=sys.stderr.fileno(), env=environment)
-    asked_to_stop = False
-
-    def stop() -> None:
-        nonlocal asked_to_stop
-        asked_to_stop = True
-        for worker in psutil.Process(process.pid).children():
-            worker.terminate()
-
-    with on_sigterm(stop):
+    asked_to_stop = Event()
+    told: set[int] = set()
+    with on_sigterm(asked_to_stop.set):
         try:
             while process.poll() is None:
+                if asked_to_stop.is_set():
+                    _terminate_children(process.pid, told)
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(_POLL_SECONDS)
                 on_wait()
-            if asked_to_stop and process.returncode:
+            if asked_to_stop.is_set() and process.returncode:
                 raise PreemptedError("stopped by SIGTERM; the same command goes on from the last checkpoint")
             return process.returncode
         finally:
             if process.poll() is None:
                 process.terminate()
                 process.wait()
+
+
+def _terminate_children(process: int, told: set[int]) -> None:
+    """Send SIGTERM to a process' children, once to each: torchrun may still be starting some."""
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(process).children():
+            if child.pid not in told:
+                told.add(child.pid)
+                child.terminate()

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from minitron_nas.errors import PreemptedError
+from minitron_nas.errors import PlanError, PreemptedError
 from minitron_nas.execution.settings import RunnerSettings
 
 SETTINGS = RunnerSettings(cpus_per_trial=0.5, max_worker_losses=1)
@@ -27,9 +27,10 @@ def fitted(monkeypatch):
             told.during()
             told.returned = told.function()
 
-    monkeypatch.setattr(ray_train, "TorchTrainer", FakeTrainer)
-    monkeypatch.setattr(ray_train.RayTrain, "num_gpus", lambda self: told.gpus)
+    monkeypatch.setattr(ray_train, "_Trainer", FakeTrainer)
     told.gpus = 0
+    nodes = lambda: [{"CPU": 16.0, "GPU": float(told.gpus)}]  # noqa: E731
+    monkeypatch.setattr(ray_train.ray_session, "_nodes", nodes)
     return told
 
 
@@ -47,6 +48,15 @@ def test_workers_take_what_the_settings_say_and_a_gpu_where_there_are_any(fitted
     assert fitted.scaling.resources_per_worker["CPU"] == 0.5
     assert fitted.run.failure_config.max_failures == 1
     assert (calls, fitted.returned) == (["job.json"], None)
+
+
+def test_more_workers_than_the_cluster_ever_has_room_for_are_refused(fitted, tmp_path):
+    fitted.gpus = 1
+    message = (
+        "a training of 2 processes asks for 0.5 CPUs and 1 GPUs for each, and the cluster has room for 1; lower runner"
+    )
+    with pytest.raises(PlanError, match=message):
+        train(tmp_path)
 
 
 def test_a_worker_that_fails_ends_the_others(fitted, tmp_path):

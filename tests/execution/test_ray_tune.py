@@ -1,4 +1,5 @@
 import os
+import signal
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -83,6 +84,7 @@ def test_every_job_has_its_outcome_in_the_jobs_order(ran):
 def test_a_worker_that_dies_every_time_is_tried_as_often_as_the_settings_say(ran):
     assert (ran.folder / "1").read_text() == "xx"
     assert ran.ray["1-lost"].error.startswith("the worker was lost: ")
+    assert "The actor died unexpectedly" in ran.ray["1-lost"].error
 
 
 def test_a_worker_that_dies_once_is_no_loss(ran):
@@ -101,6 +103,34 @@ def test_the_traceback_of_a_worker_comes_back(ran):
 
 def test_progress_is_told_as_outcomes_come(ran):
     assert ran.told == [(done, 6) for done in range(7)]
+
+
+def test_ctrl_c_ends_the_search_and_keeps_only_what_had_ended(one_ray, tmp_path):
+    def interrupt(done, total):
+        if done == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(
+            runner(tmp_path), behaviour(), jobs(tmp_path, "ordinary", "endless"), tmp_path / "results", 1, interrupt
+        )
+    assert signal.getsignal(signal.SIGINT) is before
+    assert [file.name for file in (tmp_path / "results").iterdir()] == ["0-ordinary.json"]
+
+
+def test_a_worker_that_was_killed_because_memory_ran_out_is_no_defect(one_ray, tmp_path, monkeypatch):
+    from minitron_nas.execution import ray_tune
+
+    def lose(self):
+        said = "1 worker(s) were killed due to the node running low on memory."
+        trial = SimpleNamespace(config={"job": "0-ordinary"}, get_error=lambda: said)
+        self._local_tuner.get_run_config().callbacks[0].on_trial_error(0, [trial], trial)
+
+    monkeypatch.setattr(ray_tune.tune.Tuner, "fit", lose)
+    found = run_jobs(runner(tmp_path), behaviour(), jobs(tmp_path, "ordinary"), tmp_path / "results", 0)
+    assert found["0-ordinary"].status == "infeasible"
+    assert "running low on memory" in found["0-ordinary"].error
 
 
 def test_nothing_of_ray_is_left_in_the_run_or_in_the_home_folder(ran, ray_results):
@@ -147,16 +177,33 @@ def test_resources_that_no_node_has_are_refused_before_anything_runs(one_ray, tm
 def test_what_a_trial_takes_follows_from_the_nodes_unless_the_settings_say(
     tmp_path, monkeypatch, nodes, settings, expected
 ):
-    from minitron_nas.execution import ray_tune
+    from minitron_nas.execution import ray_session, ray_tune
 
-    pretend(monkeypatch, ray_tune, nodes)
+    pretend(monkeypatch, ray_session, nodes)
     assert ray_tune.RayTuneRunner(RunnerSettings(**settings), tmp_path)._resources() == expected
 
 
-def test_a_node_that_is_down_does_not_count(tmp_path, monkeypatch):
-    from minitron_nas.execution import ray_tune
+@pytest.mark.parametrize(
+    ("nodes", "cpus", "gpus", "expected"),
+    [
+        ([{"CPU": 8.0}], 2, 0, 4),
+        ([{"CPU": 8.0}, {"CPU": 7.0}], 4, 0, 3),
+        ([{"CPU": 16.0, "GPU": 8.0}], 16, 1, 1),
+        ([{"CPU": 16.0, "GPU": 8.0}, {"CPU": 64.0}], 1, 1, 8),
+        ([{"CPU": 4.0, "GPU": 1.0}], 1, 0.25, 4),
+    ],
+)
+def test_room_is_counted_node_by_node(monkeypatch, nodes, cpus, gpus, expected):
+    from minitron_nas.execution import ray_session
 
-    pretend(monkeypatch, ray_tune, [{"CPU": 2.0}], down=[{"CPU": 64.0, "GPU": 8.0}])
+    pretend(monkeypatch, ray_session, nodes, down=[{"CPU": 64.0, "GPU": 8.0}])
+    assert ray_session.room_for(cpus, gpus) == expected
+
+
+def test_a_node_that_is_down_does_not_count(tmp_path, monkeypatch):
+    from minitron_nas.execution import ray_session, ray_tune
+
+    pretend(monkeypatch, ray_session, [{"CPU": 2.0}], down=[{"CPU": 64.0, "GPU": 8.0}])
     with pytest.raises(PlanError, match="asks for 4 CPUs and 0 GPUs"):
         ray_tune.RayTuneRunner(RunnerSettings(cpus_per_trial=4), tmp_path)._resources()
 

@@ -54,6 +54,18 @@ def test_a_process_that_fails_fails_the_run(run):
     assert start() != 0
 
 
+def test_sigterm_while_processes_are_started_stops_them_too(run):
+    told = []
+
+    def stop_at_once():
+        if not told:
+            told.append(os.kill(os.getpid(), signal.SIGTERM))
+
+    folder, start = run("patient", stop_at_once)
+    with pytest.raises(PreemptedError, match="stopped by SIGTERM"):
+        start()
+
+
 def test_sigterm_goes_on_to_the_processes_and_is_told(run):
     def stop_once_all_have_begun():
         if len(list(folder.glob("begun-*"))) == 2 and not list(folder.glob("left-*")):
