@@ -61,7 +61,7 @@ def test_sigterm_while_processes_are_started_stops_them_too(run):
         if not told:
             told.append(os.kill(os.getpid(), signal.SIGTERM))
 
-    folder, start = run("patient", stop_at_once)
+    _, start = run("patient", stop_at_once)
     with pytest.raises(PreemptedError, match="stopped by SIGTERM"):
         start()
 
