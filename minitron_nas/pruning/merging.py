@@ -48,8 +48,8 @@ class Merge:
         size: How many rows the teacher's tensor has.
     """
 
-    kept: Any
-    partners: Any
+    kept: Tensor
+    partners: Tensor
     size: int
 
     @property
@@ -67,4 +67,4 @@ class Merge:
 
     def update(self, digest: Any) -> None:
         """Feed a hash with what decides the map."""
-        digest.update(self.kept.tobytes() + self.partners.tobytes())
+        digest.update(self.kept.numpy().tobytes() + self.partners.numpy().tobytes())

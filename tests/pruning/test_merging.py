@@ -2,12 +2,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from minitron_nas.families.checkpoint import open_checkpoint
+from minitron_nas.pruning.export import write_student
 from minitron_nas.pruning.merging import Merge, merge_partners
 from minitron_nas.pruning.parts import whole
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
 from minitron_nas.pruning.slice import build_student, cuts
+from minitron_nas.pruning.surgery import surgery_key
 from minitron_nas.testing import tiny_checkpoint
 
 HEAD_DIM, IN_GROUP, GROUPS = 8, 3, 2
@@ -108,6 +111,24 @@ def test_merging_and_cutting_channels_go_together(source):
     kept = torch.sort(teacher.order.hidden[:36]).values
     name = "model.layers.2.self_attn.q_proj.weight"
     assert torch.allclose(both[name], heads[name][:, kept], atol=1e-6)
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "phi3"])
+def test_a_student_with_merged_heads_is_written_as_it_is_built_in_memory(tmp_path, source, prompt, model_type):
+    teacher = source(model_type)
+    prepared, target = replace(teacher.prepared, merge_heads=True), teacher.architecture.reshaped(FEWER)
+    proof = write_student(prepared, target, tmp_path / "student", prompt[:1], {})
+    assert proof is not None
+    assert proof.max_abs_difference == 0
+    written = load_file(tmp_path / "student" / "model.safetensors")
+    assert all(torch.equal(written[name], tensor) for name, tensor in tensors_of(prepared, target).items())
+
+
+def test_students_that_are_merged_otherwise_are_other_surgeries(source):
+    teacher = source("llama")
+    target = teacher.architecture.reshaped(FEWER)
+    plain, merged = (cuts(replace(teacher.prepared, merge_heads=flag), target) for flag in (False, True))
+    assert len({surgery_key(plain, {}), surgery_key(merged, {})}) == 2
 
 
 def test_the_choice_is_kept_with_what_was_prepared(tmp_path, source):
