@@ -61,6 +61,9 @@ def with_sizes(config: Mapping[str, Any], target: Architecture, layout: Layout) 
 def _value(config: Mapping[str, Any], layout: Layout, name: str) -> Any:
     if name == "model_type":
         return layout.model_type
+    if name == "longrope":
+        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        return not {"short_factor", "long_factor"}.isdisjoint(rope)
     for key in layout.config_names(name):
         if config.get(key) is not None:
             return config[key]

@@ -160,6 +160,8 @@ class Layout:
         head_dim_is_derived: Whether the model takes `head_dim` to be hidden_size / num_attention_heads.
         hidden_multiple_of_heads: Whether stock transformers refuses a `hidden_size` that is no
             multiple of `num_attention_heads`.
+        longrope_follows_heads: Whether stock transformers takes the number of longrope's factors from
+            hidden_size // num_attention_heads, whatever `head_dim` says.
         config_keys: Where `config.json` has a field of `Architecture` under other names, all of them;
             no name where it does not hold the field.
         defaults: What transformers takes where a config leaves a field of `Architecture` out.
@@ -177,6 +179,7 @@ class Layout:
     conv1d: bool = False
     head_dim_is_derived: bool = False
     hidden_multiple_of_heads: bool = False
+    longrope_follows_heads: bool = False
     config_keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     ffn_ratio: int = 0

@@ -56,6 +56,14 @@ RULES = (
         lambda shape: f"hidden_size: {shape.num_attention_heads * shape.head_dim}",
     ),
     Rule(
+        "longrope_fixes_channels_per_head",
+        "the lists short_factor and long_factor of rope_parameters fix hidden_size // num_attention_heads at head_dim: "
+        "stock transformers refuses a config in which they have another length than this ratio asks for",
+        lambda layout: layout.longrope_follows_heads,
+        lambda sizes, source: (not source.longrope) | (sizes[Axis.HIDDEN] // _heads(sizes) == sizes[Axis.HEAD_DIM]),
+        lambda shape: f"hidden_size: {shape.num_attention_heads * shape.head_dim} (num_attention_heads * head_dim)",
+    ),
+    Rule(
         "experts_cover_a_token",
         "a token is sent to num_experts_per_tok experts, so that many have to be left",
         lambda layout: layout.has_experts,

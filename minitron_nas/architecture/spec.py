@@ -44,6 +44,8 @@ class Architecture:
     num_experts_per_tok: int = 0
     moe_intermediate_size: int = 0
     max_position_embeddings: int = 0
+    longrope: bool = False
+    """Whether the config lists longrope's factors, one for each pair of rotated channels."""
 
     def __post_init__(self) -> None:
         """Refuse a shape that cannot exist.

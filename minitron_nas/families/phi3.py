@@ -15,4 +15,5 @@ LAYOUT = Layout(
         norm("model.norm.weight", HIDDEN),
         row("lm_head.weight", VOCAB, HIDDEN, unless="tie_word_embeddings"),
     ),
+    longrope_follows_heads=True,
 )

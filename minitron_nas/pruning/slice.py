@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -11,6 +12,7 @@ from minitron_nas.architecture.config import with_sizes
 from minitron_nas.architecture.layout import HIDDEN, Dim, TensorPlace
 from minitron_nas.architecture.rules import check_architecture
 from minitron_nas.architecture.spec import Architecture
+from minitron_nas.errors import InvalidArchitectureError
 from minitron_nas.families.config import layer_lists
 from minitron_nas.families.stock import model_from_tensors
 from minitron_nas.pruning.compensate import scaled_constants, scaling_of
@@ -27,13 +29,24 @@ def student_config(prepared: PreparedTeacher, target: Architecture) -> dict[str,
 
     `head_dim` becomes explicit where the family knows it, and lists that hold one entry per layer
     keep the entries of the layers that stay.
+
+    Raises:
+        InvalidArchitectureError: If stock transformers refuses it.
     """
     kept_layers = prepared.order.kept_layers(target.num_hidden_layers)
     # A config.json may leave such lists out; what transformers fills in goes by the teacher's layers.
     filled = AutoConfig.for_model(**prepared.config).to_dict()
     per_layer = layer_lists(filled, prepared.architecture.num_hidden_layers, kept_layers)
     constants = scaled_constants(filled, prepared.layout, prepared.architecture, target)
-    return with_sizes({**prepared.config, **per_layer, **constants}, target, prepared.layout)
+    config = with_sizes({**prepared.config, **per_layer, **constants}, target, prepared.layout)
+    try:
+        AutoConfig.for_model(**config)
+    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise InvalidArchitectureError(
+            f"transformers refuses the config of the student {target.id}: {reason}; choose other sizes"
+        ) from error
+    return config
 
 
 def cuts(

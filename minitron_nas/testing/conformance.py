@@ -132,7 +132,7 @@ def conformance_shapes(layout: Layout, source: Architecture) -> dict[str, dict[s
     fewer["num_hidden_layers"] = source.num_hidden_layers - 1
     shapes = {name: {name: size} for name, size in fewer.items()}
     groups, heads = _fewer_groups(layout, source), units.get("heads")
-    if layout.head_dim_is_derived:
+    if layout.head_dim_is_derived or (layout.longrope_follows_heads and source.longrope):
         together = {**groups, "hidden_size": groups["num_attention_heads"] * source.head_dim}
         return {**shapes, "heads_and_hidden_size": together, "all": {**fewer, **together}}
     shapes["num_key_value_heads"] = groups

@@ -1,10 +1,12 @@
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from transformers import AutoConfig
 
+from minitron_nas.architecture.config import architecture_of, with_sizes
 from minitron_nas.architecture.layout import Axis
 from minitron_nas.architecture.rules import RULES, check_architecture, check_changes
 from minitron_nas.architecture.spec import Architecture
@@ -72,6 +74,27 @@ def test_without_a_head_dim_of_its_own_a_family_binds_channels_to_heads(hidden_s
     message = refusal(lambda: check_architecture(shape("gpt2", hidden_size), layouts()["gpt2"]))
     assert message.endswith("nearest legal hidden_size: 48") is not legal
     assert bool(message) is not legal
+
+
+@pytest.mark.parametrize("hidden_size", [24, 36, 40, 47, 48])
+@pytest.mark.parametrize("partial_rotary_factor", [1.0, 0.5])
+def test_longrope_binds_channels_to_heads_as_transformers_does(hidden_size: int, partial_rotary_factor: float) -> None:
+    factors = [1.0] * int(4 * partial_rotary_factor)
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": factors, "long_factor": factors}
+    config = AutoConfig.for_model(
+        "phi3",
+        hidden_size=48,
+        num_attention_heads=6,
+        rope_parameters={**rope, "partial_rotary_factor": partial_rotary_factor},
+    )
+    layout = layouts()["phi3"]
+    source = architecture_of(config.to_dict(), layout)
+    target = source.reshaped({"hidden_size": hidden_size})
+    ours = refusal(lambda: check_architecture(target, layout))
+    theirs = refusal(lambda: AutoConfig.for_model(**with_sizes(config.to_dict(), target, layout)))
+    assert bool(ours) == bool(theirs) == (hidden_size < 48)
+    assert ours.endswith("nearest legal hidden_size: 48 (num_attention_heads * head_dim)") == bool(ours)
+    assert not refusal(lambda: check_architecture(replace(target, longrope=False), layout))
 
 
 def test_a_token_needs_as_many_experts_as_it_is_sent_to() -> None:

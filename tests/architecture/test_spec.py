@@ -53,6 +53,12 @@ def test_biases_are_read() -> None:
     assert (architecture.attention_bias, architecture.mlp_bias) == (True, True)
 
 
+def test_longrope_is_read_under_either_name_of_its_parameters() -> None:
+    rope = {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}
+    for config, longrope in (({"rope_parameters": rope}, True), ({"rope_scaling": rope}, True), ({}, False)):
+        assert architecture_of(CONFIG | config, layout_of("llama")).longrope is longrope
+
+
 def test_a_config_of_something_else_is_refused_by_the_missing_field() -> None:
     with pytest.raises(InvalidArchitectureError, match="the config has no 'num_hidden_layers'"):
         architecture_of({"model_type": "llama"}, layout_of("llama"))

@@ -13,7 +13,7 @@ from minitron_nas.families.catalog import layouts
 from minitron_nas.testing import CHECKS, Subject, check_family, tiny_config
 
 
-def rope(kind: str, **settings: float) -> dict[str, Any]:
+def rope(kind: str, **settings: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": kind, "rope_theta": 1e4, **settings}}
 
 
@@ -27,6 +27,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
     "gpt_neox": ({"attention_bias": False},),
     "llama": ({"attention_bias": True, "mlp_bias": True}, {"num_key_value_heads": 6}, *ROPES),
     "nemotron": ({"attention_bias": True, "mlp_bias": True},),
+    "phi3": (rope("longrope", short_factor=[1.0] * 4, long_factor=[2.0] * 4, original_max_position_embeddings=64),),
     "qwen3": ({"attention_bias": True},),
     "starcoder2": ({"use_bias": False},),
 }

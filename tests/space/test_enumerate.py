@@ -429,6 +429,14 @@ def place(shape: Architecture) -> tuple[int, ...]:
     )
 
 
+def test_with_longrope_channels_and_heads_shrink_together() -> None:
+    source = replace(LLAMA, model_type="phi3", longrope=True)
+    axes = {"hidden_size": {"values": [24, 32, 48]}, "num_key_value_heads": {"values": [1, 2]}}
+    found = small(axes, count_parameters(source) // 2, source, window=(1, count_parameters(source)))
+    assert columns(found, "hidden_size", "num_attention_heads") == [(24, 3)]
+    assert found.excluded["longrope_fixes_channels_per_head"] == 4
+
+
 def test_every_rule_has_a_reason() -> None:
     assert set(RULE_REASONS) == {rule.name for rule in RULES} | {
         "heads_fill_groups",
