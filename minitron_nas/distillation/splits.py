@@ -140,6 +140,7 @@ class _LogReader:
 def split_text(
     data: Any,
     tokenizer: Any,
+    vocab_size: int,
     settings: TextSettings,
     seed: int,
     train_tokens: int | None,
@@ -152,6 +153,7 @@ def split_text(
     Args:
         data: What `open_sources` takes.
         tokenizer: The teacher's tokenizer.
+        vocab_size: The teacher's.
         settings: Sizes of the parts.
         seed: Decides the order of documents.
         train_tokens: Training tokens needed, or None for one pass over the text.
@@ -160,18 +162,21 @@ def split_text(
         progress: Told about tokens read, where their number is known before.
 
     Raises:
-        DataError: If the text is missing or too short; the message says tokens found and needed.
+        DataError: If the text is missing, holds tokens beyond the vocabulary, or is too short; the message then
+            says tokens found and needed.
         DiskSpaceError: If the disk cannot hold the tokens.
     """
     sources, seen = open_sources(data, settings), set[int]()
     documents = [read_documents(source.data, source.settings, seed, seen) for source in sources]
-    return split_documents(sources, documents, tokenizer, settings, train_tokens, folder, max_train_sequences, progress)
+    rest = (settings, train_tokens, folder, max_train_sequences, progress)
+    return split_documents(sources, documents, tokenizer, vocab_size, *rest)
 
 
 def split_documents(
     sources: Sequence[Source],
     documents: Sequence[Iterable[Document]],
     tokenizer: Any,
+    vocab_size: int,
     settings: TextSettings,
     train_tokens: int | None,
     folder: Path,
@@ -193,6 +198,7 @@ def split_documents(
         sources: One, or those of a blend.
         documents: Of each source.
         tokenizer: The teacher's tokenizer.
+        vocab_size: The teacher's.
         settings: Sizes of the parts.
         train_tokens: Training tokens needed, or None for one pass over the text.
         folder: Gets the three files, and appears when they are whole.
@@ -200,11 +206,11 @@ def split_documents(
         progress: Told about tokens read, where their number is known before.
 
     Raises:
-        DataError: If the text is too short; the message says tokens found and needed.
+        DataError: If the text holds tokens beyond the vocabulary, or is too short; the message then says tokens
+            found and needed.
         DiskSpaceError: If the disk cannot hold the tokens.
     """
     goals = _Goals.of(settings, train_tokens)
-    vocab_size = max(tokenizer.get_vocab().values(), default=0) + 1
     dtype = token_dtype(vocab_size)
     if train_tokens is not None:
         require_free_bytes(folder, goals.total * (2 * dtype.itemsize + _POSITION_BYTES), "the text in tokens")
@@ -212,7 +218,7 @@ def split_documents(
         logs = [_TokenLog(partial / f"source-{number}.log", dtype) for number in range(len(sources))]
         done = 0
         for source, own, log in zip(sources, documents, logs, strict=True):
-            for num_tokens in log.fill(tokenize(own, tokenizer), source.share, goals):
+            for num_tokens in log.fill(tokenize(own, tokenizer, vocab_size), source.share, goals):
                 done += num_tokens
                 if train_tokens is not None:
                     progress(min(done, goals.total), goals.total)

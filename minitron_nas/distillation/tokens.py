@@ -13,6 +13,7 @@ from torch import Tensor
 
 from minitron_nas.distillation.document import Document
 from minitron_nas.distillation.losses import IGNORE_LABEL
+from minitron_nas.errors import DataError
 from minitron_nas.storage.arrays import map_arrays, write_arrays
 
 _TOKENIZE_BATCH = 64
@@ -206,7 +207,7 @@ def token_dtype(vocab_size: int) -> Any:
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.int32)
 
 
-def tokenize(documents: Iterable[Document], tokenizer: Any) -> Iterator[Any]:
+def tokenize(documents: Iterable[Document], tokenizer: Any, vocab_size: int) -> Iterator[Any]:
     """Yield each document's token ids, (num_tokens,), int64.
 
     A text is ended by the tokenizer's end-of-text token. A conversation is what the chat template makes
@@ -215,10 +216,11 @@ def tokenize(documents: Iterable[Document], tokenizer: Any) -> Iterator[Any]:
     Args:
         documents: Texts and conversations.
         tokenizer: The teacher's.
+        vocab_size: Of the model that reads the ids.
 
     Raises:
         DataError: If there is a conversation that the tokenizer has no template for, or that its template
-            refuses.
+            refuses; or if an id lies beyond the vocabulary.
     """
     stream = iter(documents)
     while batch := list(islice(stream, _TOKENIZE_BATCH)):
@@ -228,7 +230,14 @@ def tokenize(documents: Iterable[Document], tokenizer: Any) -> Iterator[Any]:
         chat_ids = iter(tokenizer(chats, add_special_tokens=False, verbose=False)["input_ids"] if chats else ())
         for document in batch:
             ids = _ended(next(text_ids), tokenizer.eos_token_id) if isinstance(document, str) else next(chat_ids)
-            yield np.array(ids, dtype=np.int64)
+            array = np.array(ids, dtype=np.int64)
+            if (largest := int(array.max(initial=0))) >= vocab_size:
+                raise DataError(
+                    f"the tokenizer makes {tokenizer.convert_ids_to_tokens(largest)!r}, id {largest}, of a document, "
+                    f"but the model has vocab_size={vocab_size}; take this token out of the text, or call "
+                    "model.resize_token_embeddings and save the model again"
+                )
+            yield array
 
 
 def _ended(ids: list[int], end: int | None) -> list[int]:

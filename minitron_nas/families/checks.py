@@ -124,8 +124,11 @@ def fingerprint_tensors(headers: Mapping[str, TensorHeader]) -> str:
 def check_tokenizer(path: Path, architecture: Architecture) -> None:
     """Load the tokenizer and compare its ids with the vocabulary, which may be padded.
 
+    Special tokens that were added to the tokenizer may lie beyond it, as Gemma 3's image token does: text for a
+    causal language model holds none of them, or is refused when it is packed.
+
     Raises:
-        CheckpointError: If there is no tokenizer or it has ids that the embedding lacks.
+        CheckpointError: If there is no tokenizer or it has ordinary ids that the embedding lacks.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
@@ -136,10 +139,11 @@ def check_tokenizer(path: Path, architecture: Architecture) -> None:
         raise CheckpointError(
             f"{path} has no tokenizer; save the model's own into it with tokenizer.save_pretrained(folder)"
         )
-    num_ids = max(tokenizer.get_vocab().values()) + 1
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    num_ids = max(set(tokenizer.get_vocab().values()) - special, default=-1) + 1
     if num_ids > architecture.vocab_size:
         raise CheckpointError(
-            f"{path}: the tokenizer has {num_ids} ids, but vocab_size={architecture.vocab_size}; use the "
+            f"{path}: the tokenizer has {num_ids} ordinary ids, but vocab_size={architecture.vocab_size}; use the "
             "model's own tokenizer, or call model.resize_token_embeddings and save both again"
         )
 

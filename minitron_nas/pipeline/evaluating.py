@@ -71,7 +71,8 @@ def evaluate(
             vocabulary = Vocabulary.of(checkpoint.path, source_name(model))
             vocabulary.require_same(Vocabulary.of(other.path, source_name(teacher)))
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
-        pieces = list(tokenize(read_in_order(text, TextSettings(column=column)), tokenizer))
+        vocab_size = min(each.architecture.vocab_size for each in (checkpoint, other) if each is not None)
+        pieces = list(tokenize(read_in_order(text, TextSettings(column=column)), tokenizer, vocab_size))
         total = sum(len(piece) for piece in pieces)
         if total < 2:
             raise DataError(f"{text} holds {total} tokens; at least 2 are needed to predict one from another")

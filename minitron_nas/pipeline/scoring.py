@@ -117,11 +117,11 @@ def _scored(
 
 def _calibration(checkpoint: Checkpoint, data: Any, text: TextSettings, seed: int) -> PackedTokens:
     checkpoint.require_length(text.sequence_length)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
+    tokenizer, vocab_size = AutoTokenizer.from_pretrained(checkpoint.path), checkpoint.architecture.vocab_size
     settings = text.model_copy(update={"validation_samples": 1})
     with TemporaryDirectory() as work:
         folder = Path(work) / "tokens"
-        split_text(data, tokenizer, settings, seed, text.sequence_length, folder)
+        split_text(data, tokenizer, vocab_size, settings, seed, text.sequence_length, folder)
         return TokenSplits.load(folder).calibration.in_memory()
 
 

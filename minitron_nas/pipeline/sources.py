@@ -80,7 +80,8 @@ def read_splits(
     inputs = {"data": data_name(data), "text": text.model_dump(), "tokens": tokens, "seed": seed}
     folder = work / f"tokens-{fingerprint({**inputs, 'teacher': teacher.fingerprint})}"
     if not folder.exists():
-        split_text(data, AutoTokenizer.from_pretrained(teacher.path), text, seed, tokens, folder, progress=progress)
+        tokenizer, vocab_size = AutoTokenizer.from_pretrained(teacher.path), teacher.architecture.vocab_size
+        split_text(data, tokenizer, vocab_size, text, seed, tokens, folder, progress=progress)
     return TokenSplits.load(folder)
 
 
@@ -103,7 +104,8 @@ def prepare_tokens(engine: Engine, plan: FamilyPlan, teacher: Checkpoint, data: 
         if wanted is not None:
             schedule = Schedule.resolve(plan.distillation, wanted, plan.text.sequence_length)
             wanted, used = schedule.num_tokens, schedule.num_steps * schedule.batch_sequences
-        counts = split_text(data, tokenizer, plan.text, plan.seed, wanted, folder, used, progress)
+        vocab_size = teacher.architecture.vocab_size
+        counts = split_text(data, tokenizer, vocab_size, plan.text, plan.seed, wanted, folder, used, progress)
         splits = TokenSplits.load(folder)
         prints = [part.fingerprint for part in (splits.calibration, splits.validation, splits.train)]
         return {

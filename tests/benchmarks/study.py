@@ -152,7 +152,8 @@ class Study:
 
     def packed(self, sources: list[list[str]], num_sequences: int, length: int) -> PackedTokens:
         """Fill sequences from sources in turn."""
-        streams = [sequences(documents, self.tokenizer, length) for documents in sources]
+        vocab_size = self.checkpoint.architecture.vocab_size
+        streams = [sequences(documents, self.tokenizer, vocab_size, length) for documents in sources]
         found = list(islice(in_turn(streams), num_sequences))
         assert len(found) == num_sequences, f"{len(found)} sequences found, {num_sequences} needed"
         return pack(chain.from_iterable(found), length)
@@ -279,10 +280,10 @@ def by_sources(corpus: list[tuple[str, str, str]], split: str, only: str | None 
     return [found[name] for name in names]
 
 
-def sequences(documents: Iterable[str], tokenizer: Any, length: int) -> Iterator[list[Any]]:
+def sequences(documents: Iterable[str], tokenizer: Any, vocab_size: int, length: int) -> Iterator[list[Any]]:
     """Yield what fills one sequence each: the beginning of a document, or several short documents."""
     short: list[Any] = []
-    for piece in tokenize((text[: 16 * length] for text in documents), tokenizer):
+    for piece in tokenize((text[: 16 * length] for text in documents), tokenizer, vocab_size):
         if len(piece) >= length:
             yield [piece[:length]]
             continue

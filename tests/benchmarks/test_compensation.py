@@ -30,8 +30,8 @@ def test_students_start_nearer_to_the_teacher_with_compensated_norms(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint, _ = demo_teacher(tmp_path)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
-    split_text(EMBEDDED, tokenizer, TEXT, 0, TEXT.sequence_length, tmp_path / "tokens")
+    tokenizer, vocab_size = AutoTokenizer.from_pretrained(checkpoint.path), checkpoint.architecture.vocab_size
+    split_text(EMBEDDED, tokenizer, vocab_size, TEXT, 0, TEXT.sequence_length, tmp_path / "tokens")
     tokens = TokenSplits.load(tmp_path / "tokens")
     teacher = load_for_inference(checkpoint.path)
     scores = score_importance(

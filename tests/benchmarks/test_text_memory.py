@@ -23,11 +23,7 @@ from minitron_nas.distillation.splits import TokenSplits, split_documents
 from minitron_nas.distillation.text import Source
 
 # Tokens stand in for the tokenizer's, whose speed and memory are not what is measured.
-splits.tokenize = lambda documents, tokenizer: documents
-
-class Vocabulary:
-    def get_vocab(self):
-        return {{"last": 49151}}
+splits.tokenize = lambda documents, tokenizer, vocab_size: documents
 
 def documents(num_tokens):
     generator = np.random.default_rng(0)
@@ -45,7 +41,7 @@ folder, num_tokens = Path(sys.argv[1]), int(sys.argv[2])
 settings = TextSettings(sequence_length={SEQ_LEN}, calibration_samples=64, validation_samples=64)
 sources = [Source("synthetic", None, 1.0, settings)]
 before, started = resident()[2], time.perf_counter()
-split_documents(sources, [documents(num_tokens)], Vocabulary(), settings, None, folder)
+split_documents(sources, [documents(num_tokens)], None, 49152, settings, None, folder)
 tokens = TokenSplits.load(folder).train
 seconds = time.perf_counter() - started
 written = resident()

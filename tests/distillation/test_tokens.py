@@ -8,11 +8,13 @@ import pytest
 import torch
 from hypothesis import given
 from safetensors.torch import load_file
+from tokenizers import AddedToken
 
 from minitron_nas.distillation import tokens as tokens_module
 from minitron_nas.distillation.document import Conversation
 from minitron_nas.distillation.losses import IGNORE_LABEL
 from minitron_nas.distillation.tokens import PackedTokens, pack, packed_blocks, save_blocks, tokenize
+from minitron_nas.errors import DataError
 from minitron_nas.families.catalog import layouts
 from minitron_nas.testing import tiny_config, tiny_model, tiny_tokenizer
 
@@ -161,7 +163,7 @@ def test_the_fingerprint_changes_with_a_token_and_with_a_border():
 
 def test_a_document_ends_with_the_end_of_text_token_once():
     tokenizer = tiny_tokenizer()
-    plain, ended = tokenize(["abc", f"abc{tokenizer.eos_token}"], tokenizer)
+    plain, ended = tokenize(["abc", f"abc{tokenizer.eos_token}"], tokenizer, 320)
     assert plain.tolist() == ended.tolist()
     assert tokenizer.decode(plain) == f"abc{tokenizer.eos_token}"
 
@@ -169,23 +171,32 @@ def test_a_document_ends_with_the_end_of_text_token_once():
 def test_a_tokenizer_without_an_end_of_text_token_adds_none():
     tokenizer = tiny_tokenizer()
     tokenizer.eos_token = None
-    (ids,) = tokenize(["abc"], tokenizer)
+    (ids,) = tokenize(["abc"], tokenizer, 320)
     assert tokenizer.decode(ids) == "abc"
 
 
 def test_many_documents_keep_their_order():
     texts = [f"document {number}" for number in range(150)]
     tokenizer = tiny_tokenizer()
-    assert [tokenizer.decode(ids[:-1]) for ids in tokenize(texts, tokenizer)] == texts
+    assert [tokenizer.decode(ids[:-1]) for ids in tokenize(texts, tokenizer, 320)] == texts
 
 
 def test_a_conversation_is_what_the_chat_template_makes_of_it_between_texts_in_order():
     tokenizer = tiny_tokenizer()
     chat = Conversation([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}])
-    first, middle, last = tokenize(["abc", chat, "def"], tokenizer)
+    first, middle, last = tokenize(["abc", chat, "def"], tokenizer, 320)
     assert tokenizer.decode(middle) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>\n"
     assert middle.tolist() == tokenizer.apply_chat_template(chat.messages)["input_ids"]
     assert [tokenizer.decode(ids) for ids in (first, last)] == ["abc<|im_end|>", "def<|im_end|>"]
+
+
+def test_a_token_beyond_the_vocabulary_is_refused_with_its_id():
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(AddedToken("<image>", special=True))
+    assert len(list(tokenize(["abc", "an image"], tokenizer, 320))) == 2
+    message = r"the tokenizer makes '<image>', id 320, of a document, but the model has vocab_size=320; take this token"
+    with pytest.raises(DataError, match=message):
+        list(tokenize(["abc", "an <image> of"], tokenizer, 320))
 
 
 BORDERS = [np.arange(3, 14), np.arange(200, 221), np.array([9]), np.arange(50, 81)]

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import AddedToken
 
 from minitron_nas.errors import CheckpointError
 from minitron_nas.families.checkpoint import open_checkpoint
@@ -103,8 +104,20 @@ def test_a_file_that_is_cut_short_is_refused(llama):
 
 def test_a_tokenizer_with_more_ids_than_the_embedding_is_refused(llama):
     tiny_tokenizer(330).save_pretrained(llama)
-    with pytest.raises(CheckpointError, match="the tokenizer has 330 ids, but vocab_size=320"):
+    with pytest.raises(CheckpointError, match="the tokenizer has 330 ordinary ids, but vocab_size=320"):
         open_checkpoint(llama)
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_only_special_tokens_that_were_added_may_lie_beyond_the_vocabulary(llama, special):
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(AddedToken("<image_soft_token>", special=special))
+    tokenizer.save_pretrained(llama)
+    if special:
+        assert open_checkpoint(llama).architecture.vocab_size == 320
+    else:
+        with pytest.raises(CheckpointError, match="the tokenizer has 321 ordinary ids, but vocab_size=320"):
+            open_checkpoint(llama)
 
 
 def test_a_padded_vocabulary_is_accepted(llama):
