@@ -28,8 +28,9 @@ def download_snapshot(name: str, timeout_seconds: float = _TIMEOUT_SECONDS) -> P
     """
     repository, _, revision = name.partition("@")
     try:
-        info = HfApi().model_info(repository, revision=revision or None, timeout=timeout_seconds)
-        return _snapshot(repository, info.sha, local_files_only=False)
+        HfApi().model_info(repository, revision=revision or None, timeout=timeout_seconds)
+        # By its name, not its commit: only then does the local cache know next time what the name stands for.
+        return _snapshot(repository, revision or None, local_files_only=False)
     except Exception as error:  # noqa: BLE001 - the HTTP client's own errors change with the hub's version
         failure = error
     try:

@@ -1,36 +1,101 @@
-import shutil
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
 
 import pytest
 
 from minitron_nas.errors import TeacherNotFoundError
+from minitron_nas.families.checkpoint import open_checkpoint
 from minitron_nas.families.hub import HUB_NAME, download_snapshot
 from minitron_nas.testing import tiny_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+FILES = f"/owner/tiny/resolve/{COMMIT}/"
+
+
+@pytest.fixture(autouse=True)
+def _empty_cache(monkeypatch, tmp_path):
+    """An empty local hub cache; tests/conftest.py keeps the hub itself offline."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
 @pytest.fixture
-def hub_cache(monkeypatch, tmp_path):
-    """An empty local hub cache; tests/conftest.py keeps the hub itself offline."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    return tmp_path / "hub"
+def repository(tmp_path) -> Path:
+    """What owner/tiny holds on the hub."""
+    return tiny_checkpoint(tmp_path / "source", "llama")
 
 
-def add_snapshot(hub_cache, tmp_path):
-    model = hub_cache / "models--owner--tiny"
-    (model / "refs").mkdir(parents=True)
-    (model / "refs" / "main").write_text(COMMIT)
-    source = tiny_checkpoint(tmp_path / "source", "llama")
-    return shutil.copytree(source, model / "snapshots" / COMMIT)
+@pytest.fixture
+def online(monkeypatch, repository) -> Callable[[], AbstractContextManager[None]]:
+    """Within it the hub is there: a server that speaks as much of its protocol as a download needs."""
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.head()
+
+        def do_GET(self):
+            self.wfile.write(self.head())
+
+        def head(self) -> bytes:
+            path = self.path.partition("?")[0]
+            content = content_of(path)
+            headers = {"Content-Length": len(content), "ETag": f'"{Path(path).name}"', "X-Repo-Commit": COMMIT}
+            self.send_response(200)
+            for name, value in headers.items():
+                self.send_header(name, str(value))
+            self.end_headers()
+            return content
+
+        def log_message(self, *args):
+            pass
+
+    def content_of(path: str) -> bytes:
+        if path.startswith(FILES):
+            return (repository / path.removeprefix(FILES)).read_bytes()
+        if "/tree/" in path:
+            entry = {"type": "file", "oid": "0"}
+            found = [{**entry, "path": file.name, "size": file.stat().st_size} for file in repository.iterdir()]
+            return json.dumps(found).encode()
+        return json.dumps({"id": "owner/tiny", "sha": COMMIT, "siblings": []}).encode()
+
+    @contextmanager
+    def serve() -> Iterator[None]:
+        with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server, monkeypatch.context() as patch:
+            thread = Thread(target=server.serve_forever)
+            thread.start()
+            endpoint = f"http://127.0.0.1:{server.server_port}"
+            patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+            patch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+            template = f"{endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+            patch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+            try:
+                yield
+            finally:
+                server.shutdown()
+                thread.join()
+
+    return serve
 
 
-@pytest.mark.parametrize("name", ["owner/tiny", "owner/tiny@main", f"owner/tiny@{COMMIT}"])
-def test_without_the_hub_its_local_cache_answers(hub_cache, tmp_path, name):
-    snapshot = add_snapshot(hub_cache, tmp_path)
+@pytest.mark.parametrize("name", ["owner/tiny", "owner/tiny@main", "owner/tiny@v1.0", f"owner/tiny@{COMMIT}"])
+def test_what_was_downloaded_is_found_again_without_the_hub(online, repository, name):
+    with online():
+        snapshot = download_snapshot(name)
+    assert open_checkpoint(snapshot).fingerprint == open_checkpoint(repository).fingerprint
     assert download_snapshot(name) == snapshot
 
 
-def test_a_name_that_nobody_has_says_what_was_tried_and_what_else_can_be_given(hub_cache):
+def test_another_revision_than_the_downloaded_one_is_not_found_without_the_hub(online):
+    with online():
+        download_snapshot("owner/tiny@v1.0")
+    with pytest.raises(TeacherNotFoundError, match=r"owner/tiny@v2\.0: no such folder here"):
+        download_snapshot("owner/tiny@v2.0")
+
+
+def test_a_name_that_nobody_has_says_what_was_tried_and_what_else_can_be_given():
     with pytest.raises(TeacherNotFoundError, match=r"offline mode is enabled.*give a folder, a \.gguf file"):
         download_snapshot("owner/absent")
 
