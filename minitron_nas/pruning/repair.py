@@ -13,6 +13,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from torch import Tensor
 from minitron_nas.importance.tensor_folder import TensorFolder
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class Mend:
     """What mixes the inputs of one output projection.
 
@@ -44,13 +45,12 @@ class Mend:
         return self.size, len(self.kept)
 
     def matrix(self) -> Tensor:
-        """Return T, (size, num_kept), float64; each thread keeps the last that it asked for."""
-        if getattr(_last, "mend", None) is not self:
-            with _ONE_AT_A_TIME:  # each takes as much memory as several of its tensors
-                _last.matrix = ridge_map(TensorFolder(self.moments)[self.name], torch.from_numpy(self.kept), self.ridge)
-            _last.mend = self
-        matrix: Tensor = _last.matrix
-        return matrix
+        """Return T, (size, num_kept), float64; the last that any thread asked for is kept for all of them."""
+        with _ONE_AT_A_TIME:  # each takes as much memory as several of its tensors
+            if self not in _last:
+                _last.clear()
+                _last[self] = ridge_map(TensorFolder(self.moments)[self.name], torch.from_numpy(self.kept), self.ridge)
+            return _last[self]
 
     def update(self, digest: Any) -> None:
         """Feed a hash with what decides the matrix."""
@@ -59,7 +59,8 @@ class Mend:
 
 
 _ONE_AT_A_TIME = threading.Lock()
-_last = threading.local()
+_last: WeakKeyDictionary[Mend, Tensor] = WeakKeyDictionary()
+"""At most one matrix, for as long as its `Mend` lives."""
 
 
 def ridge_map(moment: Tensor, kept: Tensor, ridge: float) -> Tensor:

@@ -1,3 +1,7 @@
+import gc
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.importance.moments import second_moments
 from minitron_nas.importance.tensor_folder import TensorFolder
+from minitron_nas.pruning import repair
 from minitron_nas.pruning.parts import whole
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
 from minitron_nas.pruning.repair import Mend, Regression, ridge_map, ridge_regression
@@ -159,6 +164,44 @@ def test_nothing_cut_stays_the_teacher_to_the_bit(tmp_path, source):
 def test_a_mend_says_its_shape_before_it_is_solved(tmp_path):
     mend = Mend(tmp_path, "any", np.array([0, 2]), 5, 0.1)
     assert mend.shape == (5, 2)
+
+
+def solved(monkeypatch):
+    """Return the list of matrices that are solved for from now on."""
+    found = []
+
+    def counted(*args):
+        found.append(ridge_map(*args))
+        return found[-1]
+
+    monkeypatch.setattr(repair, "ridge_map", counted)
+    return found
+
+
+def test_all_threads_share_one_matrix_that_is_solved_once(tmp_path, monkeypatch):
+    inputs = samples(50, 6)
+    moments = TensorFolder(tmp_path)
+    moments["any"] = inputs.T @ inputs
+    mend, other = (Mend(tmp_path, "any", np.array(kept), 6, 0.1) for kept in ([0, 2, 5], [1, 3]))
+    found = solved(monkeypatch)
+    with ThreadPoolExecutor(4) as pool:
+        matrices = list(pool.map(lambda _: mend.matrix(), range(8)))
+    assert len(found) == 1
+    assert all(matrix is found[0] for matrix in matrices)
+    assert other.matrix().shape == (6, 2)
+    assert torch.equal(mend.matrix(), found[0])
+    assert len(found) == 3  # only the last is kept
+
+
+def test_a_matrix_is_given_up_with_what_it_was_solved_for(tmp_path, monkeypatch):
+    moments = TensorFolder(tmp_path)
+    moments["any"] = torch.eye(6)
+    mend = Mend(tmp_path, "any", np.array([0, 2]), 6, 0.1)
+    matrix = weakref.ref(mend.matrix())
+    assert matrix() is not None
+    del mend
+    gc.collect()
+    assert matrix() is None
 
 
 def test_experts_have_moments_of_their_own(tmp_path, source):
