@@ -41,6 +41,8 @@ def why_not_rotatable(layout: Layout, architecture: Architecture) -> str | None:
     """Say why rotating would change what a model computes, or None where it would not."""
     if any(row.on_branch for row in layout.rows):
         return f"{layout.model_type} has norms on what layers add to the residual stream, which fix its basis"
+    if layout.scales_embeddings:
+        return f"{layout.model_type} multiplies embeddings by the square root of hidden_size, which rotation leaves out"
     if layout.norm_centres and architecture.tie_word_embeddings:
         return "LayerNorm's bias and mean cannot be moved out of embeddings that are also the output head"
     return None

@@ -174,6 +174,12 @@ def test_families_that_cannot_be_rotated_say_why(source, model_type, tied, reaso
     assert reason is None or found.startswith(reason)
 
 
+def test_embeddings_that_are_multiplied_by_the_root_of_their_size_are_not_rotated(source):
+    layout, architecture = replace(open_layout("llama"), scales_embeddings=True), source("llama").architecture
+    reason = why_not_rotatable(layout, architecture)
+    assert reason == "llama multiplies embeddings by the square root of hidden_size, which rotation leaves out"
+
+
 def test_a_rotation_is_read_as_it_was_written(tmp_path, random_scores):
     teacher, _ = prepared(tiny_checkpoint(tmp_path, "nemotron"), random_scores("nemotron"))
     teacher.rotation.save(tmp_path / "again.safetensors")
