@@ -96,8 +96,9 @@ def write_student(
     """Cut an untrained student out of a teacher's files, tensor by tensor, into a folder as above.
 
     The weights keep the teacher's type and never lie in memory as a whole; a killed attempt goes on
-    where it was. The result is checked against the family's table. Where memory has room for it, the
-    folder is also reloaded as a user would, and its logits are compared with those of the student
+    where it was, unless files that it reads were written again since, as those of repaired tensors are
+    by another repair. The result is checked against the family's table. Where memory has room for it,
+    the folder is also reloaded as a user would, and its logits are compared with those of the student
     built in memory.
 
     Args:

@@ -130,7 +130,7 @@ class Cut:
         return self._scaled(wide)
 
     def update(self, digest: Any) -> None:
-        """Feed a hash with what decides its values."""
+        """Feed a hash with what decides its values; the source's file counts by its name, size and time."""
         status = self.source.file.stat()
         about = (self.name, self.source.file.name, status.st_size, status.st_mtime_ns, self.source.offset)
         digest.update(f"{about} {self.shape} {self.scaling}".encode())

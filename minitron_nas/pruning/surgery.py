@@ -85,7 +85,11 @@ def write_weights(
 
 
 def surgery_key(parts: Sequence[Part], config: dict[str, Any]) -> str:
-    """Name what is being written, so that another attempt goes on only with its own leavings."""
+    """Name what is being written, so that another attempt goes on only with its own leavings.
+
+    A file that tensors come from counts by its name, size and time, so that one that was written again
+    begins another surgery, whatever it holds.
+    """
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for part in parts:
         part.update(digest)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from minitron_nas.errors import CheckpointError, DiskSpaceError
@@ -16,6 +16,7 @@ from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.slice import build_student, cuts, student_config
 from minitron_nas.pruning.surgery import surgery_key, write_weights
 from minitron_nas.storage import atomic
+from minitron_nas.storage.weights import file_headers
 from minitron_nas.testing import rewrite_tensors, tiny_checkpoint
 
 FAMILIES = ("llama", "gpt2", "gemma2", "mixtral", "phi3")
@@ -108,6 +109,18 @@ def test_a_folder_that_broke_off_is_taken_over_by_the_same_surgery_only(source, 
         with atomic.whole_folder(tmp_path / "student", other) as partial:
             assert (partial / "done").exists() is same
         assert [file.name for file in tmp_path.iterdir()] == ["student"]
+
+
+def test_tensors_that_were_repaired_again_are_another_surgery(source, tmp_path):
+    teacher, name = source("llama"), "model.layers.1.mlp.down_proj.weight"
+    save_file({name: torch.ones(48, 56)}, tmp_path / "layer.safetensors")
+    keys = set()
+    for nanoseconds in (1, 1, 2):
+        os.utime(tmp_path / "layer.safetensors", ns=(nanoseconds, nanoseconds))
+        repaired = file_headers(tmp_path / "layer.safetensors")
+        parts = cuts(teacher.prepared, teacher.architecture.reshaped(SHAPE), repaired)
+        keys.add(surgery_key(parts, {}))
+    assert len(keys) == 2
 
 
 def test_a_byte_that_the_disk_changes_is_noticed(source, tmp_path, monkeypatch):
