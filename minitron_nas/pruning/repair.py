@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from minitron_nas.errors import CheckpointError
 from minitron_nas.importance.tensor_folder import TensorFolder
 
 
@@ -58,6 +59,7 @@ class Mend:
         digest.update(self.kept.tobytes() + str(self.ridge).encode())
 
 
+_LEAST_RAISED_RIDGE = 1e-8
 _ONE_AT_A_TIME = threading.Lock()
 _last: WeakKeyDictionary[Mend, Tensor] = WeakKeyDictionary()
 """At most one matrix, for as long as its `Mend` lives."""
@@ -126,21 +128,37 @@ class Regression:
 def ridge_regression(cross: Tensor, moment: Tensor, start: Tensor | None, ridge: float) -> Tensor:
     """Return the X that minimises E|y - X x|^2 + r |X - start|^2, r = ridge * mean diag E[x x^T].
 
-    Where x is always zero, as what an expert reads that no token is sent to, that is `start`.
+    Where x is always zero, as what an expert reads that no token is sent to, that is `start`. Where E[x x^T] + r I has
+    no Cholesky factor in the arguments' precision, because inputs depend on each other or sums were rounded, the
+    penalty is raised tenfold, to at least 1e-8 and at most 10, until it has one.
 
     Args:
         cross: (outputs, inputs), E[y x^T].
         moment: (inputs, inputs), E[x x^T]; is overwritten, for it may be the largest thing in memory.
         start: (outputs, inputs), what the penalty pulls towards; None for zero.
-        ridge: Strength of the penalty; with 0 inputs must be linearly independent.
+        ridge: Strength of the penalty.
 
     Returns:
         (outputs, inputs), in the dtype of the arguments.
+
+    Raises:
+        CheckpointError: If the moments are not finite, so that no penalty helps.
     """
     mean = moment.diagonal().mean()
     if mean == 0:
         return torch.zeros_like(cross) if start is None else start
     missing = cross if start is None else cross - start @ moment
     moment.diagonal().add_(ridge * mean)
-    found = torch.cholesky_solve(missing.T, torch.linalg.cholesky(moment)).T
+    factor, failed = torch.linalg.cholesky_ex(moment)
+    while failed and ridge <= 1:
+        raised = max(10 * ridge, _LEAST_RAISED_RIDGE)
+        moment.diagonal().add_((raised - ridge) * mean)
+        ridge = raised
+        factor, failed = torch.linalg.cholesky_ex(moment)
+    if failed or not mean.isfinite():
+        raise CheckpointError(
+            "what the model's layers read has no finite second moments; its activations overflow on this text, so give "
+            "another text, or the model in a wider type"
+        )
+    found = torch.cholesky_solve(missing.T, factor).T
     return found if start is None else start + found

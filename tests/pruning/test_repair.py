@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from minitron_nas.distillation.tokens import PackedTokens
+from minitron_nas.errors import CheckpointError
 from minitron_nas.importance.moments import second_moments
 from minitron_nas.importance.tensor_folder import TensorFolder
 from minitron_nas.pruning import repair
@@ -40,6 +41,31 @@ def test_the_regression_is_numpys_least_squares(ridge):
     expected = least_squares(inputs, outputs, start, ridge * moment.diagonal().mean().item())
     found = ridge_regression(outputs.T @ inputs, moment, start, ridge)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("ridge", [0.0, 1e-18])
+def test_inputs_that_depend_on_each_other_are_regressed_with_a_penalty_that_suffices(ridge):
+    inputs = torch.tensor([[1.0, 1.0], [2.0, 2.0], [-1.0, -1.0]], dtype=torch.float64)
+    wanted, start = 3 * inputs[:, :1], torch.tensor([[2.0, 0.0]], dtype=torch.float64)
+    assert torch.linalg.cholesky_ex(inputs.T @ inputs).info == 2
+    found = ridge_regression(wanted.T @ inputs, inputs.T @ inputs, start, ridge)
+    assert torch.allclose(found, torch.tensor([[2.5, 0.5]], dtype=torch.float64), atol=1e-6)  # as near as 3 can be
+
+
+def test_a_moment_that_rounding_made_indefinite_is_penalised_more():
+    moment = torch.diag(torch.tensor([4.0, 1.0, -1e-5, 1.0], dtype=torch.float64))
+    found = ridge_regression(torch.ones(1, 4, dtype=torch.float64), moment.clone(), None, 1e-7)
+    expected = 1 / (moment.diagonal() + 1e-5 * moment.diagonal().mean())  # 1e-7 and 1e-6 do not suffice
+    assert torch.allclose(found, expected[None])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("place", [(1, 1), (2, 1)])
+def test_moments_that_are_not_finite_are_refused(value, place):
+    moment = torch.eye(3, dtype=torch.float64)
+    moment[place] = value
+    with pytest.raises(CheckpointError, match="no finite second moments; its activations overflow on this text"):
+        ridge_regression(torch.ones(1, 3, dtype=torch.float64), moment, None, 0.01)
 
 
 @pytest.mark.parametrize("ridge", [0.0, 0.5])
