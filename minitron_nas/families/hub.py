@@ -10,7 +10,10 @@ from minitron_nas.errors import TeacherNotFoundError
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 """`owner/name`, optionally with `@revision`."""
 
-_WANTED = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.txt", "*.jinja"]
+TERMS = ("LICENSE*", "NOTICE*", "USE_POLICY*")
+"""Files that have to go with a model wherever it goes."""
+
+_WANTED = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.txt", "*.jinja", *TERMS]
 _UNWANTED = ["*/*", "consolidated*"]
 _TIMEOUT_SECONDS = 5.0
 

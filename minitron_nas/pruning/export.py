@@ -15,6 +15,7 @@ from minitron_nas.architecture.rules import check_architecture
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import ProofError
 from minitron_nas.families.checks import check_tensors
+from minitron_nas.families.hub import TERMS
 from minitron_nas.families.stock import DTYPES
 from minitron_nas.progress import Progress, silent
 from minitron_nas.pruning.parts import total_bytes
@@ -33,7 +34,7 @@ _MODELS_IN_A_PROOF = 3
 """The student in memory, the reloaded one, and room for what loading takes."""
 _COPIED = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*",
-    "additional_chat_templates/*", "vocab.*", "merges.txt", "*.model", "generation_config.json", "LICENSE*",
+    "additional_chat_templates/*", "vocab.*", "merges.txt", "*.model", "generation_config.json", *TERMS,
 )  # fmt: skip
 
 
@@ -57,13 +58,13 @@ def export_student(
     """Write a student that lives in memory, reload it as a user would, and compare the logits.
 
     The folder appears only when the proof holds. It gets safetensors (sharded at 5 GB),
-    `config.json`, `generation_config.json`, the source's tokenizer and chat template, `proof.json`
-    with the prompt and its highest logits, so that anyone can repeat the comparison, and
+    `config.json`, `generation_config.json`, the source's tokenizer, chat template and terms of use,
+    `proof.json` with the prompt and its highest logits, so that anyone can repeat the comparison, and
     `lineage.json`.
 
     Args:
         model: The student in memory; it is cast to `dtype`.
-        source: The stock folder whose tokenizer and generation settings the student takes over.
+        source: The stock folder whose tokenizer, generation settings and terms of use the student takes over.
         folder: Where it goes.
         dtype: Of the stored weights.
         prompt: (1, seq_len), token ids.

@@ -95,6 +95,17 @@ def test_another_revision_than_the_downloaded_one_is_not_found_without_the_hub(o
         download_snapshot("owner/tiny@v2.0")
 
 
+def test_the_terms_of_use_come_with_a_teacher_and_its_card_does_not(online, repository):
+    terms = {"LICENSE", "NOTICE.md", "USE_POLICY.md"}
+    for name in (*terms, "README.md", "pytorch_model.bin"):
+        (repository / name).write_text(name)
+    with online():
+        snapshot = download_snapshot("owner/tiny")
+    names = {file.name for file in snapshot.iterdir()}
+    assert terms | {"config.json", "model.safetensors", "tokenizer.json"} <= names
+    assert names.isdisjoint({"README.md", "pytorch_model.bin"})
+
+
 def test_a_name_that_nobody_has_says_what_was_tried_and_what_else_can_be_given():
     with pytest.raises(TeacherNotFoundError, match=r"offline mode is enabled.*give a folder, a \.gguf file"):
         download_snapshot("owner/absent")

@@ -89,13 +89,15 @@ def test_lineage_is_written_as_given_with_the_proof_added(source, prompt, tmp_pa
     assert read_json(tmp_path / "student" / "lineage.json") == {**lineage, "proof": proof}
 
 
-def test_tokenizer_templates_generation_settings_and_licence_come_from_the_source(source, prompt, tmp_path):
+def test_tokenizer_templates_generation_settings_and_terms_come_from_the_source(source, prompt, tmp_path):
     folder = tiny_checkpoint(tmp_path / "teacher", "llama")
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = {"default": "plain {{ messages[0].content }}", "tool_use": "with tools"}
     tokenizer.save_pretrained(folder)
     (folder / "generation_config.json").write_text('{"max_new_tokens": 7, "eos_token_id": [2, 0]}')
-    (folder / "LICENSE.txt").write_text("As you like it.")
+    terms = ("LICENSE.txt", "LICENSE", "NOTICE.txt", "USE_POLICY.md")
+    for name in terms:
+        (folder / name).write_text(f"As you like it: {name}.")
     (folder / "README.md").write_text("A card of the teacher, not of the student.")
     export_student(student_of(source("llama")), folder, tmp_path / "student", torch.float32, prompt[:1], {})
     copied = AutoTokenizer.from_pretrained(tmp_path / "student")
@@ -105,7 +107,7 @@ def test_tokenizer_templates_generation_settings_and_licence_come_from_the_sourc
     assert copied.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "plain hi"
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
     assert (model.generation_config.max_new_tokens, model.generation_config.eos_token_id) == (7, [2, 0])
-    assert (tmp_path / "student" / "LICENSE.txt").read_text() == "As you like it."
+    assert all((tmp_path / "student" / name).read_text() == f"As you like it: {name}." for name in terms)
     assert not (tmp_path / "student" / "README.md").exists()
 
 
