@@ -21,6 +21,7 @@ class Rule:
         reason: Why the rule exists.
         applies: Whether a family is bound by it.
         keeps: From axis sizes (scalars or arrays) and the source to truth values.
+        blames: The fields of a shape by which it breaks the rule.
         nearest: What to choose instead of a shape that breaks the rule.
     """
 
@@ -28,6 +29,7 @@ class Rule:
     reason: str
     applies: Callable[[Layout], bool]
     keeps: Callable[[Sizes, Architecture], Any]
+    blames: Callable[[Architecture], tuple[str, ...]]
     nearest: Callable[[Architecture], str]
 
 
@@ -40,12 +42,18 @@ def _around(name: str, size: int, step: int) -> str:
     return f"{name}: {' or '.join(str(legal) for legal in (below, below + step) if legal)}"
 
 
+def _unaligned(shape: Architecture) -> tuple[str, ...]:
+    width = "moe_intermediate_size" if shape.moe_intermediate_size else "intermediate_size"
+    return tuple(name for name in ("hidden_size", width) if getattr(shape, name) % EXPERT_GRAIN)
+
+
 RULES = (
     Rule(
         "hidden_size_multiple_of_heads",
         "stock transformers refuses a config whose hidden_size is no multiple of num_attention_heads",
         lambda layout: layout.hidden_multiple_of_heads,
         lambda sizes, source: sizes[Axis.HIDDEN] % _heads(sizes) == 0,
+        lambda shape: ("hidden_size", "num_attention_heads"),
         lambda shape: _around("hidden_size", shape.hidden_size, shape.num_attention_heads),
     ),
     Rule(
@@ -53,6 +61,7 @@ RULES = (
         "the family has no head_dim of its own: hidden_size must be num_attention_heads times the teacher's head_dim",
         lambda layout: layout.head_dim_is_derived,
         lambda sizes, source: sizes[Axis.HIDDEN] == _heads(sizes) * sizes[Axis.HEAD_DIM],
+        lambda shape: ("hidden_size", "num_attention_heads"),
         lambda shape: f"hidden_size: {shape.num_attention_heads * shape.head_dim}",
     ),
     Rule(
@@ -61,6 +70,7 @@ RULES = (
         "stock transformers refuses a config in which they have another length than this ratio asks for",
         lambda layout: layout.longrope_follows_heads,
         lambda sizes, source: (not source.longrope) | (sizes[Axis.HIDDEN] // _heads(sizes) == sizes[Axis.HEAD_DIM]),
+        lambda shape: ("hidden_size", "num_attention_heads"),
         lambda shape: f"hidden_size: {shape.num_attention_heads * shape.head_dim} (num_attention_heads * head_dim)",
     ),
     Rule(
@@ -68,6 +78,7 @@ RULES = (
         "a token is sent to num_experts_per_tok experts, so that many have to be left",
         lambda layout: layout.has_experts,
         lambda sizes, source: sizes[Axis.EXPERTS] >= source.num_experts_per_tok,
+        lambda shape: ("num_experts", "num_experts_per_tok"),
         lambda shape: f"num_experts: {shape.num_experts_per_tok}",
     ),
     Rule(
@@ -79,11 +90,8 @@ RULES = (
             (sizes[Axis.HIDDEN] % EXPERT_GRAIN == 0)
             & (sizes[Axis.EXPERT_NEURONS if source.moe_intermediate_size else Axis.NEURONS] % EXPERT_GRAIN == 0)
         ),
-        lambda shape: (
-            _around("hidden_size", shape.hidden_size, EXPERT_GRAIN)
-            + "; "
-            + _around("expert width", shape.moe_intermediate_size or shape.intermediate_size, EXPERT_GRAIN)
-        ),
+        _unaligned,
+        lambda shape: "; ".join(_around(name, getattr(shape, name), EXPERT_GRAIN) for name in _unaligned(shape)),
     ),
 )
 
@@ -97,9 +105,9 @@ def check_architecture(architecture: Architecture, layout: Layout) -> None:
     sizes = axis_sizes(architecture)
     for rule in RULES:
         if rule.applies(layout) and not rule.keeps(sizes, architecture):
+            blamed = " with ".join(f"{name}={getattr(architecture, name)}" for name in rule.blames(architecture))
             raise InvalidArchitectureError(
-                f"hidden_size={architecture.hidden_size} with num_attention_heads={architecture.num_attention_heads} "
-                f"breaks the rule {rule.name}: {rule.reason}; nearest legal {rule.nearest(architecture)}"
+                f"{blamed} breaks the rule {rule.name}: {rule.reason}; nearest legal {rule.nearest(architecture)}"
             )
 
 

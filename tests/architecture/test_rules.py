@@ -107,8 +107,18 @@ def test_rows_of_expert_matrices_fill_sixteen_bytes() -> None:
     layout = layouts()["mixtral"]
     source = Architecture("mixtral", 2, 48, 64, 6, 2, 8, 100, num_experts=4, num_experts_per_tok=2)
     check_architecture(source, layout)
-    with pytest.raises(InvalidArchitectureError, match=r"nearest legal hidden_size: 48 or 56; expert width: 56 or 64$"):
+    message = (
+        r"^intermediate_size=60 breaks the rule expert_matrices_aligned: .*; nearest legal intermediate_size: 56 or 64$"
+    )
+    with pytest.raises(InvalidArchitectureError, match=message):
         check_architecture(source.reshaped({"intermediate_size": 60}), layout)
+    message = (
+        "^hidden_size=44 with moe_intermediate_size=20 breaks the rule expert_matrices_aligned: .*; nearest legal "
+        "hidden_size: 40 or 48; moe_intermediate_size: 16 or 24$"
+    )
+    narrow = replace(source, model_type="qwen3_moe", hidden_size=44, moe_intermediate_size=20)
+    with pytest.raises(InvalidArchitectureError, match=message):
+        check_architecture(narrow, layouts()["qwen3_moe"])
 
 
 def test_a_size_that_the_family_lacks_is_refused_with_those_that_it_has() -> None:
