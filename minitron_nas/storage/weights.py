@@ -89,7 +89,7 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
     """Read the name, shape, dtype and place of every tensor of a folder, without its data.
 
     Raises:
-        CheckpointError: If a file is cut short or is no safetensors file.
+        CheckpointError: If a file is cut short or too long, or is no safetensors file.
     """
     return {name: header for file in weight_files(folder) for name, header in file_headers(file).items()}
 
@@ -98,7 +98,7 @@ def file_headers(file: Path) -> dict[str, TensorHeader]:
     """Read the same of one safetensors file.
 
     Raises:
-        CheckpointError: If it is cut short or is no safetensors file.
+        CheckpointError: If it is cut short or too long, or is no safetensors file.
     """
     try:
         with open(file, "rb") as handle:
@@ -109,8 +109,9 @@ def file_headers(file: Path) -> dict[str, TensorHeader]:
     content.pop("__metadata__", None)
     data = _LENGTH_BYTES + length
     end = max((entry["data_offsets"][1] for entry in content.values()), default=0)
-    if file.stat().st_size != data + end:
-        raise CheckpointError(f"{file} is cut short ({file.stat().st_size} of {data + end} bytes)")
+    if (size := file.stat().st_size) != data + end:
+        wrong = "cut short" if size < data + end else "longer than its header says"
+        raise CheckpointError(f"{file} is {wrong} ({size} bytes instead of {data + end}); copy it again")
     return {
         name: TensorHeader(
             file,

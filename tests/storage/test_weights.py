@@ -134,11 +134,15 @@ def test_an_index_that_is_cut_short_is_refused(tmp_path: Path, text: str) -> Non
         weight_files(tmp_path)
 
 
-def test_a_file_that_is_cut_short_in_its_data_is_refused_with_both_sizes(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("more", "wrong"), [(-1, "cut short"), (2, "longer than its header says")])
+def test_a_file_of_another_size_than_its_header_says_is_refused_with_both(
+    tmp_path: Path, more: int, wrong: str
+) -> None:
     path = single(tmp_path) / "model.safetensors"
     whole = path.read_bytes()
-    path.write_bytes(whole[:-1])
-    with pytest.raises(CheckpointError, match=rf"is cut short \({len(whole) - 1} of {len(whole)} bytes\)"):
+    path.write_bytes((whole + b"  ")[: len(whole) + more])
+    message = rf"is {wrong} \({len(whole) + more} bytes instead of {len(whole)}\); copy it again$"
+    with pytest.raises(CheckpointError, match=message):
         read_headers(tmp_path)
 
 
