@@ -48,7 +48,7 @@ def demo_teacher(work_folder: Path, progress: Progress = silent) -> tuple[Checkp
 
     Args:
         work_folder: A folder of the caller's.
-        progress: Told the number of tensors checked.
+        progress: Told the number of bytes checked.
 
     Raises:
         TeacherNotFoundError: If neither delivers it.
