@@ -157,7 +157,7 @@ def _prove(folder: Path, model: Any, dtype: torch.dtype, prompt: Tensor) -> Proo
     if not difference <= _TOLERANCE:
         raise ProofError(
             f"the student written to {folder.parent} gives logits that differ by {difference:.3g} from the model in "
-            f"memory (at most {_TOLERANCE} is accepted); no student was left there; please report this"
+            f"memory (at most {_TOLERANCE} is accepted); it was not given its name; please report this"
         )
     values, ids = expected[0].topk(_TOP_LOGITS, dim=-1)
     record = {
