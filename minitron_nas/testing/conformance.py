@@ -34,6 +34,7 @@ from minitron_nas.families.layer_model import embed, layer_model, run_layer
 from minitron_nas.families.stock import model_from_tensors, read_tensor
 from minitron_nas.importance.baselines import random_scores
 from minitron_nas.importance.moments import second_moments
+from minitron_nas.importance.tensor_folder import TensorFolder
 from minitron_nas.pruning.compensate import scaled_constants
 from minitron_nas.pruning.export import write_student
 from minitron_nas.pruning.order import PruningOrder
@@ -73,6 +74,11 @@ class Subject:
     def architecture(self) -> Architecture:
         """The teacher's shape."""
         return self.prepared.architecture
+
+    @property
+    def text(self) -> PackedTokens:
+        """The prompt as text to measure on."""
+        return PackedTokens(self.prompt, torch.arange(_SEQ_LEN).expand_as(self.prompt))
 
     @classmethod
     def make(
@@ -234,9 +240,8 @@ def check_rotation(subject: Subject) -> None:
     layout, architecture = subject.layout, subject.architecture
     if why_not_rotatable(layout, architecture) is not None:
         return
-    positions = torch.arange(_SEQ_LEN).expand_as(subject.prompt)
     moments: dict[str, Tensor] = {}
-    second_moments(subject.model, layout, PackedTokens(subject.prompt, positions), moments)
+    second_moments(subject.model, layout, subject.text, moments)
     rotation = Rotation.of(moments, subject.prepared.headers, architecture, layout)
     basis = rotation.at(architecture.hidden_size, architecture.tie_word_embeddings)
     parts = turned_cuts(subject.prepared, architecture, basis, {})
@@ -281,20 +286,27 @@ def check_loss(subject: Subject) -> None:
 
 
 def check_written(subject: Subject) -> None:
-    """A student goes to disk, loads as a stock model with the same logits, keeps its tie and generates."""
+    """A student goes to disk, loads as a stock model with the same logits, keeps its tie and generates.
+
+    So does one that is repaired, and that is rotated and has merged heads where the family allows it.
+    """
     teacher = Subject.make(subject.layout, subject.model.config, subject.folder / "float32", dtype=torch.float32)
     target = teacher.architecture.reshaped(conformance_shapes(teacher.layout, teacher.architecture)["all"])
-    folder = teacher.folder / "student"
-    proof = write_student(teacher.prepared, target, folder, teacher.prompt[:1], {})
-    assert proof is None or proof.max_abs_difference <= proof.tolerance
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
-    stored = sum(parameter.numel() for parameter in model.parameters())
-    counted = count_parameters(target, subject.layout)
-    assert stored == counted, f"the stored student has {stored:,} parameters, its shape {counted:,}"
-    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
-    assert tied == target.tie_word_embeddings, "the student's embeddings are not tied as the teacher's are"
-    tokens = model.generate(subject.prompt[:1], max_new_tokens=2, min_new_tokens=2, do_sample=False)
-    assert tokens.shape[1] == subject.prompt.shape[1] + 2, "the stored student does not generate"
+    seen: list[Tensor] = []
+    for way, prepared in _ways(teacher, target).items():
+        folder = teacher.folder / way
+        proof = write_student(prepared, target, folder, teacher.prompt[:1], {})
+        assert proof is None or proof.max_abs_difference <= proof.tolerance
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
+        stored = sum(parameter.numel() for parameter in model.parameters())
+        counted = count_parameters(target, subject.layout)
+        assert stored == counted, f"the {way} student has {stored:,} parameters, its shape {counted:,}"
+        tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+        assert tied == target.tie_word_embeddings, f"the {way} student's embeddings are not tied as the teacher's are"
+        tokens = model.generate(subject.prompt[:1], max_new_tokens=2, min_new_tokens=2, do_sample=False)
+        assert tokens.shape[1] == subject.prompt.shape[1] + 2, f"the {way} student does not generate"
+        seen.append(subject.logits(model))
+        assert not any(torch.equal(seen[-1], other) for other in seen[:-1]), f"the {way} student is none of its own"
 
 
 CHECKS: tuple[Callable[[Subject], None], ...] = (
@@ -309,6 +321,20 @@ CHECKS: tuple[Callable[[Subject], None], ...] = (
     check_written,
 )
 """All checks, in the order in which they explain a fault best."""
+
+
+def _ways(teacher: Subject, target: Architecture) -> dict[str, PreparedTeacher]:
+    """Return the teacher prepared in every way that its family allows for a shape, each on top of those before it."""
+    layout, prepared = teacher.layout, teacher.prepared
+    moments = TensorFolder(teacher.folder / "moments")
+    second_moments(teacher.model, layout, teacher.text, moments)
+    ways = {"selected": prepared, "repaired": replace(prepared, moments=moments.path)}
+    if target.heads_per_group < teacher.architecture.heads_per_group:
+        ways["merged"] = replace(ways["repaired"], merge_heads=True)
+    if why_not_rotatable(layout, teacher.architecture) is None:
+        rotation = Rotation.of(moments, prepared.headers, teacher.architecture, layout)
+        ways["rotated"] = replace(ways.get("merged", ways["repaired"]), rotation=rotation)
+    return ways
 
 
 def _check_units_of(subject: Subject, target: Architecture, name: str) -> None:
