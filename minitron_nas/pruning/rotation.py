@@ -33,7 +33,6 @@ from torch import Tensor
 
 from minitron_nas.architecture.layout import HIDDEN, Layout, TensorPlace
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.progress import Progress, silent
 from minitron_nas.storage.weights import TensorHeader, float_rows, in_threads, row_blocks
 
 
@@ -137,16 +136,14 @@ class Rotation:
         headers: Mapping[str, TensorHeader],
         architecture: Architecture,
         layout: Layout,
-        progress: Progress = silent,
     ) -> Self:
         """Find the directions of a teacher's stream, and read what has to be folded.
 
         Args:
-            moments: What `stream_moments` measured.
+            moments: What `second_moments` measured.
             headers: Where each tensor of the teacher lies, by the table's names.
             architecture: Its shape.
             layout: The table of its family.
-            progress: Told the number of matrices read.
         """
         norms = stream_norms(layout, architecture)
         total = sum(moments[place.name].double() for place in norms)
@@ -163,7 +160,7 @@ class Rotation:
             energies / energies.sum(dim=1, keepdim=True),
             gains,
             torch.stack(biases) if biases else torch.zeros(0, size, dtype=torch.float64),
-            _balances(norms, gains, headers, architecture, layout, progress),
+            _balances(norms, gains, headers, architecture, layout),
         )
 
     def save(self, path: Path) -> None:
@@ -212,7 +209,6 @@ def _balances(
     headers: Mapping[str, TensorHeader],
     architecture: Architecture,
     layout: Layout,
-    progress: Progress,
 ) -> Tensor:
     """rms(W) / rms(W diag(gain)) over the matrices W that read each norm; 1 where none does."""
     numbers = {place.name: number for number, place in enumerate(norms)}
@@ -230,9 +226,8 @@ def _balances(
                 total += block.sum(dim=0, dtype=torch.float64)
         return total
 
-    for done, (place, energy) in enumerate(zip(places, in_threads(read, places), strict=True), start=1):
+    for place, energy in zip(places, in_threads(read, places), strict=True):
         squares[numbers[layout.norm_before(place.row).name.format(layer=place.layer)]] += energy
-        progress(done, len(places))
     before, after = squares.sum(dim=1), (squares * gains.square()).sum(dim=1)
     return torch.where(after > 0, before / after.where(after > 0, 1), 1).sqrt()
 
