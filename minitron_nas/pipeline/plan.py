@@ -90,6 +90,15 @@ class FamilyPlan(Settings):
             raise ValueError(f"sizes {', '.join(labels)} are not distinct; name each size once")
         return self
 
+    @model_validator(mode="after")
+    def _one_size_of_a_window(self) -> Self:
+        if self.space.window is not None and len(self.sizes) > 1:
+            raise ValueError(
+                f"space.window serves one size, and {len(self.sizes)} are given "
+                f"({', '.join(map(format_count, self.sizes))}); give one size, or a space with a tolerance instead"
+            )
+        return self
+
     @property
     def descending_sizes(self) -> list[int]:
         """Sizes in the order in which they are built."""

@@ -9,7 +9,10 @@ from pydantic import Field, ValidationError, model_validator
 from minitron_nas.architecture.spec import SHAPE_FIELDS, Architecture
 from minitron_nas.errors import SpaceError
 from minitron_nas.resources import resource, resource_names
-from minitron_nas.settings import Count, Settings, plan_error
+from minitron_nas.settings import Count, Settings, format_count, plan_error
+
+_NAME_FRACTION = 0.9
+"""The least part of a window's low end that a size may be: models are often named after less than they have."""
 
 
 class AxisValues(Settings):
@@ -83,7 +86,8 @@ class SearchSpace(Settings):
     Attributes:
         axes: The sizes that each axis may take.
         tolerance: Greatest relative distance of a candidate's total parameters from the size.
-        window: Least and greatest total parameters; replaces `tolerance`.
+        window: Least and greatest total parameters of one size; replaces `tolerance`. The size may be up to a
+            tenth below the window, as Llama-3.1-Minitron-4B is below its 4.5 billion, and not above it.
         protected_layers: Layers that depth pruning never drops, negative ones from the end.
         source: The shape that the space was made for; lets it be enumerated without a checkpoint.
     """
@@ -102,10 +106,24 @@ class SearchSpace(Settings):
         return self
 
     def size_window(self, size: int) -> tuple[int, int]:
-        """Return the least and greatest total parameters allowed for a size."""
+        """Return the least and greatest total parameters allowed for a size.
+
+        Raises:
+            SpaceError: If the space has a window and the size does not belong to it.
+        """
         if self.window is not None:
+            self._require_inside(size, *self.window)
             return self.window
         return round(size * (1 - self.tolerance)), round(size * (1 + self.tolerance))
+
+    def _require_inside(self, size: int, low: int, high: int) -> None:
+        least = round(_NAME_FRACTION * low)
+        if not least <= size <= high:
+            raise SpaceError(
+                f"size {format_count(size)} is outside of the space's window of {format_count(low)} to "
+                f"{format_count(high)}, which serves sizes from {format_count(least)} to {format_count(high)}; "
+                "choose such a size, or a space with a tolerance instead of a window"
+            )
 
     def source_architecture(self) -> Architecture:
         """Return the shape that the space carries.

@@ -86,6 +86,12 @@ def test_a_space_may_be_given_by_its_name() -> None:
     assert make_plan(LEAST).space == load_space("default")
 
 
+def test_a_window_serves_one_size_alone() -> None:
+    values = LEAST | {"sizes": ["8B", "7.9B"], "space": "minitron-15b-to-8b"}
+    with pytest.raises(PlanError, match=r"space.window serves one size, and 2 are given \(8B, 7.9B\); give one size"):
+        make_plan(values)
+
+
 def test_an_unknown_space_lists_those_there_are() -> None:
     with pytest.raises(PlanError, match=r"space: no search space 'huge'; give the path of a YAML file or one of: def"):
         make_plan(LEAST | {"space": "huge"})

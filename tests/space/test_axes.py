@@ -106,6 +106,23 @@ def test_an_explicit_window_replaces_the_tolerance() -> None:
     assert space.size_window(8_000_000_000) == (7_800_000_000, 8_500_000_000)
 
 
+@pytest.mark.parametrize("size", [3_870_000_000, 4_000_000_000, 4_800_000_000])
+def test_a_window_serves_sizes_up_to_a_tenth_below_it(size: int) -> None:
+    assert load_space("llama-3.1-8b-to-4b").size_window(size) == (4_300_000_000, 4_800_000_000)
+
+
+@pytest.mark.parametrize(
+    ("size", "written"), [(6_000_000_000, "6B"), (3_860_000_000, "3.86B"), (4_810_000_000, "4.81B")]
+)
+def test_a_size_outside_of_the_window_is_refused(size: int, written: str) -> None:
+    message = (
+        f"size {written} is outside of the space's window of 4.3B to 4.8B, which serves sizes from 3.87B to 4.8B; "
+        "choose such a size, or a space with a tolerance instead of a window"
+    )
+    with pytest.raises(SpaceError, match=f"^{re.escape(message)}$"):
+        load_space("llama-3.1-8b-to-4b").size_window(size)
+
+
 def test_a_window_that_ends_before_it_begins_is_refused() -> None:
     with pytest.raises(ValidationError, match="window: 8500 exceeds 7800; write the least size first"):
         SearchSpace.model_validate({"window": [8500, 7800]})

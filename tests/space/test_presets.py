@@ -23,6 +23,7 @@ PRESETS = {
     # Without the vision tower and projector, 419,816,304 of the 4,300,079,472 parameters of the checkpoint.
     "gemma-3-4b": Preset(3_880_263_168, ("3B", "2.5B")),
     "gemma-3-1b": Preset(999_885_952, ("800M", "650M")),
+    "llama-3.1-8b": Preset(8_030_261_248, ("6B", "5B", "4B")),
     "llama-3.1-8b-to-4b": Preset(8_030_261_248, ("4B",)),
     "llama-3.2-3b": Preset(3_212_749_824, ("2.5B", "2B")),
     "minitron-15b-to-4b": Preset(15_628_775_424, ("4B",)),
