@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from minitron_nas.settings import Settings
 
@@ -14,8 +14,8 @@ class RunnerSettings(Settings):
         kind: `ray` runs trials with Ray Tune and a full distillation of several processes with Ray
             Train, on a Ray that is started here or on `address`; `local` runs trials in this process,
             one after the other, and several processes with torchrun.
-        address: A running Ray cluster ("auto" or ray://host:port); the run folder must then lie on
-            storage that all nodes share.
+        address: A running Ray cluster, `auto` on one of its nodes or host:port; the run folder must then lie
+            on storage that all nodes share.
         cpus_per_trial: CPUs of one trial, and of each process of a full distillation on Ray; without it, one
             where there are GPUs or several processes, else all of the machine's, because CPU trials are bound
             by memory.
@@ -33,3 +33,13 @@ class RunnerSettings(Settings):
     num_processes: Annotated[int, Field(ge=1)] | None = None
     max_worker_losses: Annotated[int, Field(ge=0)] = 2
     max_failures: Annotated[int, Field(ge=0)] = 2
+
+    @field_validator("address")
+    @classmethod
+    def _no_ray_client(cls, value: str | None) -> str | None:
+        if value is not None and value.startswith("ray://"):
+            raise ValueError(
+                f"{value} is an address of Ray Client, over which trials cannot hand over their results; run the "
+                "command on a node of the cluster and say runner.address=auto"
+            )
+        return value
