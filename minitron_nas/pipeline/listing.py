@@ -11,7 +11,7 @@ from minitron_nas.families.catalog import layout_of, layouts
 from minitron_nas.pipeline.plan import FamilyPlan, parse_size
 from minitron_nas.resources import resource_names
 from minitron_nas.settings import Settings, attribute_docs, settings_within
-from minitron_nas.space.axes import SearchSpace, load_space
+from minitron_nas.space.axes import AxisValues, SearchSpace, load_space
 from minitron_nas.space.enumerate import Enumeration, enumerate_candidates
 
 
@@ -55,14 +55,26 @@ def list_known(what: str) -> list[dict[str, Any]]:
     return [{"name": name, "about": load_space(name).description} for name in names]
 
 
-def _settings(model: type[Settings], prefix: str = "") -> Iterator[dict[str, Any]]:
-    docs, values = attribute_docs(model), model.model_construct().model_dump(mode="json", warnings=False)
+def _settings(model: type[Settings], shipped: Settings | None = None, prefix: str = "") -> Iterator[dict[str, Any]]:
+    """Yield a row for each setting; defaults are those of `shipped`, else the model's own.
+
+    A group that is off, or named as a whole, has a row of its own before those of its settings.
+    """
+    docs, values = attribute_docs(model), shipped or model.model_construct()
+    written = values.model_dump(mode="json", warnings=False, exclude_none=True)
     for name, field in model.model_fields.items():
         inner = settings_within(field.annotation)
-        if inner and inner != [SearchSpace]:
-            yield from _settings(inner[0], f"{prefix}{name}.")
-            continue
-        default = "default" if inner else values.get(name)
-        written = yaml.safe_dump(default, default_flow_style=True).split("\n")[0]
-        shown = "" if default is None else f" Default: {written}."
-        yield {"name": f"{prefix}{name}", "default": default, "about": f"{docs[name]}{shown}"}
+        group = bool(inner) and inner != [AxisValues]
+        named = inner == [SearchSpace]
+        if not group or named or field.default is None:
+            yield _row(f"{prefix}{name}", "default" if named else written.get(name), docs[name])
+        if group:
+            yield from _settings(
+                inner[0], load_space("default") if named else getattr(values, name), f"{prefix}{name}."
+            )
+
+
+def _row(name: str, default: Any, about: str) -> dict[str, Any]:
+    written = yaml.safe_dump(default, default_flow_style=True, width=1000).split("\n")[0]
+    shown = "" if default is None else f" Default: {written}."
+    return {"name": name, "default": default, "about": f"{about}{shown}"}

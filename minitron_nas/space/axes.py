@@ -51,8 +51,16 @@ class AxisValues(Settings):
 class SpaceAxes(Settings):
     """The axes of a space; an axis that is left out keeps the source's size.
 
-    Without `num_attention_heads`, query heads follow their KV groups; without `num_key_value_heads`,
-    groups of one head follow their heads.
+    Attributes:
+        num_hidden_layers: Layers, such as `{values: [28, 30, 32]}`.
+        hidden_size: Channels of the residual stream, such as
+            `{min_fraction: 0.5, step_fraction: 0.0625, multiple_of: 128}`, down from the source's.
+        intermediate_size: FFN neurons, such as `{ratios: [2.5, 3], multiple_of: 128}`, times the candidate's
+            hidden_size.
+        num_attention_heads: Query heads; without it they follow their KV groups.
+        num_key_value_heads: KV groups; without it groups of one head follow their heads.
+        num_experts: Experts of a layer, in families that have them.
+        moe_intermediate_size: Neurons of each expert, where that is not intermediate_size.
     """
 
     num_hidden_layers: AxisValues | None = None
@@ -84,6 +92,7 @@ class SearchSpace(Settings):
     """What the search may change, and how near a candidate must come to its size.
 
     Attributes:
+        description: What it is for, in a line.
         axes: The sizes that each axis may take.
         tolerance: Greatest relative distance of a candidate's total parameters from the size.
         window: Least and greatest total parameters of one size; replaces `tolerance`. The size may be up to a

@@ -40,13 +40,19 @@ def test_a_space_without_a_source_asks_for_a_teacher() -> None:
 
 def test_every_setting_of_a_plan_is_described_with_its_default() -> None:
     rows = {row["name"]: row for row in list_known("settings")}
-    for key in ("distillation.loss", "search.num_rungs", "importance.depth.mode", "correct.tokens", "space", "seed"):
+    leaves = ("distillation.loss", "search.num_rungs", "importance.depth.mode", "correct.tokens", "seed")
+    space = ("space", "space.tolerance", "space.window", "space.protected_layers", "space.axes.num_experts")
+    for key in (*leaves, *space, "correct"):
         assert key in rows
     assert all(len(row["about"]) > 12 for row in rows.values())
     assert rows["distillation.learning_rate"]["default"] == 1e-4
     assert rows["search.num_rungs"]["about"].startswith("Rungs of the tournament; each has")
     assert rows["search.num_rungs"]["about"].endswith(" Default: 3.")
-    assert "Default" not in rows["teacher"]["about"]
+    assert "Default" not in rows["teacher"]["about"] + rows["correct"]["about"] + rows["space.window"]["about"]
+    assert rows["space.tolerance"]["default"] == 0.05
+    assert rows["space.axes.num_hidden_layers"]["about"].endswith(
+        " Default: {min_fraction: 0.75, multiple_of: 1, step_fraction: 0.0625}."
+    )
     for row in rows.values():
         if row["default"] is not None and row["name"] not in {"space", "sizes", "data", "teacher"}:
             value = json.dumps(row["default"])
