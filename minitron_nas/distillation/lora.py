@@ -20,7 +20,7 @@ def require_peft() -> None:
     """
     if find_spec("peft") is None:
         raise PlanError(
-            "correct.weights=lora needs peft; pip install 'minitron-nas[lora]', or choose correct.weights=full"
+            "correct.weights=lora needs peft; pip install '.[lora]' in the checkout, or choose correct.weights=full"
         )
 
 

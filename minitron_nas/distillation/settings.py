@@ -200,7 +200,7 @@ class CorrectionSettings(Settings):
         micro_batch_sequences: Sequences of one forward pass.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
         weights: `full` trains every weight; `lora` trains low-rank additions to the linear layers, which
-            are merged into the weights at the end, and needs `pip install minitron-nas[lora]`.
+            are merged into the weights at the end, and needs peft: `pip install '.[lora]'` in the checkout.
         lora_rank: Rank of the additions.
 
     Source: Sreenivas et al. 2024 (arXiv 2408.11796): a fifth of the peak learning rate, 120 warm-up

@@ -78,5 +78,5 @@ def test_the_seed_decides_where_adapters_begin_and_nobody_elses_numbers():
 def test_without_peft_the_extra_is_named(monkeypatch):
     require_peft()
     monkeypatch.setattr("minitron_nas.distillation.lora.find_spec", lambda name: None)
-    with pytest.raises(PlanError, match=r"correct.weights=lora needs peft; pip install 'minitron-nas\[lora\]', or cho"):
+    with pytest.raises(PlanError, match=r"correct.weights=lora needs peft; pip install '\.\[lora\]' in the checkout"):
         require_peft()
