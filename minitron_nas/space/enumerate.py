@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from minitron_nas.architecture.costs import count_parameters, count_parameters_of
 from minitron_nas.architecture.layout import Axis, Layout, axis_sizes
 from minitron_nas.architecture.rules import RULES, Rule
-from minitron_nas.architecture.spec import Architecture
+from minitron_nas.architecture.spec import SHAPE_FIELDS, Architecture
 from minitron_nas.errors import SpaceError
 from minitron_nas.settings import format_count
 from minitron_nas.space.axes import SearchSpace
@@ -146,7 +146,7 @@ def enumerate_candidates(space: SearchSpace, size: int, source: Architecture, la
     excluded = {rule: tally[rule] for rule in (*(rule for rule, _ in checks), WINDOW_RULE) if tally[rule]}
     numbers, counts = (np.concatenate(parts) for parts in zip(*kept, strict=True))
     if not len(numbers):
-        raise SpaceError(_nothing_reachable(size, low, high, near, excluded))
+        raise SpaceError(_nothing_reachable(size, low, high, near, excluded) + _advice(space, source, near))
     return Enumeration(Candidates(source, grid, numbers, counts), excluded)
 
 
@@ -216,5 +216,15 @@ def _nothing_reachable(size: int, low: int, high: int, near: list[int], excluded
     return (
         f"no shape has between {low:,} and {high:,} parameters (size {format_count(size)}); "
         f"nearest reachable: {reachable}; left out by: {blocking}; "
-        "widen the space's axes, its tolerance, or choose a nearby size"
     )
+
+
+def _advice(space: SearchSpace, source: Architecture, near: list[int]) -> str:
+    """Say what to do where nothing is reachable: above all, whether the space is for another model."""
+    made_for = space.source or {}
+    other = [name for name in SHAPE_FIELDS if name in made_for and made_for[name] != getattr(source, name)]
+    if near or not other:
+        return "widen the space's axes, its tolerance, or choose a nearby size"
+    wanted = ", ".join(f"{name}={made_for[name]}" for name in other)
+    found = ", ".join(f"{name}={getattr(source, name)}" for name in other)
+    return f"the space is for {wanted}, and this model has {found}; choose a space for this model, such as default"

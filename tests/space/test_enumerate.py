@@ -209,6 +209,15 @@ def test_an_empty_window_is_answered_with_the_nearest_sizes_on_both_sides() -> N
     assert f"no shape has between {round(size * 0.99):,} and {round(size * 1.01):,} parameters" in str(caught.value)
 
 
+def test_a_space_for_another_model_says_for_which() -> None:
+    message = (
+        r"nearest reachable: none; left out by: .*; the space is for num_hidden_layers=36, hidden_size=4096, .*, and "
+        r"this model has num_hidden_layers=4, hidden_size=48, .*; choose a space for this model, such as default$"
+    )
+    with pytest.raises(SpaceError, match=message):
+        enumerate_candidates(load_space("qwen3-8b"), LLAMA_SIZE // 2, LLAMA, layout_of("llama"))
+
+
 def test_an_unreachable_size_is_answered_with_the_rule_that_blocks() -> None:
     with pytest.raises(SpaceError, match=r"nearest reachable: none; left out by: pruning_only_removes \(1 shapes\)"):
         small({"hidden_size": {"values": [96]}}, LLAMA_SIZE - 1)
