@@ -91,10 +91,16 @@ class RunFolder:
         """Hold the folder for this process.
 
         Raises:
-            RunFolderError: If another process works in it.
+            RunFolderError: If it cannot be created or written to, or another process works in it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / ".lock", "w") as file:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = open(self.path / ".lock", "w")  # noqa: SIM115  # closed below
+        except OSError as error:
+            raise RunFolderError(
+                f"{self.path} cannot be created or written to ({error.strerror}); choose another --out"
+            ) from error
+        with lock as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -141,6 +141,17 @@ def test_the_lock_makes_the_folder_and_a_run_of_it(folder):
     folder.refuse_foreign()
 
 
+def test_a_folder_that_cannot_be_created_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(
+            RunFolderError, match=r"file/run cannot be created or written to \(Not a directory\); choose anot"
+        ),
+        RunFolder(tmp_path / "file" / "run").lock(),
+    ):
+        pass
+
+
 IN_USE = r"run is in use by another process; wait for it or choose another --out"
 
 
