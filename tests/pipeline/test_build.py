@@ -322,6 +322,12 @@ def test_a_size_that_is_not_below_the_teachers_is_refused(
     assert not left_behind(tmp_path / "run")
 
 
+@pytest.mark.parametrize("size", ["1M", 1e6, 1_000_000])
+def test_one_size_is_a_list_of_one(build: Callable[..., Family], tmp_path: Path, size: float | str) -> None:
+    with pytest.raises(SpaceError, match="size 1M is not below the source's 138,768 parameters"):
+        build(tmp_path / "run", sizes=size)
+
+
 def test_a_size_without_candidates_names_the_nearest_sizes_and_the_rule_that_blocks(
     build: Callable[..., Family], tmp_path: Path
 ) -> None:
@@ -472,6 +478,19 @@ def test_a_live_teacher_that_is_refused_leaves_nothing(
     with pytest.raises(SpaceError, match="is not below"):
         build(tmp_path / "run", teacher=pair, sizes=["1M"])
     assert not left_behind(tmp_path / "run")
+
+
+def test_a_live_model_without_its_tokenizer_is_refused(
+    build: Callable[..., Family], tmp_path: Path, trained_teacher: Path
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(trained_teacher)
+    with pytest.raises(PlanError, match=r"teacher is a LlamaForCausalLM; give .* as \(model, tokenizer\), or a folder"):
+        build(tmp_path / "run", teacher=model)
+
+
+def test_a_folder_without_a_run_is_no_family(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match=r"there is no run in .*absent: it has no plan\.yaml; give the out folder"):
+        Family(tmp_path / "absent")
 
 
 def test_a_folder_with_foreign_files_is_refused_and_stays_as_it_was(
