@@ -195,14 +195,19 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="Folder, hub name, GGUF file or wheel.")],
     text: Annotated[str, typer.Option(help="Text, jsonl or parquet file.")],
     teacher: Annotated[Optional[str], typer.Option(help="Also take the KL to this model.")] = None,  # noqa: UP045
-    sequence_length: Annotated[int, typer.Option(min=2, help="Tokens of a sequence.")] = 2048,
+    sequence_length: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=2, help="Tokens of a sequence; text.sequence_length without it."),
+    ] = None,
+    overrides: StepOverrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure loss and perplexity of a model on a text, and its KL to a teacher."""
+    """Measure loss and perplexity of a model on a text, and its KL to a teacher. --set takes text.* keys."""
     from minitron_nas.pipeline.evaluating import evaluate
 
+    _, plan = _read_step(model, None, overrides, ("text",))
     with stdout_for_results():
-        result = asdict(evaluate(model, text, teacher, sequence_length))
+        result = asdict(evaluate(model, text, teacher, sequence_length or plan.text.sequence_length, plan.text.column))
     if as_json:
         print_json(result)
         return

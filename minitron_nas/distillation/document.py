@@ -13,6 +13,7 @@ TEXT_COLUMN = "text"
 CHAT_COLUMNS = ("messages", "conversations")
 TOOLS_COLUMN = "tools"
 
+_COLUMN_HINT = "--set text.column=NAME, or in a blend with the source's own column=NAME"
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 
 
@@ -50,7 +51,7 @@ class Conversation:
         if not tokenizer.chat_template:
             raise DataError(
                 "the data holds conversations, and the teacher's tokenizer has no chat template; add one to the "
-                "teacher's folder (chat_template.jinja), or name a column of plain text with --set text.column=NAME"
+                f"teacher's folder (chat_template.jinja), or name a column of plain text with {_COLUMN_HINT}"
             )
         try:
             text: str = tokenizer.apply_chat_template(list(self.messages), tools=self.tools, tokenize=False)
@@ -90,7 +91,7 @@ def document_of(row: Mapping[str, Any], column: str) -> Document | None:
         return Conversation.of(cell, row.get(TOOLS_COLUMN)) if len(cell) else None
     raise DataError(
         f"column {column!r} holds {cell!r}, which is neither text nor a conversation (a list of messages); name "
-        "another column with --set text.column=NAME"
+        f"another column with {_COLUMN_HINT}"
     )
 
 
@@ -110,9 +111,7 @@ def document_columns(names: Sequence[str] | None, wanted: str, origin: str) -> l
     candidates = (wanted, *(CHAT_COLUMNS if wanted == TEXT_COLUMN else ()))
     column = next((name for name in candidates if name in names), None)
     if column is None:
-        raise DataError(
-            f"{origin} has no column {wanted!r} but {', '.join(names)}; choose one with --set text.column=NAME"
-        )
+        raise DataError(f"{origin} has no column {wanted!r} but {', '.join(names)}; choose one with {_COLUMN_HINT}")
     return [column, *([TOOLS_COLUMN] if TOOLS_COLUMN in names and column != TOOLS_COLUMN else [])]
 
 

@@ -224,6 +224,24 @@ def test_evaluate_gives_the_perplexity_that_transformers_gives(
     assert (result["num_tokens"], result["kl_nats"]) == (ids.shape[1], None)
 
 
+def test_evaluate_reads_the_column_that_it_is_told(
+    run: Callable[..., Output], trained_teacher: Path, tmp_path: Path
+) -> None:
+    table, plain = tmp_path / "rows.jsonl", tmp_path / "text.txt"
+    table.write_text(json.dumps({"body": "The result of the call is a value."}))
+    plain.write_text("The result of the call is a value.")
+    told = run("evaluate", trained_teacher, "--text", table)
+    assert (told.code, "rows.jsonl has no column 'text' but body; choose one with --set text.column=" in told.err) == (
+        2,
+        True,
+    )
+    read = [
+        run("evaluate", trained_teacher, "--text", file, *options, "--json").json()
+        for file, options in ((plain, ()), (table, ("--set", "text.column=body")))
+    ]
+    assert read[0] == read[1]
+
+
 def test_without_json_a_result_is_told_in_words(
     run: Callable[..., Output], trained_teacher: Path, text_file: Path, tmp_path: Path
 ) -> None:

@@ -105,5 +105,9 @@ def test_the_columns_of_a_table(names, wanted, columns):
 
 
 def test_a_column_that_is_named_is_never_replaced_by_conversations():
-    with pytest.raises(DataError, match="it has no column 'body' but id, messages; choose one with --set text.column"):
+    message = (
+        "it has no column 'body' but id, messages; choose one with --set text.column=NAME, or in a blend with the "
+        "source's own column=NAME$"
+    )
+    with pytest.raises(DataError, match=message):
         document_columns(["id", "messages"], "body", "it")
