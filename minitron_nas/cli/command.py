@@ -3,6 +3,7 @@
 import json
 import sys
 from contextlib import redirect_stdout
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Optional, TextIO
 
@@ -38,6 +39,21 @@ StepOverrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="A setting of those named above, or seed; repeatable."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"minitron-nas {version('minitron-nas')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    asked: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Take the options that belong to no verb."""
 
 
 def stdout_for_results() -> redirect_stdout[TextIO]:

@@ -1,6 +1,7 @@
 import json
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -422,6 +423,15 @@ def test_a_training_that_was_stopped_is_told_in_one_line_and_exits_with_143(
     output = run("distill", "student", "--teacher", "teacher", "--data", "embedded", "--out", "out")
     told = "minitron-nas: stopped by SIGTERM; the same command goes on from checkpoint-3\n"
     assert (output.code, output.out, output.err) == (143, "", told)
+
+
+def test_the_version_is_told_on_stdout(run: Callable[..., Output]) -> None:
+    told = run("--version")
+    assert (told.code, told.out, told.err) == (0, f"minitron-nas {version('minitron-nas')}\n", "")
+
+
+def test_the_help_says_what_the_command_is_for(run: Callable[..., Output]) -> None:
+    assert "Build a family of smaller models from one trained language model." in run("--help").out
 
 
 @pytest.mark.parametrize(
