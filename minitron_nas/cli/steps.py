@@ -43,7 +43,10 @@ def score(
     out: Out,
     tokens: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Calibration tokens, such as 64k; at most a fifth of the text is used."),
+        typer.Option(
+            help="Calibration tokens, such as 64k: the first text.sequence_length of each document; at most a fifth of "
+            "the text is used."
+        ),
     ] = None,
     overrides: StepOverrides = None,
 ) -> None:
