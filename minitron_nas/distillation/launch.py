@@ -54,7 +54,7 @@ def _trained(job: TrainingJob) -> tuple[Any, TrainingResult]:
             f"a training process ended without a result; what it printed says why, and the same command goes on from "
             f"the last checkpoint in {job.checkpoints}"
         )
-    student = load_for_training(job.student)
+    student = load_for_training(job.student, torch.device("cpu"))  # sharded, it may be larger than one device
     load_weights(job.out, student)
     return student, result
 

@@ -10,6 +10,12 @@ from minitron_nas.settings import Count, Settings
 LogitLoss: TypeAlias = Literal["forward_kl", "reverse_kl", "jsd", "mse", "cosine", "lm"]
 SignalKind: TypeAlias = Literal["hidden_cache", "top_k", "online"]
 
+HOW_TO_TRAIN = (
+    *("checkpoint_minutes", "deepspeed", "gradient_checkpointing", "micro_batch_sequences"),
+    *("report_to", "run_name", "torch_compile"),
+)
+"""Settings of a distillation that say how it is done: what comes out is the same but for rounding."""
+
 _HARMFUL_TOP_K = 100
 _CACHED_TOP_K = 1024
 

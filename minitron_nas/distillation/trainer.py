@@ -32,7 +32,7 @@ from minitron_nas.distillation.intermediate import IntermediateLoss, intermediat
 from minitron_nas.distillation.memory import TrainingMemory
 from minitron_nas.distillation.objective import Objective
 from minitron_nas.distillation.schedule import Schedule
-from minitron_nas.distillation.settings import DistillationSettings
+from minitron_nas.distillation.settings import HOW_TO_TRAIN, DistillationSettings
 from minitron_nas.distillation.signals import OnlineTeacher, TeacherSignal
 from minitron_nas.distillation.targets import HiddenTargets, TopKTargets
 from minitron_nas.distillation.tokens import PackedTokens
@@ -48,8 +48,8 @@ from minitron_nas.progress import Progress, silent
 from minitron_nas.storage.ledger import fingerprint
 
 _NOT_DECIDING = {
-    *("checkpoint_minutes", "gradient_checkpointing", "micro_batch_sequences", "num_evaluations", "torch_compile"),
-    *("deepspeed", "report_to", "run_name"),
+    *HOW_TO_TRAIN,
+    "num_evaluations",
     *("teacher_signal", "top_k"),  # hidden states say what the teacher says; how many logits count stands beside this
     *("batch_sequences", "tokens"),  # the schedule says these
 }
@@ -169,10 +169,10 @@ def distill(
             if is_out_of_memory(error):
                 raise _memory(student, settings, schedule, arguments) from error
             raise
+        if control.preempted:
+            raise PreemptedError(f"stopped by SIGTERM; the same command goes on from {last_whole(folder, identity)}")
         if trained is not None:
             save_weights(trained, student, trainer.is_world_process_zero())
-    if control.preempted:
-        raise PreemptedError(f"stopped by SIGTERM; the same command goes on from {last_whole(folder, identity)}")
     return _result(trainer.state.log_history, settings, schedule)
 
 

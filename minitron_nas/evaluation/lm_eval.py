@@ -55,7 +55,7 @@ class Benchmarks:
         os.environ.setdefault("DISABLE_MULTIPROC", "1")  # else the bootstrap forks this process, model and all
         with redirect_stdout(sys.stderr):  # lm-eval prints what it does
             results = lm_eval.simple_evaluate(
-                model=HFLM(pretrained=model, tokenizer=str(tokenizer), batch_size=1),
+                model=HFLM(pretrained=model, tokenizer=str(tokenizer), batch_size=settings.batch_size),
                 tasks=list(settings.tasks),
                 task_manager=self._manager,
                 num_fewshot=settings.num_fewshot,

@@ -18,6 +18,7 @@ class EvaluationSettings(Settings):
         include_path: Folder of the user's own lm-eval task files.
         limit: Documents of each task; all without it.
         num_fewshot: Examples in the prompt; each task's own default without it.
+        batch_size: Requests of one forward pass of a task.
     """
 
     prompt_tokens: Annotated[int, Field(ge=2)] = 512
@@ -27,3 +28,4 @@ class EvaluationSettings(Settings):
     include_path: str | None = None
     limit: Annotated[int, Field(ge=1)] | None = None
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    batch_size: Annotated[int, Field(ge=1)] = 8

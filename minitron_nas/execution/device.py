@@ -18,7 +18,7 @@ def pick_device() -> torch.device:
 def compute_dtype(device: torch.device) -> torch.dtype:
     """Return bfloat16 where the device computes it natively, else float32."""
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     fast = torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.backends.cpu.get_cpu_capability() == "AVX512"
     return torch.bfloat16 if fast else torch.float32
 
@@ -28,6 +28,13 @@ def available_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return int(psutil.virtual_memory().available)
+
+
+def total_bytes(device: torch.device) -> int:
+    """Return a device's memory; for the CPU, main memory."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return int(psutil.virtual_memory().total)
 
 
 def release_memory() -> None:

@@ -34,6 +34,15 @@ class RayTuneRunner:
         """
         self._settings, self._folder = settings, folder.absolute()
 
+    def check(self) -> None:
+        """Connect, and refuse what no node can ever hold.
+
+        Raises:
+            PlanError: If no cluster answers, or none of its nodes has what a trial asks for.
+        """
+        with connected(self._settings.address, self._folder):
+            self._resources()
+
     def execute(self, function: JobFunction, jobs: Sequence[Job], on_outcome: Callable[[Outcome], None]) -> None:
         """Run every job as a trial.
 

@@ -88,7 +88,7 @@ def run_jobs(
         function: What they run.
         jobs: With distinct keys.
         results: Folder of one JSON file per finished job; a repeated call runs only what is missing.
-            Failed jobs leave no file and are tried again.
+            Jobs that did not complete leave no file and are tried again, perhaps with more memory.
         max_failures: More failed jobs than this stop the search.
         progress: Told about jobs.
 
@@ -104,7 +104,7 @@ def run_jobs(
 
     def keep(outcome: Outcome) -> None:
         outcomes[outcome.key] = outcome
-        if outcome.status != "failed":
+        if outcome.status == "completed":
             write_json(results / f"{outcome.key}.json", asdict(outcome))
         progress(len(outcomes), len(jobs))
         _stop_if_hopeless(outcomes, max_failures, len(jobs))
@@ -129,6 +129,21 @@ def make_runner(settings: RunnerSettings, folder: Path) -> Runner:
     from minitron_nas.execution.ray_tune import RayTuneRunner  # deferred: Ray is imported where it is used
 
     return RayTuneRunner(settings, folder)
+
+
+def check_cluster(settings: RunnerSettings, folder: Path) -> None:
+    """Refuse a Ray cluster that does not answer or has no room for a trial.
+
+    Args:
+        settings: Name it.
+        folder: For Ray's state; removed.
+
+    Raises:
+        PlanError: Says what to change.
+    """
+    from minitron_nas.execution.ray_tune import RayTuneRunner  # deferred: Ray is imported where it is used
+
+    RayTuneRunner(settings, folder).check()
 
 
 def last_line(error: str | None) -> str | None:

@@ -216,6 +216,11 @@ def logit_error(model: Any, tokens: PackedTokens, whole: WholeModel) -> float:
     return error / energy
 
 
+def task_settings(settings: DepthSettings) -> EvaluationSettings:
+    """Return how the task of criterion `task` is run."""
+    return EvaluationSettings(tasks=(settings.task or "",), include_path=settings.include_path, limit=settings.limit)
+
+
 def task_error(model: Any, tokenizer: Path, settings: DepthSettings, seed: int) -> Callable[[], float]:
     """Return a function that gives 1 - accuracy in a multiple-choice task, as the model is when it is called.
 
@@ -233,8 +238,7 @@ def task_error(model: Any, tokenizer: Path, settings: DepthSettings, seed: int) 
     from minitron_nas.evaluation.lm_eval import Benchmarks, accuracy  # deferred: importing lm_eval takes seconds
 
     task = settings.task or ""
-    evaluation = EvaluationSettings(tasks=(task,), include_path=settings.include_path, limit=settings.limit)
-    benchmarks = Benchmarks(evaluation, "importance.depth.task")
+    benchmarks = Benchmarks(task_settings(settings), "importance.depth.task")
     return lambda: 1 - accuracy(benchmarks.run(model, tokenizer, seed), task, "importance.depth.task")
 
 

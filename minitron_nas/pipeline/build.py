@@ -19,7 +19,7 @@ from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.pipeline.engine import Engine
 from minitron_nas.pipeline.finding import Hop, find_shape, prepare_source
 from minitron_nas.pipeline.measuring import TEACHER, evaluate_member
-from minitron_nas.pipeline.plan import FamilyPlan, make_plan, with_overrides
+from minitron_nas.pipeline.plan import FamilyPlan, deciding, make_plan, with_overrides
 from minitron_nas.pipeline.preflight import preflight
 from minitron_nas.pipeline.provenance import versions
 from minitron_nas.pipeline.sources import Tokens, prepare_tokens, teacher_files
@@ -190,7 +190,7 @@ def _begin(plan: FamilyPlan, folder: RunFolder, source: Any, display: Display) -
                 "num_parameters": checkpoint.num_parameters,
             },
         }
-        folder.write_plan(plan.to_dict(), about)
+        folder.write_plan(plan.to_dict(), about, deciding)
         if checkpoint.path.parent != folder.given:
             return checkpoint.at(checkpoint.path.absolute())
         shutil.rmtree(folder.teacher, ignore_errors=True)

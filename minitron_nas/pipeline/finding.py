@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +21,7 @@ from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.pipeline.depth import choose_layers
 from minitron_nas.pipeline.engine import Engine
 from minitron_nas.pipeline.passes import fits_in_memory, pass_title, score_checkpoint
-from minitron_nas.pipeline.plan import FamilyPlan
+from minitron_nas.pipeline.plan import FamilyPlan, deciding
 from minitron_nas.pipeline.preparing import measure_start, possible_start
 from minitron_nas.pipeline.sources import Tokens
 from minitron_nas.progress import Progress
@@ -33,11 +33,10 @@ from minitron_nas.search.study import write_study
 from minitron_nas.search.tournament import TrialRow, tournament
 from minitron_nas.settings import format_count
 from minitron_nas.space.enumerate import RULE_REASONS, Candidate, Enumeration, enumerate_candidates
+from minitron_nas.storage.atomic import read_json, write_json
 from minitron_nas.storage.ledger import fingerprint
 from minitron_nas.storage.schemas import CANDIDATES, EXCLUSIONS, TRIALS
 from minitron_nas.storage.tables import replace_rows
-
-Screened = Mapping[str, Outcome]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,24 +122,18 @@ def find_shape(
     inputs = {
         "source": hop.source.fingerprint,
         "tokens": tokens.fingerprint,
-        "plan": {key: value for key, value in plan.to_dict().items() if key not in ("runner", "sizes", "evaluation")},
+        "plan": {key: value for key, value in deciding(plan.to_dict()).items() if key != "sizes"},
         "size": hop.size,
     }
     by_id = {candidate.id: candidate for candidate in found.candidates}
     folder = engine.folder.trials(hop.label)
     results = folder / fingerprint(inputs)
+    screened = results / "screened.json"
     runner = make_runner(plan.runner, folder / "ray")
     sampled = sample_candidates(found.candidates, plan.search, plan.seed)
 
     def screening(progress: Progress) -> list[str]:
-        outcomes = _screened(progress)
-        kl = {key: _value(outcome, "kl_nats") for key, outcome in outcomes.items()}
-        finite = [candidate for candidate in sampled if kl[candidate.id] is not None and isfinite(kl[candidate.id])]
-        ranked = sorted(finite, key=lambda candidate: float(kl[candidate.id]))
-        return [candidate.id for candidate in ranked[: plan.search.num_finalists]]
-
-    def _screened(progress: Progress) -> Screened:
-        return screen(
+        outcomes = screen(
             sampled,
             prepared,
             ValidationFiles(files.validation_tokens, files.validation_cache, files.teacher_fingerprint),
@@ -150,6 +143,11 @@ def find_shape(
             results / "screen",
             progress,
         )
+        write_json(screened, {key: asdict(outcome) for key, outcome in outcomes.items()})
+        kl = {key: _value(outcome, "kl_nats") for key, outcome in outcomes.items()}
+        finite = [candidate for candidate in sampled if kl[candidate.id] is not None and isfinite(kl[candidate.id])]
+        ranked = sorted(finite, key=lambda candidate: float(kl[candidate.id]))
+        return [candidate.id for candidate in ranked[: plan.search.num_finalists]]
 
     def contest(progress: Progress) -> str:
         winner, rows = tournament(
@@ -166,14 +164,14 @@ def find_shape(
             progress,
         )
         replace_rows(engine.folder.path, TRIALS, {"size": hop.label}, [row.to_row(hop.label) for row in rows])
-        outcomes = _screened(lambda done, total: None)
+        outcomes = {key: Outcome(**outcome) for key, outcome in read_json(screened).items()}
         _write_candidates(engine, plan, hop, found, outcomes, rows, winner)
         write_study(engine.folder.path / "study.journal", hop.label, found.candidates, rows)
         shutil.rmtree(results / "checkpoints", ignore_errors=True)
         return winner.id
 
     title = f"untrained KL of {len(sampled)} of {len(found.candidates)} candidates"
-    finalists = [by_id[key] for key in engine.stage(f"{hop.label} screen", title, inputs, [], screening)]
+    finalists = [by_id[key] for key in engine.stage(f"{hop.label} screen", title, inputs, [screened], screening)]
     title = f"short distillation of {len(finalists)} finalists in rungs"
     tables = [engine.folder.path / table.file_name for table in (TRIALS, CANDIDATES)]
     return by_id[engine.stage(f"{hop.label} tournament", title, inputs, tables, contest)]
@@ -184,7 +182,7 @@ def _write_candidates(
     plan: FamilyPlan,
     hop: Hop,
     found: Enumeration,
-    screened: Screened,
+    screened: Mapping[str, Outcome],
     trials: Sequence[TrialRow],
     winner: Candidate,
 ) -> None:

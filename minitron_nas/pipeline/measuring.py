@@ -89,4 +89,5 @@ def _benchmark(engine: Engine, plan: FamilyPlan, name: str, path: Path) -> None:
     from minitron_nas.evaluation.lm_eval import run_benchmarks  # deferred: importing lm_eval takes seconds
 
     rows = [{"model": name, **row} for row in run_benchmarks(path, plan.evaluation, plan.seed)]
+    release_memory()
     replace_rows(engine.folder.path, BENCHMARKS, {"model": name}, rows)

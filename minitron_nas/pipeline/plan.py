@@ -8,7 +8,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from minitron_nas.distillation.data_source import DataSource, read_sources
-from minitron_nas.distillation.settings import CorrectionSettings, DistillationSettings, TextSettings
+from minitron_nas.distillation.settings import HOW_TO_TRAIN, CorrectionSettings, DistillationSettings, TextSettings
 from minitron_nas.errors import PlanError
 from minitron_nas.evaluation.settings import EvaluationSettings
 from minitron_nas.execution.settings import RunnerSettings
@@ -109,6 +109,16 @@ class FamilyPlan(Settings):
         return self.model_dump(mode="json")
 
 
+def deciding(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a plan decides which students come out, by dotted key; the rest may change while a run goes on.
+
+    Args:
+        plan: Plain values, as they stand in `plan.yaml`.
+    """
+    free = ("runner.", "evaluation.", *(f"distillation.{name}." for name in HOW_TO_TRAIN))
+    return {key: value for key, value in _flat(plan) if not f"{key}.".startswith(free)}
+
+
 def make_plan(values: Mapping[str, Any], origin: str = "the plan") -> FamilyPlan:
     """Check plain values.
 
@@ -163,7 +173,7 @@ def with_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[
                 inner = load_space(inner or "default").model_dump(mode="json")
             if parent == "runner" and isinstance(inner, str):
                 inner = {"kind": inner}
-            if inner is None:
+            if inner is None or (parent == "correct" and isinstance(inner, bool)):
                 inner = {}
             if not isinstance(inner, dict):
                 raise PlanError(f"--set {override!r}: {parent} is {inner!r}, which has no key {last!r}")
@@ -209,6 +219,14 @@ def _read_yaml(text: str, origin: str) -> Any:
 
 def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in _plain(values)}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _plain(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -5,8 +5,11 @@ from minitron_nas.distillation.lora import require_peft
 from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.top_k_cache import TOP_K_BYTES
-from minitron_nas.execution.device import compute_dtype, pick_device
+from minitron_nas.errors import PlanError
+from minitron_nas.execution.device import compute_dtype, pick_device, total_bytes
+from minitron_nas.execution.runner import check_cluster
 from minitron_nas.families.checkpoint import Checkpoint
+from minitron_nas.importance.depth import task_settings
 from minitron_nas.importance.depth_modes import free_runs
 from minitron_nas.pipeline.correcting import correction_tokens
 from minitron_nas.pipeline.finding import Hop
@@ -15,6 +18,7 @@ from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pipeline.preparing import moments_bytes
 from minitron_nas.pipeline.training import layer_counts
 from minitron_nas.pruning.order import PruningOrder
+from minitron_nas.settings import format_count
 from minitron_nas.space.enumerate import enumerate_candidates
 from minitron_nas.storage.atomic import require_free_bytes
 from minitron_nas.storage.run_folder import RunFolder
@@ -22,6 +26,9 @@ from minitron_nas.storage.weights import read_headers
 
 _TRAINING_BYTES_PER_PARAMETER = 12
 """A checkpoint holds float32 weights and Adam's two moments."""
+
+_TRIAL_BYTES_PER_PARAMETER = 16
+"""Float32 weights, their gradients and Adam's two moments."""
 
 _START_AND_END_BYTES_PER_PARAMETER = 8
 """A full distillation begins and ends with float32 weights in a file."""
@@ -35,8 +42,9 @@ def preflight(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder) -> None:
 
     Raises:
         PlanError: If DeepSpeed or a tracker cannot be used as asked, the batch does not divide, the teacher knows fewer
-            positions than a sequence has, layers are to be measured on a teacher that does not fit into memory, or
-            the teacher cannot be corrected as asked.
+            positions than a sequence has, layers are to be measured on a teacher that does not fit into memory,
+            the teacher cannot be corrected as asked, lm-eval does not know a task, or the Ray cluster does not answer
+            or has no room for a trial, or a device's memory is too small for one.
         SpaceError: If a size is not below the teacher's, or no shape is within tolerance.
         InvalidArchitectureError: If a protected layer does not exist, or protected layers leave no block of
             the size that has to go.
@@ -48,8 +56,12 @@ def preflight(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder) -> None:
     PruningOrder.check_layers(teacher.architecture, plan.space.protected_layers)
     _check_depth(plan, teacher)
     _check_correction(plan)
+    _check_tasks(plan)
+    if plan.runner.kind == "ray" and plan.runner.address is not None:
+        check_cluster(plan.runner, folder.path / "ray")
     for size in plan.descending_sizes:
-        enumerate_candidates(plan.space, size, teacher.architecture, teacher.layout)
+        found = enumerate_candidates(plan.space, size, teacher.architecture, teacher.layout)
+        _check_memory(plan, size, min(candidate.num_parameters for candidate in found.candidates))
     weights = sum(header.num_bytes for header in read_headers(teacher.path).values())
     sizes = plan.descending_sizes
     stored = weights / teacher.num_parameters
@@ -82,6 +94,20 @@ def _moments_bytes(plan: FamilyPlan, teacher: Checkpoint) -> float:
     return whole * sum(pruned) / teacher.num_parameters
 
 
+def _check_memory(plan: FamilyPlan, size: int, num_parameters: int) -> None:
+    """Refuse a size whose smallest candidate cannot be trained in a trial, which has one device of this machine."""
+    if plan.runner.address is not None:
+        return
+    device = pick_device()
+    needed, there = num_parameters * _TRIAL_BYTES_PER_PARAMETER, total_bytes(device)
+    if needed > there:
+        raise PlanError(
+            f"a trial of {format_count(size)} takes at least {needed / 1e9:.3g} GB of one device's memory for float32 "
+            f"weights, gradients and Adam's moments, and {device} has {there / 1e9:.3g} GB; choose smaller sizes, or "
+            "devices with more memory"
+        )
+
+
 def _check_batch(plan: FamilyPlan) -> None:
     """Refuse a batch that does not divide; of GPUs that are chosen for it later, it need only divide over one."""
     if plan.distillation.tokens is not None:
@@ -94,6 +120,17 @@ def _check_correction(plan: FamilyPlan) -> None:
         require_peft()
     if plan.correct is not None and plan.distillation.tokens is not None:
         correction_tokens(plan.correct, plan.distillation.tokens)
+
+
+def _check_tasks(plan: FamilyPlan) -> None:
+    depth = plan.importance.depth
+    if not plan.evaluation.tasks and depth.criterion != "task":
+        return
+    from minitron_nas.evaluation.lm_eval import Benchmarks  # deferred: importing lm_eval takes seconds
+
+    Benchmarks(plan.evaluation)
+    if depth.criterion == "task":
+        Benchmarks(task_settings(depth), "importance.depth.task")
 
 
 def _check_depth(plan: FamilyPlan, teacher: Checkpoint) -> None:

@@ -16,6 +16,7 @@ from minitron_nas.distillation.hidden_cache import HiddenCache
 from minitron_nas.distillation.job import TrainingFiles, TrainingJob
 from minitron_nas.distillation.launch import train
 from minitron_nas.distillation.schedule import Schedule
+from minitron_nas.distillation.settings import HOW_TO_TRAIN
 from minitron_nas.distillation.signals import load_for_training
 from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.distillation.trainer import CurvePoint
@@ -29,10 +30,10 @@ from minitron_nas.pipeline.preparing import TakenStart, repair_student
 from minitron_nas.pipeline.provenance import versions
 from minitron_nas.pipeline.sources import Tokens, proof_prompt
 from minitron_nas.progress import Progress
-from minitron_nas.pruning.export import export_student, stored_dtype
+from minitron_nas.pruning.export import LINEAGE, export_student, stored_dtype
 from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.slice import build_student, random_student
-from minitron_nas.storage.atomic import whole_folder
+from minitron_nas.storage.atomic import read_json, whole_folder
 from minitron_nas.storage.ledger import fingerprint
 from minitron_nas.storage.schemas import CURVES
 from minitron_nas.storage.tables import replace_rows
@@ -115,7 +116,7 @@ def train_member(
         "shape": shape.to_dict(),
         "role": role,
         "tokens": tokens.fingerprint,
-        "distillation": plan.distillation.model_dump(),
+        "distillation": plan.distillation.model_dump(exclude=set(HOW_TO_TRAIN)),
         "seed": plan.seed,
         "protected": plan.space.protected_layers,
         "importance": plan.importance.model_dump(),
@@ -172,7 +173,7 @@ def _lineage(
         "size": hop.label,
         "role": role,
         "teacher": {"source": plan.teacher, "fingerprint": teacher.fingerprint},
-        "correction": plan.correct.model_dump() if plan.correct is not None else None,
+        "correction": _correction(plan, teacher),
         "source": {"name": hop.source_name, "fingerprint": hop.source.fingerprint},
         "architecture": shape.to_dict(),
         "source_architecture": hop.source.architecture.to_dict(),
@@ -184,6 +185,13 @@ def _lineage(
         "dtype": str(stored_dtype(teacher.path)).removeprefix("torch."),
         "versions": versions(),
     }
+
+
+def _correction(plan: FamilyPlan, teacher: Checkpoint) -> dict[str, Any] | None:
+    """Return how the teacher was corrected, and what it was before."""
+    if plan.correct is None:
+        return None
+    return {**plan.correct.model_dump(), "teacher": read_json(teacher.path / LINEAGE)["corrected"]["fingerprint"]}
 
 
 def _curve_row(name: str, size: str, role: Role, point: CurvePoint) -> dict[str, Any]:

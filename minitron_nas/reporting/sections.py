@@ -131,6 +131,8 @@ def checks(run: RunRecord) -> list[tuple[str, bool | None, str]]:
         claim = f"{size} reloads with stock transformers and gives the same logits"
         found.append((claim, difference <= tolerance if known else None, evidence if known else "no proof"))
         wanted, used = run.teacher["fingerprint"], lineage["teacher"].get("fingerprint")
+        if correction := lineage.get("correction"):
+            used = correction.get("teacher")
         evidence = f"{used or 'unknown'} in the lineage, {wanted or 'unknown'} in the plan"
         claim = f"{size} descends from the plan's teacher"
         found.append((claim, wanted == used if wanted and used else None, evidence))

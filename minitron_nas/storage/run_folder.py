@@ -1,7 +1,7 @@
 """A run folder: its paths, its plan and the lock that keeps a second process out."""
 
 import fcntl
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,6 @@ import yaml
 from minitron_nas.errors import RunFolderError
 from minitron_nas.storage.atomic import write_text
 
-_UNCOMPARED = ("runner",)
 _BEFORE_THE_PLAN = (".lock", ".plan.yaml.partial", ".given")
 """What a run may leave before its plan is written."""
 
@@ -126,15 +125,21 @@ class RunFolder:
                 "empty or new --out"
             )
 
-    def write_plan(self, plan: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-        """Write the resolved plan, or check that it is the one that the folder was begun with.
+    def write_plan(
+        self,
+        plan: Mapping[str, Any],
+        about: Mapping[str, Any],
+        deciding: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    ) -> None:
+        """Write the resolved plan, or check that it decides the same as the one that the folder was begun with.
 
-        Settings of `runner` may differ: they say where work runs, not what comes out. As long as no
-        stage has finished, another plan takes the place of the first.
+        What it says on how work is done takes the place of what was said before. As long as no stage has
+        finished, so does all of it.
 
         Args:
             plan: Plain values.
             about: What stands beside the plan: versions, teacher.
+            deciding: Returns what must not change.
 
         Raises:
             RunFolderError: If the folder was begun with another plan or teacher; says the difference.
@@ -145,12 +150,15 @@ class RunFolder:
             write_text(self.plan, yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
             return
         found = yaml.safe_load(self.plan.read_text(encoding="utf-8"))
-        changes = list(_differences(found, yaml.safe_load(yaml.safe_dump(wanted))))
-        if changes:
+        wanted = yaml.safe_load(yaml.safe_dump(wanted))
+        if changes := list(_differences(found, wanted, deciding)):
             raise RunFolderError(
                 f"{self.path} was begun with another plan: {'; '.join(changes)}; go back to the plan that it was begun "
                 "with, or choose another --out"
             )
+        if found["plan"] != wanted["plan"]:
+            content = yaml.safe_dump({**found, "plan": wanted["plan"]}, sort_keys=False, allow_unicode=True)
+            write_text(self.plan, content)
 
 
 def require_new_folder(path: Path) -> None:
@@ -163,19 +171,11 @@ def require_new_folder(path: Path) -> None:
         raise RunFolderError(f"{path} exists and is not empty; choose an empty or new --out")
 
 
-def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
-    old = {key: value for key, value in _flat(found.get("plan", {})) if key.split(".")[0] not in _UNCOMPARED}
-    new = {key: value for key, value in _flat(wanted["plan"]) if key.split(".")[0] not in _UNCOMPARED}
-    old["teacher fingerprint"] = found.get("teacher", {}).get("fingerprint")
-    new["teacher fingerprint"] = wanted["teacher"]["fingerprint"]
+def _differences(
+    found: Mapping[str, Any], wanted: Mapping[str, Any], deciding: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+) -> Iterator[str]:
+    old = {**deciding(found["plan"]), "teacher fingerprint": found["teacher"]["fingerprint"]}
+    new = {**deciding(wanted["plan"]), "teacher fingerprint": wanted["teacher"]["fingerprint"]}
     for key in sorted({*old, *new}):
         if old.get(key) != new.get(key):
             yield f"{key} was {old.get(key)!r} and is now {new.get(key)!r}"
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

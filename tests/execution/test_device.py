@@ -20,7 +20,9 @@ def gpus(monkeypatch):
     def pretend(count, bf16=True):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or bf16
+        )
 
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     return pretend

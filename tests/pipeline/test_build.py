@@ -165,6 +165,18 @@ def test_a_student_is_closer_to_the_teacher_than_untrained_and_far_closer_than_f
     assert student["tokens_trained"] == random_start["tokens_trained"] > 0
 
 
+def test_how_work_is_done_may_change_and_repeats_nothing(
+    family: Family, trained_teacher: Path, text_file: Path, tiny_settings: dict[str, Any], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(family.path, run)
+    before = stages(run)
+    other = ("distillation.micro_batch_sequences=1", "distillation.gradient_checkpointing=true", "runner=ray")
+    build_family(trained_teacher, ["90k", "60k"], text_file, run, overrides=other, display=Quiet(), **tiny_settings)
+    assert stages(run) == before
+    assert yaml.safe_load((run / "plan.yaml").read_text())["plan"]["distillation"]["gradient_checkpointing"] is True
+
+
 def test_candidates_are_screened_and_students_trained_from_the_better_start(
     build: Callable[..., Family], family: Family, tmp_path: Path
 ) -> None:

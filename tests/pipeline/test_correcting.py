@@ -202,6 +202,7 @@ def test_a_run_prunes_teaches_and_measures_with_the_corrected_teacher(
     lineage = json.loads((family.members[0].path / "lineage.json").read_text())
     assert lineage["teacher"]["fingerprint"] == lineage["source"]["fingerprint"] == corrected.fingerprint
     assert lineage["correction"]["tokens"] == 1000
+    assert lineage["correction"]["teacher"] == open_checkpoint(trained_teacher).fingerprint
     entries = [json.loads(line) for line in (family.path / "ledger.jsonl").read_text().splitlines()]
     (told,) = [entry["result"] for entry in entries if entry["stage"] == "teacher correct"]
     assert told["loss_nats"] < told["loss_nats_before"]

@@ -5,7 +5,7 @@ import yaml
 
 from minitron_nas.distillation.settings import CorrectionSettings, DistillationSettings
 from minitron_nas.errors import MinitronNasError, PlanError, SpaceError
-from minitron_nas.pipeline.plan import FamilyPlan, load_plan, make_plan, with_overrides
+from minitron_nas.pipeline.plan import FamilyPlan, deciding, load_plan, make_plan, with_overrides
 from minitron_nas.space.axes import load_space
 
 LEAST = {"teacher": "owner/name", "sizes": ["110M"], "data": "embedded"}
@@ -259,4 +259,14 @@ def test_correction_is_off_unless_one_of_its_keys_is_set() -> None:
     assert plan.correct is not None
     assert (plan.correct.tokens, plan.correct.weights, plan.correct.warmup_steps) == (1_000_000, "lora", 120)
     assert overridden("correct=true").correct == CorrectionSettings()
+    assert overridden("correct=true", "correct.tokens=1M").correct == CorrectionSettings(tokens=1_000_000)
     assert overridden("correct=false").correct is None
+
+
+def test_what_decides_a_plans_students_is_all_but_how_work_is_done() -> None:
+    before = deciding(make_plan(LEAST).to_dict())
+    free = ("runner.max_failures=7", "evaluation.tasks=[arc_easy]", "distillation.deepspeed=zero-3")
+    free += ("distillation.micro_batch_sequences=2", "distillation.gradient_checkpointing=true")
+    assert deciding(overridden(*free).to_dict()) == before
+    assert {"seed", "distillation.tokens", "space.protected_layers", "sizes"} <= before.keys()
+    assert not [key for key in before if key.startswith(("runner", "evaluation"))]

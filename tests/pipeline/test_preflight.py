@@ -144,7 +144,7 @@ def test_blocks_of_layers_must_find_room_between_protected_layers(
 def test_layers_are_measured_only_on_a_teacher_that_fits_into_memory(
     teacher: Checkpoint, tiny_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000, total=2**40))
     preflight(plan_of(tiny_settings), teacher, RunFolder(tmp_path))
     measured = plan_of(tiny_settings, "importance.depth.criterion=kl")
     with pytest.raises(PlanError, match=r"importance\.depth criterion=kl with mode=layers runs the whole model"):
@@ -156,7 +156,7 @@ def test_layers_are_measured_only_on_a_teacher_that_fits_into_memory(
 def test_layers_that_the_depth_only_baseline_drops_are_measured_too(
     teacher: Checkpoint, tiny_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000, total=2**40))
     overrides = ("importance.depth.criterion=kl", "space.axes.num_hidden_layers.values=[5]", "baselines=true")
     with pytest.raises(PlanError, match="runs the whole model"):
         preflight(plan_of(tiny_settings, *overrides), teacher, RunFolder(tmp_path))
@@ -186,3 +186,46 @@ def test_a_correction_that_cannot_be_is_refused(
     monkeypatch.setattr("minitron_nas.distillation.lora.find_spec", lambda name: None)
     with pytest.raises(PlanError, match="correct.weights=lora needs peft"):
         preflight(plan_of(tiny_settings, "correct.weights=lora"), teacher, RunFolder(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("evaluation.tasks=[arc_esy]", r"evaluation\.tasks: lm-eval knows no task arc_esy; list its tasks"),
+        (
+            "importance.depth={criterion: task, task: winogande}",
+            r"importance\.depth\.task: lm-eval knows no task winogande; .* importance\.depth\.include_path",
+        ),
+    ],
+)
+def test_a_task_that_lm_eval_does_not_know_is_refused(
+    teacher: Checkpoint, tiny_settings: dict[str, Any], tmp_path: Path, override: str, message: str
+) -> None:
+    with pytest.raises(PlanError, match=message):
+        preflight(plan_of(tiny_settings, override), teacher, RunFolder(tmp_path))
+
+
+def test_a_cluster_that_does_not_answer_is_refused_at_once(
+    teacher: Checkpoint, tiny_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: Any) -> None:
+        raise ConnectionError("nobody there")
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", refuse)
+    plan = plan_of(tiny_settings, "runner={kind: ray, address: auto}")
+    with pytest.raises(PlanError, match=r"runner\.address=auto: no Ray cluster can be reached \(nobody there\)"):
+        preflight(plan, teacher, RunFolder(tmp_path))
+
+
+def test_a_trial_that_no_device_can_hold_is_refused(
+    teacher: Checkpoint, tiny_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(tiny_settings)
+    monkeypatch.setattr("minitron_nas.pipeline.preflight.total_bytes", lambda device: 95_000 * 16)
+    preflight(plan, teacher, RunFolder(tmp_path))
+    monkeypatch.setattr("minitron_nas.pipeline.preflight.total_bytes", lambda device: 80_000 * 16)
+    with pytest.raises(
+        PlanError, match=r"a trial of 90k takes at least 0\.001\d* GB of one device's memory .* cpu has"
+    ):
+        preflight(plan, teacher, RunFolder(tmp_path))

@@ -58,3 +58,12 @@ def test_a_check_fails_for_another_teacher_and_is_unknown_without_a_proof(run: R
     lineage = {**run.lineages["94M"], "proof": {}, "teacher": {"fingerprint": "another"}}
     told = sections.checks(replace(run, lineages={"94M": lineage}))
     assert [holds for _, holds, _ in told] == [None, False]
+
+
+def test_a_students_teacher_may_be_the_plans_after_correction(run: RunRecord) -> None:
+    lineage = {
+        **run.lineages["94M"],
+        "teacher": {"fingerprint": "of the corrected"},
+        "correction": {"tokens": 1000, "teacher": run.teacher["fingerprint"]},
+    }
+    assert [holds for _, holds, _ in sections.checks(replace(run, lineages={"94M": lineage}))] == [True, True]

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from minitron_nas.errors import MinitronNasError, RunFolderError
+from minitron_nas.pipeline.plan import deciding
 from minitron_nas.storage.run_folder import RunFolder, require_new_folder
 
 PLAN = {
@@ -25,7 +26,7 @@ def folder(tmp_path):
 @pytest.fixture
 def begun(folder):
     """A run whose first stage has finished."""
-    folder.write_plan(PLAN, ABOUT)
+    folder.write_plan(PLAN, ABOUT, deciding)
     folder.ledger.touch()
     return folder
 
@@ -46,24 +47,28 @@ def test_everything_has_its_place(folder):
 
 
 def test_the_plan_is_written_with_what_it_is_about(folder):
-    folder.write_plan(PLAN, ABOUT)
+    folder.write_plan(PLAN, ABOUT, deciding)
     written = yaml.safe_load(folder.plan.read_text())
     assert written == {"plan": {**PLAN, "sizes": [110_000_000, 94_000_000]}, **ABOUT}
 
 
 def test_the_same_plan_goes_on_and_leaves_the_file_as_it_was(begun):
     before = begun.plan.read_bytes()
-    begun.write_plan(PLAN, {**ABOUT, "versions": {"torch": "2.7"}})
+    begun.write_plan(PLAN, {**ABOUT, "versions": {"torch": "2.7"}}, deciding)
     assert begun.plan.read_bytes() == before
 
 
-def test_where_it_runs_may_change(begun):
-    begun.write_plan({**PLAN, "runner": {"kind": "local", "max_failures": 7}}, ABOUT)
+def test_how_work_is_done_may_change_and_is_written(begun):
+    distillation = {**PLAN["distillation"], "deepspeed": "zero-3"}
+    other = {**PLAN, "runner": {"kind": "local"}, "distillation": distillation, "evaluation": {"tasks": ["a"]}}
+    begun.write_plan(other, {**ABOUT, "versions": {"torch": "2.7"}}, deciding)
+    written = yaml.safe_load(begun.plan.read_text())
+    assert written == {"plan": {**other, "sizes": [110_000_000, 94_000_000]}, **ABOUT}
 
 
 def test_until_a_stage_has_finished_another_plan_takes_the_place_of_the_first(folder):
-    folder.write_plan(PLAN, ABOUT)
-    folder.write_plan(PLAN | {"seed": 1}, ABOUT)
+    folder.write_plan(PLAN, ABOUT, deciding)
+    folder.write_plan(PLAN | {"seed": 1}, ABOUT, deciding)
     assert yaml.safe_load(folder.plan.read_text())["plan"]["seed"] == 1
 
 
@@ -84,7 +89,7 @@ def test_until_a_stage_has_finished_another_plan_takes_the_place_of_the_first(fo
 def test_another_plan_is_refused_with_every_difference(begun, plan, about, difference):
     before = begun.plan.read_bytes()
     with pytest.raises(RunFolderError) as caught:
-        begun.write_plan(PLAN | plan, ABOUT | about)
+        begun.write_plan(PLAN | plan, ABOUT | about, deciding)
     assert str(caught.value) == (
         f"{begun.path} was begun with another plan: {difference}; go back to the plan that it was begun with, or "
         "choose another --out"
@@ -99,7 +104,7 @@ def test_a_folder_with_other_files_is_refused_and_left_alone(folder):
     with pytest.raises(
         RunFolderError, match=r"holds other files \(a\.txt, b\.txt, c\.txt\) but no plan\.yaml of a run"
     ):
-        folder.write_plan(PLAN, ABOUT)
+        folder.write_plan(PLAN, ABOUT, deciding)
     assert not folder.plan.exists()
 
 
@@ -109,7 +114,7 @@ def test_a_new_folder_or_one_that_was_killed_at_once_is_taken(folder, left):
     for name in left:
         (folder.path / name).touch()
     folder.refuse_foreign()
-    folder.write_plan(PLAN, ABOUT)
+    folder.write_plan(PLAN, ABOUT, deciding)
 
 
 def test_a_folder_that_does_not_exist_is_not_made_by_looking(folder):
@@ -137,7 +142,7 @@ def test_an_empty_or_absent_folder_is_new(tmp_path):
 
 def test_the_lock_makes_the_folder_and_a_run_of_it(folder):
     with folder.lock():
-        folder.write_plan(PLAN, ABOUT)
+        folder.write_plan(PLAN, ABOUT, deciding)
     folder.refuse_foreign()
 
 
@@ -172,6 +177,7 @@ def test_a_second_process_is_kept_out_until_the_first_has_ended(folder):
 HOLD = """
 import sys
 from pathlib import Path
+from minitron_nas.pipeline.plan import deciding
 from minitron_nas.storage.run_folder import RunFolder
 with RunFolder(Path(sys.argv[1])).lock():
     print("held", flush=True)
