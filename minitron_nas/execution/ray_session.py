@@ -58,6 +58,13 @@ def most_cpus() -> float:
     return max(node.get("CPU", 0.0) for node in _nodes())
 
 
+def cpus_beside(gpus: float) -> float:
+    """Return the CPUs that go with so many GPUs of one node, on the node that has fewest for each of its GPUs."""
+    shares = [node.get("CPU", 0.0) / node["GPU"] for node in _nodes() if node.get("GPU")]
+    share = gpus * min(shares, default=1.0)
+    return float(int(share)) if share >= 1 else share or 1.0
+
+
 def num_gpus() -> int:
     """Return the GPUs of all nodes."""
     return int(sum(node.get("GPU", 0.0) for node in _nodes()))

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from minitron_nas.execution.ray_session import connected, most_cpus, num_gpus, room_for  # isort: skip  # before ray, for which it sets what ray reads
+from minitron_nas.execution.ray_session import connected, cpus_beside, most_cpus, num_gpus, room_for  # isort: skip  # before ray, for which it sets what ray reads
 
 # Set before Tune is imported: plain old console output, and results at their own pace.
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -84,7 +84,7 @@ class RayTuneRunner:
     def _resources(self) -> dict[str, float]:
         gpus = self._settings.gpus_per_trial
         gpus = gpus if gpus is not None else float(num_gpus() > 0)
-        cpus = self._settings.cpus_per_trial or (1.0 if gpus else most_cpus())
+        cpus = self._settings.cpus_per_trial or (cpus_beside(gpus) if gpus else most_cpus())
         if room_for(cpus, gpus) == 0:
             raise PlanError(
                 f"a trial asks for {cpus:g} CPUs and {gpus:g} GPUs, which no node of the cluster has (at most "

@@ -16,9 +16,9 @@ class RunnerSettings(Settings):
             one after the other, and several processes with torchrun.
         address: A running Ray cluster, `auto` on one of its nodes or host:port; the run folder must then lie
             on storage that all nodes share.
-        cpus_per_trial: CPUs of one trial, and of each process of a full distillation on Ray; without it, one
-            where there are GPUs or several processes, else all of the machine's, because CPU trials are bound
-            by memory.
+        cpus_per_trial: CPUs of one trial, and of each process of a full distillation on Ray; without it, a
+            process has one, and a trial its GPUs' share of their node, else all of the machine's, because
+            CPU trials are bound by memory.
         gpus_per_trial: GPUs of one trial; without it, one where there are any.
         num_processes: Processes of one full distillation; without it, one for each GPU as far as the
             batch divides, else one.

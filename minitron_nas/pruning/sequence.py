@@ -155,17 +155,22 @@ class _Sequence:
     def _refit_layer(self, number: int, layer: int, dropped: range) -> None:
         """Refit one layer of the student against the teacher's layer and those after it that are dropped."""
         first, second = (row for row in self._layout.stream_norms() if row.per_layer)
-        with self._whole.layer(layer) as teacher:
-            self._refit_readers(number, first, teacher, self._teacher, self._student)
-            parallel = self._run_teacher(teacher, second)
-            self._skip(dropped, self._after, self._after)
-            self._attend(number)
-            output = self._layout.writer(Axis.GROUP_HEADS)
-            self._refit_writer(number, output, self._middle, self._student, self._attended)
-            self._write(number, output, self._student, self._attended, self._between)
-            reads = (self._teacher, self._student) if parallel else (self._middle, self._between)
-            self._refit_readers(number, second, teacher, *reads)
-        self._feed_forward(number, second, reads[1])
+        with self._pruned.layer(number) as student:
+            with self._whole.layer(layer) as teacher:
+                self._refit_readers(number, first, teacher, student, self._teacher, self._student)
+                parallel = self._run_teacher(teacher, second)
+                self._skip(dropped, self._after, self._after)
+                self._attend(student)
+                output = self._layout.writer(Axis.GROUP_HEADS)
+                self._refit_writer(number, output, student, self._middle, self._student, self._attended)
+                self._write(output, student, self._student, self._attended, self._between)
+                reads = (self._teacher, self._student) if parallel else (self._middle, self._between)
+                self._refit_readers(number, second, teacher, student, *reads)
+            if not self._layout.has_experts:
+                self._feed_forward(number, second, student, reads[1])
+        if self._layout.has_experts:  # which are stored one by one, and run as one tensor that is put together
+            with self._pruned.layer(number) as student:
+                self._feed_forward(number, second, student, reads[1])
         self._teacher, self._after = self._after, self._teacher
         self._student, self._between = self._between, self._student
 
@@ -193,44 +198,47 @@ class _Sequence:
                 parallel = taken["read"] is states
         return parallel
 
-    def _attend(self, number: int) -> None:
+    def _attend(self, student: Any) -> None:
         """Run the student's attention up to its output projection."""
-        with self._pruned.layer(number) as model:
-            output = self._pruned.module(model, self._layout.writer(Axis.GROUP_HEADS))
-            for indices, positions in self._batches():
-                run = partial(run_layer, model, self._layout, self._read(self._student, indices), positions)
-                self._attended.write(indices, input_of(output, run))
+        output = self._pruned.module(student, self._layout.writer(Axis.GROUP_HEADS))
+        for indices, positions in self._batches():
+            run = partial(run_layer, student, self._layout, self._read(self._student, indices), positions)
+            self._attended.write(indices, input_of(output, run))
 
-    def _feed_forward(self, number: int, second: TensorRow, reads: HiddenStates) -> None:
+    def _feed_forward(self, number: int, second: TensorRow, student: Any, reads: HiddenStates) -> None:
         """Run the student's FFN, refit what it adds, and write the stream behind it."""
         down = self._layout.writer(self._layout.neuron_axis)
-        with self._pruned.layer(number) as model:
-            norm, output = self._pruned.module(model, second), self._layout.module_of(down)
-            block = model.get_submodule(_block_of(output).format(layer=0))
-            for indices, _ in self._batches():
-                run = partial(block, norm(self._read(reads, indices)))
-                if self._activated is not None:
-                    self._activated.write(indices, input_of(self._pruned.module(model, down), run))
-                    continue
-                added = run()
-                added = added[0] if isinstance(added, tuple) else added
-                self._between.write(indices, self._read(self._between, indices) + self._scale * added)
+        norm, output = self._pruned.module(student, second), self._layout.module_of(down)
+        block = student.get_submodule(_block_of(output).format(layer=0))
+        for indices, _ in self._batches():
+            run = partial(block, norm(self._read(reads, indices)))
+            if self._activated is not None:
+                self._activated.write(indices, input_of(self._pruned.module(student, down), run))
+                continue
+            added = run()
+            added = added[0] if isinstance(added, tuple) else added
+            self._between.write(indices, self._read(self._between, indices) + self._scale * added)
         if self._activated is not None:
-            self._refit_writer(number, down, self._after, self._between, self._activated)
-            self._write(number, down, self._between, self._activated, self._between)
+            self._refit_writer(number, down, student, self._after, self._between, self._activated)
+            self._write(down, student, self._between, self._activated, self._between)
 
     def _write(
-        self, number: int, output: TensorRow, stream: HiddenStates, inputs: HiddenStates, goal: HiddenStates
+        self, output: TensorRow, student: Any, stream: HiddenStates, inputs: HiddenStates, goal: HiddenStates
     ) -> None:
         """Add what an output projection of the student puts out to its stream."""
-        with self._pruned.layer(number) as model:
-            projection = self._pruned.module(model, output)
-            for indices, _ in self._batches():
-                added = projection(self._read(inputs, indices))
-                goal.write(indices, self._read(stream, indices) + self._scale * added)
+        projection = self._pruned.module(student, output)
+        for indices, _ in self._batches():
+            added = projection(self._read(inputs, indices))
+            goal.write(indices, self._read(stream, indices) + self._scale * added)
 
     def _refit_writer(
-        self, number: int, output: TensorRow, wanted: HiddenStates, stream: HiddenStates, inputs: HiddenStates
+        self,
+        number: int,
+        output: TensorRow,
+        student: Any,
+        wanted: HiddenStates,
+        stream: HiddenStates,
+        inputs: HiddenStates,
     ) -> None:
         """Refit an output projection to what the student's stream lacks of the teacher's."""
         place = self._place(output, number)
@@ -241,17 +249,22 @@ class _Sequence:
         for indices, _ in self._batches():
             missing = self._turned(self._read(wanted, indices)) - self._read(stream, indices).float()
             regression.add(missing / self._scale - offset, self._read(inputs, indices))
-        self._keep(place, regression.solve(start, self._ridge))
+        self._keep(place, regression.solve(start, self._ridge), student)
 
     def _refit_readers(
-        self, number: int, norm: TensorRow, teacher: Any, reads: HiddenStates, student_reads: HiddenStates
+        self,
+        number: int,
+        norm: TensorRow,
+        teacher: Any,
+        student: Any,
+        reads: HiddenStates,
+        student_reads: HiddenStates,
     ) -> None:
         """Refit every matrix that reads a norm."""
         regression = Regression(self._source.hidden_size, self._target.hidden_size, self._device)
-        with self._pruned.layer(number) as model:
-            wide, narrow = self._whole.module(teacher, norm), self._pruned.module(model, norm)
-            for indices, _ in self._batches():
-                regression.add(wide(self._read(reads, indices)), narrow(self._read(student_reads, indices)))
+        wide, narrow = self._whole.module(teacher, norm), self._pruned.module(student, norm)
+        for indices, _ in self._batches():
+            regression.add(wide(self._read(reads, indices)), narrow(self._read(student_reads, indices)))
         for place in self._layout.tensors(self._target):
             row = place.row
             if place.layer != number or not self._layout.reads_hidden(row) or self._layout.norm_before(row) != norm:
@@ -261,11 +274,14 @@ class _Sequence:
             unmixed = tuple(None if each == HIDDEN else kept for each, kept in zip(row.dims, part.kept, strict=True))
             original = self._outputs_first(whole(replace(part, kept=unmixed)).float()).to(self._device)
             start = self._outputs_first(whole(part).double())
-            self._keep(place, regression.solve(start, self._ridge, original))
+            self._keep(place, regression.solve(start, self._ridge, original), student)
 
-    def _keep(self, place: TensorPlace, matrix: Tensor) -> None:
+    def _keep(self, place: TensorPlace, matrix: Tensor, student: Any) -> None:
+        """Keep a refitted matrix for the student's file, and let its layer go on with it."""
         stored = self._outputs_first(matrix).to("cpu", DTYPES[self._parts[place.name].dtype])
         self._refitted[place.name] = stored.contiguous()
+        if place.expert is None:
+            self._pruned.module(student, place.row).weight.copy_(stored)
 
     def _outputs_first(self, matrix: Tensor) -> Tensor:
         """Turn a stored matrix to (outputs, inputs), or such a one back."""

@@ -168,7 +168,9 @@ def test_resources_that_no_node_has_are_refused_before_anything_runs(one_ray, tm
     [
         ([{"CPU": 8.0}], {}, {"cpu": 8.0, "gpu": 0.0}),
         ([{"CPU": 8.0}, {"CPU": 64.0}], {}, {"cpu": 64.0, "gpu": 0.0}),
-        ([{"CPU": 8.0, "GPU": 4.0}], {}, {"cpu": 1.0, "gpu": 1.0}),
+        ([{"CPU": 8.0, "GPU": 4.0}], {}, {"cpu": 2.0, "gpu": 1.0}),
+        ([{"CPU": 8.0, "GPU": 4.0}], {"gpus_per_trial": 0.25}, {"cpu": 0.5, "gpu": 0.25}),
+        ([{"CPU": 64.0, "GPU": 4.0}, {"CPU": 30.0, "GPU": 4.0}, {"CPU": 4.0}], {}, {"cpu": 7.0, "gpu": 1.0}),
         ([{"CPU": 8.0, "GPU": 4.0}], {"gpus_per_trial": 0}, {"cpu": 8.0, "gpu": 0.0}),
         ([{"CPU": 8.0, "GPU": 4.0}], {"gpus_per_trial": 0.5, "cpus_per_trial": 2}, {"cpu": 2.0, "gpu": 0.5}),
         ([{"CPU": 8.0}, {"CPU": 4.0, "GPU": 1.0}], {"cpus_per_trial": 4}, {"cpu": 4.0, "gpu": 1.0}),
