@@ -127,6 +127,16 @@ def zero_stage(arguments: TrainingArguments) -> int:
     return int(profile["zero_optimization"]["stage"])
 
 
+def zero_stage_of(settings: DistillationSettings) -> int:
+    """Return the stage of the settings' DeepSpeed JSON, 0 without DeepSpeed.
+
+    Raises:
+        PlanError: If the JSON cannot be used; says what to do.
+    """
+    profile = _deepspeed_profile(settings.deepspeed) if settings.deepspeed else {"zero_optimization": {"stage": 0}}
+    return int(profile["zero_optimization"]["stage"])
+
+
 def _keeps_bfloat16_weights(profile: dict[str, Any], half: bool) -> bool:
     """Whether a DeepSpeed JSON wants bfloat16 weights; "auto" follows the device."""
     enabled = profile.get("bf16", {}).get("enabled", False)

@@ -91,7 +91,7 @@ class TrainingFiles:
 
 @dataclass(frozen=True, slots=True)
 class TrainingJob:
-    """One full distillation.
+    """One distillation.
 
     Attributes:
         student: A stock folder whose weights training begins with.
@@ -101,6 +101,7 @@ class TrainingJob:
         checkpoints: Where checkpoints lie.
         seed: Seeds what the model may draw.
         out: The folder of `job.json`, the trained weights and the result.
+        stop_step: Where a trial stops, with a checkpoint and without trained weights; None trains to the end.
     """
 
     student: Path
@@ -110,6 +111,7 @@ class TrainingJob:
     checkpoints: Path
     seed: int
     out: Path
+    stop_step: int | None = None
 
     def write(self) -> Path:
         """Write `job.json`, remove what another attempt has left beside it, and return its path."""
@@ -131,6 +133,7 @@ class TrainingJob:
             "schedule": asdict(self.schedule),
             "checkpoints": str(self.checkpoints.absolute()),
             "seed": self.seed,
+            "stop_step": self.stop_step,
         }
 
     @classmethod
@@ -145,6 +148,7 @@ class TrainingJob:
             Path(content["checkpoints"]),
             content["seed"],
             path.parent.absolute(),
+            content["stop_step"],
         )
 
     def write_result(self, result: TrainingResult) -> None:

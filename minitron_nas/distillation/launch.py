@@ -18,7 +18,26 @@ from minitron_nas.progress import Progress, silent
 
 
 def train(job: TrainingJob, runner: RunnerSettings, progress: Progress = silent) -> tuple[Any, TrainingResult]:
-    """Carry out a distillation where the runner says, and return the trained student and its curve.
+    """Carry out a distillation where the runner says, and return the trained student, on the CPU, and its curve.
+
+    Args:
+        job: What to train, to its end.
+        runner: Kind, address and number of processes.
+        progress: Told about optimizer steps.
+
+    Raises:
+        MinitronNasError: Whatever a process could not do; says what to do.
+        TrainingProcessError: If a process died without saying why.
+        PreemptedError: After SIGTERM.
+    """
+    result = run(job, runner, progress)
+    student = load_for_training(job.student, torch.device("cpu"))  # sharded, it may be larger than one device
+    load_weights(job.out, student)
+    return student, result
+
+
+def run(job: TrainingJob, runner: RunnerSettings, progress: Progress = silent) -> TrainingResult:
+    """Carry out a distillation where the runner says, and return its curve.
 
     Args:
         job: What to train.
@@ -31,7 +50,7 @@ def train(job: TrainingJob, runner: RunnerSettings, progress: Progress = silent)
         PreemptedError: After SIGTERM.
     """
     if job.is_done:
-        return _trained(job)
+        return _result(job)
     path = job.write().absolute()  # workers of a cluster begin in another folder
     on_cluster = runner.kind == "ray" and runner.address is not None
     num_processes = runner.num_processes
@@ -42,11 +61,11 @@ def train(job: TrainingJob, runner: RunnerSettings, progress: Progress = silent)
         release_memory()
     else:
         _in_processes(job, str(path), runner, num_processes, progress)
-    return _trained(job)
+    return _result(job)
 
 
-def _trained(job: TrainingJob) -> tuple[Any, TrainingResult]:
-    """Return what a training has left."""
+def _result(job: TrainingJob) -> TrainingResult:
+    """Return the curve that a training has left."""
     result = job.result()
     if result is None:
         job.raise_error()
@@ -54,9 +73,7 @@ def _trained(job: TrainingJob) -> tuple[Any, TrainingResult]:
             f"a training process ended without a result; what it printed says why, and the same command goes on from "
             f"the last checkpoint in {job.checkpoints}"
         )
-    student = load_for_training(job.student, torch.device("cpu"))  # sharded, it may be larger than one device
-    load_weights(job.out, student)
-    return student, result
+    return result
 
 
 def _in_processes(

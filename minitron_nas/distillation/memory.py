@@ -55,8 +55,6 @@ class TrainingMemory:
 
         Source: Rajbhandari et al. 2020 (arXiv 1910.02054), section 3.1, for all but activations.
         """
-        whole = num_parameters * _FLOAT32_BYTES
-        shard = whole // num_processes
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         key_value_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         heads = 2 * (config.num_attention_heads + key_value_heads) * head_dim
@@ -64,12 +62,7 @@ class TrainingMemory:
         layer = (6 * config.hidden_size + heads + 4 * intermediate) * value_bytes
         kept = config.num_hidden_layers * config.hidden_size * value_bytes + layer
         per_token = kept if gradient_checkpointing else config.num_hidden_layers * layer
-        return cls(
-            whole if zero_stage <= _LAST_STAGE_WITH_WHOLE_WEIGHTS else shard,
-            whole if zero_stage < _LAST_STAGE_WITH_WHOLE_WEIGHTS else shard,
-            (_MOMENTS + 1) * shard if zero_stage else _MOMENTS * whole,
-            micro_batch_tokens * per_token,
-        )
+        return cls(*state_bytes(num_parameters, zero_stage, num_processes), micro_batch_tokens * per_token)
 
     def error(self, settings: DistillationSettings, micro_batch_sequences: int, zero_stage: int) -> TrainingMemoryError:
         """Say what takes the memory and what to change.
@@ -93,6 +86,23 @@ class TrainingMemory:
             f"{_gigabytes(self.gradients_bytes)} for gradients, {_gigabytes(self.optimizer_bytes)} for the optimizer "
             f"and {_gigabytes(self.activations_bytes)} for activations, beside the teacher; {', or '.join(changes)}"
         )
+
+
+def state_bytes(num_parameters: int, zero_stage: int, num_processes: int) -> tuple[int, int, int]:
+    """Return the bytes of weights, gradients and optimizer in one process, as `TrainingMemory` names them.
+
+    Args:
+        num_parameters: Of the student.
+        zero_stage: Of DeepSpeed.
+        num_processes: Over which ZeRO shards.
+    """
+    whole = num_parameters * _FLOAT32_BYTES
+    shard = whole // num_processes
+    return (
+        whole if zero_stage <= _LAST_STAGE_WITH_WHOLE_WEIGHTS else shard,
+        whole if zero_stage < _LAST_STAGE_WITH_WHOLE_WEIGHTS else shard,
+        (_MOMENTS + 1) * shard if zero_stage else _MOMENTS * whole,
+    )
 
 
 def _gigabytes(num_bytes: int) -> str:

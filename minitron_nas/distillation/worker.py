@@ -19,7 +19,7 @@ _PROGRESS_SECONDS = 1.0
 
 
 def run(job: TrainingJob, progress: Progress = silent) -> None:
-    """Train as the job says, and leave the trained weights and the result beside it.
+    """Train as the job says, and leave the result beside it, and the trained weights unless it is a trial.
 
     Args:
         job: What to train.
@@ -45,9 +45,10 @@ def run(job: TrainingJob, progress: Progress = silent) -> None:
         job.schedule,
         job.checkpoints,
         job.seed,
-        progress=progress,
-        validate_first=True,
-        trained=job.out / TRAINED,
+        job.stop_step,
+        progress,
+        validate_first=job.stop_step is None,
+        trained=job.out / TRAINED if job.stop_step is None else None,
     )
     if rank == 0:
         job.write_result(result)

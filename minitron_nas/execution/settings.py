@@ -19,7 +19,8 @@ class RunnerSettings(Settings):
         cpus_per_trial: CPUs of one trial, and of each process of a full distillation on Ray; without it, a
             process has one, and a trial its GPUs' share of their node, else all of the machine's, because
             CPU trials are bound by memory.
-        gpus_per_trial: GPUs of one trial; without it, one where there are any.
+        gpus_per_trial: GPUs of one trial; without it, one where there are any. Several train it together, with
+            `distillation.deepspeed` where that is set; with `local`, all of this machine's do.
         num_processes: Processes of one full distillation; without it, one for each GPU as far as the
             batch divides, else one.
         max_worker_losses: How often a trial or training whose worker died is tried again.

@@ -1,7 +1,10 @@
 """What can be refused before any work starts."""
 
-from minitron_nas.distillation.arguments import check_engine, micro_batch
+import torch
+
+from minitron_nas.distillation.arguments import check_engine, micro_batch, zero_stage_of
 from minitron_nas.distillation.lora import require_peft
+from minitron_nas.distillation.memory import state_bytes
 from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.top_k_cache import TOP_K_BYTES
@@ -27,11 +30,8 @@ from minitron_nas.storage.weights import read_headers
 _TRAINING_BYTES_PER_PARAMETER = 12
 """A checkpoint holds float32 weights and Adam's two moments."""
 
-_TRIAL_BYTES_PER_PARAMETER = 16
-"""Float32 weights, their gradients and Adam's two moments."""
-
-_START_AND_END_BYTES_PER_PARAMETER = 8
-"""A full distillation begins and ends with float32 weights in a file."""
+_START_BYTES_PER_PARAMETER = 4
+"""A distillation that several processes may run begins with float32 weights in a file; a full one also ends so."""
 
 
 def preflight(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder) -> None:
@@ -67,8 +67,9 @@ def preflight(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder) -> None:
     stored = weights / teacher.num_parameters
     models = sum(sizes) * stored * (3 if plan.baselines else 1) + (weights if plan.correct is not None else 0)
     trained = sizes[0] if plan.correct is None else teacher.num_parameters
-    checkpoints = trained * (2 * _TRAINING_BYTES_PER_PARAMETER + _START_AND_END_BYTES_PER_PARAMETER)
-    trials = plan.search.num_finalists * sizes[0] * _TRAINING_BYTES_PER_PARAMETER
+    checkpoints = trained * 2 * (_TRAINING_BYTES_PER_PARAMETER + _START_BYTES_PER_PARAMETER)
+    start = _START_BYTES_PER_PARAMETER if _devices_of_a_trial(plan) > 1 else 0
+    trials = plan.search.num_finalists * sizes[0] * (_TRAINING_BYTES_PER_PARAMETER + start)
     moments = _moments_bytes(plan, teacher)
     cache = (plan.distillation.tokens or 0) * _cached_token_bytes(plan.distillation, teacher)
     needed = int(models + max(checkpoints, trials) + moments + cache)
@@ -95,17 +96,23 @@ def _moments_bytes(plan: FamilyPlan, teacher: Checkpoint) -> float:
 
 
 def _check_memory(plan: FamilyPlan, size: int, num_parameters: int) -> None:
-    """Refuse a size whose smallest candidate cannot be trained in a trial, which has one device of this machine."""
+    """Refuse a size whose smallest candidate cannot be trained in a trial on this machine's devices."""
     if plan.runner.address is not None:
         return
-    device = pick_device()
-    needed, there = num_parameters * _TRIAL_BYTES_PER_PARAMETER, total_bytes(device)
+    device, num_devices = pick_device(), _devices_of_a_trial(plan)
+    stage = zero_stage_of(plan.distillation) if num_devices > 1 else 0
+    needed, there = sum(state_bytes(num_parameters, stage, num_devices)), total_bytes(device)
     if needed > there:
         raise PlanError(
-            f"a trial of {format_count(size)} takes at least {needed / 1e9:.3g} GB of one device's memory for float32 "
-            f"weights, gradients and Adam's moments, and {device} has {there / 1e9:.3g} GB; choose smaller sizes, or "
-            "devices with more memory"
+            f"a trial of {format_count(size)} takes at least {needed / 1e9:.3g} GB on each device for float32 weights, "
+            f"gradients and Adam's moments, and {device} has {there / 1e9:.3g} GB; choose smaller sizes, or shard each "
+            "trial over GPUs with distillation.deepspeed=zero-3 and runner.gpus_per_trial"
         )
+
+
+def _devices_of_a_trial(plan: FamilyPlan) -> int:
+    seen = torch.cuda.device_count()
+    return max(min(seen, int(plan.runner.gpus_per_trial or 1)) if plan.runner.kind == "ray" else seen, 1)
 
 
 def _check_batch(plan: FamilyPlan) -> None:

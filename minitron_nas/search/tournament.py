@@ -14,7 +14,9 @@ from typing import Any
 import torch
 
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.distillation.job import TrainingFiles
+from minitron_nas.distillation.arguments import most_processes
+from minitron_nas.distillation.job import TrainingFiles, TrainingJob
+from minitron_nas.distillation.launch import run
 from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.tokens import PackedTokens
@@ -22,11 +24,13 @@ from minitron_nas.distillation.trainer import distill
 from minitron_nas.errors import TrialError
 from minitron_nas.execution.device import pick_device
 from minitron_nas.execution.runner import Job, Outcome, Runner, last_line, run_jobs
+from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.progress import Progress, silent
 from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.slice import build_student
 from minitron_nas.search.settings import SearchSettings
 from minitron_nas.space.enumerate import Candidate
+from minitron_nas.storage.atomic import whole_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,29 +153,34 @@ def train_rung(
     checkpoints: str,
     seed: int,
 ) -> dict[str, float | None]:
-    """Train one candidate to the end of a rung, from where the rung before left it."""
-    alone = {
-        "num_evaluations": 1,
-        "deepspeed": None,
-        "report_to": (),
-        "torch_compile": False,
-    }  # a trial is one process among many
-    settings = DistillationSettings(**distillation).model_copy(update=alone)
-    train, validation = TrainingFiles.from_dict(files).streams(settings.asks_teacher)
-    schedule = Schedule.resolve(settings, schedule_tokens, train.tokens.input_ids.shape[1])
-    student = build_student(
-        PreparedTeacher.open(Path(source), Path(prepared)), Architecture(**architecture), torch.float32
-    )
-    result = distill(
-        student.to(pick_device()),
-        train,
-        validation,
-        settings,
-        schedule,
-        Path(checkpoints),
-        seed,
-        stop_step=schedule.steps_for(stop_tokens),
-    )
+    """Train one candidate to the end of a rung, from where the rung before left it.
+
+    Where this process sees several devices, as one does that Ray has given several to, each trains a part of the batch.
+    """
+    short = {"num_evaluations": 1, "report_to": (), "torch_compile": False}
+    settings = DistillationSettings(**distillation).model_copy(update=short)
+    streams, folder = TrainingFiles.from_dict(files), Path(checkpoints)
+    sequence_length = PackedTokens.load(streams.train_tokens).input_ids.shape[1]
+    schedule = Schedule.resolve(settings, schedule_tokens, sequence_length)
+    stop_step = schedule.steps_for(stop_tokens)
+
+    def sliced() -> Any:
+        teacher = PreparedTeacher.open(Path(source), Path(prepared))
+        return build_student(teacher, Architecture(**architecture), torch.float32)
+
+    num_processes = most_processes(settings, schedule, torch.cuda.device_count())
+    if num_processes > 1:
+        start = folder / "start"
+        if not start.exists():
+            with whole_folder(start) as unfinished:
+                sliced().save_pretrained(unfinished)
+        job = TrainingJob(start, streams, settings, schedule, folder, seed, folder / "training", stop_step)
+        result = run(job, RunnerSettings(kind="local", num_processes=num_processes))
+    else:
+        alone = settings.model_copy(update={"deepspeed": None})  # which only shards
+        train, validation = streams.streams(settings.asks_teacher)
+        student = sliced().to(pick_device())
+        result = distill(student, train, validation, alone, schedule, folder, seed, stop_step)
     return {"kl_nats": result.final.kl_nats, "loss_nats": result.final.loss_nats}
 
 

@@ -11,6 +11,7 @@ from minitron_nas.errors import DiskSpaceError, InvalidArchitectureError, PlanEr
 from minitron_nas.families.checkpoint import Checkpoint, open_checkpoint
 from minitron_nas.pipeline.plan import FamilyPlan, make_plan, with_overrides
 from minitron_nas.pipeline.preflight import preflight
+from minitron_nas.space.enumerate import enumerate_candidates
 from minitron_nas.storage.run_folder import RunFolder
 
 ADAM_BYTES = 12
@@ -218,14 +219,31 @@ def test_a_cluster_that_does_not_answer_is_refused_at_once(
         preflight(plan, teacher, RunFolder(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "gpus", "bytes_per_parameter"),
+    [
+        ((), 1, 16),
+        (("distillation.deepspeed=zero-3",), 1, 16),
+        (("runner.gpus_per_trial=4",), 4, 16),
+        (("runner.gpus_per_trial=4", "distillation.deepspeed=zero-3"), 4, 5),
+        (("runner=local", "distillation.deepspeed=zero-3"), 2, 10),
+    ],
+)
 def test_a_trial_that_no_device_can_hold_is_refused(
-    teacher: Checkpoint, tiny_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teacher: Checkpoint,
+    tiny_settings: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: tuple[str, ...],
+    gpus: int,
+    bytes_per_parameter: int,
 ) -> None:
-    plan = plan_of(tiny_settings)
-    monkeypatch.setattr("minitron_nas.pipeline.preflight.total_bytes", lambda device: 95_000 * 16)
+    plan = plan_of(tiny_settings, "runner=ray", *overrides)
+    candidates = enumerate_candidates(plan.space, 90_000, teacher.architecture, teacher.layout).candidates
+    needed = bytes_per_parameter * min(candidate.num_parameters for candidate in candidates)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr("minitron_nas.pipeline.preflight.total_bytes", lambda device: needed)
     preflight(plan, teacher, RunFolder(tmp_path))
-    monkeypatch.setattr("minitron_nas.pipeline.preflight.total_bytes", lambda device: 80_000 * 16)
-    with pytest.raises(
-        PlanError, match=r"a trial of 90k takes at least 0\.001\d* GB of one device's memory .* cpu has"
-    ):
+    monkeypatch.setattr("minitron_nas.pipeline.preflight.total_bytes", lambda device: needed - 1)
+    with pytest.raises(PlanError, match=r"a trial of 90k takes at least 0\.00\d* GB on each device .* and cpu has"):
         preflight(plan, teacher, RunFolder(tmp_path))

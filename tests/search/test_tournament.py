@@ -350,8 +350,21 @@ def test_a_trial_refuses_the_words_of_another_teacher(arena, tmp_path):
             one_rung(arena, replace(arena.files, **changes), tmp_path)
 
 
-def one_rung(arena, files, checkpoints, **changes):
-    """Train the largest finalist for one rung."""
+@pytest.mark.parametrize("engine", [None, pytest.param("zero-3", marks=pytest.mark.slow)])
+def test_a_trial_that_sees_two_devices_trains_on_both_and_goes_on(arena, undisturbed, tmp_path, monkeypatch, engine):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    alone = {row.tokens: row.outcome.value for row in undisturbed[1] if row.candidate == undisturbed[0]}
+    for tokens in (32, 64):
+        value = one_rung(arena, arena.files, tmp_path, tokens, deepspeed=engine)
+        assert value == pytest.approx(alone[tokens], rel=2e-3)  # DeepSpeed rounds in other places
+    job = json.loads((tmp_path / "training" / "job.json").read_text())
+    assert (job["settings"]["deepspeed"], job["stop_step"]) == (engine, 2)
+    assert not (tmp_path / "training" / "model.safetensors").exists()
+
+
+def one_rung(arena, files, checkpoints, stop_tokens=32, **changes):
+    """Train the largest finalist to the end of a rung."""
     return train_rung(
         str(arena.prepared.path),
         str(arena.prepared.folder),
@@ -359,7 +372,7 @@ def one_rung(arena, files, checkpoints, **changes):
         files.to_dict(),
         {**DISTILLATION.model_dump(mode="json"), **changes},
         schedule_tokens=128,
-        stop_tokens=32,
+        stop_tokens=stop_tokens,
         checkpoints=str(checkpoints),
         seed=3,
     )
