@@ -65,6 +65,19 @@ def demo_teacher(work_folder: Path, progress: Progress = silent) -> tuple[Checkp
             ) from wheel_failure
 
 
+def check_source(source: object) -> None:
+    """Refuse what is no source at all, such as a model without its tokenizer.
+
+    Raises:
+        TeacherNotFoundError: Says what it is.
+    """
+    if not isinstance(source, str | Path | tuple):
+        raise TeacherNotFoundError(
+            f"a {type(source).__name__} is no source of a model; give a loaded model together with its tokenizer, as "
+            "(model, tokenizer), or a folder, GGUF file or hub name"
+        )
+
+
 def source_name(source: Source) -> str:
     """Return a short human name of a source, for plans and reports."""
     if isinstance(source, tuple):
@@ -82,6 +95,7 @@ def source_name(source: Source) -> str:
 
 
 def _folder_of(source: Source, work_folder: Path) -> Path:
+    check_source(source)
     if isinstance(source, tuple):
         return save_live_model(source, work_folder / "teacher")
     text, path = str(source), Path(source).expanduser()

@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 
 from minitron_nas.distillation.text import data_name
-from minitron_nas.errors import PlanError, RunFolderError
+from minitron_nas.errors import RunFolderError
 from minitron_nas.families.checkpoint import Checkpoint, open_checkpoint
-from minitron_nas.families.teacher import resolve_teacher, source_name
+from minitron_nas.families.teacher import check_source, resolve_teacher, source_name
 from minitron_nas.pipeline.correcting import correct_teacher
 from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.pipeline.engine import Engine
@@ -204,11 +204,7 @@ def _plan_name(teacher: Any) -> str:
     """Return what a plan calls a teacher: a path is absolute, so that the plan can be run again."""
     if isinstance(teacher, tuple):
         return source_name(teacher)
-    if not isinstance(teacher, str | Path):
-        raise PlanError(
-            f"teacher is a {type(teacher).__name__}; give a loaded model together with its tokenizer, as "
-            "(model, tokenizer), or a folder, GGUF file or hub name"
-        )
+    check_source(teacher)
     path = Path(teacher).expanduser()
     return str(path.absolute()) if path.exists() else str(teacher)
 

@@ -52,6 +52,13 @@ def test_a_source_that_is_nothing_lists_what_can_be_given(tmp_path, source):
         resolve_teacher(source, tmp_path)
 
 
+def test_a_model_without_its_tokenizer_is_no_source(tmp_path):
+    with pytest.raises(
+        TeacherNotFoundError, match=r"a Linear is no source of a model; give .* as \(model, tokenizer\)"
+    ):
+        resolve_teacher(torch.nn.Linear(1, 1), tmp_path)
+
+
 def test_a_hub_name_without_the_hub_is_refused(tmp_path):
     with pytest.raises(TeacherNotFoundError, match=r"nobody/nothing: no such folder here"):
         resolve_teacher("nobody/nothing", tmp_path)

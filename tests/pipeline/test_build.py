@@ -496,7 +496,8 @@ def test_a_live_model_without_its_tokenizer_is_refused(
     build: Callable[..., Family], tmp_path: Path, trained_teacher: Path
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(trained_teacher)
-    with pytest.raises(PlanError, match=r"teacher is a LlamaForCausalLM; give .* as \(model, tokenizer\), or a folder"):
+    message = r"a LlamaForCausalLM is no source of a model; give .* as \(model, tokenizer\), or a folder"
+    with pytest.raises(TeacherNotFoundError, match=message):
         build(tmp_path / "run", teacher=model)
 
 
