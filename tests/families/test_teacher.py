@@ -53,9 +53,7 @@ def test_a_source_that_is_nothing_lists_what_can_be_given(tmp_path, source):
 
 
 def test_a_model_without_its_tokenizer_is_no_source(tmp_path):
-    with pytest.raises(
-        TeacherNotFoundError, match=r"a Linear is no source of a model; give .* as \(model, tokenizer\)"
-    ):
+    with pytest.raises(TeacherNotFoundError, match=r"a Linear is no source of a model; .* as \(model, tokenizer\)"):
         resolve_teacher(torch.nn.Linear(1, 1), tmp_path)
 
 

@@ -383,7 +383,7 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused_with_both_numbers(
 ) -> None:
     folder = tiny_checkpoint(tmp_path / "teacher", "llama", vocab_size=300)
     tiny_tokenizer(330).save_pretrained(folder)
-    with pytest.raises(CheckpointError, match=r"the tokenizer has 330 ids, but vocab_size=300"):
+    with pytest.raises(CheckpointError, match=r"the tokenizer has 330 ordinary ids, but vocab_size=300"):
         build(tmp_path / "run", teacher=folder)
     assert not left_behind(tmp_path / "run")
 
