@@ -1,6 +1,7 @@
 """Reading and writing the Parquet tables of `schemas.py`."""
 
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,6 +14,9 @@ from minitron_nas.storage.schemas import Table
 
 Row: TypeAlias = Mapping[str, Any]
 
+_BATCH_ROWS = 1 << 16
+"""Of a table, in memory as Python values: a model with experts has millions of scores."""
+
 
 def write_rows(folder: Path, table: Table, rows: Iterable[Row]) -> None:
     """Write a whole table, whole or not at all; a column that a row lacks is null.
@@ -20,13 +24,13 @@ def write_rows(folder: Path, table: Table, rows: Iterable[Row]) -> None:
     Raises:
         ValueError: If a row has a column that the table lacks.
     """
-    values = [dict(row) for row in rows]
-    unknown = set().union(*values) - {column.name for column in table.columns}
-    if unknown:
-        raise ValueError(f"{table.file_name} has no column {', '.join(sorted(unknown))}")
-    arrow = pa.Table.from_pylist(values, schema=table.arrow_schema())
-    with whole_file(folder / table.file_name) as partial:
-        pq.write_table(arrow, partial)
+    schema, stream = table.arrow_schema(), iter(rows)
+    with whole_file(folder / table.file_name) as partial, pq.ParquetWriter(partial, schema) as writer:
+        while batch := [dict(row) for row in islice(stream, _BATCH_ROWS)]:
+            unknown = set().union(*batch) - {column.name for column in table.columns}
+            if unknown:
+                raise ValueError(f"{table.file_name} has no column {', '.join(sorted(unknown))}")
+            writer.write_table(pa.Table.from_pylist(batch, schema=schema))
 
 
 def read_rows(folder: Path, table: Table) -> list[dict[str, Any]]:

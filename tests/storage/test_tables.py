@@ -23,6 +23,17 @@ def test_rows_come_back_as_they_went_in(tmp_path: Path) -> None:
     assert read_rows(tmp_path / "run", EXCLUSIONS) == ROWS
 
 
+def test_rows_that_come_in_batches_are_one_table_and_only_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minitron_nas.storage.tables._BATCH_ROWS", 2)
+    write_rows(tmp_path, EXCLUSIONS, iter(ROWS))
+    assert read_rows(tmp_path, EXCLUSIONS) == ROWS
+    with pytest.raises(ValueError, match="has no column shapes"):
+        write_rows(tmp_path, EXCLUSIONS, [*ROWS, {"shapes": 1}])
+    assert read_rows(tmp_path, EXCLUSIONS) == ROWS
+
+
 def test_a_column_that_a_row_lacks_is_null(tmp_path: Path) -> None:
     row = {"axis": "hidden", "index": 3, "score": 0.5, "rank": 0}
     write_rows(tmp_path, SCORES, [row])
