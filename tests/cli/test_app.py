@@ -12,7 +12,7 @@ import yaml
 from minitron_nas.cli import app
 from minitron_nas.errors import PreemptedError
 from minitron_nas.pipeline.build import Member
-from minitron_nas.pipeline.plan import FamilyPlan, make_plan
+from minitron_nas.pipeline.plan import FamilyPlan, deciding, make_plan
 from minitron_nas.storage.run_folder import RunFolder
 
 SHORT_TEXT = ("--set", "text.sequence_length=64", "--set", "text.calibration_samples=16")
@@ -326,7 +326,7 @@ def test_demo_builds_the_demo(
 def test_report_writes_the_page_of_a_run_that_has_only_begun(run: Callable[..., Output], tmp_path: Path) -> None:
     plan = make_plan({"teacher": "owner/name", "sizes": ["8B"], "data": "embedded"})
     teacher = {"source": "owner/name", "fingerprint": "0" * 16, "num_parameters": 10**10}
-    RunFolder(tmp_path).write_plan(plan.to_dict(), {"versions": {"torch": "2"}, "teacher": teacher})
+    RunFolder(tmp_path).write_plan(plan.to_dict(), {"versions": {"torch": "2"}, "teacher": teacher}, deciding)
     assert run("report", tmp_path, "--json").json() == {"report": str(tmp_path / "report.html")}
     assert run("report", tmp_path).out == f"{tmp_path / 'report.html'}\n"
     assert "owner/name" in (tmp_path / "report.html").read_text(encoding="utf-8")
