@@ -14,8 +14,8 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 
 from ray import tune
 
-from minitron_nas.errors import PlanError
-from minitron_nas.execution.preemption import sigint_as_before
+from minitron_nas.errors import PlanError, PreemptedError
+from minitron_nas.execution.preemption import on_sigterm, sigint_as_before
 from minitron_nas.execution.runner import Job, JobFunction, Outcome, Status, attempt, says_out_of_memory
 from minitron_nas.execution.settings import RunnerSettings
 
@@ -48,6 +48,7 @@ class RayTuneRunner:
 
         Raises:
             PlanError: If no node of the cluster can ever hold a trial.
+            PreemptedError: After SIGTERM.
         """
         with connected(self._settings.address, self._folder):
             self._fit(function, {job.key: job for job in jobs}, on_outcome)
@@ -71,7 +72,7 @@ class RayTuneRunner:
                 verbose=0,
             ),
         )
-        with sigint_as_before():
+        with sigint_as_before(), on_sigterm(delivery.preempt):
             tuner.fit()
         if delivery.refusal is not None:
             raise delivery.refusal
@@ -99,7 +100,7 @@ class _Delivery(tune.Callback, tune.Stopper):
     Attributes:
         keys: Jobs whose outcome was handed over.
         losses: What became of those whose worker was lost for good.
-        refusal: Why the receiver refused.
+        refusal: Why the receiver refused, or that SIGTERM came.
 
     Tune wraps what a callback raises into an error of its own, so a refusal is kept until Tune has
     ended. Tune also pickles its callbacks and stoppers, but needs none of this state.
@@ -109,7 +110,11 @@ class _Delivery(tune.Callback, tune.Stopper):
         self._on_outcome = on_outcome
         self.keys: set[str] = set()
         self.losses: dict[str, str] = {}
-        self.refusal: Exception | None = None
+        self.refusal: Exception | PreemptedError | None = None
+
+    def preempt(self) -> None:
+        """End the trials after SIGTERM; Ray's own handler raises wherever the driver is, also where nobody hears it."""
+        self.refusal = PreemptedError("stopped by SIGTERM; the same command goes on with the trials that are left")
 
     def __getstate__(self) -> dict[str, Any]:
         return {}

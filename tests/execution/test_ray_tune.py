@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from minitron_nas.errors import PlanError, TrialError
+from minitron_nas.errors import PlanError, PreemptedError, TrialError
 from minitron_nas.execution.local import LocalRunner
 from minitron_nas.execution.runner import Job, last_line, run_jobs
 from minitron_nas.execution.settings import RunnerSettings
@@ -116,6 +116,17 @@ def test_ctrl_c_ends_the_search_and_keeps_only_what_had_ended(one_ray, tmp_path)
             runner(tmp_path), behaviour(), jobs(tmp_path, "ordinary", "endless"), tmp_path / "results", 1, interrupt
         )
     assert signal.getsignal(signal.SIGINT) is before
+    assert [file.name for file in (tmp_path / "results").iterdir()] == ["0-ordinary.json"]
+
+
+def test_sigterm_ends_the_search_and_keeps_what_had_ended(one_ray, tmp_path):
+    def stop(done, total):
+        if done == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    two = jobs(tmp_path, "ordinary", "endless")
+    with pytest.raises(PreemptedError, match="stopped by SIGTERM; the same command goes on with the trials"):
+        run_jobs(runner(tmp_path), behaviour(), two, tmp_path / "results", 1, stop)
     assert [file.name for file in (tmp_path / "results").iterdir()] == ["0-ordinary.json"]
 
 
