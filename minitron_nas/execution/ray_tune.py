@@ -76,10 +76,11 @@ class RayTuneRunner:
             tuner.fit()
         if delivery.refusal is not None:
             raise delivery.refusal
-        if by_key.keys() - delivery.keys - delivery.losses.keys():
+        if by_key.keys() - delivery.keys - delivery.lost.keys():
             raise KeyboardInterrupt  # after which Tune ends its trials and returns as always
-        for key, error in delivery.losses.items():
-            status: Status = "infeasible" if says_out_of_memory(error) else "failed"
+        for key, lost in delivery.lost.items():
+            error = lost.get_error()  # which Tune copies to where this looks some time after the loss
+            status: Status = "infeasible" if says_out_of_memory(str(error)) else "failed"
             on_outcome(Outcome(key, status, None, f"the worker was lost: {error}", 0.0))
 
     def _resources(self) -> dict[str, float]:
@@ -99,7 +100,7 @@ class _Delivery(tune.Callback, tune.Stopper):
 
     Attributes:
         keys: Jobs whose outcome was handed over.
-        losses: What became of those whose worker was lost for good.
+        lost: Tune's trials of those whose worker was lost for good.
         refusal: Why the receiver refused, or that SIGTERM came.
 
     Tune wraps what a callback raises into an error of its own, so a refusal is kept until Tune has
@@ -109,7 +110,7 @@ class _Delivery(tune.Callback, tune.Stopper):
     def __init__(self, on_outcome: Callable[[Outcome], None]) -> None:
         self._on_outcome = on_outcome
         self.keys: set[str] = set()
-        self.losses: dict[str, str] = {}
+        self.lost: dict[str, Any] = {}
         self.refusal: Exception | PreemptedError | None = None
 
     def preempt(self) -> None:
@@ -130,8 +131,8 @@ class _Delivery(tune.Callback, tune.Stopper):
                 self.refusal = refusal
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """Remember why a trial's worker was lost."""
-        self.losses[trial.config["job"]] = str(trial.get_error())
+        """Remember a trial whose worker was lost."""
+        self.lost[trial.config["job"]] = trial
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Stop no single trial."""
