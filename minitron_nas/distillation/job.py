@@ -173,11 +173,6 @@ class TrainingJob:
         """Leave why a process has ended."""
         write_json(self.out / _ERRORS.replace("*", str(rank)), [type(error).__name__, str(error)])
 
-    @property
-    def has_error(self) -> bool:
-        """Whether a process has left why it ended."""
-        return any(self.out.glob(_ERRORS))
-
     def raise_error(self) -> None:
         """Raise what a process has left, the lowest rank's first; nothing if there is nothing."""
         for file in sorted(self.out.glob(_ERRORS)):

@@ -64,8 +64,6 @@ def run_file(path: str) -> int:
         PreemptedError: After SIGTERM.
     """
     job = TrainingJob.read(Path(path))
-    if job.has_error:
-        return 2  # Ray Train tries again, which nothing that a user has to act on needs
     rank = int(os.environ.get("RANK", "0"))
     try:
         run(job, _throttled(job.write_progress))

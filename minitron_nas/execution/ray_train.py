@@ -56,7 +56,7 @@ class RayTrain:
         Ray's and get no signals: SIGTERM ends this call, and the last checkpoint by the clock counts.
 
         Args:
-            function: A module-level function; another value than 0 ends the worker as if it were lost.
+            function: A module-level function; another value than 0 ends all workers for good.
             argument: The same for all.
             num_processes: Number of workers, one GPU each where there are any.
             on_wait: Called twice a second while they work.
@@ -72,8 +72,11 @@ class RayTrain:
                 f"a training of {num_processes} processes asks for {cpus:g} CPUs and {gpus} GPUs for each, and the "
                 f"cluster has room for {room}; lower runner.num_processes or runner.cpus_per_trial"
             )
+        ended = self._folder / "ended"
+        ended.parent.mkdir(parents=True, exist_ok=True)
+        ended.unlink(missing_ok=True)
         trainer = _Trainer(
-            lambda: _require_success(function(argument)),
+            lambda: _require_success(function, argument, ended),
             scaling_config=ScalingConfig(
                 num_workers=num_processes, use_gpu=bool(gpus), resources_per_worker={"CPU": cpus}
             ),
@@ -83,8 +86,8 @@ class RayTrain:
                 failure_config=FailureConfig(max_failures=self._settings.max_worker_losses),
             ),
         )
-        ended = threading.Event()
-        watch = threading.Thread(target=_call_until, args=(ended, on_wait))
+        over = threading.Event()
+        watch = threading.Thread(target=_call_until, args=(over, on_wait))
         watch.start()
         try:
             with on_sigterm(_stop):
@@ -92,12 +95,12 @@ class RayTrain:
         except TrainingFailedError as error:
             sys.stderr.write(f"{error}\n")
         finally:
-            ended.set()
+            over.set()
             watch.join()
 
 
-def _call_until(ended: threading.Event, function: Callable[[], None]) -> None:
-    while not ended.wait(_POLL_SECONDS):
+def _call_until(over: threading.Event, function: Callable[[], None]) -> None:
+    while not over.wait(_POLL_SECONDS):
         function()
 
 
@@ -105,7 +108,14 @@ def _stop() -> None:
     raise PreemptedError("stopped by SIGTERM; the same command goes on from the last checkpoint")
 
 
-def _require_success(code: int) -> None:
-    """Let Ray Train end the other workers, which may wait for this one."""
-    if code:
-        raise RuntimeError(f"the worker ended with {code}; what it printed says why")
+def _require_success(function: Callable[[str], int], argument: str, ended: Path) -> None:
+    """Raise if the function fails, so that Ray Train ends the other workers, which may wait for this one.
+
+    Ray Train then starts all of them again, as after a loss. But a function that returned has said why it fails, and
+    would say it again: the file `ended` lets them raise at once.
+    """
+    if ended.exists():
+        raise RuntimeError(ended.read_text())
+    if code := function(argument):
+        ended.write_text(f"the worker ended with {code}; what it printed says why")
+        raise RuntimeError(ended.read_text())

@@ -64,6 +64,17 @@ def test_a_worker_that_fails_ends_the_others(fitted, tmp_path):
         train(tmp_path, lambda argument: 2)
 
 
+def test_a_worker_that_said_why_it_fails_is_not_tried_again_until_the_next_call(fitted, tmp_path):
+    calls = []
+    failing = lambda argument: calls.append(argument) or 2  # noqa: E731
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="the worker ended with 2"):
+            train(tmp_path, failing)
+        with pytest.raises(RuntimeError, match="the worker ended with 2"):
+            fitted.function()  # as Ray Train does after a loss
+    assert calls == ["job.json", "job.json"]
+
+
 def test_the_caller_is_told_while_it_waits(fitted, tmp_path):
     from threading import Event
 
@@ -99,3 +110,22 @@ def test_workers_find_each_other_and_nothing_of_ray_is_left(one_ray, tmp_path, r
         ray_train.run(work, str(tmp_path), 2, lambda: None)
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"0": "0 of 2", "1": "1 of 2"}
     assert ray_results() == []
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray warns of its own settings
+def test_workers_that_said_why_they_fail_are_not_started_again(one_ray, tmp_path):
+    from minitron_nas.execution.ray_train import RayTrain
+
+    def fail(folder):
+        import os
+        from pathlib import Path
+
+        with open(Path(folder, os.environ["RANK"]), "a") as file:
+            file.write("x")
+        return 2
+
+    ray_train = RayTrain(SETTINGS, tmp_path / "ray")
+    with ray_train.connected():
+        ray_train.run(fail, str(tmp_path), 2, lambda: None)
+    assert {file.read_text() for file in tmp_path.iterdir()} == {"x"}
