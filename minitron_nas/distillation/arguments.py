@@ -121,20 +121,13 @@ def _micro_batch(settings: DistillationSettings, schedule: Schedule, num_process
     return min(settings.micro_batch_sequences, max(schedule.batch_sequences // num_processes, 1))
 
 
-def zero_stage(arguments: TrainingArguments) -> int:
-    """Return DeepSpeed's ZeRO stage, 0 without DeepSpeed."""
-    profile: dict[str, Any] = arguments.deepspeed or {"zero_optimization": {"stage": 0}}  # type: ignore[assignment]
-    return int(profile["zero_optimization"]["stage"])
-
-
-def zero_stage_of(settings: DistillationSettings) -> int:
+def zero_stage(settings: DistillationSettings) -> int:
     """Return the stage of the settings' DeepSpeed JSON, 0 without DeepSpeed.
 
     Raises:
         PlanError: If the JSON cannot be used; says what to do.
     """
-    profile = _deepspeed_profile(settings.deepspeed) if settings.deepspeed else {"zero_optimization": {"stage": 0}}
-    return int(profile["zero_optimization"]["stage"])
+    return int(_deepspeed_profile(settings.deepspeed)["zero_optimization"]["stage"]) if settings.deepspeed else 0
 
 
 def _keeps_bfloat16_weights(profile: dict[str, Any], half: bool) -> bool:

@@ -18,18 +18,7 @@ from minitron_nas.progress import Progress, silent
 
 
 def train(job: TrainingJob, runner: RunnerSettings, progress: Progress = silent) -> tuple[Any, TrainingResult]:
-    """Carry out a distillation where the runner says, and return the trained student, on the CPU, and its curve.
-
-    Args:
-        job: What to train, to its end.
-        runner: Kind, address and number of processes.
-        progress: Told about optimizer steps.
-
-    Raises:
-        MinitronNasError: Whatever a process could not do; says what to do.
-        TrainingProcessError: If a process died without saying why.
-        PreemptedError: After SIGTERM.
-    """
+    """Do what `run` does with a job that has no `stop_step`, and return the trained student, on the CPU, too."""
     result = run(job, runner, progress)
     student = load_for_training(job.student, torch.device("cpu"))  # sharded, it may be larger than one device
     load_weights(job.out, student)

@@ -327,10 +327,10 @@ def _memory(
         micro * schedule.sequence_length,
         value_bytes,
         settings.gradient_checkpointing,
-        zero_stage(arguments),
+        zero_stage(settings),
         arguments.world_size,
     )
-    return memory.error(settings, micro, zero_stage(arguments))
+    return memory.error(settings, micro, zero_stage(settings))
 
 
 def _identity(tokens: PackedTokens, settings: DistillationSettings, schedule: Schedule, seed: int) -> str:

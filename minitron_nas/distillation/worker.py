@@ -32,7 +32,7 @@ def run(job: TrainingJob, progress: Progress = silent) -> None:
     # While these live, from_pretrained shards what it reads under ZeRO-3.
     arguments = training_arguments(job.settings, job.schedule, job.checkpoints, job.seed, use_cache=True)
     rank = arguments.process_index  # this also joins the other processes
-    sharded = zero_stage(arguments) == 3
+    sharded = zero_stage(job.settings) == 3
     if sharded:
         join_processes()
     student = load_for_training(job.student)

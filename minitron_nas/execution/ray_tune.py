@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from minitron_nas.execution.ray_session import connected, cpus_beside, most_cpus, num_gpus, room_for  # isort: skip  # before ray, for which it sets what ray reads
+from minitron_nas.execution import ray_session  # isort: skip  # before ray, for which it sets what ray reads
 
 # Set before Tune is imported: plain old console output, and results at their own pace.
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -40,7 +40,7 @@ class RayTuneRunner:
         Raises:
             PlanError: If no cluster answers, or none of its nodes has what a trial asks for.
         """
-        with connected(self._settings.address, self._folder):
+        with ray_session.connected(self._settings.address, self._folder):
             self._resources()
 
     def execute(self, function: JobFunction, jobs: Sequence[Job], on_outcome: Callable[[Outcome], None]) -> None:
@@ -50,7 +50,7 @@ class RayTuneRunner:
             PlanError: If no node of the cluster can ever hold a trial.
             PreemptedError: After SIGTERM.
         """
-        with connected(self._settings.address, self._folder):
+        with ray_session.connected(self._settings.address, self._folder):
             self._fit(function, {job.key: job for job in jobs}, on_outcome)
 
     def _fit(self, function: JobFunction, by_key: Mapping[str, Job], on_outcome: Callable[[Outcome], None]) -> None:
@@ -85,12 +85,12 @@ class RayTuneRunner:
 
     def _resources(self) -> dict[str, float]:
         gpus = self._settings.gpus_per_trial
-        gpus = gpus if gpus is not None else float(num_gpus() > 0)
-        cpus = self._settings.cpus_per_trial or (cpus_beside(gpus) if gpus else most_cpus())
-        if room_for(cpus, gpus) == 0:
+        gpus = gpus if gpus is not None else float(ray_session.num_gpus() > 0)
+        cpus = self._settings.cpus_per_trial or (ray_session.cpus_beside(gpus) if gpus else ray_session.most_cpus())
+        if ray_session.room_for(cpus, gpus) == 0:
             raise PlanError(
                 f"a trial asks for {cpus:g} CPUs and {gpus:g} GPUs, which no node of the cluster has (at most "
-                f"{most_cpus():g} CPUs); lower runner.cpus_per_trial or runner.gpus_per_trial"
+                f"{ray_session.most_cpus():g} CPUs); lower runner.cpus_per_trial or runner.gpus_per_trial"
             )
         return {"cpu": cpus, "gpu": gpus}
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from minitron_nas.distillation.arguments import check_engine, micro_batch, zero_stage_of
+from minitron_nas.distillation.arguments import check_engine, micro_batch, zero_stage
 from minitron_nas.distillation.lora import require_peft
 from minitron_nas.distillation.memory import state_bytes
 from minitron_nas.distillation.schedule import Schedule
@@ -100,7 +100,7 @@ def _check_memory(plan: FamilyPlan, size: int, num_parameters: int) -> None:
     if plan.runner.address is not None:
         return
     device, num_devices = pick_device(), _devices_of_a_trial(plan)
-    stage = zero_stage_of(plan.distillation) if num_devices > 1 else 0
+    stage = zero_stage(plan.distillation) if num_devices > 1 else 0
     needed, there = sum(state_bytes(num_parameters, stage, num_devices)), total_bytes(device)
     if needed > there:
         raise PlanError(
@@ -131,13 +131,13 @@ def _check_correction(plan: FamilyPlan) -> None:
 
 def _check_tasks(plan: FamilyPlan) -> None:
     depth = plan.importance.depth
-    if not plan.evaluation.tasks and depth.criterion != "task":
-        return
-    from minitron_nas.evaluation.lm_eval import Benchmarks  # deferred: importing lm_eval takes seconds
-
-    Benchmarks(plan.evaluation)
+    wanted = {"evaluation.tasks": plan.evaluation} if plan.evaluation.tasks else {}
     if depth.criterion == "task":
-        Benchmarks(task_settings(depth), "importance.depth.task")
+        wanted["importance.depth.task"] = task_settings(depth)
+    for setting, settings in wanted.items():
+        from minitron_nas.evaluation.lm_eval import Benchmarks  # deferred: importing lm_eval takes seconds
+
+        Benchmarks(settings, setting)
 
 
 def _check_depth(plan: FamilyPlan, teacher: Checkpoint) -> None:

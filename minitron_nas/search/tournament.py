@@ -159,8 +159,8 @@ def train_rung(
     """
     short = {"num_evaluations": 1, "report_to": (), "torch_compile": False}
     settings = DistillationSettings(**distillation).model_copy(update=short)
-    streams, folder = TrainingFiles.from_dict(files), Path(checkpoints)
-    sequence_length = PackedTokens.load(streams.train_tokens).input_ids.shape[1]
+    training_files, folder = TrainingFiles.from_dict(files), Path(checkpoints)
+    sequence_length = PackedTokens.load(training_files.train_tokens).input_ids.shape[1]
     schedule = Schedule.resolve(settings, schedule_tokens, sequence_length)
     stop_step = schedule.steps_for(stop_tokens)
 
@@ -174,11 +174,11 @@ def train_rung(
         if not start.exists():
             with whole_folder(start) as unfinished:
                 sliced().save_pretrained(unfinished)
-        job = TrainingJob(start, streams, settings, schedule, folder, seed, folder / "training", stop_step)
+        job = TrainingJob(start, training_files, settings, schedule, folder, seed, folder / "training", stop_step)
         result = run(job, RunnerSettings(kind="local", num_processes=num_processes))
     else:
         alone = settings.model_copy(update={"deepspeed": None})  # which only shards
-        train, validation = streams.streams(settings.asks_teacher)
+        train, validation = training_files.streams(settings.asks_teacher)
         student = sliced().to(pick_device())
         result = distill(student, train, validation, alone, schedule, folder, seed, stop_step)
     return {"kl_nats": result.final.kl_nats, "loss_nats": result.final.loss_nats}
