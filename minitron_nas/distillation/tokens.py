@@ -89,6 +89,20 @@ class PackedTokens:
         """Return all sequences in memory, int64."""
         return type(self)(self.input_ids.long(), self.position_ids.long(), self.known_fingerprint)
 
+    def with_random_tokens(self, share: float, vocab_size: int, seed: int = 0) -> Self:
+        """Return the sequences in memory, int64, some tokens replaced with any of the vocabulary.
+
+        Args:
+            share: How likely each token is replaced; the first of a document never is.
+            vocab_size: Size of the vocabulary.
+            seed: The same seed replaces the same tokens with the same ones.
+        """
+        text, random = self.in_memory(), torch.Generator().manual_seed(seed)
+        chosen = torch.rand(self.input_ids.shape, generator=random) < share
+        others = torch.randint(0, vocab_size, self.input_ids.shape, generator=random)
+        ids = torch.where(chosen & (text.position_ids > 0), others, text.input_ids)
+        return type(self)(ids, text.position_ids)
+
     def batches(self, size: int, begin: int = 0) -> Iterator[tuple[Tensor, Self]]:
         """Yield (sequence indices, their tokens) in order, from sequence `begin` on."""
         for start in range(begin, self.num_sequences, size):

@@ -93,7 +93,7 @@ def prepare_source(
         order = PruningOrder.from_scores(scores, hop.source.architecture, protected, layers)
         repair = plan.repair == "ridge"
         with TemporaryDirectory(dir=engine.folder.path) as work:
-            measures = measure_start(hop.source, calibration, start == "rotate", repair, Path(work), progress)
+            measures = measure_start(hop.source, calibration, start == "rotate", repair, Path(work), progress=progress)
             write_prepared(prepared_folder, order, *measures, merge_heads=plan.merge_heads)
 
     inputs: dict[str, Any] = {

@@ -14,7 +14,7 @@ from minitron_nas.progress import Progress, silent
 from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.rotation import Rotation, stream_norms, why_not_rotatable
 from minitron_nas.pruning.sequence import repair_in_sequence, why_not_in_sequence
-from minitron_nas.pruning.settings import Repair, Start
+from minitron_nas.pruning.settings import RANDOM_TOKENS, Repair, Start
 from minitron_nas.storage.atomic import require_free_bytes
 from minitron_nas.storage.weights import TensorHeader
 
@@ -25,6 +25,7 @@ def measure_start(
     rotate: bool,
     repair: bool,
     work: Path,
+    random_tokens: float = RANDOM_TOKENS,
     progress: Progress = silent,
 ) -> tuple[Rotation | None, Path | None]:
     """Measure on text what cutting a source well needs, in one pass.
@@ -35,6 +36,7 @@ def measure_start(
         rotate: Whether to find the basis in which hidden channels are cut.
         repair: Whether to measure the second moments of what output projections read.
         work: A folder for what memory is too small for, and for the second moments.
+        random_tokens: Share of the text's tokens that are replaced with any of the vocabulary.
         progress: Told about tokens.
 
     Returns:
@@ -49,7 +51,8 @@ def measure_start(
     num_bytes = moments_bytes(checkpoint, rotate, repair)
     require_free_bytes(work, num_bytes, "second moments of activations")
     whole = fits_in_memory(checkpoint, num_bytes)
-    checkpoint_moments(checkpoint, calibration(), moments, rotate, repair, whole, work, progress)
+    text = calibration().with_random_tokens(random_tokens, checkpoint.architecture.vocab_size)
+    checkpoint_moments(checkpoint, text, moments, rotate, repair, whole, work, progress)
     rotation = None
     if rotate:
         rotation = Rotation.of(moments, checkpoint.headers, checkpoint.architecture, checkpoint.layout)

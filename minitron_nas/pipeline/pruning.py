@@ -175,7 +175,7 @@ def _prepared(
     work: Path,
     progress: Progress,
 ) -> PreparedTeacher:
-    measures = measure_start(checkpoint, calibration, rotate, inputs, work, progress)
+    measures = measure_start(checkpoint, calibration, rotate, inputs, work, progress=progress)
     write_prepared(work / "prepared", order, *measures, merge_heads=merge_heads)
     return PreparedTeacher.open(checkpoint.path, work / "prepared")
 

@@ -10,6 +10,9 @@ every matrix of the student is refitted by ridge regression on what the student 
   E|Q^T x - x' - V z'|^2. So a layer does not repeat what the teacher's layer adds, but adds what is missing by now.
 - Where layers were dropped, x behind a layer's FFN is the stream that the next layer that stays reads.
 
+So that the matrices suit tokens that the text lacks or has only few of, and text unlike it, some of its tokens are
+replaced with random ones; teacher and student read the same.
+
 All penalties pull towards the student that `cuts` gives. The embedding, norms, biases and the matrices of experts
 that write to the stream stay as they are.
 """
@@ -37,7 +40,7 @@ from minitron_nas.progress import Progress, silent
 from minitron_nas.pruning.parts import Cut, entries, whole
 from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.repair import Regression
-from minitron_nas.pruning.settings import SEQUENCE_RIDGE
+from minitron_nas.pruning.settings import RANDOM_TOKENS, SEQUENCE_RIDGE
 from minitron_nas.pruning.slice import basis_of, cuts, student_config
 from minitron_nas.storage.weights import TensorHeader, file_headers
 
@@ -63,6 +66,7 @@ def repair_in_sequence(
     calibration: PackedTokens,
     folder: Path,
     ridge: float = SEQUENCE_RIDGE,
+    random_tokens: float = RANDOM_TOKENS,
     batch_sequences: int = 4,
     progress: Progress = silent,
 ) -> dict[str, TensorHeader]:
@@ -74,6 +78,7 @@ def repair_in_sequence(
         calibration: The text.
         folder: Gets the refitted matrices, a file for each layer, and hidden states that memory is too small for.
         ridge: Strength of the penalty, as a share of the mean square of what a matrix reads.
+        random_tokens: Share of the text's tokens that are replaced with any of the vocabulary.
         batch_sequences: Sequences of one forward pass.
         progress: Told about tokens, counted once for every layer of the teacher.
 
@@ -84,8 +89,9 @@ def repair_in_sequence(
         DiskSpaceError: If neither memory nor disk can hold the hidden states of the text.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    text = calibration.with_random_tokens(random_tokens, prepared.architecture.vocab_size)
     with ExitStack() as stack:
-        return _Sequence(prepared, target, calibration, folder, ridge, batch_sequences, progress, stack).run()
+        return _Sequence(prepared, target, text, folder, ridge, batch_sequences, progress, stack).run()
 
 
 class _Sequence:
@@ -100,14 +106,14 @@ class _Sequence:
         self,
         prepared: PreparedTeacher,
         target: Architecture,
-        calibration: PackedTokens,
+        text: PackedTokens,
         folder: Path,
         ridge: float,
         batch_sequences: int,
         progress: Progress,
         stack: ExitStack,
     ) -> None:
-        self._prepared, self._target, self._text = prepared, target, calibration
+        self._prepared, self._target, self._text = prepared, target, text
         self._layout, self._source = prepared.layout, prepared.architecture
         self._folder, self._ridge, self._batch_sequences, self._progress = folder, ridge, batch_sequences, progress
         self._parts = {part.name: part for part in cuts(prepared, target)}
@@ -127,7 +133,7 @@ class _Sequence:
         self._matrix = self._stream_basis()
 
         def states(width: int) -> HiddenStates:
-            shape = (*calibration.input_ids.shape, width)
+            shape = (*text.input_ids.shape, width)
             return stack.enter_context(HiddenStates.make(shape, self._whole.dtype, folder, _MEMORY_FRACTION))
 
         self._teacher, self._middle, self._after = (states(self._source.hidden_size) for _ in range(3))

@@ -13,3 +13,6 @@ RIDGE = 0.003
 
 SEQUENCE_RIDGE = 0.1
 """The same of the repair in sequence, whose statistics are those of a student that is cut already."""
+
+RANDOM_TOKENS = 0.1
+"""Share of a text's tokens that any of the vocabulary take the place of where rotation and repair read it."""

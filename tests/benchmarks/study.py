@@ -40,6 +40,7 @@ SEED = 0
 LENGTH = 512
 CALIBRATION_LENGTH = 1024
 TUNING_TOKENS = 12_288
+EVALUATION_SEQUENCES = 8
 EVALUATED = ("near", "far", "other")
 """The corpus' validation split; WikiText-2; docstrings of Python's standard library."""
 
@@ -87,12 +88,13 @@ class Study:
         data: Holds `corpus/*.parquet` (columns text, source, split) and `eval_text/wikitext2_valid.txt`.
         out: The folder.
         measurements: The figures.
-        evaluation_sequences: Sequences of each text that models are measured on.
+        also: Further texts to measure on, by name: folders of .txt or .md files, one for each document.
     """
 
-    def __init__(self, data: Path, out: Path, measurements: Path, evaluation_sequences: int = 8) -> None:
-        self.data, self.out, self.evaluation_sequences = data, out, evaluation_sequences
+    def __init__(self, data: Path, out: Path, measurements: Path) -> None:
+        self.data, self.out = data, out
         self.measurements = Measurements(measurements)
+        self.also: dict[str, Path] = {}
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -132,18 +134,28 @@ class Study:
         """Return the tokens of one distillation, in the order of training."""
         return self.tokens("training", lambda: self.beginnings(1, -(-num_tokens // LENGTH), LENGTH))
 
-    def evaluation(self, name: str) -> PackedTokens:
+    def evaluation(self, name: str, count: int = EVALUATION_SEQUENCES) -> PackedTokens:
         """Return an evaluation text, or the one that learning rates are tuned on."""
-        count = self.evaluation_sequences
+        if name in self.also:
+            files = sorted(file for file in self.also[name].rglob("*") if file.suffix in {".txt", ".md"})
+            files = random.Random(SEED).sample(files, len(files))
+            return self.tokens(
+                f"also-{name}", lambda: self.packed([[file.read_text()] for file in files], count, LENGTH)
+            )
+        if count != EVALUATION_SEQUENCES:
+            return self.tokens(f"{name}-{count}", lambda: self._read_evaluation(name, count))
+        return self.tokens(name, lambda: self._read_evaluation(name, count))
+
+    def _read_evaluation(self, name: str, count: int) -> PackedTokens:
         if name == "tuning":
-            return self.tokens(name, lambda: self.beginnings(2, count, LENGTH))
+            return self.beginnings(2, count, LENGTH)
         if name == "near":
-            return self.tokens(name, lambda: self.packed(by_sources(self.corpus, "valid"), count, LENGTH))
+            return self.packed(by_sources(self.corpus, "valid"), count, LENGTH)
         if name == "far":
             wikipedia = (self.data / "eval_text" / "wikitext2_valid.txt").read_text()
-            return self.tokens(name, lambda: self.packed([_ARTICLE.split(wikipedia)[1:]], count, LENGTH))
+            return self.packed([_ARTICLE.split(wikipedia)[1:]], count, LENGTH)
         modules = random.Random(SEED).sample(_MODULES, len(_MODULES))
-        return self.tokens(name, lambda: self.packed([[docstrings(module)] for module in modules], count, LENGTH))
+        return self.packed([[docstrings(module)] for module in modules], count, LENGTH)
 
     def beginnings(self, third: int, num_sequences: int, length: int, source: str | None = None) -> PackedTokens:
         """Read from one third of the training documents, so that texts of other thirds hold none of them."""
@@ -166,11 +178,11 @@ class Study:
         release_memory()
         return Stream(tokens, HiddenCache(cache, teacher.fingerprint, tokens))
 
-    def losses(self, model: Any, names: Iterable[str] = EVALUATED) -> dict[str, Any]:
-        """Return KL to the teacher and perplexity on texts."""
+    def losses(self, model: Any, names: Iterable[str] = EVALUATED, count: int = EVALUATION_SEQUENCES) -> dict[str, Any]:
+        """Return KL to the teacher and perplexity on so many sequences of texts."""
         found = {}
         for name in names:
-            stream = self.stream(self.evaluation(name))
+            stream = self.stream(self.evaluation(name, count))
             losses = validate(model, stream.tokens, stream.signal)
             found[name] = {"kl_nats": round(losses.kl_nats, 5), "perplexity": round(exp(losses.loss_nats), 3)}
         return found
@@ -253,7 +265,7 @@ class Study:
 
     def show(self, kinds: Iterable[str]) -> None:
         """Print what was measured so far, as rows of a Markdown table."""
-        names = (*EVALUATED, "tuning")
+        names = (*EVALUATED, *self.also, "tuning")
         columns = [f"{figure}, {name}" for name in names for figure in ("KL", "perplexity")]
         print(f"| measured | {' | '.join(columns)} | more |\n|{'---|' * (len(columns) + 2)}")
         for key, figures in self.measurements.all().items():

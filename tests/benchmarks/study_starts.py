@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 from unittest.mock import patch
 
 import torch
-from study import EVALUATED, LENGTH, SEED, Study, progress
+from study import EVALUATED, EVALUATION_SEQUENCES, LENGTH, SEED, Study, progress
 
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.signals import load_for_inference, load_for_training
@@ -36,7 +36,7 @@ from minitron_nas.pruning.export import write_student
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
 from minitron_nas.pruning.sequence import repair_in_sequence
-from minitron_nas.pruning.settings import RIDGE, SEQUENCE_RIDGE
+from minitron_nas.pruning.settings import RANDOM_TOKENS, RIDGE, SEQUENCE_RIDGE
 from minitron_nas.pruning.slice import build_student
 from minitron_nas.space.axes import load_space
 
@@ -50,6 +50,7 @@ SHAPES: dict[str, dict[str, int]] = {
 CALIBRATION = 32
 """Documents, of 1,024 tokens each."""
 DOCUMENTS = (8, 32, 128)
+HELD_OUT_SEQUENCES = 32
 NARROW = (32, "standardebooks")
 RATES = (1e-4, 3e-4, 6e-4)
 POINTS = (0, 12_288, 24_576, 49_152, 76_800, 102_400)
@@ -73,6 +74,7 @@ class Start:
         ridge: Strength of the penalty of the repair in one pass.
         sequence_ridge: Strength of that of the repair in sequence.
         rescaled: Whether norms make up for the mean over fewer channels where channels are selected.
+        random_tokens: Share of the text's tokens that rotation and repair in sequence read others for.
         repaired_first: Whether that penalty pulls towards the student that is repaired in one pass.
         scores: How activations become scores.
     """
@@ -83,6 +85,7 @@ class Start:
     ridge: float = RIDGE
     sequence_ridge: float = SEQUENCE_RIDGE
     rescaled: bool = True
+    random_tokens: float = 0.0
     repaired_first: bool = False
     scores: ImportanceSettings = SCORES
 
@@ -93,7 +96,8 @@ class Start:
         cut = any(getattr(source, size) != getattr(target, size) for size in sizes)
         repair = "none" if self.repair == "one pass" and not cut else self.repair
         cut_channels = target.hidden_size < source.hidden_size
-        return rotates, repair, self.balanced or not rotates, self.rescaled or not cut_channels, self.scores
+        random = self.random_tokens if rotates or repair == "sequence" else 0.0
+        return rotates, repair, random, self.balanced or not rotates, self.rescaled or not cut_channels, self.scores
 
     def apply(self, prepared: PreparedTeacher) -> PreparedTeacher:
         """Leave away what the start does without."""
@@ -105,12 +109,14 @@ class Start:
         return replace(prepared, rotation=rotation, moments=moments, ridge=self.ridge)
 
 
-DEFAULT = "rotation, repair in sequence"
-NOT_BALANCED = f"{DEFAULT}, gains not rebalanced"
+AS_IT_IS = "rotation, repair in sequence"
+DEFAULT = f"{AS_IT_IS}, random tokens"
+NOT_BALANCED = f"{AS_IT_IS}, gains not rebalanced"
 STARTS = {
     "selection": Start(),
     "selection, norms as they are": Start(rescaled=False),
-    DEFAULT: Start(rotate=True, repair="sequence"),
+    AS_IT_IS: Start(rotate=True, repair="sequence"),
+    DEFAULT: Start(rotate=True, repair="sequence", random_tokens=RANDOM_TOKENS),
     "rotation": Start(rotate=True),
     "selection, repair in sequence": Start(repair="sequence"),
     "rotation, repair in one pass": Start(rotate=True, repair="one pass"),
@@ -137,9 +143,10 @@ class Starts(Study):
             found.save(folder, {"source": teacher.fingerprint}, text)
         return ImportanceScores.load(folder, teacher.fingerprint)
 
-    def prepared(self, text: PackedTokens, settings: ImportanceSettings) -> PreparedTeacher:
+    def prepared(self, text: PackedTokens, settings: ImportanceSettings, random_tokens: float = 0.0) -> PreparedTeacher:
         """Return the teacher with all that any start needs."""
-        folder = self.out / "prepared" / text.fingerprint
+        share = f"-{random_tokens:g}" if random_tokens else ""
+        folder = self.out / "prepared" / f"{text.fingerprint}{share}"
         scores = self.scored(text, settings)
         order = PruningOrder.from_scores(scores, self.checkpoint.architecture, protected_layers())
         if not folder.is_dir():
@@ -150,6 +157,7 @@ class Starts(Study):
                     rotate=True,
                     repair=True,
                     work=Path(work),
+                    random_tokens=random_tokens,
                     progress=progress("moments"),
                 )
                 write_prepared(folder, order, *measures)
@@ -164,7 +172,9 @@ class Starts(Study):
                 yield {}
             else:
                 tell = progress("sequence")
-                yield repair_in_sequence(prepared, target, text, Path(work), start.sequence_ridge, progress=tell)
+                yield repair_in_sequence(
+                    prepared, target, text, Path(work), start.sequence_ridge, start.random_tokens, progress=tell
+                )
 
     def untrained(
         self,
@@ -173,19 +183,20 @@ class Starts(Study):
         text: PackedTokens,
         prepared: PreparedTeacher | None = None,
         names: Sequence[str] = ("near", "far"),
+        count: int = EVALUATION_SEQUENCES,
     ) -> dict[str, Any]:
         """Measure an untrained student."""
-        source = start.apply(prepared or self.prepared(text, start.scores))
+        source = start.apply(prepared or self.prepared(text, start.scores, start.random_tokens))
         target = source.architecture.reshaped(shape)
         rescaling = nullcontext() if start.rescaled else norms_as_they_are()
         with self.repaired(source, target, start, text) as repaired, rescaling:
             student = build_student(source, target, torch.bfloat16, repaired).eval()
-        return self.losses(student, names)
+        return self.losses(student, names, count)
 
     def student(self, shape: Mapping[str, int], start: Start, text: PackedTokens, folder: Path) -> Path:
         """Write an untrained student, once."""
         if not folder.is_dir():
-            source = start.apply(self.prepared(text, start.scores))
+            source = start.apply(self.prepared(text, start.scores, start.random_tokens))
             target = source.architecture.reshaped(shape)
             with self.repaired(source, target, start, text) as repaired:
                 write_student(source, target, folder, text.first(1).in_memory().input_ids[:, :64], {}, repaired)
@@ -229,6 +240,24 @@ def starts(study: Starts, names: Sequence[str]) -> None:
                 )
 
 
+def held_out(study: Starts, names: Sequence[str]) -> None:
+    """The default against plain Minitron, untrained, on more text and on text that DATA lacks."""
+    text, texts = study.calibration(study.documents), (*EVALUATED, *study.also)
+    teacher = study.checkpoint.path
+    measure = partial(study.losses, load_for_inference(teacher), texts, HELD_OUT_SEQUENCES)
+    study.measurements.once("held-out | teacher", measure)
+    for shape, name in product(SHAPES, names):
+        study.note(
+            f"held-out | {shape} | {name} | {text.num_tokens:,} tokens",
+            SHAPES[shape],
+            STARTS[name],
+            text,
+            None,
+            texts,
+            HELD_OUT_SEQUENCES,
+        )
+
+
 def ridges(study: Starts, _: Sequence[str]) -> None:
     """Strengths of the two penalties."""
     text, sizes = study.calibration(CALIBRATION), SHAPES["504/1024"]
@@ -259,7 +288,7 @@ def calibration(study: Starts, _: Sequence[str]) -> None:
     """How much text, and how varied, rotation and repair need."""
     texts = {f"{count} documents": study.calibration(count) for count in DOCUMENTS}
     texts[f"{NARROW[0]} documents of {NARROW[1]}"] = study.calibration(*NARROW)
-    for (name, text), start in product(texts.items(), ("rotation, repair in one pass", DEFAULT)):
+    for (name, text), start in product(texts.items(), ("rotation, repair in one pass", AS_IT_IS)):
         key = f"calibration | {start} | {name}, {text.num_tokens:,} tokens"
         study.note(key, SHAPES["504/1024"], STARTS[start], text)
 
@@ -294,7 +323,7 @@ def depth_repaired(study: Starts, _: Sequence[str]) -> None:
         key, found = choice_of_layers(study, text, criterion, mode)
         source = without_layers(prepared, found["22"])
         name = f"depth, repaired | {key} | 22 layers"
-        study.note(name, {"num_hidden_layers": 22}, STARTS[DEFAULT], text, source, EVALUATED)
+        study.note(name, {"num_hidden_layers": 22}, STARTS[AS_IT_IS], text, source, EVALUATED)
 
 
 def choice_of_layers(study: Starts, text: PackedTokens, criterion: str, mode: str) -> tuple[str, dict[str, list[int]]]:
@@ -350,6 +379,7 @@ def recovery(study: Starts, names: Sequence[str]) -> None:
 
 PARTS: dict[str, Callable[[Starts, Sequence[str]], None]] = {
     "starts": starts,
+    "held-out": held_out,
     "recovery": recovery,
     "calibration": calibration,
     "ridges": ridges,
@@ -366,8 +396,19 @@ def main() -> None:
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--starts", help=f"for recovery and starts, separated by ';', of: {'; '.join(STARTS)}")
-    parser.add_argument("--documents", type=int, default=CALIBRATION, help="for starts, of 1,024 tokens each")
+    parser.add_argument(
+        "--starts", help=f"for recovery, starts and held-out, separated by ';', of: {'; '.join(STARTS)}"
+    )
+    parser.add_argument(
+        "--documents", type=int, default=CALIBRATION, help="for starts and held-out, of 1,024 tokens each"
+    )
+    parser.add_argument(
+        "--also",
+        metavar="NAME=FOLDER",
+        nargs="*",
+        default=[],
+        help="further texts for held-out, as folders of .txt or .md files",
+    )
     parser.add_argument("--show", action="store_true", help="print what is measured, and measure nothing")
     args = parser.parse_args()
     names = args.starts.split(";") if args.starts else list(STARTS)
@@ -377,6 +418,7 @@ def main() -> None:
     measured = Path(__file__).parent / "measured" / "starts.json"
     study = Starts(args.data.absolute(), args.out.absolute(), measured)
     study.documents = args.documents
+    study.also = {name: Path(folder) for name, _, folder in (text.partition("=") for text in args.also)}
     default_display()  # silences the libraries' own bars
     if not args.show:
         teacher = study.checkpoint.path

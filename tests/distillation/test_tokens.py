@@ -62,6 +62,30 @@ def test_the_first_sequences_are_the_first_rows():
     assert first.position_ids.tolist() == [[0, 1, 2], [0, 0, 1]]
 
 
+def test_random_tokens_take_the_place_of_a_share_of_a_texts_but_of_no_first_token_of_a_document():
+    text = pack([np.full(400, 7)] * 50, 100)
+    changed = text.with_random_tokens(0.25, vocab_size=1000)
+    assert torch.equal(changed.position_ids, text.position_ids)
+    first = text.position_ids == 0
+    assert (changed.input_ids[first] == 7).all()
+    others = changed.input_ids[~first]
+    replaced = others[others != 7]
+    assert abs(len(replaced) / len(others) - 0.25) < 0.02
+    assert 0 <= replaced.min() < 5
+    assert 995 <= replaced.max() < 1000
+    assert replaced.unique().numel() > 950
+
+
+def test_the_same_seed_replaces_the_same_tokens_and_a_share_of_nothing_none(tmp_path):
+    text = pack([np.arange(400)], 100)
+    text.save(tmp_path / "text.safetensors")
+    loaded = PackedTokens.load(tmp_path / "text.safetensors")
+    one, same, other = (each.with_random_tokens(0.5, 400, seed) for each, seed in ((text, 1), (loaded, 1), (text, 2)))
+    assert torch.equal(one.input_ids, same.input_ids)
+    assert one.fingerprint == same.fingerprint != other.fingerprint
+    assert text.with_random_tokens(0, 400).fingerprint == text.fingerprint == loaded.fingerprint
+
+
 def test_batches_come_in_order_and_the_last_one_may_be_smaller():
     packed = pack(DOCUMENTS, 4)
     batches = list(packed.batches(2))

@@ -25,6 +25,7 @@ from minitron_nas.pruning.parts import whole
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
 from minitron_nas.pruning.rotation import Rotation
 from minitron_nas.pruning.sequence import repair_in_sequence, why_not_in_sequence
+from minitron_nas.pruning.settings import RANDOM_TOKENS
 from minitron_nas.pruning.slice import build_student, cuts
 from minitron_nas.storage.weights import read_headers
 from minitron_nas.testing import Subject, tiny_config, tiny_tokenizer
@@ -33,6 +34,9 @@ NOT_REPAIRABLE = {"gemma2", "gemma3_text", "olmo2"}
 IDS = torch.randint(0, 320, (400,), generator=torch.Generator().manual_seed(1)).numpy()
 TEXT = pack([IDS[:30], IDS[30:47], IDS[47:150], IDS[150:]], 20)
 """Twenty sequences of twenty tokens; documents end inside some of them."""
+
+READ = TEXT.with_random_tokens(RANDOM_TOKENS, 320)
+"""What models read of it while they are repaired."""
 
 NAMES = {
     "llama": {
@@ -70,7 +74,7 @@ def repaired(prepared, target, folder, text=TEXT, **more):
 
 @torch.no_grad()
 def watched(model, names):
-    """What modules read and put out over the text, (num_tokens, size), float64."""
+    """What modules read and put out while a student is repaired, (num_tokens, size), float64."""
     found, handles = {}, []
     for name in names:
 
@@ -80,7 +84,7 @@ def watched(model, names):
             found[name] = tuple(each.flatten(0, 1).double() for each in (states, output))
 
         handles.append(model.get_submodule(name).register_forward_hook(keep, with_kwargs=True))
-    model(input_ids=TEXT.input_ids, position_ids=TEXT.position_ids, use_cache=False)
+    model(input_ids=READ.input_ids, position_ids=READ.position_ids, use_cache=False)
     for handle in handles:
         handle.remove()
     return found
@@ -201,6 +205,21 @@ def test_it_is_nearer_to_the_teacher_than_a_repair_in_one_pass(trained_teacher, 
             model(input_ids=unseen.input_ids).logits.flatten(0, 1) for model in (teacher, student, one_pass)
         )
     assert forward_kl(own, expected).mean() < 0.9 * forward_kl(plain, expected).mean()
+
+
+def test_random_tokens_bring_it_nearer_to_the_teacher_on_tokens_that_the_text_lacks(
+    trained_teacher, text_file, tmp_path
+):
+    prepared, teacher, seen, unseen = trained(trained_teacher, text_file, tmp_path)
+    target, vocab_size = prepared.architecture.reshaped({"hidden_size": 36}), prepared.architecture.vocab_size
+    strange = unseen.with_random_tokens(0.5, vocab_size, seed=1)
+    distances = {}
+    for share in (0.0, RANDOM_TOKENS):
+        _, student = repaired(prepared, target, tmp_path / f"{share}", seen, random_tokens=share)
+        with torch.no_grad():
+            expected, own = (model(input_ids=strange.input_ids).logits.flatten(0, 1) for model in (teacher, student))
+        distances[share] = forward_kl(own, expected).mean()
+    assert distances[RANDOM_TOKENS] < 0.95 * distances[0.0], distances
 
 
 def test_hidden_states_in_a_file_give_the_same_bytes(tmp_path, source, monkeypatch):
