@@ -44,6 +44,7 @@ EVALUATION_SEQUENCES = 8
 EVALUATED = ("near", "far", "other")
 """The corpus' validation split; WikiText-2; docstrings of Python's standard library."""
 
+_LINE_BREAK = re.compile(r"(?<!\n)\n(?!\n)")
 _ARTICLE = re.compile(r"^ = [^=].*$", re.MULTILINE)
 _MODULES = (
     "argparse", "array", "ast", "asyncio", "base64", "bisect", "calendar", "cmd", "collections", "configparser",
@@ -139,9 +140,8 @@ class Study:
         if name in self.also:
             files = sorted(file for file in self.also[name].rglob("*") if file.suffix in {".txt", ".md"})
             files = random.Random(SEED).sample(files, len(files))
-            return self.tokens(
-                f"also-{name}", lambda: self.packed([[file.read_text()] for file in files], count, LENGTH)
-            )
+            documents = [[_LINE_BREAK.sub(" ", file.read_text())] for file in files]
+            return self.tokens(f"also-{name}-{count}", lambda: self.packed(documents, count, LENGTH))
         if count != EVALUATION_SEQUENCES:
             return self.tokens(f"{name}-{count}", lambda: self._read_evaluation(name, count))
         return self.tokens(name, lambda: self._read_evaluation(name, count))

@@ -50,7 +50,7 @@ SHAPES: dict[str, dict[str, int]] = {
 CALIBRATION = 32
 """Documents, of 1,024 tokens each."""
 DOCUMENTS = (8, 32, 128)
-HELD_OUT_SEQUENCES = 32
+HELD_OUT_SEQUENCES = 16
 NARROW = (32, "standardebooks")
 RATES = (1e-4, 3e-4, 6e-4)
 POINTS = (0, 12_288, 24_576, 49_152, 76_800, 102_400)
@@ -131,6 +131,8 @@ class Starts(Study):
 
     documents: int = CALIBRATION
     """That untrained students of several shapes are calibrated on."""
+    shapes: Mapping[str, Mapping[str, int]] = SHAPES
+    """What these shapes are."""
 
     def scored(self, text: PackedTokens, settings: ImportanceSettings) -> ImportanceScores:
         kind = f"{settings.batch_aggregation}-{settings.sequence_aggregation}"
@@ -224,7 +226,7 @@ def protected_layers() -> tuple[int, ...]:
 def starts(study: Starts, names: Sequence[str]) -> None:
     """Untrained students of several shapes from each start."""
     text, source = study.calibration(study.documents), study.checkpoint.architecture
-    for shape, sizes in SHAPES.items():
+    for shape, sizes in study.shapes.items():
         seen = set()
         for name in names:
             changes = STARTS[name].changes(source, source.reshaped(sizes))
@@ -246,10 +248,10 @@ def held_out(study: Starts, names: Sequence[str]) -> None:
     teacher = study.checkpoint.path
     measure = partial(study.losses, load_for_inference(teacher), texts, HELD_OUT_SEQUENCES)
     study.measurements.once("held-out | teacher", measure)
-    for shape, name in product(SHAPES, names):
+    for shape, name in product(study.shapes, names):
         study.note(
             f"held-out | {shape} | {name} | {text.num_tokens:,} tokens",
-            SHAPES[shape],
+            study.shapes[shape],
             STARTS[name],
             text,
             None,
@@ -396,12 +398,12 @@ def main() -> None:
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument(
-        "--starts", help=f"for recovery, starts and held-out, separated by ';', of: {'; '.join(STARTS)}"
-    )
-    parser.add_argument(
-        "--documents", type=int, default=CALIBRATION, help="for starts and held-out, of 1,024 tokens each"
-    )
+    starts_help = f"for recovery, starts and held-out, separated by ';', of: {'; '.join(STARTS)}"
+    parser.add_argument("--starts", help=starts_help)
+    shapes_help = f"for starts and held-out, separated by ';', of: {'; '.join(SHAPES)}"
+    parser.add_argument("--shapes", default=";".join(SHAPES), help=shapes_help)
+    documents_help = "for starts and held-out, of 1,024 tokens each"
+    parser.add_argument("--documents", type=int, default=CALIBRATION, help=documents_help)
     parser.add_argument(
         "--also",
         metavar="NAME=FOLDER",
@@ -418,6 +420,7 @@ def main() -> None:
     measured = Path(__file__).parent / "measured" / "starts.json"
     study = Starts(args.data.absolute(), args.out.absolute(), measured)
     study.documents = args.documents
+    study.shapes = {shape: SHAPES[shape] for shape in args.shapes.split(";")}
     study.also = {name: Path(folder) for name, _, folder in (text.partition("=") for text in args.also)}
     default_display()  # silences the libraries' own bars
     if not args.show:
