@@ -28,7 +28,7 @@ def measure_start(
     random_tokens: float = RANDOM_TOKENS,
     progress: Progress = silent,
 ) -> tuple[Rotation | None, Path | None]:
-    """Measure on text what cutting a source well needs, in one pass.
+    """Measure on text what cutting a source well needs, in one pass for each of the two.
 
     Args:
         checkpoint: The source.
@@ -36,7 +36,7 @@ def measure_start(
         rotate: Whether to find the basis in which hidden channels are cut.
         repair: Whether to measure the second moments of what output projections read.
         work: A folder for what memory is too small for, and for the second moments.
-        random_tokens: Share of the text's tokens that are replaced with any of the vocabulary.
+        random_tokens: For the basis, the share of the text's tokens that are replaced with any of the vocabulary.
         progress: Told about tokens.
 
     Returns:
@@ -51,14 +51,24 @@ def measure_start(
     num_bytes = moments_bytes(checkpoint, rotate, repair)
     require_free_bytes(work, num_bytes, "second moments of activations")
     whole = fits_in_memory(checkpoint, num_bytes)
-    text = calibration().with_random_tokens(random_tokens, checkpoint.architecture.vocab_size)
-    checkpoint_moments(checkpoint, text, moments, rotate, repair, whole, work, progress)
+    text = calibration()
     rotation = None
     if rotate:
+        read = text.with_random_tokens(random_tokens, checkpoint.architecture.vocab_size)
+        told = _half(progress, 0) if repair else progress
+        checkpoint_moments(checkpoint, read, moments, True, False, whole, work, told)
         rotation = Rotation.of(moments, checkpoint.headers, checkpoint.architecture, checkpoint.layout)
         for place in stream_norms(checkpoint.layout, checkpoint.architecture):
             del moments[place.name]
+    if repair:
+        told = _half(progress, 1) if rotate else progress
+        checkpoint_moments(checkpoint, text, moments, False, True, whole, work, told)
     return rotation, moments.path if repair else None
+
+
+def _half(progress: Progress, number: int) -> Progress:
+    """Tell of the first or second of two passes over the same text."""
+    return lambda done, total: progress(number * total + done, 2 * total)
 
 
 def moments_bytes(checkpoint: Checkpoint, stream: bool, inputs: bool) -> int:

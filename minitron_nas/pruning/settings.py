@@ -15,4 +15,4 @@ SEQUENCE_RIDGE = 0.1
 """The same of the repair in sequence, whose statistics are those of a student that is cut already."""
 
 RANDOM_TOKENS = 0.1
-"""Share of a text's tokens that any of the vocabulary take the place of where rotation and repair read it."""
+"""Share of a text's tokens that rotation and the repair in sequence replace with any of the vocabulary."""

@@ -123,6 +123,28 @@ def test_only_what_is_wanted_is_measured_and_kept(tmp_path: Path) -> None:
     assert set(TensorFolder(moments)) == {f"model.layers.{n}.{name}.weight" for n in range(2) for name in names}
 
 
+def test_random_tokens_are_read_for_the_basis_alone(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(tiny_checkpoint(tmp_path / "teacher", "llama", num_hidden_layers=2))
+    found, told = {}, []
+    for share in (0.0, 0.5):
+        work = tmp_path / f"{share}"
+        rotation, moments = measure_start(
+            checkpoint, lambda: TOKENS, True, True, work, share, progress=lambda *pair: told.append(pair)
+        )
+        assert rotation is not None
+        assert moments is not None
+        found[share] = rotation.energies, dict(TensorFolder(moments))
+    replaced = TOKENS.with_random_tokens(0.5, checkpoint.architecture.vocab_size)
+    expected, _ = measure_start(checkpoint, lambda: replaced, True, False, tmp_path / "replaced", 0.0)
+    assert expected is not None
+    assert torch.equal(found[0.5][0], expected.energies)
+    assert not torch.allclose(found[0.5][0], found[0.0][0], rtol=1e-3)
+    assert all(torch.equal(found[0.5][1][name], moment) for name, moment in found[0.0][1].items())
+    half = told[: len(told) // 2]
+    assert half == sorted(half)
+    assert half[-1] == (2 * TOKENS.num_tokens, 2 * TOKENS.num_tokens)
+
+
 def test_moments_that_the_disk_cannot_hold_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = open_checkpoint(tiny_checkpoint(tmp_path / "teacher", "llama", num_hidden_layers=2))
     asked = []
