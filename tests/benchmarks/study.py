@@ -137,16 +137,15 @@ class Study:
 
     def evaluation(self, name: str, count: int = EVALUATION_SEQUENCES) -> PackedTokens:
         """Return an evaluation text, or the one that learning rates are tuned on."""
+        kept = f"also-{name}" if name in self.also else name
+        kept = kept if count == EVALUATION_SEQUENCES else f"{kept}-{count}"
+        return self.tokens(kept, lambda: self._read_evaluation(name, count))
+
+    def _read_evaluation(self, name: str, count: int) -> PackedTokens:
         if name in self.also:
             files = sorted(file for file in self.also[name].rglob("*") if file.suffix in {".txt", ".md"})
             files = random.Random(SEED).sample(files, len(files))
-            documents = [[_LINE_BREAK.sub(" ", file.read_text())] for file in files]
-            return self.tokens(f"also-{name}-{count}", lambda: self.packed(documents, count, LENGTH))
-        if count != EVALUATION_SEQUENCES:
-            return self.tokens(f"{name}-{count}", lambda: self._read_evaluation(name, count))
-        return self.tokens(name, lambda: self._read_evaluation(name, count))
-
-    def _read_evaluation(self, name: str, count: int) -> PackedTokens:
+            return self.packed([[_LINE_BREAK.sub(" ", file.read_text())] for file in files], count, LENGTH)
         if name == "tuning":
             return self.beginnings(2, count, LENGTH)
         if name == "near":

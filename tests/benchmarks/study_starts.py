@@ -246,8 +246,9 @@ def held_out(study: Starts, names: Sequence[str]) -> None:
     """The default against plain Minitron, untrained, on more text and on text that DATA lacks."""
     text, texts = study.calibration(study.documents), (*EVALUATED, *study.also)
     teacher = study.checkpoint.path
-    measure = partial(study.losses, load_for_inference(teacher), texts, HELD_OUT_SEQUENCES)
-    study.measurements.once("held-out | teacher", measure)
+    study.measurements.once(
+        "held-out | teacher", lambda: study.losses(load_for_inference(teacher), texts, HELD_OUT_SEQUENCES)
+    )
     for shape, name in product(study.shapes, names):
         study.note(
             f"held-out | {shape} | {name} | {text.num_tokens:,} tokens",
@@ -417,10 +418,13 @@ def main() -> None:
     unknown = set(names) - set(STARTS)
     if unknown:
         parser.error(f"no start is called {', '.join(sorted(unknown))}; choose from {'; '.join(STARTS)}")
+    shapes = args.shapes.split(";")
+    if unknown := set(shapes) - set(SHAPES):
+        parser.error(f"no shape is called {', '.join(sorted(unknown))}; choose from {'; '.join(SHAPES)}")
     measured = Path(__file__).parent / "measured" / "starts.json"
     study = Starts(args.data.absolute(), args.out.absolute(), measured)
     study.documents = args.documents
-    study.shapes = {shape: SHAPES[shape] for shape in args.shapes.split(";")}
+    study.shapes = {shape: SHAPES[shape] for shape in shapes}
     study.also = {name: Path(folder) for name, _, folder in (text.partition("=") for text in args.also)}
     default_display()  # silences the libraries' own bars
     if not args.show:
