@@ -64,7 +64,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Fill],
 @pytest.fixture(scope="session")
 def text_file(made_once: Callable[[str, Fill], Path]) -> Path:
     """A jsonl file of about 300 kB of English in some seventy documents."""
-    from minitron_nas.distillation.embedded_text import embedded_documents
+    from minitron_nas.text.embedded import embedded_documents
 
     def write(folder: Path) -> None:
         lines = (json.dumps({"text": text}) + "\n" for text in _until(TEXT_CHARACTERS, embedded_documents()))

@@ -231,9 +231,9 @@ def _read_step(
     Raises:
         PlanError: If a setting is of no use to the step, or has a fault.
     """
-    from minitron_nas.distillation.data_source import parse_data
     from minitron_nas.errors import PlanError
     from minitron_nas.pipeline.plan import make_plan, with_overrides
+    from minitron_nas.text.data_source import parse_data
 
     for override in overrides or ():
         if re.split("[.=]", override.strip())[0] not in {*takes, "seed"}:

@@ -9,10 +9,10 @@ from minitron_nas.distillation.hidden_cache import HiddenCache, write_hidden_cac
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signal_folder import SignalFolder, read_about
 from minitron_nas.distillation.signals import OnlineTeacher, TeacherSignal, load_for_inference
-from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.distillation.top_k_cache import TopKCache, write_top_k_cache
 from minitron_nas.execution.device import release_memory
 from minitron_nas.progress import Progress, silent
+from minitron_nas.text.tokens import PackedTokens
 
 
 def cached_parts(settings: DistillationSettings) -> dict[str, int | None]:

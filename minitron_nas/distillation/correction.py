@@ -17,9 +17,9 @@ from minitron_nas.distillation.checkpoints import STUDENT, last_whole, load_weig
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals import OnlineTeacher
 from minitron_nas.distillation.targets import HiddenTargets
-from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.errors import PlanError
 from minitron_nas.storage.atomic import read_json
+from minitron_nas.text.tokens import PackedTokens
 
 _LOOK_SECONDS = 30.0
 _CHECKPOINTS = "checkpoints-"

@@ -14,11 +14,11 @@ from minitron_nas.distillation.head import OutputHead
 from minitron_nas.distillation.signal_folder import SignalFolder
 from minitron_nas.distillation.signals import OnlineTeacher
 from minitron_nas.distillation.targets import HiddenTargets
-from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.errors import CacheError
 from minitron_nas.execution.device import pick_device
 from minitron_nas.progress import Progress, silent
 from minitron_nas.storage.shards import Bytes
+from minitron_nas.text.tokens import PackedTokens
 
 _WEIGHTS: WeakValueDictionary[tuple[str, torch.device], Tensor] = WeakValueDictionary()
 """Heads in use, by checksum: a training and a validation cache of one teacher hold one head in memory."""

@@ -17,10 +17,10 @@ from minitron_nas.distillation.hidden_cache import HiddenCache
 from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals import OnlineTeacher, TeacherSignal, load_for_inference
-from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.distillation.trainer import CurvePoint, Stream, TrainingResult
 from minitron_nas.errors import PlanError
 from minitron_nas.storage.atomic import read_json, write_json
+from minitron_nas.text.tokens import PackedTokens
 
 JOB = "job.json"
 TRAINED = "model.safetensors"

@@ -13,9 +13,7 @@ from minitron_nas.distillation.liger import fused_distance, has_kernel, is_exact
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.targets import HiddenTargets, TopKTargets
 from minitron_nas.execution.compiler import compiled
-
-IGNORE_LABEL = -100
-"""The label of a token that has no next token in its document."""
+from minitron_nas.text.tokens import IGNORE_LABEL
 
 
 def forward_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:

@@ -21,11 +21,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from xxhash import xxh3_64_intdigest
 
-from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.errors import CacheError
 from minitron_nas.progress import Progress
 from minitron_nas.storage.atomic import read_json, require_free_bytes, whole_file, write_json
 from minitron_nas.storage.shards import Bytes, Shards
+from minitron_nas.text.tokens import PackedTokens
 
 FORMAT = 1
 """A cache of another format is written again."""

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from minitron_nas.distillation.head import OutputHead
 from minitron_nas.distillation.targets import HiddenTargets, TopKTargets
-from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.execution.device import compute_dtype, pick_device
+from minitron_nas.text.tokens import PackedTokens
 
 
 class TeacherSignal(Protocol):

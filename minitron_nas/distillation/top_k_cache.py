@@ -9,10 +9,10 @@ from torch import Tensor
 from minitron_nas.distillation.signal_folder import SignalFolder
 from minitron_nas.distillation.signals import OnlineTeacher
 from minitron_nas.distillation.targets import HiddenTargets, TopKTargets
-from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.execution.device import pick_device
 from minitron_nas.progress import Progress, silent
 from minitron_nas.storage.shards import Bytes
+from minitron_nas.text.tokens import PackedTokens
 
 _CHUNK_TOKENS = 256
 

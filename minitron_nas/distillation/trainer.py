@@ -35,7 +35,6 @@ from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import HOW_TO_TRAIN, DistillationSettings
 from minitron_nas.distillation.signals import OnlineTeacher, TeacherSignal
 from minitron_nas.distillation.targets import HiddenTargets, TopKTargets
-from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.distillation.validation import validate
 from minitron_nas.errors import PreemptedError, TrainingMemoryError
 from minitron_nas.execution.compiler import as_written, compiled_modules
@@ -46,6 +45,7 @@ from minitron_nas.families.catalog import layout_of
 from minitron_nas.families.layer_model import decoder_layers
 from minitron_nas.progress import Progress, silent
 from minitron_nas.storage.ledger import fingerprint
+from minitron_nas.text.tokens import PackedTokens
 
 _NOT_DECIDING = {
     *HOW_TO_TRAIN,

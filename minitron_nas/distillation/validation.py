@@ -8,10 +8,10 @@ from minitron_nas.distillation.head import OutputHead
 from minitron_nas.distillation.losses import Losses, LossSums
 from minitron_nas.distillation.signals import TeacherSignal, final_hidden
 from minitron_nas.distillation.targets import TopKTargets
-from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.errors import CacheError
 from minitron_nas.execution.device import compute_dtype
 from minitron_nas.progress import Progress, silent
+from minitron_nas.text.tokens import PackedTokens
 
 
 @torch.no_grad()

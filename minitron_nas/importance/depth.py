@@ -20,11 +20,11 @@ from minitron_nas.distillation.chunks import chunks
 from minitron_nas.distillation.head import OutputHead
 from minitron_nas.distillation.signals import OnlineTeacher, TeacherSignal, final_hidden
 from minitron_nas.distillation.targets import HiddenTargets
-from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.distillation.validation import validate
 from minitron_nas.evaluation.settings import EvaluationSettings
 from minitron_nas.families.layer_model import decoder_layers, input_of
 from minitron_nas.importance.settings import DepthSettings
+from minitron_nas.text.tokens import PackedTokens
 
 Criterion: TypeAlias = Callable[[frozenset[int], Sequence[range]], Iterator[float]]
 """From the layers that are out already, and runs of layers one of which could go next, to a score of each run."""

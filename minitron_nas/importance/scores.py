@@ -11,11 +11,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.errors import ScoresError
 from minitron_nas.storage.atomic import whole_folder
 from minitron_nas.storage.schemas import SCORES
 from minitron_nas.storage.tables import write_rows
+from minitron_nas.text.tokens import PackedTokens
 
 _FILE = "scores.safetensors"
 _CALIBRATION = "calibration.safetensors"

@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 
-from minitron_nas.distillation.text import data_name
 from minitron_nas.errors import RunFolderError
 from minitron_nas.families.checkpoint import Checkpoint, open_checkpoint
 from minitron_nas.families.teacher import check_source, resolve_teacher, source_name
@@ -31,6 +30,7 @@ from minitron_nas.settings import format_count
 from minitron_nas.storage.run_folder import RunFolder
 from minitron_nas.storage.schemas import CANDIDATES, CURVES, EVALUATIONS, TRIALS, Table
 from minitron_nas.storage.tables import read_frame, read_rows
+from minitron_nas.text.sources import data_name
 
 
 @dataclass(frozen=True, slots=True)

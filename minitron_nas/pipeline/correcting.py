@@ -13,15 +13,8 @@ from minitron_nas.distillation.correction import Correction
 from minitron_nas.distillation.lora import add_adapters, merge_adapters, require_peft
 from minitron_nas.distillation.losses import Losses
 from minitron_nas.distillation.schedule import Schedule
-from minitron_nas.distillation.settings import (
-    CorrectionSettings,
-    CorrectionTraining,
-    DistillationSettings,
-    TextSettings,
-)
+from minitron_nas.distillation.settings import CorrectionSettings, CorrectionTraining, DistillationSettings
 from minitron_nas.distillation.signals import load_for_training
-from minitron_nas.distillation.text import data_name
-from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.distillation.trainer import Stream, TrainingResult, distill
 from minitron_nas.distillation.validation import validate
 from minitron_nas.errors import PlanError
@@ -36,6 +29,9 @@ from minitron_nas.pipeline.sources import Tokens, one_pass_tokens, proof_prompt,
 from minitron_nas.progress import Progress
 from minitron_nas.pruning.export import Proof, export_student, stored_dtype
 from minitron_nas.storage.run_folder import require_new_folder
+from minitron_nas.text.settings import TextSettings
+from minitron_nas.text.sources import data_name
+from minitron_nas.text.tokens import PackedTokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from minitron_nas.distillation.text import EMBEDDED
 from minitron_nas.families.teacher import demo_teacher
 from minitron_nas.pipeline.build import Family, run_plan
 from minitron_nas.pipeline.display import Display
 from minitron_nas.pipeline.plan import make_plan, with_overrides
+from minitron_nas.text.sources import EMBEDDED
 
 DEMO_SETTINGS: dict[str, Any] = {
     "sizes": ["110M", "94M"],

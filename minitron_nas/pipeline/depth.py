@@ -5,7 +5,6 @@ from collections.abc import Callable, Collection
 from torch import Tensor
 
 from minitron_nas.distillation.signals import load_for_inference
-from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.execution.device import release_memory
 from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.importance.depth import make_criterion
@@ -14,6 +13,7 @@ from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import DepthSettings
 from minitron_nas.pipeline.passes import require_whole_model
 from minitron_nas.progress import Progress, silent
+from minitron_nas.text.tokens import PackedTokens
 
 
 def choose_layers(

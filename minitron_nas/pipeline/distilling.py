@@ -12,11 +12,8 @@ from minitron_nas.distillation.correction import Correction
 from minitron_nas.distillation.job import TrainingFiles, TrainingJob
 from minitron_nas.distillation.launch import train
 from minitron_nas.distillation.schedule import Schedule
-from minitron_nas.distillation.settings import DistillationSettings, TextSettings
-from minitron_nas.distillation.text import data_name
-from minitron_nas.distillation.tokens import PackedTokens
+from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.trainer import CurvePoint, TrainingResult
-from minitron_nas.distillation.vocabulary import Vocabulary
 from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.families.teacher import resolve_teacher, source_name
@@ -26,6 +23,10 @@ from minitron_nas.pipeline.sources import one_pass_tokens, proof_prompt, read_sp
 from minitron_nas.progress import Progress
 from minitron_nas.pruning.export import Proof, export_student, stored_dtype
 from minitron_nas.storage.run_folder import require_new_folder
+from minitron_nas.text.settings import TextSettings
+from minitron_nas.text.sources import data_name
+from minitron_nas.text.tokens import PackedTokens
+from minitron_nas.text.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, slots=True)

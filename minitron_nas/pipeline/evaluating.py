@@ -9,16 +9,16 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from minitron_nas.distillation.losses import Losses
-from minitron_nas.distillation.settings import TextSettings
 from minitron_nas.distillation.signals import OnlineTeacher, load_for_inference
-from minitron_nas.distillation.text import read_in_order
-from minitron_nas.distillation.tokens import PackedTokens, pack, tokenize
 from minitron_nas.distillation.validation import validate
-from minitron_nas.distillation.vocabulary import Vocabulary
 from minitron_nas.errors import DataError
 from minitron_nas.families.teacher import resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.progress import Progress
+from minitron_nas.text.settings import TextSettings
+from minitron_nas.text.sources import read_in_order
+from minitron_nas.text.tokens import PackedTokens, pack, tokenize
+from minitron_nas.text.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, slots=True)

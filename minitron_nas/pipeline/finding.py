@@ -14,7 +14,6 @@ from minitron_nas.architecture.costs import (
     kv_cache_bytes_per_token,
 )
 from minitron_nas.distillation.job import TrainingFiles
-from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.execution.runner import Outcome, last_line, make_runner
 from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.importance.scores import ImportanceScores
@@ -37,6 +36,7 @@ from minitron_nas.storage.atomic import read_json, write_json
 from minitron_nas.storage.ledger import fingerprint
 from minitron_nas.storage.schemas import CANDIDATES, EXCLUSIONS, TRIALS
 from minitron_nas.storage.tables import replace_rows
+from minitron_nas.text.tokens import PackedTokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from minitron_nas.distillation.signals import load_for_inference
-from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.errors import PlanError
 from minitron_nas.execution.device import available_bytes, compute_dtype, pick_device, release_memory
 from minitron_nas.families.checkpoint import Checkpoint
@@ -16,6 +15,7 @@ from minitron_nas.importance.score import score_importance, sweep_importance
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
 from minitron_nas.progress import Progress
+from minitron_nas.text.tokens import PackedTokens
 
 _MARGIN_FRACTION = 0.2
 """Of the weights, for what loading and a forward pass need beside them."""

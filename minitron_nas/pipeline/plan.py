@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from minitron_nas.distillation.data_source import DataSource, read_sources
-from minitron_nas.distillation.settings import HOW_TO_TRAIN, CorrectionSettings, DistillationSettings, TextSettings
+from minitron_nas.distillation.settings import HOW_TO_TRAIN, CorrectionSettings, DistillationSettings
 from minitron_nas.errors import PlanError
 from minitron_nas.evaluation.settings import EvaluationSettings
 from minitron_nas.execution.settings import RunnerSettings
@@ -17,6 +16,8 @@ from minitron_nas.pruning.settings import Repair, Start
 from minitron_nas.search.settings import SearchSettings
 from minitron_nas.settings import Count, Settings, format_count, parse_count, plan_error
 from minitron_nas.space.axes import SearchSpace, load_space
+from minitron_nas.text.data_source import DataSource, read_sources
+from minitron_nas.text.settings import TextSettings
 
 
 class FamilyPlan(Settings):

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from minitron_nas.architecture.layout import HIDDEN
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.importance.tensor_folder import TensorFolder
 from minitron_nas.pipeline.passes import checkpoint_moments, fits_in_memory
@@ -17,6 +16,7 @@ from minitron_nas.pruning.sequence import repair_in_sequence, why_not_in_sequenc
 from minitron_nas.pruning.settings import RANDOM_TOKENS, Repair, Start
 from minitron_nas.storage.atomic import require_free_bytes
 from minitron_nas.storage.weights import TensorHeader
+from minitron_nas.text.tokens import PackedTokens
 
 
 def measure_start(

@@ -13,9 +13,6 @@ from torch import Tensor
 from minitron_nas.architecture.costs import count_parameters
 from minitron_nas.architecture.rules import check_architecture, check_changes
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.distillation.settings import TextSettings
-from minitron_nas.distillation.text import data_name
-from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.errors import PlanError
 from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.families.checks import check_values
@@ -46,6 +43,9 @@ from minitron_nas.space.axes import SearchSpace, load_space
 from minitron_nas.space.enumerate import Candidate, enumerate_candidates
 from minitron_nas.storage.run_folder import require_new_folder
 from minitron_nas.storage.weights import TensorHeader
+from minitron_nas.text.settings import TextSettings
+from minitron_nas.text.sources import data_name
+from minitron_nas.text.tokens import PackedTokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,6 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from minitron_nas.distillation.settings import TextSettings
-from minitron_nas.distillation.splits import TokenSplits, split_text
-from minitron_nas.distillation.text import data_name
-from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.families.teacher import resolve_teacher
 from minitron_nas.importance.baselines import magnitude_scores, random_scores
@@ -21,6 +17,10 @@ from minitron_nas.importance.settings import ImportanceSettings
 from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.pipeline.passes import fits_in_memory, pass_title, score_checkpoint
 from minitron_nas.storage.run_folder import require_new_folder
+from minitron_nas.text.settings import TextSettings
+from minitron_nas.text.sources import data_name
+from minitron_nas.text.splits import TokenSplits, split_text
+from minitron_nas.text.tokens import PackedTokens
 
 MAGNITUDE = "magnitude"
 RANDOM = "random"

@@ -10,17 +10,18 @@ from transformers import AutoTokenizer
 from minitron_nas.distillation.caches import cached_parts, keep_signals
 from minitron_nas.distillation.job import TrainingFiles
 from minitron_nas.distillation.schedule import Schedule
-from minitron_nas.distillation.settings import TextSettings
 from minitron_nas.distillation.signal_folder import FORMAT, files_of
-from minitron_nas.distillation.splits import ONE_PASS_TOKENS, TokenSplits, split_text
-from minitron_nas.distillation.text import data_name
-from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.pipeline.engine import Engine
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pipeline.provenance import PROOF_TOKENS
 from minitron_nas.progress import Progress
 from minitron_nas.storage.ledger import fingerprint
+from minitron_nas.text.settings import TextSettings
+from minitron_nas.text.sources import data_name
+from minitron_nas.text.splits import TokenSplits, split_text
+from minitron_nas.text.token_log import ONE_PASS_TOKENS
+from minitron_nas.text.tokens import PackedTokens
 
 _SAID = {
     "hidden_cache": "final hidden states of the KD text",

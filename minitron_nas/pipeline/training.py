@@ -18,7 +18,6 @@ from minitron_nas.distillation.launch import train
 from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import HOW_TO_TRAIN
 from minitron_nas.distillation.signals import load_for_training
-from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.distillation.trainer import CurvePoint
 from minitron_nas.distillation.validation import validate
 from minitron_nas.execution.device import release_memory
@@ -37,6 +36,7 @@ from minitron_nas.storage.atomic import read_json, whole_folder
 from minitron_nas.storage.ledger import fingerprint
 from minitron_nas.storage.schemas import CURVES
 from minitron_nas.storage.tables import replace_rows
+from minitron_nas.text.tokens import PackedTokens
 
 Role = Literal["student", "depth_baseline", "random_baseline"]
 

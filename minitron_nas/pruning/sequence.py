@@ -30,7 +30,6 @@ from torch import Tensor
 
 from minitron_nas.architecture.layout import HIDDEN, Axis, Layout, TensorPlace, TensorRow
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.execution.device import release_memory, trim_memory
 from minitron_nas.families.layer_model import input_of, run_layer
 from minitron_nas.families.stock import DTYPES
@@ -43,6 +42,7 @@ from minitron_nas.pruning.repair import Regression
 from minitron_nas.pruning.settings import RANDOM_TOKENS, SEQUENCE_RIDGE
 from minitron_nas.pruning.slice import basis_of, cuts, student_config
 from minitron_nas.storage.weights import TensorHeader, file_headers
+from minitron_nas.text.tokens import PackedTokens
 
 _MEMORY_FRACTION = 1 / 16
 """Of the available memory, for each of up to seven sets of hidden states."""

@@ -8,7 +8,6 @@ from typing import Any
 
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.hidden_cache import HiddenCache
-from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.distillation.validation import validate
 from minitron_nas.errors import TrialError
 from minitron_nas.execution.device import compute_dtype, pick_device
@@ -18,6 +17,7 @@ from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.slice import build_student
 from minitron_nas.search.settings import SearchSettings
 from minitron_nas.space.enumerate import Candidate
+from minitron_nas.text.tokens import PackedTokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,6 @@ from minitron_nas.distillation.job import TrainingFiles, TrainingJob
 from minitron_nas.distillation.launch import run
 from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings
-from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.distillation.trainer import distill
 from minitron_nas.errors import TrialError
 from minitron_nas.execution.device import pick_device
@@ -31,6 +30,7 @@ from minitron_nas.pruning.slice import build_student
 from minitron_nas.search.settings import SearchSettings
 from minitron_nas.space.enumerate import Candidate
 from minitron_nas.storage.atomic import whole_folder
+from minitron_nas.text.tokens import PackedTokens
 
 
 @dataclass(frozen=True, slots=True)

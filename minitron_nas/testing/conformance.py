@@ -28,7 +28,6 @@ from minitron_nas.distillation.losses import distillation_loss, forward_kl
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals import final_hidden
 from minitron_nas.distillation.targets import HiddenTargets
-from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.families.checks import check_tensors
 from minitron_nas.families.layer_model import embed, layer_model, run_layer
 from minitron_nas.families.stock import model_from_tensors, read_tensor
@@ -44,6 +43,7 @@ from minitron_nas.pruning.rotation import Rotation, why_not_rotatable
 from minitron_nas.pruning.slice import build_student, turned_cuts
 from minitron_nas.storage.atomic import read_json
 from minitron_nas.testing.tiny import tiny_model, tiny_tokenizer
+from minitron_nas.text.tokens import PackedTokens
 
 _SEQ_LEN = 12
 _TOLERANCE = 5e-6

@@ -23,10 +23,10 @@ from minitron_nas.distillation.hidden_cache import HiddenCache
 from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals import OnlineTeacher, TeacherSignal, load_for_inference
-from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.distillation.trainer import Stream, distill
 from minitron_nas.execution.device import compute_dtype
 from minitron_nas.families.checkpoint import open_checkpoint
+from minitron_nas.text.tokens import PackedTokens
 
 BATCH, LENGTH = 4, 512
 WARM_STEPS, STEPS = 1, 3

@@ -27,7 +27,6 @@ from minitron_nas.distillation.hidden_cache import HiddenCache
 from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals import OnlineTeacher, load_for_inference
-from minitron_nas.distillation.tokens import PackedTokens, pack, tokenize
 from minitron_nas.distillation.trainer import Stream, distill
 from minitron_nas.distillation.validation import validate
 from minitron_nas.execution.device import release_memory
@@ -35,6 +34,7 @@ from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.families.teacher import demo_teacher, resolve_teacher
 from minitron_nas.progress import Progress
 from minitron_nas.storage.atomic import read_json, whole_folder, write_json
+from minitron_nas.text.tokens import PackedTokens, pack, tokenize
 
 SEED = 0
 LENGTH = 512

@@ -21,7 +21,6 @@ from study import EVALUATED, EVALUATION_SEQUENCES, LENGTH, SEED, Study, progress
 
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.signals import load_for_inference, load_for_training
-from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.execution.device import release_memory
 from minitron_nas.importance.depth_modes import layer_table
 from minitron_nas.importance.score import score_importance
@@ -39,6 +38,7 @@ from minitron_nas.pruning.sequence import repair_in_sequence
 from minitron_nas.pruning.settings import RANDOM_TOKENS, RIDGE, SEQUENCE_RIDGE
 from minitron_nas.pruning.slice import build_student
 from minitron_nas.space.axes import load_space
+from minitron_nas.text.tokens import PackedTokens
 
 SHAPES: dict[str, dict[str, int]] = {
     "504/1024": {"hidden_size": 504, "intermediate_size": 1024},

@@ -6,10 +6,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from minitron_nas.distillation.settings import TextSettings
 from minitron_nas.distillation.signals import OnlineTeacher, load_for_inference
-from minitron_nas.distillation.splits import TokenSplits, split_text
-from minitron_nas.distillation.text import EMBEDDED
 from minitron_nas.distillation.validation import validate
 from minitron_nas.families.teacher import demo_teacher
 from minitron_nas.importance.score import score_importance
@@ -18,6 +15,9 @@ from minitron_nas.pruning import slice as surgery
 from minitron_nas.pruning.compensate import Scaling
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
+from minitron_nas.text.settings import TextSettings
+from minitron_nas.text.sources import EMBEDDED
+from minitron_nas.text.splits import TokenSplits, split_text
 
 HIDDEN_SIZES = (540, 504, 432, 288)
 TEXT = TextSettings(sequence_length=256, calibration_samples=64, validation_samples=16)

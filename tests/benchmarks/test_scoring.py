@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from minitron_nas.distillation.signals import final_hidden, load_for_inference
-from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.families.teacher import demo_teacher
 from minitron_nas.importance.score import score_importance
 from minitron_nas.importance.settings import ImportanceSettings
+from minitron_nas.text.tokens import PackedTokens
 
 ROUNDS = 3
 TEXT = PackedTokens(

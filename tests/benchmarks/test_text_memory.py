@@ -17,10 +17,10 @@ READ = f"""
 import resource, sys, time
 import numpy as np
 from pathlib import Path
-from minitron_nas.distillation import splits
-from minitron_nas.distillation.settings import TextSettings
-from minitron_nas.distillation.splits import TokenSplits, split_documents
-from minitron_nas.distillation.text import Source
+from minitron_nas.text import splits
+from minitron_nas.text.settings import TextSettings
+from minitron_nas.text.splits import TokenSplits, split_documents
+from minitron_nas.text.sources import Source
 
 # Tokens stand in for the tokenizer's, whose speed and memory are not what is measured.
 splits.tokenize = lambda documents, tokenizer, vocab_size: documents

@@ -16,10 +16,10 @@ from minitron_nas.distillation.job import TrainingFiles, TrainingJob
 from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals import load_for_inference, load_for_training
-from minitron_nas.distillation.tokens import pack
 from minitron_nas.execution.torchrun import run_processes
 from minitron_nas.progress import silent
 from minitron_nas.testing import tiny_checkpoint
+from minitron_nas.text.tokens import pack
 
 LENGTH = 16
 SCHEDULE = Schedule(num_steps=6, batch_sequences=4, sequence_length=LENGTH)

@@ -9,10 +9,10 @@ from minitron_nas.distillation.caches import cached_parts, keep_signal, keep_sig
 from minitron_nas.distillation.hidden_cache import HiddenCache
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals import OnlineTeacher
-from minitron_nas.distillation.tokens import pack
 from minitron_nas.distillation.top_k_cache import TopKCache
 from minitron_nas.errors import CacheError
 from minitron_nas.testing import tiny_checkpoint, tiny_config, tiny_model
+from minitron_nas.text.tokens import pack
 
 
 def some_tokens(num_sequences, seed=7):

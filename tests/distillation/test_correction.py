@@ -9,10 +9,10 @@ from minitron_nas.distillation.correction import Correction, FollowingTeacher
 from minitron_nas.distillation.objective import Objective
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals import OnlineTeacher
-from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.errors import PlanError
 from minitron_nas.storage.atomic import write_json
 from minitron_nas.testing import tiny_checkpoint, tiny_config, tiny_model
+from minitron_nas.text.tokens import PackedTokens
 
 TOKENS = PackedTokens(torch.arange(32).view(2, 16), torch.arange(16).expand(2, 16))
 ONLINE = DistillationSettings(teacher_signal="online")

@@ -7,9 +7,9 @@ import torch
 from minitron_nas.distillation import signal_folder
 from minitron_nas.distillation.hidden_cache import HiddenCache, write_hidden_cache
 from minitron_nas.distillation.signals import OnlineTeacher
-from minitron_nas.distillation.tokens import pack
 from minitron_nas.errors import CacheError
 from minitron_nas.testing import tiny_config, tiny_model
+from minitron_nas.text.tokens import pack
 
 DTYPES = (torch.float32, torch.bfloat16)
 CPU = torch.device("cpu")

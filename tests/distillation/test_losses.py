@@ -13,9 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from minitron_nas.distillation import chunks
 from minitron_nas.distillation.head import OutputHead
-from minitron_nas.distillation.losses import IGNORE_LABEL, DistillationLoss, LossSums, distillation_loss, forward_kl
+from minitron_nas.distillation.losses import DistillationLoss, LossSums, distillation_loss, forward_kl
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.targets import HiddenTargets, TopKTargets
+from minitron_nas.text.tokens import IGNORE_LABEL
 
 CHUNK = chunks._CHUNK_TOKENS
 

@@ -6,7 +6,8 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from minitron_nas.distillation.settings import CorrectionSettings, DistillationSettings, TextSettings
+from minitron_nas.distillation.settings import CorrectionSettings, DistillationSettings
+from minitron_nas.text.settings import TextSettings
 
 
 @pytest.mark.parametrize(("written", "tokens"), [("100M", 100_000_000), (64_000, 64_000), ("1.5k", 1500), (None, None)])

@@ -13,10 +13,10 @@ import torch
 from minitron_nas.distillation import signal_folder
 from minitron_nas.distillation.hidden_cache import HiddenCache, write_hidden_cache
 from minitron_nas.distillation.signal_folder import files_of
-from minitron_nas.distillation.tokens import pack
 from minitron_nas.distillation.top_k_cache import TopKCache, write_top_k_cache
 from minitron_nas.errors import CacheError, DiskSpaceError
 from minitron_nas.testing import tiny_config, tiny_model
+from minitron_nas.text.tokens import pack
 
 CPU = torch.device("cpu")
 RECORD_BYTES = {"hidden_cache": 16 * 48 * 4, "top_k": 16 * 9 * 6}

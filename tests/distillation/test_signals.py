@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from minitron_nas.distillation.signals import OnlineTeacher, load_for_inference, load_for_training
-from minitron_nas.distillation.tokens import pack
 from minitron_nas.testing import tiny_checkpoint, tiny_config, tiny_model
+from minitron_nas.text.tokens import pack
 
 
 def some_tokens(num_sequences, sequence_length=16):

@@ -8,9 +8,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from minitron_nas.distillation import signal_folder
 from minitron_nas.distillation.signals import OnlineTeacher
-from minitron_nas.distillation.tokens import pack
 from minitron_nas.distillation.top_k_cache import LOG_PROB_DTYPE, TopKCache, most_probable, write_top_k_cache
 from minitron_nas.testing import tiny_config, tiny_model
+from minitron_nas.text.tokens import pack
 
 CPU = torch.device("cpu")
 NUM_TOKENS = 5 * 16

@@ -13,17 +13,16 @@ from safetensors.torch import load_file
 from minitron_nas.distillation import objective
 from minitron_nas.distillation.hidden_cache import HiddenCache, write_hidden_cache
 from minitron_nas.distillation.intermediate import weighed
-from minitron_nas.distillation.losses import IGNORE_LABEL
 from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals import OnlineTeacher
-from minitron_nas.distillation.tokens import pack
 from minitron_nas.distillation.top_k_cache import TopKCache, write_top_k_cache
 from minitron_nas.distillation.trainer import Stream, distill
 from minitron_nas.distillation.validation import validate
 from minitron_nas.errors import NonFiniteLossError, PlanError, TrainingMemoryError
 from minitron_nas.execution.runner import is_out_of_memory
 from minitron_nas.testing import tiny_config, tiny_model
+from minitron_nas.text.tokens import IGNORE_LABEL, pack
 
 LENGTH = 16
 SCHEDULE = Schedule(num_steps=8, batch_sequences=2, sequence_length=LENGTH)

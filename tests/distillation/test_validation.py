@@ -9,11 +9,11 @@ import torch
 from minitron_nas.distillation.hidden_cache import HiddenCache, write_hidden_cache
 from minitron_nas.distillation.losses import forward_kl
 from minitron_nas.distillation.signals import OnlineTeacher
-from minitron_nas.distillation.tokens import pack
 from minitron_nas.distillation.top_k_cache import TopKCache, write_top_k_cache
 from minitron_nas.distillation.validation import validate
 from minitron_nas.errors import CacheError
 from minitron_nas.testing import tiny_config, tiny_model
+from minitron_nas.text.tokens import pack
 
 MODULES = ("validation", "signals")
 

@@ -5,7 +5,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from minitron_nas.distillation.signals import final_hidden
-from minitron_nas.distillation.tokens import pack
 from minitron_nas.families.catalog import layouts
 from minitron_nas.families.checkpoint import open_checkpoint
 from minitron_nas.families.layer_model import embed, layer_model, release_weights, run_layer
@@ -16,6 +15,7 @@ from minitron_nas.pruning.parts import whole
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
 from minitron_nas.pruning.slice import build_student, cuts, student_config
 from minitron_nas.testing import tiny_checkpoint
+from minitron_nas.text.tokens import pack
 
 IDS = torch.randint(0, 320, (36,), generator=torch.Generator().manual_seed(0)).numpy()
 TEXT = pack([IDS[:7], IDS[7:20], IDS[20:]], 12)

@@ -11,7 +11,6 @@ from lm_eval.tasks import TaskManager
 
 from minitron_nas.architecture.config import architecture_of
 from minitron_nas.distillation import chunks
-from minitron_nas.distillation.tokens import pack
 from minitron_nas.errors import PlanError
 from minitron_nas.evaluation import lm_eval
 from minitron_nas.evaluation.settings import EvaluationSettings
@@ -33,6 +32,7 @@ from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
 from minitron_nas.pruning.slice import build_student
 from minitron_nas.testing import Subject, tiny_checkpoint, tiny_config, tiny_model
+from minitron_nas.text.tokens import pack
 
 TASKS = Path(__file__).parents[1] / "evaluation" / "tasks"
 LLAMA = layout_of("llama")

@@ -2,11 +2,11 @@ import pytest
 import torch
 
 from minitron_nas.architecture.config import architecture_of
-from minitron_nas.distillation.tokens import pack
 from minitron_nas.families.catalog import layouts
 from minitron_nas.importance.score import score_importance
 from minitron_nas.importance.settings import ImportanceSettings
 from minitron_nas.testing import tiny_config, tiny_model
+from minitron_nas.text.tokens import pack
 
 
 def scored(model_type):

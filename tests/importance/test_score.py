@@ -5,11 +5,11 @@ import torch
 from torch.nn.functional import cosine_similarity, linear, relu
 
 from minitron_nas.architecture.config import architecture_of
-from minitron_nas.distillation.tokens import PackedTokens, pack
 from minitron_nas.families.catalog import layout_of
 from minitron_nas.importance.score import score_importance
 from minitron_nas.importance.settings import ImportanceSettings
 from minitron_nas.testing import tiny_config, tiny_model
+from minitron_nas.text.tokens import PackedTokens, pack
 
 FAMILIES = ("llama", "mistral", "nemotron", "qwen2")
 PARTS = ("hidden", "neurons", "heads", "kv_groups", "layers")

@@ -4,12 +4,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.errors import ScoresError
 from minitron_nas.importance import scores as module
 from minitron_nas.importance.scores import ImportanceScores, descending, load_calibration
 from minitron_nas.storage.schemas import SCORES
 from minitron_nas.storage.tables import read_rows
+from minitron_nas.text.tokens import PackedTokens
 
 SCORED = ImportanceScores(
     hidden=torch.tensor([0.5, 3.0, 1.0]),

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from minitron_nas.distillation.signals import load_for_inference
-from minitron_nas.distillation.tokens import pack
 from minitron_nas.families.catalog import layouts
 from minitron_nas.families.checkpoint import open_checkpoint
 from minitron_nas.importance.moments import second_moments, sweep_moments
@@ -16,6 +15,7 @@ from minitron_nas.importance.settings import ImportanceSettings
 from minitron_nas.importance.sweep import Section, sweep
 from minitron_nas.importance.tensor_folder import TensorFolder
 from minitron_nas.testing import tiny_checkpoint
+from minitron_nas.text.tokens import pack
 
 IDS = torch.randint(0, 320, (60,), generator=torch.Generator().manual_seed(0)).numpy()
 TEXT = pack([IDS[:7], IDS[7:12], IDS[12:36], IDS[36:40], IDS[40:51], IDS[51:]], 12)

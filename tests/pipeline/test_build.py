@@ -11,7 +11,6 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM, BloomConfig, BloomForCausalLM
 
-from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.errors import (
     CheckpointError,
     DataError,
@@ -32,6 +31,7 @@ from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.storage.run_folder import RunFolder
 from minitron_nas.storage.schemas import CANDIDATES, CURVES, EVALUATIONS, EXCLUSIONS, SCORES, TRIALS
 from minitron_nas.testing import rewrite_tensors, tiny_checkpoint, tiny_tokenizer
+from minitron_nas.text.tokens import PackedTokens
 
 SIZES = {"90k": 90_000, "60k": 60_000}
 PLAIN = ("start=select", "repair=none")

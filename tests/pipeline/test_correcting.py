@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from minitron_nas.distillation.settings import CorrectionSettings, DistillationSettings, TextSettings
+from minitron_nas.distillation.settings import CorrectionSettings, DistillationSettings
 from minitron_nas.errors import DataError, PlanError, RunFolderError
 from minitron_nas.families.checkpoint import open_checkpoint
 from minitron_nas.pipeline import correcting
@@ -17,6 +17,7 @@ from minitron_nas.pipeline.display import Quiet
 from minitron_nas.pipeline.distilling import distill
 from minitron_nas.pipeline.evaluating import evaluate
 from minitron_nas.pipeline.pruning import prune
+from minitron_nas.text.settings import TextSettings
 
 TEXT = TextSettings(sequence_length=64, calibration_samples=16, validation_samples=8)
 SETTINGS = CorrectionSettings(

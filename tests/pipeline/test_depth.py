@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from minitron_nas.distillation.tokens import pack
 from minitron_nas.families.checkpoint import Checkpoint, open_checkpoint
 from minitron_nas.importance.baselines import random_scores
 from minitron_nas.importance.depth import WholeModel, kl_to_whole, without_layers
@@ -10,6 +9,7 @@ from minitron_nas.importance.settings import DepthSettings
 from minitron_nas.pipeline import depth as module
 from minitron_nas.pipeline.depth import choose_layers
 from minitron_nas.testing import tiny_checkpoint, tiny_config, tiny_model
+from minitron_nas.text.tokens import pack
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from minitron_nas.distillation import signal_folder
-from minitron_nas.distillation.settings import DistillationSettings, TextSettings
+from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals import OnlineTeacher
 from minitron_nas.distillation.targets import HiddenTargets
-from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.errors import CheckpointError, DataError, RunFolderError
 from minitron_nas.families.checkpoint import open_checkpoint
 from minitron_nas.pipeline import distilling
@@ -24,6 +23,8 @@ from minitron_nas.pipeline.distilling import Distilled
 from minitron_nas.pipeline.evaluating import evaluate
 from minitron_nas.pipeline.pruning import prune
 from minitron_nas.testing import tiny_checkpoint, tiny_config, tiny_model, tiny_tokenizer
+from minitron_nas.text.settings import TextSettings
+from minitron_nas.text.tokens import PackedTokens
 
 TEXT = TextSettings(sequence_length=64, calibration_samples=16, validation_samples=8)
 SETTINGS = DistillationSettings(

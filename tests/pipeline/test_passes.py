@@ -9,8 +9,6 @@ import psutil
 import pytest
 import torch
 
-from minitron_nas.distillation.settings import TextSettings
-from minitron_nas.distillation.tokens import pack
 from minitron_nas.errors import PlanError
 from minitron_nas.families.checkpoint import open_checkpoint
 from minitron_nas.importance.scores import ImportanceScores
@@ -26,6 +24,8 @@ from minitron_nas.pipeline.scoring import score
 from minitron_nas.pipeline.sources import Tokens
 from minitron_nas.progress import Progress, silent
 from minitron_nas.storage.run_folder import RunFolder
+from minitron_nas.text.settings import TextSettings
+from minitron_nas.text.tokens import pack
 
 TEXT = TextSettings(sequence_length=64, calibration_samples=8)
 

@@ -5,8 +5,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from minitron_nas.distillation.settings import TextSettings
-from minitron_nas.distillation.tokens import pack
 from minitron_nas.errors import CheckpointError, DiskSpaceError, PlanError
 from minitron_nas.families.checkpoint import open_checkpoint
 from minitron_nas.importance.baselines import random_scores
@@ -27,6 +25,8 @@ from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
 from minitron_nas.pruning.settings import Repair
 from minitron_nas.testing import tiny_checkpoint
+from minitron_nas.text.settings import TextSettings
+from minitron_nas.text.tokens import pack
 
 TEXT = TextSettings(sequence_length=64, calibration_samples=16, validation_samples=8)
 TOKENS = pack([torch.randint(0, 320, (160,), generator=torch.Generator().manual_seed(0)).numpy()], 20)

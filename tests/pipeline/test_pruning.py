@@ -5,7 +5,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from minitron_nas.distillation.settings import TextSettings
 from minitron_nas.errors import InvalidArchitectureError, PlanError, RunFolderError, ScoresError, SpaceError
 from minitron_nas.importance.scores import load_calibration
 from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
@@ -13,6 +12,7 @@ from minitron_nas.pipeline.display import Quiet
 from minitron_nas.pipeline.pruning import prune
 from minitron_nas.pipeline.scoring import score
 from minitron_nas.testing import tiny_checkpoint
+from minitron_nas.text.settings import TextSettings
 
 TEXT = TextSettings(sequence_length=64, calibration_samples=16)
 

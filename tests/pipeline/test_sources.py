@@ -10,7 +10,6 @@ import torch
 from minitron_nas.distillation import caches, signal_folder
 from minitron_nas.distillation.hidden_cache import HiddenCache
 from minitron_nas.distillation.signals import OnlineTeacher
-from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.distillation.top_k_cache import TopKCache
 from minitron_nas.families.checkpoint import Checkpoint, open_checkpoint
 from minitron_nas.pipeline.display import Quiet
@@ -20,6 +19,7 @@ from minitron_nas.pipeline.sources import Tokens, teacher_files
 from minitron_nas.search.tournament import TrainingFiles
 from minitron_nas.storage.run_folder import RunFolder
 from minitron_nas.testing import tiny_checkpoint
+from minitron_nas.text.tokens import PackedTokens
 
 Speak = Callable[..., TrainingFiles]
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.errors import CheckpointError
 from minitron_nas.importance.moments import second_moments
 from minitron_nas.importance.tensor_folder import TensorFolder
@@ -16,6 +15,7 @@ from minitron_nas.pruning.parts import whole
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
 from minitron_nas.pruning.repair import Mend, Regression, ridge_map, ridge_regression
 from minitron_nas.pruning.slice import cuts
+from minitron_nas.text.tokens import PackedTokens
 
 
 def samples(num_samples: int, size: int, seed: int = 0) -> torch.Tensor:

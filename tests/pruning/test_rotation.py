@@ -6,7 +6,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.families.checkpoint import open_checkpoint
 from minitron_nas.importance.moments import normalised, second_moments
 from minitron_nas.pruning.order import PruningOrder
@@ -14,6 +13,7 @@ from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
 from minitron_nas.pruning.rotation import Rotation, stream_norms, why_not_rotatable
 from minitron_nas.pruning.slice import basis_of, build_student
 from minitron_nas.testing import rewrite_tensors, tiny_checkpoint
+from minitron_nas.text.tokens import PackedTokens
 
 ROTATABLE = ("llama", "mistral", "qwen2", "qwen3", "phi3", "granite", "smollm3", "mixtral", "qwen3_moe")
 CENTRED = ("nemotron", "starcoder2", "gpt_neox")

@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM
 
 from minitron_nas.architecture.config import architecture_of
 from minitron_nas.distillation.losses import forward_kl
-from minitron_nas.distillation.tokens import PackedTokens, pack
 from minitron_nas.families.catalog import layout_of, layouts
 from minitron_nas.families.checkpoint import open_checkpoint
 from minitron_nas.families.stock import read_tensor
@@ -29,6 +28,7 @@ from minitron_nas.pruning.settings import RANDOM_TOKENS
 from minitron_nas.pruning.slice import build_student, cuts
 from minitron_nas.storage.weights import read_headers
 from minitron_nas.testing import Subject, tiny_config, tiny_tokenizer
+from minitron_nas.text.tokens import PackedTokens, pack
 
 NOT_REPAIRABLE = {"gemma2", "gemma3_text", "olmo2"}
 IDS = torch.randint(0, 320, (400,), generator=torch.Generator().manual_seed(1)).numpy()

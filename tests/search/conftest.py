@@ -7,7 +7,6 @@ from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.hidden_cache import write_hidden_cache
 from minitron_nas.distillation.job import TrainingFiles
 from minitron_nas.distillation.signals import load_for_inference
-from minitron_nas.distillation.tokens import pack
 from minitron_nas.execution import runner
 from minitron_nas.execution.local import LocalRunner
 from minitron_nas.families.catalog import count_parameters
@@ -18,6 +17,7 @@ from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
 from minitron_nas.search.screen import ValidationFiles
 from minitron_nas.space.enumerate import Candidate
 from minitron_nas.testing import tiny_checkpoint
+from minitron_nas.text.tokens import pack
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation import signals, validation
 from minitron_nas.distillation.hidden_cache import write_hidden_cache
 from minitron_nas.distillation.signals import load_for_inference
-from minitron_nas.distillation.tokens import PackedTokens
 from minitron_nas.errors import TrialError
 from minitron_nas.execution.local import LocalRunner
 from minitron_nas.execution.settings import RunnerSettings
@@ -19,6 +18,7 @@ from minitron_nas.search import screen as module
 from minitron_nas.search.screen import ValidationFiles, sample_candidates, screen
 from minitron_nas.search.settings import SearchSettings
 from minitron_nas.space.enumerate import Candidate
+from minitron_nas.text.tokens import PackedTokens
 
 
 def screened(arena, candidates, results, runner=None, max_failures=0, **settings):

@@ -3,7 +3,7 @@
 import hypothesis.strategies as st
 from hypothesis import given
 
-from minitron_nas.distillation.blend import Blend
+from minitron_nas.text.blend import Blend
 
 
 def test_the_source_furthest_behind_its_share_comes_next():

@@ -1,25 +1,20 @@
 """Text read once, split into calibration, validation and training, and packed into files."""
 
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-
-from minitron_nas.distillation.blend import Blend, Place
-from minitron_nas.distillation.document import Document
-from minitron_nas.distillation.settings import TextSettings
-from minitron_nas.distillation.text import Source, open_sources, read_documents
-from minitron_nas.distillation.tokens import PackedTokens, pack, packed_blocks, save_blocks, token_dtype, tokenize
 from minitron_nas.errors import DataError
 from minitron_nas.progress import Progress, silent
 from minitron_nas.storage.atomic import require_free_bytes, whole_folder
-
-ONE_PASS_TOKENS = 10**9
-"""Without a token budget, training text is read up to this many tokens."""
+from minitron_nas.text.blend import Blend, Place
+from minitron_nas.text.document import Document
+from minitron_nas.text.settings import TextSettings
+from minitron_nas.text.sources import Source, open_sources, read_documents
+from minitron_nas.text.token_log import Goals, TokenLog
+from minitron_nas.text.tokens import PackedTokens, pack, packed_blocks, save_blocks, token_dtype, tokenize
 
 _MIN_CALIBRATION_SEQUENCES = 4
 _POSITION_BYTES = 2
@@ -56,85 +51,6 @@ class TokenSplits:
     def load(cls, folder: Path) -> Self:
         """Open what `split_text` wrote."""
         return cls(*(PackedTokens.load(folder / f"{name}.safetensors") for name in cls.__dataclass_fields__))
-
-
-@dataclass(frozen=True, slots=True)
-class _Goals:
-    """Tokens that are wanted; `needed` training tokens are enough, and `train` may be read."""
-
-    length: int
-    validation: int
-    calibration: int
-    train: int
-    needed: int
-
-    @classmethod
-    def of(cls, settings: TextSettings, train_tokens: int | None) -> Self:
-        length = settings.sequence_length
-        wanted = train_tokens if train_tokens is not None else ONE_PASS_TOKENS
-        return cls(
-            length,
-            settings.validation_samples * length,
-            settings.calibration_samples * length,
-            wanted + length,
-            (min(wanted, train_tokens or length) - 1) // length * length + length,
-        )
-
-    @property
-    def total(self) -> int:
-        return self.validation + self.calibration + self.train
-
-
-class _TokenLog:
-    """Tokens of one source's documents, on disk in the order in which they were read."""
-
-    def __init__(self, path: Path, dtype: Any) -> None:
-        self.lengths = array("q")
-        self.num_tokens = 0
-        self.enough = False
-        self._path, self._dtype = path, dtype
-
-    def fill(self, pieces: Iterable[Any], share: float, goals: _Goals) -> Iterator[int]:
-        """Write documents until a share of all goals is met, and yield the tokens of each.
-
-        Validation and calibration read the first tokens of documents only.
-        """
-        missing = [share * goals.validation, share * goals.calibration]
-        spent = 0
-        with open(self._path, "wb", buffering=1 << 20) as file:
-            for piece in pieces:
-                file.write(piece.astype(self._dtype).tobytes())
-                self.lengths.append(len(piece))
-                self.num_tokens += len(piece)
-                yield len(piece)
-                if missing:
-                    missing[0] -= min(len(piece), goals.length)
-                    spent = self.num_tokens
-                    if missing[0] <= 0:
-                        missing.pop(0)
-                elif self.num_tokens - spent >= share * goals.train:
-                    self.enough = True
-                    return
-
-    def num_first(self, length: int) -> int:
-        """Return the number of tokens among the first `length` of each document."""
-        return int(np.minimum(np.array(self.lengths, dtype=np.int64), length).sum())
-
-    def reader(self) -> "_LogReader":
-        return _LogReader(self._path, self._dtype, self.lengths)
-
-
-class _LogReader:
-    """Documents of a finished log."""
-
-    def __init__(self, path: Path, dtype: Any, lengths: Sequence[int]) -> None:
-        self._ends = np.cumsum(np.array(lengths, dtype=np.int64))
-        self._tokens = np.memmap(path, dtype=dtype, mode="r") if len(self._ends) else np.empty(0, dtype)
-
-    def piece(self, document: int, limit: int | None = None) -> Any:
-        end = int(self._ends[document])
-        start = int(self._ends[document - 1]) if document else 0
-        return self._tokens[start : end if limit is None else min(end, start + limit)]
 
 
 def split_text(
@@ -210,12 +126,12 @@ def split_documents(
             found and needed.
         DiskSpaceError: If the disk cannot hold the tokens.
     """
-    goals = _Goals.of(settings, train_tokens)
+    goals = Goals.of(settings, train_tokens)
     dtype = token_dtype(vocab_size)
     if train_tokens is not None:
         require_free_bytes(folder, goals.total * (2 * dtype.itemsize + _POSITION_BYTES), "the text in tokens")
     with whole_folder(folder) as partial:
-        logs = [_TokenLog(partial / f"source-{number}.log", dtype) for number in range(len(sources))]
+        logs = [TokenLog(partial / f"source-{number}.log", dtype) for number in range(len(sources))]
         done = 0
         for source, own, log in zip(sources, documents, logs, strict=True):
             for num_tokens in log.fill(tokenize(own, tokenizer, vocab_size), source.share, goals):
@@ -230,8 +146,8 @@ def split_documents(
 
 def _write_parts(
     sources: Sequence[Source],
-    logs: Sequence[_TokenLog],
-    goals: _Goals,
+    logs: Sequence[TokenLog],
+    goals: Goals,
     settings: TextSettings,
     train_tokens: int | None,
     vocab_size: int,
@@ -283,7 +199,7 @@ def _write_parts(
     return counts
 
 
-def _too_short(count: SourceTokens, parts: dict[str, PackedTokens], goals: _Goals, settings: TextSettings) -> str:
+def _too_short(count: SourceTokens, parts: dict[str, PackedTokens], goals: Goals, settings: TextSettings) -> str:
     train = parts["train"].num_tokens
     # Of more text at least seven tenths are for training, less what does not fill a sequence of a part.
     missing = max(ceil(goals.needed / settings.max_epochs) - train, 0)
@@ -297,7 +213,7 @@ def _too_short(count: SourceTokens, parts: dict[str, PackedTokens], goals: _Goal
     )
 
 
-def _too_short_blend(count: SourceTokens, goals: _Goals) -> str:
+def _too_short_blend(count: SourceTokens, goals: Goals) -> str:
     return (
         f"the blend is too short: {count.name} ran dry; it has {count.found_tokens:,} tokens, of which "
         f"{count.train_tokens:,} were trained on, repetitions included, and its share of {goals.needed:,} training "

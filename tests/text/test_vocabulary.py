@@ -2,9 +2,9 @@
 
 import pytest
 
-from minitron_nas.distillation.vocabulary import Vocabulary
 from minitron_nas.errors import CheckpointError
 from minitron_nas.testing import tiny_tokenizer
+from minitron_nas.text.vocabulary import Vocabulary
 
 IDS = {"a": 0, "b": 1, "c": 2}
 

@@ -6,10 +6,10 @@ import tracemalloc
 import datasets
 import pytest
 
-from minitron_nas.distillation.document import Conversation
-from minitron_nas.distillation.settings import TextSettings
-from minitron_nas.distillation.text import EMBEDDED, data_name, open_sources, read_documents, read_in_order
 from minitron_nas.errors import DataError
+from minitron_nas.text.document import Conversation
+from minitron_nas.text.settings import TextSettings
+from minitron_nas.text.sources import EMBEDDED, data_name, open_sources, read_documents, read_in_order
 
 TEXTS = [f"This is document {number}." for number in range(20)]
 
@@ -94,7 +94,7 @@ def test_the_seed_alone_decides_the_order(tmp_path, form):
 
 
 def test_the_embedded_text_needs_no_file(monkeypatch):
-    monkeypatch.setattr("minitron_nas.distillation.text.embedded_documents", lambda: iter(TEXTS))
+    monkeypatch.setattr("minitron_nas.text.sources.embedded_documents", lambda: iter(TEXTS))
     assert sorted(documents(EMBEDDED)) == sorted(TEXTS)
 
 

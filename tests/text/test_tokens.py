@@ -10,13 +10,12 @@ from hypothesis import given
 from safetensors.torch import load_file
 from tokenizers import AddedToken
 
-from minitron_nas.distillation import tokens as tokens_module
-from minitron_nas.distillation.document import Conversation
-from minitron_nas.distillation.losses import IGNORE_LABEL
-from minitron_nas.distillation.tokens import PackedTokens, pack, packed_blocks, save_blocks, tokenize
 from minitron_nas.errors import DataError
 from minitron_nas.families.catalog import layouts
 from minitron_nas.testing import tiny_config, tiny_model, tiny_tokenizer
+from minitron_nas.text import tokens as tokens_module
+from minitron_nas.text.document import Conversation
+from minitron_nas.text.tokens import IGNORE_LABEL, PackedTokens, pack, packed_blocks, save_blocks, tokenize
 
 DOCUMENTS = [np.array(ids) for ids in ([5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [15, 16])]
 

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import datasets
 import numpy as np
 
-from minitron_nas.distillation.document import Document, document_columns, document_of
 from minitron_nas.errors import DataError
+from minitron_nas.text.document import Document, document_columns, document_of
 
 _LOADERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".ndjson": "json"}
 _TEXT_SUFFIXES = (".txt", ".md", ".rst", ".text")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from minitron_nas.distillation import embedded_text
-from minitron_nas.distillation.embedded_text import (
+from minitron_nas.text import embedded as embedded_text
+from minitron_nas.text.embedded import (
     embedded_documents,
     folder_documents,
     prose_paragraphs,
@@ -177,7 +177,7 @@ def test_reading_the_text_imports_neither_torch_nor_numpy() -> None:
     program = (
         "import sys, warnings; warnings.simplefilter('error')\n"
         "from itertools import islice\n"
-        "from minitron_nas.distillation.embedded_text import embedded_documents, source_folders\n"
+        "from minitron_nas.text.embedded import embedded_documents, source_folders\n"
         "assert len(list(islice(embedded_documents(), 70))) == 70 and list(source_folders())\n"
         "print(sorted({'torch', 'numpy', 'transformers', 'ray'} & set(sys.modules)))"
     )

@@ -2,8 +2,8 @@
 
 import pytest
 
-from minitron_nas.distillation.data_source import DataSource, parse_data, read_sources
 from minitron_nas.errors import PlanError
+from minitron_nas.text.data_source import DataSource, parse_data, read_sources
 
 
 def test_sources_may_be_mappings_or_one_mapping_from_path_to_weight():

@@ -2,9 +2,9 @@
 
 import pytest
 
-from minitron_nas.distillation.document import Conversation, document_columns, document_digest, document_of
 from minitron_nas.errors import DataError
 from minitron_nas.testing import tiny_tokenizer
+from minitron_nas.text.document import Conversation, document_columns, document_digest, document_of
 
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import datasets
 
-from minitron_nas.distillation.data_source import DataSource, blend_entries, read_sources
-from minitron_nas.distillation.document import Document, document_columns, document_digest, document_of
-from minitron_nas.distillation.embedded_text import embedded_documents
-from minitron_nas.distillation.files import is_path, matching_files, one_line, open_files, read_parts
-from minitron_nas.distillation.settings import TextSettings
 from minitron_nas.errors import DataError
 from minitron_nas.storage.ledger import fingerprint
+from minitron_nas.text.data_source import DataSource, blend_entries, read_sources
+from minitron_nas.text.document import Document, document_columns, document_digest, document_of
+from minitron_nas.text.embedded import embedded_documents
+from minitron_nas.text.files import is_path, matching_files, one_line, open_files, read_parts
+from minitron_nas.text.settings import TextSettings
 
 EMBEDDED = "embedded"
 """The name of the text that every machine has: Python's and the installed packages' documentation."""

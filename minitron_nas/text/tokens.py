@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minitron_nas.distillation.document import Document
-from minitron_nas.distillation.losses import IGNORE_LABEL
 from minitron_nas.errors import DataError
 from minitron_nas.storage.arrays import map_arrays, write_arrays
+from minitron_nas.text.document import Document
+
+IGNORE_LABEL = -100
+"""The label of a token that has no next token in its document."""
 
 _TOKENIZE_BATCH = 64
 _BLOCK_TOKENS = 1 << 20

@@ -11,12 +11,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from minitron_nas.distillation import splits
-from minitron_nas.distillation.settings import TextSettings
-from minitron_nas.distillation.splits import TokenSplits, split_documents, split_text
-from minitron_nas.distillation.text import Source
 from minitron_nas.errors import DataError, DiskSpaceError
 from minitron_nas.testing import tiny_tokenizer
+from minitron_nas.text import splits, token_log
+from minitron_nas.text.settings import TextSettings
+from minitron_nas.text.sources import Source
+from minitron_nas.text.splits import TokenSplits, split_documents, split_text
 
 LENGTH = 8
 NUM_TOKENS = 10_000
@@ -290,5 +290,5 @@ def test_progress_counts_tokens_up_to_what_may_be_read(tmp_path):
 
 
 def test_an_unset_budget_reads_at_most_a_billion_tokens(monkeypatch):
-    monkeypatch.setattr(splits, "ONE_PASS_TOKENS", 20 * LENGTH)
+    monkeypatch.setattr(token_log, "ONE_PASS_TOKENS", 20 * LENGTH)
     assert split([LENGTH] * 1000, None).train.num_sequences == 21

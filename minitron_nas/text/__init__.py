@@ -1,0 +1,1 @@
+"""From whatever text the user names to packed sequences of tokens."""

@@ -1,0 +1,34 @@
+"""Settings of text; no torch."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from minitron_nas.settings import Settings
+
+
+class TextSettings(Settings):
+    """How text becomes tokens.
+
+    Attributes:
+        column: The column of a table that holds the text, or conversations, which go through the
+            tokenizer's chat template. Where a table has no column `text` and none is named here, its
+            `messages` or `conversations` are read.
+        config: The hub dataset's configuration, where it has several.
+        split: The hub dataset's split.
+        sequence_length: Tokens of one packed sequence.
+        calibration_samples: Sequences for importance scores, rotation and repair, at most a fifth of the text. SmolLM2
+            wants 32,768 tokens, 21 for each neuron of an FFN (`reports/benchmarks.md`); 256 sequences of 2,048 are as
+            many for FFNs of 25,000.
+        validation_samples: Sequences for validation, at most a tenth of the text.
+        max_epochs: How often training may repeat the text, or a source of a blend that runs dry, before
+            it is called too short.
+    """
+
+    column: str = "text"
+    config: str | None = None
+    split: str = "train"
+    sequence_length: Annotated[int, Field(ge=8)] = 2048
+    calibration_samples: Annotated[int, Field(ge=1)] = 256
+    validation_samples: Annotated[int, Field(ge=1)] = 128
+    max_epochs: Annotated[int, Field(ge=1)] = 1
