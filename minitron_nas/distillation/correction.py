@@ -13,10 +13,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from minitron_nas.distillation.checkpoints import STUDENT, last_whole, load_weights
 from minitron_nas.distillation.settings import DistillationSettings
-from minitron_nas.distillation.signals import OnlineTeacher
-from minitron_nas.distillation.targets import HiddenTargets
+from minitron_nas.distillation.signals.targets import HiddenTargets
+from minitron_nas.distillation.signals.teacher import OnlineTeacher
+from minitron_nas.distillation.training.checkpoints import STUDENT, last_whole, load_weights
 from minitron_nas.errors import PlanError
 from minitron_nas.storage.atomic import read_json
 from minitron_nas.text.tokens import PackedTokens

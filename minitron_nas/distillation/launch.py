@@ -5,11 +5,11 @@ from typing import Any
 import torch
 
 from minitron_nas.distillation import worker
-from minitron_nas.distillation.arguments import micro_batch, most_processes
-from minitron_nas.distillation.checkpoints import load_weights
 from minitron_nas.distillation.job import TrainingJob
-from minitron_nas.distillation.signals import load_for_training
-from minitron_nas.distillation.trainer import TrainingResult
+from minitron_nas.distillation.signals.teacher import load_for_training
+from minitron_nas.distillation.training.arguments import micro_batch, most_processes
+from minitron_nas.distillation.training.checkpoints import load_weights
+from minitron_nas.distillation.training.trainer import TrainingResult
 from minitron_nas.errors import PreemptedError, TrainingProcessError
 from minitron_nas.execution.device import release_memory
 from minitron_nas.execution.settings import RunnerSettings

@@ -11,7 +11,7 @@ import lm_eval
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from minitron_nas.distillation.signals import load_for_inference
+from minitron_nas.distillation.signals.teacher import load_for_inference
 from minitron_nas.errors import PlanError
 from minitron_nas.evaluation.settings import EvaluationSettings
 

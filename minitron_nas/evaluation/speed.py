@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from minitron_nas.distillation.signals import load_for_inference
+from minitron_nas.distillation.signals.teacher import load_for_inference
 from minitron_nas.errors import MinitronNasError
 from minitron_nas.evaluation.settings import EvaluationSettings
 

@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from minitron_nas.architecture.layout import Layout
-from minitron_nas.distillation.chunks import chunks
-from minitron_nas.distillation.head import OutputHead
-from minitron_nas.distillation.signals import OnlineTeacher, TeacherSignal, final_hidden
-from minitron_nas.distillation.targets import HiddenTargets
-from minitron_nas.distillation.validation import validate
+from minitron_nas.distillation.loss.chunks import chunks
+from minitron_nas.distillation.loss.validation import validate
+from minitron_nas.distillation.signals.head import OutputHead
+from minitron_nas.distillation.signals.targets import HiddenTargets
+from minitron_nas.distillation.signals.teacher import OnlineTeacher, TeacherSignal, final_hidden
 from minitron_nas.evaluation.settings import EvaluationSettings
 from minitron_nas.families.layer_model import decoder_layers, input_of
 from minitron_nas.importance.settings import DepthSettings

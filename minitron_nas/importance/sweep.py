@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from minitron_nas.distillation.signals import final_hidden
+from minitron_nas.distillation.signals.teacher import final_hidden
 from minitron_nas.execution.device import release_memory, trim_memory
 from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.families.layer_model import run_layer

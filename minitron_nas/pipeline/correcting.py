@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from minitron_nas.distillation.correction import Correction
-from minitron_nas.distillation.lora import add_adapters, merge_adapters, require_peft
-from minitron_nas.distillation.losses import Losses
-from minitron_nas.distillation.schedule import Schedule
+from minitron_nas.distillation.loss.losses import Losses
+from minitron_nas.distillation.loss.validation import validate
 from minitron_nas.distillation.settings import CorrectionSettings, CorrectionTraining, DistillationSettings
-from minitron_nas.distillation.signals import load_for_training
-from minitron_nas.distillation.trainer import Stream, TrainingResult, distill
-from minitron_nas.distillation.validation import validate
+from minitron_nas.distillation.signals.teacher import load_for_training
+from minitron_nas.distillation.training.lora import add_adapters, merge_adapters, require_peft
+from minitron_nas.distillation.training.schedule import Schedule
+from minitron_nas.distillation.training.trainer import Stream, TrainingResult, distill
 from minitron_nas.errors import PlanError
 from minitron_nas.execution.device import release_memory
 from minitron_nas.families.checkpoint import Checkpoint, open_checkpoint

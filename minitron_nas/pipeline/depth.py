@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection
 
 from torch import Tensor
 
-from minitron_nas.distillation.signals import load_for_inference
+from minitron_nas.distillation.signals.teacher import load_for_inference
 from minitron_nas.execution.device import release_memory
 from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.importance.depth import make_criterion

@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from minitron_nas.distillation.arguments import check_engine, micro_batch
-from minitron_nas.distillation.caches import cached_parts, keep_signals
 from minitron_nas.distillation.correction import Correction
 from minitron_nas.distillation.job import TrainingFiles, TrainingJob
 from minitron_nas.distillation.launch import train
-from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings
-from minitron_nas.distillation.trainer import CurvePoint, TrainingResult
+from minitron_nas.distillation.signals.caches import cached_parts, keep_signals
+from minitron_nas.distillation.training.arguments import check_engine, micro_batch
+from minitron_nas.distillation.training.schedule import Schedule
+from minitron_nas.distillation.training.trainer import CurvePoint, TrainingResult
 from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.families.teacher import resolve_teacher, source_name

@@ -8,9 +8,9 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from minitron_nas.distillation.losses import Losses
-from minitron_nas.distillation.signals import OnlineTeacher, load_for_inference
-from minitron_nas.distillation.validation import validate
+from minitron_nas.distillation.loss.losses import Losses
+from minitron_nas.distillation.loss.validation import validate
+from minitron_nas.distillation.signals.teacher import OnlineTeacher, load_for_inference
 from minitron_nas.errors import DataError
 from minitron_nas.families.teacher import resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display

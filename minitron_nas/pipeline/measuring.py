@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from minitron_nas.architecture.costs import count_embedding_parameters
-from minitron_nas.distillation.hidden_cache import HiddenCache
-from minitron_nas.distillation.signals import load_for_inference
-from minitron_nas.distillation.validation import validate
+from minitron_nas.distillation.loss.validation import validate
+from minitron_nas.distillation.signals.hidden_cache import HiddenCache
+from minitron_nas.distillation.signals.teacher import load_for_inference
 from minitron_nas.evaluation.speed import measure_speed
 from minitron_nas.execution.device import release_memory
 from minitron_nas.families.checkpoint import Checkpoint, open_checkpoint

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minitron_nas.distillation.signals import load_for_inference
+from minitron_nas.distillation.signals.teacher import load_for_inference
 from minitron_nas.errors import PlanError
 from minitron_nas.execution.device import available_bytes, compute_dtype, pick_device, release_memory
 from minitron_nas.families.checkpoint import Checkpoint

@@ -2,12 +2,12 @@
 
 import torch
 
-from minitron_nas.distillation.arguments import check_engine, micro_batch, zero_stage
-from minitron_nas.distillation.lora import require_peft
-from minitron_nas.distillation.memory import state_bytes
-from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings
-from minitron_nas.distillation.top_k_cache import TOP_K_BYTES
+from minitron_nas.distillation.signals.top_k_cache import TOP_K_BYTES
+from minitron_nas.distillation.training.arguments import check_engine, micro_batch, zero_stage
+from minitron_nas.distillation.training.lora import require_peft
+from minitron_nas.distillation.training.memory import state_bytes
+from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.errors import PlanError
 from minitron_nas.execution.device import compute_dtype, pick_device, total_bytes
 from minitron_nas.execution.runner import check_cluster

@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from minitron_nas.distillation.caches import cached_parts, keep_signals
 from minitron_nas.distillation.job import TrainingFiles
-from minitron_nas.distillation.schedule import Schedule
-from minitron_nas.distillation.signal_folder import FORMAT, files_of
+from minitron_nas.distillation.signals.caches import cached_parts, keep_signals
+from minitron_nas.distillation.signals.folder import FORMAT, files_of
+from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.pipeline.engine import Engine
 from minitron_nas.pipeline.plan import FamilyPlan

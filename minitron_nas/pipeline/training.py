@@ -12,14 +12,14 @@ import torch
 
 from minitron_nas.architecture.costs import count_parameters
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.distillation.hidden_cache import HiddenCache
 from minitron_nas.distillation.job import TrainingFiles, TrainingJob
 from minitron_nas.distillation.launch import train
-from minitron_nas.distillation.schedule import Schedule
+from minitron_nas.distillation.loss.validation import validate
 from minitron_nas.distillation.settings import HOW_TO_TRAIN
-from minitron_nas.distillation.signals import load_for_training
-from minitron_nas.distillation.trainer import CurvePoint
-from minitron_nas.distillation.validation import validate
+from minitron_nas.distillation.signals.hidden_cache import HiddenCache
+from minitron_nas.distillation.signals.teacher import load_for_training
+from minitron_nas.distillation.training.schedule import Schedule
+from minitron_nas.distillation.training.trainer import CurvePoint
 from minitron_nas.execution.device import release_memory
 from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.pipeline.engine import Engine

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.distillation.hidden_cache import HiddenCache
-from minitron_nas.distillation.validation import validate
+from minitron_nas.distillation.loss.validation import validate
+from minitron_nas.distillation.signals.hidden_cache import HiddenCache
 from minitron_nas.errors import TrialError
 from minitron_nas.execution.device import compute_dtype, pick_device
 from minitron_nas.execution.runner import Job, Outcome, Runner, last_line, run_jobs

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.distillation.arguments import most_processes
 from minitron_nas.distillation.job import TrainingFiles, TrainingJob
 from minitron_nas.distillation.launch import run
-from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings
-from minitron_nas.distillation.trainer import distill
+from minitron_nas.distillation.training.arguments import most_processes
+from minitron_nas.distillation.training.schedule import Schedule
+from minitron_nas.distillation.training.trainer import distill
 from minitron_nas.errors import TrialError
 from minitron_nas.execution.device import pick_device
 from minitron_nas.execution.runner import Job, Outcome, Runner, last_line, run_jobs

@@ -23,11 +23,11 @@ from minitron_nas.architecture.costs import count_parameters
 from minitron_nas.architecture.layout import HIDDEN, Axis, Layout, TensorPlace, TensorRow
 from minitron_nas.architecture.rules import EXPERT_GRAIN
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.distillation.head import OutputHead
-from minitron_nas.distillation.losses import distillation_loss, forward_kl
+from minitron_nas.distillation.loss.losses import distillation_loss, forward_kl
 from minitron_nas.distillation.settings import DistillationSettings
-from minitron_nas.distillation.signals import final_hidden
-from minitron_nas.distillation.targets import HiddenTargets
+from minitron_nas.distillation.signals.head import OutputHead
+from minitron_nas.distillation.signals.targets import HiddenTargets
+from minitron_nas.distillation.signals.teacher import final_hidden
 from minitron_nas.families.checks import check_tensors
 from minitron_nas.families.layer_model import embed, layer_model, run_layer
 from minitron_nas.families.stock import model_from_tensors, read_tensor

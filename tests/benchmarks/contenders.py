@@ -18,12 +18,12 @@ import torch
 from torch.nn.functional import kl_div, log_softmax
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
 
-from minitron_nas.distillation.caches import keep_signal
-from minitron_nas.distillation.hidden_cache import HiddenCache
-from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings
-from minitron_nas.distillation.signals import OnlineTeacher, TeacherSignal, load_for_inference
-from minitron_nas.distillation.trainer import Stream, distill
+from minitron_nas.distillation.signals.caches import keep_signal
+from minitron_nas.distillation.signals.hidden_cache import HiddenCache
+from minitron_nas.distillation.signals.teacher import OnlineTeacher, TeacherSignal, load_for_inference
+from minitron_nas.distillation.training.schedule import Schedule
+from minitron_nas.distillation.training.trainer import Stream, distill
 from minitron_nas.execution.device import compute_dtype
 from minitron_nas.families.checkpoint import open_checkpoint
 from minitron_nas.text.tokens import PackedTokens

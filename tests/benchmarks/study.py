@@ -22,13 +22,13 @@ import pyarrow.parquet as pq
 import torch
 from transformers import AutoTokenizer
 
-from minitron_nas.distillation.caches import keep_signal
-from minitron_nas.distillation.hidden_cache import HiddenCache
-from minitron_nas.distillation.schedule import Schedule
+from minitron_nas.distillation.loss.validation import validate
 from minitron_nas.distillation.settings import DistillationSettings
-from minitron_nas.distillation.signals import OnlineTeacher, load_for_inference
-from minitron_nas.distillation.trainer import Stream, distill
-from minitron_nas.distillation.validation import validate
+from minitron_nas.distillation.signals.caches import keep_signal
+from minitron_nas.distillation.signals.hidden_cache import HiddenCache
+from minitron_nas.distillation.signals.teacher import OnlineTeacher, load_for_inference
+from minitron_nas.distillation.training.schedule import Schedule
+from minitron_nas.distillation.training.trainer import Stream, distill
 from minitron_nas.execution.device import release_memory
 from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.families.teacher import demo_teacher, resolve_teacher

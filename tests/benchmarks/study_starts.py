@@ -20,7 +20,7 @@ import torch
 from study import EVALUATED, EVALUATION_SEQUENCES, LENGTH, SEED, Study, progress
 
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.distillation.signals import load_for_inference, load_for_training
+from minitron_nas.distillation.signals.teacher import load_for_inference, load_for_training
 from minitron_nas.execution.device import release_memory
 from minitron_nas.importance.depth_modes import layer_table
 from minitron_nas.importance.score import score_importance

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from minitron_nas.distillation.signals import OnlineTeacher, load_for_inference
-from minitron_nas.distillation.validation import validate
+from minitron_nas.distillation.loss.validation import validate
+from minitron_nas.distillation.signals.teacher import OnlineTeacher, load_for_inference
 from minitron_nas.families.teacher import demo_teacher
 from minitron_nas.importance.score import score_importance
 from minitron_nas.importance.settings import ImportanceSettings

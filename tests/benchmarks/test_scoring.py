@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minitron_nas.distillation.signals import final_hidden, load_for_inference
+from minitron_nas.distillation.signals.teacher import final_hidden, load_for_inference
 from minitron_nas.families.teacher import demo_teacher
 from minitron_nas.importance.score import score_importance
 from minitron_nas.importance.settings import ImportanceSettings

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from minitron_nas.distillation import trainer, worker
-from minitron_nas.distillation.checkpoints import load_weights
-from minitron_nas.distillation.hidden_cache import write_hidden_cache
+from minitron_nas.distillation import worker
 from minitron_nas.distillation.job import TrainingFiles, TrainingJob
-from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings
-from minitron_nas.distillation.signals import load_for_inference, load_for_training
+from minitron_nas.distillation.signals.hidden_cache import write_hidden_cache
+from minitron_nas.distillation.signals.teacher import load_for_inference, load_for_training
+from minitron_nas.distillation.training import trainer
+from minitron_nas.distillation.training.checkpoints import load_weights
+from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.execution.torchrun import run_processes
 from minitron_nas.progress import silent
 from minitron_nas.testing import tiny_checkpoint
@@ -28,7 +29,8 @@ SETTINGS = DistillationSettings(learning_rate=3e-3, num_evaluations=2, lm_loss_w
 _RECORDING_WORKER = '''
 """A worker that tells which sequences it consumes, and to which SIGTERM comes in one step."""
 import json, os, signal, sys
-from minitron_nas.distillation import job, trainer, worker
+from minitron_nas.distillation import job, worker
+from minitron_nas.distillation.training import trainer
 
 rank, stop_step = os.environ["RANK"], int(os.environ.get("STOP_STEP", "-1"))
 compute_loss = trainer._DistillationTrainer.compute_loss
@@ -57,6 +59,12 @@ trainer._DistillationTrainer.compute_loss = recording
 job.load_sharded_teacher = telling
 sys.exit(worker.main(sys.argv[1]))
 '''
+
+COMPUTING = (
+    *("distillation.training.arguments", "distillation.training.objective", "distillation.training.trainer"),
+    *("distillation.loss.validation", "distillation.signals.teacher"),
+)
+"""Modules that ask for the type to compute in."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +104,8 @@ class Jobs:
             return compute_loss(self, model, inputs, *args, **kwargs)
 
         with pytest.MonkeyPatch.context() as patch:
-            for module in ("arguments", "objective", "trainer", "validation", "signals"):
-                patch.setattr(f"minitron_nas.distillation.{module}.compute_dtype", lambda device: torch.float32)
+            for module in COMPUTING:
+                patch.setattr(f"minitron_nas.{module}.compute_dtype", lambda device: torch.float32)
             patch.setattr(trainer._DistillationTrainer, "compute_loss", recording)
             job.write()
             worker.run(job, progress)
@@ -138,7 +146,7 @@ def jobs(tmp_path_factory):
     for name, tokens in parts.items():
         tokens.save(base / f"{name}.safetensors")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minitron_nas.distillation.signals.compute_dtype", lambda device: torch.float32)
+        patch.setattr("minitron_nas.distillation.signals.teacher.compute_dtype", lambda device: torch.float32)
         for kind in ("tied", "untied"):
             teacher = tiny_checkpoint(base / kind / "teacher", "llama", seed=1, tied=kind == "tied")
             tiny_checkpoint(base / kind / "student", "llama", seed=2, tied=kind == "tied", num_hidden_layers=2)

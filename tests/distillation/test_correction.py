@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from minitron_nas.distillation import correction
-from minitron_nas.distillation.checkpoints import mark_whole, save_weights
 from minitron_nas.distillation.correction import Correction, FollowingTeacher
-from minitron_nas.distillation.objective import Objective
 from minitron_nas.distillation.settings import DistillationSettings
-from minitron_nas.distillation.signals import OnlineTeacher
+from minitron_nas.distillation.signals.teacher import OnlineTeacher
+from minitron_nas.distillation.training.checkpoints import mark_whole, save_weights
+from minitron_nas.distillation.training.objective import Objective
 from minitron_nas.errors import PlanError
 from minitron_nas.storage.atomic import write_json
 from minitron_nas.testing import tiny_checkpoint, tiny_config, tiny_model

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from minitron_nas.distillation.job import TrainingJob
-from minitron_nas.distillation.trainer import CurvePoint, TrainingResult
+from minitron_nas.distillation.training.trainer import CurvePoint, TrainingResult
 from minitron_nas.errors import NonFiniteLossError, PreemptedError, TrainingMemoryError
 
 

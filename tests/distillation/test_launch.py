@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from minitron_nas.distillation import launch, worker
-from minitron_nas.distillation.arguments import most_processes
-from minitron_nas.distillation.checkpoints import save_weights
 from minitron_nas.distillation.job import TRAINED
-from minitron_nas.distillation.schedule import Schedule
 from minitron_nas.distillation.settings import DistillationSettings
-from minitron_nas.distillation.signals import load_for_training
-from minitron_nas.distillation.trainer import CurvePoint, TrainingResult
+from minitron_nas.distillation.signals.teacher import load_for_training
+from minitron_nas.distillation.training.arguments import most_processes
+from minitron_nas.distillation.training.checkpoints import save_weights
+from minitron_nas.distillation.training.schedule import Schedule
+from minitron_nas.distillation.training.trainer import CurvePoint, TrainingResult
 from minitron_nas.errors import NonFiniteLossError, TrainingProcessError
 from minitron_nas.execution.settings import RunnerSettings
 

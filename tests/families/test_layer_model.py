@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from minitron_nas.distillation.signals import final_hidden
+from minitron_nas.distillation.signals.teacher import final_hidden
 from minitron_nas.families.catalog import layouts
 from minitron_nas.families.checkpoint import open_checkpoint
 from minitron_nas.families.layer_model import embed, layer_model, release_weights, run_layer

@@ -10,7 +10,7 @@ import torch
 from lm_eval.tasks import TaskManager
 
 from minitron_nas.architecture.config import architecture_of
-from minitron_nas.distillation import chunks
+from minitron_nas.distillation.loss import chunks
 from minitron_nas.errors import PlanError
 from minitron_nas.evaluation import lm_eval
 from minitron_nas.evaluation.settings import EvaluationSettings
@@ -40,7 +40,7 @@ LLAMA = layout_of("llama")
 
 @pytest.fixture(autouse=True)
 def _float32(monkeypatch):
-    monkeypatch.setattr("minitron_nas.distillation.validation.compute_dtype", lambda device: torch.float32)
+    monkeypatch.setattr("minitron_nas.distillation.loss.validation.compute_dtype", lambda device: torch.float32)
 
 
 @pytest.fixture(scope="module")

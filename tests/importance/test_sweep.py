@@ -6,7 +6,7 @@ import psutil
 import pytest
 import torch
 
-from minitron_nas.distillation.signals import load_for_inference
+from minitron_nas.distillation.signals.teacher import load_for_inference
 from minitron_nas.families.catalog import layouts
 from minitron_nas.families.checkpoint import open_checkpoint
 from minitron_nas.importance.moments import second_moments, sweep_moments
@@ -30,7 +30,7 @@ def _float32(monkeypatch):
 
 
 def compute_in(monkeypatch, dtype):
-    for place in ("minitron_nas.distillation.signals", "minitron_nas.importance.layered_model"):
+    for place in ("minitron_nas.distillation.signals.teacher", "minitron_nas.importance.layered_model"):
         monkeypatch.setattr(f"{place}.compute_dtype", lambda device: dtype)
 
 

@@ -153,7 +153,7 @@ def test_what_cannot_be_used_is_refused_before_any_work(
 ) -> None:
     with pytest.raises(DataError, match="no file matches"):
         correct(tmp_path / "out", data=tmp_path / "nowhere.txt")
-    monkeypatch.setattr("minitron_nas.distillation.lora.find_spec", lambda name: None)
+    monkeypatch.setattr("minitron_nas.distillation.training.lora.find_spec", lambda name: None)
     with pytest.raises(PlanError, match="needs peft"):
         correct(tmp_path / "out", settings=CorrectionSettings(weights="lora"))
     assert list(tmp_path.iterdir()) == []

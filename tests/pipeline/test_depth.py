@@ -52,8 +52,8 @@ def test_only_what_is_wanted_is_measured(checkpoint: Checkpoint, scores: Importa
 def test_layers_are_measured_on_as_much_text_as_the_settings_say(
     checkpoint: Checkpoint, scores: ImportanceScores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minitron_nas.distillation.signals.compute_dtype", lambda device: torch.float32)
-    monkeypatch.setattr("minitron_nas.distillation.validation.compute_dtype", lambda device: torch.float32)
+    monkeypatch.setattr("minitron_nas.distillation.signals.teacher.compute_dtype", lambda device: torch.float32)
+    monkeypatch.setattr("minitron_nas.distillation.loss.validation.compute_dtype", lambda device: torch.float32)
     table = chosen(checkpoint, scores, [3], criterion="kl", mode="block", num_sequences=2)
     model = tiny_model(tiny_config("llama", num_hidden_layers=5))
     whole = WholeModel.of(model, TEXT.first(2))

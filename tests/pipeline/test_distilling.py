@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from minitron_nas.distillation import signal_folder
 from minitron_nas.distillation.settings import DistillationSettings
-from minitron_nas.distillation.signals import OnlineTeacher
-from minitron_nas.distillation.targets import HiddenTargets
+from minitron_nas.distillation.signals import folder as signal_folder
+from minitron_nas.distillation.signals.targets import HiddenTargets
+from minitron_nas.distillation.signals.teacher import OnlineTeacher
 from minitron_nas.errors import CheckpointError, DataError, RunFolderError
 from minitron_nas.families.checkpoint import open_checkpoint
 from minitron_nas.pipeline import distilling
@@ -138,7 +138,7 @@ def test_sigterm_ends_the_command_with_143_and_the_same_bytes_come_out_later(
 _STOPPED_AT_STEP_3 = """
 import os, signal
 from minitron_nas.cli import app
-from minitron_nas.distillation.control import Control
+from minitron_nas.distillation.training.control import Control
 
 on_step_end = Control.on_step_end
 

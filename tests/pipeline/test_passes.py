@@ -32,7 +32,7 @@ TEXT = TextSettings(sequence_length=64, calibration_samples=8)
 
 @pytest.fixture(autouse=True)
 def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    for place in ("distillation.signals", "importance.layered_model", "pipeline.passes"):
+    for place in ("distillation.signals.teacher", "importance.layered_model", "pipeline.passes"):
         monkeypatch.setattr(f"minitron_nas.{place}.compute_dtype", lambda device: torch.float32)
 
 

@@ -184,7 +184,7 @@ def test_a_correction_that_cannot_be_is_refused(
     with pytest.raises(PlanError, match=r"correct.tokens=1,001 is more than the 1,000 tokens of distillation"):
         preflight(plan_of(tiny_settings, "correct.tokens=1001"), teacher, RunFolder(tmp_path))
     preflight(plan_of(tiny_settings, "correct.weights=lora"), teacher, RunFolder(tmp_path))
-    monkeypatch.setattr("minitron_nas.distillation.lora.find_spec", lambda name: None)
+    monkeypatch.setattr("minitron_nas.distillation.training.lora.find_spec", lambda name: None)
     with pytest.raises(PlanError, match="correct.weights=lora needs peft"):
         preflight(plan_of(tiny_settings, "correct.weights=lora"), teacher, RunFolder(tmp_path))
 

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from minitron_nas.distillation import caches, signal_folder
-from minitron_nas.distillation.hidden_cache import HiddenCache
-from minitron_nas.distillation.signals import OnlineTeacher
-from minitron_nas.distillation.top_k_cache import TopKCache
+from minitron_nas.distillation.signals import caches
+from minitron_nas.distillation.signals import folder as signal_folder
+from minitron_nas.distillation.signals.hidden_cache import HiddenCache
+from minitron_nas.distillation.signals.teacher import OnlineTeacher
+from minitron_nas.distillation.signals.top_k_cache import TopKCache
 from minitron_nas.families.checkpoint import Checkpoint, open_checkpoint
 from minitron_nas.pipeline.display import Quiet
 from minitron_nas.pipeline.engine import Engine

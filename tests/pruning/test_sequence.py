@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from minitron_nas.architecture.config import architecture_of
-from minitron_nas.distillation.losses import forward_kl
+from minitron_nas.distillation.loss.losses import forward_kl
 from minitron_nas.families.catalog import layout_of, layouts
 from minitron_nas.families.checkpoint import open_checkpoint
 from minitron_nas.families.stock import read_tensor

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.distillation.hidden_cache import write_hidden_cache
 from minitron_nas.distillation.job import TrainingFiles
-from minitron_nas.distillation.signals import load_for_inference
+from minitron_nas.distillation.signals.hidden_cache import write_hidden_cache
+from minitron_nas.distillation.signals.teacher import load_for_inference
 from minitron_nas.execution import runner
 from minitron_nas.execution.local import LocalRunner
 from minitron_nas.families.catalog import count_parameters

@@ -6,9 +6,10 @@ import torch
 from torch.nn.functional import log_softmax
 
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.distillation import signals, validation
-from minitron_nas.distillation.hidden_cache import write_hidden_cache
-from minitron_nas.distillation.signals import load_for_inference
+from minitron_nas.distillation.loss import validation
+from minitron_nas.distillation.signals import teacher as signals
+from minitron_nas.distillation.signals.hidden_cache import write_hidden_cache
+from minitron_nas.distillation.signals.teacher import load_for_inference
 from minitron_nas.errors import TrialError
 from minitron_nas.execution.local import LocalRunner
 from minitron_nas.execution.settings import RunnerSettings

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 
 from minitron_nas.errors import DataError, DiskSpaceError
 from minitron_nas.testing import tiny_tokenizer
-from minitron_nas.text import splits, token_log
+from minitron_nas.text import token_log
 from minitron_nas.text.settings import TextSettings
 from minitron_nas.text.sources import Source
 from minitron_nas.text.splits import TokenSplits, split_documents, split_text

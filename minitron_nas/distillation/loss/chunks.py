@@ -1,0 +1,195 @@
+"""The loss of a chunk of tokens and its gradients: one function, so that a compiler can fuse it.
+
+As written, it passes over (num_rows, vocab_size) some twenty times, in float32; compiled, over the matrix
+products alone, in their own number format, while a row is in the processor's cache.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor, zeros_like
+from torch.linalg import vecdot
+from torch.nn.functional import log_softmax
+
+from minitron_nas.distillation.loss.gradients import distance_of, next_token
+from minitron_nas.distillation.settings import DistillationSettings
+from minitron_nas.distillation.signals.head import OutputHead
+from minitron_nas.distillation.signals.targets import HiddenTargets, TopKTargets
+from minitron_nas.execution.compiler import compiled
+
+_CHUNK_TOKENS = 512
+
+_COMPILED_FROM = 2**22
+"""Logits of a chunk; with fewer, compiling takes longer than what it saves in a short training."""
+
+_IMPOSSIBLE = -1e30
+"""A logit whose probability is 0; a finite one, so that 0 times its logarithm is 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the loss is made of, token by token.
+
+    Attributes:
+        targets: What the teacher says, if the loss asks.
+        token_weights: (num_tokens,), of each token's distance.
+        labels: (num_tokens,), next tokens.
+        label_weights: (num_tokens,), of each token's next-token loss, before `lm_loss_weight`.
+    """
+
+    targets: HiddenTargets | TopKTargets | None
+    token_weights: Tensor
+    labels: Tensor
+    label_weights: Tensor
+
+    def of(self, rows: slice) -> Self:
+        """Return the terms of some tokens."""
+        targets = None if self.targets is None else self.targets.of(rows)
+        return type(self)(targets, self.token_weights[rows], self.labels[rows], self.label_weights[rows])
+
+
+def chunks(num_tokens: int) -> Iterator[slice]:
+    """Yield the rows of each chunk."""
+    for start in range(0, num_tokens, _CHUNK_TOKENS):
+        yield slice(start, start + _CHUNK_TOKENS)
+
+
+class Workspace:
+    """Memory for the matrix products of one chunk, which all chunks of a batch use in turn."""
+
+    def __init__(self, num_tokens: int, head: OutputHead, targets: HiddenTargets | TopKTargets | None) -> None:
+        """Take it for a batch.
+
+        Args:
+            num_tokens: Of the batch.
+            head: The student's output head.
+            targets: What the teacher says over the batch.
+        """
+        num_rows = min(num_tokens, _CHUNK_TOKENS)
+        self.student = head.weight.new_empty(num_rows, head.vocab_size)
+        self.teacher = None
+        if isinstance(targets, HiddenTargets):
+            self.teacher = targets.head.weight.new_empty(num_rows, targets.head.vocab_size)
+        self.weight = torch.empty_like(head.weight)
+
+
+class ChunkLoss(NamedTuple):
+    """The loss of a chunk, and its gradients.
+
+    Attributes:
+        total: A scalar, float32 or wider.
+        distance: A scalar, the part of it that compares with the teacher.
+        hidden: (num_rows, hidden_size), the gradient with respect to the final hidden states.
+        weight: (vocab_size, hidden_size), with respect to the output head's weight; the next chunk overwrites it.
+        bias: (vocab_size,), with respect to its bias, if it has one.
+    """
+
+    total: Tensor
+    distance: Tensor
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
+
+def chunk_loss(
+    hidden: Tensor, head: OutputHead, terms: Terms, settings: DistillationSettings, workspace: Workspace
+) -> ChunkLoss:
+    """Compute the loss of a chunk, compiled where the chunk is worth it.
+
+    Args:
+        hidden: (num_rows, hidden_size), the student's final hidden states in the head's dtype.
+        head: The student's output head, without gradient.
+        terms: What the rows are compared with.
+        settings: Which loss.
+        workspace: Of the batch.
+    """
+    product = head.product(hidden, workspace.student)
+    targets = terms.targets
+    teacher = targets.head.product(targets.hidden, workspace.teacher) if isinstance(targets, HiddenTargets) else None
+    compute = _fused_loss if is_worth_compiling(hidden, head) else _loss_of_products
+    total, distance, bias = compute(product, teacher, head, terms, settings)
+    return ChunkLoss(total, distance, product @ head.weight, torch.mm(product.T, hidden, out=workspace.weight), bias)
+
+
+def is_worth_compiling(hidden: Tensor, head: OutputHead) -> bool:
+    """Whether the logits of a chunk are so many that compiling pays within a short training.
+
+    Args:
+        hidden: (num_rows, hidden_size).
+        head: Its output head.
+    """
+    return len(hidden) * head.vocab_size >= _COMPILED_FROM
+
+
+def _loss_of_products(
+    product: Tensor, teacher: Tensor | None, head: OutputHead, terms: Terms, settings: DistillationSettings
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return loss, distance in it and gradient of the bias; the gradient of the product takes its place.
+
+    Args:
+        product: (num_rows, vocab_size), the student's hidden states times its head's weight.
+        teacher: (num_rows, teacher_vocab_size), the teacher's, if its hidden states are known.
+        head: The student's output head.
+        terms: What the rows are compared with.
+        settings: Which loss.
+    """
+    logits = head.finish(product)
+    total, distance, gradient = _loss_of_logits(logits, teacher, terms, settings)
+    gradient = head.gradient_(gradient, logits)
+    product.copy_(gradient)
+    return total, distance, None if head.bias is None else gradient.sum(dim=0)
+
+
+_fused_loss = compiled(_loss_of_products)
+
+
+def _loss_of_logits(
+    logits: Tensor, teacher_product: Tensor | None, terms: Terms, settings: DistillationSettings
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return loss, distance in it and gradient with respect to logits, (num_rows, vocab_size)."""
+    if terms.targets is None:
+        loss, gradient = next_token(log_softmax(logits, dim=-1), terms.labels, terms.label_weights)
+        return loss, zeros_like(loss), gradient
+    student, teacher, indices = _log_probs(logits, teacher_product, terms.targets, settings)
+    lm_loss, lm_gradient = None, None
+    if settings.lm_loss_weight:
+        plain = student if settings.temperature == 1 and indices is None else log_softmax(logits, dim=-1)
+        lm_loss, lm_gradient = next_token(plain, terms.labels, settings.lm_loss_weight * terms.label_weights)
+    values, gradient = distance_of(settings)(student, teacher)
+    gradient.mul_(terms.token_weights[:, None] / settings.temperature)
+    if indices is not None:
+        gradient = zeros_like(logits).scatter_add_(1, indices, gradient)
+    distance = vecdot(values, terms.token_weights)
+    if lm_loss is None or lm_gradient is None:
+        return distance, distance, gradient
+    return distance + lm_loss, distance, gradient.add_(lm_gradient)
+
+
+def _log_probs(
+    logits: Tensor,
+    teacher_product: Tensor | None,
+    targets: HiddenTargets | TopKTargets,
+    settings: DistillationSettings,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return log-probabilities of student and teacher at a temperature, and of which tokens: None for all."""
+    indices, outside = None, None
+    if isinstance(targets, TopKTargets):
+        teacher = targets.log_probs.to(logits.dtype)
+        # Padding that the student lacks; softmax over fewer tokens renormalises.
+        outside = targets.indices >= logits.shape[1]
+        indices = targets.indices.masked_fill(outside, 0)
+    else:
+        assert teacher_product is not None
+        teacher = targets.head.finish(teacher_product)[:, : logits.shape[1]].to(logits.dtype)
+    if settings.top_k is not None and settings.top_k < teacher.shape[1]:
+        teacher, best = teacher.topk(settings.top_k)
+        indices = best if indices is None else indices.gather(1, best)
+        outside = None if outside is None else outside.gather(1, best)
+    student = logits if indices is None else logits.gather(1, indices)
+    if settings.temperature != 1:
+        student, teacher = student / settings.temperature, teacher / settings.temperature
+    if outside is not None:
+        student, teacher = (side.masked_fill(outside, _IMPOSSIBLE) for side in (student, teacher))
+    return log_softmax(student, dim=-1), log_softmax(teacher, dim=-1), indices

@@ -1,0 +1,223 @@
+"""The distillation loss, from final hidden states and output heads straight to gradients."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import log_softmax, nll_loss
+
+from minitron_nas.distillation.loss.chunks import Terms, Workspace, chunk_loss, chunks, is_worth_compiling
+from minitron_nas.distillation.loss.liger import fused_distance, has_kernel, is_exact
+from minitron_nas.distillation.settings import DistillationSettings
+from minitron_nas.distillation.signals.head import OutputHead
+from minitron_nas.distillation.signals.targets import HiddenTargets, TopKTargets
+from minitron_nas.execution.compiler import compiled
+from minitron_nas.text.tokens import IGNORE_LABEL
+
+
+def forward_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """KL(teacher || student) of every token, in nats.
+
+    sum_v p_t(v) (log p_t(v) - log p_s(v)), at temperature 1.
+
+    Args:
+        student_logits: (num_tokens, vocab_size).
+        teacher_logits: (num_tokens, vocab_size).
+
+    Returns:
+        (num_tokens,), float32 or wider.
+
+    Source: Muralidharan et al. 2024 (arXiv 2407.14679), section 3, L_logits with KLD.
+    """
+    teacher = log_softmax(_widen(teacher_logits), dim=-1)
+    student = log_softmax(_widen(student_logits), dim=-1)
+    return (teacher.exp() * (teacher - student)).sum(dim=-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """Means over tokens, in nats.
+
+    Attributes:
+        kl_nats: KL(teacher || student) over all tokens; NaN without a teacher.
+        loss_nats: Next-token loss over the tokens whose next token is in the same document.
+        num_tokens: Tokens that the KL is averaged over.
+    """
+
+    kl_nats: float
+    loss_nats: float
+    num_tokens: int
+
+
+class LossSums:
+    """Sums that `Losses` are the means of; accumulates over batches, a chunk of tokens at a time."""
+
+    def __init__(self) -> None:
+        """Start from nothing."""
+        self._kl = 0.0
+        self._loss = 0.0
+        self._tokens = 0
+        self._labels = 0
+
+    @torch.no_grad()
+    def add(self, hidden: Tensor, head: OutputHead, labels: Tensor, targets: HiddenTargets | None = None) -> None:
+        """Add a batch.
+
+        Args:
+            hidden: (num_tokens, hidden_size), the model's final hidden states.
+            head: Its output head.
+            labels: (num_tokens,), next tokens or `IGNORE_LABEL`.
+            targets: What the teacher says; the KL is taken over the vocabulary that both heads have.
+        """
+        for rows in chunks(len(hidden)):
+            part = None if targets is None else targets.of(rows)
+            compute = _fused_sums if is_worth_compiling(hidden[rows], head) else _chunk_sums
+            kl, loss = compute(hidden[rows], head, labels[rows], part)
+            self._kl += kl.item()
+            self._loss += loss.item()
+        self._tokens += len(hidden) if targets is not None else 0
+        self._labels += int((labels != IGNORE_LABEL).sum())
+
+    def means(self) -> Losses:
+        """Return the means so far."""
+        return Losses(
+            self._kl / self._tokens if self._tokens else float("nan"),
+            self._loss / self._labels if self._labels else float("nan"),
+            max(self._tokens, self._labels),
+        )
+
+
+def _chunk_sums(
+    hidden: Tensor, head: OutputHead, labels: Tensor, targets: HiddenTargets | None
+) -> tuple[Tensor, Tensor]:
+    """Return the sums of KL(teacher || student) and of the next-token loss over a chunk, float64."""
+    logits = head.logits(hidden)
+    kl = logits.new_zeros(len(hidden))
+    if targets is not None:
+        common = _common_vocab_size(head, targets)
+        kl = forward_kl(logits[:, :common], targets.logits()[:, :common])
+    loss = nll_loss(log_softmax(logits, dim=-1), labels, ignore_index=IGNORE_LABEL, reduction="none")
+    return kl.double().sum(), loss.double().sum()
+
+
+_fused_sums = compiled(_chunk_sums)
+
+
+class DistillationLoss(NamedTuple):
+    """What is minimised.
+
+    Attributes:
+        total: A scalar, float32 or wider; the loss.
+        distance: A scalar, the part of it that compares with the teacher; without gradient.
+    """
+
+    total: Tensor
+    distance: Tensor
+
+
+def distillation_loss(
+    hidden: Tensor,
+    head: OutputHead,
+    labels: Tensor,
+    targets: HiddenTargets | TopKTargets | None,
+    settings: DistillationSettings,
+    *,
+    mask: Tensor | None = None,
+    num_tokens: float | Tensor | None = None,
+    num_labels: float | Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> DistillationLoss:
+    """Mean distance to the teacher plus `settings.lm_loss_weight` times the mean next-token loss, or that alone.
+
+    The vocabulary's logits exist for a chunk of tokens only, and their gradient is taken in the
+    forward pass, so memory does not grow with num_tokens x vocab_size. Where the teacher's vocabulary
+    and the student's differ in size, the larger one's last entries are padding and are left out.
+
+    Args:
+        hidden: (num_tokens, hidden_size), the student's final hidden states.
+        head: The student's output head; gradients reach its weight, tied or not, and its bias.
+        labels: (num_tokens,), next tokens or `IGNORE_LABEL`.
+        targets: What the teacher says; only the next-token loss alone does without.
+        settings: Which loss, and how it is weighed.
+        mask: (num_tokens,), bool; False leaves a token out. All tokens count by default.
+        num_tokens: What the sum of distances is divided by; the tokens of this call by default.
+        num_labels: What the sum of next-token losses is divided by; the labels of this call by default.
+            A batch in equal parts has the mean of the whole if each is told the whole's number over
+            the number of parts, and the parts' losses are averaged.
+        dtype: Of the matrix products; the head's by default.
+
+    Source: Muralidharan et al. 2024 (arXiv 2407.14679), section 3: L = L_CLM + L_logits, where
+    L_logits alone proved best.
+    """
+    wide = torch.promote_types(head.weight.dtype, torch.float32)
+    seen = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask
+    labelled = seen & (labels != IGNORE_LABEL)
+    if isinstance(targets, HiddenTargets):
+        head = head.first(_common_vocab_size(head, targets))
+        if mask is None and num_tokens is None and has_kernel(hidden.device) and is_exact(head, targets, settings):
+            fused = fused_distance(hidden, head, targets, settings, dtype or head.weight.dtype)
+            return DistillationLoss(fused, fused.detach())
+    terms = Terms(
+        targets if settings.asks_teacher else None,
+        seen.to(wide) / (seen.sum().clamp(min=1) if num_tokens is None else num_tokens),
+        labels.masked_fill(~labelled, 0),
+        labelled.to(wide) / (labelled.sum().clamp(min=1) if num_labels is None else num_labels),
+    )
+    total, distance = _DistillationLoss.apply(  # type: ignore[no-untyped-call]
+        hidden, head.weight, head.bias, head.detached(dtype), terms, settings
+    )
+    return DistillationLoss(total, distance)
+
+
+class _DistillationLoss(torch.autograd.Function):
+    """`distillation_loss` with its gradient computed chunk by chunk in the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        head: OutputHead,
+        terms: Terms,
+        settings: DistillationSettings,
+    ) -> tuple[Tensor, Tensor]:
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        total, distance = torch.zeros((2,), dtype=wide, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden, dtype=head.weight.dtype)
+        grad_weight = torch.zeros_like(weight, dtype=wide)
+        grad_bias = torch.zeros_like(bias, dtype=wide) if bias is not None else None
+        workspace = Workspace(len(hidden), head, terms.targets)
+        for rows in chunks(len(hidden)):
+            chunk = chunk_loss(hidden[rows].to(head.weight.dtype), head, terms.of(rows), settings, workspace)
+            total, distance = total + chunk.total, distance + chunk.distance
+            grad_hidden[rows] = chunk.hidden
+            grad_weight += chunk.weight
+            if grad_bias is not None and chunk.bias is not None:
+                grad_bias += chunk.bias
+        kept = grad_bias.to(bias.dtype) if grad_bias is not None and bias is not None else None
+        ctx.save_for_backward(grad_hidden.to(hidden.dtype), grad_weight.to(weight.dtype), kept)
+        ctx.mark_non_differentiable(distance)
+        return total, distance
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        upstream = grad_outputs[0]
+        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
+        return (
+            grad_hidden * upstream.to(grad_hidden.dtype),
+            grad_weight * upstream,
+            grad_bias * upstream if grad_bias is not None else None,
+            None,
+            None,
+            None,
+        )
+
+
+def _common_vocab_size(head: OutputHead, targets: HiddenTargets) -> int:
+    return min(head.vocab_size, targets.head.vocab_size)
+
+
+def _widen(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()

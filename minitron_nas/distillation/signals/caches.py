@@ -1,0 +1,123 @@
+"""Which signal the teacher gives over which part of the text: writing its caches once, opening them anywhere."""
+
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from minitron_nas.distillation.settings import DistillationSettings
+from minitron_nas.distillation.signals.folder import SignalFolder, read_about
+from minitron_nas.distillation.signals.hidden_cache import HiddenCache, write_hidden_cache
+from minitron_nas.distillation.signals.teacher import OnlineTeacher, TeacherSignal, load_for_inference
+from minitron_nas.distillation.signals.top_k_cache import TopKCache, write_top_k_cache
+from minitron_nas.execution.device import release_memory
+from minitron_nas.progress import Progress, silent
+from minitron_nas.text.tokens import PackedTokens
+
+
+def cached_parts(settings: DistillationSettings) -> dict[str, int | None]:
+    """Return the parts of the text over which the teacher speaks beforehand, with the K that is kept of it.
+
+    None stands for hidden states, which validation always has: it takes the KL over the whole vocabulary.
+    """
+    parts: dict[str, int | None] = {"validation": None}
+    if settings.caches_training:
+        parts["train"] = settings.cached_top_k
+    return parts
+
+
+def keep_signal(
+    top_k: int | None,
+    load: Callable[[], Any],
+    fingerprint: str,
+    tokens: PackedTokens,
+    path: Path,
+    progress: Progress = silent,
+) -> None:
+    """Write a cache of what the teacher says, unless it is there; a killed call that is repeated goes on.
+
+    Args:
+        top_k: How many tokens are kept of each distribution; None keeps hidden states.
+        load: Loads the teacher; not called where the cache is whole.
+        fingerprint: Of the teacher.
+        tokens: The stream.
+        path: The folder of the cache.
+        progress: Told about tokens.
+
+    Raises:
+        DiskSpaceError: If the disk cannot hold the cache.
+        CacheError: If a shard reads back otherwise than it was written.
+    """
+    if _is_kept(top_k, fingerprint, tokens, path):
+        progress(tokens.num_tokens, tokens.num_tokens)
+    elif top_k is not None:
+        write_top_k_cache(load(), tokens, path, fingerprint, top_k, progress=progress)
+    else:
+        write_hidden_cache(load(), tokens, path, fingerprint, progress=progress)
+
+
+def keep_signals(
+    teacher: Path,
+    fingerprint: str,
+    parts: Mapping[str, int | None],
+    texts: Mapping[str, PackedTokens],
+    paths: Mapping[str, Path],
+    progress: Progress = silent,
+) -> None:
+    """Write the caches of a teacher over several parts of the text; it is loaded once, if at all.
+
+    Args:
+        teacher: A stock folder.
+        fingerprint: Of the teacher.
+        parts: What is kept of each part, as `cached_parts` says.
+        texts: The streams.
+        paths: The folders of the caches.
+        progress: Told about tokens of all parts.
+
+    Raises:
+        DiskSpaceError: If the disk cannot hold a cache.
+        CacheError: If a shard reads back otherwise than it was written.
+    """
+    load = cache(partial(load_for_inference, teacher))
+    total, done = sum(texts[part].num_tokens for part in parts), 0
+    for part, top_k in parts.items():
+        tokens = texts[part]
+        keep_signal(
+            top_k,
+            load,
+            fingerprint,
+            tokens,
+            paths[part],
+            lambda now, _, before=done: progress(before + now, total),  # type: ignore[misc]
+        )
+        done += tokens.num_tokens
+    load.cache_clear()
+    release_memory()
+
+
+def open_signal(teacher: Path, fingerprint: str, tokens: PackedTokens, path: Path | None) -> TeacherSignal:
+    """Open the cache, or load the teacher itself where there is none.
+
+    Args:
+        teacher: A stock folder; it is not read where there is a cache.
+        fingerprint: Of the teacher.
+        tokens: The stream.
+        path: What `keep_signal` wrote, or None.
+
+    Raises:
+        CacheError: If the cache is not whole, or of something else.
+    """
+    if path is None:
+        return OnlineTeacher(load_for_inference(teacher))
+    is_top_k = (read_about(path) or {}).get("kind") == TopKCache.kind
+    return TopKCache(path, fingerprint, tokens) if is_top_k else HiddenCache(path, fingerprint, tokens)
+
+
+def _is_kept(top_k: int | None, fingerprint: str, tokens: PackedTokens, path: Path) -> bool:
+    about = read_about(path)
+    if about is None or not SignalFolder(path, about).is_whole:
+        return False
+    wanted: dict[str, Any] = {"teacher": fingerprint, "tokens": tokens.fingerprint, "kind": HiddenCache.kind}
+    if top_k is not None:
+        wanted |= {"kind": TopKCache.kind, "k": min(top_k, about.get("vocab_size", top_k))}
+    return all(about.get(key) == value for key, value in wanted.items())

@@ -1,0 +1,133 @@
+"""The cache of final hidden states: as good as the teacher, one matrix product away from its logits."""
+
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from xxhash import xxh3_128_hexdigest
+
+from minitron_nas.distillation.signals.folder import SignalFolder
+from minitron_nas.distillation.signals.head import OutputHead
+from minitron_nas.distillation.signals.targets import HiddenTargets
+from minitron_nas.distillation.signals.teacher import OnlineTeacher
+from minitron_nas.errors import CacheError
+from minitron_nas.execution.device import pick_device
+from minitron_nas.progress import Progress, silent
+from minitron_nas.storage.shards import Bytes
+from minitron_nas.text.tokens import PackedTokens
+
+_WEIGHTS: WeakValueDictionary[tuple[str, torch.device], Tensor] = WeakValueDictionary()
+"""Heads in use, by checksum: a training and a validation cache of one teacher hold one head in memory."""
+
+
+class HiddenCache:
+    """Final hidden states of one token stream, read a sequence at a time."""
+
+    kind = "hidden_cache"
+
+    def __init__(self, path: Path, fingerprint: str, tokens: PackedTokens, device: torch.device | None = None) -> None:
+        """Open a cache that `write_hidden_cache` wrote.
+
+        Args:
+            path: The cache.
+            fingerprint: Of the checkpoint whose states are wanted.
+            tokens: The stream that they are wanted over.
+            device: Where they are wanted; the process' own device by default.
+
+        Raises:
+            CacheError: If the cache is not whole, of something else, or its head is damaged.
+        """
+        folder = SignalFolder.open(path, self.kind, fingerprint, tokens)
+        self._shards, self._device = folder.shards, device or pick_device()
+        self._dtype: torch.dtype = getattr(torch, folder.about["dtype"])
+        self._hidden_size: int = folder.about["hidden_size"]
+        parts = {name: _read_shared(folder, name, self._device) for name in folder.about["shared"]}
+        scaling, softcap = folder.about["logits_scaling"], folder.about["softcap"]
+        self.head = OutputHead(parts["head"], scaling, softcap, parts.get("bias"))
+
+    def targets(self, indices: Tensor, tokens: PackedTokens) -> HiddenTargets:
+        """Read the sequences' states.
+
+        Raises:
+            CacheError: If they are not what was written.
+        """
+        values = torch.from_numpy(self._shards.read(indices.tolist())).view(self._dtype)
+        return HiddenTargets(values.view(-1, self._hidden_size).to(self._device), self.head)
+
+
+@torch.no_grad()
+def write_hidden_cache(
+    model: Any,
+    tokens: PackedTokens,
+    path: Path,
+    fingerprint: str,
+    batch_sequences: int = 4,
+    dtype: torch.dtype | None = None,
+    progress: Progress = silent,
+) -> None:
+    """Run the teacher once over a token stream and keep its final hidden states, or go on with that.
+
+    Args:
+        model: The teacher, on its device and in its compute dtype.
+        tokens: The stream.
+        path: The folder of the cache.
+        fingerprint: Of the model's checkpoint.
+        batch_sequences: Sequences of one forward pass.
+        dtype: Of the stored states: bfloat16 or float32; by default bfloat16 for a bfloat16 teacher,
+            else float32, which lose nothing.
+        progress: Told about tokens.
+
+    Raises:
+        DiskSpaceError: If the disk cannot hold the cache.
+        CacheError: If a shard reads back otherwise than it was written.
+    """
+    online = OnlineTeacher(model)
+    weight = online.head.weight
+    stored = dtype or (torch.bfloat16 if weight.dtype == torch.bfloat16 else torch.float32)
+    hidden_size, shared = weight.shape[1], {"head": weight.cpu().contiguous()}
+    if online.head.bias is not None:
+        shared["bias"] = online.head.bias.cpu().contiguous()
+    folder = SignalFolder.lay_out(
+        path,
+        HiddenCache.kind,
+        fingerprint,
+        tokens,
+        tokens.input_ids.shape[1] * hidden_size * stored.itemsize,
+        batch_sequences,
+        shared=list(shared),
+        dtype=str(stored).removeprefix("torch."),
+        hidden_size=hidden_size,
+        logits_scaling=online.head.scaling,
+        softcap=online.head.softcap,
+        checksums={name: _checksum(tensor) for name, tensor in shared.items()},
+    )
+
+    def encode(indices: Tensor, batch: PackedTokens) -> Bytes:
+        states = online.targets(indices, batch).hidden.to(stored).cpu().contiguous()
+        records: Bytes = states.view(len(indices), -1).view(torch.uint8).numpy()
+        return records
+
+    folder.write(tokens, encode, shared, "the cache of the teacher's hidden states", progress)
+
+
+def _read_shared(folder: SignalFolder, name: str, device: torch.device) -> Tensor:
+    checksum, file = folder.about["checksums"][name], folder.tensor_file(name)
+    weight = _WEIGHTS.get((checksum, device))
+    if weight is None:
+        try:
+            weight = load_file(file)[name]
+        except (OSError, SafetensorError) as error:
+            raise CacheError(f"{file} cannot be read ({error}); delete it and repeat the command") from None
+        if _checksum(weight) != checksum:
+            raise CacheError(f"{file} is not what was written there; delete it and repeat the command")
+        weight = weight.to(device)
+        _WEIGHTS[checksum, device] = weight
+    return weight
+
+
+def _checksum(weight: Tensor) -> str:
+    return xxh3_128_hexdigest(weight.view(torch.uint8).numpy().data)

@@ -1,0 +1,46 @@
+"""What the teacher says over the tokens of a batch, to be had a chunk of tokens at a time."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from torch import Tensor
+
+from minitron_nas.distillation.signals.head import OutputHead
+
+
+@dataclass(frozen=True, slots=True)
+class HiddenTargets:
+    """The teacher's full distribution, one matrix product away.
+
+    Attributes:
+        hidden: (num_tokens, teacher_hidden_size), its final hidden states.
+        head: Its output head.
+    """
+
+    hidden: Tensor
+    head: OutputHead
+
+    def of(self, rows: slice) -> Self:
+        """Return the targets of some tokens."""
+        return type(self)(self.hidden[rows], self.head)
+
+    def logits(self) -> Tensor:
+        """Return (num_tokens, teacher_vocab_size), float32 or wider."""
+        return self.head.logits(self.hidden)
+
+
+@dataclass(frozen=True, slots=True)
+class TopKTargets:
+    """The teacher's most probable tokens.
+
+    Attributes:
+        log_probs: (num_tokens, k), float32, under the teacher's full softmax, descending.
+        indices: (num_tokens, k), int64, the tokens.
+    """
+
+    log_probs: Tensor
+    indices: Tensor
+
+    def of(self, rows: slice) -> Self:
+        """Return the targets of some tokens."""
+        return type(self)(self.log_probs[rows], self.indices[rows])

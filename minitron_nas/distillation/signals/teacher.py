@@ -1,0 +1,88 @@
+"""Teacher signals: what a student learns from, whether the teacher speaks now or has spoken before.
+
+The teacher's logits are one matrix product away from its final hidden states, so a cache of those
+is as good as the teacher, and N students pay for it once.
+"""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from minitron_nas.distillation.signals.head import OutputHead
+from minitron_nas.distillation.signals.targets import HiddenTargets, TopKTargets
+from minitron_nas.execution.device import compute_dtype, pick_device
+from minitron_nas.text.tokens import PackedTokens
+
+
+class TeacherSignal(Protocol):
+    """What a student learns from: the teacher itself, or a cache of what it said."""
+
+    def targets(self, indices: Tensor, tokens: PackedTokens) -> HiddenTargets | TopKTargets:
+        """Return what the teacher says over sequences of the stream, batch and sequence flattened.
+
+        Args:
+            indices: (batch,), positions of the sequences in the token stream.
+            tokens: The sequences themselves.
+        """
+
+
+def final_hidden(model: Any, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+    """Run a causal LM up to its output head.
+
+    Args:
+        model: A transformers causal LM.
+        input_ids: (batch, seq_len).
+        position_ids: (batch, seq_len), restarting at each document.
+
+    Returns:
+        (batch, seq_len, hidden_size), after the final norm.
+    """
+    output = model.get_decoder()(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+    hidden: Tensor = output.last_hidden_state
+    return hidden
+
+
+class OnlineTeacher:
+    """The teacher itself, run beside the student."""
+
+    def __init__(self, model: Any) -> None:
+        """Wrap a causal LM that stays as it is."""
+        self._model = model.eval()
+
+    @property
+    def model(self) -> Any:
+        """The teacher."""
+        return self._model
+
+    @property
+    def head(self) -> OutputHead:
+        """The teacher's output head."""
+        return OutputHead.of(self._model).detached()
+
+    @torch.no_grad()
+    def targets(self, indices: Tensor, tokens: PackedTokens) -> HiddenTargets:
+        """Run the teacher on the sequences."""
+        head = self.head
+        device = head.weight.device
+        states = final_hidden(self._model, tokens.input_ids.to(device), tokens.position_ids.to(device))
+        return HiddenTargets(states.flatten(0, 1), head)
+
+
+def load_for_inference(path: Path) -> Any:
+    """Load a stock folder on this process' device, in the dtype it computes best with."""
+    return _load(path, compute_dtype(pick_device()), pick_device())
+
+
+def load_for_training(path: Path, device: torch.device | None = None) -> Any:
+    """Load a stock folder with float32 weights, on this process' device unless another is named."""
+    return _load(path, torch.float32, device or pick_device())
+
+
+def _load(path: Path, dtype: torch.dtype, device: torch.device) -> Any:
+    from transformers import AutoModelForCausalLM  # deferred: importing model classes takes seconds
+
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=False)
+    placed: Any = model.eval()
+    return placed.to(device)

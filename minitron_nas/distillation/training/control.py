@@ -1,0 +1,105 @@
+"""What happens after a step: validation, checkpoints, and when a training stops early."""
+
+import math
+import time
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import numpy as np
+import torch
+from torch import distributed
+from transformers import TrainerCallback
+
+from minitron_nas.distillation.settings import DistillationSettings
+from minitron_nas.distillation.training.checkpoints import last_whole
+from minitron_nas.errors import NonFiniteLossError
+from minitron_nas.progress import Progress
+
+_WATCHED = {"loss": "distillation loss", "grad_norm": "norm of the gradient"}
+
+
+class Control(TrainerCallback):
+    """Validates at even distances, checkpoints by the clock, stops at a step, at NaN and when asked to.
+
+    Attributes:
+        preempted: Whether the training stopped with a checkpoint because it was asked to.
+    """
+
+    def __init__(
+        self,
+        last_step: int,
+        num_steps: int,
+        settings: DistillationSettings,
+        folder: Path,
+        identity: str,
+        asked_to_stop: Event,
+        progress: Progress,
+    ) -> None:
+        """Remember what decides.
+
+        Args:
+            last_step: Where this call stops.
+            num_steps: Of the whole schedule.
+            settings: Number of validations, time between checkpoints.
+            folder: Of the checkpoints.
+            identity: Of the checkpoints that belong to this training.
+            asked_to_stop: Set when the machine is about to be taken away.
+            progress: Told about optimizer steps, in the first process.
+        """
+        self.preempted = False
+        self._last_step, self._progress = last_step, progress
+        self._goes_on_later = last_step < num_steps
+        self._evaluation_steps = math.ceil(num_steps / settings.num_evaluations)
+        self._interval_seconds = settings.checkpoint_minutes * 60
+        self._section = settings.section
+        self._folder, self._identity, self._asked_to_stop = folder, identity, asked_to_stop
+        self._saved_at = time.monotonic()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Let what the model draws depend on seed, step and process only, so that a resumed run draws the same."""
+        draw = np.random.SeedSequence((args.seed, state.global_step, args.process_index))
+        torch.manual_seed(int(draw.generate_state(1)[0]))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Decide what happens after this optimizer step."""
+        if state.is_world_process_zero:
+            self._progress(state.global_step, self._last_step)
+        at_log = state.global_step % state.logging_steps == 0
+        due = time.monotonic() - self._saved_at >= self._interval_seconds
+        asked, due = _any_process(self._asked_to_stop.is_set(), due, args.device)
+        control.should_evaluate = state.global_step % self._evaluation_steps == 0
+        at_end = state.global_step >= self._last_step
+        if at_end or asked:
+            self.preempted = asked
+            control.should_training_stop = control.should_log = True
+            control.should_evaluate = control.should_evaluate or at_end
+            control.should_save = asked or self._goes_on_later
+        elif at_log and due:
+            control.should_save = True
+            self._saved_at = time.monotonic()
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop when the loss or its gradient is no number any more; this comes before a checkpoint."""
+        logs = kwargs["logs"]
+        for name, words in _WATCHED.items():
+            if not math.isfinite(logs.get(name, 0.0)):
+                good = last_whole(self._folder, self._identity)
+                raise NonFiniteLossError(
+                    f"the {words} is {logs[name]} at step {state.global_step} (learning rate "
+                    f"{logs['learning_rate']:.3g}); lower {self._section}.learning_rate and begin a new run; "
+                    + (
+                        f"the last good checkpoint is {good}"
+                        if good is not None
+                        else "there is no checkpoint from before"
+                    )
+                )
+
+
+def _any_process(first: bool, second: bool, device: torch.device) -> tuple[bool, bool]:
+    """Return for each of two flags whether it is set in any process."""
+    if not distributed.is_initialized():
+        return first, second
+    flags = torch.tensor([first, second], dtype=torch.int32, device=device)
+    distributed.all_reduce(flags, op=distributed.ReduceOp.MAX)
+    return bool(flags[0]), bool(flags[1])

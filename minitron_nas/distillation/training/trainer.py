@@ -1,0 +1,361 @@
+"""The one training loop, on Hugging Face's Trainer, for short and full distillation alike."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+
+from minitron_nas.distillation.loss.inner_states import InnerStates
+from minitron_nas.distillation.loss.intermediate import IntermediateLoss, intermediate_loss
+from minitron_nas.distillation.loss.validation import validate
+from minitron_nas.distillation.settings import HOW_TO_TRAIN, DistillationSettings
+from minitron_nas.distillation.signals.targets import HiddenTargets, TopKTargets
+from minitron_nas.distillation.signals.teacher import OnlineTeacher, TeacherSignal
+from minitron_nas.distillation.training.arguments import training_arguments, zero_stage
+from minitron_nas.distillation.training.checkpoints import (
+    STUDENT,
+    copy_weights,
+    last_whole,
+    load_state,
+    load_weights,
+    mark_whole,
+    save_state,
+    save_weights,
+    step_of,
+)
+from minitron_nas.distillation.training.control import Control
+from minitron_nas.distillation.training.memory import TrainingMemory
+from minitron_nas.distillation.training.objective import Objective
+from minitron_nas.distillation.training.schedule import Schedule
+from minitron_nas.errors import PreemptedError, TrainingMemoryError
+from minitron_nas.execution.compiler import as_written, compiled_modules
+from minitron_nas.execution.deepspeed import begin_moments
+from minitron_nas.execution.device import compute_dtype, hold_memory
+from minitron_nas.execution.preemption import on_sigterm
+from minitron_nas.execution.runner import is_out_of_memory
+from minitron_nas.families.catalog import layout_of
+from minitron_nas.families.layer_model import decoder_layers
+from minitron_nas.progress import Progress, silent
+from minitron_nas.storage.ledger import fingerprint
+from minitron_nas.text.tokens import PackedTokens
+
+_NOT_DECIDING = {
+    *HOW_TO_TRAIN,
+    "num_evaluations",
+    *("teacher_signal", "top_k"),  # hidden states say what the teacher says; how many logits count stands beside this
+    *("batch_sequences", "tokens"),  # the schedule says these
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A token stream with the teacher's signal over it.
+
+    Attributes:
+        tokens: The stream.
+        signal: The teacher: over the whole vocabulary for validation; None where no loss asks it.
+    """
+
+    tokens: PackedTokens
+    signal: TeacherSignal | None
+
+
+@dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """One point of a training or validation curve.
+
+    Attributes:
+        tokens: Seen so far.
+        kl_nats: KL(teacher || student) per token; None for training on anything else.
+        loss_nats: Next-token loss; None for training.
+        objective: Mean of what was minimised since the point before; None for validation.
+        learning_rate: None for validation.
+    """
+
+    tokens: int
+    kl_nats: float | None
+    loss_nats: float | None
+    objective: float | None
+    learning_rate: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """What a distillation leaves: its curve, which ends with a validation."""
+
+    curve: tuple[CurvePoint, ...]
+
+    @property
+    def final(self) -> CurvePoint:
+        """The last validation."""
+        return [point for point in self.curve if point.learning_rate is None][-1]
+
+
+def distill(
+    student: Any,
+    train: Stream,
+    validation: Stream,
+    settings: DistillationSettings,
+    schedule: Schedule,
+    folder: Path,
+    seed: int,
+    stop_step: int | None = None,
+    progress: Progress = silent,
+    validate_first: bool = False,
+    trained: Path | None = None,
+) -> TrainingResult:
+    """Train a student to match the teacher, going on from the last whole checkpoint in `folder`.
+
+    A checkpoint that was written for other tokens, settings, schedule or seed is not used; one that was
+    written by another engine or on another number of processes is. SIGTERM writes a checkpoint after the
+    step that is under way.
+
+    Args:
+        student: A causal LM with float32 weights; it is trained in place.
+        train: Sequences in the order of training; repeated if the schedule is longer.
+        validation: Held-out sequences.
+        settings: Learning rate, loss and so on.
+        schedule: Steps and batch.
+        folder: Checkpoints go here; delete it when the student is saved.
+        seed: Seeds what the model may draw (dropout).
+        stop_step: Stop here with a checkpoint although the schedule goes on; a later call with a
+            higher `stop_step` continues.
+        progress: Told about optimizer steps, in the first process.
+        validate_first: Whether the curve begins with a validation of the untrained student.
+        trained: A safetensors file; the first process writes the trained weights to it.
+
+    Raises:
+        NonFiniteLossError: If the loss or its gradient becomes NaN or infinite.
+        TrainingMemoryError: If memory does not hold it; says what takes how much.
+        PlanError: If the batch does not divide into micro-batches, DeepSpeed cannot be used as asked, or
+            hidden states are to be matched that the signal or a model does not have.
+        PreemptedError: After SIGTERM.
+    """
+    arguments = training_arguments(settings, schedule, folder, seed, student.config.use_cache)
+    last_step = min(stop_step or schedule.num_steps, schedule.num_steps)
+    identity = _identity(train.tokens, settings, schedule, seed)
+    checkpoint = last_whole(folder, identity)
+    matching = intermediate_loss(student.config, train.signal, settings, seed)
+    if checkpoint is not None and step_of(checkpoint) >= last_step:
+        if trained is None:
+            load_weights(checkpoint, Objective(student, settings, matching))
+        elif arguments.process_index == 0:
+            copy_weights(checkpoint, STUDENT, trained)
+        return _result(json.loads((checkpoint / TRAINER_STATE_NAME).read_text())["log_history"], settings, schedule)
+    if settings.gradient_checkpointing:
+        # transformers 5.20 knows it under the second name, which later versions deprecate.
+        enable = getattr(student, "activation_checkpointing_enable", None) or student.gradient_checkpointing_enable
+        enable()
+    arguments.eval_on_start = validate_first and checkpoint is None
+    if arguments.device.type == "cpu":
+        hold_memory()
+    asked_to_stop = Event()
+    with on_sigterm(asked_to_stop.set), compiled_modules(_layers(student) if settings.torch_compile else ()):
+        control = Control(last_step, schedule.num_steps, settings, folder, identity, asked_to_stop, progress)
+        trainer = _DistillationTrainer(
+            student, train, validation, settings, schedule, arguments, identity, matching, checkpoint, control
+        )
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise _memory(student, settings, schedule, arguments) from error
+            raise
+        if control.preempted:
+            raise PreemptedError(f"stopped by SIGTERM; the same command goes on from {last_whole(folder, identity)}")
+        if trained is not None:
+            save_weights(trained, student, trainer.is_world_process_zero())
+    return _result(trainer.state.log_history, settings, schedule)
+
+
+class _SequenceDataset(Dataset[dict[str, Tensor]]):
+    """Training sequences in order, repeated to the schedule's length."""
+
+    def __init__(self, tokens: PackedTokens, schedule: Schedule) -> None:
+        self._tokens, self._batch_sequences = tokens, schedule.batch_sequences
+        self._length = schedule.num_steps * schedule.batch_sequences
+        self._num_labels = tokens.first(self._length).num_labels()  # a trial trains on a small part of the stream
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, position: int) -> dict[str, Tensor]:
+        index = torch.tensor(position % self._tokens.num_sequences)
+        sequence = self._tokens.sequences(index[None])
+        return {
+            "index": index,
+            "input_ids": sequence.input_ids[0],
+            "position_ids": sequence.position_ids[0],
+            "next_tokens": sequence.labels()[0],
+            "batch_labels": self._batch_labels(position),
+        }
+
+    def _batch_labels(self, position: int) -> Tensor:
+        """Labels of the whole optimizer step that a position belongs to, whichever process takes which part."""
+        first = position // self._batch_sequences * self._batch_sequences
+        indices = torch.arange(first, first + self._batch_sequences) % self._tokens.num_sequences
+        return self._num_labels[indices].sum()
+
+
+class _DistillationTrainer(Trainer):
+    """Trainer whose loss compares final hidden states, and whose checkpoints any engine reads."""
+
+    def __init__(
+        self,
+        student: Any,
+        train: Stream,
+        validation: Stream,
+        settings: DistillationSettings,
+        schedule: Schedule,
+        arguments: TrainingArguments,
+        identity: str,
+        matching: IntermediateLoss | None,
+        checkpoint: Path | None,
+        control: Control,
+    ) -> None:
+        self._sequences = _SequenceDataset(train.tokens, schedule)
+        self._objective = Objective(student, settings, matching)
+        super().__init__(model=self._objective, args=arguments, train_dataset=self._sequences)
+        self.remove_callback(PrinterCallback)
+        self.add_callback(control)
+        self.loss_is_scaled_for_ga = False
+        self._signal, self._validation = train.signal, validation
+        self._settings, self._schedule, self._identity = settings, schedule, identity
+        self._first_step = step_of(checkpoint) if checkpoint else 0
+        self._teacher_states = None
+        if matching is not None and isinstance(train.signal, OnlineTeacher):
+            self._teacher_states = InnerStates(train.signal.model, [place for place, _ in matching.pairs])
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return the distillation loss of a batch."""
+        tokens = PackedTokens(inputs["input_ids"], inputs["position_ids"])
+        # The teacher speaks outside of the student's forward pass: under ZeRO-3 it is an engine of its own.
+        targets, teacher_states = self._ask_teacher(inputs["index"], tokens)
+        share = len(tokens.input_ids) / self._schedule.batch_sequences
+        num_labels = inputs["batch_labels"][0].clamp(min=1) * share
+        return model(tokens.input_ids, tokens.position_ids, inputs["next_tokens"], num_labels, targets, teacher_states)
+
+    @torch.no_grad()
+    def _ask_teacher(
+        self, indices: Tensor, tokens: PackedTokens
+    ) -> tuple[HiddenTargets | TopKTargets | None, dict[int, Tensor]]:
+        """Return what the teacher says, if the loss asks, and its hidden states that are to be matched."""
+        signal = self._signal
+        if signal is None or not self._settings.asks_teacher:
+            return None, {}
+
+        def ask() -> HiddenTargets | TopKTargets:
+            return signal.targets(indices, tokens)
+
+        return (ask(), {}) if self._teacher_states is None else self._teacher_states.during(ask)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Validate on the held-out stream and log the result."""
+        student = self._objective.student
+        with as_written(_layers(student)):  # they would be compiled again for validation's sizes
+            losses = validate(student, self._validation.tokens, self._validation.signal)
+        metrics = {"eval_kl_nats": losses.kl_nats, "eval_loss_nats": losses.loss_nats}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
+        """Return the schedule's learning rates from the first step of this call."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = LambdaLR(
+                optimizer or self.optimizer,  # type: ignore[arg-type]
+                lambda step: self._schedule.learning_rate_factor(self._first_step + step, self._settings),
+            )
+        return self.lr_scheduler
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
+        return SequentialSampler(self._sequences)
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        """Prepare without a checkpoint, whose engine may have been another one, and load it into this engine."""
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)  # type: ignore[no-untyped-call]
+        begin_moments(self._engine_optimizer(), self._first_step)
+        if resume_from_checkpoint is not None:
+            load_state(Path(resume_from_checkpoint), self._objective, self._engine_optimizer())
+        return prepared
+
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Leave it to `_prepare_for_training`."""
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Save what any engine can go on from, and mark it as whole."""
+        checkpoint = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        save_state(checkpoint, self._objective, self._engine_optimizer(), self.is_world_process_zero())
+        if self.is_world_process_zero():
+            self.state.save_to_json(str(checkpoint / TRAINER_STATE_NAME))
+            mark_whole(checkpoint, self._identity)
+        self.accelerator.wait_for_everyone()
+
+    def _engine_optimizer(self) -> Any:
+        """The optimizer inside accelerate's wrapper: AdamW, or ZeRO's."""
+        wrapper: Any = self.optimizer
+        return wrapper.optimizer
+
+
+def _layers(student: Any) -> list[nn.Module]:
+    return decoder_layers(student, layout_of(student.config.model_type), range(student.config.num_hidden_layers))
+
+
+def _memory(
+    student: Any, settings: DistillationSettings, schedule: Schedule, arguments: TrainingArguments
+) -> TrainingMemoryError:
+    micro = arguments.per_device_train_batch_size
+    value_bytes = compute_dtype(arguments.device).itemsize
+    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in student.parameters())
+    memory = TrainingMemory.estimate(
+        parameters,
+        student.config,
+        micro * schedule.sequence_length,
+        value_bytes,
+        settings.gradient_checkpointing,
+        zero_stage(settings),
+        arguments.world_size,
+    )
+    return memory.error(settings, micro, zero_stage(settings))
+
+
+def _identity(tokens: PackedTokens, settings: DistillationSettings, schedule: Schedule, seed: int) -> str:
+    """Hash what decides the weights of every step; the first batch stands for the tokens."""
+    return fingerprint(
+        {
+            "tokens": tokens.first(schedule.batch_sequences).fingerprint,
+            "settings": settings.model_dump(exclude=_NOT_DECIDING),
+            "top_k": settings.cached_top_k or settings.top_k,
+            "schedule": asdict(schedule),
+            "seed": seed,
+        }
+    )
+
+
+def _result(history: list[dict[str, Any]], settings: DistillationSettings, schedule: Schedule) -> TrainingResult:
+    points = (_curve_point(entry, settings, schedule) for entry in history)
+    return TrainingResult(tuple(point for point in points if point is not None))
+
+
+def _curve_point(entry: dict[str, Any], settings: DistillationSettings, schedule: Schedule) -> CurvePoint | None:
+    tokens = entry["step"] * schedule.tokens_per_step
+    if "eval_kl_nats" in entry:
+        return CurvePoint(tokens, entry["eval_kl_nats"], entry["eval_loss_nats"], None, None)
+    if "loss" in entry:
+        kl = entry["loss"] if settings.minimises_kl else None
+        return CurvePoint(tokens, kl, None, entry["loss"], entry["learning_rate"])
+    return None

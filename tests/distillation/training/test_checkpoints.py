@@ -1,0 +1,130 @@
+"""What a checkpoint holds, and which one a training goes on from."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from minitron_nas.distillation.training.checkpoints import (
+    last_whole,
+    load_state,
+    load_weights,
+    mark_whole,
+    save_state,
+    save_weights,
+    step_of,
+)
+from minitron_nas.execution.deepspeed import begin_moments
+
+
+def write_checkpoint(folder, step):
+    checkpoint = folder / f"checkpoint-{step}"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "model.safetensors").touch()
+    return checkpoint
+
+
+def test_an_empty_or_missing_folder_holds_no_checkpoint(tmp_path):
+    assert last_whole(tmp_path, "run") is None
+    assert last_whole(tmp_path / "nothing", "run") is None
+
+
+def test_the_step_is_in_the_name(tmp_path):
+    assert step_of(tmp_path / "checkpoint-1200") == 1200
+
+
+def test_a_checkpoint_without_its_mark_is_not_used(tmp_path):
+    write_checkpoint(tmp_path, 5)
+    assert last_whole(tmp_path, "run") is None
+
+
+def test_a_checkpoint_of_something_else_is_not_used(tmp_path):
+    mark_whole(write_checkpoint(tmp_path, 5), "another run")
+    assert last_whole(tmp_path, "run") is None
+
+
+def test_the_newest_mark_removes_every_other_checkpoint(tmp_path):
+    for step in (9, 10):
+        mark_whole(write_checkpoint(tmp_path, step), "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"]
+    assert last_whole(tmp_path, "run") == tmp_path / "checkpoint-10"
+
+
+def test_of_two_whole_checkpoints_the_later_step_counts(tmp_path):
+    # A process that is killed between marking and removing leaves both; 9 sorts after 10 by name.
+    for step in (9, 10):
+        checkpoint = write_checkpoint(tmp_path, step)
+        (checkpoint / "complete").write_text("run")
+    assert step_of(last_whole(tmp_path, "run")) == 10
+
+
+class Tied(torch.nn.Module):
+    """Two names for one weight, a bias, and a weight that is not trained."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        draw = torch.Generator().manual_seed(seed)
+        self.first = torch.nn.Parameter(torch.randn(3, 2, generator=draw))
+        self.bias = torch.nn.Parameter(torch.randn(2, generator=draw).bfloat16())
+        self.frozen = torch.nn.Parameter(torch.randn(2, generator=draw), requires_grad=False)
+        self.second = self.first
+
+
+def step(module, optimizer):
+    (module.first.pow(2).sum() + module.bias.float().pow(2).sum()).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+@pytest.fixture
+def trained(tmp_path):
+    module = Tied()
+    optimizer = torch.optim.AdamW([module.first, module.bias], lr=0.1)
+    for _ in range(3):
+        step(module, optimizer)
+    save_state(tmp_path / "checkpoint-3", module, optimizer, writes=True)
+    return module, optimizer
+
+
+def test_a_checkpoint_holds_each_trained_parameter_and_its_moments_once_in_float32(trained, tmp_path):
+    module, optimizer = trained
+    weights = load_file(tmp_path / "checkpoint-3" / "model.safetensors")
+    assert {name: tensor.dtype for name, tensor in weights.items()} == dict.fromkeys(("first", "bias"), torch.float32)
+    assert torch.equal(weights["bias"], module.bias.float())
+    moments = load_file(tmp_path / "checkpoint-3" / "optimizer.safetensors")
+    assert sorted(moments) == ["exp_avg.bias", "exp_avg.first", "exp_avg_sq.bias", "exp_avg_sq.first"]
+    assert torch.equal(moments["exp_avg_sq.first"], optimizer.state[module.first]["exp_avg_sq"])
+
+
+def test_another_module_and_optimizer_go_on_from_it_to_the_bit(trained, tmp_path):
+    other = Tied(seed=1)
+    optimizer = torch.optim.AdamW([other.first, other.bias], lr=0.1)
+    begin_moments(optimizer, 3)
+    load_state(tmp_path / "checkpoint-3", other, optimizer)
+    for _ in range(2):
+        step(*trained)
+        step(other, optimizer)
+    assert torch.equal(other.first, trained[0].first)
+    assert torch.equal(other.bias, trained[0].bias)
+
+
+def test_moments_that_begin_at_zero_are_those_that_torch_would_begin_with():
+    ready, plain = Tied(), Tied()
+    optimizers = [torch.optim.AdamW([module.first, module.bias], lr=0.1) for module in (ready, plain)]
+    begin_moments(optimizers[0], 0)
+    for _ in range(2):
+        step(ready, optimizers[0])
+        step(plain, optimizers[1])
+    assert torch.equal(ready.first, plain.first)
+
+
+def test_weights_alone_come_back(trained, tmp_path):
+    save_weights(tmp_path / "model.safetensors", trained[0], writes=True)
+    other = Tied(seed=1)
+    load_weights(tmp_path, other)
+    assert torch.equal(other.second, trained[0].first)
+    assert torch.equal(other.frozen, Tied(seed=1).frozen)
+
+
+def test_a_process_that_does_not_write_leaves_nothing(trained, tmp_path):
+    save_weights(tmp_path / "elsewhere" / "model.safetensors", trained[0], writes=False)
+    assert not (tmp_path / "elsewhere").exists()
