@@ -6,7 +6,6 @@ import torch
 
 from minitron_nas.distillation import worker
 from minitron_nas.distillation.job import TrainingJob
-from minitron_nas.distillation.signals.teacher import load_for_training
 from minitron_nas.distillation.training.arguments import micro_batch, most_processes
 from minitron_nas.distillation.training.checkpoints import load_weights
 from minitron_nas.distillation.training.trainer import TrainingResult
@@ -14,6 +13,7 @@ from minitron_nas.errors import PreemptedError, TrainingProcessError
 from minitron_nas.execution.device import release_memory
 from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.execution.torchrun import run_processes
+from minitron_nas.models.loading import load_for_training
 from minitron_nas.progress import Progress, silent
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from torch import distributed
 
 from minitron_nas.distillation.job import TRAINED, TrainingJob
-from minitron_nas.distillation.signals.teacher import load_for_training
 from minitron_nas.distillation.training.arguments import training_arguments, zero_stage
 from minitron_nas.distillation.training.trainer import distill
 from minitron_nas.errors import MinitronNasError, PreemptedError
 from minitron_nas.execution.deepspeed import join_processes
+from minitron_nas.models.loading import load_for_training
 from minitron_nas.progress import Progress, silent
 
 _PROGRESS_SECONDS = 1.0

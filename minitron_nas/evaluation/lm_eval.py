@@ -11,9 +11,9 @@ import lm_eval
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from minitron_nas.distillation.signals.teacher import load_for_inference
 from minitron_nas.errors import PlanError
 from minitron_nas.evaluation.settings import EvaluationSettings
+from minitron_nas.models.loading import load_for_inference
 
 _BOOTSTRAP_DRAWS = 1000  # for the few metrics without a formula; 0 would leave out every standard error
 

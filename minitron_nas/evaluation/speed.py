@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from minitron_nas.distillation.signals.teacher import load_for_inference
 from minitron_nas.errors import MinitronNasError
 from minitron_nas.evaluation.settings import EvaluationSettings
+from minitron_nas.models.loading import load_for_inference
 
 
 @dataclass(frozen=True, slots=True)

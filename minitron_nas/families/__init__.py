@@ -1,1 +1,1 @@
-"""One declarative layout per model family, and the loading of teachers."""
+"""One declarative layout per model family."""

@@ -22,8 +22,8 @@ from minitron_nas.distillation.signals.head import OutputHead
 from minitron_nas.distillation.signals.targets import HiddenTargets
 from minitron_nas.distillation.signals.teacher import OnlineTeacher, TeacherSignal, final_hidden
 from minitron_nas.evaluation.settings import EvaluationSettings
-from minitron_nas.families.layer_model import decoder_layers, input_of
 from minitron_nas.importance.settings import DepthSettings
+from minitron_nas.models.layer_model import decoder_layers, input_of
 from minitron_nas.text.tokens import PackedTokens
 
 Criterion: TypeAlias = Callable[[frozenset[int], Sequence[range]], Iterator[float]]

@@ -11,9 +11,9 @@ from torch import Tensor
 from minitron_nas.architecture.layout import HIDDEN, VOCAB, Layout, TensorRow
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.execution.device import compute_dtype, pick_device
-from minitron_nas.families.layer_model import embed, layer_model, release_weights
-from minitron_nas.families.stock import read_entries, read_tensor
 from minitron_nas.importance.hidden_states import HiddenStates
+from minitron_nas.models.layer_model import embed, layer_model, release_weights
+from minitron_nas.models.stock import read_entries, read_tensor
 from minitron_nas.storage.weights import TensorHeader
 from minitron_nas.text.tokens import PackedTokens
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from minitron_nas.architecture.layout import Axis, Layout, TensorRow
-from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.importance.sweep import Section, one_pass, sweep
+from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.progress import Progress, silent
 from minitron_nas.text.tokens import PackedTokens
 

@@ -12,11 +12,11 @@ from torch.nn.functional import cosine_similarity, linear
 
 from minitron_nas.architecture.layout import Axis, Layout
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.importance.aggregation import BatchAggregate, over_sequence
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import ImportanceSettings
 from minitron_nas.importance.sweep import Section, one_pass, sweep
+from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.progress import Progress, silent
 from minitron_nas.text.tokens import PackedTokens
 

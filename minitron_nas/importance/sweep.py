@@ -15,10 +15,10 @@ import torch
 
 from minitron_nas.distillation.signals.teacher import final_hidden
 from minitron_nas.execution.device import release_memory, trim_memory
-from minitron_nas.families.checkpoint import Checkpoint
-from minitron_nas.families.layer_model import run_layer
 from minitron_nas.importance.hidden_states import HiddenStates
 from minitron_nas.importance.layered_model import LayeredModel
+from minitron_nas.models.checkpoint import Checkpoint
+from minitron_nas.models.layer_model import run_layer
 from minitron_nas.progress import Progress
 from minitron_nas.text.tokens import PackedTokens
 

@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 
 from minitron_nas.errors import RunFolderError
-from minitron_nas.families.checkpoint import Checkpoint, open_checkpoint
-from minitron_nas.families.teacher import check_source, resolve_teacher, source_name
+from minitron_nas.models.checkpoint import Checkpoint, open_checkpoint
+from minitron_nas.models.source import check_source, resolve_teacher, source_name
 from minitron_nas.pipeline.correcting import correct_teacher
 from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.pipeline.engine import Engine

@@ -13,14 +13,14 @@ from minitron_nas.distillation.correction import Correction
 from minitron_nas.distillation.loss.losses import Losses
 from minitron_nas.distillation.loss.validation import validate
 from minitron_nas.distillation.settings import CorrectionSettings, CorrectionTraining, DistillationSettings
-from minitron_nas.distillation.signals.teacher import load_for_training
 from minitron_nas.distillation.training.lora import add_adapters, merge_adapters, require_peft
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.distillation.training.trainer import Stream, TrainingResult, distill
 from minitron_nas.errors import PlanError
 from minitron_nas.execution.device import release_memory
-from minitron_nas.families.checkpoint import Checkpoint, open_checkpoint
-from minitron_nas.families.teacher import resolve_teacher, source_name
+from minitron_nas.models.checkpoint import Checkpoint, open_checkpoint
+from minitron_nas.models.loading import load_for_training
+from minitron_nas.models.source import resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.pipeline.engine import Engine
 from minitron_nas.pipeline.plan import FamilyPlan

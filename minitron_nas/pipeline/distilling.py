@@ -15,8 +15,8 @@ from minitron_nas.distillation.training.arguments import check_engine, micro_bat
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.distillation.training.trainer import CurvePoint, TrainingResult
 from minitron_nas.execution.settings import RunnerSettings
-from minitron_nas.families.checkpoint import Checkpoint
-from minitron_nas.families.teacher import resolve_teacher, source_name
+from minitron_nas.models.checkpoint import Checkpoint
+from minitron_nas.models.source import resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.pipeline.provenance import versions
 from minitron_nas.pipeline.sources import one_pass_tokens, proof_prompt, read_splits

@@ -10,9 +10,10 @@ from transformers import AutoTokenizer
 
 from minitron_nas.distillation.loss.losses import Losses
 from minitron_nas.distillation.loss.validation import validate
-from minitron_nas.distillation.signals.teacher import OnlineTeacher, load_for_inference
+from minitron_nas.distillation.signals.teacher import OnlineTeacher
 from minitron_nas.errors import DataError
-from minitron_nas.families.teacher import resolve_teacher, source_name
+from minitron_nas.models.loading import load_for_inference
+from minitron_nas.models.source import resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.progress import Progress
 from minitron_nas.text.settings import TextSettings

@@ -15,8 +15,8 @@ from minitron_nas.architecture.costs import (
 )
 from minitron_nas.distillation.job import TrainingFiles
 from minitron_nas.execution.runner import Outcome, last_line, make_runner
-from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.importance.scores import ImportanceScores
+from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.pipeline.depth import choose_layers
 from minitron_nas.pipeline.engine import Engine
 from minitron_nas.pipeline.passes import fits_in_memory, pass_title, score_checkpoint

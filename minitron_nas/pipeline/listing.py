@@ -31,7 +31,7 @@ def enumerate_size(space_name: str, size: str | float, teacher: str | None = Non
     if teacher is None:
         source = space.source_architecture()
     else:
-        from minitron_nas.families.teacher import resolve_teacher  # deferred: imports torch
+        from minitron_nas.models.source import resolve_teacher  # deferred: imports torch
 
         with TemporaryDirectory() as work:
             source = resolve_teacher(teacher, Path(work)).architecture

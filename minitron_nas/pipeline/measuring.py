@@ -8,10 +8,10 @@ from typing import Any
 from minitron_nas.architecture.costs import count_embedding_parameters
 from minitron_nas.distillation.loss.validation import validate
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache
-from minitron_nas.distillation.signals.teacher import load_for_inference
 from minitron_nas.evaluation.speed import measure_speed
 from minitron_nas.execution.device import release_memory
-from minitron_nas.families.checkpoint import Checkpoint, open_checkpoint
+from minitron_nas.models.checkpoint import Checkpoint, open_checkpoint
+from minitron_nas.models.loading import load_for_inference
 from minitron_nas.pipeline.engine import Engine
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pipeline.sources import Tokens

@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minitron_nas.distillation.signals.teacher import load_for_inference
 from minitron_nas.errors import PlanError
 from minitron_nas.execution.device import available_bytes, compute_dtype, pick_device, release_memory
-from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.importance.moments import second_moments, sweep_moments
 from minitron_nas.importance.score import score_importance, sweep_importance
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
+from minitron_nas.models.checkpoint import Checkpoint
+from minitron_nas.models.loading import load_for_inference
 from minitron_nas.progress import Progress
 from minitron_nas.text.tokens import PackedTokens
 

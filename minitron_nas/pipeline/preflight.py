@@ -11,9 +11,9 @@ from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.errors import PlanError
 from minitron_nas.execution.device import compute_dtype, pick_device, total_bytes
 from minitron_nas.execution.runner import check_cluster
-from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.importance.depth import task_settings
 from minitron_nas.importance.depth_modes import free_runs
+from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.pipeline.correcting import correction_tokens
 from minitron_nas.pipeline.finding import Hop
 from minitron_nas.pipeline.passes import require_whole_model

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from minitron_nas.architecture.layout import HIDDEN
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.families.checkpoint import Checkpoint
 from minitron_nas.importance.tensor_folder import TensorFolder
+from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.pipeline.passes import checkpoint_moments, fits_in_memory
 from minitron_nas.progress import Progress, silent
 from minitron_nas.pruning.prepare import PreparedTeacher

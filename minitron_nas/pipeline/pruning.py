@@ -14,12 +14,12 @@ from minitron_nas.architecture.costs import count_parameters
 from minitron_nas.architecture.rules import check_architecture, check_changes
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import PlanError
-from minitron_nas.families.checkpoint import Checkpoint
-from minitron_nas.families.checks import check_values
-from minitron_nas.families.teacher import resolve_teacher, source_name
 from minitron_nas.importance.depth_modes import layer_table
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
+from minitron_nas.models.checkpoint import Checkpoint
+from minitron_nas.models.checks import check_values
+from minitron_nas.models.source import resolve_teacher, source_name
 from minitron_nas.pipeline.depth import choose_layers
 from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.pipeline.passes import require_whole_model

@@ -11,7 +11,7 @@ from minitron_nas.distillation.job import TrainingFiles
 from minitron_nas.distillation.signals.caches import cached_parts, keep_signals
 from minitron_nas.distillation.signals.folder import FORMAT, files_of
 from minitron_nas.distillation.training.schedule import Schedule
-from minitron_nas.families.checkpoint import Checkpoint
+from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.pipeline.engine import Engine
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pipeline.provenance import PROOF_TOKENS

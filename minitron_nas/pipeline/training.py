@@ -17,11 +17,11 @@ from minitron_nas.distillation.launch import train
 from minitron_nas.distillation.loss.validation import validate
 from minitron_nas.distillation.settings import HOW_TO_TRAIN
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache
-from minitron_nas.distillation.signals.teacher import load_for_training
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.distillation.training.trainer import CurvePoint
 from minitron_nas.execution.device import release_memory
-from minitron_nas.families.checkpoint import Checkpoint
+from minitron_nas.models.checkpoint import Checkpoint
+from minitron_nas.models.loading import load_for_training
 from minitron_nas.pipeline.engine import Engine
 from minitron_nas.pipeline.finding import Hop
 from minitron_nas.pipeline.plan import FamilyPlan

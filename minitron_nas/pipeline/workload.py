@@ -1,7 +1,7 @@
 """What a run will cost, stage by stage, before anything runs."""
 
 from minitron_nas.architecture.costs import count_parameters, forward_flops_per_token
-from minitron_nas.families.checkpoint import Checkpoint
+from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pipeline.sources import Tokens
 from minitron_nas.settings import format_count

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM
 from minitron_nas.architecture.rules import check_architecture
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import ProofError
-from minitron_nas.families.checks import check_tensors
-from minitron_nas.families.hub import TERMS
-from minitron_nas.families.stock import DTYPES
+from minitron_nas.models.checks import check_tensors
+from minitron_nas.models.hub import TERMS
+from minitron_nas.models.stock import DTYPES
 from minitron_nas.progress import Progress, silent
 from minitron_nas.pruning.parts import total_bytes
 from minitron_nas.pruning.prepare import PreparedTeacher

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minitron_nas.families.stock import DTYPES
+from minitron_nas.models.stock import DTYPES
 from minitron_nas.pruning.compensate import Scaling
 from minitron_nas.storage.weights import TensorHeader, read_rows, row_blocks
 

@@ -7,8 +7,8 @@ from typing import Any, Self
 
 from minitron_nas.architecture.layout import Layout
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.families.checks import table_names
-from minitron_nas.families.config import read_architecture, read_config
+from minitron_nas.models.checks import table_names
+from minitron_nas.models.config import read_architecture, read_config
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.rotation import Rotation
 from minitron_nas.pruning.settings import RIDGE

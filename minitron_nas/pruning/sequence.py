@@ -31,10 +31,10 @@ from torch import Tensor
 from minitron_nas.architecture.layout import HIDDEN, Axis, Layout, TensorPlace, TensorRow
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.execution.device import release_memory, trim_memory
-from minitron_nas.families.layer_model import input_of, run_layer
-from minitron_nas.families.stock import DTYPES
 from minitron_nas.importance.hidden_states import HiddenStates
 from minitron_nas.importance.layered_model import LayeredModel
+from minitron_nas.models.layer_model import input_of, run_layer
+from minitron_nas.models.stock import DTYPES
 from minitron_nas.progress import Progress, silent
 from minitron_nas.pruning.parts import Cut, entries, whole
 from minitron_nas.pruning.prepare import PreparedTeacher

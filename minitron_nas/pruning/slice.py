@@ -13,8 +13,8 @@ from minitron_nas.architecture.layout import HIDDEN, Dim, TensorPlace
 from minitron_nas.architecture.rules import check_architecture
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import InvalidArchitectureError
-from minitron_nas.families.config import layer_lists
-from minitron_nas.families.stock import model_from_tensors
+from minitron_nas.models.config import layer_lists
+from minitron_nas.models.stock import model_from_tensors
 from minitron_nas.pruning.compensate import scaled_constants, scaling_of
 from minitron_nas.pruning.merging import Merge
 from minitron_nas.pruning.parts import Cut, Kept, Part, Vector, whole

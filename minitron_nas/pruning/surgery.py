@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from xxhash import xxh3_128_digest
 
 from minitron_nas.errors import CheckpointError
-from minitron_nas.families.checks import all_finite, not_finite
+from minitron_nas.models.checks import all_finite, not_finite
 from minitron_nas.progress import Progress, silent
 from minitron_nas.pruning.parts import Part, Rows, num_bytes, total_bytes
 from minitron_nas.storage.atomic import require_free_bytes, write_json

@@ -28,12 +28,12 @@ from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals.head import OutputHead
 from minitron_nas.distillation.signals.targets import HiddenTargets
 from minitron_nas.distillation.signals.teacher import final_hidden
-from minitron_nas.families.checks import check_tensors
-from minitron_nas.families.layer_model import embed, layer_model, run_layer
-from minitron_nas.families.stock import model_from_tensors, read_tensor
 from minitron_nas.importance.baselines import random_scores
 from minitron_nas.importance.moments import second_moments
 from minitron_nas.importance.tensor_folder import TensorFolder
+from minitron_nas.models.checks import check_tensors
+from minitron_nas.models.layer_model import embed, layer_model, run_layer
+from minitron_nas.models.stock import model_from_tensors, read_tensor
 from minitron_nas.pruning.compensate import scaled_constants
 from minitron_nas.pruning.export import write_student
 from minitron_nas.pruning.order import PruningOrder

@@ -21,11 +21,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Traine
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals.caches import keep_signal
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache
-from minitron_nas.distillation.signals.teacher import OnlineTeacher, TeacherSignal, load_for_inference
+from minitron_nas.distillation.signals.teacher import OnlineTeacher, TeacherSignal
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.distillation.training.trainer import Stream, distill
 from minitron_nas.execution.device import compute_dtype
-from minitron_nas.families.checkpoint import open_checkpoint
+from minitron_nas.models.checkpoint import open_checkpoint
+from minitron_nas.models.loading import load_for_inference
 from minitron_nas.text.tokens import PackedTokens
 
 BATCH, LENGTH = 4, 512

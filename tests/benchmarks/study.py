@@ -26,12 +26,13 @@ from minitron_nas.distillation.loss.validation import validate
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals.caches import keep_signal
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache
-from minitron_nas.distillation.signals.teacher import OnlineTeacher, load_for_inference
+from minitron_nas.distillation.signals.teacher import OnlineTeacher
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.distillation.training.trainer import Stream, distill
 from minitron_nas.execution.device import release_memory
-from minitron_nas.families.checkpoint import Checkpoint
-from minitron_nas.families.teacher import demo_teacher, resolve_teacher
+from minitron_nas.models.checkpoint import Checkpoint
+from minitron_nas.models.loading import load_for_inference
+from minitron_nas.models.source import demo_teacher, resolve_teacher
 from minitron_nas.progress import Progress
 from minitron_nas.storage.atomic import read_json, whole_folder, write_json
 from minitron_nas.text.tokens import PackedTokens, pack, tokenize

@@ -20,12 +20,12 @@ import torch
 from study import EVALUATED, EVALUATION_SEQUENCES, LENGTH, SEED, Study, progress
 
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.distillation.signals.teacher import load_for_inference, load_for_training
 from minitron_nas.execution.device import release_memory
 from minitron_nas.importance.depth_modes import layer_table
 from minitron_nas.importance.score import score_importance
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import Aggregation, DepthSettings, ImportanceSettings
+from minitron_nas.models.loading import load_for_inference, load_for_training
 from minitron_nas.pipeline.depth import choose_layers
 from minitron_nas.pipeline.display import default_display
 from minitron_nas.pipeline.preparing import measure_start

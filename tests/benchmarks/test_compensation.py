@@ -7,10 +7,11 @@ import torch
 from transformers import AutoTokenizer
 
 from minitron_nas.distillation.loss.validation import validate
-from minitron_nas.distillation.signals.teacher import OnlineTeacher, load_for_inference
-from minitron_nas.families.teacher import demo_teacher
+from minitron_nas.distillation.signals.teacher import OnlineTeacher
 from minitron_nas.importance.score import score_importance
 from minitron_nas.importance.settings import ImportanceSettings
+from minitron_nas.models.loading import load_for_inference
+from minitron_nas.models.source import demo_teacher
 from minitron_nas.pruning import slice as surgery
 from minitron_nas.pruning.compensate import Scaling
 from minitron_nas.pruning.order import PruningOrder

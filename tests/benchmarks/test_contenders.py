@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from minitron_nas.execution.device import compute_dtype
-from minitron_nas.families.teacher import demo_teacher
+from minitron_nas.models.source import demo_teacher
 
 SCRIPT = Path(__file__).with_name("contenders.py")
 OTHERS = ("plain loop", "Trainer", "TRL GKDTrainer", "TRL's chunked kernel")

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from minitron_nas.distillation.signals.teacher import final_hidden, load_for_inference
-from minitron_nas.families.teacher import demo_teacher
+from minitron_nas.distillation.signals.teacher import final_hidden
 from minitron_nas.importance.score import score_importance
 from minitron_nas.importance.settings import ImportanceSettings
+from minitron_nas.models.loading import load_for_inference
+from minitron_nas.models.source import demo_teacher
 from minitron_nas.text.tokens import PackedTokens
 
 ROUNDS = 3

@@ -23,7 +23,7 @@ import sys
 import torch
 from pathlib import Path
 from minitron_nas.text.tokens import pack
-from minitron_nas.families.checkpoint import open_checkpoint
+from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.importance.score import sweep_importance
 from minitron_nas.importance.settings import ImportanceSettings
 
@@ -43,7 +43,7 @@ import sys
 import torch
 from pathlib import Path
 from minitron_nas.text.tokens import pack
-from minitron_nas.families.checkpoint import open_checkpoint
+from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.importance.baselines import random_scores
 from minitron_nas.importance.tensor_folder import TensorFolder
 from minitron_nas.pipeline.passes import checkpoint_moments

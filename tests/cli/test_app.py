@@ -310,7 +310,7 @@ def test_demo_builds_the_demo(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from minitron_nas.families.checkpoint import open_checkpoint
+    from minitron_nas.models.checkpoint import open_checkpoint
 
     monkeypatch.setattr(
         "minitron_nas.pipeline.demo.demo_teacher", lambda out: (open_checkpoint(trained_teacher), "owner/name")

@@ -13,11 +13,11 @@ from minitron_nas.distillation import worker
 from minitron_nas.distillation.job import TrainingFiles, TrainingJob
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals.hidden_cache import write_hidden_cache
-from minitron_nas.distillation.signals.teacher import load_for_inference, load_for_training
 from minitron_nas.distillation.training import trainer
 from minitron_nas.distillation.training.checkpoints import load_weights
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.execution.torchrun import run_processes
+from minitron_nas.models.loading import load_for_inference, load_for_training
 from minitron_nas.progress import silent
 from minitron_nas.testing import tiny_checkpoint
 from minitron_nas.text.tokens import pack
@@ -62,7 +62,7 @@ sys.exit(worker.main(sys.argv[1]))
 
 COMPUTING = (
     *("distillation.training.arguments", "distillation.training.objective", "distillation.training.trainer"),
-    *("distillation.loss.validation", "distillation.signals.teacher"),
+    *("distillation.loss.validation", "models.loading"),
 )
 """Modules that ask for the type to compute in."""
 
@@ -146,7 +146,7 @@ def jobs(tmp_path_factory):
     for name, tokens in parts.items():
         tokens.save(base / f"{name}.safetensors")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minitron_nas.distillation.signals.teacher.compute_dtype", lambda device: torch.float32)
+        patch.setattr("minitron_nas.models.loading.compute_dtype", lambda device: torch.float32)
         for kind in ("tied", "untied"):
             teacher = tiny_checkpoint(base / kind / "teacher", "llama", seed=1, tied=kind == "tied")
             tiny_checkpoint(base / kind / "student", "llama", seed=2, tied=kind == "tied", num_hidden_layers=2)

@@ -9,13 +9,13 @@ import torch
 from minitron_nas.distillation import launch, worker
 from minitron_nas.distillation.job import TRAINED
 from minitron_nas.distillation.settings import DistillationSettings
-from minitron_nas.distillation.signals.teacher import load_for_training
 from minitron_nas.distillation.training.arguments import most_processes
 from minitron_nas.distillation.training.checkpoints import save_weights
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.distillation.training.trainer import CurvePoint, TrainingResult
 from minitron_nas.errors import NonFiniteLossError, TrainingProcessError
 from minitron_nas.execution.settings import RunnerSettings
+from minitron_nas.models.loading import load_for_training
 
 
 @pytest.fixture

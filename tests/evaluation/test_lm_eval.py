@@ -22,7 +22,7 @@ TASKS = Path(__file__).parent / "tasks"
 @pytest.fixture(autouse=True)
 def _offline(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("minitron_nas.distillation.signals.teacher.compute_dtype", lambda device: torch.float32)
+    monkeypatch.setattr("minitron_nas.models.loading.compute_dtype", lambda device: torch.float32)
     # Reading all tasks that lm-eval brings takes ten seconds.
     monkeypatch.setattr(lm_eval, "TaskManager", functools.partial(TaskManager, include_defaults=False))
     monkeypatch.chdir(TASKS)  # the task names its data relative to here

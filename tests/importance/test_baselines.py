@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from minitron_nas.families.checkpoint import open_checkpoint
 from minitron_nas.importance.baselines import magnitude_scores, random_scores
+from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.testing import tiny_checkpoint, tiny_config, tiny_model
 
 

@@ -6,14 +6,14 @@ import psutil
 import pytest
 import torch
 
-from minitron_nas.distillation.signals.teacher import load_for_inference
 from minitron_nas.families.catalog import layouts
-from minitron_nas.families.checkpoint import open_checkpoint
 from minitron_nas.importance.moments import second_moments, sweep_moments
 from minitron_nas.importance.score import score_importance, sweep_importance
 from minitron_nas.importance.settings import ImportanceSettings
 from minitron_nas.importance.sweep import Section, sweep
 from minitron_nas.importance.tensor_folder import TensorFolder
+from minitron_nas.models.checkpoint import open_checkpoint
+from minitron_nas.models.loading import load_for_inference
 from minitron_nas.testing import tiny_checkpoint
 from minitron_nas.text.tokens import pack
 
@@ -30,7 +30,7 @@ def _float32(monkeypatch):
 
 
 def compute_in(monkeypatch, dtype):
-    for place in ("minitron_nas.distillation.signals.teacher", "minitron_nas.importance.layered_model"):
+    for place in ("minitron_nas.models.loading", "minitron_nas.importance.layered_model"):
         monkeypatch.setattr(f"{place}.compute_dtype", lambda device: dtype)
 
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from minitron_nas.distillation.settings import CorrectionSettings, DistillationSettings
 from minitron_nas.errors import DataError, PlanError, RunFolderError
-from minitron_nas.families.checkpoint import open_checkpoint
+from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.pipeline import correcting
 from minitron_nas.pipeline.build import Family
 from minitron_nas.pipeline.correcting import Corrected, correction_schedule, correction_tokens

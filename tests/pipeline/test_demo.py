@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from minitron_nas.errors import PlanError
-from minitron_nas.families.checkpoint import open_checkpoint
+from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.pipeline import demo
 from minitron_nas.pipeline.listing import enumerate_size
 from minitron_nas.pipeline.plan import FamilyPlan

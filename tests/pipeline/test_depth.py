@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from minitron_nas.families.checkpoint import Checkpoint, open_checkpoint
 from minitron_nas.importance.baselines import random_scores
 from minitron_nas.importance.depth import WholeModel, kl_to_whole, without_layers
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import DepthSettings
+from minitron_nas.models.checkpoint import Checkpoint, open_checkpoint
 from minitron_nas.pipeline import depth as module
 from minitron_nas.pipeline.depth import choose_layers
 from minitron_nas.testing import tiny_checkpoint, tiny_config, tiny_model
@@ -52,7 +52,7 @@ def test_only_what_is_wanted_is_measured(checkpoint: Checkpoint, scores: Importa
 def test_layers_are_measured_on_as_much_text_as_the_settings_say(
     checkpoint: Checkpoint, scores: ImportanceScores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minitron_nas.distillation.signals.teacher.compute_dtype", lambda device: torch.float32)
+    monkeypatch.setattr("minitron_nas.models.loading.compute_dtype", lambda device: torch.float32)
     monkeypatch.setattr("minitron_nas.distillation.loss.validation.compute_dtype", lambda device: torch.float32)
     table = chosen(checkpoint, scores, [3], criterion="kl", mode="block", num_sequences=2)
     model = tiny_model(tiny_config("llama", num_hidden_layers=5))

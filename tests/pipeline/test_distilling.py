@@ -16,7 +16,7 @@ from minitron_nas.distillation.signals import folder as signal_folder
 from minitron_nas.distillation.signals.targets import HiddenTargets
 from minitron_nas.distillation.signals.teacher import OnlineTeacher
 from minitron_nas.errors import CheckpointError, DataError, RunFolderError
-from minitron_nas.families.checkpoint import open_checkpoint
+from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.pipeline import distilling
 from minitron_nas.pipeline.display import Quiet
 from minitron_nas.pipeline.distilling import Distilled

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from minitron_nas.errors import PlanError
-from minitron_nas.families.checkpoint import open_checkpoint
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
+from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.pipeline import passes
 from minitron_nas.pipeline.display import Quiet
 from minitron_nas.pipeline.engine import Engine
@@ -32,7 +32,7 @@ TEXT = TextSettings(sequence_length=64, calibration_samples=8)
 
 @pytest.fixture(autouse=True)
 def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    for place in ("distillation.signals.teacher", "importance.layered_model", "pipeline.passes"):
+    for place in ("models.loading", "importance.layered_model", "pipeline.passes"):
         monkeypatch.setattr(f"minitron_nas.{place}.compute_dtype", lambda device: torch.float32)
 
 

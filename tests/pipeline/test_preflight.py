@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minitron_nas.errors import DiskSpaceError, InvalidArchitectureError, PlanError, SpaceError
-from minitron_nas.families.checkpoint import Checkpoint, open_checkpoint
+from minitron_nas.models.checkpoint import Checkpoint, open_checkpoint
 from minitron_nas.pipeline.plan import FamilyPlan, make_plan, with_overrides
 from minitron_nas.pipeline.preflight import preflight
 from minitron_nas.space.enumerate import enumerate_candidates

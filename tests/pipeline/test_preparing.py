@@ -6,9 +6,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from minitron_nas.errors import CheckpointError, DiskSpaceError, PlanError
-from minitron_nas.families.checkpoint import open_checkpoint
 from minitron_nas.importance.baselines import random_scores
 from minitron_nas.importance.tensor_folder import TensorFolder
+from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.pipeline import preparing
 from minitron_nas.pipeline.display import Quiet
 from minitron_nas.pipeline.evaluating import evaluate

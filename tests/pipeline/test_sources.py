@@ -12,7 +12,7 @@ from minitron_nas.distillation.signals import folder as signal_folder
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache
 from minitron_nas.distillation.signals.teacher import OnlineTeacher
 from minitron_nas.distillation.signals.top_k_cache import TopKCache
-from minitron_nas.families.checkpoint import Checkpoint, open_checkpoint
+from minitron_nas.models.checkpoint import Checkpoint, open_checkpoint
 from minitron_nas.pipeline.display import Quiet
 from minitron_nas.pipeline.engine import Engine
 from minitron_nas.pipeline.plan import make_plan, with_overrides

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from minitron_nas.architecture.costs import forward_flops_per_token
-from minitron_nas.families.checkpoint import open_checkpoint
+from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.pipeline.build import Family
 from minitron_nas.pipeline.plan import FamilyPlan, load_plan
 from minitron_nas.pipeline.sources import Tokens

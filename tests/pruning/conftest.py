@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.families.checkpoint import Checkpoint, open_checkpoint
 from minitron_nas.importance.scores import ImportanceScores
+from minitron_nas.models.checkpoint import Checkpoint, open_checkpoint
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
 from minitron_nas.testing import tiny_checkpoint, tiny_config, tiny_model

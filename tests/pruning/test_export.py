@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minitron_nas.errors import ProofError
-from minitron_nas.families.checkpoint import open_checkpoint
+from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.pruning import export
 from minitron_nas.pruning.export import Proof, export_student
 from minitron_nas.pruning.slice import build_student

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minitron_nas.families.checkpoint import open_checkpoint
+from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.pruning.export import write_student
 from minitron_nas.pruning.merging import Merge, merge_partners
 from minitron_nas.pruning.parts import whole

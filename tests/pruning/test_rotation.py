@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from minitron_nas.families.checkpoint import open_checkpoint
 from minitron_nas.importance.moments import normalised, second_moments
+from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
 from minitron_nas.pruning.rotation import Rotation, stream_norms, why_not_rotatable

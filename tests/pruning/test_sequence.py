@@ -12,12 +12,12 @@ from transformers import AutoModelForCausalLM
 from minitron_nas.architecture.config import architecture_of
 from minitron_nas.distillation.loss.losses import forward_kl
 from minitron_nas.families.catalog import layout_of, layouts
-from minitron_nas.families.checkpoint import open_checkpoint
-from minitron_nas.families.stock import read_tensor
 from minitron_nas.importance.moments import second_moments
 from minitron_nas.importance.score import score_importance
 from minitron_nas.importance.settings import ImportanceSettings
 from minitron_nas.importance.tensor_folder import TensorFolder
+from minitron_nas.models.checkpoint import open_checkpoint
+from minitron_nas.models.stock import read_tensor
 from minitron_nas.pruning import sequence
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.parts import whole

@@ -6,12 +6,12 @@ import torch
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.job import TrainingFiles
 from minitron_nas.distillation.signals.hidden_cache import write_hidden_cache
-from minitron_nas.distillation.signals.teacher import load_for_inference
 from minitron_nas.execution import runner
 from minitron_nas.execution.local import LocalRunner
 from minitron_nas.families.catalog import count_parameters
-from minitron_nas.families.checkpoint import open_checkpoint
 from minitron_nas.importance.scores import ImportanceScores
+from minitron_nas.models.checkpoint import open_checkpoint
+from minitron_nas.models.loading import load_for_inference
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
 from minitron_nas.search.screen import ValidationFiles

@@ -7,12 +7,12 @@ from torch.nn.functional import log_softmax
 
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.loss import validation
-from minitron_nas.distillation.signals import teacher as signals
 from minitron_nas.distillation.signals.hidden_cache import write_hidden_cache
-from minitron_nas.distillation.signals.teacher import load_for_inference
 from minitron_nas.errors import TrialError
 from minitron_nas.execution.local import LocalRunner
 from minitron_nas.execution.settings import RunnerSettings
+from minitron_nas.models import loading
+from minitron_nas.models.loading import load_for_inference
 from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.slice import build_student
 from minitron_nas.search import screen as module
@@ -37,7 +37,7 @@ def screened(arena, candidates, results, runner=None, max_failures=0, **settings
 @pytest.fixture
 def in_float32(monkeypatch):
     """Compute in float32 on CPUs that have bfloat16 too."""
-    for place in (signals, validation, module):
+    for place in (loading, validation, module):
         monkeypatch.setattr(place, "compute_dtype", lambda device: torch.float32)
 
 

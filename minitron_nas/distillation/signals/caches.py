@@ -8,9 +8,10 @@ from typing import Any
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals.folder import SignalFolder, read_about
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache, write_hidden_cache
-from minitron_nas.distillation.signals.teacher import OnlineTeacher, TeacherSignal, load_for_inference
+from minitron_nas.distillation.signals.teacher import OnlineTeacher, TeacherSignal
 from minitron_nas.distillation.signals.top_k_cache import TopKCache, write_top_k_cache
 from minitron_nas.execution.device import release_memory
+from minitron_nas.models.loading import load_for_inference
 from minitron_nas.progress import Progress, silent
 from minitron_nas.text.tokens import PackedTokens
 

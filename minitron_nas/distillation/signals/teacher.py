@@ -4,7 +4,6 @@ The teacher's logits are one matrix product away from its final hidden states, s
 is as good as the teacher, and N students pay for it once.
 """
 
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -12,7 +11,6 @@ from torch import Tensor
 
 from minitron_nas.distillation.signals.head import OutputHead
 from minitron_nas.distillation.signals.targets import HiddenTargets, TopKTargets
-from minitron_nas.execution.device import compute_dtype, pick_device
 from minitron_nas.text.tokens import PackedTokens
 
 
@@ -68,21 +66,3 @@ class OnlineTeacher:
         device = head.weight.device
         states = final_hidden(self._model, tokens.input_ids.to(device), tokens.position_ids.to(device))
         return HiddenTargets(states.flatten(0, 1), head)
-
-
-def load_for_inference(path: Path) -> Any:
-    """Load a stock folder on this process' device, in the dtype it computes best with."""
-    return _load(path, compute_dtype(pick_device()), pick_device())
-
-
-def load_for_training(path: Path, device: torch.device | None = None) -> Any:
-    """Load a stock folder with float32 weights, on this process' device unless another is named."""
-    return _load(path, torch.float32, device or pick_device())
-
-
-def _load(path: Path, dtype: torch.dtype, device: torch.device) -> Any:
-    from transformers import AutoModelForCausalLM  # deferred: importing model classes takes seconds
-
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=False)
-    placed: Any = model.eval()
-    return placed.to(device)

@@ -42,7 +42,7 @@ from minitron_nas.execution.device import compute_dtype, hold_memory
 from minitron_nas.execution.preemption import on_sigterm
 from minitron_nas.execution.runner import is_out_of_memory
 from minitron_nas.families.catalog import layout_of
-from minitron_nas.families.layer_model import decoder_layers
+from minitron_nas.models.layer_model import decoder_layers
 from minitron_nas.progress import Progress, silent
 from minitron_nas.storage.ledger import fingerprint
 from minitron_nas.text.tokens import PackedTokens

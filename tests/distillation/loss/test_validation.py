@@ -15,7 +15,7 @@ from minitron_nas.errors import CacheError
 from minitron_nas.testing import tiny_config, tiny_model
 from minitron_nas.text.tokens import pack
 
-MODULES = ("distillation.loss.validation", "distillation.signals.teacher")
+MODULES = ("distillation.loss.validation", "models.loading")
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])

@@ -94,8 +94,8 @@ def test_several_parts_are_written_with_one_teacher_and_one_progress(tmp_path, m
 
 
 def test_without_a_cache_the_teacher_itself_speaks(tmp_path, monkeypatch):
-    monkeypatch.setattr("minitron_nas.distillation.signals.teacher.compute_dtype", lambda device: torch.float32)
-    monkeypatch.setattr("minitron_nas.distillation.signals.teacher.pick_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr("minitron_nas.models.loading.compute_dtype", lambda device: torch.float32)
+    monkeypatch.setattr("minitron_nas.models.loading.pick_device", lambda: torch.device("cpu"))
     folder, tokens = tiny_checkpoint(tmp_path / "teacher", "llama"), some_tokens(2)
     online = open_signal(folder, "teacher", tokens, None)
     assert isinstance(online, OnlineTeacher)

@@ -1,11 +1,11 @@
-"""The online teacher, and in which dtype models are loaded."""
+"""The online teacher."""
 
 import numpy as np
 import pytest
 import torch
 
-from minitron_nas.distillation.signals.teacher import OnlineTeacher, load_for_inference, load_for_training
-from minitron_nas.testing import tiny_checkpoint, tiny_config, tiny_model
+from minitron_nas.distillation.signals.teacher import OnlineTeacher
+from minitron_nas.testing import tiny_config, tiny_model
 from minitron_nas.text.tokens import pack
 
 
@@ -38,13 +38,3 @@ def test_targets_carry_no_graph():
     targets = OnlineTeacher(tiny_model(tiny_config("llama"))).targets(torch.arange(1), some_tokens(1))
     assert not targets.hidden.requires_grad
     assert not targets.head.weight.requires_grad
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_folder_is_loaded_in_the_compute_dtype_for_inference_and_in_float32_for_training(
-    tmp_path, monkeypatch, dtype
-):
-    folder = tiny_checkpoint(tmp_path, "llama", dtype=torch.bfloat16)
-    monkeypatch.setattr("minitron_nas.distillation.signals.teacher.compute_dtype", lambda device: dtype)
-    assert {parameter.dtype for parameter in load_for_inference(folder).parameters()} == {dtype}
-    assert {parameter.dtype for parameter in load_for_training(folder).parameters()} == {torch.float32}

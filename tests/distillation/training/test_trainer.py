@@ -32,7 +32,7 @@ COMPUTING = (
     "distillation.training.arguments",
     "distillation.training.objective",
     "distillation.loss.validation",
-    "distillation.signals.teacher",
+    "models.loading",
 )
 """Modules that ask for the type to compute in."""
 

@@ -10,14 +10,14 @@ from minitron_nas.architecture.costs import count_parameters
 from minitron_nas.architecture.layout import Layout
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import PlanError
-from minitron_nas.families.checks import (
+from minitron_nas.models.checks import (
     check_tensors,
     check_tokenizer,
     check_twins,
     check_values,
     fingerprint_tensors,
 )
-from minitron_nas.families.config import read_architecture, read_config
+from minitron_nas.models.config import read_architecture, read_config
 from minitron_nas.progress import Progress, silent
 from minitron_nas.storage.weights import TensorHeader
 

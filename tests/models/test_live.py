@@ -6,7 +6,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minitron_nas.errors import CheckpointError
-from minitron_nas.families.live import save_live_model
+from minitron_nas.models.live import save_live_model
 from minitron_nas.testing import tiny_config, tiny_model, tiny_tokenizer
 
 

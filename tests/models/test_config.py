@@ -3,7 +3,7 @@ import json
 import pytest
 
 from minitron_nas.errors import CheckpointError, TeacherNotFoundError, UnknownFamilyError
-from minitron_nas.families.config import read_architecture, read_config
+from minitron_nas.models.config import read_architecture, read_config
 from minitron_nas.testing import tiny_checkpoint
 
 

@@ -15,8 +15,8 @@ from transformers import AutoConfig
 from minitron_nas.architecture.config import with_sizes
 from minitron_nas.architecture.layout import HIDDEN, VOCAB, Layout
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.families.config import layer_lists
-from minitron_nas.families.stock import model_from_tensors
+from minitron_nas.models.config import layer_lists
+from minitron_nas.models.stock import model_from_tensors
 
 _NUM_ROWS = 8
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")

@@ -2,7 +2,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from minitron_nas.families.stock import model_from_tensors, read_entries, read_tensor
+from minitron_nas.models.stock import model_from_tensors, read_entries, read_tensor
 from minitron_nas.storage import weights
 from minitron_nas.storage.weights import read_headers
 from minitron_nas.testing import tiny_checkpoint, tiny_config

@@ -7,8 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minitron_nas.errors import CheckpointError, TeacherNotFoundError, UnknownFamilyError
-from minitron_nas.families.checkpoint import open_checkpoint
-from minitron_nas.families.gguf import convert_gguf
+from minitron_nas.models.checkpoint import open_checkpoint
+from minitron_nas.models.gguf import convert_gguf
 from minitron_nas.testing import tiny_config, tiny_model, tiny_tokenizer
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8, "num_hidden_layers": 2}

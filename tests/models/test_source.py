@@ -5,8 +5,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minitron_nas.errors import CheckpointError, TeacherNotFoundError
-from minitron_nas.families import teacher
-from minitron_nas.families.teacher import DEMO_HUB, DEMO_WHEEL, demo_teacher, resolve_teacher, source_name
+from minitron_nas.models import source as teacher
+from minitron_nas.models.source import DEMO_HUB, DEMO_WHEEL, demo_teacher, resolve_teacher, source_name
 from minitron_nas.testing import rewrite_tensors, tiny_checkpoint, tiny_config, tiny_model, tiny_tokenizer
 
 

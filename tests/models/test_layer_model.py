@@ -6,10 +6,10 @@ from transformers import AutoModelForCausalLM
 
 from minitron_nas.distillation.signals.teacher import final_hidden
 from minitron_nas.families.catalog import layouts
-from minitron_nas.families.checkpoint import open_checkpoint
-from minitron_nas.families.layer_model import embed, layer_model, release_weights, run_layer
-from minitron_nas.families.stock import read_tensor
 from minitron_nas.importance.baselines import random_scores
+from minitron_nas.models.checkpoint import open_checkpoint
+from minitron_nas.models.layer_model import embed, layer_model, release_weights, run_layer
+from minitron_nas.models.stock import read_tensor
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.parts import whole
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared

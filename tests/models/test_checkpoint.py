@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from minitron_nas.families.checkpoint import open_checkpoint
-from minitron_nas.families.stock import read_tensor
+from minitron_nas.models.checkpoint import open_checkpoint
+from minitron_nas.models.stock import read_tensor
 from minitron_nas.testing import rewrite_tensors, tiny_checkpoint
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from minitron_nas.errors import CheckpointError, TeacherNotFoundError
-from minitron_nas.families.cache import build_once, cache_folder
+from minitron_nas.models.cache import build_once, cache_folder
 from minitron_nas.storage.atomic import read_json, write_json
 
 PREFIX = "pypi:"

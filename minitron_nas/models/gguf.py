@@ -21,9 +21,9 @@ from transformers import (
 )
 
 from minitron_nas.errors import CheckpointError, MinitronNasError, TeacherNotFoundError
-from minitron_nas.families.cache import build_once, cache_folder
 from minitron_nas.families.catalog import layout_of
-from minitron_nas.families.live import write_stock_folder
+from minitron_nas.models.cache import build_once, cache_folder
+from minitron_nas.models.live import write_stock_folder
 
 _MAGIC = b"GGUF"
 _CONVERSION = "v1"  # part of the cache key: raise it when the conversion writes other bytes

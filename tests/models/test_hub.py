@@ -8,8 +8,8 @@ from threading import Thread
 import pytest
 
 from minitron_nas.errors import TeacherNotFoundError
-from minitron_nas.families.checkpoint import open_checkpoint
-from minitron_nas.families.hub import HUB_NAME, download_snapshot
+from minitron_nas.models.checkpoint import open_checkpoint
+from minitron_nas.models.hub import HUB_NAME, download_snapshot
 from minitron_nas.testing import tiny_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

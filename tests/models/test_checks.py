@@ -4,7 +4,7 @@ from safetensors.torch import load_file
 from tokenizers import AddedToken
 
 from minitron_nas.errors import CheckpointError
-from minitron_nas.families.checkpoint import open_checkpoint
+from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.testing import rewrite_tensors, tiny_checkpoint, tiny_tokenizer
 
 UP = "model.layers.1.mlp.up_proj.weight"
