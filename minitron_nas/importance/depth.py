@@ -3,10 +3,9 @@
 All are read the same way: the lower, the less is lost.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any, Self, TypeAlias
@@ -20,89 +19,15 @@ from minitron_nas.distillation.loss.chunks import chunks
 from minitron_nas.distillation.loss.validation import validate
 from minitron_nas.distillation.signals.head import OutputHead
 from minitron_nas.distillation.signals.targets import HiddenTargets
-from minitron_nas.distillation.signals.teacher import OnlineTeacher, TeacherSignal, final_hidden
+from minitron_nas.distillation.signals.teacher import OnlineTeacher, TeacherSignal
 from minitron_nas.evaluation.settings import EvaluationSettings
+from minitron_nas.importance.layer_removal import BATCH_SEQUENCES, FirstLayers, run_text, without_layers
 from minitron_nas.importance.settings import DepthSettings
-from minitron_nas.models.layer_model import decoder_layers, input_of
+from minitron_nas.models.layer_model import decoder_layers
 from minitron_nas.text.tokens import PackedTokens
 
 Criterion: TypeAlias = Callable[[frozenset[int], Sequence[range]], Iterator[float]]
 """From the layers that are out already, and runs of layers one of which could go next, to a score of each run."""
-
-_BATCH_SEQUENCES = 4
-
-
-@contextmanager
-def without_layers(model: Any, layout: Layout, layers: Collection[int]) -> Iterator[None]:
-    """Let a loaded model run as if some of its layers were not there, for the duration of the block.
-
-    Such a layer hands on the hidden states that it is given. Blocks do not nest.
-
-    Args:
-        model: A causal LM.
-        layout: Its family table; says where the layers are.
-        layers: Indices of the layers.
-    """
-    modules = decoder_layers(model, layout, layers)
-    try:
-        for module in modules:
-            module.forward = _hand_on
-        yield
-    finally:
-        for module in modules:
-            module.__dict__.pop("forward", None)
-
-
-def _hand_on(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-    return hidden_states
-
-
-class _FirstLayers:
-    """What a model's first layers put out over a text: they run once, and not again for every run of layers behind.
-
-    Passes over the text take its batches in the order of `PackedTokens.batches(_BATCH_SEQUENCES)`.
-    """
-
-    def __init__(self, model: Any, layout: Layout, tokens: PackedTokens) -> None:
-        self._model, self._layout, self._tokens = model, layout, tokens
-        self._begin(frozenset())
-
-    def _begin(self, removed: frozenset[int]) -> None:
-        self._removed, self._done = removed, 0
-        self._states: list[Tensor] = []
-
-    @contextmanager
-    def without(self, removed: frozenset[int], run: range) -> Iterator[None]:
-        """Let the model make one pass over the text without some layers and a run of others, which it begins with."""
-        if removed != self._removed or run.start < self._done:
-            self._begin(removed)
-        if run.start > self._done:
-            self._states = self._read_by(run.start)
-            self._done = run.start
-        with self._continued(removed.union(run)):
-            yield
-
-    @torch.no_grad()
-    def _read_by(self, layer: int) -> list[Tensor]:
-        (module,) = decoder_layers(self._model, self._layout, [layer])
-        with self._continued(self._removed):
-            batches = self._tokens.batches(_BATCH_SEQUENCES)
-            return [input_of(module, partial(_run, self._model, batch)) for _, batch in batches]
-
-    @contextmanager
-    def _continued(self, removed: frozenset[int]) -> Iterator[None]:
-        """Let the model go on from where it is, for one pass over the text without some layers."""
-        states = iter(self._states)
-        with without_layers(self._model, self._layout, removed.union(range(self._done))):
-            if self._done:
-                (first,) = decoder_layers(self._model, self._layout, [0])
-                first.forward = lambda *_, **__: next(states)
-            yield
-
-
-def _run(model: Any, tokens: PackedTokens) -> Tensor:
-    device = next(model.parameters()).device
-    return final_hidden(model, tokens.input_ids.to(device), tokens.position_ids.to(device))
 
 
 @torch.no_grad()
@@ -124,7 +49,7 @@ def block_importance(model: Any, layout: Layout, tokens: PackedTokens, runs: Seq
     # One sequence at a time: what passes between all layers is kept.
     for _, batch in tokens.batches(1):
         with _between_layers(model, layout) as states:
-            _run(model, batch)
+            run_text(model, batch)
         for number, run in enumerate(runs):
             cosine = cosine_similarity(states[run.start].float(), states[run.stop].float(), dim=-1)
             cosines[number] += cosine.double().mean().item()
@@ -167,7 +92,7 @@ class WholeModel:
     def of(cls, model: Any, tokens: PackedTokens) -> Self:
         """Run the model once over all tokens."""
         teacher = OnlineTeacher(model)
-        batches = tokens.batches(_BATCH_SEQUENCES)
+        batches = tokens.batches(BATCH_SEQUENCES)
         states = torch.cat([teacher.targets(indices, batch).hidden for indices, batch in batches])
         return cls(teacher.head, states.view(*tokens.input_ids.shape, -1))
 
@@ -181,7 +106,7 @@ def next_token_loss(model: Any, tokens: PackedTokens) -> float:
 
     Source: Sreenivas et al. 2024 (arXiv 2408.11796), depth pruning by validation loss.
     """
-    return validate(model, tokens, None, _BATCH_SEQUENCES).loss_nats
+    return validate(model, tokens, None, BATCH_SEQUENCES).loss_nats
 
 
 def kl_to_whole(model: Any, tokens: PackedTokens, whole: TeacherSignal) -> float:
@@ -189,7 +114,7 @@ def kl_to_whole(model: Any, tokens: PackedTokens, whole: TeacherSignal) -> float
 
     Source: the score of untrained candidates, Muralidharan et al. 2024 (arXiv 2407.14679), table 1.
     """
-    return validate(model, tokens, whole, _BATCH_SEQUENCES).kl_nats
+    return validate(model, tokens, whole, BATCH_SEQUENCES).kl_nats
 
 
 @torch.no_grad()
@@ -206,8 +131,8 @@ def logit_error(model: Any, tokens: PackedTokens, whole: WholeModel) -> float:
     Source: NVIDIA 2025, Nemotron Elastic (arXiv 2511.16664), depth ranking by normalised MSE.
     """
     error = energy = 0.0
-    for indices, batch in tokens.batches(_BATCH_SEQUENCES):
-        states = _run(model, batch).flatten(0, 1)
+    for indices, batch in tokens.batches(BATCH_SEQUENCES):
+        states = run_text(model, batch).flatten(0, 1)
         targets = whole.targets(indices, batch)
         for rows in chunks(len(states)):
             full = targets.of(rows).logits()
@@ -275,7 +200,7 @@ def make_criterion(
         else:
             whole, function = WholeModel.of(model, text), kl_to_whole if settings.criterion == "kl" else logit_error
             measure = lambda: function(model, text, whole)  # noqa: E731
-        without = _FirstLayers(model, layout, text).without
+        without = FirstLayers(model, layout, text).without
 
     def criterion(removed: frozenset[int], runs: Sequence[range]) -> Iterator[float]:
         for run in runs:

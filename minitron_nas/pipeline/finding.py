@@ -15,17 +15,17 @@ from minitron_nas.architecture.costs import (
 )
 from minitron_nas.distillation.job import TrainingFiles
 from minitron_nas.execution.runner import Outcome, last_line, make_runner
+from minitron_nas.importance.layers import choose_layers
+from minitron_nas.importance.passes import fits_in_memory, pass_title, score_checkpoint
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.models.checkpoint import Checkpoint
-from minitron_nas.pipeline.depth import choose_layers
 from minitron_nas.pipeline.engine import Engine
-from minitron_nas.pipeline.passes import fits_in_memory, pass_title, score_checkpoint
 from minitron_nas.pipeline.plan import FamilyPlan, deciding
-from minitron_nas.pipeline.preparing import measure_start, possible_start
 from minitron_nas.pipeline.sources import Tokens
 from minitron_nas.progress import Progress
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
+from minitron_nas.pruning.start import measure_start, possible_start
 from minitron_nas.search.pareto import pareto_front
 from minitron_nas.search.screen import ValidationFiles, sample_candidates, screen
 from minitron_nas.search.study import write_study

@@ -15,21 +15,14 @@ from minitron_nas.architecture.rules import check_architecture, check_changes
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import PlanError
 from minitron_nas.importance.depth_modes import layer_table
+from minitron_nas.importance.layers import choose_layers
+from minitron_nas.importance.passes import require_whole_model
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.checks import check_values
 from minitron_nas.models.source import resolve_teacher, source_name
-from minitron_nas.pipeline.depth import choose_layers
 from minitron_nas.pipeline.display import Display, default_display
-from minitron_nas.pipeline.passes import require_whole_model
-from minitron_nas.pipeline.preparing import (
-    TakenStart,
-    measure_start,
-    needs_moments,
-    possible_start,
-    repair_student,
-)
 from minitron_nas.pipeline.provenance import PROOF_TOKENS, versions
 from minitron_nas.pipeline.scoring import MAGNITUDE, RANDOM, calibration_reader, existing_parent, scores_of
 from minitron_nas.pipeline.shapes import drop_from
@@ -37,8 +30,10 @@ from minitron_nas.progress import Progress, silent
 from minitron_nas.pruning.export import Proof, write_student
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
-from minitron_nas.pruning.sequence import why_not_in_sequence
+from minitron_nas.pruning.refit import needs_moments, repair_student
+from minitron_nas.pruning.repair_in_sequence import why_not_in_sequence
 from minitron_nas.pruning.settings import Repair, Start
+from minitron_nas.pruning.start import TakenStart, measure_start, possible_start
 from minitron_nas.space.axes import SearchSpace, load_space
 from minitron_nas.space.enumerate import Candidate, enumerate_candidates
 from minitron_nas.storage.run_folder import require_new_folder

@@ -10,12 +10,12 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from minitron_nas.importance.baselines import magnitude_scores, random_scores
+from minitron_nas.importance.passes import fits_in_memory, pass_title, score_checkpoint
 from minitron_nas.importance.scores import ImportanceScores, load_calibration
 from minitron_nas.importance.settings import ImportanceSettings
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.source import resolve_teacher
 from minitron_nas.pipeline.display import Display, default_display
-from minitron_nas.pipeline.passes import fits_in_memory, pass_title, score_checkpoint
 from minitron_nas.storage.run_folder import require_new_folder
 from minitron_nas.text.settings import TextSettings
 from minitron_nas.text.sources import data_name

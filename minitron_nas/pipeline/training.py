@@ -25,13 +25,14 @@ from minitron_nas.models.loading import load_for_training
 from minitron_nas.pipeline.engine import Engine
 from minitron_nas.pipeline.finding import Hop
 from minitron_nas.pipeline.plan import FamilyPlan
-from minitron_nas.pipeline.preparing import TakenStart, repair_student
 from minitron_nas.pipeline.provenance import versions
 from minitron_nas.pipeline.sources import Tokens, proof_prompt
 from minitron_nas.progress import Progress
 from minitron_nas.pruning.export import LINEAGE, export_student, stored_dtype
 from minitron_nas.pruning.prepare import PreparedTeacher
-from minitron_nas.pruning.slice import build_student, random_student
+from minitron_nas.pruning.refit import repair_student
+from minitron_nas.pruning.start import TakenStart
+from minitron_nas.pruning.student import build_student, random_student
 from minitron_nas.storage.atomic import read_json, whole_folder
 from minitron_nas.storage.ledger import fingerprint
 from minitron_nas.storage.schemas import CURVES

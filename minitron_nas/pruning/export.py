@@ -20,8 +20,8 @@ from minitron_nas.models.stock import DTYPES
 from minitron_nas.progress import Progress, silent
 from minitron_nas.pruning.parts import total_bytes
 from minitron_nas.pruning.prepare import PreparedTeacher
-from minitron_nas.pruning.slice import build_student, cuts, student_config
-from minitron_nas.pruning.surgery import surgery_key, write_weights
+from minitron_nas.pruning.student import build_student, cuts, student_config
+from minitron_nas.pruning.write import surgery_key, write_weights
 from minitron_nas.storage.atomic import whole_folder, write_json
 from minitron_nas.storage.weights import TensorHeader, read_headers
 

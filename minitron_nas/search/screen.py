@@ -14,7 +14,7 @@ from minitron_nas.execution.device import compute_dtype, pick_device
 from minitron_nas.execution.runner import Job, Outcome, Runner, last_line, run_jobs
 from minitron_nas.progress import Progress, silent
 from minitron_nas.pruning.prepare import PreparedTeacher
-from minitron_nas.pruning.slice import build_student
+from minitron_nas.pruning.student import build_student
 from minitron_nas.search.settings import SearchSettings
 from minitron_nas.space.enumerate import Candidate
 from minitron_nas.text.tokens import PackedTokens

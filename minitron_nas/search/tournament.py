@@ -26,7 +26,7 @@ from minitron_nas.execution.runner import Job, Outcome, Runner, last_line, run_j
 from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.progress import Progress, silent
 from minitron_nas.pruning.prepare import PreparedTeacher
-from minitron_nas.pruning.slice import build_student
+from minitron_nas.pruning.student import build_student
 from minitron_nas.search.settings import SearchSettings
 from minitron_nas.space.enumerate import Candidate
 from minitron_nas.storage.atomic import whole_folder

@@ -40,7 +40,7 @@ from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.parts import whole
 from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.rotation import Rotation, why_not_rotatable
-from minitron_nas.pruning.slice import build_student, turned_cuts
+from minitron_nas.pruning.student import build_student, turned_cuts
 from minitron_nas.storage.atomic import read_json
 from minitron_nas.testing.tiny import tiny_model, tiny_tokenizer
 from minitron_nas.text.tokens import PackedTokens

@@ -22,21 +22,21 @@ from study import EVALUATED, EVALUATION_SEQUENCES, LENGTH, SEED, Study, progress
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.execution.device import release_memory
 from minitron_nas.importance.depth_modes import layer_table
+from minitron_nas.importance.layers import choose_layers
 from minitron_nas.importance.score import score_importance
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import Aggregation, DepthSettings, ImportanceSettings
 from minitron_nas.models.loading import load_for_inference, load_for_training
-from minitron_nas.pipeline.depth import choose_layers
 from minitron_nas.pipeline.display import default_display
-from minitron_nas.pipeline.preparing import measure_start
-from minitron_nas.pruning import slice as surgery
+from minitron_nas.pruning import student as surgery
 from minitron_nas.pruning.compensate import Scaling
 from minitron_nas.pruning.export import write_student
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
-from minitron_nas.pruning.sequence import repair_in_sequence
+from minitron_nas.pruning.repair_in_sequence import repair_in_sequence
 from minitron_nas.pruning.settings import RANDOM_TOKENS, RIDGE, SEQUENCE_RIDGE
-from minitron_nas.pruning.slice import build_student
+from minitron_nas.pruning.start import measure_start
+from minitron_nas.pruning.student import build_student
 from minitron_nas.space.axes import load_space
 from minitron_nas.text.tokens import PackedTokens
 

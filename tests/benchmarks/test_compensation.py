@@ -12,7 +12,7 @@ from minitron_nas.importance.score import score_importance
 from minitron_nas.importance.settings import ImportanceSettings
 from minitron_nas.models.loading import load_for_inference
 from minitron_nas.models.source import demo_teacher
-from minitron_nas.pruning import slice as surgery
+from minitron_nas.pruning import student as surgery
 from minitron_nas.pruning.compensate import Scaling
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared

@@ -46,12 +46,12 @@ from minitron_nas.text.tokens import pack
 from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.importance.baselines import random_scores
 from minitron_nas.importance.tensor_folder import TensorFolder
-from minitron_nas.pipeline.passes import checkpoint_moments
+from minitron_nas.importance.passes import checkpoint_moments
 from minitron_nas.progress import silent
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
 from minitron_nas.pruning.rotation import Rotation
-from minitron_nas.pruning.sequence import repair_in_sequence
+from minitron_nas.pruning.repair_in_sequence import repair_in_sequence
 
 teacher, work = map(Path, sys.argv[1:])
 checkpoint = open_checkpoint(teacher, read_values=False)

@@ -23,14 +23,14 @@ from minitron_nas.importance.depth import (
     logit_error,
     make_criterion,
     next_token_loss,
-    without_layers,
 )
 from minitron_nas.importance.depth_modes import best_blocks, greedy_layers, layer_table
+from minitron_nas.importance.layer_removal import BATCH_SEQUENCES, without_layers
 from minitron_nas.importance.score import score_importance
 from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
-from minitron_nas.pruning.slice import build_student
+from minitron_nas.pruning.student import build_student
 from minitron_nas.testing import Subject, tiny_checkpoint, tiny_config, tiny_model
 from minitron_nas.text.tokens import pack
 
@@ -153,7 +153,7 @@ def test_a_run_is_scored_the_same_from_what_the_layers_before_it_put_out(model_t
 def test_the_layers_before_a_run_run_once_over_the_text(model, text):
     passes = []
     criterion = make_criterion(model, LLAMA, DepthSettings(criterion="loss"), text, Path(), 0)
-    num_batches = len(list(text.batches(module._BATCH_SEQUENCES)))
+    num_batches = len(list(text.batches(BATCH_SEQUENCES)))
     with model.model.layers[0].self_attn.register_forward_hook(lambda *_: passes.append(1)):
         list(criterion(frozenset(), [range(layer, layer + 1) for layer in range(1, 4)]))
     assert len(passes) == num_batches > 1

@@ -13,7 +13,7 @@ from minitron_nas.models.stock import read_tensor
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.parts import whole
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
-from minitron_nas.pruning.slice import build_student, cuts, student_config
+from minitron_nas.pruning.student import build_student, cuts, student_config
 from minitron_nas.testing import tiny_checkpoint
 from minitron_nas.text.tokens import pack
 

@@ -9,8 +9,8 @@ from minitron_nas.pruning.export import write_student
 from minitron_nas.pruning.merging import Merge, merge_partners
 from minitron_nas.pruning.parts import whole
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
-from minitron_nas.pruning.slice import build_student, cuts
-from minitron_nas.pruning.surgery import surgery_key
+from minitron_nas.pruning.student import build_student, cuts
+from minitron_nas.pruning.write import surgery_key
 from minitron_nas.testing import tiny_checkpoint
 
 HEAD_DIM, IN_GROUP, GROUPS = 8, 3, 2

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.pruning.parts import whole
 from minitron_nas.pruning.prepare import PreparedTeacher
-from minitron_nas.pruning.slice import cuts
+from minitron_nas.pruning.student import cuts
 from minitron_nas.testing import rewrite_tensors, tiny_checkpoint, tiny_config, tiny_model, tiny_tokenizer
 
 FAMILIES = ("llama", "mistral", "nemotron", "qwen2", "phi3", "gpt2", "mixtral")

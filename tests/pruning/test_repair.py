@@ -14,7 +14,7 @@ from minitron_nas.pruning import repair
 from minitron_nas.pruning.parts import whole
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
 from minitron_nas.pruning.repair import Mend, Regression, ridge_map, ridge_regression
-from minitron_nas.pruning.slice import cuts
+from minitron_nas.pruning.student import cuts
 from minitron_nas.text.tokens import PackedTokens
 
 

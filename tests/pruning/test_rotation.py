@@ -11,7 +11,7 @@ from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
 from minitron_nas.pruning.rotation import Rotation, stream_norms, why_not_rotatable
-from minitron_nas.pruning.slice import basis_of, build_student
+from minitron_nas.pruning.student import basis_of, build_student
 from minitron_nas.testing import rewrite_tensors, tiny_checkpoint
 from minitron_nas.text.tokens import PackedTokens
 

@@ -14,7 +14,7 @@ from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.models import loading
 from minitron_nas.models.loading import load_for_inference
 from minitron_nas.pruning.prepare import PreparedTeacher
-from minitron_nas.pruning.slice import build_student
+from minitron_nas.pruning.student import build_student
 from minitron_nas.search import screen as module
 from minitron_nas.search.screen import ValidationFiles, sample_candidates, screen
 from minitron_nas.search.settings import SearchSettings

@@ -12,7 +12,7 @@ from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.errors import CacheError, TrialError
 from minitron_nas.execution.local import LocalRunner
 from minitron_nas.execution.runner import Outcome
-from minitron_nas.pruning.slice import build_student
+from minitron_nas.pruning.student import build_student
 from minitron_nas.search import tournament as module
 from minitron_nas.search.settings import SearchSettings
 from minitron_nas.search.tournament import TrialRow, tournament, train_rung

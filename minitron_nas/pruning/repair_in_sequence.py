@@ -40,7 +40,7 @@ from minitron_nas.pruning.parts import Cut, entries, whole
 from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.repair import Regression
 from minitron_nas.pruning.settings import RANDOM_TOKENS, SEQUENCE_RIDGE
-from minitron_nas.pruning.slice import basis_of, cuts, student_config
+from minitron_nas.pruning.student import basis_of, cuts, student_config
 from minitron_nas.storage.weights import TensorHeader, file_headers
 from minitron_nas.text.tokens import PackedTokens
 

@@ -7,7 +7,7 @@ import torch
 from minitron_nas.errors import InvalidArchitectureError
 from minitron_nas.pruning.parts import whole
 from minitron_nas.pruning.prepare import PreparedTeacher
-from minitron_nas.pruning.slice import build_student, cuts, random_student, student_config
+from minitron_nas.pruning.student import build_student, cuts, random_student, student_config
 from minitron_nas.testing import rewrite_tensors, tiny_checkpoint
 
 BIASES = {"attention_bias": True, "mlp_bias": True}

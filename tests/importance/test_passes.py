@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from minitron_nas.errors import PlanError
+from minitron_nas.importance import passes
+from minitron_nas.importance.passes import fits_in_memory, require_whole_model, whole_model_bytes
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
 from minitron_nas.models.checkpoint import open_checkpoint
-from minitron_nas.pipeline import passes
 from minitron_nas.pipeline.display import Quiet
 from minitron_nas.pipeline.engine import Engine
 from minitron_nas.pipeline.finding import Hop, prepare_source
-from minitron_nas.pipeline.passes import fits_in_memory, require_whole_model, whole_model_bytes
 from minitron_nas.pipeline.plan import make_plan
 from minitron_nas.pipeline.pruning import prune
 from minitron_nas.pipeline.scoring import score
@@ -32,7 +32,7 @@ TEXT = TextSettings(sequence_length=64, calibration_samples=8)
 
 @pytest.fixture(autouse=True)
 def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    for place in ("models.loading", "importance.layered_model", "pipeline.passes"):
+    for place in ("models.loading", "importance.layered_model", "importance.passes"):
         monkeypatch.setattr(f"minitron_nas.{place}.compute_dtype", lambda device: torch.float32)
 
 

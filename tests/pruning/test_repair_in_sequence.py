@@ -18,14 +18,14 @@ from minitron_nas.importance.settings import ImportanceSettings
 from minitron_nas.importance.tensor_folder import TensorFolder
 from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.models.stock import read_tensor
-from minitron_nas.pruning import sequence
+from minitron_nas.pruning import repair_in_sequence as sequence
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.parts import whole
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
+from minitron_nas.pruning.repair_in_sequence import repair_in_sequence, why_not_in_sequence
 from minitron_nas.pruning.rotation import Rotation
-from minitron_nas.pruning.sequence import repair_in_sequence, why_not_in_sequence
 from minitron_nas.pruning.settings import RANDOM_TOKENS
-from minitron_nas.pruning.slice import build_student, cuts
+from minitron_nas.pruning.student import build_student, cuts
 from minitron_nas.storage.weights import read_headers
 from minitron_nas.testing import Subject, tiny_config, tiny_tokenizer
 from minitron_nas.text.tokens import PackedTokens, pack

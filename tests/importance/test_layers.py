@@ -1,13 +1,14 @@
 import pytest
 import torch
 
+from minitron_nas.importance import layers as module
 from minitron_nas.importance.baselines import random_scores
-from minitron_nas.importance.depth import WholeModel, kl_to_whole, without_layers
+from minitron_nas.importance.depth import WholeModel, kl_to_whole
+from minitron_nas.importance.layer_removal import without_layers
+from minitron_nas.importance.layers import choose_layers
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import DepthSettings
 from minitron_nas.models.checkpoint import Checkpoint, open_checkpoint
-from minitron_nas.pipeline import depth as module
-from minitron_nas.pipeline.depth import choose_layers
 from minitron_nas.testing import tiny_checkpoint, tiny_config, tiny_model
 from minitron_nas.text.tokens import pack
 

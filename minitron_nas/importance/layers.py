@@ -7,11 +7,11 @@ from torch import Tensor
 from minitron_nas.execution.device import release_memory
 from minitron_nas.importance.depth import make_criterion
 from minitron_nas.importance.depth_modes import best_blocks, greedy_layers, layer_table, layers_alone, ranked_layers
+from minitron_nas.importance.passes import require_whole_model
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import DepthSettings
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.loading import load_for_inference
-from minitron_nas.pipeline.passes import require_whole_model
 from minitron_nas.progress import Progress, silent
 from minitron_nas.text.tokens import PackedTokens
 

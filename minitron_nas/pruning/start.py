@@ -1,21 +1,20 @@
 """What a source is given before it is cut: the basis of its residual stream, and what its repair needs."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from minitron_nas.architecture.layout import HIDDEN
 from minitron_nas.architecture.spec import Architecture
+from minitron_nas.importance.passes import checkpoint_moments, fits_in_memory
 from minitron_nas.importance.tensor_folder import TensorFolder
 from minitron_nas.models.checkpoint import Checkpoint
-from minitron_nas.pipeline.passes import checkpoint_moments, fits_in_memory
 from minitron_nas.progress import Progress, silent
-from minitron_nas.pruning.prepare import PreparedTeacher
+from minitron_nas.pruning.refit import cuts_inputs
+from minitron_nas.pruning.repair_in_sequence import why_not_in_sequence
 from minitron_nas.pruning.rotation import Rotation, stream_norms, why_not_rotatable
-from minitron_nas.pruning.sequence import repair_in_sequence, why_not_in_sequence
 from minitron_nas.pruning.settings import RANDOM_TOKENS, Repair, Start
 from minitron_nas.storage.atomic import require_free_bytes
-from minitron_nas.storage.weights import TensorHeader
 from minitron_nas.text.tokens import PackedTokens
 
 
@@ -86,50 +85,6 @@ def moments_bytes(checkpoint: Checkpoint, stream: bool, inputs: bool) -> int:
             dims = place.row.shape(shape)
             sizes.append(dims[1 - place.row.dims.index(HIDDEN)])
     return sum(4 * size**2 for size in sizes)
-
-
-def repair_student(
-    prepared: PreparedTeacher,
-    target: Architecture,
-    calibration: Callable[[], PackedTokens],
-    folder: Path,
-    progress: Progress = silent,
-) -> dict[str, TensorHeader]:
-    """Repair one student in sequence, where that is how it is repaired.
-
-    Args:
-        prepared: Its source.
-        target: Its shape.
-        calibration: Reads the text.
-        folder: Gets the refitted tensors.
-        progress: Told about tokens.
-
-    Returns:
-        Where the refitted tensors lie, by name; none where it is repaired in one pass or not at all.
-
-    Raises:
-        DiskSpaceError: If neither memory nor disk can hold the hidden states of the text.
-    """
-    if why_not_in_sequence(prepared.layout, prepared.architecture, target) is not None:
-        return {}
-    start = prepared if prepared.layout.has_experts else replace(prepared, moments=None)
-    return repair_in_sequence(start, target, calibration(), folder, progress=progress)
-
-
-def needs_moments(checkpoint: Checkpoint, target: Architecture) -> bool:
-    """Whether a repaired student of a shape gets anything from the repair in one pass.
-
-    The repair in sequence refits all output projections but those of experts.
-    """
-    layout, source = checkpoint.layout, checkpoint.architecture
-    left = layout.has_experts or why_not_in_sequence(layout, source, target) is not None
-    return left and cuts_inputs(source, target)
-
-
-def cuts_inputs(source: Architecture, target: Architecture) -> bool:
-    """Whether a shape takes inputs away from output projections: neurons or heads."""
-    sizes = ("intermediate_size", "moe_intermediate_size", "num_attention_heads")
-    return any(getattr(source, size) != getattr(target, size) for size in sizes)
 
 
 def possible_start(start: Start, checkpoint: Checkpoint) -> tuple[Start, str]:

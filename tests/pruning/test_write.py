@@ -9,12 +9,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from minitron_nas.errors import CheckpointError, DiskSpaceError
-from minitron_nas.pruning import surgery
+from minitron_nas.pruning import write as surgery
 from minitron_nas.pruning.export import write_student
 from minitron_nas.pruning.parts import total_bytes, whole
 from minitron_nas.pruning.prepare import PreparedTeacher
-from minitron_nas.pruning.slice import build_student, cuts, student_config
-from minitron_nas.pruning.surgery import surgery_key, write_weights
+from minitron_nas.pruning.student import build_student, cuts, student_config
+from minitron_nas.pruning.write import surgery_key, write_weights
 from minitron_nas.storage import atomic
 from minitron_nas.storage.weights import file_headers
 from minitron_nas.testing import rewrite_tensors, tiny_checkpoint

@@ -1,0 +1,98 @@
+"""Running a model without some of its layers, and without running those before them again and again."""
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minitron_nas.architecture.layout import Layout
+from minitron_nas.distillation.signals.teacher import final_hidden
+from minitron_nas.models.layer_model import decoder_layers, input_of
+from minitron_nas.text.tokens import PackedTokens
+
+BATCH_SEQUENCES = 4
+"""Of every pass over the text."""
+
+
+@contextmanager
+def without_layers(model: Any, layout: Layout, layers: Collection[int]) -> Iterator[None]:
+    """Let a loaded model run as if some of its layers were not there, for the duration of the block.
+
+    Such a layer hands on the hidden states that it is given. Blocks do not nest.
+
+    Args:
+        model: A causal LM.
+        layout: Its family table; says where the layers are.
+        layers: Indices of the layers.
+    """
+    modules = decoder_layers(model, layout, layers)
+    try:
+        for module in modules:
+            module.forward = _hand_on
+        yield
+    finally:
+        for module in modules:
+            module.__dict__.pop("forward", None)
+
+
+def _hand_on(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+    return hidden_states
+
+
+class FirstLayers:
+    """What a model's first layers put out over a text: they run once, and not again for every run of layers behind.
+
+    Passes over the text take its batches in the order of `PackedTokens.batches(BATCH_SEQUENCES)`.
+    """
+
+    def __init__(self, model: Any, layout: Layout, tokens: PackedTokens) -> None:
+        """Begin with nothing run.
+
+        Args:
+            model: A causal LM on its device.
+            layout: Its family table.
+            tokens: The text.
+        """
+        self._model, self._layout, self._tokens = model, layout, tokens
+        self._begin(frozenset())
+
+    def _begin(self, removed: frozenset[int]) -> None:
+        self._removed, self._done = removed, 0
+        self._states: list[Tensor] = []
+
+    @contextmanager
+    def without(self, removed: frozenset[int], run: range) -> Iterator[None]:
+        """Let the model make one pass over the text without some layers and a run of others, which it begins with."""
+        if removed != self._removed or run.start < self._done:
+            self._begin(removed)
+        if run.start > self._done:
+            self._states = self._read_by(run.start)
+            self._done = run.start
+        with self._continued(removed.union(run)):
+            yield
+
+    @torch.no_grad()
+    def _read_by(self, layer: int) -> list[Tensor]:
+        (module,) = decoder_layers(self._model, self._layout, [layer])
+        with self._continued(self._removed):
+            batches = self._tokens.batches(BATCH_SEQUENCES)
+            return [input_of(module, partial(run_text, self._model, batch)) for _, batch in batches]
+
+    @contextmanager
+    def _continued(self, removed: frozenset[int]) -> Iterator[None]:
+        """Let the model go on from where it is, for one pass over the text without some layers."""
+        states = iter(self._states)
+        with without_layers(self._model, self._layout, removed.union(range(self._done))):
+            if self._done:
+                (first,) = decoder_layers(self._model, self._layout, [0])
+                first.forward = lambda *_, **__: next(states)
+            yield
+
+
+def run_text(model: Any, tokens: PackedTokens) -> Tensor:
+    """Run a causal LM over sequences up to its output head, (num_sequences, seq_len, hidden_size), on its device."""
+    device = next(model.parameters()).device
+    return final_hidden(model, tokens.input_ids.to(device), tokens.position_ids.to(device))

@@ -1,0 +1,57 @@
+"""How one student is repaired: in sequence where that suits it, in one pass where not."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from minitron_nas.architecture.spec import Architecture
+from minitron_nas.models.checkpoint import Checkpoint
+from minitron_nas.progress import Progress, silent
+from minitron_nas.pruning.prepare import PreparedTeacher
+from minitron_nas.pruning.repair_in_sequence import repair_in_sequence, why_not_in_sequence
+from minitron_nas.storage.weights import TensorHeader
+from minitron_nas.text.tokens import PackedTokens
+
+
+def repair_student(
+    prepared: PreparedTeacher,
+    target: Architecture,
+    calibration: Callable[[], PackedTokens],
+    folder: Path,
+    progress: Progress = silent,
+) -> dict[str, TensorHeader]:
+    """Repair one student in sequence, where that is how it is repaired.
+
+    Args:
+        prepared: Its source.
+        target: Its shape.
+        calibration: Reads the text.
+        folder: Gets the refitted tensors.
+        progress: Told about tokens.
+
+    Returns:
+        Where the refitted tensors lie, by name; none where it is repaired in one pass or not at all.
+
+    Raises:
+        DiskSpaceError: If neither memory nor disk can hold the hidden states of the text.
+    """
+    if why_not_in_sequence(prepared.layout, prepared.architecture, target) is not None:
+        return {}
+    start = prepared if prepared.layout.has_experts else replace(prepared, moments=None)
+    return repair_in_sequence(start, target, calibration(), folder, progress=progress)
+
+
+def needs_moments(checkpoint: Checkpoint, target: Architecture) -> bool:
+    """Whether a repaired student of a shape gets anything from the repair in one pass.
+
+    The repair in sequence refits all output projections but those of experts.
+    """
+    layout, source = checkpoint.layout, checkpoint.architecture
+    left = layout.has_experts or why_not_in_sequence(layout, source, target) is not None
+    return left and cuts_inputs(source, target)
+
+
+def cuts_inputs(source: Architecture, target: Architecture) -> bool:
+    """Whether a shape takes inputs away from output projections: neurons or heads."""
+    sizes = ("intermediate_size", "moe_intermediate_size", "num_attention_heads")
+    return any(getattr(source, size) != getattr(target, size) for size in sizes)

@@ -1,0 +1,93 @@
+"""What a source is given before it is cut."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from minitron_nas.errors import DiskSpaceError
+from minitron_nas.importance.tensor_folder import TensorFolder
+from minitron_nas.models.checkpoint import open_checkpoint
+from minitron_nas.pruning import start as preparing
+from minitron_nas.pruning.settings import Repair
+from minitron_nas.pruning.start import TakenStart, measure_start, possible_start
+from minitron_nas.testing import tiny_checkpoint
+from minitron_nas.text.tokens import pack
+
+TOKENS = pack([torch.randint(0, 320, (160,), generator=torch.Generator().manual_seed(0)).numpy()], 20)
+
+
+def test_what_can_be_rotated_is_rotated(trained_teacher: Path) -> None:
+    checkpoint = open_checkpoint(trained_teacher)
+    assert possible_start("rotate", checkpoint) == ("rotate", "channels are rotated")
+    assert possible_start("select", checkpoint) == ("select", "channels are selected")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "shape", "repair", "channels", "repaired"),
+    [
+        ("llama", {"hidden_size": 36}, "ridge", "channels are rotated", "repaired layer after layer"),
+        ("llama", {"intermediate_size": 64}, "none", "all channels stay", "nothing is repaired"),
+        ("llama", {}, "ridge", "all channels stay", "nothing is repaired"),
+        ("gemma2", {"intermediate_size": 64}, "ridge", "all channels stay", "repaired in one pass, not layer after"),
+        ("mixtral", {"intermediate_size": 64}, "ridge", "all channels", "repaired layer after layer, experts in one"),
+        ("llama", {"num_attention_heads": 2}, "ridge", "all channels stay", "repaired in one pass, not layer after"),
+        ("mixtral", {"num_hidden_layers": 3}, "ridge", "all channels stay", "repaired layer after layer"),
+    ],
+)
+def test_what_is_said_of_a_start_is_what_is_done(
+    tmp_path: Path, model_type: str, shape: dict[str, int], repair: Repair, channels: str, repaired: str
+) -> None:
+    checkpoint = open_checkpoint(tiny_checkpoint(tmp_path / "teacher", model_type))
+    taken = TakenStart.of(checkpoint, checkpoint.architecture.reshaped(shape), "rotate", repair)
+    assert taken.channels.startswith(channels)
+    assert taken.repair.startswith(repaired)
+
+
+def test_only_what_is_wanted_is_measured_and_kept(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(tiny_checkpoint(tmp_path / "teacher", "llama", num_hidden_layers=2))
+    assert measure_start(checkpoint, lambda: TOKENS, False, False, tmp_path) == (None, None)
+    rotation, moments = measure_start(checkpoint, lambda: TOKENS, True, False, tmp_path)
+    assert moments is None
+    assert rotation is not None
+    rotation, moments = measure_start(checkpoint, lambda: TOKENS, True, True, tmp_path)
+    assert rotation is not None
+    assert moments is not None
+    names = ("mlp.down_proj", "self_attn.o_proj")
+    assert set(TensorFolder(moments)) == {f"model.layers.{n}.{name}.weight" for n in range(2) for name in names}
+
+
+def test_random_tokens_are_read_for_the_basis_alone(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(tiny_checkpoint(tmp_path / "teacher", "llama", num_hidden_layers=2))
+    found, told = {}, []
+    for share in (0.0, 0.5):
+        work = tmp_path / f"{share}"
+        rotation, moments = measure_start(
+            checkpoint, lambda: TOKENS, True, True, work, share, progress=lambda *pair: told.append(pair)
+        )
+        assert rotation is not None
+        assert moments is not None
+        found[share] = rotation.energies, dict(TensorFolder(moments))
+    replaced = TOKENS.with_random_tokens(0.5, checkpoint.architecture.vocab_size)
+    expected, _ = measure_start(checkpoint, lambda: replaced, True, False, tmp_path / "replaced", 0.0)
+    assert expected is not None
+    assert torch.equal(found[0.5][0], expected.energies)
+    assert not torch.allclose(found[0.5][0], found[0.0][0], rtol=1e-3)
+    assert all(torch.equal(found[0.5][1][name], moment) for name, moment in found[0.0][1].items())
+    half = told[: len(told) // 2]
+    assert half == sorted(half)
+    assert half[-1] == (2 * TOKENS.num_tokens, 2 * TOKENS.num_tokens)
+
+
+def test_moments_that_the_disk_cannot_hold_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = open_checkpoint(tiny_checkpoint(tmp_path / "teacher", "llama", num_hidden_layers=2))
+    asked = []
+
+    def refuse(folder: Path, num_bytes: int, what: str) -> None:
+        asked.append(num_bytes)
+        raise DiskSpaceError(what)
+
+    monkeypatch.setattr(preparing, "require_free_bytes", refuse)
+    with pytest.raises(DiskSpaceError, match="second moments"):
+        measure_start(checkpoint, lambda: TOKENS, True, True, tmp_path)
+    assert asked == [4 * (5 * 48**2 + 2 * 48**2 + 2 * 96**2)]
