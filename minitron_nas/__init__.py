@@ -12,12 +12,13 @@ if TYPE_CHECKING:
     from minitron_nas.families.catalog import count_parameters
     from minitron_nas.importance.score import score_importance
     from minitron_nas.importance.scores import ImportanceScores
-    from minitron_nas.pipeline.build import Family, build_family
-    from minitron_nas.pipeline.correcting import correct
-    from minitron_nas.pipeline.distilling import distill
-    from minitron_nas.pipeline.evaluating import evaluate
+    from minitron_nas.pipeline.build import build_family
+    from minitron_nas.pipeline.family import Family
     from minitron_nas.pipeline.plan import FamilyPlan, load_plan
-    from minitron_nas.pipeline.pruning import prune
+    from minitron_nas.pipeline.steps.correct import correct
+    from minitron_nas.pipeline.steps.distill import distill
+    from minitron_nas.pipeline.steps.evaluate import evaluate
+    from minitron_nas.pipeline.steps.prune import prune
     from minitron_nas.reporting.html import write_report
     from minitron_nas.search.pareto import pareto_front
     from minitron_nas.space.axes import SearchSpace
@@ -26,20 +27,20 @@ if TYPE_CHECKING:
 _HOMES = {
     "Architecture": "architecture.spec",
     "Candidate": "space.enumerate",
-    "Family": "pipeline.build",
+    "Family": "pipeline.family",
     "FamilyPlan": "pipeline.plan",
     "ImportanceScores": "importance.scores",
     "MinitronNasError": "errors",
     "SearchSpace": "space.axes",
     "build_family": "pipeline.build",
-    "correct": "pipeline.correcting",
+    "correct": "pipeline.steps.correct",
     "count_parameters": "families.catalog",
-    "distill": "pipeline.distilling",
+    "distill": "pipeline.steps.distill",
     "enumerate_candidates": "space.enumerate",
-    "evaluate": "pipeline.evaluating",
+    "evaluate": "pipeline.steps.evaluate",
     "load_plan": "pipeline.plan",
     "pareto_front": "search.pareto",
-    "prune": "pipeline.pruning",
+    "prune": "pipeline.steps.prune",
     "score_importance": "importance.score",
     "write_report": "reporting.html",
 }

@@ -27,10 +27,11 @@ def enumerate_(
     as_json: AsJson = False,
 ) -> None:
     """List every candidate of a size, and how many shapes each rule left out."""
+    from minitron_nas.cli.values import parse_size
     from minitron_nas.pipeline.listing import enumerate_size
 
     with stdout_for_results():
-        found = enumerate_size(space, size, teacher)
+        found = enumerate_size(space, parse_size(size), teacher)
     if as_json:
         rows = [{**c.architecture.shape(), "num_parameters": c.num_parameters} for c in found.candidates]
         print_json({"candidates": rows, "excluded": found.excluded})

@@ -39,8 +39,8 @@ def build(
     missing = [name for name, value in (("TEACHER", teacher), ("--size", size), ("--data", data)) if not value]
     if missing:
         raise PlanError(f"build needs {', '.join(missing)} (or --plan FILE)")
+    from minitron_nas.cli.values import parse_data
     from minitron_nas.pipeline.build import build_family
-    from minitron_nas.text.data_source import parse_data
 
     with stdout_for_results():
         family = build_family(teacher, size or [], parse_data(data or []), out, overrides or ())

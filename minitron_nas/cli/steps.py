@@ -51,8 +51,8 @@ def score(
     overrides: StepOverrides = None,
 ) -> None:
     """Score every prunable part of a teacher on text. --set takes text.* and importance.* keys."""
-    from minitron_nas.pipeline.plan import calibration_samples
-    from minitron_nas.pipeline.scoring import score
+    from minitron_nas.cli.values import calibration_samples
+    from minitron_nas.pipeline.steps.score import score
 
     text_data, plan = _read_step(teacher, data, overrides, ("text", "importance"))
     text = calibration_samples(plan.text, tokens) if tokens else plan.text
@@ -97,9 +97,9 @@ def prune(
 
     --set takes text.*, importance.* and space.* keys.
     """
-    from minitron_nas.pipeline.plan import parse_size
-    from minitron_nas.pipeline.pruning import prune
-    from minitron_nas.pipeline.shapes import parse_request
+    from minitron_nas.cli.shapes import parse_request
+    from minitron_nas.cli.values import parse_size
+    from minitron_nas.pipeline.steps.prune import prune
 
     text_data, plan = _read_step(teacher, data, overrides, ("text", "importance", "space"))
     sizes, layers = parse_request(shape, drop_layers)
@@ -154,7 +154,7 @@ def distill(
     as_json: AsJson = False,
 ) -> None:
     """Train a student to match a teacher. --set takes distillation.*, text.* and runner.* keys."""
-    from minitron_nas.pipeline.distilling import distill
+    from minitron_nas.pipeline.steps.distill import distill
 
     text_data, plan = _read_step(
         teacher, data, overrides, ("distillation", "text", "runner"), distillation={"tokens": tokens}
@@ -181,7 +181,7 @@ def correct(
 ) -> None:
     """Fine-tune a teacher on the KD text before students learn from it. --set takes correct.* and text.* keys."""
     from minitron_nas.distillation.settings import CorrectionSettings
-    from minitron_nas.pipeline.correcting import correct
+    from minitron_nas.pipeline.steps.correct import correct
 
     text_data, plan = _read_step(teacher, data, overrides, ("correct", "text"), correct={"tokens": tokens})
     with stdout_for_results():
@@ -206,7 +206,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure loss and perplexity of a model on a text, and its KL to a teacher. --set takes text.* keys."""
-    from minitron_nas.pipeline.evaluating import evaluate
+    from minitron_nas.pipeline.steps.evaluate import evaluate
 
     _, plan = _read_step(model, None, overrides, ("text",))
     with stdout_for_results():
@@ -231,9 +231,9 @@ def _read_step(
     Raises:
         PlanError: If a setting is of no use to the step, or has a fault.
     """
+    from minitron_nas.cli.values import parse_data
     from minitron_nas.errors import PlanError
     from minitron_nas.pipeline.plan import make_plan, with_overrides
-    from minitron_nas.text.data_source import parse_data
 
     for override in overrides or ():
         if re.split("[.=]", override.strip())[0] not in {*takes, "seed"}:

@@ -13,7 +13,6 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from minitron_nas.errors import TrialError
 from minitron_nas.execution.device import release_memory
-from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.progress import Progress, silent
 from minitron_nas.storage.atomic import read_json, write_json
 
@@ -51,6 +50,10 @@ class Outcome:
     value: Mapping[str, Any] | None
     error: str | None
     seconds: float
+
+    def number(self, name: str) -> float | None:
+        """Return a number of what the function returned; None if the job did not complete."""
+        return None if self.value is None else self.value[name]
 
 
 class Runner(Protocol):
@@ -113,37 +116,6 @@ def run_jobs(
     if remaining:
         runner.execute(function, remaining, keep)
     return {job.key: outcomes[job.key] for job in jobs}
-
-
-def make_runner(settings: RunnerSettings, folder: Path) -> Runner:
-    """Return the runner that the settings name.
-
-    Args:
-        settings: Local or Ray.
-        folder: Where Ray Tune keeps its experiment state.
-    """
-    if settings.kind == "local":
-        from minitron_nas.execution.local import LocalRunner
-
-        return LocalRunner()
-    from minitron_nas.execution.ray_tune import RayTuneRunner  # deferred: Ray is imported where it is used
-
-    return RayTuneRunner(settings, folder)
-
-
-def check_cluster(settings: RunnerSettings, folder: Path) -> None:
-    """Refuse a Ray cluster that does not answer or has no room for a trial.
-
-    Args:
-        settings: Name it.
-        folder: For Ray's state; removed.
-
-    Raises:
-        PlanError: Says what to change.
-    """
-    from minitron_nas.execution.ray_tune import RayTuneRunner  # deferred: Ray is imported where it is used
-
-    RayTuneRunner(settings, folder).check()
 
 
 def last_line(error: str | None) -> str | None:

@@ -1,9 +1,11 @@
 """Which layers a model of each depth keeps, measured on the source where the settings ask for it."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from torch import Tensor
 
+from minitron_nas.architecture.spec import Architecture
+from minitron_nas.errors import InvalidArchitectureError, PlanError
 from minitron_nas.execution.device import release_memory
 from minitron_nas.importance.depth import make_criterion
 from minitron_nas.importance.depth_modes import best_blocks, greedy_layers, layer_table, layers_alone, ranked_layers
@@ -63,3 +65,35 @@ def choose_layers(
     del model, criterion
     release_memory()
     return table
+
+
+def drop_from(source: Architecture, shape: Mapping[str, int], drop_layers: Sequence[int]) -> list[int]:
+    """Return the layers of the source that stay when some that are named leave.
+
+    Args:
+        source: The shape to prune.
+        shape: The sizes that are named beside.
+        drop_layers: Indices, negative ones from the end.
+
+    Raises:
+        PlanError: If the shape names another number of layers.
+        InvalidArchitectureError: If a layer does not exist, or none would stay.
+    """
+    num_layers = source.num_hidden_layers
+    unknown = [layer for layer in drop_layers if not -num_layers <= layer < num_layers]
+    if unknown:
+        raise InvalidArchitectureError(
+            f"drop_layers names layer {unknown[0]}, which does not exist; the source has {num_layers} layers (0 to "
+            f"{num_layers - 1}, or -{num_layers} to -1 from the end)"
+        )
+    dropped = {layer % num_layers for layer in drop_layers}
+    kept = [layer for layer in range(num_layers) if layer not in dropped]
+    if not kept:
+        raise InvalidArchitectureError(f"drop_layers names all {num_layers} layers of the source; keep at least one")
+    given = shape.get("num_hidden_layers", len(kept))
+    if given != len(kept):
+        raise PlanError(
+            f"drop_layers leaves {len(kept)} of {num_layers} layers, but the shape has num_hidden_layers={given}; "
+            "leave num_hidden_layers out, or name other layers"
+        )
+    return kept

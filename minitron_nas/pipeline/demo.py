@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from minitron_nas.models.source import demo_teacher
-from minitron_nas.pipeline.build import Family, run_plan
+from minitron_nas.pipeline.build import run_plan
 from minitron_nas.pipeline.display import Display
+from minitron_nas.pipeline.family import Family
 from minitron_nas.pipeline.plan import make_plan, with_overrides
 from minitron_nas.text.sources import EMBEDDED
 

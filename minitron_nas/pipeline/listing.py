@@ -8,26 +8,25 @@ from typing import Any
 import yaml
 
 from minitron_nas.families.catalog import layout_of, layouts
-from minitron_nas.pipeline.plan import FamilyPlan, parse_size
+from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.resources import resource_names
 from minitron_nas.settings import Settings, attribute_docs, settings_within
 from minitron_nas.space.axes import AxisValues, SearchSpace, load_space
 from minitron_nas.space.enumerate import Enumeration, enumerate_candidates
 
 
-def enumerate_size(space_name: str, size: str | float, teacher: str | None = None) -> Enumeration:
+def enumerate_size(space_name: str, size: int, teacher: str | None = None) -> Enumeration:
     """Enumerate a space for its own source shape, or for a teacher.
 
     Args:
         space_name: A preset's name or a YAML file.
-        size: Total parameters, such as "4B".
+        size: Total parameters.
         teacher: The model to prune; needed where the space carries no source shape.
 
     Raises:
         SpaceError: If there is no such space, or no candidate.
-        PlanError: If the size is no count.
     """
-    count, space = parse_size(size), load_space(space_name)
+    space = load_space(space_name)
     if teacher is None:
         source = space.source_architecture()
     else:
@@ -35,7 +34,7 @@ def enumerate_size(space_name: str, size: str | float, teacher: str | None = Non
 
         with TemporaryDirectory() as work:
             source = resolve_teacher(teacher, Path(work)).architecture
-    return enumerate_candidates(space, count, source, layout_of(source.model_type))
+    return enumerate_candidates(space, size, source, layout_of(source.model_type))
 
 
 def list_known(what: str) -> list[dict[str, Any]]:

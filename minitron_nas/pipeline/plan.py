@@ -14,7 +14,7 @@ from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.importance.settings import ImportanceSettings
 from minitron_nas.pruning.settings import Repair, Start
 from minitron_nas.search.settings import SearchSettings
-from minitron_nas.settings import Count, Settings, format_count, parse_count, plan_error
+from minitron_nas.settings import Count, Settings, format_count, plan_error
 from minitron_nas.space.axes import SearchSpace, load_space
 from minitron_nas.text.data_source import DataSource, read_sources
 from minitron_nas.text.settings import TextSettings
@@ -182,33 +182,6 @@ def with_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[
             target = inner
         target[last] = _read_yaml(text, f"--set {override!r}: the value")
     return result
-
-
-def parse_size(size: str | float) -> int:
-    """Read total parameters, such as "4.5B".
-
-    Raises:
-        PlanError: If it is no count.
-    """
-    try:
-        return parse_count(size)
-    except ValueError as error:
-        raise PlanError(f"--size: {error}") from None
-
-
-def calibration_samples(text: TextSettings, tokens: str) -> TextSettings:
-    """Return text settings with as many calibration samples as a number of tokens fills.
-
-    Raises:
-        PlanError: If it is no count, or fills no sample.
-    """
-    try:
-        samples = parse_count(tokens) // text.sequence_length
-    except ValueError as error:
-        raise PlanError(f"--tokens: {error}") from None
-    if not samples:
-        raise PlanError(f"--tokens {tokens} is less than one sample of {text.sequence_length} tokens; give more")
-    return text.model_copy(update={"calibration_samples": samples})
 
 
 def _read_yaml(text: str, origin: str) -> Any:

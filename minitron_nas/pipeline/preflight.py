@@ -9,16 +9,16 @@ from minitron_nas.distillation.training.lora import require_peft
 from minitron_nas.distillation.training.memory import state_bytes
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.errors import PlanError
+from minitron_nas.execution.choice import check_cluster
 from minitron_nas.execution.device import compute_dtype, pick_device, total_bytes
-from minitron_nas.execution.runner import check_cluster
 from minitron_nas.importance.depth import task_settings
 from minitron_nas.importance.depth_modes import free_runs
 from minitron_nas.importance.passes import require_whole_model
 from minitron_nas.models.checkpoint import Checkpoint
-from minitron_nas.pipeline.correcting import correction_tokens
-from minitron_nas.pipeline.finding import Hop
+from minitron_nas.pipeline.hop import Hop
 from minitron_nas.pipeline.plan import FamilyPlan
-from minitron_nas.pipeline.training import layer_counts
+from minitron_nas.pipeline.stages.correct import correction_tokens
+from minitron_nas.pipeline.stages.train import layer_counts
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.start import moments_bytes
 from minitron_nas.settings import format_count

@@ -3,7 +3,7 @@
 from minitron_nas.architecture.costs import count_parameters, forward_flops_per_token
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.pipeline.plan import FamilyPlan
-from minitron_nas.pipeline.sources import Tokens
+from minitron_nas.pipeline.stages.tokenize import Tokens
 from minitron_nas.settings import format_count
 
 _BACKWARD = 3

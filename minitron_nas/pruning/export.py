@@ -24,6 +24,7 @@ from minitron_nas.pruning.student import build_student, cuts, student_config
 from minitron_nas.pruning.write import surgery_key, write_weights
 from minitron_nas.storage.atomic import whole_folder, write_json
 from minitron_nas.storage.weights import TensorHeader, read_headers
+from minitron_nas.text.tokens import PackedTokens
 
 PROOF = "proof.json"
 LINEAGE = "lineage.json"
@@ -36,6 +37,10 @@ _COPIED = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*",
     "additional_chat_templates/*", "vocab.*", "merges.txt", "*.model", "generation_config.json", *TERMS,
 )  # fmt: skip
+
+
+PROOF_TOKENS = 16
+"""Tokens of the prompt on which a student's reloaded logits are compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +138,11 @@ def write_student(
             proof = _prove(partial, build_student(prepared, target, dtype, repaired).eval(), dtype, prompt)
         write_json(partial / LINEAGE, {**lineage, "proof": asdict(proof) if proof is not None else None})
     return proof
+
+
+def proof_prompt(validation: PackedTokens) -> Tensor:
+    """Return the tokens, (1, seq_len), over which a student that is reloaded must say what it said before."""
+    return validation.first(1).in_memory().input_ids[:, :PROOF_TOKENS]
 
 
 def stored_dtype(folder: Path) -> torch.dtype:

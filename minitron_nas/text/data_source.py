@@ -1,17 +1,13 @@
-"""`DataSource`: one source of a blend, and how a plan or a command line writes blends; no torch."""
+"""`DataSource`: one source of a blend, and how a plan writes blends; no torch."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
 from minitron_nas.errors import PlanError
 from minitron_nas.settings import Settings, plan_error
-
-_WEIGHTED = re.compile(r"(?P<path>.+?)=(?P<weight>[\d.]+(?:e[+-]?\d+)?)(?P<keys>(?:,(?:column|config|split)=[^,=]+)*)")
 
 
 class DataSource(Settings):
@@ -52,28 +48,6 @@ def blend_entries(blend: Mapping[Any, Any] | Sequence[Any]) -> Sequence[Any]:
     if isinstance(blend, Mapping):
         return [{"path": path, "weight": weight} for path, weight in blend.items()]
     return blend
-
-
-def parse_data(values: Sequence[str]) -> str | list[dict[str, Any]]:
-    """Read the values of a repeatable `--data`: one name, or the sources of a blend.
-
-    Args:
-        values: `PATH`, or for a blend `PATH=WEIGHT`, to which `,column=NAME`, `,config=NAME` and
-            `,split=NAME` can be added.
-
-    Raises:
-        PlanError: If there are several values and one has no weight.
-    """
-    matches = [None if Path(value).exists() else _WEIGHTED.fullmatch(value) for value in values]
-    if len(values) == 1 and matches[0] is None:
-        return values[0]
-    blend = []
-    for value, match in zip(values, matches, strict=True):
-        if match is None:
-            raise PlanError(f"--data {value} has no weight; a blend is written --data a.parquet=0.3 --data b.jsonl=0.7")
-        keys = dict(pair.split("=") for pair in match["keys"].split(",")[1:])
-        blend.append({"path": match["path"], "weight": match["weight"], **keys})
-    return [source.model_dump(exclude_none=True) for source in read_sources(blend)]
 
 
 def _read_source(number: int, source: Any) -> DataSource:

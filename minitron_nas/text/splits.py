@@ -13,7 +13,7 @@ from minitron_nas.text.blend import Blend, Place
 from minitron_nas.text.document import Document
 from minitron_nas.text.settings import TextSettings
 from minitron_nas.text.sources import Source, open_sources, read_documents
-from minitron_nas.text.token_log import Goals, TokenLog
+from minitron_nas.text.token_log import ONE_PASS_TOKENS, Goals, TokenLog
 from minitron_nas.text.tokens import PackedTokens, pack, packed_blocks, save_blocks, token_dtype, tokenize
 
 _MIN_CALIBRATION_SEQUENCES = 4
@@ -51,6 +51,11 @@ class TokenSplits:
     def load(cls, folder: Path) -> Self:
         """Open what `split_text` wrote."""
         return cls(*(PackedTokens.load(folder / f"{name}.safetensors") for name in cls.__dataclass_fields__))
+
+    @property
+    def one_pass_tokens(self) -> int:
+        """Tokens of a training that no budget limits."""
+        return min(self.train.num_tokens, ONE_PASS_TOKENS)
 
 
 def split_text(

@@ -18,8 +18,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from minitron_nas.distillation.settings import CorrectionSettings
 from minitron_nas.models.loading import load_for_training
-from minitron_nas.pipeline.correcting import correction_schedule
 from minitron_nas.pipeline.display import default_display
+from minitron_nas.pipeline.steps.correct import correction_schedule
 from minitron_nas.storage.atomic import whole_folder
 
 MEASURED = Path(__file__).parent / "measured" / "distillation.json"

@@ -11,7 +11,7 @@ import yaml
 
 from minitron_nas.cli import app
 from minitron_nas.errors import PreemptedError
-from minitron_nas.pipeline.build import Member
+from minitron_nas.pipeline.family import Member
 from minitron_nas.pipeline.plan import FamilyPlan, deciding, make_plan
 from minitron_nas.storage.run_folder import RunFolder
 
@@ -419,7 +419,7 @@ def test_a_training_that_was_stopped_is_told_in_one_line_and_exits_with_143(
     def stop(*_: Any) -> None:
         raise PreemptedError("stopped by SIGTERM; the same command goes on from checkpoint-3")
 
-    monkeypatch.setattr("minitron_nas.pipeline.distilling.distill", stop)
+    monkeypatch.setattr("minitron_nas.pipeline.steps.distill.distill", stop)
     output = run("distill", "student", "--teacher", "teacher", "--data", "embedded", "--out", "out")
     told = "minitron-nas: stopped by SIGTERM; the same command goes on from checkpoint-3\n"
     assert (output.code, output.out, output.err) == (143, "", told)

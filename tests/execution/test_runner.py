@@ -6,8 +6,9 @@ import torch
 
 from minitron_nas.errors import MinitronNasError, TrialError
 from minitron_nas.execution import runner
+from minitron_nas.execution.choice import make_runner
 from minitron_nas.execution.local import LocalRunner
-from minitron_nas.execution.runner import Job, Outcome, attempt, last_line, make_runner, run_jobs
+from minitron_nas.execution.runner import Job, Outcome, attempt, last_line, run_jobs
 from minitron_nas.execution.settings import RunnerSettings
 
 

@@ -1,16 +1,20 @@
 import pytest
 import torch
 
+from minitron_nas.architecture.spec import Architecture
+from minitron_nas.errors import InvalidArchitectureError, PlanError
 from minitron_nas.importance import layers as module
 from minitron_nas.importance.baselines import random_scores
 from minitron_nas.importance.depth import WholeModel, kl_to_whole
 from minitron_nas.importance.layer_removal import without_layers
-from minitron_nas.importance.layers import choose_layers
+from minitron_nas.importance.layers import choose_layers, drop_from
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import DepthSettings
 from minitron_nas.models.checkpoint import Checkpoint, open_checkpoint
 from minitron_nas.testing import tiny_checkpoint, tiny_config, tiny_model
 from minitron_nas.text.tokens import pack
+
+SOURCE = Architecture("llama", 28, 64, 128, 4, 2, 16, vocab_size=100)
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +68,34 @@ def test_layers_are_measured_on_as_much_text_as_the_settings_say(
             costs[start] = kl_to_whole(model, TEXT.first(2), whole)
     best = min(costs, key=costs.__getitem__)
     assert table[2].nonzero().flatten().tolist() == [layer for layer in range(5) if layer not in (best, best + 1)]
+
+
+def test_what_is_not_dropped_stays_also_counted_from_the_end() -> None:
+    assert drop_from(SOURCE, {}, [*range(20, 28), 3, 3]) == [layer for layer in range(20) if layer != 3]
+    assert drop_from(SOURCE, {"num_hidden_layers": 26}, [-1, -28]) == list(range(1, 27))
+
+
+@pytest.mark.parametrize(
+    ("layers", "shape", "error", "message"),
+    [
+        (
+            [28],
+            {},
+            InvalidArchitectureError,
+            r"drop_layers names layer 28, which does not exist; .* 28 layers \(0 to 27",
+        ),
+        ([-29], {}, InvalidArchitectureError, r"drop_layers names layer -29, which does not exist"),
+        (range(28), {}, InvalidArchitectureError, r"drop_layers names all 28 layers of the source; keep at least one"),
+        (
+            [1, 2],
+            {"num_hidden_layers": 22},
+            PlanError,
+            r"drop_layers leaves 26 of 28 layers, but the shape has num_hidden_layers=22; leave num_hidden_layers out",
+        ),
+    ],
+)
+def test_layers_that_cannot_be_dropped_are_refused(
+    layers: list[int], shape: dict[str, int], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        drop_from(SOURCE, shape, layers)

@@ -17,11 +17,12 @@ from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
 from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.pipeline.display import Quiet
 from minitron_nas.pipeline.engine import Engine
-from minitron_nas.pipeline.finding import Hop, prepare_source
+from minitron_nas.pipeline.hop import Hop
 from minitron_nas.pipeline.plan import make_plan
-from minitron_nas.pipeline.pruning import prune
-from minitron_nas.pipeline.scoring import score
-from minitron_nas.pipeline.sources import Tokens
+from minitron_nas.pipeline.stages.prepare import prepare_source
+from minitron_nas.pipeline.stages.tokenize import Tokens
+from minitron_nas.pipeline.steps.prune import prune
+from minitron_nas.pipeline.steps.score import score
 from minitron_nas.progress import Progress, silent
 from minitron_nas.storage.run_folder import RunFolder
 from minitron_nas.text.settings import TextSettings

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from minitron_nas.evaluation.speed import Speed
-from minitron_nas.pipeline.build import Family, build_family
+from minitron_nas.pipeline.build import build_family
 from minitron_nas.pipeline.display import Quiet
+from minitron_nas.pipeline.family import Family
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +21,9 @@ def _known_speed() -> Iterator[None]:
     """
     gc.freeze()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minitron_nas.pipeline.measuring.measure_speed", lambda path, settings: Speed(100.0, 10.0, 2**20))
+        patch.setattr(
+            "minitron_nas.pipeline.stages.measure.measure_speed", lambda path, settings: Speed(100.0, 10.0, 2**20)
+        )
         yield
     gc.unfreeze()
 

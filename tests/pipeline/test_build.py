@@ -25,8 +25,9 @@ from minitron_nas.errors import (
 )
 from minitron_nas.families.catalog import count_parameters
 from minitron_nas.importance.scores import load_calibration
-from minitron_nas.pipeline.build import Family, build_family
+from minitron_nas.pipeline.build import build_family
 from minitron_nas.pipeline.display import Quiet
+from minitron_nas.pipeline.family import Family
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.storage.run_folder import RunFolder
 from minitron_nas.storage.schemas import CANDIDATES, CURVES, EVALUATIONS, EXCLUSIONS, SCORES, TRIALS

@@ -8,6 +8,7 @@ from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.pipeline import demo
 from minitron_nas.pipeline.listing import enumerate_size
 from minitron_nas.pipeline.plan import FamilyPlan
+from minitron_nas.settings import parse_count
 
 
 @pytest.fixture
@@ -40,4 +41,4 @@ def test_a_wrong_change_is_refused(planned: list[FamilyPlan], tmp_path: Path) ->
 def test_each_size_of_the_demo_has_a_choice_of_candidates(size: str) -> None:
     settings: dict[str, Any] = demo.DEMO_SETTINGS
     assert size in settings["sizes"]
-    assert len(enumerate_size(settings["space"], size).candidates) > settings["search"]["num_finalists"]
+    assert len(enumerate_size(settings["space"], parse_count(size)).candidates) > settings["search"]["num_finalists"]

@@ -3,39 +3,33 @@ from pathlib import Path
 
 import pytest
 
-from minitron_nas.errors import PlanError, SpaceError, TeacherNotFoundError
+from minitron_nas.errors import SpaceError, TeacherNotFoundError
 from minitron_nas.pipeline.listing import enumerate_size, list_known
 from minitron_nas.pipeline.plan import make_plan, with_overrides
 from minitron_nas.testing import tiny_checkpoint
 
 
 def test_the_papers_space_has_its_eighteen_candidates() -> None:
-    found = enumerate_size("minitron-15b-to-4b", "4B")
+    found = enumerate_size("minitron-15b-to-4b", 4 * 10**9)
     assert len(found.candidates) == 18
     assert all(3.8e9 <= candidate.num_parameters <= 4.2e9 for candidate in found.candidates)
 
 
 def test_every_shape_of_the_grid_is_a_candidate_or_left_out_by_a_rule() -> None:
-    found = enumerate_size("minitron-15b-to-4b", 4e9)
+    found = enumerate_size("minitron-15b-to-4b", 4 * 10**9)
     assert len(found.candidates) + sum(found.excluded.values()) == 4 * 3 * 4 * 5
 
 
 def test_a_space_without_a_source_is_enumerated_for_a_teacher(tmp_path: Path) -> None:
     teacher = tiny_checkpoint(tmp_path / "teacher", "llama", hidden_size=96, tied=True)
-    found = enumerate_size("default", "150k", str(teacher))
+    found = enumerate_size("default", 150_000, str(teacher))
     assert found.candidates
     assert all(candidate.architecture.vocab_size == 320 for candidate in found.candidates)
 
 
-@pytest.mark.parametrize("size", ["4 billion", "", "-1"])
-def test_a_size_that_is_no_count_is_refused(size: str) -> None:
-    with pytest.raises(PlanError, match=r"--size: '.*' is not a count; write a number such as 8e9 or '110M'"):
-        enumerate_size("minitron-15b-to-4b", size)
-
-
 def test_a_space_without_a_source_asks_for_a_teacher() -> None:
     with pytest.raises(SpaceError, match="carries no source shape; name a teacher"):
-        enumerate_size("default", "4B")
+        enumerate_size("default", 4 * 10**9)
 
 
 def test_every_setting_of_a_plan_is_described_with_its_default() -> None:
@@ -61,9 +55,9 @@ def test_every_setting_of_a_plan_is_described_with_its_default() -> None:
 
 def test_an_unknown_space_is_refused() -> None:
     with pytest.raises(SpaceError, match="no search space 'nowhere'"):
-        enumerate_size("nowhere", "4B")
+        enumerate_size("nowhere", 4 * 10**9)
 
 
 def test_a_teacher_that_is_nowhere_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TeacherNotFoundError, match="there is no teacher at"):
-        enumerate_size("default", "4B", str(tmp_path / "nowhere"))
+        enumerate_size("default", 4 * 10**9, str(tmp_path / "nowhere"))

@@ -6,9 +6,9 @@ import pytest
 
 from minitron_nas.architecture.costs import forward_flops_per_token
 from minitron_nas.models.checkpoint import open_checkpoint
-from minitron_nas.pipeline.build import Family
+from minitron_nas.pipeline.family import Family
 from minitron_nas.pipeline.plan import FamilyPlan, load_plan
-from minitron_nas.pipeline.sources import Tokens
+from minitron_nas.pipeline.stages.tokenize import Tokens
 from minitron_nas.pipeline.workload import estimate_workload
 
 LOADING = 1500

@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from minitron_nas.errors import CheckpointError, PlanError
 from minitron_nas.pipeline.display import Quiet
-from minitron_nas.pipeline.evaluating import evaluate
-from minitron_nas.pipeline.pruning import prune
+from minitron_nas.pipeline.steps.evaluate import evaluate
+from minitron_nas.pipeline.steps.prune import prune
 from minitron_nas.testing import tiny_checkpoint
 from minitron_nas.text.settings import TextSettings
 

@@ -16,7 +16,8 @@ from minitron_nas.models.checkpoint import Checkpoint, open_checkpoint
 from minitron_nas.pipeline.display import Quiet
 from minitron_nas.pipeline.engine import Engine
 from minitron_nas.pipeline.plan import make_plan, with_overrides
-from minitron_nas.pipeline.sources import Tokens, teacher_files
+from minitron_nas.pipeline.stages.teach import teacher_files
+from minitron_nas.pipeline.stages.tokenize import Tokens
 from minitron_nas.search.tournament import TrainingFiles
 from minitron_nas.storage.run_folder import RunFolder
 from minitron_nas.testing import tiny_checkpoint

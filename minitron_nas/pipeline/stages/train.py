@@ -23,12 +23,12 @@ from minitron_nas.execution.device import release_memory
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.loading import load_for_training
 from minitron_nas.pipeline.engine import Engine
-from minitron_nas.pipeline.finding import Hop
+from minitron_nas.pipeline.hop import Hop
+from minitron_nas.pipeline.lineage import versions
 from minitron_nas.pipeline.plan import FamilyPlan
-from minitron_nas.pipeline.provenance import versions
-from minitron_nas.pipeline.sources import Tokens, proof_prompt
+from minitron_nas.pipeline.stages.tokenize import Tokens
 from minitron_nas.progress import Progress
-from minitron_nas.pruning.export import LINEAGE, export_student, stored_dtype
+from minitron_nas.pruning.export import LINEAGE, export_student, proof_prompt, stored_dtype
 from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.refit import repair_student
 from minitron_nas.pruning.start import TakenStart

@@ -14,7 +14,7 @@ from minitron_nas.models.checkpoint import Checkpoint, open_checkpoint
 from minitron_nas.models.loading import load_for_inference
 from minitron_nas.pipeline.engine import Engine
 from minitron_nas.pipeline.plan import FamilyPlan
-from minitron_nas.pipeline.sources import Tokens
+from minitron_nas.pipeline.stages.tokenize import Tokens
 from minitron_nas.progress import Progress
 from minitron_nas.storage.schemas import BENCHMARKS, EVALUATIONS
 from minitron_nas.storage.tables import replace_rows

@@ -16,18 +16,15 @@ from minitron_nas.distillation.settings import CorrectionSettings, CorrectionTra
 from minitron_nas.distillation.training.lora import add_adapters, merge_adapters, require_peft
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.distillation.training.trainer import Stream, TrainingResult, distill
-from minitron_nas.errors import PlanError
 from minitron_nas.execution.device import release_memory
-from minitron_nas.models.checkpoint import Checkpoint, open_checkpoint
+from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.loading import load_for_training
 from minitron_nas.models.source import resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display
-from minitron_nas.pipeline.engine import Engine
-from minitron_nas.pipeline.plan import FamilyPlan
-from minitron_nas.pipeline.provenance import versions
-from minitron_nas.pipeline.sources import Tokens, one_pass_tokens, proof_prompt, read_splits
+from minitron_nas.pipeline.lineage import versions
+from minitron_nas.pipeline.steps.text import read_splits
 from minitron_nas.progress import Progress
-from minitron_nas.pruning.export import Proof, export_student, stored_dtype
+from minitron_nas.pruning.export import Proof, export_student, proof_prompt, stored_dtype
 from minitron_nas.storage.run_folder import require_new_folder
 from minitron_nas.text.settings import TextSettings
 from minitron_nas.text.sources import data_name
@@ -90,59 +87,13 @@ def correct(
     source = resolve_teacher(teacher, work / "teacher")
     with display.stage("text", "read, split and pack") as progress:
         splits = read_splits(work, data, source, text, settings.tokens, seed, progress)
-    tokens = settings.tokens or one_pass_tokens(splits)
+    tokens = settings.tokens or splits.one_pass_tokens
     schedule, training = correction_schedule(settings, tokens, text.sequence_length)
     with display.stage("correct", f"{schedule.num_tokens:,} tokens in {schedule.num_steps} steps") as progress:
-        run = _Correction(source, splits.train, splits.validation, settings, training, schedule, seed)
+        run = CorrectionRun(source, splits.train, splits.validation, settings, training, schedule, seed)
         corrected = run.write(folder, place.checkpoints(source.fingerprint), source_name(teacher), progress)
     shutil.rmtree(work, ignore_errors=True)
     return corrected
-
-
-def correct_teacher(engine: Engine, plan: FamilyPlan, teacher: Checkpoint, tokens: Tokens) -> Checkpoint:
-    """Correct a run's teacher on its training text, if the plan says so, and return the one to go on with.
-
-    Raises:
-        PlanError: If correction wants more tokens than the run has.
-    """
-    if plan.correct is None:
-        return teacher
-    settings, folder = plan.correct, engine.folder.corrected
-    wanted = correction_tokens(settings, tokens.distillation_tokens)
-    checkpoints = engine.folder.checkpoints("corrected")
-
-    def action(progress: Progress) -> dict[str, Any]:
-        schedule, training = correction_schedule(settings, wanted, plan.text.sequence_length)
-        train, validation = tokens.part("train"), tokens.part("validation")
-        run = _Correction(teacher, train, validation, settings, training, schedule, plan.seed)
-        corrected = run.write(folder, checkpoints, plan.teacher, progress)
-        return {"loss_nats_before": corrected.before.loss_nats, "loss_nats": corrected.after.loss_nats}
-
-    inputs = {
-        "teacher": teacher.fingerprint,
-        "tokens": tokens.fingerprint,
-        "correct": settings.model_dump(),
-        "wanted": wanted,
-        "seed": plan.seed,
-    }
-    title = f"fine-tuned on {wanted:,} tokens of the KD text"
-    engine.stage("teacher correct", title, inputs, [folder / "config.json"], action)
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    return open_checkpoint(folder, read_values=False)
-
-
-def correction_tokens(settings: CorrectionSettings, distillation_tokens: int) -> int:
-    """Return the tokens that a run's teacher is corrected on: those of the students, or the first of them.
-
-    Raises:
-        PlanError: If more are asked for.
-    """
-    if settings.tokens is not None and settings.tokens > distillation_tokens:
-        raise PlanError(
-            f"correct.tokens={settings.tokens:,} is more than the {distillation_tokens:,} tokens of distillation, "
-            "whose text the teacher is corrected on; lower it, or raise distillation.tokens"
-        )
-    return settings.tokens or distillation_tokens
 
 
 def correction_schedule(
@@ -170,7 +121,7 @@ def correction_schedule(
 
 
 @dataclass(frozen=True, slots=True)
-class _Correction:
+class CorrectionRun:
     """A teacher, the text, and how it is trained on it."""
 
     teacher: Checkpoint

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from minitron_nas.errors import CheckpointError, DataError, PlanError
 from minitron_nas.execution.device import compute_dtype
 from minitron_nas.pipeline.display import Quiet
-from minitron_nas.pipeline.evaluating import evaluate
+from minitron_nas.pipeline.steps.evaluate import evaluate
 from minitron_nas.testing import tiny_checkpoint
 
 SENTENCE = "The value of the expression is the result of the call, and an error is raised if there is none.\n"

@@ -1,10 +1,7 @@
 import pytest
 
-from minitron_nas.architecture.spec import Architecture
-from minitron_nas.errors import InvalidArchitectureError, PlanError
-from minitron_nas.pipeline.shapes import drop_from, parse_layers, parse_request, parse_shape
-
-SOURCE = Architecture("llama", 28, 64, 128, 4, 2, 16, vocab_size=100)
+from minitron_nas.cli.shapes import parse_layers, parse_request, parse_shape
+from minitron_nas.errors import PlanError
 
 
 @pytest.mark.parametrize(
@@ -42,34 +39,3 @@ def test_layers_are_named_in_the_shape_or_beside_it_but_not_twice() -> None:
     assert parse_request(None, None) == (None, None)
     with pytest.raises(PlanError, match="both --shape and --drop-layers name layers to drop; leave one of them out"):
         parse_request("drop_layers=2", "2")
-
-
-def test_what_is_not_dropped_stays_also_counted_from_the_end() -> None:
-    assert drop_from(SOURCE, {}, [*range(20, 28), 3, 3]) == [layer for layer in range(20) if layer != 3]
-    assert drop_from(SOURCE, {"num_hidden_layers": 26}, [-1, -28]) == list(range(1, 27))
-
-
-@pytest.mark.parametrize(
-    ("layers", "shape", "error", "message"),
-    [
-        (
-            [28],
-            {},
-            InvalidArchitectureError,
-            r"drop_layers names layer 28, which does not exist; .* 28 layers \(0 to 27",
-        ),
-        ([-29], {}, InvalidArchitectureError, r"drop_layers names layer -29, which does not exist"),
-        (range(28), {}, InvalidArchitectureError, r"drop_layers names all 28 layers of the source; keep at least one"),
-        (
-            [1, 2],
-            {"num_hidden_layers": 22},
-            PlanError,
-            r"drop_layers leaves 26 of 28 layers, but the shape has num_hidden_layers=22; leave num_hidden_layers out",
-        ),
-    ],
-)
-def test_layers_that_cannot_be_dropped_are_refused(
-    layers: list[int], shape: dict[str, int], error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        drop_from(SOURCE, shape, layers)

@@ -15,7 +15,7 @@ from minitron_nas.architecture.rules import check_architecture, check_changes
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import PlanError
 from minitron_nas.importance.depth_modes import layer_table
-from minitron_nas.importance.layers import choose_layers
+from minitron_nas.importance.layers import choose_layers, drop_from
 from minitron_nas.importance.passes import require_whole_model
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
@@ -23,11 +23,10 @@ from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.checks import check_values
 from minitron_nas.models.source import resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display
-from minitron_nas.pipeline.provenance import PROOF_TOKENS, versions
-from minitron_nas.pipeline.scoring import MAGNITUDE, RANDOM, calibration_reader, existing_parent, scores_of
-from minitron_nas.pipeline.shapes import drop_from
+from minitron_nas.pipeline.lineage import versions
+from minitron_nas.pipeline.steps.score import MAGNITUDE, RANDOM, calibration_reader, existing_parent, scores_of
 from minitron_nas.progress import Progress, silent
-from minitron_nas.pruning.export import Proof, write_student
+from minitron_nas.pruning.export import PROOF_TOKENS, Proof, write_student
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
 from minitron_nas.pruning.refit import needs_moments, repair_student

@@ -17,11 +17,11 @@ from minitron_nas.distillation.signals.targets import HiddenTargets
 from minitron_nas.distillation.signals.teacher import OnlineTeacher
 from minitron_nas.errors import CheckpointError, DataError, RunFolderError
 from minitron_nas.models.checkpoint import open_checkpoint
-from minitron_nas.pipeline import distilling
 from minitron_nas.pipeline.display import Quiet
-from minitron_nas.pipeline.distilling import Distilled
-from minitron_nas.pipeline.evaluating import evaluate
-from minitron_nas.pipeline.pruning import prune
+from minitron_nas.pipeline.steps import distill as distilling
+from minitron_nas.pipeline.steps.distill import Distilled
+from minitron_nas.pipeline.steps.evaluate import evaluate
+from minitron_nas.pipeline.steps.prune import prune
 from minitron_nas.testing import tiny_checkpoint, tiny_config, tiny_model, tiny_tokenizer
 from minitron_nas.text.settings import TextSettings
 from minitron_nas.text.tokens import PackedTokens

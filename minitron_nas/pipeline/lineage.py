@@ -2,9 +2,6 @@
 
 from importlib.metadata import version
 
-PROOF_TOKENS = 16
-"""Tokens of the prompt on which a student's reloaded logits are compared."""
-
 _PACKAGES = ("minitron-nas", "torch", "transformers", "ray", "optuna", "datasets", "safetensors")
 
 

@@ -18,10 +18,10 @@ from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.source import resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display
-from minitron_nas.pipeline.provenance import versions
-from minitron_nas.pipeline.sources import one_pass_tokens, proof_prompt, read_splits
+from minitron_nas.pipeline.lineage import versions
+from minitron_nas.pipeline.steps.text import read_splits
 from minitron_nas.progress import Progress
-from minitron_nas.pruning.export import Proof, export_student, stored_dtype
+from minitron_nas.pruning.export import Proof, export_student, proof_prompt, stored_dtype
 from minitron_nas.storage.run_folder import require_new_folder
 from minitron_nas.text.settings import TextSettings
 from minitron_nas.text.sources import data_name
@@ -106,7 +106,7 @@ def distill(
         followed.require_of(other.fingerprint)
     with display.stage("text", "read, split and pack") as progress:
         splits = read_splits(work, data, other, text, settings.tokens, seed, progress)
-    schedule = Schedule.resolve(settings, settings.tokens or one_pass_tokens(splits), text.sequence_length)
+    schedule = Schedule.resolve(settings, settings.tokens or splits.one_pass_tokens, text.sequence_length)
     micro_batch(settings, schedule, runner.num_processes or 1)  # before the teacher speaks
     parts = {
         "train": splits.train.first(schedule.num_steps * schedule.batch_sequences),

@@ -10,13 +10,14 @@ from transformers import AutoModelForCausalLM
 from minitron_nas.distillation.settings import CorrectionSettings, DistillationSettings
 from minitron_nas.errors import DataError, PlanError, RunFolderError
 from minitron_nas.models.checkpoint import open_checkpoint
-from minitron_nas.pipeline import correcting
-from minitron_nas.pipeline.build import Family
-from minitron_nas.pipeline.correcting import Corrected, correction_schedule, correction_tokens
 from minitron_nas.pipeline.display import Quiet
-from minitron_nas.pipeline.distilling import distill
-from minitron_nas.pipeline.evaluating import evaluate
-from minitron_nas.pipeline.pruning import prune
+from minitron_nas.pipeline.family import Family
+from minitron_nas.pipeline.stages.correct import correction_tokens
+from minitron_nas.pipeline.steps import correct as correcting
+from minitron_nas.pipeline.steps.correct import Corrected, correction_schedule
+from minitron_nas.pipeline.steps.distill import distill
+from minitron_nas.pipeline.steps.evaluate import evaluate
+from minitron_nas.pipeline.steps.prune import prune
 from minitron_nas.text.settings import TextSettings
 
 TEXT = TextSettings(sequence_length=64, calibration_samples=16, validation_samples=8)
@@ -142,7 +143,7 @@ def test_a_killed_call_goes_on_from_its_checkpoint_to_the_same_bytes(
     (checkpoint,) = (tmp_path / "out.work").glob("checkpoints-*/*/checkpoint-*")
     assert checkpoint.name == "checkpoint-7"
     with monkeypatch.context() as patch:
-        patch.setattr("minitron_nas.pipeline.sources.split_text", kill)  # the text is read once
+        patch.setattr("minitron_nas.pipeline.stages.tokenize.split_text", kill)  # the text is read once
         again = correct(tmp_path / "out", settings=settings)
     assert weights(again.path) == weights(whole.path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]

@@ -9,8 +9,8 @@ from minitron_nas.errors import InvalidArchitectureError, PlanError, RunFolderEr
 from minitron_nas.importance.scores import load_calibration
 from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
 from minitron_nas.pipeline.display import Quiet
-from minitron_nas.pipeline.pruning import prune
-from minitron_nas.pipeline.scoring import score
+from minitron_nas.pipeline.steps.prune import prune
+from minitron_nas.pipeline.steps.score import score
 from minitron_nas.testing import tiny_checkpoint
 from minitron_nas.text.settings import TextSettings
 

@@ -1,0 +1,62 @@
+"""What the values of options mean: sizes, numbers of tokens, and text."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from minitron_nas.errors import PlanError
+from minitron_nas.settings import parse_count
+from minitron_nas.text.data_source import read_sources
+from minitron_nas.text.settings import TextSettings
+
+_WEIGHTED = re.compile(r"(?P<path>.+?)=(?P<weight>[\d.]+(?:e[+-]?\d+)?)(?P<keys>(?:,(?:column|config|split)=[^,=]+)*)")
+
+
+def parse_size(size: str) -> int:
+    """Read total parameters, such as "4.5B".
+
+    Raises:
+        PlanError: If it is no count.
+    """
+    try:
+        return parse_count(size)
+    except ValueError as error:
+        raise PlanError(f"--size: {error}") from None
+
+
+def calibration_samples(text: TextSettings, tokens: str) -> TextSettings:
+    """Return text settings with as many calibration samples as a number of tokens fills.
+
+    Raises:
+        PlanError: If it is no count, or fills no sample.
+    """
+    try:
+        samples = parse_count(tokens) // text.sequence_length
+    except ValueError as error:
+        raise PlanError(f"--tokens: {error}") from None
+    if not samples:
+        raise PlanError(f"--tokens {tokens} is less than one sample of {text.sequence_length} tokens; give more")
+    return text.model_copy(update={"calibration_samples": samples})
+
+
+def parse_data(values: Sequence[str]) -> str | list[dict[str, Any]]:
+    """Read the values of a repeatable `--data`: one name, or the sources of a blend.
+
+    Args:
+        values: `PATH`, or for a blend `PATH=WEIGHT`, to which `,column=NAME`, `,config=NAME` and
+            `,split=NAME` can be added.
+
+    Raises:
+        PlanError: If there are several values and one has no weight.
+    """
+    matches = [None if Path(value).exists() else _WEIGHTED.fullmatch(value) for value in values]
+    if len(values) == 1 and matches[0] is None:
+        return values[0]
+    blend = []
+    for value, match in zip(values, matches, strict=True):
+        if match is None:
+            raise PlanError(f"--data {value} has no weight; a blend is written --data a.parquet=0.3 --data b.jsonl=0.7")
+        keys = dict(pair.split("=") for pair in match["keys"].split(",")[1:])
+        blend.append({"path": match["path"], "weight": match["weight"], **keys})
+    return [source.model_dump(exclude_none=True) for source in read_sources(blend)]

@@ -1,0 +1,36 @@
+"""Which runner the settings name."""
+
+from pathlib import Path
+
+from minitron_nas.execution.local import LocalRunner
+from minitron_nas.execution.runner import Runner
+from minitron_nas.execution.settings import RunnerSettings
+
+
+def make_runner(settings: RunnerSettings, folder: Path) -> Runner:
+    """Return the runner that the settings name.
+
+    Args:
+        settings: Local or Ray.
+        folder: Where Ray Tune keeps its experiment state.
+    """
+    if settings.kind == "local":
+        return LocalRunner()
+    from minitron_nas.execution.ray_tune import RayTuneRunner  # deferred: Ray is imported where it is used
+
+    return RayTuneRunner(settings, folder)
+
+
+def check_cluster(settings: RunnerSettings, folder: Path) -> None:
+    """Refuse a Ray cluster that does not answer or has no room for a trial.
+
+    Args:
+        settings: Name it.
+        folder: For Ray's state; removed.
+
+    Raises:
+        PlanError: Says what to change.
+    """
+    from minitron_nas.execution.ray_tune import RayTuneRunner  # deferred: Ray is imported where it is used
+
+    RayTuneRunner(settings, folder).check()

@@ -1,0 +1,1 @@
+"""The stages of a run, each of which the engine runs once."""

@@ -1,0 +1,1 @@
+"""The public single steps, which need no run."""

@@ -1,0 +1,46 @@
+"""The text of a step that stands alone."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from minitron_nas.models.checkpoint import Checkpoint
+from minitron_nas.progress import Progress
+from minitron_nas.storage.ledger import fingerprint
+from minitron_nas.text.settings import TextSettings
+from minitron_nas.text.sources import data_name
+from minitron_nas.text.splits import TokenSplits, split_text
+
+
+def read_splits(
+    work: Path,
+    data: Any,
+    teacher: Checkpoint,
+    text: TextSettings,
+    tokens: int | None,
+    seed: int,
+    progress: Progress,
+) -> TokenSplits:
+    """Read, split and pack the text of a step that stands alone; repeated, it finds what is done already.
+
+    Args:
+        work: A folder of the step.
+        data: The text.
+        teacher: Whose tokenizer reads it.
+        text: How text becomes tokens.
+        tokens: Training tokens needed, or None for one pass over the text.
+        seed: Decides the order of documents.
+        progress: Told about tokens.
+
+    Raises:
+        DataError: If the text is missing or too short.
+        PlanError: If the teacher knows fewer positions than a sequence has.
+    """
+    teacher.require_length(text.sequence_length)
+    inputs = {"data": data_name(data), "text": text.model_dump(), "tokens": tokens, "seed": seed}
+    folder = work / f"tokens-{fingerprint({**inputs, 'teacher': teacher.fingerprint})}"
+    if not folder.exists():
+        tokenizer, vocab_size = AutoTokenizer.from_pretrained(teacher.path), teacher.architecture.vocab_size
+        split_text(data, tokenizer, vocab_size, text, seed, tokens, folder, progress=progress)
+    return TokenSplits.load(folder)
