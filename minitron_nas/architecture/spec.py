@@ -84,7 +84,7 @@ class Architecture:
         )
         return f"{dense}-e{self.num_experts}-m{self.moe_intermediate_size}" if self.num_experts else dense
 
-    def shape(self) -> dict[str, int]:
+    def sizes(self) -> dict[str, int]:
         """Return the prunable sizes by name, without those of experts where there are none."""
         return {name: getattr(self, name) for name in SHAPE_FIELDS if self.num_experts or name not in EXPERT_FIELDS}
 

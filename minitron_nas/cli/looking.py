@@ -33,7 +33,7 @@ def enumerate_(
     with stdout_for_results():
         found = enumerate_size(space, parse_size(size), teacher)
     if as_json:
-        rows = [{**c.architecture.shape(), "num_parameters": c.num_parameters} for c in found.candidates]
+        rows = [{**c.architecture.sizes(), "num_parameters": c.num_parameters} for c in found.candidates]
         print_json({"candidates": rows, "excluded": found.excluded})
         return
     for candidate in found.candidates:

@@ -122,7 +122,7 @@ def prune(
         )
     if as_json:
         proof = asdict(result.proof) if result.proof is not None else None
-        shape_of = result.architecture.shape()
+        shape_of = result.architecture.sizes()
         print_json(
             {"path": str(result.path), "num_parameters": result.num_parameters, "shape": shape_of, "proof": proof}
         )

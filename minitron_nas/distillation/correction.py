@@ -18,7 +18,7 @@ from minitron_nas.distillation.signals.targets import HiddenTargets
 from minitron_nas.distillation.signals.teacher import OnlineTeacher
 from minitron_nas.distillation.training.checkpoints import STUDENT, last_whole, load_weights
 from minitron_nas.errors import PlanError
-from minitron_nas.storage.atomic import read_json
+from minitron_nas.storage.lineage import read_lineage
 from minitron_nas.text.tokens import PackedTokens
 
 _LOOK_SECONDS = 30.0
@@ -75,9 +75,8 @@ class Correction:
             PlanError: If what is corrected, or has been, is not that teacher.
         """
         if self.out.is_dir():
-            lineage = self.out / "lineage.json"
-            corrected = read_json(lineage).get("corrected", {}) if lineage.is_file() else {}
-            found = [corrected["fingerprint"]] if corrected else []
+            corrected = read_lineage(self.out).corrected
+            found = [str(corrected.fingerprint)] if corrected is not None else []
         else:
             found = [folder.name.removeprefix(_CHECKPOINTS) for folder in self.work.glob(f"{_CHECKPOINTS}*")]
             if not found:

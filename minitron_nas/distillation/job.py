@@ -29,31 +29,64 @@ _RESULT, _PROGRESS, _ERRORS = "result.json", "progress.json", "error-*.json"
 
 
 @dataclass(frozen=True, slots=True)
+class StreamFiles:
+    """A token stream and what the teacher says over it, as paths that any worker can open.
+
+    Attributes:
+        tokens: The stream.
+        cache: What the teacher says over it; None where it runs beside the student, or is not asked.
+    """
+
+    tokens: Path
+    cache: Path | None = None
+
+    def open(self) -> PackedTokens:
+        """Memory-map the stream."""
+        return PackedTokens.load(self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingFiles:
-    """Token streams and the teacher's signals over them, as paths that any worker can open.
+    """The two streams of a training and the teacher whose signals lie over them.
 
     Attributes:
         teacher: A stock folder; read only where the teacher runs beside the student.
-        train_tokens: The training stream.
-        train_cache: What the teacher says over it; None where it runs beside the student, or is not asked.
-        validation_tokens: The held-out stream.
-        validation_cache: The teacher's hidden states over it.
-        teacher_fingerprint: Whose words the caches must hold.
+        fingerprint: Of the teacher, whose words the caches must hold.
+        train: What is trained on.
+        validation: What is held out, with a cache of the teacher's hidden states.
         correction: What `correct` writes to, where the teacher beside the student takes the newest weights of it.
     """
 
     teacher: Path
-    train_tokens: Path
-    train_cache: Path | None
-    validation_tokens: Path
-    validation_cache: Path
-    teacher_fingerprint: str
+    fingerprint: str
+    train: StreamFiles
+    validation: StreamFiles
     correction: Path | None = None
 
-    def to_dict(self) -> dict[str, str | None]:
+    def to_dict(self) -> dict[str, Any]:
         """Return plain values; paths become absolute, because a worker may run in another folder."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in values.items()}
+        plain: dict[str, Any] = _absolute_paths(asdict(self))
+        return plain
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` returned."""
+        train, validation = (
+            StreamFiles(Path(values[part]["tokens"]), _maybe_path(values[part]["cache"]))
+            for part in ("train", "validation")
+        )
+        correction = _maybe_path(values["correction"])
+        return cls(Path(values["teacher"]), values["fingerprint"], train, validation, correction)
+
+    def held_out(self) -> Stream:
+        """Open the validation stream with its cache of hidden states.
+
+        Raises:
+            CacheError: If the cache is not whole, or of something else.
+        """
+        tokens = self.validation.open()
+        assert self.validation.cache is not None
+        return Stream(tokens, HiddenCache(self.validation.cache, self.fingerprint, tokens))
 
     def streams(self, asks_teacher: bool = True, sharded: bool = False) -> tuple[Stream, Stream]:
         """Open the training and the validation stream.
@@ -70,24 +103,16 @@ class TrainingFiles:
                 "ZeRO-3 shards the teacher too, whose weights cannot follow a correction then; choose "
                 "distillation.deepspeed=zero-2, or wait for the correction"
             )
-        train, validation = PackedTokens.load(self.train_tokens), PackedTokens.load(self.validation_tokens)
+        train = self.train.open()
         signal: TeacherSignal | None = None
-        if asks_teacher and sharded and self.train_cache is None:
+        if asks_teacher and sharded and self.train.cache is None:
             signal = OnlineTeacher(load_sharded_teacher(self.teacher))
         elif asks_teacher and self.correction is not None:
             teacher = load_for_inference(self.teacher)
-            signal = FollowingTeacher(teacher, self.teacher_fingerprint, Correction(self.correction))
+            signal = FollowingTeacher(teacher, self.fingerprint, Correction(self.correction))
         elif asks_teacher:
-            signal = open_signal(self.teacher, self.teacher_fingerprint, train, self.train_cache)
-        held_out = HiddenCache(self.validation_cache, self.teacher_fingerprint, validation)
-        return Stream(train, signal), Stream(validation, held_out)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, str | None]) -> Self:
-        """Read what `to_dict` returned."""
-        fingerprint = {"teacher_fingerprint": values["teacher_fingerprint"]}
-        paths = {name: Path(value) if value else None for name, value in values.items() if name not in fingerprint}
-        return cls(**paths, **fingerprint)  # type: ignore[arg-type]
+            signal = open_signal(self.teacher, self.fingerprint, train, self.train.cache)
+        return Stream(train, signal), self.held_out()
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,3 +209,13 @@ class TrainingJob:
 def _absolute(profile: str | None) -> str | None:
     """Return a file's absolute path, and anything else as it is."""
     return str(Path(profile).absolute()) if profile is not None and Path(profile).is_file() else profile
+
+
+def _absolute_paths(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _absolute_paths(inner) for name, inner in value.items()}
+    return str(value.absolute()) if isinstance(value, Path) else value
+
+
+def _maybe_path(value: str | None) -> Path | None:
+    return None if value is None else Path(value)

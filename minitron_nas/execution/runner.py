@@ -7,14 +7,14 @@ are interchangeable behind it.
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, Self, TypeAlias
 
 from minitron_nas.errors import TrialError
 from minitron_nas.execution.device import release_memory
 from minitron_nas.progress import Progress, silent
-from minitron_nas.storage.atomic import read_json, write_json
+from minitron_nas.storage.sealed import read_sealed, write_sealed
 
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "allocate memory", "alloc_failed", "low on memory")
 """How torch, the libraries below it, the operating system and Ray say it."""
@@ -76,46 +76,59 @@ def attempt(function: JobFunction, job: Job) -> Outcome:
         release_memory()  # a worker may go on to the next job, and trainers hold their models in cycles
 
 
-def run_jobs(
-    runner: Runner,
-    function: JobFunction,
-    jobs: Sequence[Job],
-    results: Path,
-    max_failures: int,
-    progress: Progress = silent,
-) -> dict[str, Outcome]:
-    """Run the jobs that have no result yet and return the outcomes of all, by key, in the jobs' order.
+@dataclass(frozen=True, slots=True)
+class Jobs:
+    """Where jobs run, where their results are kept, and how many of them may fail.
 
-    Args:
+    Attributes:
         runner: Where they run.
-        function: What they run.
-        jobs: With distinct keys.
-        results: Folder of one JSON file per finished job; a repeated call runs only what is missing.
-            Jobs that did not complete leave no file and are tried again, perhaps with more memory.
+        results: Folder of one file per finished job; a repeated call runs only what is missing. Jobs that did not
+            complete leave no file and are tried again, perhaps with more memory.
         max_failures: More failed jobs than this stop the search.
-        progress: Told about jobs.
-
-    Raises:
-        TrialError: If too many jobs failed; the message ends with the last traceback's last line.
     """
-    outcomes: dict[str, Outcome] = {}
-    for job in jobs:
-        path = results / f"{job.key}.json"
-        if path.exists():
-            outcomes[job.key] = Outcome(**read_json(path))
-    progress(len(outcomes), len(jobs))
 
-    def keep(outcome: Outcome) -> None:
-        outcomes[outcome.key] = outcome
-        if outcome.status == "completed":
-            write_json(results / f"{outcome.key}.json", asdict(outcome))
+    runner: Runner
+    results: Path
+    max_failures: int
+
+    def within(self, folder: str) -> Self:
+        """Return the same with results in a folder of their own within this one."""
+        return replace(self, results=self.results / folder)
+
+    def run(self, function: JobFunction, jobs: Sequence[Job], progress: Progress = silent) -> dict[str, Outcome]:
+        """Run the jobs that have no result yet and return the outcomes of all, by key, in the jobs' order.
+
+        Args:
+            function: What they run.
+            jobs: With distinct keys.
+            progress: Told about jobs.
+
+        Raises:
+            TrialError: If too many jobs failed; the message ends with the last traceback's last line.
+        """
+        known = {job.key: self._kept(job.key) for job in jobs}
+        outcomes = {key: outcome for key, outcome in known.items() if outcome is not None}
         progress(len(outcomes), len(jobs))
-        _stop_if_hopeless(outcomes, max_failures, len(jobs))
 
-    remaining = [job for job in jobs if job.key not in outcomes]
-    if remaining:
-        runner.execute(function, remaining, keep)
-    return {job.key: outcomes[job.key] for job in jobs}
+        def keep(outcome: Outcome) -> None:
+            outcomes[outcome.key] = outcome
+            if outcome.status == "completed":
+                write_sealed(self._file(outcome.key), asdict(outcome))
+            progress(len(outcomes), len(jobs))
+            _stop_if_hopeless(outcomes, self.max_failures, len(jobs))
+
+        remaining = [job for job in jobs if job.key not in outcomes]
+        if remaining:
+            self.runner.execute(function, remaining, keep)
+        return {job.key: outcomes[job.key] for job in jobs}
+
+    def _file(self, key: str) -> Path:
+        return self.results / f"{key}.json"
+
+    def _kept(self, key: str) -> Outcome | None:
+        """Return the outcome of an earlier call; a file that is not what was written is as good as none."""
+        content = read_sealed(self._file(key))
+        return None if content is None else Outcome(**content)
 
 
 def last_line(error: str | None) -> str | None:

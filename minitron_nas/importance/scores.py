@@ -1,6 +1,7 @@
 """`ImportanceScores`: what one calibration pass says about every prunable part, as a value."""
 
 import itertools
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -19,6 +20,7 @@ from minitron_nas.text.tokens import PackedTokens
 
 _FILE = "scores.safetensors"
 _CALIBRATION = "calibration.safetensors"
+_ABOUT = "about"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,8 @@ class ImportanceScores:
         """
         tensors = {field.name: getattr(self, field.name).contiguous() for field in fields(self)}
         with whole_folder(folder) as partial:
-            save_file(tensors, partial / _FILE, metadata=about)
+            # One entry, because safetensors writes several in any order.
+            save_file(tensors, partial / _FILE, metadata={_ABOUT: json.dumps(about, sort_keys=True)})
             write_rows(partial, SCORES, self._rows())
             if calibration is not None:
                 calibration.save(partial / _CALIBRATION)
@@ -74,9 +77,9 @@ class ImportanceScores:
             )
         try:
             with safe_open(file, framework="pt") as handle:
-                scored = (handle.metadata() or {}).get("source")
+                scored = json.loads((handle.metadata() or {}).get(_ABOUT, "{}")).get("source")
                 tensors = {field.name: handle.get_tensor(field.name) for field in fields(cls)}
-        except SafetensorError as error:
+        except (SafetensorError, ValueError) as error:
             raise ScoresError(f"{file} is cut short or of another version ({error}); score again") from None
         if source is not None and scored != source:
             raise ScoresError(

@@ -4,30 +4,37 @@ import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from minitron_nas.architecture.spec import Architecture
 from minitron_nas.models.checkpoint import Checkpoint, open_checkpoint
+from minitron_nas.models.checks import check_values
 from minitron_nas.models.source import check_source, resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.pipeline.engine import Engine
 from minitron_nas.pipeline.family import Family
 from minitron_nas.pipeline.hop import Hop
-from minitron_nas.pipeline.lineage import versions
+from minitron_nas.pipeline.member import Role
 from minitron_nas.pipeline.plan import FamilyPlan, deciding, make_plan, with_overrides
 from minitron_nas.pipeline.preflight import preflight
+from minitron_nas.pipeline.run import Run, Source
 from minitron_nas.pipeline.stages.correct import correct_teacher
-from minitron_nas.pipeline.stages.measure import TEACHER, evaluate_member
+from minitron_nas.pipeline.stages.measure import evaluate_member, teacher_member
 from minitron_nas.pipeline.stages.prepare import prepare_source
-from minitron_nas.pipeline.stages.search import find_shape
-from minitron_nas.pipeline.stages.teach import teacher_files
-from minitron_nas.pipeline.stages.tokenize import Tokens, prepare_tokens
-from minitron_nas.pipeline.stages.train import depth_only_shape, layer_counts, train_member
+from minitron_nas.pipeline.stages.search import find_shape, write_search
+from minitron_nas.pipeline.stages.teach import let_speak
+from minitron_nas.pipeline.stages.tokenize import prepare_tokens
+from minitron_nas.pipeline.stages.train import depth_only_target, layer_counts, train_member
+from minitron_nas.pipeline.versions import versions
 from minitron_nas.pipeline.workload import estimate_workload
 from minitron_nas.reporting.html import write_report
 from minitron_nas.reporting.model_card import write_model_card
-from minitron_nas.settings import format_count
+from minitron_nas.settings import Settings, format_count
 from minitron_nas.storage.run_folder import RunFolder
-from minitron_nas.text.sources import data_name
+from minitron_nas.text.data_source import read_sources
+from minitron_nas.text.sources import data_fingerprint, data_name
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
 def build_family(
@@ -79,40 +86,68 @@ def run_plan(
     """
     folder = RunFolder(Path(out).absolute())
     folder.refuse_foreign()
-    if data is None:
-        data = data_name(plan.data)
+    plan = _located(plan, is_live=teacher is not None and isinstance(teacher, tuple))
+    data = data_name(plan.data) if data is None else data
     display = display or default_display()
     with folder.lock():
-        checkpoint = _begin(plan, folder, plan.teacher if teacher is None else teacher, display)
+        checkpoint = _begin(plan, folder, plan.teacher if teacher is None else teacher, data, display)
         engine = Engine(folder, display)
         tokens = prepare_tokens(engine, plan, checkpoint, data)
         display.expect(estimate_workload(plan, checkpoint, tokens))
-        _build(engine, plan, checkpoint, tokens)
+        corrected = correct_teacher(engine, plan, Source("teacher", checkpoint), tokens)
+        _build(Run(engine, plan, corrected, tokens))
     return Family(folder.path)
 
 
-def _begin(plan: FamilyPlan, folder: RunFolder, source: Any, display: Display) -> Checkpoint:
+def _located(plan: FamilyPlan, is_live: bool) -> FamilyPlan:
+    """Return a plan whose paths are absolute, so that it means the same in every folder.
+
+    Args:
+        plan: As it was given.
+        is_live: Whether its teacher is a name for a model in memory.
+    """
+    depth, evaluation, distillation = plan.importance.depth, plan.evaluation, plan.distillation
+    data = data_name(plan.data)
+    changes = {
+        "teacher": plan.teacher if is_live else _plan_name(plan.teacher),
+        "data": data if isinstance(data, str) else read_sources(data),
+        "importance": plan.importance.model_copy(update={"depth": _with_path(depth, "include_path")}),
+        "evaluation": _with_path(evaluation, "include_path"),
+        "distillation": _with_path(distillation, "deepspeed"),
+    }
+    return plan.model_copy(update=changes)
+
+
+def _with_path(settings: AnySettings, name: str) -> AnySettings:
+    """Return settings one of which names a file or folder, if there is such a one, by its absolute path."""
+    value = getattr(settings, name)
+    if value is None or not Path(value).exists():
+        return settings
+    return settings.model_copy(update={name: str(Path(value).absolute())})
+
+
+def _begin(plan: FamilyPlan, folder: RunFolder, source: Any, data: Any, display: Display) -> Checkpoint:
     """Check the teacher, refuse what cannot work, write the plan, and only then keep a live teacher."""
-    try:
-        with display.stage("teacher", f"load and check {plan.teacher}") as progress:
-            checkpoint = resolve_teacher(source, folder.given, progress)
-        preflight(plan, checkpoint, folder)
-        about = {
-            "versions": versions(),
-            "teacher": {
-                "source": plan.teacher,
-                "fingerprint": checkpoint.fingerprint,
-                "num_parameters": checkpoint.num_parameters,
-            },
-        }
-        folder.write_plan(plan.to_dict(), about, deciding)
-        if checkpoint.path.parent != folder.given:
-            return checkpoint.at(checkpoint.path.absolute())
-        shutil.rmtree(folder.teacher, ignore_errors=True)
-        os.replace(checkpoint.path, folder.teacher)
-        return checkpoint.at(folder.teacher)
-    finally:
-        shutil.rmtree(folder.given, ignore_errors=True)
+    with display.stage("teacher", f"load and check {plan.teacher}") as progress:
+        checkpoint = resolve_teacher(source, folder.given, read_values=False)
+        if not folder.has_begun_with(checkpoint.fingerprint):
+            check_values(checkpoint.path, checkpoint.headers, progress)
+    preflight(plan, checkpoint, folder)
+    about = {
+        "versions": versions(),
+        "teacher": {
+            "source": plan.teacher,
+            "fingerprint": checkpoint.fingerprint,
+            "num_parameters": checkpoint.num_parameters,
+        },
+        "data": {"fingerprint": data_fingerprint(data)},
+    }
+    folder.write_plan(plan.to_dict(), about, deciding)
+    if checkpoint.path.parent != folder.given:
+        return checkpoint.at(checkpoint.path.absolute())
+    shutil.rmtree(folder.teacher, ignore_errors=True)
+    os.replace(checkpoint.path, folder.teacher)
+    return checkpoint.at(folder.teacher)
 
 
 def _plan_name(teacher: Any) -> str:
@@ -124,28 +159,42 @@ def _plan_name(teacher: Any) -> str:
     return str(path.absolute()) if path.exists() else str(teacher)
 
 
-def _build(engine: Engine, plan: FamilyPlan, teacher: Checkpoint, tokens: Tokens) -> None:
-    teacher = correct_teacher(engine, plan, teacher, tokens)
-    files = teacher_files(engine, plan, teacher, "teacher", tokens)
-    evaluate_member(engine, plan, TEACHER, None, teacher, tokens)
-    source, name = teacher, "teacher"
+def _build(run: Run) -> None:
+    plan, folder, teacher = run.plan, run.folder, run.teacher
+    first = lessons = let_speak(run, teacher)
+    evaluate_member(run, teacher_member(run), teacher, first.signal)
+    source, tournaments = teacher, []
     for size in plan.descending_sizes:
-        hop = Hop(size, source, name)
         if plan.kd_teacher == "previous" and source is not teacher:
-            files = teacher_files(engine, plan, source, name, tokens)
-        prepared = prepare_source(engine, plan, hop, tokens, layer_counts(plan, hop))
-        winner = find_shape(engine, plan, hop, prepared, tokens, files)
-        shapes = {"student": winner.architecture}
-        if plan.baselines:
-            depth_only = depth_only_shape(source.architecture, hop, plan.space.protected_layers)
-            shapes |= {"depth_baseline": depth_only, "random_baseline": winner.architecture}
-        for role, shape in shapes.items():
-            told = train_member(engine, plan, hop, role, shape, prepared, teacher, tokens, files)  # type: ignore[arg-type]
-            evaluate_member(engine, plan, told, hop.label, teacher, tokens)
-        name = format_count(size)
-        source = open_checkpoint(engine.folder.student(name), read_values=False)
-        write_report(engine.folder.path)
-    shutil.rmtree(engine.folder.path / "checkpoints", ignore_errors=True)
+            lessons = let_speak(run, source)
+        shape, layout = source.checkpoint.architecture, source.checkpoint.layout
+        prepared, prepared_by = prepare_source(run, source, layer_counts(plan, shape, layout, size))
+        hop = Hop(size, source, prepared, prepared_by, lessons, first.signal)
+        winner, contest = find_shape(run, hop)
+        tournaments.append(contest)
+        source = _train_and_measure(run, hop, winner.architecture)
+        write_model_card(folder.student(hop.label), folder.path)
+        write_report(folder.path)
+    write_search(run, tournaments)
+    run.engine.finish()
+    shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)
     for size in plan.descending_sizes:
-        write_model_card(engine.folder.student(format_count(size)), engine.folder.path)
-    write_report(engine.folder.path)
+        write_model_card(folder.student(format_count(size)), folder.path)
+    write_report(folder.path)
+
+
+def _train_and_measure(run: Run, hop: Hop, winner: Architecture) -> Source:
+    """Train a size's student and its baselines, measure them, and return the student."""
+    targets: dict[Role, Architecture] = {"student": winner}
+    if run.plan.baselines:
+        checkpoint = hop.source.checkpoint
+        protected = run.plan.space.protected_layers
+        depth_only = depth_only_target(checkpoint.architecture, checkpoint.layout, hop.size, protected)
+        targets |= {"depth_baseline": depth_only, "random_baseline": winner}
+    models = {}
+    for role, target in targets.items():
+        member, done = train_member(run, hop, role, target)
+        checkpoint = open_checkpoint(run.folder.path / member.path, read_values=False)
+        models[role] = Source(member.name, checkpoint, (done,))
+        evaluate_member(run, member, models[role], hop.first_signal)
+    return models["student"]

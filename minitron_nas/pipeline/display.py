@@ -24,6 +24,9 @@ class Display(Protocol):
     def skip(self, stage: str) -> None:
         """Note that an earlier process finished the stage."""
 
+    def note(self, text: str) -> None:
+        """Say something that a person should know."""
+
     def stage(self, stage: str, title: str) -> AbstractContextManager[Progress]:
         """Show a stage for the duration of the block; gives its progress function."""
 
@@ -35,6 +38,9 @@ class Quiet:
         """Show nothing."""
 
     def skip(self, stage: str) -> None:
+        """Show nothing."""
+
+    def note(self, text: str) -> None:
         """Show nothing."""
 
     @contextmanager
@@ -59,6 +65,10 @@ class ConsoleDisplay:
         """Say that the stage was finished before."""
         self._clock.finish(stage, by_us=False)
         self._console.print(f"[dim]{stage}: finished before[/dim]")
+
+    def note(self, text: str) -> None:
+        """Print a line."""
+        self._console.print(text, soft_wrap=True, markup=False)
 
     @contextmanager
     def stage(self, stage: str, title: str) -> Iterator[Progress]:

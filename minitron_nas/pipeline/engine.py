@@ -1,55 +1,171 @@
-"""The engine: runs a stage once for its inputs, whatever happens to the process."""
+"""The engine: runs a stage once for its inputs, whatever happens to the process, and owns what the stage leaves."""
 
+import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+from minitron_nas.errors import RunFolderError
 from minitron_nas.pipeline.display import Display
 from minitron_nas.progress import Progress
+from minitron_nas.storage.atomic import whole_folder
 from minitron_nas.storage.ledger import Entry, Ledger, fingerprint
+from minitron_nas.storage.outputs import Outputs, remove
 from minitron_nas.storage.run_folder import RunFolder
+from minitron_nas.storage.schemas import RUN_TABLES, Table
+from minitron_nas.storage.tables import Row, unite_rows, write_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A finished stage, as those that build on it see it."""
+
+    entry: Entry
+
+    @property
+    def result(self) -> Any:
+        """The plain values that it returned."""
+        return self.entry.result
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What a stage is, before it runs.
+
+    Attributes:
+        name: Such as "110M distil".
+        title: What it does, for people.
+        inputs: Plain values that decide the outcome: settings and fingerprints.
+        needs: The stages whose files it reads; what they left decides the outcome too.
+        outputs: Files and folders that it leaves.
+        costly: Whether outputs that have changed since are refused by name. Those of other stages are made again, as
+            are all that are gone.
+        self_checked: What the names of outputs end with that carry checksums of their own, which are looked at when
+            they are read.
+    """
+
+    name: str
+    title: str
+    inputs: Mapping[str, Any]
+    needs: Sequence[Done] = ()
+    outputs: Sequence[Path] = ()
+    costly: bool = False
+    self_checked: str | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of everything that decides the outcome."""
+        return fingerprint({"inputs": self.inputs, "needs": [done.entry.digest for done in self.needs]})
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What an action leaves beside its files.
+
+    Attributes:
+        result: Plain values.
+        rows: What the stage has to say in the tables of the run.
+    """
+
+    result: Any = None
+    rows: Sequence[tuple[Table, Iterable[Row]]] = field(default=())
+
+
+Action: TypeAlias = Callable[[Progress], Left]
+"""Does the work of a stage. It may be killed at any moment and is then called again."""
 
 
 class Engine:
-    """Skips what the ledger says is done and records what gets done."""
+    """Skips what the ledger says is done, records what gets done, and makes the tables of what stages say.
+
+    Only the latest entry of a stage counts, and only while its files are those that the stage wrote.
+    """
 
     def __init__(self, folder: RunFolder, display: Display) -> None:
         """Open the folder's ledger.
 
         Args:
-            folder: The run.
+            folder: The run; this process must hold its lock.
             display: Shows the stages.
         """
         self.folder = folder
         self._ledger = Ledger(folder.ledger)
+        self._outputs = Outputs(folder.path)
         self._display = display
+        self._asked_for: set[str] = set()
+        self._unite(self._ledger.entries())
 
-    def stage(
-        self,
-        name: str,
-        title: str,
-        inputs: Mapping[str, Any],
-        outputs: Sequence[Path],
-        action: Callable[[Progress], Any],
-    ) -> Any:
-        """Run a stage, or return what it returned before for the same inputs.
+    def run(self, stage: Stage, action: Action) -> Done:
+        """Run a stage, or return what it left before for the same inputs.
 
         Args:
-            name: The stage, e.g. "110M distil".
-            title: What it does, for people.
-            inputs: Plain values that decide the outcome: settings and fingerprints.
-            outputs: Files and folders that the stage leaves; if one is gone the stage runs again.
-            action: Does the work and returns plain values. It may be killed at any moment and is then
-                called again.
+            stage: What it is.
+            action: Does the work.
+
+        Raises:
+            RunFolderError: If a file of the stage, or of one that it needs, has changed and is not made again here;
+                names the file.
         """
-        key = fingerprint(inputs)
-        entry = self._ledger.find(name, key)
-        if entry is not None and all(path.exists() for path in outputs):
-            self._display.skip(name)
-            return entry.result
+        self._asked_for.add(stage.name)
+        entry = self._ledger.latest(stage.name)
+        if entry is not None and entry.fingerprint == stage.fingerprint and self._is_whole(stage, entry):
+            self._display.skip(stage.name)
+            return Done(entry)
+        for done in stage.needs:
+            self._require(done.entry)
         started = time.perf_counter()
-        with self._display.stage(name, title) as progress:
-            result = action(progress)
-        self._ledger.append(Entry(name, key, result, time.perf_counter() - started))
-        return result
+        with self._display.stage(stage.name, stage.title) as progress:
+            left = action(progress)
+        rows = self.folder.rows(stage.name)
+        shutil.rmtree(rows, ignore_errors=True)
+        if left.rows:
+            with whole_folder(rows) as partial:
+                for table, said in left.rows:
+                    write_rows(partial, table, said)
+        entry = Entry(
+            stage.name,
+            stage.fingerprint,
+            left.result,
+            time.perf_counter() - started,
+            tuple(self._outputs.describe(stage.outputs, stage.self_checked)),
+            tuple(self._outputs.describe([rows] if left.rows else [])),
+        )
+        self._ledger.append(entry)
+        if left.rows:
+            self._unite(self._ledger.entries())
+        return Done(entry)
+
+    def finish(self) -> None:
+        """Leave out of the tables what stages have said that this run has no more."""
+        self._unite([entry for entry in self._ledger.entries() if entry.stage in self._asked_for])
+
+    def _is_whole(self, stage: Stage, entry: Entry) -> bool:
+        """Whether all that a stage left is there as it was; what has changed is removed, or refused."""
+        differing = self._outputs.differing((*entry.outputs, *entry.rows))
+        changed = [path for output in differing if (path := self._outputs.path(output)).exists()]
+        if changed and stage.costly:
+            raise RunFolderError(
+                f"{changed[0]} is not what the stage {stage.name!r} wrote; restore it, or delete it and repeat the "
+                "command, which then makes it again"
+            )
+        for path in changed:
+            self._display.note(f"{stage.name}: {path} is not what was written, and is made again")
+        remove(changed)
+        return not differing
+
+    def _require(self, entry: Entry) -> None:
+        differing = self._outputs.differing(entry.outputs, thorough=True)
+        if differing:
+            path = self._outputs.path(differing[0])
+            raise RunFolderError(
+                f"{path} is not what the stage {entry.stage!r} wrote; delete it and repeat the command, which makes it "
+                "again"
+            )
+
+    def _unite(self, entries: Sequence[Entry]) -> None:
+        """Make the tables of what stages said, as far as it is still what they said."""
+        parts = [self.folder.rows(entry.stage) for entry in entries if not self._outputs.differing(entry.rows)]
+        for table in RUN_TABLES:
+            unite_rows(self.folder.path, table, parts)

@@ -66,8 +66,18 @@ class Family:
 
     @property
     def teacher(self) -> Member:
-        """The teacher."""
-        return self._members("teacher")[0]
+        """The teacher.
+
+        Raises:
+            RunFolderError: If the run has not measured it yet.
+        """
+        found = self._members("teacher")
+        if not found:
+            raise RunFolderError(
+                f"the run in {self.path} is not finished: its stage 'teacher evaluate' is missing; repeat the build, "
+                "which goes on where it was"
+            )
+        return found[0]
 
     @property
     def members(self) -> list[Member]:

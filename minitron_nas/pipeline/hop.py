@@ -2,19 +2,55 @@
 
 from dataclasses import dataclass
 
-from minitron_nas.models.checkpoint import Checkpoint
+from minitron_nas.distillation.job import TrainingFiles
+from minitron_nas.pipeline.engine import Done
+from minitron_nas.pipeline.run import Source
+from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.settings import format_count
 
 
 @dataclass(frozen=True, slots=True)
+class Lessons:
+    """What students of a size learn from.
+
+    Attributes:
+        files: The text and what the KD teacher says over it.
+        signal: The stage in which it spoke.
+    """
+
+    files: TrainingFiles
+    signal: Done
+
+
+@dataclass(frozen=True, slots=True)
 class Hop:
-    """One step down the family: a size and the model that it is pruned from."""
+    """One step down the family: a size, the model that it is pruned from, and what its students learn from.
+
+    Attributes:
+        size: Total parameters.
+        source: The model that it is pruned from.
+        prepared: The same, ranked and rotated.
+        prepared_by: The stage that did it.
+        lessons: Text and signals.
+        first_signal: The stage in which the first teacher spoke, against which all are measured.
+    """
 
     size: int
-    source: Checkpoint
-    source_name: str
+    source: Source
+    prepared: PreparedTeacher
+    prepared_by: Done
+    lessons: Lessons
+    first_signal: Done
 
     @property
     def label(self) -> str:
         """The size as people say it."""
         return format_count(self.size)
+
+    @property
+    def needs(self) -> tuple[Done, ...]:
+        """The stages whose files the search and the training of the size read, but for the text."""
+        signals = [self.lessons.signal]
+        if self.first_signal is not self.lessons.signal:
+            signals.append(self.first_signal)
+        return *self.source.made_by, self.prepared_by, *signals

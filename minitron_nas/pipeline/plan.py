@@ -12,7 +12,7 @@ from minitron_nas.errors import PlanError
 from minitron_nas.evaluation.settings import EvaluationSettings
 from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.importance.settings import ImportanceSettings
-from minitron_nas.pruning.settings import Repair, Start
+from minitron_nas.pruning.settings import Repair, Start, StartSettings
 from minitron_nas.search.settings import SearchSettings
 from minitron_nas.settings import Count, Settings, format_count, plan_error
 from minitron_nas.space.axes import SearchSpace, load_space
@@ -104,6 +104,11 @@ class FamilyPlan(Settings):
     def descending_sizes(self) -> list[int]:
         """Sizes in the order in which they are built."""
         return sorted(self.sizes, reverse=True)
+
+    @property
+    def start_settings(self) -> StartSettings:
+        """What students are before any training."""
+        return StartSettings(self.start, self.repair, self.merge_heads)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as they stand in `plan.yaml`."""

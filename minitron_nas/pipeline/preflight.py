@@ -15,7 +15,6 @@ from minitron_nas.importance.depth import task_settings
 from minitron_nas.importance.depth_modes import free_runs
 from minitron_nas.importance.passes import require_whole_model
 from minitron_nas.models.checkpoint import Checkpoint
-from minitron_nas.pipeline.hop import Hop
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pipeline.stages.correct import correction_tokens
 from minitron_nas.pipeline.stages.train import layer_counts
@@ -58,7 +57,7 @@ def preflight(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder) -> None:
     _check_correction(plan)
     _check_tasks(plan)
     if plan.runner.kind == "ray" and plan.runner.address is not None:
-        check_cluster(plan.runner, folder.path / "ray")
+        check_cluster(plan.runner, folder.work / "ray")
     for size in plan.descending_sizes:
         found = enumerate_candidates(plan.space, size, teacher.architecture, teacher.layout)
         _check_memory(plan, size, min(candidate.num_parameters for candidate in found.candidates))
@@ -73,9 +72,8 @@ def preflight(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder) -> None:
     moments = _moments_bytes(plan, teacher)
     cache = (plan.distillation.tokens or 0) * _cached_token_bytes(plan.distillation, teacher)
     needed = int(models + max(checkpoints, trials) + moments + cache)
-    written = sum(file.stat().st_size for file in folder.path.rglob("*") if file.is_file())
     purpose = f"this run ({plan.search.num_finalists} trials and {len(sizes)} students)"
-    require_free_bytes(folder.path, max(needed - written, 0), purpose)
+    require_free_bytes(folder.path, max(needed - folder.written_bytes(), 0), purpose)
 
 
 def _cached_token_bytes(settings: DistillationSettings, teacher: Checkpoint) -> int:
@@ -143,7 +141,7 @@ def _check_tasks(plan: FamilyPlan) -> None:
 def _check_depth(plan: FamilyPlan, teacher: Checkpoint) -> None:
     num_layers = teacher.architecture.num_hidden_layers
     protected = {layer % num_layers for layer in plan.space.protected_layers}
-    counts = layer_counts(plan, Hop(plan.descending_sizes[0], teacher, "teacher"))
+    counts = layer_counts(plan, teacher.architecture, teacher.layout, plan.descending_sizes[0])
     depth = plan.importance.depth
     if depth.needs_model and any(count < num_layers for count in counts):
         require_whole_model(teacher, depth)

@@ -3,7 +3,7 @@
 from minitron_nas.architecture.costs import count_parameters, forward_flops_per_token
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.pipeline.plan import FamilyPlan
-from minitron_nas.pipeline.stages.tokenize import Tokens
+from minitron_nas.pipeline.run import RunTokens
 from minitron_nas.settings import format_count
 
 _BACKWARD = 3
@@ -19,7 +19,7 @@ _LOAD_SECONDS_AS_TOKENS = 1500
 """Starting a process and loading a model takes about as long as this many tokens' forward pass."""
 
 
-def estimate_workload(plan: FamilyPlan, teacher: Checkpoint, tokens: Tokens) -> dict[str, float]:
+def estimate_workload(plan: FamilyPlan, teacher: Checkpoint, tokens: RunTokens) -> dict[str, float]:
     """Return the FLOPs that each stage of a run is expected to take.
 
     Students are taken to cost what their share of the teacher's parameters says.

@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,11 @@ from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.student import build_student, cuts, student_config
 from minitron_nas.pruning.write import surgery_key, write_weights
 from minitron_nas.storage.atomic import whole_folder, write_json
+from minitron_nas.storage.lineage import Lineage, Proof
 from minitron_nas.storage.weights import TensorHeader, read_headers
 from minitron_nas.text.tokens import PackedTokens
 
 PROOF = "proof.json"
-LINEAGE = "lineage.json"
 _SHARD_SIZE = "5GB"
 _TOLERANCE = 1e-3
 _TOP_LOGITS = 8
@@ -43,22 +42,8 @@ PROOF_TOKENS = 16
 """Tokens of the prompt on which a student's reloaded logits are compared."""
 
 
-@dataclass(frozen=True, slots=True)
-class Proof:
-    """What reloading a student showed.
-
-    Attributes:
-        max_abs_difference: Largest difference between the logits of the model in memory and of the
-            folder reloaded through AutoModelForCausalLM without remote code.
-        tolerance: The difference that is still accepted.
-    """
-
-    max_abs_difference: float
-    tolerance: float
-
-
 def export_student(
-    model: Any, source: Path, folder: Path, dtype: torch.dtype, prompt: Tensor, lineage: Mapping[str, Any]
+    model: Any, source: Path, folder: Path, dtype: torch.dtype, prompt: Tensor, lineage: Lineage
 ) -> Proof:
     """Write a student that lives in memory, reload it as a user would, and compare the logits.
 
@@ -86,7 +71,7 @@ def export_student(
         model.save_pretrained(partial, max_shard_size=_SHARD_SIZE)
         _copy_companions(source, partial)
         proof = _prove(partial, model, dtype, prompt)
-        write_json(partial / LINEAGE, {**lineage, "proof": asdict(proof)})
+        lineage.write(partial, proof)
     return proof
 
 
@@ -95,7 +80,7 @@ def write_student(
     target: Architecture,
     folder: Path,
     prompt: Tensor,
-    lineage: Mapping[str, Any],
+    lineage: Lineage,
     repaired: Mapping[str, TensorHeader] | None = None,
     progress: Progress = silent,
 ) -> Proof | None:
@@ -136,7 +121,7 @@ def write_student(
         if _MODELS_IN_A_PROOF * total_bytes(parts) <= psutil.virtual_memory().available:
             dtype = stored_dtype(partial)
             proof = _prove(partial, build_student(prepared, target, dtype, repaired).eval(), dtype, prompt)
-        write_json(partial / LINEAGE, {**lineage, "proof": asdict(proof) if proof is not None else None})
+        lineage.write(partial, proof)
     return proof
 
 

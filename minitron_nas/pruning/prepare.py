@@ -1,6 +1,7 @@
 """The prepared teacher: ranked and rotated once, so that every candidate keeps a prefix of each ranking."""
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -67,6 +68,15 @@ class PreparedTeacher:
         moments = folder / _MOMENTS if (folder / _MOMENTS).is_dir() else None
         settings = read_json(folder / _SETTINGS)
         return cls(path, config, architecture, layout, headers, folder, order, rotation, moments, **settings)
+
+    def to_dict(self) -> dict[str, str]:
+        """Return where it lies, by absolute paths, as a worker in another folder opens it."""
+        return {"path": str(self.path.absolute()), "folder": str(self.folder.absolute())}
+
+    @classmethod
+    def from_dict(cls, places: Mapping[str, str]) -> Self:
+        """Open what `to_dict` names."""
+        return cls.open(Path(places["path"]), Path(places["folder"]))
 
 
 def write_prepared(

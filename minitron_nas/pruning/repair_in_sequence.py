@@ -50,7 +50,7 @@ _MEMORY_FRACTION = 1 / 16
 
 def why_not_in_sequence(layout: Layout, source: Architecture, target: Architecture) -> str | None:
     """Say why the layers of a student are not refitted one after the other, or None where they are."""
-    if {name for name, size in target.shape().items() if size < source.shape()[name]} == {"num_attention_heads"}:
+    if {name for name, size in target.sizes().items() if size < source.sizes()[name]} == {"num_attention_heads"}:
         return "only query heads leave, which one pass makes up for better"
     if any(row.on_branch for row in layout.rows):
         return f"{layout.model_type} has norms on what layers add to the residual stream"

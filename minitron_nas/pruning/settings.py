@@ -1,5 +1,6 @@
 """Settings of the surgery; no torch."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 Start = Literal["select", "rotate"]
@@ -7,6 +8,22 @@ Start = Literal["select", "rotate"]
 
 Repair = Literal["none", "ridge"]
 """What makes up for what was cut: nothing, or ridge regressions on calibration text."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartSettings:
+    """What a student is before any training, as it was asked for.
+
+    Attributes:
+        channels: How hidden channels shrink.
+        repair: What makes up for what was cut.
+        merge_heads: Whether query heads that stay take over something of those that leave their group.
+    """
+
+    channels: Start = "rotate"
+    repair: Repair = "ridge"
+    merge_heads: bool = False
+
 
 RIDGE = 0.003
 """Strength of the penalty of the repair in one pass, as a share of the mean square of a projection's inputs."""

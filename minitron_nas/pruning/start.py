@@ -13,7 +13,7 @@ from minitron_nas.progress import Progress, silent
 from minitron_nas.pruning.refit import cuts_inputs
 from minitron_nas.pruning.repair_in_sequence import why_not_in_sequence
 from minitron_nas.pruning.rotation import Rotation, stream_norms, why_not_rotatable
-from minitron_nas.pruning.settings import RANDOM_TOKENS, Repair, Start
+from minitron_nas.pruning.settings import RANDOM_TOKENS, Start, StartSettings
 from minitron_nas.storage.atomic import require_free_bytes
 from minitron_nas.text.tokens import PackedTokens
 
@@ -108,21 +108,20 @@ class TakenStart:
     repair: str
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, target: Architecture, start: Start, repair: Repair) -> "TakenStart":
+    def of(cls, checkpoint: Checkpoint, target: Architecture, asked: StartSettings) -> "TakenStart":
         """Find out for a student of some shape.
 
         Args:
             checkpoint: The source.
             target: The shape.
-            start: What was asked for.
-            repair: What was asked for.
+            asked: What was asked for.
         """
         source, layout = checkpoint.architecture, checkpoint.layout
         channels = "all channels stay"
         if target.hidden_size < source.hidden_size:
-            channels = possible_start(start, checkpoint)[1]
+            channels = possible_start(asked.channels, checkpoint)[1]
         reason = why_not_in_sequence(layout, source, target)
-        if repair == "none" or target == source:
+        if asked.repair == "none" or target == source:
             return cls(channels, "nothing is repaired")
         if reason is None:
             experts = ", experts in one pass" if layout.has_experts and cuts_inputs(source, target) else ""

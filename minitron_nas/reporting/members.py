@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from minitron_nas.reporting import numerals
-from minitron_nas.reporting.run_record import Lineage, RunRecord, plain_rows
+from minitron_nas.reporting.run_record import RunRecord, plain_rows
+from minitron_nas.storage.lineage import Lineage
 
 ROLES = ("teacher", "student", "depth_baseline", "random_baseline")
 ROLE_NAMES = {
@@ -112,7 +113,7 @@ def _differences(student: Member, baseline: Member) -> str:
 def _from_lineage(size: str, run: RunRecord) -> dict[str, Any]:
     lineage = run.lineages[size]
     chosen = run.candidates[(run.candidates["size"] == size) & (run.candidates["outcome"] == "chosen")]
-    known = {**lineage["architecture"], "tokens_trained": lineage["tokens_trained"]}
+    known = {**lineage.architecture, "tokens_trained": lineage.tokens_trained}
     if len(chosen) == 1:
         known["num_parameters"] = int(chosen["num_parameters"].iloc[0])
     return {**known, "model": size, "size": size, "role": "student"}
@@ -121,5 +122,5 @@ def _from_lineage(size: str, run: RunRecord) -> dict[str, Any]:
 def _tolerance(row: Mapping[str, Any], lineages: Mapping[str, Lineage]) -> float | None:
     if row["role"] != "student" or row["size"] not in lineages:
         return None
-    tolerance: float | None = lineages[row["size"]]["proof"].get("tolerance")
-    return tolerance
+    proof = lineages[row["size"]].proof
+    return None if proof is None else proof.tolerance

@@ -50,7 +50,7 @@ def render_model_card(run: RunRecord, size: str) -> str:
 def _content(run: RunRecord, size: str) -> dict[str, Any]:
     lineage = run.lineages[size]
     members = list_members(run)
-    source = lineage["teacher"].get("source") or run.teacher["source"]
+    source = lineage.teacher.name or run.teacher["source"]
     base_model = hub_name(source)
     student = next(member for member in members if member.name == size)
     compared = [member for member in members if member.role == "teacher" or member.size == size]
@@ -60,7 +60,7 @@ def _content(run: RunRecord, size: str) -> dict[str, Any]:
         "base_model": base_model,
         "teacher_name": display_name(source),
         "lineage": lineage,
-        "source_name": "the teacher" if lineage["source"]["name"] in ("teacher", None) else lineage["source"]["name"],
+        "source_name": "the teacher" if lineage.source.name in ("teacher", None) else lineage.source.name,
         "kd_teacher": run.plan.get("kd_teacher", "first"),
         **_shape(run, size),
         "settings": _settings(run.plan.get("distillation") or {}),
@@ -85,14 +85,14 @@ def _front_matter(base_model: str | None) -> str:
 def _shape(run: RunRecord, size: str) -> dict[str, Any]:
     """Return the columns and rows of the shape table: teacher, the model pruned from, this model."""
     lineage = run.lineages[size]
-    first = next((one for one in run.lineages.values() if one["source"]["name"] == "teacher"), None)
-    columns = {"pruned from " + str(lineage["source"]["name"]): lineage["source_architecture"]}
+    first = next((one for one in run.lineages.values() if one.source.name == "teacher"), None)
+    columns = {"pruned from " + str(lineage.source.name): lineage.source_architecture}
     if first is not None:
-        columns = {"teacher": first["source_architecture"], **columns}
-    if lineage["source"]["name"] in ("teacher", None):
-        columns = {"teacher": lineage["source_architecture"]}
-    columns["this model"] = lineage["architecture"]
-    shape = lineage["architecture"]
+        columns = {"teacher": first.source_architecture, **columns}
+    if lineage.source.name in ("teacher", None):
+        columns = {"teacher": lineage.source_architecture}
+    columns["this model"] = lineage.architecture
+    shape = lineage.architecture
     names = [
         name for name in (*SHAPE_FIELDS, *_FIXED_FIELDS) if name in shape and (shape[name] or name not in EXPERT_FIELDS)
     ]

@@ -1,18 +1,17 @@
 """`RunRecord`: all that a report needs of a run folder, read once."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import pandas as pd
 import yaml
 
 from minitron_nas.errors import RunFolderError
 from minitron_nas.settings import format_count, parse_count
-from minitron_nas.storage.atomic import read_json
+from minitron_nas.storage.lineage import LINEAGE, Lineage, read_lineage
 from minitron_nas.storage.schemas import (
     BENCHMARKS,
     CANDIDATES,
@@ -24,22 +23,7 @@ from minitron_nas.storage.schemas import (
 )
 from minitron_nas.storage.tables import read_frame
 
-Lineage: TypeAlias = Mapping[str, Any]
-
 _TEACHER: Mapping[str, Any] = {"source": None, "fingerprint": None, "num_parameters": None}
-_LINEAGE: Lineage = {
-    "source": {"name": None, "fingerprint": None},
-    "teacher": _TEACHER,
-    "architecture": {},
-    "source_architecture": {},
-    "kept_layers": [],
-    "tokens_trained": None,
-    "learning_rate": None,
-    "seed": None,
-    "dtype": None,
-    "versions": {},
-    "proof": {},
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +36,7 @@ class RunRecord:
         plan: The resolved plan.
         versions: Package versions that the run began with.
         teacher: Source, fingerprint and number of parameters, as far as known.
-        lineages: The content of each `students/<size>/lineage.json` by size, what it lacks as None or empty.
+        lineages: Where each student comes from, by size.
     """
 
     name: str
@@ -103,7 +87,7 @@ def read_run(folder: Path) -> RunRecord:
         raise RunFolderError(f"{folder / 'plan.yaml'} is not YAML ({reason}); restore it or build anew") from None
     if not isinstance(content, dict):
         raise RunFolderError(f"{folder / 'plan.yaml'} must hold a mapping with the key 'plan'; restore it")
-    students = sorted((folder / "students").glob("*/lineage.json"))
+    students = sorted((folder / "students").glob(f"*/{LINEAGE}"))
     return RunRecord(
         name=folder.resolve().name,
         plan_text=text,
@@ -116,7 +100,7 @@ def read_run(folder: Path) -> RunRecord:
         curves=_frame(folder, CURVES),
         evaluations=_frame(folder, EVALUATIONS),
         benchmarks=_frame(folder, BENCHMARKS),
-        lineages={path.parent.name: _lineage(path) for path in students},
+        lineages={path.parent.name: read_lineage(path.parent) for path in students},
     )
 
 
@@ -145,13 +129,6 @@ def _frame(folder: Path, table: Table) -> pd.DataFrame:
     """Read a table; a column that an older file lacks and a number that is not finite are missing."""
     frame = read_frame(folder, table).reindex(columns=[column.name for column in table.columns])
     return frame.replace([math.inf, -math.inf], math.nan)
-
-
-def _lineage(path: Path) -> Lineage:
-    try:
-        return {**_LINEAGE, **read_json(path)}
-    except json.JSONDecodeError as error:
-        raise RunFolderError(f"{path} is not JSON ({error}); distill this student again") from None
 
 
 def _planned_window(rules: Mapping[str, Any], size: int) -> tuple[int, int] | None:

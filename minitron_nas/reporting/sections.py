@@ -125,14 +125,16 @@ def checks(run: RunRecord) -> list[tuple[str, bool | None, str]]:
     found: list[tuple[str, bool | None, str]] = []
     for size in sorted(run.lineages, key=run.sizes().index):
         lineage = run.lineages[size]
-        difference, tolerance = lineage["proof"].get("max_abs_difference"), lineage["proof"].get("tolerance")
-        known = difference is not None and tolerance is not None
-        evidence = f"largest difference {numerals.tiny(difference)}, allowed {numerals.tiny(tolerance)}"
+        proof = lineage.proof
         claim = f"{size} reloads with stock transformers and gives the same logits"
-        found.append((claim, difference <= tolerance if known else None, evidence if known else "no proof"))
-        wanted, used = run.teacher["fingerprint"], lineage["teacher"].get("fingerprint")
-        if correction := lineage.get("correction"):
-            used = correction.get("teacher")
+        evidence = "no proof"
+        if proof is not None:
+            difference, allowed = (numerals.tiny(value) for value in (proof.max_abs_difference, proof.tolerance))
+            evidence = f"largest difference {difference}, allowed {allowed}"
+        found.append((claim, None if proof is None else proof.holds, evidence))
+        wanted, used = run.teacher["fingerprint"], lineage.teacher.fingerprint
+        if lineage.correction:
+            used = lineage.correction.get("teacher")
         evidence = f"{used or 'unknown'} in the lineage, {wanted or 'unknown'} in the plan"
         claim = f"{size} descends from the plan's teacher"
         found.append((claim, wanted == used if wanted and used else None, evidence))

@@ -74,7 +74,7 @@ def _row(candidate: Candidate, layout: Layout, context_tokens: int, screened: Ou
     shape = candidate.architecture
     return {
         "candidate": candidate.id,
-        **shape.shape(),
+        **shape.sizes(),
         "num_parameters": candidate.num_parameters,
         "num_embedding_parameters": count_embedding_parameters(shape, layout),
         "forward_flops_per_token": forward_flops_per_token(shape, layout, context_tokens),

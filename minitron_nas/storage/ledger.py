@@ -1,4 +1,4 @@
-"""The ledger of a run: which stages are done, for which inputs, and what they returned."""
+"""The ledger of a run: which stages are done, for which inputs, what they returned and what they left."""
 
 import json
 import os
@@ -9,6 +9,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from minitron_nas.storage.outputs import Output, from_plain, to_plain
+from minitron_nas.storage.sealed import seal, unseal
+
 
 def fingerprint(value: Any) -> str:
     """Hash plain values; equal values give equal fingerprints whatever their key order."""
@@ -18,32 +21,59 @@ def fingerprint(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One finished stage."""
+    """One finished stage.
+
+    Attributes:
+        stage: Its name.
+        fingerprint: Of its inputs.
+        result: Plain values that it returned.
+        seconds: Wall time.
+        outputs: The files that it left for others.
+        rows: The files of the tables' rows that it left.
+    """
 
     stage: str
     fingerprint: str
     result: Any
     seconds: float
+    outputs: tuple[Output, ...] = ()
+    rows: tuple[Output, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """A hash of what it returned and left for others, by content: what decides a stage that builds on it."""
+        return fingerprint([self.result, [output.identity for output in self.outputs]])
 
 
 class Ledger:
-    """An append-only JSON-lines file; a line that a killed process left half-written is ignored."""
+    """An append-only file of JSON lines with checksums, of which the latest of a stage counts.
+
+    A line that a killed process left half-written, or that has changed, is no line.
+    """
 
     def __init__(self, path: Path) -> None:
         """Read the ledger at `path`, if there is one."""
         self._path = path
-        self._entries: dict[tuple[str, str], Entry] = {}
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-            try:
-                content = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            entry = Entry(content["stage"], content["fingerprint"], content["result"], content["seconds"])
-            self._entries[entry.stage, entry.fingerprint] = entry
+        self._entries: dict[str, Entry] = {}
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+            content = unseal(line)
+            if content is not None:
+                self._entries[content["stage"]] = Entry(
+                    content["stage"],
+                    content["fingerprint"],
+                    content["result"],
+                    content["seconds"],
+                    from_plain(content["outputs"]),
+                    from_plain(content["rows"]),
+                )
 
-    def find(self, stage: str, stage_fingerprint: str) -> Entry | None:
-        """Return the finished stage, or None."""
-        return self._entries.get((stage, stage_fingerprint))
+    def latest(self, stage: str) -> Entry | None:
+        """Return how a stage was finished last, or None if it never was."""
+        return self._entries.get(stage)
+
+    def entries(self) -> list[Entry]:
+        """Return the latest entry of every stage, in the order in which the stages were finished first."""
+        return list(self._entries.values())
 
     def append(self, entry: Entry) -> None:
         """Record a finished stage; it is on disk when this returns."""
@@ -52,12 +82,14 @@ class Ledger:
             "fingerprint": entry.fingerprint,
             "result": entry.result,
             "seconds": round(entry.seconds, 3),
+            "outputs": to_plain(entry.outputs),
+            "rows": to_plain(entry.rows),
             "finished": datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds"),
         }
         with open(self._path, "ab") as file:
             # A killed process may have left a line without its end.
             prefix = b"\n" if file.tell() and not self._path.read_bytes().endswith(b"\n") else b""
-            file.write(prefix + json.dumps(line).encode() + b"\n")
+            file.write(prefix + seal(line).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
-        self._entries[entry.stage, entry.fingerprint] = entry
+        self._entries[entry.stage] = entry

@@ -1,10 +1,12 @@
 """A run folder: its paths, its plan and the lock that keeps a second process out."""
 
 import fcntl
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -12,7 +14,12 @@ import yaml
 from minitron_nas.errors import RunFolderError
 from minitron_nas.storage.atomic import write_text
 
-_BEFORE_THE_PLAN = (".lock", ".plan.yaml.partial", ".given")
+LAYOUT = 2
+"""Of a run folder; a run of another layout is not gone on with."""
+
+_LAYOUT_KEY = "layout"
+
+_BEFORE_THE_PLAN = (".lock", ".plan.yaml.partial", "work")
 """What a run may leave before its plan is written."""
 
 
@@ -28,9 +35,14 @@ class RunFolder:
         return self.path / "plan.yaml"
 
     @property
+    def work(self) -> Path:
+        """What is temporary; emptied whenever a process takes the lock."""
+        return self.path / "work"
+
+    @property
     def given(self) -> Path:
         """Where a live teacher is written until the run has accepted it."""
-        return self.path / ".given"
+        return self.work / "given"
 
     @property
     def teacher(self) -> Path:
@@ -64,8 +76,12 @@ class RunFolder:
         """Which parts of the model that a size is pruned from leave first, and its rotation."""
         return self.path / "prepared" / source
 
+    def screened(self, size: str) -> Path:
+        """What the screening of a size has measured."""
+        return self.path / "screened" / f"{size}.json"
+
     def trials(self, size: str) -> Path:
-        """Results and checkpoints of a size's screening and tournament."""
+        """Results and checkpoints of a size's screening and tournament while they are under way."""
         return self.path / "trials" / size
 
     def student(self, size: str) -> Path:
@@ -79,6 +95,15 @@ class RunFolder:
     def checkpoints(self, name: str) -> Path:
         """Checkpoints of a distillation that is under way."""
         return self.path / "checkpoints" / name
+
+    def rows(self, stage: str) -> Path:
+        """The rows that a stage adds to the tables of the run."""
+        return self.path / "rows" / stage.replace(" ", "-")
+
+    @property
+    def study(self) -> Path:
+        """The search as an Optuna study."""
+        return self.path / "study.journal"
 
     @property
     def report(self) -> Path:
@@ -106,13 +131,35 @@ class RunFolder:
                 raise RunFolderError(
                     f"{self.path} is in use by another process; wait for it or choose another --out"
                 ) from None
-            yield
+            self._empty_work()
+            try:
+                yield
+            finally:
+                self._empty_work()
+
+    @contextmanager
+    def temporary(self) -> Iterator[Path]:
+        """Give a folder on the run's disk that goes at the end of the block, or with the next process at the latest."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=self.work) as folder:
+            yield Path(folder)
+
+    def written_bytes(self) -> int:
+        """Return the bytes of what stages have left, or go on with; what is temporary does not count."""
+        return sum(
+            file.stat().st_size
+            for file in self.path.rglob("*")
+            if file.is_file() and self.work not in file.parents and not _is_partial(file.relative_to(self.path))
+        )
+
+    def _empty_work(self) -> None:
+        shutil.rmtree(self.work, ignore_errors=True)
 
     def refuse_foreign(self) -> None:
         """Refuse a folder that holds something but no run.
 
         Raises:
-            RunFolderError: If the folder is not empty and has no plan.
+            RunFolderError: If the folder is not empty and has no plan, or its layout is another version's.
         """
         if not self.path.exists():
             return
@@ -124,6 +171,36 @@ class RunFolder:
                 f"{self.path} holds other files ({', '.join(sorted(others)[:3])}) but no plan.yaml of a run; choose an "
                 "empty or new --out"
             )
+        if self.plan.exists():
+            self.read_plan()
+
+    def read_plan(self) -> dict[str, Any]:
+        """Read what `write_plan` has written.
+
+        Raises:
+            RunFolderError: If it cannot be read, or the folder was laid out by another version.
+        """
+        try:
+            found = yaml.safe_load(self.plan.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            reason = " ".join(str(error).split())
+            raise RunFolderError(
+                f"{self.plan} cannot be read ({reason}); restore it, or choose another --out"
+            ) from None
+        if not isinstance(found, dict) or found.get(_LAYOUT_KEY) != LAYOUT:
+            raise RunFolderError(
+                f"{self.path} was laid out by another version of minitron_nas ({self.plan.name} does not say "
+                f"{_LAYOUT_KEY}: {LAYOUT}), and cannot be gone on with; choose another --out (`minitron-nas report` "
+                "still reads its tables)"
+            )
+        missing = [key for key in ("plan", "teacher", "data") if not isinstance(found.get(key), dict)]
+        if missing:
+            raise RunFolderError(f"{self.plan} lacks {', '.join(missing)}; restore it, or choose another --out")
+        return found
+
+    def has_begun_with(self, teacher_fingerprint: str) -> bool:
+        """Whether a run of a teacher was begun here, whose every value was looked at then."""
+        return self.plan.exists() and bool(self.read_plan()["teacher"].get("fingerprint") == teacher_fingerprint)
 
     def write_plan(
         self,
@@ -138,18 +215,18 @@ class RunFolder:
 
         Args:
             plan: Plain values.
-            about: What stands beside the plan: versions, teacher.
+            about: What stands beside the plan: versions, teacher, data.
             deciding: Returns what must not change.
 
         Raises:
-            RunFolderError: If the folder was begun with another plan or teacher; says the difference.
+            RunFolderError: If the folder was begun with another plan, teacher or text; says the difference.
         """
         self.refuse_foreign()
-        wanted = {"plan": dict(plan), **about}
+        wanted = {_LAYOUT_KEY: LAYOUT, "plan": dict(plan), **about}
         if not self.plan.exists() or not self.ledger.exists():
             write_text(self.plan, yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
             return
-        found = yaml.safe_load(self.plan.read_text(encoding="utf-8"))
+        found = self.read_plan()
         wanted = yaml.safe_load(yaml.safe_dump(wanted))
         if changes := list(_differences(found, wanted, deciding)):
             raise RunFolderError(
@@ -174,8 +251,18 @@ def require_new_folder(path: Path) -> None:
 def _differences(
     found: Mapping[str, Any], wanted: Mapping[str, Any], deciding: Callable[[Mapping[str, Any]], Mapping[str, Any]]
 ) -> Iterator[str]:
-    old = {**deciding(found["plan"]), "teacher fingerprint": found["teacher"]["fingerprint"]}
-    new = {**deciding(wanted["plan"]), "teacher fingerprint": wanted["teacher"]["fingerprint"]}
+    old, new = (
+        {
+            **deciding(content["plan"]),
+            "teacher fingerprint": content["teacher"].get("fingerprint"),
+            "data fingerprint": content["data"].get("fingerprint"),
+        }
+        for content in (found, wanted)
+    )
     for key in sorted({*old, *new}):
         if old.get(key) != new.get(key):
             yield f"{key} was {old.get(key)!r} and is now {new.get(key)!r}"
+
+
+def _is_partial(path: Path) -> bool:
+    return any(part.startswith(".") and part.endswith(".partial") for part in path.parts)

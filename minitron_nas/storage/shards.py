@@ -16,6 +16,8 @@ from minitron_nas.storage.atomic import whole_file
 
 Bytes: TypeAlias = NDArray[np.uint8]
 
+SHARD_SUFFIX = ".shard"
+
 _CHECKSUM_BYTES = 16
 
 
@@ -49,7 +51,7 @@ class Shards:
 
     def file(self, shard: int) -> Path:
         """Return a file by its number."""
-        return self.folder / f"{shard:05d}.shard"
+        return self.folder / f"{shard:05d}{SHARD_SUFFIX}"
 
     def records(self, shard: int) -> range:
         """Return the numbers of a file's records."""

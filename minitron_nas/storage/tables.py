@@ -1,6 +1,6 @@
 """Reading and writing the Parquet tables of `schemas.py`."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -49,10 +49,23 @@ def read_frame(folder: Path, table: Table) -> pd.DataFrame:
     return pd.read_parquet(path)
 
 
-def replace_rows(folder: Path, table: Table, same: Row, rows: Iterable[Row]) -> None:
-    """Put new rows in the place of those that agree with `same`; others keep their place.
+def unite_rows(folder: Path, table: Table, parts: Sequence[Path]) -> None:
+    """Make a table of the rows in the files of parts, in their order; a table that holds them already is left alone.
 
-    Writing the same rows twice leaves the same table, so a stage may be repeated.
+    Args:
+        folder: Where the table lies; without any part it goes.
+        table: Its schema.
+        parts: Folders in each of which `write_rows` may have written some of its rows.
     """
-    kept = [row for row in read_rows(folder, table) if any(row[name] != value for name, value in same.items())]
-    write_rows(folder, table, [*kept, *rows])
+    files = [file for part in parts if (file := part / table.file_name).exists()]
+    path = folder / table.file_name
+    if not files:
+        path.unlink(missing_ok=True)
+        return
+    whole = pa.concat_tables([pq.read_table(file) for file in files]).cast(table.arrow_schema())
+    written = pa.BufferOutputStream()
+    pq.write_table(whole, written)
+    content = written.getvalue().to_pybytes()
+    if not path.exists() or path.read_bytes() != content:
+        with whole_file(path) as partial:
+            partial.write_bytes(content)

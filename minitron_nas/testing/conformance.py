@@ -42,6 +42,7 @@ from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.rotation import Rotation, why_not_rotatable
 from minitron_nas.pruning.student import build_student, turned_cuts
 from minitron_nas.storage.atomic import read_json
+from minitron_nas.storage.lineage import Lineage
 from minitron_nas.testing.tiny import tiny_model, tiny_tokenizer
 from minitron_nas.text.tokens import PackedTokens
 
@@ -295,7 +296,7 @@ def check_written(subject: Subject) -> None:
     seen: list[Tensor] = []
     for way, prepared in _ways(teacher, target).items():
         folder = teacher.folder / way
-        proof = write_student(prepared, target, folder, teacher.prompt[:1], {})
+        proof = write_student(prepared, target, folder, teacher.prompt[:1], Lineage())
         assert proof is None or proof.max_abs_difference <= proof.tolerance
         model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
         stored = sum(parameter.numel() for parameter in model.parameters())

@@ -97,7 +97,7 @@ def test_a_shape_survives_json() -> None:
 
 def test_the_id_holds_the_five_prunable_sizes() -> None:
     assert NEMOTRON_15B.id == "l32-h6144-f24576-q48-k8"
-    assert NEMOTRON_15B.shape() == {
+    assert NEMOTRON_15B.sizes() == {
         "num_hidden_layers": 32,
         "hidden_size": 6144,
         "intermediate_size": 24576,
@@ -115,7 +115,7 @@ def test_reshaping_replaces_only_what_is_named() -> None:
 
 def test_reshaping_to_nothing_new_is_the_same_shape() -> None:
     assert NEMOTRON_15B.reshaped({}) == NEMOTRON_15B
-    assert NEMOTRON_15B.reshaped(NEMOTRON_15B.shape()) == NEMOTRON_15B
+    assert NEMOTRON_15B.reshaped(NEMOTRON_15B.sizes()) == NEMOTRON_15B
 
 
 def test_fewer_groups_take_their_query_heads_along() -> None:
@@ -153,7 +153,7 @@ def test_where_every_group_has_one_head_they_leave_together() -> None:
 def test_experts_are_part_of_a_shape_where_there_are_any() -> None:
     source = Architecture("mixtral", 32, 4096, 14336, 32, 8, 128, 32000, num_experts=8, num_experts_per_tok=2)
     assert source.id == "l32-h4096-f14336-q32-k8-e8-m0"
-    assert source.reshaped({"num_experts": 4}).shape()["num_experts"] == 4
+    assert source.reshaped({"num_experts": 4}).sizes()["num_experts"] == 4
     with pytest.raises(InvalidArchitectureError, match="num_experts=1 is below num_experts_per_tok=2"):
         source.reshaped({"num_experts": 1})
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from minitron_nas.distillation import worker
-from minitron_nas.distillation.job import TrainingFiles, TrainingJob
+from minitron_nas.distillation.job import StreamFiles, TrainingFiles, TrainingJob
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals.hidden_cache import write_hidden_cache
 from minitron_nas.distillation.training import trainer
@@ -77,11 +77,9 @@ class Jobs:
         models = self.base / ("tied" if tied else "untied")
         files = TrainingFiles(
             models / "teacher",
-            self.base / "train.safetensors",
-            models / "train" if cached else None,
-            self.base / "validation.safetensors",
-            models / "validation",
             "teacher",
+            StreamFiles(self.base / "train.safetensors", models / "train" if cached else None),
+            StreamFiles(self.base / "validation.safetensors", models / "validation"),
         )
         chosen = SETTINGS.model_copy(update=settings)
         return TrainingJob(models / "student", files, chosen, SCHEDULE, self.base / name / "ckpt", 0, self.base / name)

@@ -145,8 +145,12 @@ class Finished:
 
     def copy_without(self, stages: Sequence[str], to: Path) -> None:
         """Copy the folder as if stages of the search were yet to come."""
-        tables = ("trials.parquet", "candidates.parquet", "exclusions.parquet", "study.journal")
-        files = {"90k screen": ("screen",), "90k tournament": ("results", *tables)}
+        tables = ("trials.parquet", "candidates.parquet", "exclusions.parquet")
+        files = {
+            "90k screen": ("screened",),
+            "90k tournament": ("90k-tournament", *tables),
+            "study": ("study.journal",),
+        }
         gone = [name for stage in stages for name in files[stage]]
         shutil.copytree(self.path, to, ignore=shutil.ignore_patterns(*gone))
         kept = [entry for entry in self.ledger() if entry["stage"] not in stages]
@@ -160,6 +164,7 @@ class Finished:
         assert sorted(self.stages()) == sorted(other.stages())
         names = [path.name for path in self.path.rglob("*")]
         assert not [name for name in names if "partial" in name or name.startswith("checkpoint-")]
+        assert not (self.path / "work").exists()
 
 
 @pytest.fixture(scope="session")

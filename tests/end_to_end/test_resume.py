@@ -18,6 +18,7 @@ STAGES = (
     "90k tournament",
     "90k distil",
     "90k evaluate",
+    "study",
 )
 NUM_RANDOM_MOMENTS = 10
 
@@ -62,7 +63,7 @@ def test_a_tournament_on_ray_that_was_killed_ends_as_if_nothing_had_happened(
     build: Any, uninterrupted: Any, finished: Callable[[Path], Any], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    uninterrupted.copy_without(["90k tournament"], run)
+    uninterrupted.copy_without(["90k tournament", "study"], run)
     in_a_trial = uninterrupted.moment("90k tournament", 0.0, sign="trials/90k/*/checkpoints/*/checkpoint-*")
     assert build.kill(run, in_a_trial, "--set=runner=ray").code == -9
     assert not (run / "trials.parquet").exists()
@@ -70,6 +71,20 @@ def test_a_tournament_on_ray_that_was_killed_ends_as_if_nothing_had_happened(
     assert told.code == 0, told.err
     assert "90k screen" in told_as_finished_before(told.err)
     finished(run).assert_equals(uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_killed_in_any_stage_ends_as_if_nothing_had_happened(
+    build: Any, uninterrupted: Any, finished: Callable[[Path], Any], tmp_path: Path, stage: str
+) -> None:
+    run = tmp_path / "run"
+    build.kill(run, uninterrupted.moment(stage, 0.5))
+    done = stages_so_far(run)
+    told = build.finish(run)
+    assert told.code == 0, told.err
+    finished(run).assert_equals(uninterrupted)
+    assert told_as_finished_before(told.err) == done
 
 
 @pytest.mark.slow

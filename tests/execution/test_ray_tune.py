@@ -7,10 +7,15 @@ import pytest
 
 from minitron_nas.errors import PlanError, PreemptedError, TrialError
 from minitron_nas.execution.local import LocalRunner
-from minitron_nas.execution.runner import Job, last_line, run_jobs
+from minitron_nas.execution.runner import Job, Jobs, last_line
 from minitron_nas.execution.settings import RunnerSettings
+from minitron_nas.progress import silent
 
 SETTINGS = RunnerSettings(cpus_per_trial=1, gpus_per_trial=0, max_worker_losses=1)
+
+
+def run_jobs(runner, function, jobs, results, max_failures, progress=silent):
+    return Jobs(runner, results, max_failures).run(function, jobs, progress)
 
 
 def behaviour():

@@ -8,8 +8,13 @@ from minitron_nas.errors import MinitronNasError, TrialError
 from minitron_nas.execution import runner
 from minitron_nas.execution.choice import make_runner
 from minitron_nas.execution.local import LocalRunner
-from minitron_nas.execution.runner import Job, Outcome, attempt, last_line, run_jobs
+from minitron_nas.execution.runner import Job, Jobs, Outcome, attempt, last_line
 from minitron_nas.execution.settings import RunnerSettings
+from minitron_nas.progress import silent
+
+
+def run_jobs(runner, function, jobs, results, max_failures, progress=silent):
+    return Jobs(runner, results, max_failures).run(function, jobs, progress)
 
 
 class Recorder:

@@ -33,7 +33,7 @@ TEXT = TextSettings(sequence_length=64, calibration_samples=8)
 
 @pytest.fixture(autouse=True)
 def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    for place in ("models.loading", "importance.layered_model", "importance.passes"):
+    for place in ("distillation.signals", "importance.layered_model", "pipeline.passes"):
         monkeypatch.setattr(f"minitron_nas.{place}.compute_dtype", lambda device: torch.float32)
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ def test_scores_come_back_to_the_bit(tmp_path):
 def test_what_the_scores_are_about_stands_in_the_file(tmp_path):
     SCORED.save(tmp_path / "scores", {"source": "abc", "num_samples": "12"})
     with safe_open(tmp_path / "scores" / "scores.safetensors", framework="pt") as file:
-        assert file.metadata() == {"source": "abc", "num_samples": "12"}
+        assert json.loads(file.metadata()["about"]) == {"source": "abc", "num_samples": "12"}
 
 
 def test_the_table_ranks_every_unit_within_its_axis_and_layer(tmp_path):

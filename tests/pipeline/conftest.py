@@ -43,7 +43,7 @@ def family(
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def build(trained_teacher: Path, text_file: Path, tiny_settings: dict[str, Any], _known_speed) -> Callable[..., Family]:
     """Build one size of 90 thousand parameters with as little work as can be; arguments replace the defaults."""
 

@@ -6,11 +6,14 @@ import pytest
 
 from minitron_nas.architecture.costs import forward_flops_per_token
 from minitron_nas.models.checkpoint import open_checkpoint
+from minitron_nas.pipeline.engine import Done
 from minitron_nas.pipeline.family import Family
 from minitron_nas.pipeline.plan import FamilyPlan, load_plan
-from minitron_nas.pipeline.stages.tokenize import Tokens
+from minitron_nas.pipeline.run import RunTokens
 from minitron_nas.pipeline.workload import estimate_workload
+from minitron_nas.storage.ledger import Entry
 
+TEXT = Done(Entry("text", "", None, 0.0))
 LOADING = 1500
 """Loading a model is counted as the forward pass of so many tokens."""
 
@@ -19,15 +22,17 @@ LOADING = 1500
 def estimate(family: Family, trained_teacher: Path) -> Any:
     def call(*overrides: str) -> dict[str, float]:
         plan: FamilyPlan = load_plan(family.path / "plan.yaml", overrides)
-        return estimate_workload(plan, open_checkpoint(trained_teacher), Tokens(family.path / "tokens", "", 10_000))
+        return estimate_workload(
+            plan, open_checkpoint(trained_teacher), RunTokens(family.path / "tokens", TEXT, 10_000)
+        )
 
     return call
 
 
 def test_every_stage_that_costs_anything_is_expected(family: Family, estimate: Any) -> None:
     done = {json.loads(line)["stage"] for line in (family.path / "ledger.jsonl").read_text().splitlines()}
-    assert set(estimate()) == done - {"text"}
-    assert set(estimate("start=select", "repair=none")) == done - {"text", "teacher prepare", "90k prepare"}
+    assert set(estimate()) == done - {"text", "study"}
+    assert set(estimate("start=select", "repair=none")) == done - {"text", "study", "teacher prepare", "90k prepare"}
 
 
 def test_the_expected_work_of_the_teacher_is_its_flops_times_its_tokens(
@@ -35,7 +40,9 @@ def test_the_expected_work_of_the_teacher_is_its_flops_times_its_tokens(
 ) -> None:
     teacher = open_checkpoint(trained_teacher)
     flops = forward_flops_per_token(teacher.architecture, teacher.layout, 32)
-    tokens = {name: Tokens(family.path / "tokens", "", 0).part(name).num_tokens for name in ("validation", "train")}
+    tokens = {
+        name: RunTokens(family.path / "tokens", TEXT, 0).part(name).num_tokens for name in ("validation", "train")
+    }
     work = estimate()
     assert work["teacher evaluate"] == flops * (tokens["validation"] + 3 * LOADING)
     assert work["teacher signal"] == flops * (tokens["validation"] + tokens["train"])
@@ -53,7 +60,7 @@ def test_repair_is_expected_for_what_is_pruned_alone(family: Family, estimate: A
     repaired, plain = estimate(), estimate("repair=none")
     teacher = open_checkpoint(trained_teacher)
     flops = forward_flops_per_token(teacher.architecture, teacher.layout, 32)
-    num_tokens = Tokens(family.path / "tokens", "", 0).part("calibration").num_tokens
+    num_tokens = RunTokens(family.path / "tokens", TEXT, 0).part("calibration").num_tokens
     assert repaired["90k distil"] - plain["90k distil"] == pytest.approx(3 * flops * num_tokens)
     assert repaired["90k-depth distil"] > plain["90k-depth distil"]
     assert repaired["90k-random distil"] == plain["90k-random distil"]
@@ -68,7 +75,7 @@ def test_a_student_that_teaches_the_next_one_has_to_speak_too(estimate: Any) -> 
 
 
 def test_correcting_the_teacher_costs_training_and_ten_validations_of_it(family: Family, estimate: Any) -> None:
-    validation = Tokens(family.path / "tokens", "", 0).part("validation").num_tokens
+    validation = RunTokens(family.path / "tokens", TEXT, 0).part("validation").num_tokens
     flops = estimate()["teacher evaluate"] / (validation + 3 * LOADING)
     assert estimate("correct.tokens=2k")["teacher correct"] == pytest.approx(flops * (3 * 2000 + 10 * validation))
     assert estimate("correct.weights=full")["teacher correct"] == pytest.approx(flops * (3 * 10_000 + 10 * validation))

@@ -7,9 +7,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from minitron_nas.errors import ProofError
 from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.pruning import export
-from minitron_nas.pruning.export import Proof, export_student
+from minitron_nas.pruning.export import export_student
 from minitron_nas.pruning.student import build_student
 from minitron_nas.storage.atomic import read_json
+from minitron_nas.storage.lineage import Proof
 from minitron_nas.storage.weights import read_headers
 from minitron_nas.testing import tiny_checkpoint, tiny_config, tiny_model, tiny_tokenizer
 

@@ -9,7 +9,7 @@ from minitron_nas.errors import DiskSpaceError
 from minitron_nas.importance.tensor_folder import TensorFolder
 from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.pruning import start as preparing
-from minitron_nas.pruning.settings import Repair
+from minitron_nas.pruning.settings import Repair, StartSettings
 from minitron_nas.pruning.start import TakenStart, measure_start, possible_start
 from minitron_nas.testing import tiny_checkpoint
 from minitron_nas.text.tokens import pack
@@ -39,7 +39,7 @@ def test_what_is_said_of_a_start_is_what_is_done(
     tmp_path: Path, model_type: str, shape: dict[str, int], repair: Repair, channels: str, repaired: str
 ) -> None:
     checkpoint = open_checkpoint(tiny_checkpoint(tmp_path / "teacher", model_type))
-    taken = TakenStart.of(checkpoint, checkpoint.architecture.reshaped(shape), "rotate", repair)
+    taken = TakenStart.of(checkpoint, checkpoint.architecture.reshaped(shape), StartSettings("rotate", repair))
     assert taken.channels.startswith(channels)
     assert taken.repair.startswith(repaired)
 

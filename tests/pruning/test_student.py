@@ -231,7 +231,7 @@ def test_of_the_config_only_sizes_change(source, model_type):
     epsilon = {"rms_norm_eps"} & config.keys()
     assert changed == {"num_hidden_layers", "hidden_size", *epsilon, *({"layer_types"} & config.keys())}
     assert all(config[name] == pytest.approx(original[name] * 48 / 36) for name in epsilon)
-    assert {name: config[name] for name in target.shape()} == target.shape()
+    assert {name: config[name] for name in target.sizes()} == target.sizes()
     assert (config["vocab_size"], config["rope_parameters"]) == (320, original["rope_parameters"])
 
 

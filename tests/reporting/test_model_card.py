@@ -10,6 +10,7 @@ import yaml
 from minitron_nas.errors import RunFolderError
 from minitron_nas.reporting.model_card import render_model_card, write_model_card
 from minitron_nas.reporting.run_record import RunRecord, read_run
+from minitron_nas.storage.lineage import Origin
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def test_the_front_matter_names_the_hub_teacher_and_the_relation(card: str) -> N
 
 
 def test_a_local_teacher_is_no_base_model_and_is_called_by_its_folder(run: RunRecord) -> None:
-    lineage = {**run.lineages["110M"], "teacher": {"source": "/home/ada/models/mine", "fingerprint": "f"}}
+    lineage = replace(run.lineages["110M"], teacher=Origin("/home/ada/models/mine", "f"))
     card = render_model_card(replace(run, lineages={"110M": lineage}, plan={}), "110M")
     assert "base_model" not in front_matter(card)
     assert "# mine, pruned and distilled to 110M" in card

@@ -7,6 +7,7 @@ import pytest
 
 from minitron_nas.reporting import sections
 from minitron_nas.reporting.run_record import RunRecord, read_run
+from minitron_nas.storage.lineage import Origin
 
 
 @pytest.fixture(scope="module")
@@ -55,15 +56,12 @@ def test_checks_hold_for_a_proof_within_tolerance_and_the_plans_teacher(run: Run
 
 
 def test_a_check_fails_for_another_teacher_and_is_unknown_without_a_proof(run: RunRecord) -> None:
-    lineage = {**run.lineages["94M"], "proof": {}, "teacher": {"fingerprint": "another"}}
+    lineage = replace(run.lineages["94M"], proof=None, teacher=Origin(None, "another"))
     told = sections.checks(replace(run, lineages={"94M": lineage}))
     assert [holds for _, holds, _ in told] == [None, False]
 
 
 def test_a_students_teacher_may_be_the_plans_after_correction(run: RunRecord) -> None:
-    lineage = {
-        **run.lineages["94M"],
-        "teacher": {"fingerprint": "of the corrected"},
-        "correction": {"tokens": 1000, "teacher": run.teacher["fingerprint"]},
-    }
+    correction = {"tokens": 1000, "teacher": run.teacher["fingerprint"]}
+    lineage = replace(run.lineages["94M"], teacher=Origin(None, "of the corrected"), correction=correction)
     assert [holds for _, holds, _ in sections.checks(replace(run, lineages={"94M": lineage}))] == [True, True]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.distillation.job import TrainingFiles
+from minitron_nas.distillation.job import StreamFiles, TrainingFiles
 from minitron_nas.distillation.signals.hidden_cache import write_hidden_cache
 from minitron_nas.execution import runner
 from minitron_nas.execution.local import LocalRunner
@@ -14,7 +14,6 @@ from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.models.loading import load_for_inference
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
-from minitron_nas.search.screen import ValidationFiles
 from minitron_nas.space.enumerate import Candidate
 from minitron_nas.testing import tiny_checkpoint
 from minitron_nas.text.tokens import pack
@@ -27,12 +26,6 @@ class Arena:
     architecture: Architecture
     prepared: PreparedTeacher
     files: TrainingFiles
-
-    @property
-    def validation(self) -> ValidationFiles:
-        return ValidationFiles(
-            self.files.validation_tokens, self.files.validation_cache, self.files.teacher_fingerprint
-        )
 
     def candidate(self, **shape: int) -> Candidate:
         architecture = self.architecture.reshaped(shape)
@@ -73,11 +66,9 @@ def arena(tmp_path_factory):
         write_hidden_cache(model, tokens, folder / name, teacher.fingerprint)
     files = TrainingFiles(
         teacher.path,
-        folder / "train.safetensors",
-        folder / "train",
-        folder / "validation.safetensors",
-        folder / "validation",
         teacher.fingerprint,
+        StreamFiles(folder / "train.safetensors", folder / "train"),
+        StreamFiles(folder / "validation.safetensors", folder / "validation"),
     )
     return Arena(teacher.architecture, PreparedTeacher.open(teacher.path, folder / "prepared"), files)
 

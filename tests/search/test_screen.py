@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -6,32 +7,26 @@ import torch
 from torch.nn.functional import log_softmax
 
 from minitron_nas.architecture.spec import Architecture
+from minitron_nas.distillation.job import StreamFiles
 from minitron_nas.distillation.loss import validation
 from minitron_nas.distillation.signals.hidden_cache import write_hidden_cache
 from minitron_nas.errors import TrialError
 from minitron_nas.execution.local import LocalRunner
+from minitron_nas.execution.runner import Jobs
 from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.models import loading
 from minitron_nas.models.loading import load_for_inference
 from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.student import build_student
 from minitron_nas.search import screen as module
-from minitron_nas.search.screen import ValidationFiles, sample_candidates, screen
+from minitron_nas.search.screen import sample_candidates, screen
 from minitron_nas.search.settings import SearchSettings
 from minitron_nas.space.enumerate import Candidate
-from minitron_nas.text.tokens import PackedTokens
 
 
-def screened(arena, candidates, results, runner=None, max_failures=0, **settings):
-    return screen(
-        candidates,
-        arena.prepared,
-        arena.validation,
-        SearchSettings(**settings),
-        runner or LocalRunner(),
-        max_failures,
-        results,
-    )
+def screened(arena, candidates, results, runner=None, max_failures=0, files=None, **settings):
+    jobs = Jobs(runner or LocalRunner(), results, max_failures)
+    return screen(candidates, arena.prepared, files or arena.files, SearchSettings(**settings), jobs)
 
 
 @pytest.fixture
@@ -48,12 +43,13 @@ def test_the_teachers_own_shape_is_no_different_from_the_teacher(arena, tmp_path
 
 
 def test_the_kl_and_the_loss_are_those_of_the_plain_formulas(arena, tmp_path, in_float32):
-    teacher, stored = load_for_inference(arena.files.teacher), PackedTokens.load(arena.files.validation_tokens)
+    teacher, stored = load_for_inference(arena.files.teacher), arena.files.validation.open()
     tokens = stored.in_memory()
     write_hidden_cache(teacher, tokens, tmp_path / "cache", "teacher")
     candidate = arena.candidate(hidden_size=12, num_attention_heads=4)
-    files = ValidationFiles(arena.files.validation_tokens, tmp_path / "cache", "teacher")
-    outcomes = screen([candidate], arena.prepared, files, SearchSettings(), LocalRunner(), 0, tmp_path / "results")
+    held_out = StreamFiles(arena.files.validation.tokens, tmp_path / "cache")
+    files = replace(arena.files, validation=held_out, fingerprint="teacher")
+    outcomes = screened(arena, [candidate], tmp_path / "results", files=files)
     student = build_student(arena.prepared, candidate.architecture, torch.float32)
     with torch.no_grad():
         teacher_log, student_log = (
@@ -81,13 +77,14 @@ def test_more_neurons_are_nearer_to_the_teacher(arena, tmp_path):
 
 
 def test_fewer_sequences_are_the_first_ones(arena, tmp_path):
-    tokens = PackedTokens.load(arena.files.validation_tokens).first(2)
+    tokens = arena.files.validation.open().first(2)
     tokens.save(tmp_path / "two.safetensors")
     write_hidden_cache(load_for_inference(arena.files.teacher), tokens, tmp_path / "two", "teacher")
     candidate = arena.finalists[0]
     fewer = screened(arena, [candidate], tmp_path / "fewer", screen_sequences=2)
-    files = ValidationFiles(tmp_path / "two.safetensors", tmp_path / "two", "teacher")
-    two = screen([candidate], arena.prepared, files, SearchSettings(), LocalRunner(), 0, tmp_path / "results")
+    held_out = StreamFiles(tmp_path / "two.safetensors", tmp_path / "two")
+    files = replace(arena.files, validation=held_out, fingerprint="teacher")
+    two = screened(arena, [candidate], tmp_path / "results", files=files)
     assert fewer[candidate.id].value == two[candidate.id].value
 
 
@@ -106,17 +103,12 @@ def test_a_worker_in_another_folder_finds_the_files(arena, tmp_path, monkeypatch
             super().execute(function, jobs, on_outcome)
 
     monkeypatch.chdir(arena.prepared.folder.parent)
-    files = ValidationFiles(Path("validation.safetensors"), Path("validation"), arena.files.teacher_fingerprint)
+    held_out = StreamFiles(Path("validation.safetensors"), Path("validation"))
+    files = replace(arena.files, validation=held_out)
     candidate = arena.finalists[0]
-    outcomes = screen(
-        [candidate],
-        PreparedTeacher.open(Path("teacher"), Path("prepared")),
-        files,
-        SearchSettings(),
-        Elsewhere(),
-        0,
-        tmp_path / "results",
-    )
+    prepared = PreparedTeacher.open(Path("teacher"), Path("prepared"))
+    jobs = Jobs(Elsewhere(), tmp_path / "results", 0)
+    outcomes = screen([candidate], prepared, files, SearchSettings(), jobs)
     assert os.getcwd() == str(tmp_path)
     assert outcomes[candidate.id].status == "completed"
 

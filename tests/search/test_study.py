@@ -6,7 +6,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from minitron_nas.architecture.spec import Architecture
+from minitron_nas.architecture.spec import SHAPE_FIELDS, Architecture
 from minitron_nas.execution.runner import Outcome
 from minitron_nas.search.study import write_study
 from minitron_nas.search.tournament import TrialRow
@@ -33,6 +33,25 @@ ROWS = [
 ]
 
 
+def shapes(size="90k", candidates=CANDIDATES):
+    """Rows of candidates.parquet."""
+    return [
+        {
+            "size": size,
+            "candidate": c.id,
+            **dict.fromkeys(SHAPE_FIELDS),
+            **c.architecture.sizes(),
+            "num_parameters": c.num_parameters,
+        }
+        for c in candidates
+    ]
+
+
+def trials(rows=ROWS, size="90k"):
+    """Rows of trials.parquet."""
+    return [row.to_row(size) for row in rows]
+
+
 def load(path, size="90k"):
     return optuna.load_study(study_name=size, storage=JournalStorage(JournalFileBackend(str(path))))
 
@@ -44,14 +63,14 @@ def told(study):
 @pytest.fixture
 def journal(tmp_path):
     path = tmp_path / "study.journal"
-    write_study(path, "90k", CANDIDATES, ROWS)
+    write_study(path, shapes(), trials())
     return path
 
 
 def test_optuna_reads_one_trial_per_shape_with_its_fate(journal):
-    trials = load(journal).trials
-    assert [trial.params["intermediate_size"] for trial in trials] == [90, 80, 70, 60]
-    assert [trial.state for trial in trials] == [
+    found = load(journal).trials
+    assert [trial.params["intermediate_size"] for trial in found] == [90, 80, 70, 60]
+    assert [trial.state for trial in found] == [
         TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED, TrialState.FAIL,
     ]  # fmt: skip
 
@@ -76,7 +95,7 @@ def test_the_best_trial_is_the_winner(journal):
 def test_parameters_are_the_five_sizes_over_the_range_of_all_candidates(journal):
     trial = load(journal).trials[0]
     ranges = {name: (d.low, d.high) for name, d in trial.distributions.items()}
-    assert trial.params == CANDIDATES[0].architecture.shape()
+    assert trial.params == CANDIDATES[0].architecture.sizes()
     assert ranges == {
         "num_hidden_layers": (4, 4),
         "hidden_size": (48, 48),
@@ -88,7 +107,8 @@ def test_parameters_are_the_five_sizes_over_the_range_of_all_candidates(journal)
 
 def test_two_sizes_lie_in_one_file(journal):
     before = told(load(journal))
-    write_study(journal, "70k", CANDIDATES[:1], [row(0, 1, 0.9, promoted=True)])
+    smaller = trials([row(0, 1, 0.9, promoted=True)], "70k")
+    write_study(journal, [*shapes(), *shapes("70k", CANDIDATES[:1])], [*trials(), *smaller])
     assert sorted(optuna.get_all_study_names(JournalStorage(JournalFileBackend(str(journal))))) == ["70k", "90k"]
     assert told(load(journal)) == before
     assert load(journal, "70k").best_value == 0.9
@@ -96,7 +116,7 @@ def test_two_sizes_lie_in_one_file(journal):
 
 def test_writing_twice_leaves_the_same_study(journal):
     before = told(load(journal))
-    write_study(journal, "90k", CANDIDATES, ROWS)
+    write_study(journal, shapes(), trials())
     assert told(load(journal)) == before
 
 
@@ -106,15 +126,15 @@ def test_nothing_but_the_journal_is_left(journal):
 
 def test_a_study_that_breaks_off_leaves_the_old_one(journal):
     before = told(load(journal))
-    with pytest.raises(ValueError, match="max"):
-        write_study(journal, "90k", CANDIDATES, [])
+    with pytest.raises(KeyError):
+        write_study(journal, shapes(candidates=CANDIDATES[:1]), trials())
     assert told(load(journal)) == before
     assert [entry.name for entry in journal.parent.iterdir()] == ["study.journal"]
 
 
 def test_a_last_kl_that_is_no_number_is_a_failure_to_optuna(tmp_path):
     rows = [row(0, 1, 0.5, promoted=True), row(1, 1, 0.4, promoted=True), row(0, 2, nan), row(1, 2, 0.3, promoted=True)]
-    write_study(tmp_path / "study.journal", "90k", CANDIDATES, rows)
-    trials = load(tmp_path / "study.journal").trials
-    assert [trial.state for trial in trials] == [TrialState.FAIL, TrialState.COMPLETE]
-    assert trials[0].intermediate_values == {100: 0.5}
+    write_study(tmp_path / "study.journal", shapes(), trials(rows))
+    found = load(tmp_path / "study.journal").trials
+    assert [trial.state for trial in found] == [TrialState.FAIL, TrialState.COMPLETE]
+    assert found[0].intermediate_values == {100: 0.5}

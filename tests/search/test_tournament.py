@@ -7,15 +7,15 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from minitron_nas.distillation.job import TrainingFiles
+from minitron_nas.distillation.job import StreamFiles, TrainingFiles
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.errors import CacheError, TrialError
 from minitron_nas.execution.local import LocalRunner
-from minitron_nas.execution.runner import Outcome
+from minitron_nas.execution.runner import Jobs, Outcome
+from minitron_nas.progress import silent
 from minitron_nas.pruning.student import build_student
 from minitron_nas.search import tournament as module
-from minitron_nas.search.settings import SearchSettings
-from minitron_nas.search.tournament import TrialRow, tournament, train_rung
+from minitron_nas.search.tournament import ShortTraining, TrialRow, tournament, train_rung
 from minitron_nas.storage.schemas import TRIALS
 from minitron_nas.storage.tables import read_rows, write_rows
 
@@ -24,19 +24,15 @@ RUNGS = [32, 64, 128]
 """One, two and four optimizer steps of two sequences of sixteen tokens."""
 
 
-def held(arena, folder, finalists=None, runner=None, rung_tokens=RUNGS, max_failures=9, progress=None, **search):
+def held(arena, folder, finalists=None, runner=None, rung_tokens=RUNGS, max_failures=9, progress=silent, reduction=2):
     return tournament(
         arena.finalists if finalists is None else finalists,
         arena.prepared,
         arena.files,
-        SearchSettings(**search),
-        DISTILLATION,
-        rung_tokens,
-        runner or LocalRunner(),
-        max_failures,
-        folder,
-        seed=3,
-        progress=progress or (lambda done, total: None),
+        ShortTraining(DISTILLATION, tuple(rung_tokens), reduction, seed=3),
+        Jobs(runner or LocalRunner(), folder / "results", max_failures),
+        folder / "checkpoints",
+        progress,
     )
 
 
@@ -119,8 +115,8 @@ def test_every_rung_trains_on_along_the_schedule_of_the_last(arena, tmp_path, sc
     assert [(call["neurons"], call["stop_tokens"]) for call in calls] == [
         *((neurons, 32) for neurons in (20, 4, 46, 12)), (46, 64), (12, 64), (12, 128),
     ]  # fmt: skip
-    assert {call["schedule_tokens"] for call in calls} == {128}
-    assert {call["seed"] for call in calls} == {3}
+    assert [call["training"]["rung_tokens"] for call in calls] == [RUNGS] * 7
+    assert {call["training"]["seed"] for call in calls} == {3}
     assert len({call["checkpoints"] for call in calls}) == 4
 
 
@@ -130,8 +126,9 @@ def test_what_a_worker_is_handed_is_plain_and_its_paths_are_absolute(arena, tmp_
     held(arena, Path("trials"))
     for call in calls:
         assert call["checkpoints"].parent == tmp_path / "trials" / "checkpoints"
-        files = [value for name, value in call["files"].items() if name != "teacher_fingerprint" and value is not None]
-        assert all(Path(path).is_absolute() for path in [call["source"], call["prepared"], *files])
+        streams = [*call["files"]["train"].values(), *call["files"]["validation"].values()]
+        paths = [call["files"]["teacher"], *streams, *call["prepared"].values()]
+        assert all(Path(path).is_absolute() for path in paths)
         json.dumps({name: value for name, value in call.items() if name != "checkpoints"})
 
 
@@ -228,15 +225,26 @@ def test_rows_fill_their_table(arena, tmp_path, scripted):
 
 
 def test_training_files_come_back_from_plain_values(tmp_path):
-    files = TrainingFiles(tmp_path, tmp_path / "a", None, tmp_path / "b", tmp_path / "c", "print")
+    train, validation = StreamFiles(tmp_path / "a"), StreamFiles(tmp_path / "b", tmp_path / "c")
+    files = TrainingFiles(tmp_path, "print", train, validation)
     assert TrainingFiles.from_dict(json.loads(json.dumps(files.to_dict()))) == files
 
 
 def test_training_files_are_named_by_absolute_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = ("teacher", "a", "b", "c", "d")
-    files = TrainingFiles(*map(Path, names), "print", Path("e"))
-    assert list(files.to_dict().values()) == [*(str(tmp_path / name) for name in names), "print", str(tmp_path / "e")]
+    streams = StreamFiles(Path("a"), Path("b")), StreamFiles(Path("c"), Path("d"))
+    assert TrainingFiles(Path("teacher"), "print", *streams, Path("e")).to_dict() == {
+        "teacher": str(tmp_path / "teacher"),
+        "fingerprint": "print",
+        "train": {"tokens": str(tmp_path / "a"), "cache": str(tmp_path / "b")},
+        "validation": {"tokens": str(tmp_path / "c"), "cache": str(tmp_path / "d")},
+        "correction": str(tmp_path / "e"),
+    }
+
+
+def test_a_short_training_comes_back_from_plain_values():
+    training = ShortTraining(DISTILLATION, (32, 64), 2, seed=3)
+    assert ShortTraining.from_dict(json.loads(json.dumps(training.to_dict()))) == training
 
 
 def test_a_row_of_a_trial_without_an_error_text_has_none(arena):
@@ -268,17 +276,8 @@ def test_training_brings_a_trial_nearer_to_the_teacher(undisturbed):
 
 def test_a_trial_that_stops_at_every_rung_ends_where_one_that_never_stops_does(arena, undisturbed, tmp_path):
     winner, rows = undisturbed
-    at_once = train_rung(
-        str(arena.prepared.path),
-        str(arena.prepared.folder),
-        winner.architecture.to_dict(),
-        arena.files.to_dict(),
-        DISTILLATION.model_dump(mode="json"),
-        schedule_tokens=128,
-        stop_tokens=128,
-        checkpoints=str(tmp_path),
-        seed=3,
-    )
+    assert winner == arena.finalists[2]
+    at_once = one_rung(arena, arena.files, tmp_path, stop_tokens=128)
     assert at_once == rows[-1].outcome.value
 
 
@@ -323,7 +322,7 @@ def test_a_real_trial_that_runs_out_of_memory_is_infeasible_and_a_broken_one_fai
 
 def test_the_teacher_itself_is_as_good_as_a_cache_of_its_states(arena, tmp_path, undisturbed):
     _, rows = undisturbed
-    online = one_rung(arena, replace(arena.files, train_cache=None), tmp_path)
+    online = one_rung(arena, without_cache(arena.files), tmp_path)
     assert online["kl_nats"] == pytest.approx(rows[2].outcome.value["kl_nats"], rel=1e-3)
 
 
@@ -340,12 +339,13 @@ def test_a_trial_never_reads_the_teacher(arena, tmp_path, undisturbed, monkeypat
     value = one_rung(arena, replace(arena.files, teacher=tmp_path / "nowhere"), tmp_path / "cached")
     assert value == rows[2].outcome.value
     assert set(neurons) == {46}
-    one_rung(arena, replace(arena.files, train_cache=None), tmp_path / "online")
+    one_rung(arena, without_cache(arena.files), tmp_path / "online")
     assert set(neurons) == {46, 48}
 
 
 def test_a_trial_refuses_the_words_of_another_teacher(arena, tmp_path):
-    for changes in ({"teacher_fingerprint": "other"}, {"train_cache": arena.files.validation_cache}):
+    mixed = replace(arena.files.train, cache=arena.files.validation.cache)
+    for changes in ({"fingerprint": "other"}, {"train": mixed}):
         with pytest.raises(CacheError, match=r"is a cache of (teacher|tokens) \w+, not \w+; delete it or name another"):
             one_rung(arena, replace(arena.files, **changes), tmp_path)
 
@@ -363,21 +363,24 @@ def test_a_trial_that_sees_two_devices_trains_on_both_and_goes_on(arena, undistu
     assert not (tmp_path / "training" / "model.safetensors").exists()
 
 
+def without_cache(files):
+    """The same files, with the teacher beside the student."""
+    return replace(files, train=StreamFiles(files.train.tokens))
+
+
 def one_rung(arena, files, checkpoints, stop_tokens=32, **changes):
     """Train the largest finalist to the end of a rung."""
+    settings = DistillationSettings(**{**DISTILLATION.model_dump(mode="json"), **changes})
     return train_rung(
-        str(arena.prepared.path),
-        str(arena.prepared.folder),
+        arena.prepared.to_dict(),
         arena.finalists[2].architecture.to_dict(),
         files.to_dict(),
-        {**DISTILLATION.model_dump(mode="json"), **changes},
-        schedule_tokens=128,
-        stop_tokens=stop_tokens,
-        checkpoints=str(checkpoints),
-        seed=3,
+        ShortTraining(settings, (128,), 2, seed=3).to_dict(),
+        stop_tokens,
+        str(checkpoints),
     )
 
 
 def test_a_trial_that_learns_from_the_text_alone_opens_no_teacher_for_it(arena, tmp_path):
-    files = replace(arena.files, teacher=tmp_path / "nowhere", train_cache=None)
+    files = replace(without_cache(arena.files), teacher=tmp_path / "nowhere")
     assert one_rung(arena, files, tmp_path, loss="lm")["kl_nats"] > 0

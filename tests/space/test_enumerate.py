@@ -255,7 +255,7 @@ def test_candidates_are_equal_to_the_same_ones_alone() -> None:
 def test_candidates_hold_plain_numbers() -> None:
     candidate = wide()[0]
     assert type(candidate.num_parameters) is int
-    assert {type(size) for size in candidate.architecture.shape().values()} == {int}
+    assert {type(size) for size in candidate.architecture.sizes().values()} == {int}
 
 
 def test_a_space_of_several_blocks_is_counted_as_a_whole() -> None:
@@ -303,7 +303,7 @@ def test_every_enumeration_keeps_the_laws(axes: dict[str, list[int]], size: int,
         assert low <= candidate.num_parameters <= high
         assert candidate.num_parameters == count_parameters(candidate.architecture)
         assert candidate.architecture != LLAMA
-        assert LLAMA.reshaped(candidate.architecture.shape()) == candidate.architecture
+        assert LLAMA.reshaped(candidate.architecture.sizes()) == candidate.architecture
         check_architecture(candidate.architecture, layout_of("llama"))
     ids = [candidate.id for candidate in enumeration.candidates]
     assert len(set(ids)) == len(ids) > 0
@@ -397,7 +397,7 @@ def reference(space: SearchSpace, size: int, source: Architecture) -> tuple[list
 def combinations(space: SearchSpace, source: Architecture) -> Iterator[dict[str, int]]:
     axes = {name: axis.values or () for name, axis in space.axes.given().items()}
     for values in product(*axes.values()):
-        sizes = source.shape() | dict(zip(axes, values, strict=True))
+        sizes = source.sizes() | dict(zip(axes, values, strict=True))
         if "num_attention_heads" not in axes:
             sizes["num_attention_heads"] = sizes["num_key_value_heads"] * source.heads_per_group
         elif "num_key_value_heads" not in axes and source.heads_per_group == 1:
@@ -409,8 +409,8 @@ def first_broken(space: SearchSpace, size: int, source: Architecture, sizes: dic
     heads, groups = sizes["num_attention_heads"], sizes["num_key_value_heads"]
     broken = {
         "heads_fill_groups": heads % groups > 0 or heads // groups > source.heads_per_group,
-        "pruning_only_removes": any(not 1 <= sizes[name] <= most for name, most in source.shape().items()),
-        "pruning_removes_something": sizes == source.shape(),
+        "pruning_only_removes": any(not 1 <= sizes[name] <= most for name, most in source.sizes().items()),
+        "pruning_removes_something": sizes == source.sizes(),
         "protected_layers_stay": sizes["num_hidden_layers"] < len(space.protected_layers),
         "experts_cover_a_token": sizes.get("num_experts", 0) < source.num_experts_per_tok,
     }

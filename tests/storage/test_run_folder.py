@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ import yaml
 
 from minitron_nas.errors import MinitronNasError, RunFolderError
 from minitron_nas.pipeline.plan import deciding
-from minitron_nas.storage.run_folder import RunFolder, require_new_folder
+from minitron_nas.storage.run_folder import LAYOUT, RunFolder, require_new_folder
 
 PLAN = {
     "teacher": "owner/teacher",
@@ -15,7 +16,11 @@ PLAN = {
     "distillation": {"tokens": 1000, "learning_rate": 1e-4},
     "runner": {"kind": "ray", "cpus_per_trial": None},
 }
-ABOUT = {"versions": {"torch": "2.6"}, "teacher": {"source": "owner/teacher", "fingerprint": "abc"}}
+ABOUT = {
+    "versions": {"torch": "2.6"},
+    "teacher": {"source": "owner/teacher", "fingerprint": "abc"},
+    "data": {"fingerprint": "text"},
+}
 
 
 @pytest.fixture
@@ -40,6 +45,10 @@ def test_everything_has_its_place(folder):
     assert folder.importance("teacher") == root / "importance" / "teacher"
     assert folder.prepared("110M") == root / "prepared" / "110M"
     assert folder.trials("110M") == root / "trials" / "110M"
+    assert folder.screened("110M") == root / "screened" / "110M.json"
+    assert folder.rows("110M distil") == root / "rows" / "110M-distil"
+    assert folder.study == root / "study.journal"
+    assert folder.given.parent == folder.work == root / "work"
     assert folder.student("110M") == root / "students" / "110M"
     assert folder.baseline("110M-depth") == root / "baselines" / "110M-depth"
     assert folder.checkpoints("110M") == root / "checkpoints" / "110M"
@@ -49,7 +58,7 @@ def test_everything_has_its_place(folder):
 def test_the_plan_is_written_with_what_it_is_about(folder):
     folder.write_plan(PLAN, ABOUT, deciding)
     written = yaml.safe_load(folder.plan.read_text())
-    assert written == {"plan": {**PLAN, "sizes": [110_000_000, 94_000_000]}, **ABOUT}
+    assert written == {"layout": LAYOUT, "plan": {**PLAN, "sizes": [110_000_000, 94_000_000]}, **ABOUT}
 
 
 def test_the_same_plan_goes_on_and_leaves_the_file_as_it_was(begun):
@@ -63,7 +72,7 @@ def test_how_work_is_done_may_change_and_is_written(begun):
     other = {**PLAN, "runner": {"kind": "local"}, "distillation": distillation, "evaluation": {"tasks": ["a"]}}
     begun.write_plan(other, {**ABOUT, "versions": {"torch": "2.7"}}, deciding)
     written = yaml.safe_load(begun.plan.read_text())
-    assert written == {"plan": {**other, "sizes": [110_000_000, 94_000_000]}, **ABOUT}
+    assert written == {"layout": LAYOUT, "plan": {**other, "sizes": [110_000_000, 94_000_000]}, **ABOUT}
 
 
 def test_until_a_stage_has_finished_another_plan_takes_the_place_of_the_first(folder):
@@ -79,6 +88,7 @@ def test_until_a_stage_has_finished_another_plan_takes_the_place_of_the_first(fo
         ({"sizes": (94_000_000,)}, {}, "sizes was [110000000, 94000000] and is now [94000000]"),
         ({"seed": 1}, {}, "seed was None and is now 1"),
         ({}, {"teacher": {"fingerprint": "xyz"}}, "teacher fingerprint was 'abc' and is now 'xyz'"),
+        ({}, {"data": {"fingerprint": "new"}}, "data fingerprint was 'text' and is now 'new'"),
         (
             {"distillation": {"tokens": 2000, "learning_rate": 2e-4}},
             {},
@@ -108,7 +118,7 @@ def test_a_folder_with_other_files_is_refused_and_left_alone(folder):
     assert not folder.plan.exists()
 
 
-@pytest.mark.parametrize("left", [[], [".lock"], [".lock", ".plan.yaml.partial", ".given"]])
+@pytest.mark.parametrize("left", [[], [".lock"], [".lock", ".plan.yaml.partial", "work"]])
 def test_a_new_folder_or_one_that_was_killed_at_once_is_taken(folder, left):
     folder.path.mkdir()
     for name in left:
@@ -138,6 +148,55 @@ def test_where_something_lies_nothing_new_is_written(tmp_path, lies_there):
 def test_an_empty_or_absent_folder_is_new(tmp_path):
     require_new_folder(tmp_path)
     require_new_folder(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("plan: {}\nteacher: {}\n", r"another version .*does not say layout: 2\), and cannot be gone on with"),
+        ("layout: 1\nplan: {}\nteacher: {}\n", "laid out by another version"),
+        ("layout: 2\nplan: {}\n", r"plan\.yaml lacks teacher, data; restore it, or choose another --out"),
+        ("layout: 2\nplan: [\n", r"plan\.yaml cannot be read \(.*\); restore it, or choose another --out"),
+        ("[]", "laid out by another version"),
+    ],
+)
+def test_a_plan_of_another_layout_or_that_was_damaged_is_refused_by_name(folder, content, message):
+    folder.path.mkdir()
+    folder.plan.write_text(content)
+    folder.ledger.touch()
+    for ask in (folder.refuse_foreign, lambda: folder.write_plan(PLAN, ABOUT, deciding)):
+        with pytest.raises(RunFolderError, match=message):
+            ask()
+    assert folder.plan.read_text() == content
+
+
+def test_a_run_remembers_whose_it_is(begun):
+    assert begun.has_begun_with("abc")
+    assert not begun.has_begun_with("xyz")
+    assert not RunFolder(begun.path / "elsewhere").has_begun_with("abc")
+
+
+def test_what_is_temporary_goes_at_the_end_and_when_the_next_process_begins(folder):
+    with folder.lock():
+        with folder.temporary() as work:
+            assert work.parent == folder.work
+            (work / "moments").write_text("28 GB")
+        assert not work.exists()
+        (folder.work / "left").write_text("by a killed process")
+        kept = folder.work / "left"
+        os.link(kept, folder.path / "again")
+    assert not folder.work.exists()
+    folder.work.mkdir()
+    os.link(folder.path / "again", kept)
+    with folder.lock():
+        assert not kept.exists()
+
+
+def test_only_what_stages_left_counts_as_written(folder):
+    for name in ("a.bin", "work/b.bin", "students/.110M.partial/c.bin", ".d.json.partial", "checkpoints/110M/e.bin"):
+        (folder.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder.path / name).write_bytes(b"1234")
+    assert folder.written_bytes() == 8
 
 
 def test_the_lock_makes_the_folder_and_a_run_of_it(folder):

@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from minitron_nas.storage.schemas import EXCLUSIONS, SCORES, TABLES
-from minitron_nas.storage.tables import read_frame, read_rows, replace_rows, write_rows
+from minitron_nas.storage.tables import read_frame, read_rows, unite_rows, write_rows
 
 ROWS = [
     {"size": "94M", "rule": "size_window", "reason": "too large", "num_shapes": 12},
@@ -74,27 +74,44 @@ def test_a_table_that_was_never_written_has_no_rows(tmp_path: Path) -> None:
     assert read_rows(tmp_path / "absent", EXCLUSIONS) == []
 
 
-def test_new_rows_take_the_place_of_those_with_the_same_values(tmp_path: Path) -> None:
-    write_rows(tmp_path, EXCLUSIONS, ROWS)
-    replace_rows(tmp_path, EXCLUSIONS, {"size": "110M"}, [exclusion("110M", 9)])
-    assert read_rows(tmp_path, EXCLUSIONS) == [ROWS[0], exclusion("110M", 9)]
+@pytest.fixture
+def parts(tmp_path: Path) -> list[Path]:
+    """Rows of two stages, and a stage that has said nothing."""
+    write_rows(tmp_path / "one", EXCLUSIONS, ROWS[:1])
+    write_rows(tmp_path / "two", EXCLUSIONS, ROWS[1:])
+    return [tmp_path / name for name in ("one", "silent", "two")]
 
 
-def test_rows_that_agree_only_in_part_keep_their_place(tmp_path: Path) -> None:
-    write_rows(tmp_path, EXCLUSIONS, ROWS)
-    same = {"size": "110M", "rule": "size_window"}
-    replace_rows(tmp_path, EXCLUSIONS, same, [exclusion("110M", 9)])
-    assert read_rows(tmp_path, EXCLUSIONS) == [ROWS[0], ROWS[2], exclusion("110M", 9)]
+def test_a_table_is_the_union_of_what_stages_said_in_their_order(tmp_path: Path, parts: list[Path]) -> None:
+    unite_rows(tmp_path, EXCLUSIONS, parts)
+    assert read_rows(tmp_path, EXCLUSIONS) == ROWS
+    unite_rows(tmp_path, EXCLUSIONS, parts[::-1])
+    assert read_rows(tmp_path, EXCLUSIONS) == [*ROWS[1:], *ROWS[:1]]
+    assert pq.read_schema(tmp_path / EXCLUSIONS.file_name).equals(EXCLUSIONS.arrow_schema(), check_metadata=True)
 
 
-def test_replacing_into_no_table_writes_it(tmp_path: Path) -> None:
-    replace_rows(tmp_path, EXCLUSIONS, {"size": "94M"}, ROWS[:1])
-    assert read_rows(tmp_path, EXCLUSIONS) == ROWS[:1]
+def test_a_table_of_nothing_goes(tmp_path: Path, parts: list[Path]) -> None:
+    unite_rows(tmp_path, EXCLUSIONS, parts)
+    unite_rows(tmp_path, EXCLUSIONS, parts[1:2])
+    assert not (tmp_path / EXCLUSIONS.file_name).exists()
 
 
-def test_a_stage_that_runs_twice_leaves_the_same_bytes(tmp_path: Path) -> None:
-    write_rows(tmp_path, EXCLUSIONS, ROWS)
-    replace_rows(tmp_path, EXCLUSIONS, {"size": "110M"}, [exclusion("110M", 9)])
-    once = (tmp_path / EXCLUSIONS.file_name).read_bytes()
-    replace_rows(tmp_path, EXCLUSIONS, {"size": "110M"}, [exclusion("110M", 9)])
-    assert (tmp_path / EXCLUSIONS.file_name).read_bytes() == once
+@pytest.mark.parametrize("content", [None, b"", b"PAR1 and no more"])
+def test_a_table_that_is_gone_or_damaged_is_made_again_to_the_byte(
+    tmp_path: Path, parts: list[Path], content: bytes | None
+) -> None:
+    table = tmp_path / EXCLUSIONS.file_name
+    unite_rows(tmp_path, EXCLUSIONS, parts)
+    good = table.read_bytes()
+    table.unlink()
+    if content is not None:
+        table.write_bytes(content)
+    unite_rows(tmp_path, EXCLUSIONS, parts)
+    assert table.read_bytes() == good
+
+
+def test_a_table_that_is_right_is_not_written_again(tmp_path: Path, parts: list[Path]) -> None:
+    unite_rows(tmp_path, EXCLUSIONS, parts)
+    before = (tmp_path / EXCLUSIONS.file_name).stat()
+    unite_rows(tmp_path, EXCLUSIONS, parts)
+    assert (tmp_path / EXCLUSIONS.file_name).stat() == before

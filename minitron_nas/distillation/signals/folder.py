@@ -32,6 +32,10 @@ FORMAT = 1
 
 _SHARD_BYTES = 64 * 2**20
 _ABOUT = "about.json"
+_ALWAYS_SAID = {
+    *("kind", "teacher", "tokens", "num_sequences"),
+    *("record_bytes", "batch_sequences", "sequences_per_shard", "shared"),
+}
 _LOCK = ".lock"
 
 
@@ -194,13 +198,9 @@ def read_about(path: Path) -> dict[str, Any] | None:
         about = read_json(path / _ABOUT)
     except (FileNotFoundError, ValueError):
         return None
-    return about if isinstance(about, dict) and about.get("format") == FORMAT else None
-
-
-def files_of(path: Path) -> list[Path]:
-    """Return the files that must be there for the cache in a folder to be whole, as far as the folder says."""
-    about = read_about(path)
-    return SignalFolder(path, about).files if about is not None else [path / _ABOUT]
+    if not isinstance(about, dict) or about.get("format") != FORMAT or not about.keys() >= _ALWAYS_SAID:
+        return None
+    return about
 
 
 @contextmanager

@@ -1,13 +1,13 @@
 """The stage in which the KD teacher speaks once."""
 
-from minitron_nas.distillation.job import TrainingFiles
+from minitron_nas.distillation.job import StreamFiles, TrainingFiles
 from minitron_nas.distillation.signals.caches import cached_parts, keep_signals
-from minitron_nas.distillation.signals.folder import FORMAT, files_of
-from minitron_nas.models.checkpoint import Checkpoint
-from minitron_nas.pipeline.engine import Engine
-from minitron_nas.pipeline.plan import FamilyPlan
-from minitron_nas.pipeline.stages.tokenize import Tokens
+from minitron_nas.pipeline import inputs
+from minitron_nas.pipeline.engine import Left, Stage
+from minitron_nas.pipeline.hop import Lessons
+from minitron_nas.pipeline.run import Run, Source
 from minitron_nas.progress import Progress
+from minitron_nas.storage.shards import SHARD_SUFFIX
 
 _SAID = {
     "hidden_cache": "final hidden states of the KD text",
@@ -16,24 +16,31 @@ _SAID = {
 }
 
 
-def teacher_files(engine: Engine, plan: FamilyPlan, teacher: Checkpoint, name: str, tokens: Tokens) -> TrainingFiles:
-    """Cache what the KD teacher says over the validation text and, unless it runs online, over the training text."""
-    parts = cached_parts(plan.distillation)
-    caches = {part: engine.folder.signal(teacher.fingerprint, part) for part in parts}
+def let_speak(run: Run, teacher: Source) -> Lessons:
+    """Cache what a KD teacher says over the validation text and, unless it runs online, over the training text.
 
-    def action(progress: Progress) -> None:
+    Args:
+        run: The run.
+        teacher: The model that students learn from.
+    """
+    settings, checkpoint, tokens = run.plan.distillation, teacher.checkpoint, run.tokens
+    parts = cached_parts(settings)
+    caches = {part: run.folder.signal(checkpoint.fingerprint, part) for part in parts}
+
+    def action(progress: Progress) -> Left:
         texts = {part: tokens.part(part) for part in parts}
-        keep_signals(teacher.path, teacher.fingerprint, parts, texts, caches, progress)
+        keep_signals(checkpoint.path, checkpoint.fingerprint, parts, texts, caches, progress)
+        return Left()
 
-    inputs = {"teacher": teacher.fingerprint, "tokens": tokens.fingerprint, "parts": parts, "format": FORMAT}
-    outputs = [file for folder in caches.values() for file in files_of(folder)]
-    title = f"{name} speaks once ({_SAID[plan.distillation.teacher_signal]})"
-    engine.stage(f"{name} signal", title, inputs, outputs, action)
-    return TrainingFiles(
-        teacher=teacher.path,
-        train_tokens=tokens.file("train"),
-        train_cache=caches.get("train"),
-        validation_tokens=tokens.file("validation"),
-        validation_cache=caches["validation"],
-        teacher_fingerprint=teacher.fingerprint,
+    stage = Stage(
+        f"{teacher.name} signal",
+        f"{teacher.name} speaks once ({_SAID[settings.teacher_signal]})",
+        inputs.of_signal(checkpoint, parts),
+        needs=(tokens.done, *teacher.made_by),
+        outputs=list(caches.values()),
+        costly=True,
+        self_checked=SHARD_SUFFIX,
     )
+    done = run.engine.run(stage, action)
+    train, validation = (StreamFiles(tokens.file(part), caches.get(part)) for part in ("train", "validation"))
+    return Lessons(TrainingFiles(checkpoint.path, checkpoint.fingerprint, train, validation), done)

@@ -21,10 +21,11 @@ from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.loading import load_for_training
 from minitron_nas.models.source import resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display
-from minitron_nas.pipeline.lineage import versions
 from minitron_nas.pipeline.steps.text import read_splits
+from minitron_nas.pipeline.versions import versions
 from minitron_nas.progress import Progress
-from minitron_nas.pruning.export import Proof, export_student, proof_prompt, stored_dtype
+from minitron_nas.pruning.export import export_student, proof_prompt, stored_dtype
+from minitron_nas.storage.lineage import Lineage, Origin, Proof
 from minitron_nas.storage.run_folder import require_new_folder
 from minitron_nas.text.settings import TextSettings
 from minitron_nas.text.sources import data_name
@@ -147,15 +148,15 @@ class CorrectionRun:
             merge_adapters(model)
         after = validate(model, self.validation, None)
         prompt = proof_prompt(self.validation)
-        lineage = {
-            "corrected": {"source": name, "fingerprint": self.teacher.fingerprint},
-            "architecture": self.teacher.architecture.to_dict(),
-            "tokens_trained": self.schedule.num_tokens,
-            "settings": {**self.settings.model_dump(), "learning_rate": self.settings.peak_learning_rate},
-            "validation_loss_nats": {"before": before.loss_nats, "after": after.loss_nats},
-            "seed": self.seed,
-            "versions": versions(),
-        }
+        lineage = Lineage(
+            corrected=Origin(name, self.teacher.fingerprint),
+            architecture=self.teacher.architecture.to_dict(),
+            tokens_trained=self.schedule.num_tokens,
+            settings={**self.settings.model_dump(), "learning_rate": self.settings.peak_learning_rate},
+            validation_loss_nats={"before": before.loss_nats, "after": after.loss_nats},
+            seed=self.seed,
+            versions=versions(),
+        )
         dtype = stored_dtype(self.teacher.path)
         proof = export_student(model, self.teacher.path, folder, dtype, prompt, lineage)
         del model

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from minitron_nas.distillation.correction import Correction
-from minitron_nas.distillation.job import TrainingFiles, TrainingJob
+from minitron_nas.distillation.job import StreamFiles, TrainingFiles, TrainingJob
 from minitron_nas.distillation.launch import train
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals.caches import cached_parts, keep_signals
@@ -18,10 +18,11 @@ from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.source import resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display
-from minitron_nas.pipeline.lineage import versions
 from minitron_nas.pipeline.steps.text import read_splits
+from minitron_nas.pipeline.versions import versions
 from minitron_nas.progress import Progress
-from minitron_nas.pruning.export import Proof, export_student, proof_prompt, stored_dtype
+from minitron_nas.pruning.export import export_student, proof_prompt, stored_dtype
+from minitron_nas.storage.lineage import Lineage, Origin, Proof
 from minitron_nas.storage.run_folder import require_new_folder
 from minitron_nas.text.settings import TextSettings
 from minitron_nas.text.sources import data_name
@@ -120,19 +121,16 @@ def distill(
     job = TrainingJob(source.path, files, settings, schedule, checkpoints, seed, work / "training")
     with display.stage("distil", f"{schedule.num_tokens:,} tokens in {schedule.num_steps} steps") as progress:
         model, result = train(job, runner, progress)
-    lineage = {
-        "teacher": {
-            "source": source_name(teacher),
-            "fingerprint": other.fingerprint,
-            "correction": None if correction is None else str(correction),
-        },
-        "source": {"name": source_name(student), "fingerprint": source.fingerprint},
-        "architecture": source.architecture.to_dict(),
-        "tokens_trained": schedule.num_tokens,
-        "learning_rate": settings.learning_rate,
-        "seed": seed,
-        "versions": versions(),
-    }
+    lineage = Lineage(
+        teacher=Origin(source_name(teacher), other.fingerprint),
+        correction=None if correction is None else {"followed": str(correction)},
+        source=Origin(source_name(student), source.fingerprint),
+        architecture=source.architecture.to_dict(),
+        tokens_trained=schedule.num_tokens,
+        learning_rate=settings.learning_rate,
+        seed=seed,
+        versions=versions(),
+    )
     prompt = proof_prompt(splits.validation)
     proof = export_student(model, source.path, folder, stored_dtype(source.path), prompt, lineage)
     shutil.rmtree(work, ignore_errors=True)
@@ -157,11 +155,5 @@ def _files(
         said = "hidden" if top_k is None else f"top-{top_k}"
         caches[part] = signals / f"{said}-{teacher.fingerprint}-{texts[part].fingerprint}"
     keep_signals(teacher.path, teacher.fingerprint, parts, texts, caches, progress)
-    return TrainingFiles(
-        teacher.path,
-        tokens["train"],
-        caches.get("train"),
-        tokens["validation"],
-        caches["validation"],
-        teacher.fingerprint,
-    )
+    train, validation = (StreamFiles(tokens[part], caches.get(part)) for part in ("train", "validation"))
+    return TrainingFiles(teacher.path, teacher.fingerprint, train, validation)

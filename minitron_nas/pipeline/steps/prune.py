@@ -23,18 +23,19 @@ from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.checks import check_values
 from minitron_nas.models.source import resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display
-from minitron_nas.pipeline.lineage import versions
 from minitron_nas.pipeline.steps.score import MAGNITUDE, RANDOM, calibration_reader, existing_parent, scores_of
+from minitron_nas.pipeline.versions import versions
 from minitron_nas.progress import Progress, silent
-from minitron_nas.pruning.export import PROOF_TOKENS, Proof, write_student
+from minitron_nas.pruning.export import PROOF_TOKENS, write_student
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
 from minitron_nas.pruning.refit import needs_moments, repair_student
 from minitron_nas.pruning.repair_in_sequence import why_not_in_sequence
-from minitron_nas.pruning.settings import Repair, Start
+from minitron_nas.pruning.settings import Repair, Start, StartSettings
 from minitron_nas.pruning.start import TakenStart, measure_start, possible_start
 from minitron_nas.space.axes import SearchSpace, load_space
 from minitron_nas.space.enumerate import Candidate, enumerate_candidates
+from minitron_nas.storage.lineage import Lineage, Origin, Proof
 from minitron_nas.storage.run_folder import require_new_folder
 from minitron_nas.storage.weights import TensorHeader
 from minitron_nas.text.settings import TextSettings
@@ -122,7 +123,7 @@ def prune(
         protected = space.protected_layers if named is None else ()
         target = _target(checkpoint, shape or {}, size, named, space)
         PruningOrder.check_layers(source, protected, target.num_hidden_layers)
-        taken = TakenStart.of(checkpoint, target, start, repair)
+        taken = TakenStart.of(checkpoint, target, StartSettings(start, repair, merge_heads))
         rotates = possible_start(start, checkpoint)[0] == "rotate" and target.hidden_size < source.hidden_size
         repairs = repair == "ridge" and target != source
         fewer = named is None and target.num_hidden_layers < source.num_hidden_layers
@@ -142,18 +143,18 @@ def prune(
         with _stage_if(rotates or inputs, display, "prepare", measured) as progress:
             prepared = _prepared(checkpoint, order, calibration, rotates, inputs, merge_heads, Path(work), progress)
         repaired = _repaired(prepared, target, calibration, Path(work), display) if repairs else {}
-        lineage = {
-            "teacher": {"source": source_name(teacher), "fingerprint": checkpoint.fingerprint},
-            "architecture": target.to_dict(),
-            "source_architecture": source.to_dict(),
-            "kept_layers": prepared.order.kept_layers(target.num_hidden_layers),
-            "depth": importance.depth.model_dump() if named is None else "drop_layers",
-            "start": {**asdict(taken), "merge_heads": merge_heads},
-            "scores": str(scores) if scores is not None else data_name(data),
-            "tokens_trained": 0,
-            "seed": seed,
-            "versions": versions(),
-        }
+        lineage = Lineage(
+            teacher=Origin(source_name(teacher), checkpoint.fingerprint),
+            architecture=target.to_dict(),
+            source_architecture=source.to_dict(),
+            kept_layers=prepared.order.kept_layers(target.num_hidden_layers),
+            depth=importance.depth.model_dump() if named is None else "drop_layers",
+            start={**asdict(taken), "merge_heads": merge_heads},
+            scores=str(scores) if scores is not None else data_name(data),
+            tokens_trained=0,
+            seed=seed,
+            versions=versions(),
+        )
         with display.stage("prune", f"cut to {target.id}; {taken}") as progress:
             proof = write_student(prepared, target, folder, _prompt(source, seed), lineage, repaired, progress)
     return Pruned(folder, target, count_parameters(target, layout), proof)

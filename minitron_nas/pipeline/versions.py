@@ -1,4 +1,4 @@
-"""What goes into every lineage, whoever writes it."""
+"""The versions that go into every lineage and plan."""
 
 from importlib.metadata import version
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from minitron_nas.distillation.job import TrainingFiles
 from minitron_nas.distillation.signals import caches
 from minitron_nas.distillation.signals import folder as signal_folder
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache
@@ -14,11 +15,10 @@ from minitron_nas.distillation.signals.teacher import OnlineTeacher
 from minitron_nas.distillation.signals.top_k_cache import TopKCache
 from minitron_nas.models.checkpoint import Checkpoint, open_checkpoint
 from minitron_nas.pipeline.display import Quiet
-from minitron_nas.pipeline.engine import Engine
+from minitron_nas.pipeline.engine import Engine, Left, Stage
 from minitron_nas.pipeline.plan import make_plan, with_overrides
-from minitron_nas.pipeline.stages.teach import teacher_files
-from minitron_nas.pipeline.stages.tokenize import Tokens
-from minitron_nas.search.tournament import TrainingFiles
+from minitron_nas.pipeline.run import Run, RunTokens, Source
+from minitron_nas.pipeline.stages.teach import let_speak
 from minitron_nas.storage.run_folder import RunFolder
 from minitron_nas.testing import tiny_checkpoint
 from minitron_nas.text.tokens import PackedTokens
@@ -60,8 +60,10 @@ def speak(teacher: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         for name, part in {**parts, "train": train}.items():
             part.save(tmp_path / "tokens" / f"{name}.safetensors")
         plan = make_plan(with_overrides({"teacher": "x", "sizes": [1], "data": "x"}, overrides))
-        tokens = Tokens(tmp_path / "tokens", train.fingerprint, train.num_tokens)
-        return teacher_files(Engine(RunFolder(tmp_path), Quiet()), plan, teacher, "teacher", tokens)
+        engine, source = Engine(RunFolder(tmp_path), Quiet()), Source("teacher", teacher)
+        text = engine.run(Stage("text", "tokens", {"seed": seed}), lambda progress: Left(seed))
+        run = Run(engine, plan, source, RunTokens(tmp_path / "tokens", text, train.num_tokens))
+        return let_speak(run, source).files
 
     return call
 
@@ -112,8 +114,8 @@ def test_a_shard_that_was_deleted_is_written_again(
     speak: Speak, teacher: Checkpoint, tmp_path: Path, loads: list[Path]
 ) -> None:
     files = speak()
-    assert files.train_cache is not None
-    shard = files.train_cache / "00001.shard"
+    assert files.train.cache is not None
+    shard = files.train.cache / "00001.shard"
     good = shard.read_bytes()
     shard.unlink()
     assert speak() == files

@@ -1,0 +1,99 @@
+"""What decides the outcome of every stage, beside the files that it needs: the one place of their fingerprints.
+
+A setting that stands here makes a stage run again when it changes; one that only says how work is done does not.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from minitron_nas.architecture.spec import Architecture
+from minitron_nas.distillation.settings import HOW_TO_TRAIN
+from minitron_nas.distillation.signals.folder import FORMAT
+from minitron_nas.models.checkpoint import Checkpoint
+from minitron_nas.pipeline.engine import Done
+from minitron_nas.pipeline.member import TrainedMember
+from minitron_nas.pipeline.plan import FamilyPlan, deciding
+from minitron_nas.pipeline.run import Source
+from minitron_nas.pruning.settings import StartSettings
+
+
+def of_text(plan: FamilyPlan, teacher: Checkpoint, data_fingerprint: str) -> dict[str, Any]:
+    """Text becomes tokens: what it is, how it is split, and whose tokenizer reads it."""
+    return {
+        "data": [plan.to_dict()["data"], data_fingerprint],
+        "text": plan.text.model_dump(),
+        "distillation": [plan.distillation.tokens, plan.distillation.batch_sequences],
+        "seed": plan.seed,
+        "teacher": teacher.fingerprint,
+    }
+
+
+def of_correction(plan: FamilyPlan, teacher: Checkpoint, num_tokens: int) -> dict[str, Any]:
+    """The teacher is fine-tuned: on how many tokens, and how."""
+    settings = plan.correct.model_dump() if plan.correct is not None else None
+    return {"teacher": teacher.fingerprint, "correct": settings, "tokens": num_tokens, "seed": plan.seed}
+
+
+def of_signal(teacher: Checkpoint, parts: dict[str, int | None]) -> dict[str, Any]:
+    """A teacher speaks: over which parts of the text, and what of it is kept."""
+    return {"teacher": teacher.fingerprint, "parts": parts, "format": FORMAT}
+
+
+def of_scores(plan: FamilyPlan, source: Source) -> dict[str, Any]:
+    """A model is scored: how activations become scores."""
+    return {
+        "source": source.checkpoint.fingerprint,
+        "importance": plan.importance.model_dump(exclude={"depth"}),
+    }
+
+
+def of_preparation(
+    plan: FamilyPlan, source: Source, start: StartSettings, layer_counts: Collection[int]
+) -> dict[str, Any]:
+    """A model is prepared: which layers leave, and what channels, neurons and heads are cut in."""
+    depth = plan.importance.depth
+    return {
+        "source": source.checkpoint.fingerprint,
+        "protected": plan.space.protected_layers,
+        "depth": depth.model_dump(),
+        "layer_counts": sorted(layer_counts) if depth.needs_model else None,
+        "start": asdict(start),
+        "seed": plan.seed,
+    }
+
+
+def of_search(plan: FamilyPlan, size: int) -> dict[str, Any]:
+    """A shape is found: all of the plan that decides anything, but for the other sizes."""
+    return {"plan": {key: value for key, value in deciding(plan.to_dict()).items() if key != "sizes"}, "size": size}
+
+
+def of_study(tournaments: Sequence[Done]) -> dict[str, Any]:
+    """The search is told as Optuna tells it: what the tournaments said in the tables."""
+    return {"rows": [[output.identity for output in done.entry.rows] for done in tournaments]}
+
+
+def of_training(plan: FamilyPlan, role: str, target: Architecture) -> dict[str, Any]:
+    """A model is distilled: its shape, its start and how it learns."""
+    return {
+        "kd_teacher": plan.kd_teacher,
+        "target": target.to_dict(),
+        "role": role,
+        "distillation": plan.distillation.model_dump(exclude=set(HOW_TO_TRAIN)),
+        "seed": plan.seed,
+        "protected": plan.space.protected_layers,
+        "importance": plan.importance.model_dump(),
+        "start": asdict(plan.start_settings),
+    }
+
+
+def of_measurement(plan: FamilyPlan, member: TrainedMember, checkpoint: Checkpoint) -> dict[str, Any]:
+    """A model is measured: loss, KL, speed and memory."""
+    speed = plan.evaluation.model_dump(include={"prompt_tokens", "decode_tokens", "repeats"})
+    return {"model": checkpoint.fingerprint, "member": member.to_dict(), "speed": speed}
+
+
+def of_benchmarks(plan: FamilyPlan, checkpoint: Checkpoint) -> dict[str, Any]:
+    """A model answers lm-eval's tasks: which, and how."""
+    tasks = plan.evaluation.model_dump(exclude={"prompt_tokens", "decode_tokens", "repeats"})
+    return {"model": checkpoint.fingerprint, "tasks": tasks, "seed": plan.seed}

@@ -1,0 +1,74 @@
+"""`Run`: what every stage of a run works on."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from minitron_nas.models.checkpoint import Checkpoint
+from minitron_nas.pipeline.engine import Done, Engine
+from minitron_nas.pipeline.plan import FamilyPlan
+from minitron_nas.storage.run_folder import RunFolder
+from minitron_nas.text.tokens import PackedTokens
+
+
+@dataclass(frozen=True, slots=True)
+class RunTokens:
+    """The run's packed tokens.
+
+    Attributes:
+        folder: Where the parts lie.
+        done: The stage that wrote them.
+        distillation_tokens: KD tokens of one student.
+    """
+
+    folder: Path
+    done: Done
+    distillation_tokens: int
+
+    def part(self, name: str) -> PackedTokens:
+        """Open calibration, validation or train."""
+        return PackedTokens.load(self.file(name))
+
+    def calibration(self) -> PackedTokens:
+        """Open the text that models are scored, rotated and repaired on."""
+        return self.part("calibration")
+
+    def file(self, name: str) -> Path:
+        """The file of a part."""
+        return self.folder / f"{name}.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A model that students are pruned from, or learn from.
+
+    Attributes:
+        name: "teacher", or the label of the size that it is the student of.
+        checkpoint: The model.
+        made_by: The stage that wrote it; none for a teacher that came from outside.
+    """
+
+    name: str
+    checkpoint: Checkpoint
+    made_by: tuple[Done, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run under way.
+
+    Attributes:
+        engine: Runs its stages.
+        plan: What it is to do.
+        teacher: The first teacher, corrected where the plan says so; all members are measured against it.
+        tokens: Its text.
+    """
+
+    engine: Engine
+    plan: FamilyPlan
+    teacher: Source
+    tokens: RunTokens
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where it lies."""
+        return self.engine.folder

@@ -1,0 +1,114 @@
+"""Whatever happens to a file of a run, the same command gives equal results, or one line that names the file."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from itertools import cycle
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from minitron_nas.errors import MinitronNasError
+from minitron_nas.pipeline.family import Family
+from minitron_nas.storage.run_folder import RunFolder
+from minitron_nas.storage.schemas import RUN_TABLES
+from minitron_nas.storage.tables import read_frame
+
+LATER = ("90k distil", "90k evaluate", "study")
+"""Stages that read what the others left, and are yet to come in the unfinished run."""
+
+
+def flip(file: Path) -> None:
+    """Change one bit in the middle."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def cut(file: Path) -> None:
+    """Leave the first half."""
+    os.truncate(file, file.stat().st_size // 2)
+
+
+DAMAGES = {"flipped": flip, "cut": cut, "removed": Path.unlink}
+
+
+@pytest.fixture(scope="module")
+def runs(build: Callable[..., Family], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A finished run, and the same before its last stages."""
+    folder = tmp_path_factory.mktemp("runs")
+    finished, unfinished = build(folder / "finished").path, folder / "unfinished"
+    shutil.copytree(finished, unfinished, ignore=shutil.ignore_patterns("students", "study.journal"))
+    lines = (finished / "ledger.jsonl").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["stage"] not in LATER]
+    (unfinished / "ledger.jsonl").write_text("".join(kept))
+    for stage in LATER:
+        shutil.rmtree(RunFolder(unfinished).rows(stage), ignore_errors=True)
+    return {"finished": finished, "unfinished": unfinished}
+
+
+def files_of(run: Path) -> list[str]:
+    """Every file of a run but its locks, which say nothing."""
+    return sorted(str(file.relative_to(run)) for file in run.rglob("*") if file.is_file() and file.name != ".lock")
+
+
+def one_of_each_kind(files: list[str]) -> Iterator[str]:
+    """Leave out files that lie where another of the same suffix lies."""
+    seen = set()
+    for file in files:
+        kind = (file.partition("/")[0], str(Path(file).parent), Path(file).suffix) if "/" in file else file
+        if kind not in seen:
+            seen.add(kind)
+            yield file
+
+
+def results(run: Path) -> dict[str, object]:
+    """All that the settings and the seed decide."""
+    tables = {table.file_name: read_frame(run, table).drop(columns="seconds", errors="ignore") for table in RUN_TABLES}
+    weights = {str(file.relative_to(run)): file.read_bytes() for file in (run / "students").rglob("*.safetensors")}
+    return {**tables, **weights}
+
+
+def check(build: Callable[..., Family], run: Path, good: Path, file: str, damage: str, work: Path) -> None:
+    copy = work / "run"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(run, copy)
+    DAMAGES[damage](copy / file)
+    try:
+        build(copy)
+    except MinitronNasError as error:
+        told = str(error)
+        named = Path(file).name in told or (file == "plan.yaml" and f"{copy} was begun with another plan" in told)
+        assert named, f"{file} {damage}: {told}"
+        assert "\n" not in told, f"{file} {damage}: {told}"
+        return
+    assert not (copy / "work").exists()
+    expected, found = results(good), results(copy)
+    assert expected.keys() == found.keys(), f"{file} {damage}"
+    for name, value in expected.items():
+        if isinstance(value, pd.DataFrame):
+            pd.testing.assert_frame_equal(value, found[name], check_exact=True, obj=f"{file} {damage}: {name}")
+        else:
+            assert value == found[name], f"{file} {damage}: {name} is another"
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("state", ["unfinished", "finished"])
+def test_damage_to_a_file_of_each_kind_is_mended_or_named(
+    build: Callable[..., Family], runs: dict[str, Path], tmp_path: Path, state: str
+) -> None:
+    for file, damage in zip(one_of_each_kind(files_of(runs[state])), cycle(DAMAGES), strict=False):
+        check(build, runs[state], runs["finished"], file, damage, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("state", ["unfinished", "finished"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_any_damage_to_any_file_is_mended_or_named(
+    build: Callable[..., Family], runs: dict[str, Path], tmp_path: Path, damage: str, state: str
+) -> None:
+    for file in files_of(runs[state]):
+        check(build, runs[state], runs["finished"], file, damage, tmp_path)
