@@ -18,6 +18,7 @@ from minitron_nas.models.checks import (
     fingerprint_tensors,
 )
 from minitron_nas.models.config import read_architecture, read_config
+from minitron_nas.models.expected import ExpectedTensors
 from minitron_nas.progress import Progress, silent
 from minitron_nas.storage.weights import TensorHeader
 
@@ -89,9 +90,10 @@ def open_checkpoint(path: Path, read_values: bool = True, progress: Progress = s
     """
     config = read_config(path)
     architecture, layout = read_architecture(path, config)
-    headers = check_tensors(path, architecture, layout)
+    expected = ExpectedTensors.of(architecture, layout)
+    headers = check_tensors(path, expected)
     check_tokenizer(path, architecture)
-    check_twins(path, headers, architecture, layout)
+    check_twins(path, headers, expected)
     if read_values:
         check_values(path, headers, progress)
     content = (path / "config.json").read_bytes() + fingerprint_tensors(headers).encode()

@@ -2,16 +2,15 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from transformers import AutoTokenizer
 
-from minitron_nas.architecture.layout import HIDDEN, VOCAB, Layout
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import CheckpointError
+from minitron_nas.models.expected import ExpectedTensors
+from minitron_nas.models.stock import Bits
 from minitron_nas.progress import Progress
 from minitron_nas.storage.weights import TensorHeader, in_threads, read_headers, read_rows, row_blocks, sample_bytes
 
@@ -22,29 +21,23 @@ _SHOWN_FAULTS = 3
 _PROBE_TEXT = "Hello, world 42"
 
 
-def table_names(
-    found: Mapping[str, TensorHeader], architecture: Architecture, layout: Layout
-) -> dict[str, TensorHeader]:
-    """Return the headers of a checkpoint under the names of its family's table, what the table ignores left out."""
-    known = _expected_shapes(replace(architecture, tie_word_embeddings=False), layout)
-    own = {older: name for name in known for older in layout.stored_names(name) if older not in known}
-    return {own.get(name, name): header for name, header in found.items() if not name.endswith(layout.ignored)}
-
-
-def check_tensors(path: Path, architecture: Architecture, layout: Layout) -> dict[str, TensorHeader]:
+def check_tensors(path: Path, expected: ExpectedTensors) -> dict[str, TensorHeader]:
     """Compare the safetensors headers with the family's table, and return them by the table's names.
+
+    Args:
+        path: The folder.
+        expected: What it is to hold.
 
     Raises:
         CheckpointError: If a tensor is missing, is not explained by the table, has another shape than
             the config asks for, or is not stored as floating point.
     """
-    expected = _expected_shapes(architecture, layout)
-    found = table_names(read_headers(path), architecture, layout)
-    faults = [f"tensor {name!r} of shape {shape} is missing" for name, shape in expected.items() if name not in found]
-    untied = _untied_twins(architecture, layout)
-    known = expected | untied
+    found, known = expected.named(read_headers(path)), expected.known
+    faults = [
+        f"tensor {name!r} of shape {shape} is missing" for name, shape in expected.required.items() if name not in found
+    ]
     faults += [
-        f"tensor {name!r} of shape {header.shape} is not in the table of family {layout.model_type!r}"
+        f"tensor {name!r} of shape {header.shape} is not in the table of family {expected.layout.model_type!r}"
         for name, header in found.items()
         if name not in known
     ]
@@ -54,14 +47,19 @@ def check_tensors(path: Path, architecture: Architecture, layout: Layout) -> dic
     return found
 
 
-def check_twins(path: Path, headers: Mapping[str, TensorHeader], architecture: Architecture, layout: Layout) -> None:
+def check_twins(path: Path, headers: Mapping[str, TensorHeader], expected: ExpectedTensors) -> None:
     """Refuse a model whose config ties the output to the embedding although it carries another output.
+
+    Args:
+        path: The folder, for messages.
+        headers: What `check_tensors` returned.
+        expected: What the folder is to hold.
 
     Raises:
         CheckpointError: If the two tensors differ; transformers would not tie them.
     """
-    for name in _untied_twins(architecture, layout):
-        if name in headers and _differ(headers[name], headers[_embedding(architecture, layout)]):
+    for name in expected.twins:
+        if name in headers and _differ(headers[name], headers[expected.embedding]):
             raise CheckpointError(
                 f"{path}: config.json ties {name!r} to the embedding, but the two tensors differ; set "
                 "tie_word_embeddings to false in config.json"
@@ -93,14 +91,24 @@ def check_values(path: Path, headers: Mapping[str, TensorHeader], progress: Prog
         progress(done, total)
 
 
-def all_finite(bits: Any, dtype: str) -> bool:
-    """Whether the stored bits of a block hold neither NaN nor infinity."""
+def all_finite(bits: Bits, dtype: str) -> bool:
+    """Whether a block of stored numbers holds neither NaN nor infinity.
+
+    Args:
+        bits: Any shape.
+        dtype: Their type, as safetensors names it.
+    """
     exponent = bits.dtype.type(_EXPONENTS[dtype])
     return not bool(np.any(bits & exponent == exponent))
 
 
 def not_finite(path: Path, name: str) -> CheckpointError:
-    """Return the error of a tensor that holds NaN or infinity."""
+    """Return the error of a tensor that holds NaN or infinity.
+
+    Args:
+        path: The folder.
+        name: The tensor.
+    """
     return CheckpointError(
         f"{path}: tensor {name!r} holds NaN or infinity; copy it again, or load the model in a wider type and save it "
         "again"
@@ -127,6 +135,10 @@ def check_tokenizer(path: Path, architecture: Architecture) -> None:
     Special tokens that were added to the tokenizer may lie beyond it, as Gemma 3's image token does: text for a
     causal language model holds none of them, or is refused when it is packed.
 
+    Args:
+        path: The folder.
+        architecture: Says how many entries the vocabulary has.
+
     Raises:
         CheckpointError: If there is no tokenizer or it has ordinary ids that the embedding lacks.
     """
@@ -148,21 +160,6 @@ def check_tokenizer(path: Path, architecture: Architecture) -> None:
         )
 
 
-def _expected_shapes(architecture: Architecture, layout: Layout) -> dict[str, tuple[int, ...]]:
-    return {place.name: place.row.shape(architecture) for place in layout.tensors(architecture)}
-
-
-def _untied_twins(architecture: Architecture, layout: Layout) -> dict[str, tuple[int, ...]]:
-    """Tensors that only an untied model needs; a tied one may carry them as copies of the embedding."""
-    untied = _expected_shapes(replace(architecture, tie_word_embeddings=False), layout)
-    tied = _expected_shapes(architecture, layout)
-    return {name: shape for name, shape in untied.items() if name not in tied}
-
-
-def _embedding(architecture: Architecture, layout: Layout) -> str:
-    return next(place.name for place in layout.tensors(architecture) if place.row.dims == (VOCAB, HIDDEN))
-
-
 def _differ(one: TensorHeader, other: TensorHeader) -> bool:
     return one.dtype != other.dtype or any(
         not np.array_equal(read_rows(one, *rows), read_rows(other, *rows)) for rows in row_blocks(one)
@@ -177,7 +174,7 @@ def _header_faults(found: Mapping[str, TensorHeader], shapes: Mapping[str, tuple
             yield f"tensor {name!r} is stored as {header.dtype}, not as floating point; give the unquantised model"
 
 
-def _first(faults: Sequence[Any]) -> str:
+def _first(faults: Sequence[str]) -> str:
     shown = "; ".join(faults[:_SHOWN_FAULTS])
     more = len(faults) - _SHOWN_FAULTS
     return f"{shown}; and {more} more" if more > 0 else shown

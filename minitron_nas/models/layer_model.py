@@ -6,7 +6,7 @@ that nothing here knows a family. Its vocabulary is a few rows of zeros, because
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,12 @@ from transformers import AutoConfig
 from minitron_nas.architecture.config import with_sizes
 from minitron_nas.architecture.layout import HIDDEN, VOCAB, Layout
 from minitron_nas.architecture.spec import Architecture
+from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.config import layer_lists
 from minitron_nas.models.stock import model_from_tensors
+
+LayerOutput: TypeAlias = Tensor | tuple[Tensor, ...]
+"""Hidden states, alone or before whatever else a module puts out."""
 
 _NUM_ROWS = 8
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -30,7 +34,7 @@ def layer_model(
     layer: int,
     dtype: torch.dtype,
     embedding: Tensor | None = None,
-) -> Any:
+) -> CausalLM:
     """Build a stock causal LM of one layer of a model, on the CPU.
 
     Args:
@@ -62,10 +66,12 @@ def layer_model(
             tensors[place.name] = embedding
         else:
             tensors[place.name] = read(place.row.name.format(layer=layer, expert=place.expert))
-    return model_from_tensors(content, tensors, dtype).eval()
+    model = model_from_tensors(content, tensors, dtype)
+    model.eval()
+    return model
 
 
-def run_layer(model: Any, layout: Layout, states: Tensor, position_ids: Tensor) -> Tensor:
+def run_layer(model: CausalLM, layout: Layout, states: Tensor, position_ids: Tensor) -> Tensor:
     """Run one batch of hidden states through a model of one layer, hooks on it and on its final norm too.
 
     Args:
@@ -79,11 +85,11 @@ def run_layer(model: Any, layout: Layout, states: Tensor, position_ids: Tensor) 
     """
     outputs: list[Tensor] = []
 
-    def give(_: Any, args: Any, kwargs: Any) -> Any:
+    def give(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return ((states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": states})
 
-    def take(_: Any, __: Any, output: Any) -> None:
-        outputs.append(output[0] if isinstance(output, tuple) else output)
+    def take(_: nn.Module, __: tuple[Any, ...], output: LayerOutput) -> None:
+        outputs.append(states_of(output))
 
     module = decoder_layers(model, layout, [0])[0]
     # Prepended, so that hooks that measure are told what the layer reads.
@@ -94,7 +100,7 @@ def run_layer(model: Any, layout: Layout, states: Tensor, position_ids: Tensor) 
     return outputs[0]
 
 
-def embed(model: Any, layout: Layout, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+def embed(model: CausalLM, layout: Layout, input_ids: Tensor, position_ids: Tensor) -> Tensor:
     """Return what the first layer of a model reads, (batch, seq_len, hidden_size), without running the layer.
 
     Args:
@@ -109,11 +115,19 @@ def embed(model: Any, layout: Layout, input_ids: Tensor, position_ids: Tensor) -
     )
 
 
-def input_of(module: Any, run: Callable[[], Any]) -> Tensor:
-    """Return what a module is about to read when something runs that contains it, and run no further."""
+def input_of(module: nn.Module, run: Callable[[], object]) -> Tensor:
+    """Return what a module is about to read when something runs that contains it, and run no further.
 
-    def stop(_: Any, args: Any, kwargs: Any) -> None:
-        raise _ReachedError(args[0] if args else kwargs["hidden_states"])
+    Args:
+        module: The module.
+        run: Calls what contains it; what it returns is not looked at.
+
+    Returns:
+        (batch, seq_len, size), or with the first two run together where the module is given them so.
+    """
+
+    def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        raise _ReachedError(layer_input(args, kwargs))
 
     with module.register_forward_pre_hook(stop, with_kwargs=True):
         try:
@@ -123,7 +137,7 @@ def input_of(module: Any, run: Callable[[], Any]) -> Tensor:
     raise AssertionError("the module was not reached")
 
 
-def release_weights(model: Any) -> None:
+def release_weights(model: nn.Module) -> None:
     """Free a model's weights at once, even where its modules refer to one another; it cannot be used any more."""
     model.to("meta")
 
@@ -136,6 +150,28 @@ class _ReachedError(Exception):
         self.states = states
 
 
-def decoder_layers(model: Any, layout: Layout, layers: Iterable[int]) -> list[nn.Module]:
-    """Return some decoder layers of a loaded model."""
+def layer_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """Return the hidden states that a module is called with: its first argument, or one by name.
+
+    Args:
+        args: What it is called with, as hooks are told.
+        kwargs: The same by name.
+    """
+    states: Tensor = args[0] if args else kwargs["hidden_states"]
+    return states
+
+
+def states_of(output: LayerOutput) -> Tensor:
+    """Return the hidden states that a module puts out, alone or before others."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def decoder_layers(model: CausalLM, layout: Layout, layers: Iterable[int]) -> list[nn.Module]:
+    """Return some decoder layers of a loaded model.
+
+    Args:
+        model: A causal LM.
+        layout: The table of its family.
+        layers: Indices of the layers, in the order in which they are returned.
+    """
     return [model.get_submodule(layout.layer_module.format(layer=layer)) for layer in layers]

@@ -7,9 +7,10 @@ from typing import TypeAlias
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from minitron_nas.errors import CheckpointError
+from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.storage.atomic import require_free_bytes, whole_folder
 
-LiveModel: TypeAlias = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+LiveModel: TypeAlias = tuple[CausalLM, PreTrainedTokenizerBase]
 """A loaded model and its tokenizer."""
 
 _SHARD_SIZE = "5GB"
@@ -22,6 +23,10 @@ _PROBE_TEXTS = (
 def save_live_model(source: LiveModel, folder: Path) -> Path:
     """Save a live (model, tokenizer) pair, whole or not at all, and return the folder.
 
+    Args:
+        source: The pair; it stays as it is.
+        folder: Where it goes.
+
     Raises:
         CheckpointError: If the pair is not a plain transformers model and tokenizer, or the tokenizer
             reads differently once it is saved and loaded.
@@ -33,11 +38,16 @@ def save_live_model(source: LiveModel, folder: Path) -> Path:
     return folder
 
 
-def write_stock_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def write_stock_folder(model: CausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write weights, config, generation config, tokenizer and chat template into a folder.
 
     `save_pretrained` notes the type and class in the config of the model that it saves; a shallow copy
     takes these notes, so the given model stays as it was.
+
+    Args:
+        model: The model; it stays as it is.
+        tokenizer: Its tokenizer.
+        folder: An existing folder.
 
     Raises:
         CheckpointError: If the tokenizer reads differently once it is saved and loaded.

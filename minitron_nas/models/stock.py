@@ -1,18 +1,23 @@
 """From stored tensors to stock causal LMs."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.storage.weights import TensorHeader, read_rows, row_blocks
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
 }  # fmt: skip
 """The floating-point types of safetensors."""
+
+Bits: TypeAlias = NDArray[np.signedinteger[Any]]
+"""Stored numbers of any type, as signed integers of the same width."""
 
 
 def read_tensor(header: TensorHeader) -> Tensor:
@@ -39,7 +44,7 @@ def read_entries(header: TensorHeader, indices: Tensor) -> Tensor:
     return torch.from_numpy(np.concatenate(pieces)).view(DTYPES[header.dtype])
 
 
-def model_from_tensors(config: dict[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype) -> Any:
+def model_from_tensors(config: dict[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype) -> CausalLM:
     """Build a stock causal LM around tensors.
 
     Args:
@@ -53,6 +58,7 @@ def model_from_tensors(config: dict[str, Any], tensors: dict[str, Tensor], dtype
     model_config = AutoConfig.for_model(**config)
     with torch.device("meta"):
         shell = AutoModelForCausalLM.from_config(model_config, dtype=dtype)
+    model: CausalLM
     model, info = type(shell).from_pretrained(
         None, config=model_config, state_dict=tensors, dtype=dtype, output_loading_info=True
     )

@@ -33,7 +33,14 @@ class Scaling(NamedTuple):
 
 
 def scaling_of(row: TensorRow, layout: Layout, source: Architecture, target: Architecture) -> Scaling:
-    """Return by how much a tensor grows because the student has fewer hidden channels."""
+    """Return by how much a tensor grows because the student has fewer hidden channels.
+
+    Args:
+        row: The tensor.
+        layout: The table of its family.
+        source: The teacher's shape.
+        target: The student's.
+    """
     ratio = sqrt(source.hidden_size / target.hidden_size)
     factor = 1.0
     if row.is_norm and row.dims == (HIDDEN,):
@@ -49,7 +56,14 @@ def scaling_of(row: TensorRow, layout: Layout, source: Architecture, target: Arc
 def scaled_constants(
     config: Mapping[str, Any], layout: Layout, source: Architecture, target: Architecture
 ) -> dict[str, Any]:
-    """Return the entries of `config.json` that change with the hidden size."""
+    """Return the entries of `config.json` that change with the hidden size.
+
+    Args:
+        config: The teacher's `config.json`, with all that transformers fills in.
+        layout: The table of its family.
+        source: The teacher's shape.
+        target: The student's.
+    """
     if layout.norm_centres or source.hidden_size == target.hidden_size:
         return {}
     return {_EPSILON: config[_EPSILON] * source.hidden_size / target.hidden_size}

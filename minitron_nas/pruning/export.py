@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -13,7 +12,9 @@ from transformers import AutoModelForCausalLM
 from minitron_nas.architecture.rules import check_architecture
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import ProofError
+from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.checks import check_tensors
+from minitron_nas.models.expected import ExpectedTensors
 from minitron_nas.models.hub import TERMS
 from minitron_nas.models.stock import DTYPES
 from minitron_nas.progress import Progress, silent
@@ -43,7 +44,7 @@ PROOF_TOKENS = 16
 
 
 def export_student(
-    model: Any, source: Path, folder: Path, dtype: torch.dtype, prompt: Tensor, lineage: Lineage
+    model: CausalLM, source: Path, folder: Path, dtype: torch.dtype, prompt: Tensor, lineage: Lineage
 ) -> Proof:
     """Write a student that lives in memory, reload it as a user would, and compare the logits.
 
@@ -63,7 +64,7 @@ def export_student(
     Raises:
         ProofError: If the reloaded model gives other logits.
     """
-    model = model.cpu().eval()
+    model.cpu().eval()
     # Parameters only: rotary frequencies are buffers, which stock loading leaves in float32.
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
@@ -116,7 +117,7 @@ def write_student(
         write_weights(parts, partial, progress)
         write_json(partial / "config.json", config)
         _copy_companions(prepared.path, partial)
-        check_tensors(partial, target, prepared.layout)
+        check_tensors(partial, ExpectedTensors.of(target, prepared.layout))
         proof = None
         if _MODELS_IN_A_PROOF * total_bytes(parts) <= psutil.virtual_memory().available:
             dtype = stored_dtype(partial)
@@ -126,12 +127,20 @@ def write_student(
 
 
 def proof_prompt(validation: PackedTokens) -> Tensor:
-    """Return the tokens, (1, seq_len), over which a student that is reloaded must say what it said before."""
+    """Return the tokens, (1, seq_len), over which a student that is reloaded must say what it said before.
+
+    Args:
+        validation: Held-out sequences, of which the first is taken.
+    """
     return validation.first(1).in_memory().input_ids[:, :PROOF_TOKENS]
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
-    """Return the dtype in which a checkpoint stores most of its values."""
+    """Return the dtype in which a checkpoint stores most of its values.
+
+    Args:
+        folder: The checkpoint.
+    """
     sizes: dict[str, int] = {}
     for header in read_headers(folder).values():
         sizes[header.dtype] = sizes.get(header.dtype, 0) + header.num_bytes
@@ -145,7 +154,7 @@ def _copy_companions(source: Path, folder: Path) -> None:
         shutil.copyfile(file, copy)
 
 
-def _prove(folder: Path, model: Any, dtype: torch.dtype, prompt: Tensor) -> Proof:
+def _prove(folder: Path, model: CausalLM, dtype: torch.dtype, prompt: Tensor) -> Proof:
     expected = _logits(model, prompt)
     reloaded = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False).eval()
     difference = (_logits(reloaded, prompt) - expected).abs().max().item()
@@ -168,6 +177,6 @@ def _prove(folder: Path, model: Any, dtype: torch.dtype, prompt: Tensor) -> Proo
 
 
 @torch.no_grad()
-def _logits(model: Any, prompt: Tensor) -> Tensor:
+def _logits(model: CausalLM, prompt: Tensor) -> Tensor:
     logits: Tensor = model(input_ids=prompt, use_cache=False).logits
     return logits.float()

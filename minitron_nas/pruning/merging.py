@@ -13,10 +13,11 @@ Source: Muralidharan et al. 2024 (arXiv 2407.14679), section 2.3, which prints t
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from minitron_nas.pruning.mix import Digest
 
 
 def merge_partners(ranking: Tensor, num_kept: int) -> Tensor:
@@ -65,6 +66,6 @@ class Merge:
         matrix[self.partners[merged], columns[merged]] = -1.0
         return matrix
 
-    def update(self, digest: Any) -> None:
+    def update(self, digest: Digest) -> None:
         """Feed a hash with what decides the map."""
         digest.update(self.kept.numpy().tobytes() + self.partners.numpy().tobytes())

@@ -96,6 +96,11 @@ class PruningOrder:
     def check_layers(architecture: Architecture, protected_layers: Sequence[int], num_kept: int | None = None) -> None:
         """Refuse protected layers that the source does not have, or more of them than layers are kept.
 
+        Args:
+            architecture: The source's shape.
+            protected_layers: Indices, negative ones from the end.
+            num_kept: How many layers are kept, if that is known.
+
         Raises:
             InvalidArchitectureError: Naming the layer and the source's layers, or both numbers.
         """
@@ -139,7 +144,12 @@ class PruningOrder:
         return kept
 
     def kept_experts(self, layer: int, num_experts: int) -> list[int]:
-        """Return the ascending indices of the experts that a layer keeps."""
+        """Return the ascending indices of the experts that a layer keeps.
+
+        Args:
+            layer: The layer, by its number in the teacher.
+            num_experts: How many it keeps.
+        """
         return sorted(self.experts[layer][:num_experts].tolist())
 
     def kept_entries(

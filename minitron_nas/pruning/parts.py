@@ -4,41 +4,22 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias, TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from minitron_nas.models.stock import DTYPES
+from minitron_nas.models.stock import DTYPES, Bits
 from minitron_nas.pruning.compensate import Scaling
+from minitron_nas.pruning.mix import Digest, Kept, Mix
 from minitron_nas.storage.weights import TensorHeader, read_rows, row_blocks
 
 Rows: TypeAlias = tuple[int, int]
 """First and last (exclusive) of the student's rows."""
 
-Kept: TypeAlias = Any
-"""What a student keeps of one dimension of a teacher's tensor: the ascending indices of the entries that
-stay, a numpy array (num_kept,); None where all do; or a `Mix` of them."""
-
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
 _UNSCALED = Scaling()
-
-
-class Mix(Protocol):
-    """A linear map from the entries of a dimension to fewer."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(size, num_kept)."""
-
-    def matrix(self) -> Tensor:
-        """Return the map, (size, num_kept), float64."""
-
-    def update(self, digest: Any) -> None:
-        """Feed a hash with what decides the map."""
 
 
 class Part(Protocol):
@@ -63,10 +44,10 @@ class Part(Protocol):
     def blocks(self) -> Iterator[Rows]:
         """Yield its rows in blocks."""
 
-    def read(self, rows: Rows) -> Any:
-        """Return a block of it as a numpy array of the stored bits."""
+    def read(self, rows: Rows) -> Bits:
+        """Return a block of it, (num_rows, ...)."""
 
-    def update(self, digest: Any) -> None:
+    def update(self, digest: Digest) -> None:
         """Feed a hash with what decides its values."""
 
 
@@ -107,17 +88,17 @@ class Cut:
         """Yield the student's rows, each block out of one block of the teacher's where rows are not mixed."""
         kept = self.kept[0]
         for first, last in row_blocks(self.source):
-            if _mixes(kept):
-                first, last = min(first, self.shape[0]), min(last, self.shape[0])  # noqa: PLW2901
-            elif kept is not None:
+            if isinstance(kept, np.ndarray):
                 first, last = np.searchsorted(kept, (first, last)).tolist()  # noqa: PLW2901
+            elif kept is not None:
+                first, last = min(first, self.shape[0]), min(last, self.shape[0])  # noqa: PLW2901
             if first < last:
                 yield first, last
 
-    def read(self, rows: Rows) -> Any:
-        """Return a block of the student's tensor as a numpy array of the stored bits."""
+    def read(self, rows: Rows) -> Bits:
+        """Return a block of the student's tensor, (num_rows, ...)."""
         kept, *others = self.kept
-        mixes = [entries for entries in others if _mixes(entries)]
+        mixes = [each for each in others if _mixes(each)]
         if _mixes(kept):
             wide = self._mixed_rows(kept.matrix()[:, slice(*rows)])
         else:
@@ -129,16 +110,18 @@ class Cut:
             wide = wide @ mix.matrix().to(wide.dtype)
         return self._scaled(wide)
 
-    def update(self, digest: Any) -> None:
+    def update(self, digest: Digest) -> None:
         """Feed a hash with what decides its values; the source's file counts by its name, size and time."""
         status = self.source.file.stat()
         about = (self.name, self.source.file.name, status.st_size, status.st_mtime_ns, self.source.offset)
         digest.update(f"{about} {self.shape} {self.scaling}".encode())
         for kept in self.kept:
-            if _mixes(kept):
+            if isinstance(kept, np.ndarray):
+                digest.update(kept.tobytes())
+            elif kept is not None:
                 kept.update(digest)
             else:
-                digest.update(b"all" if kept is None else kept.tobytes())
+                digest.update(b"all")
 
     def _mixed_rows(self, matrix: Tensor) -> Tensor:
         """Rows that are mixtures of all the teacher's rows, (num_rows, ...)."""
@@ -148,28 +131,28 @@ class Cut:
             mixed = mixed + matrix[first:last].to(wide.dtype).T @ wide
         return mixed
 
-    def _selected(self, rows: Rows) -> Any:
+    def _selected(self, rows: Rows) -> Bits:
         kept = self.kept[0]
-        if kept is None:
+        if not isinstance(kept, np.ndarray):
             return self._selected_columns(read_rows(self.source, *rows))
         wanted = kept[slice(*rows)]
         first = int(wanted[0])
-        block = read_rows(self.source, first, int(wanted[-1]) + 1)
+        block: Bits = read_rows(self.source, first, int(wanted[-1]) + 1)
         if len(block) != len(wanted):
             block = block.take(wanted - first, axis=0)
         return self._selected_columns(block)
 
-    def _selected_columns(self, block: Any) -> Any:
-        for axis, entries in enumerate(self.kept[1:], start=1):
-            if entries is not None and not _mixes(entries):
-                block = block.take(entries, axis=axis)
+    def _selected_columns(self, block: Bits) -> Bits:
+        for axis, kept in enumerate(self.kept[1:], start=1):
+            if isinstance(kept, np.ndarray):
+                block = block.take(kept, axis=axis)
         return block
 
-    def _wide(self, bits: Any) -> Tensor:
+    def _wide(self, bits: Bits) -> Tensor:
         stored = torch.from_numpy(bits).view(DTYPES[self.dtype])
         return stored if stored.dtype == torch.float64 else stored.float()
 
-    def _scaled(self, wide: Tensor) -> Any:
+    def _scaled(self, wide: Tensor) -> Bits:
         factor, offset = self.scaling
         if factor != 1:
             wide = (wide.double() + offset) * factor - offset
@@ -201,17 +184,17 @@ class Vector:
         """Yield all of it."""
         yield 0, len(self.values)
 
-    def read(self, rows: Rows) -> Any:
-        """Return some of it as a numpy array of the stored bits."""
+    def read(self, rows: Rows) -> Bits:
+        """Return some of it, (num_rows,)."""
         return _stored(self.values[slice(*rows)], self.dtype)
 
-    def update(self, digest: Any) -> None:
+    def update(self, digest: Digest) -> None:
         """Feed a hash with its values."""
         digest.update(self.name.encode() + self.values.numpy().tobytes())
 
 
 def whole(part: Part) -> Tensor:
-    """Return all of a tensor of a student."""
+    """Return all of a tensor of a student, in the type that it is stored in."""
     return torch.from_numpy(part.read((0, part.shape[0]))).view(DTYPES[part.dtype])
 
 
@@ -221,6 +204,9 @@ def entries(part: Part, indices: Tensor) -> Tensor:
     Args:
         part: The tensor.
         indices: (num_kept,), ascending.
+
+    Returns:
+        (num_kept, ...), in the type that the tensor is stored in.
     """
     wanted, pieces = indices.numpy(), []
     for first, last in part.blocks():
@@ -240,10 +226,11 @@ def total_bytes(parts: Iterable[Part]) -> int:
     return sum(num_bytes(part) for part in parts)
 
 
-def _mixes(kept: Kept) -> bool:
+def _mixes(kept: Kept) -> TypeGuard[Mix]:
     return kept is not None and not isinstance(kept, np.ndarray)
 
 
-def _stored(wide: Tensor, dtype: str) -> Any:
+def _stored(wide: Tensor, dtype: str) -> Bits:
     values = wide.to(DTYPES[dtype]).contiguous()
-    return values.view(_BITS[values.element_size()]).numpy()
+    bits: Bits = values.view(_BITS[values.element_size()]).numpy()
+    return bits

@@ -8,8 +8,8 @@ from typing import Any, Self
 
 from minitron_nas.architecture.layout import Layout
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.models.checks import table_names
 from minitron_nas.models.config import read_architecture, read_config
+from minitron_nas.models.expected import ExpectedTensors
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.rotation import Rotation
 from minitron_nas.pruning.settings import RIDGE
@@ -62,7 +62,7 @@ class PreparedTeacher:
         """
         config = read_config(path)
         architecture, layout = read_architecture(path, config)
-        headers = table_names(read_headers(path), architecture, layout)
+        headers = ExpectedTensors.of(architecture, layout).named(read_headers(path))
         order = PruningOrder.load(folder / _ORDER)
         rotation = Rotation.load(folder / _ROTATION) if (folder / _ROTATION).is_file() else None
         moments = folder / _MOMENTS if (folder / _MOMENTS).is_dir() else None

@@ -12,7 +12,6 @@ plain selection, so that a large ridge repairs nothing; where nothing is cut, T 
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from minitron_nas.errors import CheckpointError
 from minitron_nas.importance.tensor_folder import TensorFolder
+from minitron_nas.pruning.mix import Digest, Indices
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
@@ -36,7 +36,7 @@ class Mend:
 
     moments: Path
     name: str
-    kept: Any
+    kept: Indices
     size: int
     ridge: float
 
@@ -53,7 +53,7 @@ class Mend:
                 _last[self] = ridge_map(TensorFolder(self.moments)[self.name], torch.from_numpy(self.kept), self.ridge)
             return _last[self]
 
-    def update(self, digest: Any) -> None:
+    def update(self, digest: Digest) -> None:
         """Feed a hash with what decides the matrix."""
         digest.update(TensorFolder(self.moments)[self.name].numpy().tobytes())
         digest.update(self.kept.tobytes() + str(self.ridge).encode())

@@ -25,7 +25,7 @@ pays for it with a matrix on every residual connection; one basis for all layers
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -33,11 +33,17 @@ from torch import Tensor
 
 from minitron_nas.architecture.layout import HIDDEN, Layout, TensorPlace
 from minitron_nas.architecture.spec import Architecture
+from minitron_nas.pruning.mix import Digest
 from minitron_nas.storage.weights import TensorHeader, float_rows, in_threads, row_blocks
 
 
 def why_not_rotatable(layout: Layout, architecture: Architecture) -> str | None:
-    """Say why rotating would change what a model computes, or None where it would not."""
+    """Say why rotating would change what a model computes, or None where it would not.
+
+    Args:
+        layout: The table of its family.
+        architecture: Its shape; says whether embeddings are tied.
+    """
     if any(row.on_branch for row in layout.rows):
         return f"{layout.model_type} has norms on what layers add to the residual stream, which fix its basis"
     if layout.scales_embeddings:
@@ -48,7 +54,12 @@ def why_not_rotatable(layout: Layout, architecture: Architecture) -> str | None:
 
 
 def stream_norms(layout: Layout, architecture: Architecture) -> list[TensorPlace]:
-    """Return the gains of all norms that read the residual stream, in the order of the table."""
+    """Return the gains of all norms that read the residual stream, in the order of the table.
+
+    Args:
+        layout: The table of the family.
+        architecture: The model's shape.
+    """
     rows = layout.stream_norms()
     return [place for place in layout.tensors(architecture) if place.row in rows]
 
@@ -105,7 +116,7 @@ class Turn:
             return folded
         return folded + basis.biases[self.norm][:, None] / (basis.levels[self.norm] * self.shape[1])
 
-    def update(self, digest: Any) -> None:
+    def update(self, digest: Digest) -> None:
         """Feed a hash with the matrix."""
         digest.update(self.matrix().numpy().tobytes())
 

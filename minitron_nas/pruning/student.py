@@ -13,11 +13,13 @@ from minitron_nas.architecture.layout import HIDDEN, Dim, TensorPlace
 from minitron_nas.architecture.rules import check_architecture
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import InvalidArchitectureError
+from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.config import layer_lists
 from minitron_nas.models.stock import model_from_tensors
 from minitron_nas.pruning.compensate import scaled_constants, scaling_of
 from minitron_nas.pruning.merging import Merge
-from minitron_nas.pruning.parts import Cut, Kept, Part, Vector, whole
+from minitron_nas.pruning.mix import Kept
+from minitron_nas.pruning.parts import Cut, Part, Vector, whole
 from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.repair import Mend
 from minitron_nas.pruning.rotation import HiddenBasis, stream_norms
@@ -29,6 +31,10 @@ def student_config(prepared: PreparedTeacher, target: Architecture) -> dict[str,
 
     `head_dim` becomes explicit where the family knows it, and lists that hold one entry per layer
     keep the entries of the layers that stay.
+
+    Args:
+        prepared: The ranked teacher.
+        target: A shape no larger than the teacher's.
 
     Raises:
         InvalidArchitectureError: If stock transformers refuses it.
@@ -63,7 +69,12 @@ def cuts(
 
 
 def basis_of(prepared: PreparedTeacher, target: Architecture) -> HiddenBasis | None:
-    """Return what a student's residual stream is written in; None where its channels are the teacher's."""
+    """Return what a student's residual stream is written in; None where its channels are the teacher's.
+
+    Args:
+        prepared: The ranked teacher.
+        target: The student's shape.
+    """
     if prepared.rotation is None or target.hidden_size == prepared.architecture.hidden_size:
         return None
     return prepared.rotation.at(target.hidden_size, target.tie_word_embeddings)
@@ -72,7 +83,14 @@ def basis_of(prepared: PreparedTeacher, target: Architecture) -> HiddenBasis | N
 def turned_cuts(
     prepared: PreparedTeacher, target: Architecture, basis: HiddenBasis | None, repaired: Mapping[str, TensorHeader]
 ) -> list[Part]:
-    """Return the same for a basis that is given; None selects channels."""
+    """Return the same for a basis that is given.
+
+    Args:
+        prepared: The ranked teacher.
+        target: A shape no larger than the teacher's.
+        basis: What the student's residual stream is written in; None selects channels.
+        repaired: Tensors of the student that stand ready in a file, by name.
+    """
     surgeon = _Surgeon(prepared, target, basis)
     return [
         Cut(place.name, repaired[place.name], (None,) * len(place.row.dims))
@@ -148,7 +166,7 @@ def build_student(
     target: Architecture,
     dtype: torch.dtype,
     repaired: Mapping[str, TensorHeader] | None = None,
-) -> Any:
+) -> CausalLM:
     """Build the pruned causal LM in memory.
 
     Args:
@@ -165,9 +183,17 @@ def build_student(
     return model_from_tensors(student_config(prepared, target), tensors, dtype)
 
 
-def random_student(prepared: PreparedTeacher, target: Architecture, dtype: torch.dtype, seed: int) -> Any:
-    """Build the same shape with transformers' own random initialisation, as a baseline."""
+def random_student(prepared: PreparedTeacher, target: Architecture, dtype: torch.dtype, seed: int) -> CausalLM:
+    """Build the same shape with transformers' own random initialisation, as a baseline.
+
+    Args:
+        prepared: The teacher whose config it takes over.
+        target: Its shape.
+        dtype: Of the weights.
+        seed: Of the weights.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = AutoConfig.for_model(**student_config(prepared, target))
-        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model: CausalLM = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return model

@@ -89,6 +89,10 @@ def surgery_key(parts: Sequence[Part], config: dict[str, Any]) -> str:
 
     A file that tensors come from counts by its name, size and time, so that one that was written again
     begins another surgery, whatever it holds.
+
+    Args:
+        parts: What is written.
+        config: The content of the student's `config.json`.
     """
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for part in parts:
@@ -108,7 +112,7 @@ def _write_shard(shard: _Shard, partial: Path) -> Iterator[int]:
             bits = block.part.read(block.rows)
             if not all_finite(bits, block.part.dtype):
                 raise not_finite(block.part.origin, block.part.name)
-            data = memoryview(bits).cast("B")
+            data = bits.data.cast("B")
             _write_all(descriptor, data, block.offset)
             return xxh3_128_digest(data), data.nbytes
 

@@ -10,6 +10,7 @@ from minitron_nas.distillation.loss.validation import validate
 from minitron_nas.errors import TrialError
 from minitron_nas.execution.device import compute_dtype, pick_device
 from minitron_nas.execution.runner import Job, Jobs, Outcome, last_line
+from minitron_nas.models.causal_lm import moved
 from minitron_nas.progress import Progress, silent
 from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.student import build_student
@@ -90,5 +91,5 @@ def screen_candidate(
     student = build_student(PreparedTeacher.from_dict(prepared), target, compute_dtype(device))
     held_out = TrainingFiles.from_dict(files).held_out()
     tokens = held_out.tokens.first(num_sequences or held_out.tokens.num_sequences)
-    losses = validate(student.to(device), tokens, held_out.signal)
+    losses = validate(moved(student, device), tokens, held_out.signal)
     return {"kl_nats": losses.kl_nats, "loss_nats": losses.loss_nats}

@@ -32,6 +32,7 @@ from minitron_nas.importance.baselines import random_scores
 from minitron_nas.importance.moments import second_moments
 from minitron_nas.importance.tensor_folder import TensorFolder
 from minitron_nas.models.checks import check_tensors
+from minitron_nas.models.expected import ExpectedTensors
 from minitron_nas.models.layer_model import embed, layer_model, run_layer
 from minitron_nas.models.stock import model_from_tensors, read_tensor
 from minitron_nas.pruning.compensate import scaled_constants
@@ -98,7 +99,7 @@ class Subject:
         tiny_tokenizer(config.vocab_size).save_pretrained(path)
         content = read_json(path / "config.json")
         architecture = architecture_of({**config.to_dict(), **content}, layout)
-        headers = check_tensors(path, architecture, layout)
+        headers = check_tensors(path, ExpectedTensors.of(architecture, layout))
         order = PruningOrder.from_scores(random_scores(architecture, layout, seed), architecture, (0, -1))
         prepared = PreparedTeacher(path, content, architecture, layout, headers, folder / "prepared", order)
         prompt = torch.randint(0, config.vocab_size, (2, _SEQ_LEN), generator=torch.Generator().manual_seed(seed))
