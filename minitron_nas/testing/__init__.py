@@ -1,6 +1,8 @@
 """For tests of this package and of families in others: tiny models of every family, and the conformance suite."""
 
-from minitron_nas.testing.conformance import CHECKS, Subject, check_family, conformance_shapes
+from minitron_nas.testing.conformance import CHECKS, check_family
+from minitron_nas.testing.shapes import conformance_shapes
+from minitron_nas.testing.subject import Subject
 from minitron_nas.testing.tiny import (
     SPECIAL_TOKENS,
     rewrite_tensors,

@@ -42,7 +42,13 @@ _TINY_EXPERTS: dict[str, Any] = {
 
 
 def tiny_config(model_type: str, *, tied: bool = False, **changes: Any) -> PreTrainedConfig:
-    """Return a config of about 0.1 million parameters; `changes` are config fields to replace or add."""
+    """Return a config of about 0.1 million parameters; `changes` are config fields to replace or add.
+
+    Args:
+        model_type: One of the known families.
+        tied: Whether the output head is the embedding.
+        **changes: Config fields to replace or add.
+    """
     experts = _TINY_EXPERTS if layout_of(model_type).has_experts else {}
     fields = {**_TINY_SIZES, **experts, "tie_word_embeddings": tied, **changes}
     return AutoConfig.for_model(model_type, **fields)
@@ -80,6 +86,11 @@ def tiny_model(config: PreTrainedConfig, seed: int = 0, *, dtype: torch.dtype = 
     """Build a model in evaluation mode whose every parameter is random, norms and biases too.
 
     The same config and seed give the same bits; torch's global random state is left alone.
+
+    Args:
+        config: What to build.
+        seed: Of the parameters.
+        dtype: Of the parameters.
     """
     with torch.random.fork_rng(devices=[]):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -114,7 +125,12 @@ def tiny_checkpoint(
 
 
 def rewrite_tensors(folder: Path, changes: Mapping[str, torch.Tensor | None]) -> None:
-    """Replace, add or (with None) remove tensors of a one-file checkpoint."""
+    """Replace, add or (with None) remove tensors of a one-file checkpoint.
+
+    Args:
+        folder: The checkpoint.
+        changes: Tensors by name.
+    """
     file = folder / "model.safetensors"
     tensors = {**load_file(file), **changes}
     save_file({name: t for name, t in tensors.items() if t is not None}, file, metadata={"format": "pt"})

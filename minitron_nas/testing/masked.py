@@ -1,0 +1,197 @@
+"""The teacher in which what a student leaves out is zero: what the student has to compute."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from minitron_nas.architecture.layout import HIDDEN, Axis, TensorPlace, TensorRow
+from minitron_nas.architecture.spec import Architecture
+from minitron_nas.models.causal_lm import CausalLM
+from minitron_nas.models.stock import model_from_tensors
+from minitron_nas.pruning.compensate import scaled_constants
+from minitron_nas.testing.subject import Subject, plain_experts
+
+
+@contextmanager
+def masked(
+    subject: Subject, target: Architecture, writers_only: bool = False, tensors: Mapping[str, Tensor] | None = None
+) -> Iterator[CausalLM]:
+    """Build the teacher in which what leaves is zero, with norms and routers that do not see it.
+
+    RMSNorm over hidden channels needs no help: the surgery makes up for zeros in its mean. LayerNorm
+    and norms over heads look at the entries that stay.
+
+    Args:
+        subject: The teacher.
+        target: The student's shape.
+        writers_only: Whether only what writes to the residual stream is zero.
+        tensors: The teacher's tensors, if not those that `written_off` gives.
+    """
+    content = tensors if tensors is not None else written_off(subject, target, writers_only)
+    model = plain_experts(model_from_tensors(dict(subject.prepared.config), dict(content), torch.float64))
+    model.eval()
+    modules = dict(model.named_modules())
+    for place in subject.layout.tensors(subject.architecture):
+        if place.row.is_norm and (place.row.dims != (HIDDEN,) or subject.layout.norm_centres):
+            (mask,) = kept_masks(subject, target, place)
+            name = subject.layout.module_of(place.row).format(layer=place.layer)
+            _set_epsilon(modules[name], subject, target)
+            _narrow(modules[name], mask)
+    removed = {}
+    if subject.architecture.num_experts != target.num_experts:
+        for place in subject.layout.tensors(subject.architecture):
+            if place.row.per_layer and Axis.EXPERTS in place.row.dims[0]:
+                (mask, _) = kept_masks(subject, target, place)
+                name = subject.layout.module_of(place.row).format(layer=place.layer)
+                removed[id(modules[name].get_parameter("weight"))] = ~mask
+    with _Router(removed):
+        yield model
+
+
+def written_off(subject: Subject, target: Architecture, writers_only: bool = False) -> dict[str, Tensor]:
+    """Return the teacher's tensors with zeros for all that leaves.
+
+    Args:
+        subject: The teacher.
+        target: The student's shape.
+        writers_only: Whether only what writes to the residual stream is zero.
+    """
+    layout, source = subject.layout, subject.architecture
+    layers = subject.prepared.order.kept_layers(target.num_hidden_layers)
+    stored = {
+        own: name for own in subject.prepared.headers for name in layout.stored_names(own) if name in subject.tensors
+    }
+    result = {}
+    for place in layout.tensors(source):
+        row, tensor = place.row, subject.tensors[stored[place.name]].clone()
+        writes = (
+            row.per_layer
+            and not row.is_norm
+            and (row.dims == (HIDDEN,) or (len(row.dims) == 2 and layout.output_dim(row) == HIDDEN))
+        )
+        if not writers_only or writes or not row.per_layer:
+            for number, mask in enumerate(kept_masks(subject, target, place)):
+                tensor *= mask.view([-1 if number == axis else 1 for axis in range(tensor.dim())])
+        if writes and place.layer not in layers:
+            tensor.zero_()
+        result[place.name] = tensor
+    return result
+
+
+def with_noise(
+    subject: Subject,
+    target: Architecture,
+    tensors: Mapping[str, Tensor],
+    row: TensorRow,
+    wanted: bool,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """Add noise to one tensor of every layer: to the entries that stay, or to those that leave.
+
+    Args:
+        subject: The teacher.
+        target: The student's shape.
+        tensors: The teacher's tensors, by name; they stay as they are.
+        row: The tensor.
+        wanted: Whether the noise goes to the entries that stay.
+        generator: Draws the noise.
+    """
+    pruned = pruned_axes(subject.architecture, target)
+    changed = dict(tensors)
+    for place in subject.layout.tensors(subject.architecture):
+        if place.row is not row:
+            continue
+        tensor = changed[place.name]
+        stays = torch.ones_like(tensor, dtype=torch.bool)
+        for number, mask in enumerate(kept_masks(subject, target, place)):
+            if pruned & {axis for part in row.dims[number].parts for axis in part}:
+                stays &= mask.view([-1 if number == axis else 1 for axis in range(tensor.dim())])
+        if pruned == {Axis.EXPERTS}:
+            stays[:] = place.expert in subject.prepared.order.kept_experts(place.layer or 0, target.num_experts)
+        noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
+        changed[place.name] = tensor + noise * (stays if wanted else ~stays)
+    return changed
+
+
+def kept_masks(subject: Subject, target: Architecture, place: TensorPlace) -> list[Tensor]:
+    """For each dimension of a tensor of the teacher, which entries the student keeps.
+
+    Args:
+        subject: The teacher.
+        target: The student's shape.
+        place: A tensor of the teacher.
+    """
+    masks = []
+    for dimension, size in zip(place.row.dims, place.row.shape(subject.architecture), strict=True):
+        kept = subject.prepared.order.kept_entries(dimension, place, subject.architecture, target)
+        mask = torch.ones(size, dtype=torch.bool)
+        if kept is not None:
+            mask = torch.zeros(size, dtype=torch.bool)
+            mask[kept] = True
+        masks.append(mask)
+    return masks
+
+
+def pruned_axes(source: Architecture, target: Architecture) -> set[Axis]:
+    """Return the axes that a student has fewer entries of.
+
+    Args:
+        source: The teacher's shape.
+        target: The student's.
+    """
+    fields = {axis for axis in Axis if axis is not Axis.QKV}
+    return {axis for axis in fields if getattr(source, axis.value) != getattr(target, axis.value)}
+
+
+def _narrow(module: nn.Module, mask: Tensor) -> None:
+    """Let a norm look at some entries only, and give zero for the others."""
+    if mask.all():
+        return
+    small = copy.copy(module)
+    small._parameters = {
+        name: None if parameter is None else nn.Parameter(parameter.detach()[mask])
+        for name, parameter in module._parameters.items()
+    }
+    if hasattr(module, "normalized_shape"):
+        vars(small).update(normalized_shape=(int(mask.sum()),))
+
+    def forward(inputs: Tensor) -> Tensor:
+        output = torch.zeros_like(inputs)
+        output[..., mask] = type(module).forward(small, inputs[..., mask])
+        return output
+
+    module.forward = forward
+
+
+def _set_epsilon(module: nn.Module, subject: Subject, target: Architecture) -> None:
+    """Give a norm that is not over hidden channels the epsilon that it shares with those that are."""
+    constants = scaled_constants(subject.prepared.config, subject.layout, subject.architecture, target)
+    for name in ("variance_epsilon", "eps"):
+        if hasattr(module, name):
+            for epsilon in constants.values():
+                setattr(module, name, epsilon)
+
+
+class _Router(TorchFunctionMode):
+    """Gives removed experts the logit of minus infinity, where a router multiplies by its weight."""
+
+    def __init__(self, removed: Mapping[int, Tensor]) -> None:
+        super().__init__()
+        self._removed = removed
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        output = function(*args, **(kwargs or {}))
+        if function is nn.functional.linear and id(args[1]) in self._removed:
+            return output.masked_fill(self._removed[id(args[1])], float("-inf"))
+        return output

@@ -1,0 +1,69 @@
+"""Shapes that a family table is tried on."""
+
+from minitron_nas.architecture.layout import Layout
+from minitron_nas.architecture.rules import EXPERT_GRAIN
+from minitron_nas.architecture.spec import Architecture
+
+
+def conformance_shapes(layout: Layout, source: Architecture) -> dict[str, dict[str, int]]:
+    """Return shapes that prune every axis of a family alone, and all of them together, by name.
+
+    Args:
+        layout: The table of the family.
+        source: The teacher's shape.
+    """
+    grain = EXPERT_GRAIN if layout.has_experts else 1
+    units = unit_shapes(layout, source)
+    fewer = {name: size for shape in (units["neurons"], units.get("experts", {})) for name, size in shape.items()}
+    fewer = {name: size // grain * grain if size >= grain else size for name, size in fewer.items()}
+    fewer["num_hidden_layers"] = source.num_hidden_layers - 1
+    shapes = {name: {name: size} for name, size in fewer.items()}
+    groups, heads = _fewer_groups(layout, source), units.get("heads")
+    if layout.head_dim_is_derived or (layout.longrope_follows_heads and source.longrope):
+        together = {**groups, "hidden_size": groups["num_attention_heads"] * source.head_dim}
+        return {**shapes, "heads_and_hidden_size": together, "all": {**fewer, **together}}
+    shapes["num_key_value_heads"] = groups
+    if heads is not None:
+        shapes["num_attention_heads"] = heads
+    step = source.num_attention_heads if layout.hidden_multiple_of_heads else grain
+    shapes["hidden_size"] = {"hidden_size": _below(source.hidden_size, step)}
+    kept = heads or groups
+    step = kept["num_attention_heads"] if layout.hidden_multiple_of_heads else grain
+    return {**shapes, "all": {**fewer, **kept, "hidden_size": _below(source.hidden_size * 3 // 4, step)}}
+
+
+def unit_shapes(layout: Layout, source: Architecture) -> dict[str, dict[str, int]]:
+    """Return shapes that take units away from one axis each, whether or not transformers would take the shape.
+
+    Args:
+        layout: The table of the family.
+        source: The teacher's shape.
+    """
+    ffn = layout.neuron_axis.value
+    groups, in_group = source.num_key_value_heads, source.heads_per_group
+    shapes = {
+        "neurons": {ffn: getattr(source, ffn) * 5 // 8 - 1},
+        "groups": {"num_key_value_heads": groups - 1, "num_attention_heads": (groups - 1) * in_group},
+        "channels": {"hidden_size": source.hidden_size * 3 // 4},
+    }
+    if in_group > 1:
+        shapes["heads"] = {"num_attention_heads": groups * (in_group - 1)}
+    if layout.has_experts:
+        shapes["experts"] = {"num_experts": max(source.num_experts_per_tok, source.num_experts - 1)}
+    return shapes
+
+
+def _fewer_groups(layout: Layout, source: Architecture) -> dict[str, int]:
+    """As many KV groups as can be kept without all being kept."""
+    in_group = source.heads_per_group
+    groups = next(
+        count
+        for count in range(source.num_key_value_heads - 1, 0, -1)
+        if not layout.hidden_multiple_of_heads or source.hidden_size % (count * in_group) == 0
+    )
+    return {"num_key_value_heads": groups, "num_attention_heads": groups * in_group}
+
+
+def _below(size: int, step: int) -> int:
+    """The next multiple of a step below a size."""
+    return (size - 1) // step * step
