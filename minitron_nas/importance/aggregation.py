@@ -36,7 +36,11 @@ class BatchAggregate:
         self._num_samples = 0
 
     def add(self, samples: Tensor) -> None:
-        """Add a batch of shape (batch, num_units)."""
+        """Add a batch of shape (batch, num_units).
+
+        Args:
+            samples: (batch, num_units), any float dtype.
+        """
         wide = samples.double()
         self._sum = self._sum.to(wide.device) + wide.sum(dim=0)
         self._sum_of_squares = self._sum_of_squares.to(wide.device) + (wide * wide).sum(dim=0)

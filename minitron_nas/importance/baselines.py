@@ -47,7 +47,13 @@ def magnitude_scores(
 
 
 def random_scores(architecture: Architecture, layout: Layout, seed: int) -> ImportanceScores:
-    """Score every part by a uniform random number; the same seed gives the same scores."""
+    """Score every part by a uniform random number; the same seed gives the same scores.
+
+    Args:
+        architecture: The checkpoint's shape.
+        layout: The table of its family.
+        seed: Of the scores.
+    """
     generator = torch.Generator().manual_seed(seed)
     return _each(_zeros(architecture, layout), lambda scores: torch.rand(scores.shape, generator=generator))
 

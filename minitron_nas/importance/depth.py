@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from minitron_nas.architecture.layout import Layout
@@ -23,7 +23,8 @@ from minitron_nas.distillation.signals.teacher import OnlineTeacher, TeacherSign
 from minitron_nas.evaluation.settings import EvaluationSettings
 from minitron_nas.importance.layer_removal import BATCH_SEQUENCES, FirstLayers, run_text, without_layers
 from minitron_nas.importance.settings import DepthSettings
-from minitron_nas.models.layer_model import decoder_layers
+from minitron_nas.models.causal_lm import CausalLM
+from minitron_nas.models.layer_model import LayerOutput, decoder_layers, layer_input, states_of
 from minitron_nas.text.tokens import PackedTokens
 
 Criterion: TypeAlias = Callable[[frozenset[int], Sequence[range]], Iterator[float]]
@@ -31,7 +32,7 @@ Criterion: TypeAlias = Callable[[frozenset[int], Sequence[range]], Iterator[floa
 
 
 @torch.no_grad()
-def block_importance(model: Any, layout: Layout, tokens: PackedTokens, runs: Sequence[range]) -> list[float]:
+def block_importance(model: CausalLM, layout: Layout, tokens: PackedTokens, runs: Sequence[range]) -> list[float]:
     """1 - E[cos(x_first, x_last+1)] of runs of layers, all from one pass.
 
     x_first is what the first layer of a run reads and x_last+1 what its last layer puts out; the mean
@@ -57,14 +58,14 @@ def block_importance(model: Any, layout: Layout, tokens: PackedTokens, runs: Seq
 
 
 @contextmanager
-def _between_layers(model: Any, layout: Layout) -> Iterator[list[Tensor]]:
+def _between_layers(model: CausalLM, layout: Layout) -> Iterator[list[Tensor]]:
     """Collect what the first layer reads and what every layer puts out."""
     states: list[Tensor] = []
 
-    def put_out(_: Any, args: Any, kwargs: Any, output: Any) -> None:
+    def put_out(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: LayerOutput) -> None:
         if not states:
-            states.append(args[0] if args else kwargs["hidden_states"])
-        states.append(output)
+            states.append(layer_input(args, kwargs))
+        states.append(states_of(output))
 
     layers = range(model.config.num_hidden_layers)
     modules = decoder_layers(model, layout, layers)
@@ -89,28 +90,47 @@ class WholeModel:
     states: Tensor
 
     @classmethod
-    def of(cls, model: Any, tokens: PackedTokens) -> Self:
-        """Run the model once over all tokens."""
+    def of(cls, model: CausalLM, tokens: PackedTokens) -> Self:
+        """Run the model once over all tokens.
+
+        Args:
+            model: A causal LM on its device.
+            tokens: The text.
+        """
         teacher = OnlineTeacher(model)
         batches = tokens.batches(BATCH_SEQUENCES)
         states = torch.cat([teacher.targets(indices, batch).hidden for indices, batch in batches])
         return cls(teacher.head, states.view(*tokens.input_ids.shape, -1))
 
     def targets(self, indices: Tensor, tokens: PackedTokens) -> HiddenTargets:
-        """Return what the model said over some sequences."""
+        """Return what the model said over some sequences.
+
+        Args:
+            indices: (batch,), positions of the sequences in the text.
+            tokens: The sequences themselves; not looked at.
+        """
         return HiddenTargets(self.states[indices.to(self.states.device)].flatten(0, 1), self.head)
 
 
-def next_token_loss(model: Any, tokens: PackedTokens) -> float:
+def next_token_loss(model: CausalLM, tokens: PackedTokens) -> float:
     """Mean next-token loss -log p(x_i+1 | x_1..x_i) of a model without some layers, in nats.
+
+    Args:
+        model: A causal LM without some layers.
+        tokens: The text.
 
     Source: Sreenivas et al. 2024 (arXiv 2408.11796), depth pruning by validation loss.
     """
     return validate(model, tokens, None, BATCH_SEQUENCES).loss_nats
 
 
-def kl_to_whole(model: Any, tokens: PackedTokens, whole: TeacherSignal) -> float:
+def kl_to_whole(model: CausalLM, tokens: PackedTokens, whole: TeacherSignal) -> float:
     """Mean KL(whole || model without some layers) per token, in nats.
+
+    Args:
+        model: A causal LM without some layers.
+        tokens: The text.
+        whole: What the whole model says of it.
 
     Source: the score of untrained candidates, Muralidharan et al. 2024 (arXiv 2407.14679), table 1.
     """
@@ -118,7 +138,7 @@ def kl_to_whole(model: Any, tokens: PackedTokens, whole: TeacherSignal) -> float
 
 
 @torch.no_grad()
-def logit_error(model: Any, tokens: PackedTokens, whole: WholeModel) -> float:
+def logit_error(model: CausalLM, tokens: PackedTokens, whole: WholeModel) -> float:
     """Relative square error of the logits M, sum (M_full - M_without)^2 / sum M_full^2.
 
     Both sums are over tokens and vocabulary.
@@ -146,7 +166,7 @@ def task_settings(settings: DepthSettings) -> EvaluationSettings:
     return EvaluationSettings(tasks=(settings.task or "",), include_path=settings.include_path, limit=settings.limit)
 
 
-def task_error(model: Any, tokenizer: Path, settings: DepthSettings, seed: int) -> Callable[[], float]:
+def task_error(model: CausalLM, tokenizer: Path, settings: DepthSettings, seed: int) -> Callable[[], float]:
     """Return a function that gives 1 - accuracy in a multiple-choice task, as the model is when it is called.
 
     Args:
@@ -168,7 +188,7 @@ def task_error(model: Any, tokenizer: Path, settings: DepthSettings, seed: int) 
 
 
 def make_criterion(
-    model: Any, layout: Layout, settings: DepthSettings, tokens: PackedTokens | None, tokenizer: Path, seed: int
+    model: CausalLM, layout: Layout, settings: DepthSettings, tokens: PackedTokens | None, tokenizer: Path, seed: int
 ) -> Criterion:
     """Return the criterion that the settings name, for one model.
 
@@ -212,7 +232,7 @@ def make_criterion(
 
 
 def _block_importance_without(
-    model: Any, layout: Layout, tokens: PackedTokens, removed: frozenset[int], runs: Sequence[range]
+    model: CausalLM, layout: Layout, tokens: PackedTokens, removed: frozenset[int], runs: Sequence[range]
 ) -> list[float]:
     with without_layers(model, layout, removed):
         scores = block_importance(model, layout, tokens, runs)

@@ -16,7 +16,12 @@ from minitron_nas.progress import Progress, silent
 
 
 def layer_table(kept: Mapping[int, Iterable[int]], num_layers: int) -> Tensor:
-    """Return the table in which models of some depths keep the layers that are named, and the whole model all."""
+    """Return the table in which models of some depths keep the layers that are named, and the whole model all.
+
+    Args:
+        kept: Layers by the number of them; that number of indices each.
+        num_layers: Of the source.
+    """
     table = torch.zeros(num_layers, num_layers, dtype=torch.bool)
     for layers in (*kept.values(), range(num_layers)):
         indices = list(layers)
@@ -39,7 +44,14 @@ def ranked_layers(importance: Sequence[float], protected: Collection[int]) -> Te
 def layers_alone(
     criterion: Criterion, num_layers: int, protected: Collection[int], progress: Progress = silent
 ) -> Tensor:
-    """Score each layer by what is lost when it alone leaves, and rank them."""
+    """Score each layer by what is lost when it alone leaves, and rank them.
+
+    Args:
+        criterion: Scores a layer by what is lost when it leaves.
+        num_layers: Of the source.
+        protected: Indices of layers that leave last.
+        progress: Told the layers measured.
+    """
     free = [layer for layer in range(num_layers) if layer not in protected]
     scores = _scored(criterion, frozenset(), _single(free), progress, 0, len(free))
     importance = dict(zip(free, scores, strict=True))
@@ -116,6 +128,11 @@ def _single(layers: Iterable[int]) -> list[range]:
 
 def free_runs(num_layers: int, protected: Collection[int], length: int) -> list[range]:
     """Return all runs of so many layers that hold no protected one, the earliest first.
+
+    Args:
+        num_layers: Of the source.
+        protected: Indices of layers that stay.
+        length: Of a run.
 
     Raises:
         InvalidArchitectureError: If there are none.

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from io import BufferedRandom
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -25,7 +26,7 @@ class HiddenStates:
         dtype: Of the states.
     """
 
-    def __init__(self, shape: tuple[int, int, int], dtype: torch.dtype, file: Any = None) -> None:
+    def __init__(self, shape: tuple[int, int, int], dtype: torch.dtype, file: BufferedRandom | None = None) -> None:
         """Start with zeros.
 
         Args:

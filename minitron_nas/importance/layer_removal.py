@@ -10,6 +10,7 @@ from torch import Tensor
 
 from minitron_nas.architecture.layout import Layout
 from minitron_nas.distillation.signals.teacher import final_hidden
+from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.layer_model import decoder_layers, input_of
 from minitron_nas.text.tokens import PackedTokens
 
@@ -18,7 +19,7 @@ BATCH_SEQUENCES = 4
 
 
 @contextmanager
-def without_layers(model: Any, layout: Layout, layers: Collection[int]) -> Iterator[None]:
+def without_layers(model: CausalLM, layout: Layout, layers: Collection[int]) -> Iterator[None]:
     """Let a loaded model run as if some of its layers were not there, for the duration of the block.
 
     Such a layer hands on the hidden states that it is given. Blocks do not nest.
@@ -48,7 +49,7 @@ class FirstLayers:
     Passes over the text take its batches in the order of `PackedTokens.batches(BATCH_SEQUENCES)`.
     """
 
-    def __init__(self, model: Any, layout: Layout, tokens: PackedTokens) -> None:
+    def __init__(self, model: CausalLM, layout: Layout, tokens: PackedTokens) -> None:
         """Begin with nothing run.
 
         Args:
@@ -65,7 +66,12 @@ class FirstLayers:
 
     @contextmanager
     def without(self, removed: frozenset[int], run: range) -> Iterator[None]:
-        """Let the model make one pass over the text without some layers and a run of others, which it begins with."""
+        """Let the model make one pass over the text without some layers and a run of others, which it begins with.
+
+        Args:
+            removed: Layers that are out already.
+            run: Those that leave with them.
+        """
         if removed != self._removed or run.start < self._done:
             self._begin(removed)
         if run.start > self._done:
@@ -92,7 +98,15 @@ class FirstLayers:
             yield
 
 
-def run_text(model: Any, tokens: PackedTokens) -> Tensor:
-    """Run a causal LM over sequences up to its output head, (num_sequences, seq_len, hidden_size), on its device."""
+def run_text(model: CausalLM, tokens: PackedTokens) -> Tensor:
+    """Run a causal LM over sequences up to its output head.
+
+    Args:
+        model: A causal LM on its device.
+        tokens: The sequences.
+
+    Returns:
+        (num_sequences, seq_len, hidden_size), after the final norm, on the model's device.
+    """
     device = next(model.parameters()).device
     return final_hidden(model, tokens.input_ids.to(device), tokens.position_ids.to(device))

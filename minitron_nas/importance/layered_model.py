@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minitron_nas.architecture.layout import HIDDEN, VOCAB, Layout, TensorRow
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.execution.device import compute_dtype, pick_device
 from minitron_nas.importance.hidden_states import HiddenStates
+from minitron_nas.models.causal_lm import CausalLM, moved
 from minitron_nas.models.layer_model import embed, layer_model, release_weights
 from minitron_nas.models.stock import read_entries, read_tensor
 from minitron_nas.storage.weights import TensorHeader
@@ -65,7 +66,7 @@ class LayeredModel:
         return compute_dtype(self.device)
 
     @contextmanager
-    def layer(self, number: int, embedding: Tensor | None = None) -> Iterator[Any]:
+    def layer(self, number: int, embedding: Tensor | None = None) -> Iterator[CausalLM]:
         """Read one layer as a causal LM of its own, and free it at the end of the block.
 
         Args:
@@ -74,12 +75,17 @@ class LayeredModel:
         """
         model = layer_model(self.read, self.config, self.architecture, self.layout, number, self.dtype, embedding)
         try:
-            yield model.to(self.device)
+            yield moved(model, self.device)
         finally:
             release_weights(model)
 
-    def module(self, layer: Any, row: TensorRow) -> Any:
-        """Return the module of a layer that `layer` gave which a tensor of the table belongs to."""
+    def module(self, layer: CausalLM, row: TensorRow) -> nn.Module:
+        """Return the module of a layer that a tensor of the table belongs to.
+
+        Args:
+            layer: What `layer` gave.
+            row: The tensor.
+        """
         return layer.get_submodule(self.layout.module_of(row).format(layer=0))
 
     @torch.no_grad()

@@ -1,6 +1,7 @@
 """Which layers a model of each depth keeps, measured on the source where the settings ask for it."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -18,12 +19,24 @@ from minitron_nas.progress import Progress, silent
 from minitron_nas.text.tokens import PackedTokens
 
 
+@dataclass(frozen=True, slots=True)
+class Depths:
+    """What the models that are pruned from a source ask of its layers.
+
+    Attributes:
+        counts: How many layers they keep.
+        protected_layers: Layers that stay in all of them, negative ones from the end.
+    """
+
+    counts: Collection[int]
+    protected_layers: Collection[int]
+
+
 def choose_layers(
     checkpoint: Checkpoint,
     scores: ImportanceScores,
     settings: DepthSettings,
-    protected_layers: Collection[int],
-    counts: Collection[int],
+    depths: Depths,
     calibration: Callable[[], PackedTokens],
     seed: int,
     progress: Progress = silent,
@@ -34,8 +47,7 @@ def choose_layers(
         checkpoint: The source; loaded only if layers have to be measured.
         scores: Its scores; Block Importance among them.
         settings: Criterion and mode.
-        protected_layers: Layers that stay, negative ones from the end.
-        counts: How many layers candidates keep; mode `layers` answers for all numbers.
+        depths: The numbers of layers to answer for, and the layers that stay; mode `layers` answers for all numbers.
         calibration: Reads the text to measure on.
         seed: Of the examples in a task's prompts.
         progress: Told what is measured.
@@ -46,10 +58,10 @@ def choose_layers(
         InvalidArchitectureError: If protected layers leave no block of the size that has to go.
     """
     num_layers = checkpoint.architecture.num_hidden_layers
-    protected = {layer % num_layers for layer in protected_layers}
+    protected = {layer % num_layers for layer in depths.protected_layers}
     if not settings.needs_model:
         return ranked_layers(scores.layers.tolist(), protected)
-    wanted = {count for count in counts if count < num_layers}
+    wanted = {count for count in depths.counts if count < num_layers}
     if not wanted:
         return layer_table({}, num_layers)
     require_whole_model(checkpoint, settings)

@@ -4,26 +4,29 @@ from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor
-from torch.nn.functional import linear
+from torch import Tensor, nn
 
 from minitron_nas.architecture.layout import Axis, Layout, TensorRow
+from minitron_nas.importance.experts import expert_neurons, expert_tokens
 from minitron_nas.importance.sweep import Section, one_pass, sweep
+from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.progress import Progress, silent
 from minitron_nas.text.tokens import PackedTokens
 
+Readers: TypeAlias = Literal["norms", "projections", "all"]
+"""Of what reads the second moments are measured: the norms of the residual stream, the output projections, or both."""
+
 
 def second_moments(
-    model: Any,
+    model: CausalLM,
     layout: Layout,
     calibration: PackedTokens,
     kept: MutableMapping[str, Tensor],
-    stream: bool = True,
-    inputs: bool = True,
+    readers: Readers = "all",
     batch_sequences: int = 4,
     progress: Progress = silent,
 ) -> None:
@@ -40,12 +43,11 @@ def second_moments(
         calibration: The text.
         kept: Gets the matrices, (size, size), float32, on the CPU, by the name of the norm's gain or of the
             projection's weight in the table.
-        stream: Whether to measure the norms.
-        inputs: Whether to measure the output projections.
+        readers: Of what to measure it.
         batch_sequences: Sequences of one forward pass.
         progress: Told about tokens.
     """
-    one_pass(model, calibration, partial(_hooks, layout, kept, stream, inputs), batch_sequences, progress)
+    one_pass(model, calibration, partial(_hooks, layout, kept, readers), batch_sequences, progress)
 
 
 def sweep_moments(
@@ -53,8 +55,7 @@ def sweep_moments(
     calibration: PackedTokens,
     folder: Path,
     kept: MutableMapping[str, Tensor],
-    stream: bool = True,
-    inputs: bool = True,
+    readers: Readers = "all",
     batch_sequences: int = 4,
     progress: Progress = silent,
 ) -> None:
@@ -64,16 +65,15 @@ def sweep_moments(
         checkpoint: The model.
         calibration: The text.
         folder: Where hidden states go that memory is too small for; holds nothing afterwards.
-        kept: As above.
-        stream: As above.
-        inputs: As above.
+        kept: Gets the matrices, as that of `second_moments` does.
+        readers: Of what to measure it.
         batch_sequences: Sequences of one forward pass.
         progress: Told about tokens, counted once for every layer.
 
     Raises:
         DiskSpaceError: If neither memory nor disk can hold the hidden states.
     """
-    watch = partial(_hooks, checkpoint.layout, kept, stream, inputs)
+    watch = partial(_hooks, checkpoint.layout, kept, readers)
     sweep(checkpoint, calibration, watch, folder, batch_sequences, progress)
 
 
@@ -106,9 +106,7 @@ class _Sum:
 
 
 @contextmanager
-def _hooks(
-    layout: Layout, kept: MutableMapping[str, Tensor], stream: bool, inputs: bool, section: Section
-) -> Iterator[None]:
+def _hooks(layout: Layout, kept: MutableMapping[str, Tensor], readers: Readers, section: Section) -> Iterator[None]:
     sums: dict[str, _Sum] = {}
     handles = []
 
@@ -118,7 +116,7 @@ def _hooks(
             sums[name] = _Sum(flat.shape[1], flat.device)
         sums[name].add(flat)
 
-    def before(module: str, layer: int | None, action: Callable[..., None]) -> None:
+    def before(module: str, layer: int | None, action: Callable[[nn.Module, tuple[Any, ...]], None]) -> None:
         handles.append(section.module(module, layer).register_forward_pre_hook(action))
 
     def watch_norm(row: TensorRow, layer: int | None) -> None:
@@ -135,13 +133,13 @@ def _hooks(
             before(module, layer, lambda _, args: add(row.name.format(layer=layer), args[0]))
 
     try:
-        for row in layout.stream_norms() if stream else ():
+        for row in layout.stream_norms() if readers != "projections" else ():
             if row.per_layer:
                 for layer in section.layers:
                     watch_norm(row, layer)
             elif section.is_last:
                 watch_norm(row, None)
-        for axis in (Axis.GROUP_HEADS, layout.neuron_axis) if inputs else ():
+        for axis in (Axis.GROUP_HEADS, layout.neuron_axis) if readers != "norms" else ():
             for layer in section.layers:
                 watch_input(layout.writer(axis), layer)
         yield
@@ -153,10 +151,8 @@ def _hooks(
 
 
 def _add_experts(
-    add: Callable[[str, Tensor], None], names: str, module: Any, states: Tensor, chosen: Tensor, _: Tensor
+    add: Callable[[str, Tensor], None], names: str, module: nn.Module, states: Tensor, chosen: Tensor, _: Tensor
 ) -> None:
-    """Compute again what each expert's down projection reads."""
-    for expert in range(len(module.down_proj)):
-        tokens, _ = torch.where(chosen == expert)
-        gate, up = linear(states[tokens], module.gate_up_proj[expert]).chunk(2, dim=-1)
-        add(names.format(expert=expert), module.act_fn(gate) * up)
+    for expert in range(len(module.get_parameter("down_proj"))):
+        tokens, _ = expert_tokens(chosen, expert)
+        add(names.format(expert=expert), expert_neurons(module, expert, states[tokens]))

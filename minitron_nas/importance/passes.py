@@ -1,6 +1,7 @@
 """Passes of calibration text through a checkpoint: as a whole, or layer by layer where memory is too small."""
 
 from collections.abc import MutableMapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from minitron_nas.errors import PlanError
 from minitron_nas.execution.device import available_bytes, compute_dtype, pick_device, release_memory
-from minitron_nas.importance.moments import second_moments, sweep_moments
+from minitron_nas.importance.moments import Readers, second_moments, sweep_moments
 from minitron_nas.importance.score import score_importance, sweep_importance
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
@@ -23,7 +24,11 @@ _MARGIN_BYTES = 1 << 30
 
 
 def whole_model_bytes(checkpoint: Checkpoint) -> int:
-    """Return the memory that running a whole model takes, in the type that this process computes in."""
+    """Return the memory that running a whole model takes, in the type that this process computes in.
+
+    Args:
+        checkpoint: The model.
+    """
     weights = checkpoint.num_parameters * compute_dtype(pick_device()).itemsize
     return int(weights * (1 + _MARGIN_FRACTION)) + _MARGIN_BYTES
 
@@ -40,78 +45,78 @@ def fits_in_memory(checkpoint: Checkpoint, more_bytes: int = 0) -> bool:
 
 
 def pass_title(title: str, whole: bool) -> str:
-    """Say which way text goes through a model."""
+    """Say which way text goes through a model.
+
+    Args:
+        title: What is measured.
+        whole: Whether the whole model is in memory.
+    """
     return title if whole else f"{title}, layer by layer, because the model does not fit into memory"
 
 
-def score_checkpoint(
-    checkpoint: Checkpoint,
-    calibration: PackedTokens,
-    settings: ImportanceSettings,
-    whole: bool,
-    folder: Path,
-    progress: Progress,
-) -> ImportanceScores:
-    """Score every part of a model; both ways give the same scores.
+@dataclass(frozen=True, slots=True)
+class CalibrationPass:
+    """Text on its way through a model: at once, or layer by layer; both ways measure the same.
 
-    Args:
+    Attributes:
         checkpoint: The model.
-        calibration: The text.
-        settings: The two aggregations.
+        text: The text.
         whole: Whether to load the whole model, which has to fit, or one layer after the other.
         folder: Where hidden states go that memory is too small for; holds nothing afterwards.
-        progress: Told what is done.
-
-    Raises:
-        DiskSpaceError: If neither memory nor disk can hold the hidden states of the text.
     """
-    if not whole:
-        return sweep_importance(checkpoint, calibration, settings, folder, progress=progress)
-    model = load_for_inference(checkpoint.path)
-    scores = score_importance(
-        model, checkpoint.architecture, checkpoint.layout, calibration, settings, progress=progress
-    )
-    del model
-    release_memory()
-    return scores
 
+    checkpoint: Checkpoint
+    text: PackedTokens
+    whole: bool
+    folder: Path
 
-def checkpoint_moments(
-    checkpoint: Checkpoint,
-    calibration: PackedTokens,
-    kept: MutableMapping[str, Tensor],
-    stream: bool,
-    inputs: bool,
-    whole: bool,
-    folder: Path,
-    progress: Progress,
-) -> None:
-    """Measure second moments of a model, as `second_moments` says; both ways give the same.
+    def score(self, settings: ImportanceSettings, progress: Progress) -> ImportanceScores:
+        """Score every part of the model, as `score_importance` says.
 
-    Args:
-        checkpoint: The model.
-        calibration: The text.
-        kept: Gets the matrices.
-        stream: Whether to measure what norms read.
-        inputs: Whether to measure what output projections read.
-        whole: Whether to load the whole model, which has to fit, or one layer after the other.
-        folder: Where hidden states go that memory is too small for; holds nothing afterwards.
-        progress: Told what is done.
+        Args:
+            settings: The two aggregations.
+            progress: Told what is done.
 
-    Raises:
-        DiskSpaceError: If neither memory nor disk can hold the hidden states of the text.
-    """
-    if not whole:
-        sweep_moments(checkpoint, calibration, folder, kept, stream, inputs, progress=progress)
-        return
-    model = load_for_inference(checkpoint.path)
-    second_moments(model, checkpoint.layout, calibration, kept, stream, inputs, progress=progress)
-    del model
-    release_memory()
+        Raises:
+            DiskSpaceError: If neither memory nor disk can hold the hidden states of the text.
+        """
+        checkpoint = self.checkpoint
+        if not self.whole:
+            return sweep_importance(checkpoint, self.text, settings, self.folder, progress=progress)
+        model = load_for_inference(checkpoint.path)
+        scores = score_importance(
+            model, checkpoint.architecture, checkpoint.layout, self.text, settings, progress=progress
+        )
+        del model
+        release_memory()
+        return scores
+
+    def moments(self, readers: Readers, kept: MutableMapping[str, Tensor], progress: Progress) -> None:
+        """Measure second moments, as `second_moments` says.
+
+        Args:
+            readers: Of what to measure them.
+            kept: Gets the matrices.
+            progress: Told what is done.
+
+        Raises:
+            DiskSpaceError: If neither memory nor disk can hold the hidden states of the text.
+        """
+        if not self.whole:
+            sweep_moments(self.checkpoint, self.text, self.folder, kept, readers, progress=progress)
+            return
+        model = load_for_inference(self.checkpoint.path)
+        second_moments(model, self.checkpoint.layout, self.text, kept, readers, progress=progress)
+        del model
+        release_memory()
 
 
 def require_whole_model(checkpoint: Checkpoint, depth: DepthSettings) -> None:
     """Refuse to measure layers on a model that does not fit into memory.
+
+    Args:
+        checkpoint: The model.
+        depth: Criterion and mode, for the message.
 
     Raises:
         PlanError: With the memory that is needed and what to choose instead.

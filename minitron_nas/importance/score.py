@@ -7,22 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, linear
 
 from minitron_nas.architecture.layout import Axis, Layout
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.importance.aggregation import BatchAggregate, over_sequence
+from minitron_nas.importance.experts import expert_neurons, expert_tokens
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import ImportanceSettings
 from minitron_nas.importance.sweep import Section, one_pass, sweep
+from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.checkpoint import Checkpoint
+from minitron_nas.models.layer_model import LayerOutput, layer_input, states_of
 from minitron_nas.progress import Progress, silent
 from minitron_nas.text.tokens import PackedTokens
 
 
 def score_importance(
-    model: Any,
+    model: CausalLM,
     architecture: Architecture,
     layout: Layout,
     calibration: PackedTokens,
@@ -116,25 +119,24 @@ class _Collector:
         ]
         self._add(self._kv_groups[layer], torch.stack(contributions, dim=-1))
 
-    def add_experts(self, layer: int, module: Any, inputs: Tensor, chosen: Tensor, weights: Tensor) -> None:
+    def add_experts(self, layer: int, module: nn.Module, inputs: Tensor, chosen: Tensor, weights: Tensor) -> None:
         """Compute again, expert by expert, what the module computes.
 
         Args:
             layer: The layer.
-            module: Holds `gate_up_proj` (num_experts, 2 x neurons, hidden_size) and `down_proj`.
+            module: Holds `gate_up_proj` (num_experts, 2 x num_neurons, hidden_size) and `down_proj`.
             inputs: (num_tokens, hidden_size).
             chosen: (num_tokens, num_experts_per_tok), the experts that each token is sent to.
             weights: The same shape, the router's weights.
         """
         added = inputs.new_zeros((len(inputs), self._architecture.num_experts), dtype=torch.float32)
         for expert, aggregate in enumerate(self._expert_neurons[layer]):
-            tokens, choice = torch.where(chosen == expert)
-            gate, up = linear(inputs[tokens], module.gate_up_proj[expert]).chunk(2, dim=-1)
-            active = module.act_fn(gate) * up
+            tokens, choice = expert_tokens(chosen, expert)
+            active = expert_neurons(module, expert, inputs[tokens])
             neurons = active.new_zeros((len(inputs), active.shape[-1]))
             neurons[tokens] = active
             self._add(aggregate, neurons)
-            output = linear(active, module.down_proj[expert]) * weights[tokens, choice, None]
+            output = linear(active, module.get_parameter("down_proj")[expert]) * weights[tokens, choice, None]
             added[tokens, expert] = output.float().norm(dim=-1)
         self._add(self._experts[layer], added)
 
@@ -171,11 +173,11 @@ def _hooks(layout: Layout, collector: _Collector, section: Section) -> Iterator[
     """Measure at the places that the family table names, for the duration of the block."""
     handles = []
 
-    def before(name: str, layer: int, action: Callable[[Any, Any], None]) -> None:
+    def before(name: str, layer: int, action: Callable[[nn.Module, tuple[Any, ...]], None]) -> None:
         handles.append(section.module(name, layer).register_forward_pre_hook(action))
 
-    def enter(_: Any, args: Any, kwargs: Any) -> None:
-        collector.batch_shape = tuple(_inputs(args, kwargs).shape[:-1])
+    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        collector.batch_shape = tuple(layer_input(args, kwargs).shape[:-1])
 
     def measure(layer: int) -> None:
         for reader in layout.readers():
@@ -185,9 +187,7 @@ def _hooks(layout: Layout, collector: _Collector, section: Section) -> Iterator[
         before(
             layout.module_of(layout.writer(Axis.GROUP_HEADS)),
             layer,
-            lambda module, args: collector.add_heads(
-                layer, args[0], module.weight.T if layout.conv1d else module.weight
-            ),
+            lambda module, args: collector.add_heads(layer, args[0], _projection(module, layout)),
         )
         down = layout.module_of(layout.writer(layout.neuron_axis))
         if layout.has_experts:
@@ -196,8 +196,8 @@ def _hooks(layout: Layout, collector: _Collector, section: Section) -> Iterator[
         else:
             before(down, layer, lambda _, args: collector.add_neurons(layer, args[0]))
 
-        def leave(_: Any, args: Any, kwargs: Any, output: Any) -> None:
-            collector.add_layer(layer, _inputs(args, kwargs), output[0] if isinstance(output, tuple) else output)
+        def leave(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: LayerOutput) -> None:
+            collector.add_layer(layer, layer_input(args, kwargs), states_of(output))
 
         block = section.module(layout.layer_module, layer)
         handles.append(block.register_forward_pre_hook(enter, with_kwargs=True))
@@ -212,6 +212,7 @@ def _hooks(layout: Layout, collector: _Collector, section: Section) -> Iterator[
             handle.remove()
 
 
-def _inputs(args: Any, kwargs: Any) -> Any:
-    """What a layer reads."""
-    return args[0] if args else kwargs["hidden_states"]
+def _projection(module: nn.Module, layout: Layout) -> Tensor:
+    """The weight of a layer's projection, (outputs, inputs)."""
+    weight = module.get_parameter("weight")
+    return weight.T if layout.conv1d else weight

@@ -9,14 +9,16 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
+from torch import nn
 
 from minitron_nas.distillation.signals.teacher import final_hidden
 from minitron_nas.execution.device import release_memory, trim_memory
 from minitron_nas.importance.hidden_states import HiddenStates
 from minitron_nas.importance.layered_model import LayeredModel
+from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.layer_model import run_layer
 from minitron_nas.progress import Progress
@@ -33,16 +35,16 @@ class Section:
         is_last: Whether the whole model ends with them, so that the final norm reads what they put out.
     """
 
-    model: Any
+    model: CausalLM
     layers: range
     is_last: bool
 
     @classmethod
-    def whole(cls, model: Any) -> "Section":
+    def whole(cls, model: CausalLM) -> "Section":
         """Return all of a model."""
         return cls(model, range(model.config.num_hidden_layers), is_last=True)
 
-    def module(self, name: str, layer: int | None = None) -> Any:
+    def module(self, name: str, layer: int | None = None) -> nn.Module:
         """Return a module of the model.
 
         Args:
@@ -57,7 +59,9 @@ Watch: TypeAlias = Callable[[Section], AbstractContextManager[None]]
 
 
 @torch.no_grad()
-def one_pass(model: Any, calibration: PackedTokens, watch: Watch, batch_sequences: int, progress: Progress) -> None:
+def one_pass(
+    model: CausalLM, calibration: PackedTokens, watch: Watch, batch_sequences: int, progress: Progress
+) -> None:
     """Run text through a whole model.
 
     Args:

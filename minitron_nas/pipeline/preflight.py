@@ -89,7 +89,7 @@ def _cached_token_bytes(settings: DistillationSettings, teacher: Checkpoint) -> 
 def _moments_bytes(plan: FamilyPlan, teacher: Checkpoint) -> float:
     """Return the bytes of the second moments of all models that are pruned; they grow with a model's size."""
     pruned = [teacher.num_parameters, *plan.descending_sizes[:-1]]
-    whole = moments_bytes(teacher, stream=False, inputs=True) if plan.repair == "ridge" else 0
+    whole = moments_bytes(teacher, "projections") if plan.repair == "ridge" else 0
     return whole * sum(pruned) / teacher.num_parameters
 
 

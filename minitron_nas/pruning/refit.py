@@ -42,9 +42,13 @@ def repair_student(
 
 
 def needs_moments(checkpoint: Checkpoint, target: Architecture) -> bool:
-    """Whether a repaired student of a shape gets anything from the repair in one pass.
+    """Whether a repaired student gets anything from the repair in one pass.
 
     The repair in sequence refits all output projections but those of experts.
+
+    Args:
+        checkpoint: The source.
+        target: The student's shape.
     """
     layout, source = checkpoint.layout, checkpoint.architecture
     left = layout.has_experts or why_not_in_sequence(layout, source, target) is not None
@@ -52,6 +56,11 @@ def needs_moments(checkpoint: Checkpoint, target: Architecture) -> bool:
 
 
 def cuts_inputs(source: Architecture, target: Architecture) -> bool:
-    """Whether a shape takes inputs away from output projections: neurons or heads."""
+    """Whether output projections lose inputs: neurons or heads.
+
+    Args:
+        source: The source's shape.
+        target: The student's.
+    """
     sizes = ("intermediate_size", "moe_intermediate_size", "num_attention_heads")
     return any(getattr(source, size) != getattr(target, size) for size in sizes)

@@ -22,7 +22,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -33,13 +32,14 @@ from minitron_nas.architecture.spec import Architecture
 from minitron_nas.execution.device import release_memory, trim_memory
 from minitron_nas.importance.hidden_states import HiddenStates
 from minitron_nas.importance.layered_model import LayeredModel
-from minitron_nas.models.layer_model import input_of, run_layer
+from minitron_nas.models.causal_lm import CausalLM
+from minitron_nas.models.layer_model import input_of, run_layer, states_of
 from minitron_nas.models.stock import DTYPES
 from minitron_nas.progress import Progress, silent
 from minitron_nas.pruning.parts import Cut, entries, whole
 from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.repair import Regression
-from minitron_nas.pruning.settings import RANDOM_TOKENS, SEQUENCE_RIDGE
+from minitron_nas.pruning.settings import SequenceSettings
 from minitron_nas.pruning.student import basis_of, cuts, student_config
 from minitron_nas.storage.weights import TensorHeader, file_headers
 from minitron_nas.text.tokens import PackedTokens
@@ -47,9 +47,17 @@ from minitron_nas.text.tokens import PackedTokens
 _MEMORY_FRACTION = 1 / 16
 """Of the available memory, for each of up to seven sets of hidden states."""
 
+_DEFAULTS = SequenceSettings()
+
 
 def why_not_in_sequence(layout: Layout, source: Architecture, target: Architecture) -> str | None:
-    """Say why the layers of a student are not refitted one after the other, or None where they are."""
+    """Say why the layers of a student are not refitted one after the other, or None where they are.
+
+    Args:
+        layout: The table of the family.
+        source: The teacher's shape.
+        target: The student's.
+    """
     if {name for name, size in target.sizes().items() if size < source.sizes()[name]} == {"num_attention_heads"}:
         return "only query heads leave, which one pass makes up for better"
     if any(row.on_branch for row in layout.rows):
@@ -65,9 +73,7 @@ def repair_in_sequence(
     target: Architecture,
     calibration: PackedTokens,
     folder: Path,
-    ridge: float = SEQUENCE_RIDGE,
-    random_tokens: float = RANDOM_TOKENS,
-    batch_sequences: int = 4,
+    settings: SequenceSettings = _DEFAULTS,
     progress: Progress = silent,
 ) -> dict[str, TensorHeader]:
     """Refit the matrices of a student's layers on text, one layer after the other.
@@ -77,9 +83,7 @@ def repair_in_sequence(
         target: The student's shape.
         calibration: The text.
         folder: Gets the refitted matrices, a file for each layer, and hidden states that memory is too small for.
-        ridge: Strength of the penalty, as a share of the mean square of what a matrix reads.
-        random_tokens: Share of the text's tokens that are replaced with any of the vocabulary.
-        batch_sequences: Sequences of one forward pass.
+        settings: Strength of the penalty, and how the text is read.
         progress: Told about tokens, counted once for every layer of the teacher.
 
     Returns:
@@ -89,9 +93,9 @@ def repair_in_sequence(
         DiskSpaceError: If neither memory nor disk can hold the hidden states of the text.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    text = calibration.with_random_tokens(random_tokens, prepared.architecture.vocab_size)
+    text = calibration.with_random_tokens(settings.random_tokens, prepared.architecture.vocab_size)
     with ExitStack() as stack:
-        return _Sequence(prepared, target, text, folder, ridge, batch_sequences, progress, stack).run()
+        return _Sequence(prepared, target, text, folder, settings, progress, stack).run()
 
 
 class _Sequence:
@@ -108,14 +112,13 @@ class _Sequence:
         target: Architecture,
         text: PackedTokens,
         folder: Path,
-        ridge: float,
-        batch_sequences: int,
+        settings: SequenceSettings,
         progress: Progress,
         stack: ExitStack,
     ) -> None:
         self._prepared, self._target, self._text = prepared, target, text
         self._layout, self._source = prepared.layout, prepared.architecture
-        self._folder, self._ridge, self._batch_sequences, self._progress = folder, ridge, batch_sequences, progress
+        self._folder, self._settings, self._progress = folder, settings, progress
         self._parts = {part.name: part for part in cuts(prepared, target)}
         self._whole = LayeredModel.of_files(prepared.headers, prepared.config, self._source, self._layout)
         self._pruned = LayeredModel(
@@ -145,7 +148,7 @@ class _Sequence:
         headers: dict[str, TensorHeader] = {}
         kept = self._prepared.order.kept_layers(self._target.num_hidden_layers)
         for model, states in ((self._whole, self._teacher), (self._pruned, self._student)):
-            model.embed(self._text, states, self._batch_sequences)
+            model.embed(self._text, states, self._settings.batch_sequences)
         self._skip(range(kept[0]), self._teacher, self._teacher)
         for number, layer in enumerate(kept):
             following = kept[number + 1] if number + 1 < len(kept) else self._source.num_hidden_layers
@@ -187,7 +190,7 @@ class _Sequence:
                 for indices, positions in self._batches(counted=True):
                     goal.write(indices, run_layer(model, self._layout, self._read(source, indices), positions))
 
-    def _run_teacher(self, model: Any, second: TensorRow) -> bool:
+    def _run_teacher(self, model: CausalLM, second: TensorRow) -> bool:
         """Run one layer of the teacher; return whether its FFN reads what its attention reads."""
         parallel = False
         taken: dict[str, Tensor] = {}
@@ -204,14 +207,14 @@ class _Sequence:
                 parallel = taken["read"] is states
         return parallel
 
-    def _attend(self, student: Any) -> None:
+    def _attend(self, student: CausalLM) -> None:
         """Run the student's attention up to its output projection."""
         output = self._pruned.module(student, self._layout.writer(Axis.GROUP_HEADS))
         for indices, positions in self._batches():
             run = partial(run_layer, student, self._layout, self._read(self._student, indices), positions)
             self._attended.write(indices, input_of(output, run))
 
-    def _feed_forward(self, number: int, second: TensorRow, student: Any, reads: HiddenStates) -> None:
+    def _feed_forward(self, number: int, second: TensorRow, student: CausalLM, reads: HiddenStates) -> None:
         """Run the student's FFN, refit what it adds, and write the stream behind it."""
         down = self._layout.writer(self._layout.neuron_axis)
         norm, output = self._pruned.module(student, second), self._layout.module_of(down)
@@ -221,15 +224,14 @@ class _Sequence:
             if self._activated is not None:
                 self._activated.write(indices, input_of(self._pruned.module(student, down), run))
                 continue
-            added = run()
-            added = added[0] if isinstance(added, tuple) else added
+            added = states_of(run())
             self._between.write(indices, self._read(self._between, indices) + self._scale * added)
         if self._activated is not None:
             self._refit_writer(number, down, student, self._after, self._between, self._activated)
             self._write(down, student, self._between, self._activated, self._between)
 
     def _write(
-        self, output: TensorRow, student: Any, stream: HiddenStates, inputs: HiddenStates, goal: HiddenStates
+        self, output: TensorRow, student: CausalLM, stream: HiddenStates, inputs: HiddenStates, goal: HiddenStates
     ) -> None:
         """Add what an output projection of the student puts out to its stream."""
         projection = self._pruned.module(student, output)
@@ -241,7 +243,7 @@ class _Sequence:
         self,
         number: int,
         output: TensorRow,
-        student: Any,
+        student: CausalLM,
         wanted: HiddenStates,
         stream: HiddenStates,
         inputs: HiddenStates,
@@ -255,14 +257,14 @@ class _Sequence:
         for indices, _ in self._batches():
             missing = self._turned(self._read(wanted, indices)) - self._read(stream, indices).float()
             regression.add(missing / self._scale - offset, self._read(inputs, indices))
-        self._keep(place, regression.solve(start, self._ridge), student)
+        self._keep(place, regression.solve(start, self._settings.ridge), student)
 
     def _refit_readers(
         self,
         number: int,
         norm: TensorRow,
-        teacher: Any,
-        student: Any,
+        teacher: CausalLM,
+        student: CausalLM,
         reads: HiddenStates,
         student_reads: HiddenStates,
     ) -> None:
@@ -280,20 +282,20 @@ class _Sequence:
             unmixed = tuple(None if each == HIDDEN else kept for each, kept in zip(row.dims, part.kept, strict=True))
             original = self._outputs_first(whole(replace(part, kept=unmixed)).float()).to(self._device)
             start = self._outputs_first(whole(part).double())
-            self._keep(place, regression.solve(start, self._ridge, original), student)
+            self._keep(place, regression.solve(start, self._settings.ridge, original), student)
 
-    def _keep(self, place: TensorPlace, matrix: Tensor, student: Any) -> None:
+    def _keep(self, place: TensorPlace, matrix: Tensor, student: CausalLM) -> None:
         """Keep a refitted matrix for the student's file, and let its layer go on with it."""
         stored = self._outputs_first(matrix).to("cpu", DTYPES[self._parts[place.name].dtype])
         self._refitted[place.name] = stored.contiguous()
         if place.expert is None:
-            self._pruned.module(student, place.row).weight.copy_(stored)
+            self._pruned.module(student, place.row).get_parameter("weight").copy_(stored)
 
     def _outputs_first(self, matrix: Tensor) -> Tensor:
         """Turn a stored matrix to (outputs, inputs), or such a one back."""
         return matrix.T if self._layout.conv1d else matrix
 
-    def _stream_basis(self) -> Any:
+    def _stream_basis(self) -> Tensor | None:
         """What turns the teacher's stream into the student's: a matrix, the channels that stay, or None for all."""
         basis = basis_of(self._prepared, self._target)
         if basis is not None:
@@ -313,7 +315,7 @@ class _Sequence:
 
     def _batches(self, counted: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         total = self._text.num_tokens * self._source.num_hidden_layers
-        for indices, batch in self._text.batches(self._batch_sequences):
+        for indices, batch in self._text.batches(self._settings.batch_sequences):
             yield indices, batch.position_ids.to(self._device)
             if counted:
                 self._tokens_done += batch.num_tokens

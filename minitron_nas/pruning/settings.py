@@ -33,3 +33,18 @@ SEQUENCE_RIDGE = 0.1
 
 RANDOM_TOKENS = 0.1
 """Share of a text's tokens that rotation and the repair in sequence replace with any of the vocabulary."""
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceSettings:
+    """How a student is repaired in sequence.
+
+    Attributes:
+        ridge: Strength of the penalty, as a share of the mean square of what a matrix reads.
+        random_tokens: Share of the text's tokens that are replaced with any of the vocabulary.
+        batch_sequences: Sequences of one forward pass.
+    """
+
+    ridge: float = SEQUENCE_RIDGE
+    random_tokens: float = RANDOM_TOKENS
+    batch_sequences: int = 4

@@ -1,12 +1,13 @@
 """What a source is given before it is cut: the basis of its residual stream, and what its repair needs."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from minitron_nas.architecture.layout import HIDDEN
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.importance.passes import checkpoint_moments, fits_in_memory
+from minitron_nas.importance.moments import Readers
+from minitron_nas.importance.passes import CalibrationPass, fits_in_memory
 from minitron_nas.importance.tensor_folder import TensorFolder
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.progress import Progress, silent
@@ -21,8 +22,7 @@ from minitron_nas.text.tokens import PackedTokens
 def measure_start(
     checkpoint: Checkpoint,
     calibration: Callable[[], PackedTokens],
-    rotate: bool,
-    repair: bool,
+    start: StartSettings,
     work: Path,
     random_tokens: float = RANDOM_TOKENS,
     progress: Progress = silent,
@@ -31,9 +31,9 @@ def measure_start(
 
     Args:
         checkpoint: The source.
-        calibration: Reads the text.
-        rotate: Whether to find the basis in which hidden channels are cut.
-        repair: Whether to measure the second moments of what output projections read.
+        calibration: Reads the text, if anything is measured on it.
+        start: Whether to find the basis in which hidden channels are cut, and whether to measure the second moments
+            of what output projections read.
         work: A folder for what memory is too small for, and for the second moments.
         random_tokens: For the basis, the share of the text's tokens that are replaced with any of the vocabulary.
         progress: Told about tokens.
@@ -44,25 +44,32 @@ def measure_start(
     Raises:
         DiskSpaceError: If the disk cannot hold the second moments, or the hidden states of the text.
     """
-    if not rotate and not repair:
+    readers = _readers(start)
+    if readers is None:
         return None, None
     moments = TensorFolder(work / "moments")
-    num_bytes = moments_bytes(checkpoint, rotate, repair)
+    num_bytes = moments_bytes(checkpoint, readers)
     require_free_bytes(work, num_bytes, "second moments of activations")
     whole = fits_in_memory(checkpoint, num_bytes)
-    text = calibration()
+    along = CalibrationPass(checkpoint, calibration(), whole, work)
     rotation = None
-    if rotate:
-        read = text.with_random_tokens(random_tokens, checkpoint.architecture.vocab_size)
-        told = _half(progress, 0) if repair else progress
-        checkpoint_moments(checkpoint, read, moments, True, False, whole, work, told)
+    if readers != "projections":
+        read = along.text.with_random_tokens(random_tokens, checkpoint.architecture.vocab_size)
+        told = _half(progress, 0) if readers == "all" else progress
+        replace(along, text=read).moments("norms", moments, told)
         rotation = Rotation.of(moments, checkpoint.headers, checkpoint.architecture, checkpoint.layout)
         for place in stream_norms(checkpoint.layout, checkpoint.architecture):
             del moments[place.name]
-    if repair:
-        told = _half(progress, 1) if rotate else progress
-        checkpoint_moments(checkpoint, text, moments, False, True, whole, work, told)
-    return rotation, moments.path if repair else None
+    if readers == "norms":
+        return rotation, None
+    along.moments("projections", moments, _half(progress, 1) if readers == "all" else progress)
+    return rotation, moments.path
+
+
+def _readers(start: StartSettings) -> Readers | None:
+    if start.channels == "rotate":
+        return "all" if start.repair == "ridge" else "norms"
+    return "projections" if start.repair == "ridge" else None
 
 
 def _half(progress: Progress, number: int) -> Progress:
@@ -70,25 +77,29 @@ def _half(progress: Progress, number: int) -> Progress:
     return lambda done, total: progress(number * total + done, 2 * total)
 
 
-def moments_bytes(checkpoint: Checkpoint, stream: bool, inputs: bool) -> int:
+def moments_bytes(checkpoint: Checkpoint, readers: Readers) -> int:
     """Return the bytes of a model's second moments, float32.
 
     Args:
         checkpoint: The model.
-        stream: Whether to count those of what norms read.
-        inputs: Whether to count those of what output projections read.
+        readers: Those of what.
     """
-    layout, shape = checkpoint.layout, checkpoint.architecture
-    sizes = [shape.hidden_size for _ in stream_norms(layout, shape)] if stream else []
-    for place in layout.tensors(shape) if inputs else ():
+    layout, source = checkpoint.layout, checkpoint.architecture
+    sizes = [source.hidden_size for _ in stream_norms(layout, source)] if readers != "projections" else []
+    for place in layout.tensors(source) if readers != "norms" else ():
         if layout.writes_hidden(place.row):
-            dims = place.row.shape(shape)
+            dims = place.row.shape(source)
             sizes.append(dims[1 - place.row.dims.index(HIDDEN)])
     return sum(4 * size**2 for size in sizes)
 
 
 def possible_start(start: Start, checkpoint: Checkpoint) -> tuple[Start, str]:
-    """Return how hidden channels can be cut, and a sentence about it that says why where it is not as asked."""
+    """Return how hidden channels can be cut, and a sentence about it that says why where it is not as asked.
+
+    Args:
+        start: How they are asked to be cut.
+        checkpoint: The source.
+    """
     reason = why_not_rotatable(checkpoint.layout, checkpoint.architecture)
     if start == "rotate" and reason is not None:
         return "select", f"channels are selected, not rotated: {reason}"
@@ -109,11 +120,11 @@ class TakenStart:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, target: Architecture, asked: StartSettings) -> "TakenStart":
-        """Find out for a student of some shape.
+        """Find out for a student.
 
         Args:
             checkpoint: The source.
-            target: The shape.
+            target: Its shape.
             asked: What was asked for.
         """
         source, layout = checkpoint.architecture, checkpoint.layout

@@ -22,7 +22,7 @@ from study import EVALUATED, EVALUATION_SEQUENCES, LENGTH, SEED, Study, progress
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.execution.device import release_memory
 from minitron_nas.importance.depth_modes import layer_table
-from minitron_nas.importance.layers import choose_layers
+from minitron_nas.importance.layers import Depths, choose_layers
 from minitron_nas.importance.score import score_importance
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import Aggregation, DepthSettings, ImportanceSettings
@@ -34,10 +34,11 @@ from minitron_nas.pruning.export import write_student
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
 from minitron_nas.pruning.repair_in_sequence import repair_in_sequence
-from minitron_nas.pruning.settings import RANDOM_TOKENS, RIDGE, SEQUENCE_RIDGE
+from minitron_nas.pruning.settings import RANDOM_TOKENS, RIDGE, SEQUENCE_RIDGE, SequenceSettings, StartSettings
 from minitron_nas.pruning.start import measure_start
 from minitron_nas.pruning.student import build_student
 from minitron_nas.space.axes import load_space
+from minitron_nas.storage.lineage import Lineage
 from minitron_nas.text.tokens import PackedTokens
 
 SHAPES: dict[str, dict[str, int]] = {
@@ -156,9 +157,8 @@ class Starts(Study):
                 measures = measure_start(
                     self.checkpoint,
                     lambda: text,
-                    rotate=True,
-                    repair=True,
-                    work=Path(work),
+                    StartSettings("rotate", "ridge"),
+                    Path(work),
                     random_tokens=random_tokens,
                     progress=progress("moments"),
                 )
@@ -174,9 +174,8 @@ class Starts(Study):
                 yield {}
             else:
                 tell = progress("sequence")
-                yield repair_in_sequence(
-                    prepared, target, text, Path(work), start.sequence_ridge, start.random_tokens, progress=tell
-                )
+                settings = SequenceSettings(start.sequence_ridge, start.random_tokens)
+                yield repair_in_sequence(prepared, target, text, Path(work), settings, tell)
 
     def untrained(
         self,
@@ -201,7 +200,7 @@ class Starts(Study):
             source = start.apply(self.prepared(text, start.scores, start.random_tokens))
             target = source.architecture.reshaped(shape)
             with self.repaired(source, target, start, text) as repaired:
-                write_student(source, target, folder, text.first(1).in_memory().input_ids[:, :64], {}, repaired)
+                write_student(source, target, folder, text.first(1).in_memory().input_ids[:, :64], Lineage(), repaired)
         return folder
 
     def note(self, key: str, *arguments: Any) -> None:
@@ -360,8 +359,7 @@ def dropped_layers(study: Starts, text: PackedTokens, settings: DepthSettings) -
         study.checkpoint,
         study.scored(text, SCORES),
         settings,
-        protected_layers(),
-        DEPTHS,
+        Depths(DEPTHS, protected_layers()),
         lambda: study.tokens("depth", lambda: study.beginnings(0, 16, LENGTH)),
         SEED,
         progress(f"{settings.criterion}, {settings.mode}"),

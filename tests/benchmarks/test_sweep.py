@@ -46,7 +46,7 @@ from minitron_nas.text.tokens import pack
 from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.importance.baselines import random_scores
 from minitron_nas.importance.tensor_folder import TensorFolder
-from minitron_nas.importance.passes import checkpoint_moments
+from minitron_nas.importance.passes import CalibrationPass
 from minitron_nas.progress import silent
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
@@ -61,7 +61,7 @@ text = pack([ids.numpy()], {SEQ_LEN})
 shape, layout = checkpoint.architecture, checkpoint.layout
 order = PruningOrder.from_scores(random_scores(shape, layout, 0), shape, ())
 moments = TensorFolder(work / "moments")
-checkpoint_moments(checkpoint, text, moments, stream=True, inputs=False, whole=False, folder=work, progress=silent)
+CalibrationPass(checkpoint, text, whole=False, folder=work).moments("norms", moments, silent)
 write_prepared(work / "prepared", order, Rotation.of(moments, checkpoint.headers, shape, layout), None)
 target = shape.reshaped({{"hidden_size": 3072, "intermediate_size": 9216}})
 prepared = PreparedTeacher.open(teacher, work / "prepared")

@@ -16,11 +16,10 @@ from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
 from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.pipeline.display import Quiet
-from minitron_nas.pipeline.engine import Engine
-from minitron_nas.pipeline.hop import Hop
+from minitron_nas.pipeline.engine import Engine, Left, Stage
 from minitron_nas.pipeline.plan import make_plan
+from minitron_nas.pipeline.run import Run, RunTokens, Source
 from minitron_nas.pipeline.stages.prepare import prepare_source
-from minitron_nas.pipeline.stages.tokenize import Tokens
 from minitron_nas.pipeline.steps.prune import prune
 from minitron_nas.pipeline.steps.score import score
 from minitron_nas.progress import Progress, silent
@@ -33,7 +32,7 @@ TEXT = TextSettings(sequence_length=64, calibration_samples=8)
 
 @pytest.fixture(autouse=True)
 def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    for place in ("distillation.signals", "importance.layered_model", "pipeline.passes"):
+    for place in ("importance.layered_model", "importance.passes", "models.loading"):
         monkeypatch.setattr(f"minitron_nas.{place}.compute_dtype", lambda device: torch.float32)
 
 
@@ -112,7 +111,7 @@ def test_pruning_on_text_gives_the_same_student_layer_by_layer(
 def test_a_run_scores_a_source_that_does_not_fit_layer_by_layer(
     trained_teacher: Path, tiny_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hop = Hop(90_000, open_checkpoint(trained_teacher), "teacher")
+    source = Source("teacher", open_checkpoint(trained_teacher))
     ids = torch.randint(0, 320, (256,), generator=torch.Generator().manual_seed(0)).numpy()
     pack([ids], 64).save(tmp_path / "calibration.safetensors")
     plan = make_plan({"teacher": "x", "sizes": ["90k"], "data": "x", **tiny_settings})
@@ -121,7 +120,9 @@ def test_a_run_scores_a_source_that_does_not_fit_layer_by_layer(
         give_memory(monkeypatch, memory)
         (tmp_path / name).mkdir()
         engine = Engine(RunFolder(tmp_path / name), told)
-        orders.append(prepare_source(engine, plan, hop, Tokens(tmp_path, "tokens", 0), [4]).order)
+        packed = engine.run(Stage("text", "read", {}), lambda progress: Left())
+        run = Run(engine, plan, source, RunTokens(tmp_path, packed, 0))
+        orders.append(prepare_source(run, source, [4])[0].order)
         assert {path.name for path in engine.folder.path.iterdir()} == {"importance", "prepared", "ledger.jsonl"}
     assert [title for title in told.titles if "importance" in title] == [
         "importance of every part",

@@ -134,7 +134,7 @@ def prepared_with_moments(tmp_path, source, model_type):
     ids = torch.randint(0, 320, (8, 24), generator=torch.Generator().manual_seed(1))
     text = PackedTokens(ids, torch.arange(24).expand_as(ids))
     model = load(teacher.checkpoint.path)
-    second_moments(model, teacher.checkpoint.layout, text, moments, stream=False)
+    second_moments(model, teacher.checkpoint.layout, text, moments, "projections")
     write_prepared(tmp_path / "prepared", teacher.order, moments=moments.path)
     return teacher, text, PreparedTeacher.open(teacher.checkpoint.path, tmp_path / "prepared")
 

@@ -24,7 +24,7 @@ from minitron_nas.pruning.parts import whole
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
 from minitron_nas.pruning.repair_in_sequence import repair_in_sequence, why_not_in_sequence
 from minitron_nas.pruning.rotation import Rotation
-from minitron_nas.pruning.settings import RANDOM_TOKENS
+from minitron_nas.pruning.settings import RANDOM_TOKENS, SequenceSettings
 from minitron_nas.pruning.student import build_student, cuts
 from minitron_nas.storage.weights import read_headers
 from minitron_nas.testing import Subject, tiny_config, tiny_tokenizer
@@ -66,7 +66,7 @@ def load(folder):
 
 
 def repaired(prepared, target, folder, text=TEXT, **more):
-    headers = repair_in_sequence(prepared, target, text, folder, **more)
+    headers = repair_in_sequence(prepared, target, text, folder, SequenceSettings(**more))
     return {name: read_tensor(header) for name, header in headers.items()}, build_student(
         prepared, target, torch.float32, headers
     )

@@ -32,7 +32,7 @@ def prepared(folder, scores):
     """A teacher with its rotation, measured on the text."""
     checkpoint = open_checkpoint(folder)
     model, moments = load(folder), {}
-    second_moments(model, checkpoint.layout, TEXT, moments, inputs=False)
+    second_moments(model, checkpoint.layout, TEXT, moments, "norms")
     rotation = Rotation.of(moments, checkpoint.headers, checkpoint.architecture, checkpoint.layout)
     order = PruningOrder.from_scores(scores, checkpoint.architecture, ())
     write_prepared(folder / "prepared", order, rotation)

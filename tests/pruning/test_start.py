@@ -46,11 +46,11 @@ def test_what_is_said_of_a_start_is_what_is_done(
 
 def test_only_what_is_wanted_is_measured_and_kept(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tiny_checkpoint(tmp_path / "teacher", "llama", num_hidden_layers=2))
-    assert measure_start(checkpoint, lambda: TOKENS, False, False, tmp_path) == (None, None)
-    rotation, moments = measure_start(checkpoint, lambda: TOKENS, True, False, tmp_path)
+    assert measure_start(checkpoint, lambda: TOKENS, StartSettings("select", "none"), tmp_path) == (None, None)
+    rotation, moments = measure_start(checkpoint, lambda: TOKENS, StartSettings("rotate", "none"), tmp_path)
     assert moments is None
     assert rotation is not None
-    rotation, moments = measure_start(checkpoint, lambda: TOKENS, True, True, tmp_path)
+    rotation, moments = measure_start(checkpoint, lambda: TOKENS, StartSettings("rotate", "ridge"), tmp_path)
     assert rotation is not None
     assert moments is not None
     names = ("mlp.down_proj", "self_attn.o_proj")
@@ -62,14 +62,16 @@ def test_random_tokens_are_read_for_the_basis_alone(tmp_path: Path) -> None:
     found, told = {}, []
     for share in (0.0, 0.5):
         work = tmp_path / f"{share}"
+        start = StartSettings("rotate", "ridge")
         rotation, moments = measure_start(
-            checkpoint, lambda: TOKENS, True, True, work, share, progress=lambda *pair: told.append(pair)
+            checkpoint, lambda: TOKENS, start, work, share, progress=lambda *pair: told.append(pair)
         )
         assert rotation is not None
         assert moments is not None
         found[share] = rotation.energies, dict(TensorFolder(moments))
     replaced = TOKENS.with_random_tokens(0.5, checkpoint.architecture.vocab_size)
-    expected, _ = measure_start(checkpoint, lambda: replaced, True, False, tmp_path / "replaced", 0.0)
+    basis = StartSettings("rotate", "none")
+    expected, _ = measure_start(checkpoint, lambda: replaced, basis, tmp_path / "replaced", 0.0)
     assert expected is not None
     assert torch.equal(found[0.5][0], expected.energies)
     assert not torch.allclose(found[0.5][0], found[0.0][0], rtol=1e-3)
@@ -89,5 +91,5 @@ def test_moments_that_the_disk_cannot_hold_are_refused(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(preparing, "require_free_bytes", refuse)
     with pytest.raises(DiskSpaceError, match="second moments"):
-        measure_start(checkpoint, lambda: TOKENS, True, True, tmp_path)
+        measure_start(checkpoint, lambda: TOKENS, StartSettings("rotate", "ridge"), tmp_path)
     assert asked == [4 * (5 * 48**2 + 2 * 48**2 + 2 * 96**2)]

@@ -3,8 +3,8 @@
 from collections.abc import Collection
 from dataclasses import replace
 
-from minitron_nas.importance.layers import choose_layers
-from minitron_nas.importance.passes import fits_in_memory, pass_title, score_checkpoint
+from minitron_nas.importance.layers import Depths, choose_layers
+from minitron_nas.importance.passes import CalibrationPass, fits_in_memory, pass_title
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.pipeline import inputs
 from minitron_nas.pipeline.engine import Done, Left, Stage
@@ -35,13 +35,11 @@ def prepare_source(run: Run, source: Source, layer_counts: Collection[int]) -> t
     def action(progress: Progress) -> Left:
         scores = ImportanceScores.load(run.folder.importance(source.name))
         depth = plan.importance.depth
-        layers = choose_layers(
-            checkpoint, scores, depth, protected, layer_counts, tokens.calibration, plan.seed, progress
-        )
+        depths = Depths(layer_counts, protected)
+        layers = choose_layers(checkpoint, scores, depth, depths, tokens.calibration, plan.seed, progress)
         order = PruningOrder.from_scores(scores, checkpoint.architecture, protected, layers)
-        rotates, repairs = start.channels == "rotate", start.repair == "ridge"
         with run.folder.temporary() as work:
-            measures = measure_start(checkpoint, tokens.calibration, rotates, repairs, work, progress=progress)
+            measures = measure_start(checkpoint, tokens.calibration, start, work, progress=progress)
             write_prepared(folder, order, *measures, merge_heads=start.merge_heads)
         return Left()
 
@@ -63,7 +61,7 @@ def _score(run: Run, source: Source) -> Done:
     def action(progress: Progress) -> Left:
         text = run.tokens.calibration()
         with run.folder.temporary() as work:
-            scores = score_checkpoint(checkpoint, text, plan.importance, whole, work, progress)
+            scores = CalibrationPass(checkpoint, text, whole, work).score(plan.importance, progress)
         about = {
             "source": checkpoint.fingerprint,
             "num_samples": str(text.num_sequences),

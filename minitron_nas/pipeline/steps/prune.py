@@ -1,4 +1,4 @@
-"""Scoring and pruning without training, as functions of their own."""
+"""Pruning without training, as a function of its own."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -15,13 +15,13 @@ from minitron_nas.architecture.rules import check_architecture, check_changes
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import PlanError
 from minitron_nas.importance.depth_modes import layer_table
-from minitron_nas.importance.layers import choose_layers, drop_from
+from minitron_nas.importance.layers import Depths, choose_layers, drop_from
 from minitron_nas.importance.passes import require_whole_model
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.checks import check_values
-from minitron_nas.models.source import resolve_teacher, source_name
+from minitron_nas.models.source import Source, resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.pipeline.steps.score import MAGNITUDE, RANDOM, calibration_reader, existing_parent, scores_of
 from minitron_nas.pipeline.versions import versions
@@ -61,9 +61,10 @@ class Pruned:
 
 
 def prune(
-    teacher: Any,
+    teacher: Source,
     out: str | Path,
     shape: Mapping[str, int] | None = None,
+    *,
     size: int | None = None,
     scores: str | Path | None = None,
     data: Any = None,
@@ -111,7 +112,9 @@ def prune(
     importance = importance or ImportanceSettings()
     _check_together(shape, size, scores, data, drop_layers)
     has_text = data is not None or scores not in {MAGNITUDE, RANDOM}
-    start, repair = start or ("rotate" if has_text else "select"), repair or ("ridge" if has_text else "none")
+    asked = StartSettings(
+        start or ("rotate" if has_text else "select"), repair or ("ridge" if has_text else "none"), merge_heads
+    )
     folder, display, space = Path(out), display or default_display(), space or load_space("default")
     require_new_folder(folder)
     if data is not None:
@@ -123,9 +126,9 @@ def prune(
         protected = space.protected_layers if named is None else ()
         target = _target(checkpoint, shape or {}, size, named, space)
         PruningOrder.check_layers(source, protected, target.num_hidden_layers)
-        taken = TakenStart.of(checkpoint, target, StartSettings(start, repair, merge_heads))
-        rotates = possible_start(start, checkpoint)[0] == "rotate" and target.hidden_size < source.hidden_size
-        repairs = repair == "ridge" and target != source
+        taken = TakenStart.of(checkpoint, target, asked)
+        rotates = possible_start(asked.channels, checkpoint)[0] == "rotate" and target.hidden_size < source.hidden_size
+        repairs = asked.repair == "ridge" and target != source
         fewer = named is None and target.num_hidden_layers < source.num_hidden_layers
         if not has_text and (rotates or repairs or (fewer and importance.depth.needs_text)):
             raise _without_text(scores)
@@ -136,13 +139,20 @@ def prune(
                 check_values(checkpoint.path, checkpoint.headers, progress)
         calibration = calibration_reader(checkpoint, scores, data, text or TextSettings(), seed)
         ranking = scores_of(checkpoint, scores, calibration, importance, seed, Path(work), display)
-        layers = _layers(checkpoint, ranking, named, importance.depth, protected, target, calibration, seed, display)
+        shared = _Work(checkpoint, target, calibration, Path(work), display)
+        layers = (
+            shared.layers(ranking, importance.depth, protected, seed)
+            if named is None
+            else layer_table({len(named): named}, source.num_hidden_layers)
+        )
         order = PruningOrder.from_scores(ranking, source, protected, layers)
-        inputs = repairs and needs_moments(checkpoint, target)
-        measured = taken.channels if rotates else "measure what output projections read"
-        with _stage_if(rotates or inputs, display, "prepare", measured) as progress:
-            prepared = _prepared(checkpoint, order, calibration, rotates, inputs, merge_heads, Path(work), progress)
-        repaired = _repaired(prepared, target, calibration, Path(work), display) if repairs else {}
+        measured = StartSettings(
+            "rotate" if rotates else "select",
+            "ridge" if repairs and needs_moments(checkpoint, target) else "none",
+            merge_heads,
+        )
+        prepared = shared.prepared(order, measured, taken.channels)
+        repaired = shared.repaired(prepared) if repairs else {}
         lineage = Lineage(
             teacher=Origin(source_name(teacher), checkpoint.fingerprint),
             architecture=target.to_dict(),
@@ -160,38 +170,45 @@ def prune(
     return Pruned(folder, target, count_parameters(target, layout), proof)
 
 
-def _prepared(
-    checkpoint: Checkpoint,
-    order: PruningOrder,
-    calibration: Callable[[], PackedTokens],
-    rotate: bool,
-    inputs: bool,
-    merge_heads: bool,
-    work: Path,
-    progress: Progress,
-) -> PreparedTeacher:
-    measures = measure_start(checkpoint, calibration, rotate, inputs, work, progress=progress)
-    write_prepared(work / "prepared", order, *measures, merge_heads=merge_heads)
-    return PreparedTeacher.open(checkpoint.path, work / "prepared")
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What the parts of the step share: from which model to which shape, on which text."""
 
+    checkpoint: Checkpoint
+    target: Architecture
+    calibration: Callable[[], PackedTokens]
+    folder: Path
+    display: Display
 
-def _repaired(
-    prepared: PreparedTeacher,
-    target: Architecture,
-    calibration: Callable[[], PackedTokens],
-    work: Path,
-    display: Display,
-) -> dict[str, TensorHeader]:
-    in_sequence = why_not_in_sequence(prepared.layout, prepared.architecture, target) is None
-    with _stage_if(in_sequence, display, "repair", "layer after layer") as progress:
-        return repair_student(prepared, target, calibration, work / "repaired", progress)
+    def layers(self, ranking: ImportanceScores, depth: DepthSettings, protected: Sequence[int], seed: int) -> Tensor:
+        """Find out which layers stay, where none are named."""
+        num_layers = self.target.num_hidden_layers
+        measured = depth.needs_model and num_layers < self.checkpoint.architecture.num_hidden_layers
+        with _stage_if(measured, self.display, "depth", f"{depth.criterion}, {depth.mode}") as progress:
+            depths = Depths([num_layers], protected)
+            return choose_layers(self.checkpoint, ranking, depth, depths, self.calibration, seed, progress)
+
+    def prepared(self, order: PruningOrder, start: StartSettings, channels: str) -> PreparedTeacher:
+        """Measure what the start needs."""
+        rotates = start.channels == "rotate"
+        measured = channels if rotates else "measure what output projections read"
+        with _stage_if(rotates or start.repair == "ridge", self.display, "prepare", measured) as progress:
+            measures = measure_start(self.checkpoint, self.calibration, start, self.folder, progress=progress)
+            write_prepared(self.folder / "prepared", order, *measures, merge_heads=start.merge_heads)
+        return PreparedTeacher.open(self.checkpoint.path, self.folder / "prepared")
+
+    def repaired(self, prepared: PreparedTeacher) -> dict[str, TensorHeader]:
+        """Repair the student in sequence, where that is how it is repaired."""
+        in_sequence = why_not_in_sequence(prepared.layout, prepared.architecture, self.target) is None
+        with _stage_if(in_sequence, self.display, "repair", "layer after layer") as progress:
+            return repair_student(prepared, self.target, self.calibration, self.folder / "repaired", progress)
 
 
 def _stage_if(needed: bool, display: Display, name: str, title: str) -> AbstractContextManager[Progress]:
     return display.stage(name, title) if needed else nullcontext(silent)
 
 
-def _without_text(scores: Any) -> PlanError:
+def _without_text(scores: str | Path | None) -> PlanError:
     return PlanError(
         f"scores={scores} bring no text, which start=rotate, repair=ridge and all importance.depth but "
         "criterion=block_importance with mode=layers measure on; give --data too"
@@ -233,34 +250,15 @@ def _target(
     return target
 
 
-def _layers(
-    checkpoint: Checkpoint,
-    ranking: ImportanceScores,
-    named: Sequence[int] | None,
-    depth: DepthSettings,
-    protected: Sequence[int],
-    target: Architecture,
-    calibration: Callable[[], PackedTokens],
-    seed: int,
-    display: Display,
-) -> Tensor:
-    if named is not None:
-        return layer_table({len(named): named}, checkpoint.architecture.num_hidden_layers)
-    counts = [target.num_hidden_layers]
-    measured = depth.needs_model and target.num_hidden_layers < checkpoint.architecture.num_hidden_layers
-    with _stage_if(measured, display, "depth", f"{depth.criterion}, {depth.mode}") as progress:
-        return choose_layers(checkpoint, ranking, depth, protected, counts, calibration, seed, progress)
-
-
 def _balanced(checkpoint: Checkpoint, space: SearchSpace, size: int) -> Architecture:
     source = checkpoint.architecture
     found = enumerate_candidates(space, size, source, checkpoint.layout)
     ffn = checkpoint.layout.neuron_axis.value
 
     def rank(candidate: Candidate) -> tuple[float, ...]:
-        shape = candidate.architecture
-        imbalance = abs(shape.hidden_size / source.hidden_size - getattr(shape, ffn) / getattr(source, ffn))
+        target = candidate.architecture
+        imbalance = abs(target.hidden_size / source.hidden_size - getattr(target, ffn) / getattr(source, ffn))
         distance = abs(candidate.num_parameters / size - 1)
-        return -shape.num_hidden_layers, -shape.num_attention_heads, -shape.num_experts, imbalance + distance
+        return -target.num_hidden_layers, -target.num_attention_heads, -target.num_experts, imbalance + distance
 
     return min(found.candidates, key=rank).architecture

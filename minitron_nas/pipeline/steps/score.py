@@ -10,11 +10,11 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from minitron_nas.importance.baselines import magnitude_scores, random_scores
-from minitron_nas.importance.passes import fits_in_memory, pass_title, score_checkpoint
+from minitron_nas.importance.passes import CalibrationPass, fits_in_memory, pass_title
 from minitron_nas.importance.scores import ImportanceScores, load_calibration
 from minitron_nas.importance.settings import ImportanceSettings
 from minitron_nas.models.checkpoint import Checkpoint
-from minitron_nas.models.source import resolve_teacher
+from minitron_nas.models.source import Source, resolve_teacher
 from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.storage.run_folder import require_new_folder
 from minitron_nas.text.settings import TextSettings
@@ -27,7 +27,7 @@ RANDOM = "random"
 
 
 def score(
-    teacher: Any,
+    teacher: Source,
     data: Any,
     out: str | Path,
     text: TextSettings | None = None,
@@ -73,7 +73,15 @@ def score(
 def calibration_reader(
     checkpoint: Checkpoint, scores: str | Path | None, data: Any, text: TextSettings, seed: int
 ) -> Callable[[], PackedTokens]:
-    """Return a function that reads the calibration text once: from data, or else from the scores' folder."""
+    """Return a function that reads the calibration text once: from data, or else from the scores' folder.
+
+    Args:
+        checkpoint: Whose tokenizer reads data.
+        scores: The folder that is read where there are no data.
+        data: What the user gave as text, or None.
+        text: Sequence length and number of samples.
+        seed: Decides which documents are read.
+    """
 
     @cache
     def read() -> PackedTokens:
@@ -94,7 +102,17 @@ def scores_of(
     work: Path,
     display: Display,
 ) -> ImportanceScores:
-    """Return the scores that the user names, measured here where none are named."""
+    """Return the scores that the user names, measured here where none are named.
+
+    Args:
+        checkpoint: The model.
+        scores: What the user names: a folder, MAGNITUDE, RANDOM, or None.
+        calibration: Reads the text to score on, where none are named.
+        importance: How activations become scores.
+        seed: Of random scores.
+        work: A folder for what is temporary.
+        display: Shows the stage.
+    """
     source, layout = checkpoint.architecture, checkpoint.layout
     if scores is None:
         return _scored(checkpoint, calibration(), importance, work, display)
@@ -112,7 +130,7 @@ def _scored(
     whole = fits_in_memory(checkpoint)
     title = pass_title(f"importance over {calibration.num_tokens:,} tokens", whole)
     with display.stage("score", title) as progress:
-        return score_checkpoint(checkpoint, calibration, importance, whole, work, progress)
+        return CalibrationPass(checkpoint, calibration, whole, work).score(importance, progress)
 
 
 def _calibration(checkpoint: Checkpoint, data: Any, text: TextSettings, seed: int) -> PackedTokens:
@@ -126,7 +144,11 @@ def _calibration(checkpoint: Checkpoint, data: Any, text: TextSettings, seed: in
 
 
 def existing_parent(folder: Path) -> Path:
-    """Return the folder that a result will lie in, made if absent: the place for what is temporary."""
+    """Return the folder that a result will lie in, made if absent: the place for what is temporary.
+
+    Args:
+        folder: The result's folder.
+    """
     parent = folder.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
     return parent
