@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from minitron_nas.pruning import export
 from minitron_nas.pruning.export import export_student
 from minitron_nas.pruning.student import build_student
 from minitron_nas.storage.atomic import read_json
-from minitron_nas.storage.lineage import Proof
+from minitron_nas.storage.lineage import Lineage, Origin, Proof, read_lineage
 from minitron_nas.storage.weights import read_headers
 from minitron_nas.testing import tiny_checkpoint, tiny_config, tiny_model, tiny_tokenizer
 
@@ -24,7 +25,7 @@ def student_of(teacher, dtype=torch.float32, shape=SHAPE):
 
 def exported(teacher, folder, prompt, dtype=torch.float32, lineage=None, student=None):
     student = student if student is not None else student_of(teacher)
-    return export_student(student, teacher.checkpoint.path, folder, dtype, prompt[:1], lineage or {})
+    return export_student(student, teacher.checkpoint.path, folder, dtype, prompt[:1], lineage or Lineage())
 
 
 def files_below(folder):
@@ -84,10 +85,9 @@ def test_the_written_proof_can_be_repeated_by_anyone(source, prompt, tmp_path):
 
 
 def test_lineage_is_written_as_given_with_the_proof_added(source, prompt, tmp_path):
-    lineage = {"size": "90k", "teacher": {"fingerprint": "abc"}, "kept_layers": [0, 1, 3]}
+    lineage = Lineage(size="90k", teacher=Origin(fingerprint="abc"), kept_layers=[0, 1, 3])
     exported(source("llama"), tmp_path / "student", prompt, lineage=lineage)
-    proof = {"max_abs_difference": 0.0, "tolerance": 1e-3}
-    assert read_json(tmp_path / "student" / "lineage.json") == {**lineage, "proof": proof}
+    assert read_lineage(tmp_path / "student") == replace(lineage, proof=Proof(0.0, 1e-3))
 
 
 def test_tokenizer_templates_generation_settings_and_terms_come_from_the_source(source, prompt, tmp_path):
@@ -100,7 +100,7 @@ def test_tokenizer_templates_generation_settings_and_terms_come_from_the_source(
     for name in terms:
         (folder / name).write_text(f"As you like it: {name}.")
     (folder / "README.md").write_text("A card of the teacher, not of the student.")
-    export_student(student_of(source("llama")), folder, tmp_path / "student", torch.float32, prompt[:1], {})
+    export_student(student_of(source("llama")), folder, tmp_path / "student", torch.float32, prompt[:1], Lineage())
     copied = AutoTokenizer.from_pretrained(tmp_path / "student")
     text = "Hello — the  world!"
     assert copied(text).input_ids == tokenizer(text).input_ids
@@ -177,7 +177,7 @@ def test_a_proof_that_fails_leaves_the_student_of_before(source, prompt, tmp_pat
 
 def test_the_same_student_is_the_same_bytes(source, prompt, tmp_path):
     for name in ("one", "two"):
-        exported(source("llama"), tmp_path / name, prompt, lineage={"size": "90k"})
+        exported(source("llama"), tmp_path / name, prompt, lineage=Lineage(size="90k"))
     names = files_below(tmp_path / "one")
     assert names == files_below(tmp_path / "two")
     assert {"config.json", "model.safetensors", "proof.json", "lineage.json", "tokenizer.json"} <= set(names)

@@ -11,6 +11,7 @@ from minitron_nas.pruning.parts import whole
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
 from minitron_nas.pruning.student import build_student, cuts
 from minitron_nas.pruning.write import surgery_key
+from minitron_nas.storage.lineage import Lineage
 from minitron_nas.testing import tiny_checkpoint
 
 HEAD_DIM, IN_GROUP, GROUPS = 8, 3, 2
@@ -117,7 +118,7 @@ def test_merging_and_cutting_channels_go_together(source):
 def test_a_student_with_merged_heads_is_written_as_it_is_built_in_memory(tmp_path, source, prompt, model_type):
     teacher = source(model_type)
     prepared, target = replace(teacher.prepared, merge_heads=True), teacher.architecture.reshaped(FEWER)
-    proof = write_student(prepared, target, tmp_path / "student", prompt[:1], {})
+    proof = write_student(prepared, target, tmp_path / "student", prompt[:1], Lineage())
     assert proof is not None
     assert proof.max_abs_difference == 0
     written = load_file(tmp_path / "student" / "model.safetensors")

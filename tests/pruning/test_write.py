@@ -16,6 +16,7 @@ from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.student import build_student, cuts, student_config
 from minitron_nas.pruning.write import surgery_key, write_weights
 from minitron_nas.storage import atomic
+from minitron_nas.storage.lineage import Lineage, read_lineage
 from minitron_nas.storage.weights import file_headers
 from minitron_nas.testing import rewrite_tensors, tiny_checkpoint
 
@@ -151,7 +152,8 @@ def test_a_student_too_large_for_memory_is_written_without_a_proof(source, tmp_p
     teacher = source("llama")
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
     target = teacher.architecture.reshaped(SHAPE)
-    assert write_student(teacher.prepared, target, tmp_path / "student", prompt[:1], {"a": 1}) is None
-    assert json.loads((tmp_path / "student" / "lineage.json").read_text()) == {"a": 1, "proof": None}
+    assert write_student(teacher.prepared, target, tmp_path / "student", prompt[:1], Lineage(size="90k")) is None
+    assert read_lineage(tmp_path / "student") == Lineage(size="90k")
+    assert json.loads((tmp_path / "student" / "lineage.json").read_text())["proof"] is None
     assert not (tmp_path / "student" / "proof.json").exists()
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "student").config.intermediate_size == 56
