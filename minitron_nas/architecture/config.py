@@ -20,6 +20,10 @@ _ONLY_WITH = {
 def architecture_of(config: Mapping[str, Any], layout: Layout) -> Architecture:
     """Read a shape from the content of a Hugging Face `config.json`.
 
+    Args:
+        config: The content, with all that transformers fills in.
+        layout: The table of its family.
+
     Raises:
         InvalidArchitectureError: If a field that has no default is missing, or the config asks for
             something that the family's table does not describe.
@@ -48,7 +52,13 @@ def architecture_of(config: Mapping[str, Any], layout: Layout) -> Architecture:
 
 
 def with_sizes(config: Mapping[str, Any], target: Architecture, layout: Layout) -> dict[str, Any]:
-    """Return a `config.json` with the sizes of another shape, under the names that it has for them."""
+    """Return a `config.json` with the sizes of another shape, under the names that it has for them.
+
+    Args:
+        config: The content of a `config.json`; it stays as it is.
+        target: The other shape.
+        layout: The table of the family.
+    """
     names = (*layout.shape_fields(), *(() if layout.head_dim_is_derived else ("head_dim",)))
     sizes: dict[str, Any] = {}
     for name in names:

@@ -3,17 +3,25 @@
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from minitron_nas.architecture.layout import Axis, Layout, Sizes, TensorRow, axis_sizes
 from minitron_nas.architecture.spec import Architecture
 
 
 def count_parameters(architecture: Architecture, layout: Layout) -> int:
-    """Total parameters of a model, tied embeddings counted once, all experts counted."""
+    """Total parameters of a model, tied embeddings counted once, all experts counted.
+
+    Args:
+        architecture: Its shape.
+        layout: The table of its family.
+    """
     return int(count_parameters_of(layout, architecture, axis_sizes(architecture), architecture.num_hidden_layers))
 
 
-def count_parameters_of(layout: Layout, source: Architecture, sizes: Sizes, num_hidden_layers: Any) -> Any:
+def count_parameters_of(
+    layout: Layout, source: Architecture, sizes: Sizes, num_hidden_layers: int | NDArray[np.integer[Any]]
+) -> Any:
     """Total parameters for many shapes at once.
 
     Args:
@@ -38,7 +46,12 @@ def count_parameters_of(layout: Layout, source: Architecture, sizes: Sizes, num_
 
 
 def count_embedding_parameters(architecture: Architecture, layout: Layout) -> int:
-    """Parameters of the token embedding and of the untied output head."""
+    """Parameters of the token embedding and of the untied output head.
+
+    Args:
+        architecture: The model's shape.
+        layout: The table of its family.
+    """
     sizes = axis_sizes(architecture)
     return int(
         sum(r.elements(sizes) for r in layout.rows if r.exists(architecture) and any(Axis.VOCAB in d for d in r.dims))
@@ -69,7 +82,12 @@ def forward_flops_per_token(architecture: Architecture, layout: Layout, context_
 
 
 def kv_cache_bytes_per_token(architecture: Architecture, bytes_per_value: int = 2) -> int:
-    """Bytes of keys and values that one token of context keeps."""
+    """Bytes of keys and values that one token of context keeps.
+
+    Args:
+        architecture: The model's shape.
+        bytes_per_value: 2 in half precision.
+    """
     per_layer = 2 * architecture.num_key_value_heads * architecture.head_dim
     return architecture.num_hidden_layers * per_layer * bytes_per_value
 

@@ -112,7 +112,11 @@ class TensorRow:
         return self.name.rpartition(".")[0]
 
     def exists(self, architecture: Architecture) -> bool:
-        """Whether a checkpoint of this architecture holds the tensor."""
+        """Whether a checkpoint of this architecture holds the tensor.
+
+        Args:
+            architecture: The checkpoint's shape; says which optional tensors there are.
+        """
         needed = self.when is None or getattr(architecture, self.when)
         excluded = self.unless is not None and getattr(architecture, self.unless)
         return bool(needed and not excluded)
@@ -128,12 +132,25 @@ class TensorRow:
 
 
 def row(name: str, *dims: Dim, when: str | None = None, unless: str | None = None) -> TensorRow:
-    """Write one line of a family table: dimensions in the checkpoint's order."""
+    """Write one line of a family table: dimensions in the checkpoint's order.
+
+    Args:
+        name: The tensor's name in a checkpoint, with `{layer}` and `{expert}` where it has them.
+        *dims: In the checkpoint's order.
+        when: A boolean field of `Architecture` that must be true for the tensor to exist.
+        unless: One that must be false.
+    """
     return TensorRow(name, dims, when, unless)
 
 
 def norm(name: str, over: Dim, on_branch: bool = False) -> TensorRow:
-    """Write the line of a norm's gain; what reads the norm's output stands below it, up to the next norm."""
+    """Write the line of a norm's gain; what reads the norm's output stands below it, up to the next norm.
+
+    Args:
+        name: The gain's name in a checkpoint.
+        over: What it normalises.
+        on_branch: Whether it acts on what a layer adds to the residual stream.
+    """
     return TensorRow(name, (over,), is_norm=True, on_branch=on_branch)
 
 
@@ -189,7 +206,11 @@ class Layout:
     ignored: tuple[str, ...] = ()
 
     def tensors(self, architecture: Architecture) -> Iterator[TensorPlace]:
-        """Yield every tensor of a checkpoint of this architecture."""
+        """Yield every tensor of a checkpoint of this architecture.
+
+        Args:
+            architecture: The checkpoint's shape.
+        """
         for table_row in self.rows:
             if table_row.exists(architecture):
                 layers = range(architecture.num_hidden_layers) if table_row.per_layer else (None,)
@@ -256,7 +277,11 @@ class Layout:
         return tuple(r for r in self.rows if r.is_norm and r.dims == (HIDDEN,) and not r.on_branch)
 
     def norm_before(self, table_row: TensorRow) -> TensorRow:
-        """Return the gain of the norm whose output a matrix reads: the last one above it in the table."""
+        """Return the gain of the norm whose output a matrix reads: the last one above it in the table.
+
+        Args:
+            table_row: A matrix that reads hidden channels, of this table.
+        """
         above = self.rows[: self.rows.index(table_row)]
         return next(r for r in reversed(above) if r in self.stream_norms())
 
@@ -274,7 +299,11 @@ class Layout:
         return attention, ffn
 
     def writer(self, axis: Axis) -> TensorRow:
-        """Return the matrix of a layer that reads an axis and writes the hidden channels."""
+        """Return the matrix of a layer that reads an axis and writes the hidden channels.
+
+        Args:
+            axis: GROUP_HEADS for attention, `neuron_axis` for the FFN.
+        """
         (found,) = [r for r in self.rows if self.writes_hidden(r) and axis in self.input_dim(r)]
         return found
 
@@ -295,7 +324,11 @@ class Layout:
         return name[: name.index("{layer}") + len("{layer}")]
 
     def module_of(self, table_row: TensorRow) -> str:
-        """Return the name, with `{layer}`, of the module of the loaded model that holds a tensor."""
+        """Return the name, with `{layer}`, of the module of the loaded model that holds a tensor.
+
+        Args:
+            table_row: Of this table; an expert's module keeps its `{expert}`.
+        """
         name = table_row.module
         for stored, loaded in self.renamed:
             name = name.replace(stored, loaded)
@@ -311,5 +344,9 @@ def _is_matrix(table_row: TensorRow) -> bool:
 
 
 def axis_sizes(architecture: Architecture) -> dict[Axis, int]:
-    """Return the size of every axis."""
+    """Return the size of every axis.
+
+    Args:
+        architecture: A shape; of QKV the size is the number of projections.
+    """
     return {axis: _NUM_PROJECTIONS if axis is Axis.QKV else getattr(architecture, axis.value) for axis in Axis}

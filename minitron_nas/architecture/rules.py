@@ -99,6 +99,10 @@ RULES = (
 def check_architecture(architecture: Architecture, layout: Layout) -> None:
     """Refuse a shape that stock transformers would refuse, or would read otherwise than it is meant.
 
+    Args:
+        architecture: The shape.
+        layout: The table of its family; says which rules apply.
+
     Raises:
         InvalidArchitectureError: With the rule, its reason and the nearest legal sizes.
     """
@@ -113,6 +117,10 @@ def check_architecture(architecture: Architecture, layout: Layout) -> None:
 
 def check_changes(names: Iterable[str], layout: Layout) -> None:
     """Refuse sizes that no tensor of the family runs along.
+
+    Args:
+        names: Sizes, as users name them.
+        layout: The table of the family.
 
     Raises:
         InvalidArchitectureError: Naming the size and those that the family has.

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
@@ -61,6 +62,6 @@ def stdout_for_results() -> redirect_stdout[TextIO]:
     return redirect_stdout(sys.stderr)
 
 
-def print_json(value: Any) -> None:
-    """Print a result."""
+def print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
+    """Print a result on stdout."""
     typer.echo(json.dumps(value, indent=2))

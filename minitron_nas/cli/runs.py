@@ -2,11 +2,14 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from minitron_nas.cli.command import AsJson, MaybeData, Out, Overrides, app, print_json, stdout_for_results
+
+if TYPE_CHECKING:
+    from minitron_nas.pipeline.family import Family
 
 
 @app.command()
@@ -68,7 +71,7 @@ def report(
     print_json({"report": str(path)}) if as_json else typer.echo(str(path))
 
 
-def _print_family(family: Any, as_json: bool) -> None:
+def _print_family(family: "Family", as_json: bool) -> None:
     members = [family.teacher, *family.members]
     if as_json:
         rows = [{**asdict(member), "path": str(member.path)} for member in members]

@@ -28,6 +28,10 @@ def parse_size(size: str) -> int:
 def calibration_samples(text: TextSettings, tokens: str) -> TextSettings:
     """Return text settings with as many calibration samples as a number of tokens fills.
 
+    Args:
+        text: Says how long a sample is.
+        tokens: Such as 64k.
+
     Raises:
         PlanError: If it is no count, or fills no sample.
     """

@@ -60,6 +60,9 @@ def layouts() -> dict[str, Layout]:
 def layout_of(model_type: str) -> Layout:
     """Return the table of a model family.
 
+    Args:
+        model_type: As `config.json` names it.
+
     Raises:
         UnknownFamilyError: If no table describes it.
     """

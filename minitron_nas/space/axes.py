@@ -83,7 +83,12 @@ class SpaceAxes(Settings):
         return {name: axis for name in SHAPE_FIELDS if (axis := getattr(self, name)) is not None}
 
     def sizes(self, name: str, source: Architecture) -> list[int]:
-        """Return the sizes of an axis, descending; the source's alone where the space has no such axis."""
+        """Return the sizes of an axis, descending; the source's alone where the space has no such axis.
+
+        Args:
+            name: A prunable size.
+            source: The shape that candidates are cut from.
+        """
         axis = self.given().get(name)
         return [getattr(source, name)] if axis is None else axis.sizes(getattr(source, name))
 
@@ -150,6 +155,9 @@ class SearchSpace(Settings):
 
 def load_space(name_or_path: str | Path) -> SearchSpace:
     """Read a space: the name of a shipped preset or the path of a YAML file.
+
+    Args:
+        name_or_path: Such as `default` or `my-space.yaml`.
 
     Raises:
         SpaceError: If there is no such space or it cannot be used.

@@ -38,6 +38,11 @@ class Grid:
 
         A fraction of a size that the family lacks is nothing: such an axis is left out.
 
+        Args:
+            axes: What may change.
+            source: The shape that candidates are cut from.
+            layout: The table of its family.
+
         Raises:
             SpaceError: If the space lists values or ratios of a size that the source's family lacks.
         """
