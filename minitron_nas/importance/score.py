@@ -109,10 +109,10 @@ class _Collector:
         self._add(self._neurons[layer], inputs)
 
     def add_heads(self, layer: int, inputs: Tensor, projection: Tensor) -> None:
-        shape = self._architecture
-        heads = inputs.reshape(*self.batch_shape, shape.num_attention_heads, shape.head_dim).float().norm(dim=-1)
+        source = self._architecture
+        heads = inputs.reshape(*self.batch_shape, source.num_attention_heads, source.head_dim).float().norm(dim=-1)
         self._add(self._heads[layer], heads)
-        width = shape.heads_per_group * shape.head_dim
+        width = source.heads_per_group * source.head_dim
         contributions = [
             (inputs[..., start : start + width] @ projection[:, start : start + width].T).float().norm(dim=-1)
             for start in range(0, inputs.shape[-1], width)

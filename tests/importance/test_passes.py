@@ -11,7 +11,7 @@ import torch
 
 from minitron_nas.errors import PlanError
 from minitron_nas.importance import passes
-from minitron_nas.importance.passes import fits_in_memory, require_whole_model, whole_model_bytes
+from minitron_nas.importance.passes import CalibrationPass, fits_in_memory, require_whole_model, whole_model_bytes
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
 from minitron_nas.models.checkpoint import open_checkpoint
@@ -96,6 +96,22 @@ def test_a_model_that_does_not_fit_gets_the_same_scores_layer_by_layer_and_the_u
     assert {path.name for path in tmp_path.iterdir()} == {"whole", "swept"}
 
 
+def test_both_ways_measure_the_same_second_moments_of_what_is_asked_for(trained_teacher: Path, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(trained_teacher)
+    ids = torch.randint(0, 320, (64,), generator=torch.Generator().manual_seed(0)).numpy()
+    names = {}
+    for readers in ("norms", "projections", "all"):
+        found: list[dict[str, torch.Tensor]] = [{}, {}]
+        for whole, kept in zip((True, False), found, strict=True):
+            CalibrationPass(checkpoint, pack([ids], 16), whole, tmp_path).moments(readers, kept, silent)
+        assert found[0].keys() == found[1].keys()
+        assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+        names[readers] = set(found[0])
+    assert names["all"] == names["norms"] | names["projections"]
+    assert not names["norms"] & names["projections"]
+    assert all("norm" in name for name in names["norms"])
+
+
 def test_pruning_on_text_gives_the_same_student_layer_by_layer(
     trained_teacher: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,7 +139,9 @@ def test_a_run_scores_a_source_that_does_not_fit_layer_by_layer(
         packed = engine.run(Stage("text", "read", {}), lambda progress: Left())
         run = Run(engine, plan, source, RunTokens(tmp_path, packed, 0))
         orders.append(prepare_source(run, source, [4])[0].order)
-        assert {path.name for path in engine.folder.path.iterdir()} == {"importance", "prepared", "ledger.jsonl"}
+        left = {"importance", "prepared", "ledger.jsonl", "work"}
+        assert {path.name for path in engine.folder.path.iterdir()} == left
+        assert list(engine.folder.work.iterdir()) == []
     assert [title for title in told.titles if "importance" in title] == [
         "importance of every part",
         "importance of every part, layer by layer, because the model does not fit into memory",

@@ -195,7 +195,7 @@ class _Work:
         with _stage_if(rotates or start.repair == "ridge", self.display, "prepare", measured) as progress:
             measures = measure_start(self.checkpoint, self.calibration, start, self.folder, progress=progress)
             write_prepared(self.folder / "prepared", order, *measures, merge_heads=start.merge_heads)
-        return PreparedTeacher.open(self.checkpoint.path, self.folder / "prepared")
+            return PreparedTeacher.open(self.checkpoint.path, self.folder / "prepared")
 
     def repaired(self, prepared: PreparedTeacher) -> dict[str, TensorHeader]:
         """Repair the student in sequence, where that is how it is repaired."""
