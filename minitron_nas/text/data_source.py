@@ -44,13 +44,17 @@ def read_sources(blend: Mapping[str, Any] | Sequence[Any]) -> tuple[DataSource, 
 
 
 def blend_entries(blend: Mapping[Any, Any] | Sequence[Any]) -> Sequence[Any]:
-    """Return the sources of a blend as a sequence, also where it is a mapping from path to weight."""
+    """Return the sources of a blend as a sequence.
+
+    Args:
+        blend: Such a sequence, or a mapping from path to weight.
+    """
     if isinstance(blend, Mapping):
         return [{"path": path, "weight": weight} for path, weight in blend.items()]
     return blend
 
 
-def _read_source(number: int, source: Any) -> DataSource:
+def _read_source(number: int, source: object) -> DataSource:
     if not isinstance(source, Mapping | DataSource):
         raise PlanError(
             f"source {number} of the blend is {source!r}; write a mapping such as {{path: a.parquet, weight: 0.3}}"

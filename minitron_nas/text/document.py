@@ -3,9 +3,10 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import xxhash
+from transformers import PreTrainedTokenizerBase
 
 from minitron_nas.errors import DataError
 
@@ -15,6 +16,9 @@ TOOLS_COLUMN = "tools"
 
 _COLUMN_HINT = "--set text.column=NAME, or in a blend with the source's own column=NAME"
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
+
+Tools: TypeAlias = Sequence[object] | str | None
+"""A cell that describes functions: a list, JSON text, or nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +30,19 @@ class Conversation:
         tools: Descriptions of the functions that the assistant may call; None without any.
     """
 
-    messages: Sequence[Mapping[str, Any]]
-    tools: Sequence[Any] | None = None
+    messages: Sequence[dict[str, Any]]
+    tools: list[Any] | None = None
 
     @classmethod
-    def of(cls, messages: Sequence[Any], tools: Any = None) -> Self:
+    def of(cls, messages: Sequence[object], tools: Tools = None) -> Self:
         """Read the cells of a table's row.
 
         Fields that are missing from a turn but not from others are None in a table; they are left out.
-        Turns with `from` and `value` (ShareGPT) become `role` and `content`; tools may be JSON text.
+        Turns with `from` and `value` (ShareGPT) become `role` and `content`.
+
+        Args:
+            messages: The conversation's cell: turns with a role or a sender.
+            tools: The cell of the functions that the assistant may call, as a list or as JSON text.
 
         Raises:
             DataError: If a turn has neither a role nor a sender.
@@ -42,8 +50,11 @@ class Conversation:
         turns = [_turn(_without_none(message)) for message in messages]
         return cls(turns, _tools(tools))
 
-    def render(self, tokenizer: Any) -> str:
+    def render(self, tokenizer: PreTrainedTokenizerBase) -> str:
         """Return the text that the tokenizer's chat template makes of it, special tokens included.
+
+        Args:
+            tokenizer: The teacher's.
 
         Raises:
             DataError: If the tokenizer has no chat template, or the template refuses the conversation.
@@ -54,13 +65,14 @@ class Conversation:
                 f"teacher's folder (chat_template.jinja), or name a column of plain text with {_COLUMN_HINT}"
             )
         try:
-            text: str = tokenizer.apply_chat_template(list(self.messages), tools=self.tools, tokenize=False)
+            text = tokenizer.apply_chat_template(list(self.messages), tools=self.tools, tokenize=False)
         except Exception as error:
             beginning = json.dumps(list(self.messages), ensure_ascii=False, default=str)[:120]
             raise DataError(
                 f"the chat template refuses a conversation ({' '.join(str(error).split())}): {beginning}...; "
                 "take it out of the data"
             ) from error
+        assert isinstance(text, str)
         return text
 
 
@@ -78,6 +90,10 @@ def document_digest(document: Document) -> int:
 
 def document_of(row: Mapping[str, Any], column: str) -> Document | None:
     """Return the document of a table's row, or None if its cell is empty or missing.
+
+    Args:
+        row: Cells by column.
+        column: The column that holds the document.
 
     Raises:
         DataError: If the cell is neither text nor a conversation.
@@ -115,7 +131,7 @@ def document_columns(names: Sequence[str] | None, wanted: str, origin: str) -> l
     return [column, *([TOOLS_COLUMN] if TOOLS_COLUMN in names and column != TOOLS_COLUMN else [])]
 
 
-def _turn(message: Any) -> dict[str, Any]:
+def _turn(message: object) -> dict[str, Any]:
     if isinstance(message, Mapping) and "role" in message:
         return dict(message)
     if isinstance(message, Mapping) and {"from", "value"} <= message.keys():
@@ -127,18 +143,19 @@ def _turn(message: Any) -> dict[str, Any]:
     )
 
 
-def _tools(tools: Any) -> Sequence[Any] | None:
-    if isinstance(tools, str):
+def _tools(cell: Tools) -> list[object] | None:
+    tools = cell
+    if isinstance(cell, str):
         try:
-            tools = json.loads(tools) if tools.strip() else None
+            tools = json.loads(cell) if cell.strip() else None
         except ValueError:
             raise DataError(
-                f"column 'tools' holds {tools[:80]!r}, which is not JSON; write a list of functions"
+                f"column 'tools' holds {cell[:80]!r}, which is not JSON; write a list of functions"
             ) from None
     return [_without_none(tool) for tool in tools] if tools else None
 
 
-def _without_none(value: Any) -> Any:
+def _without_none(value: object) -> object:
     if isinstance(value, Mapping):
         return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
     return [_without_none(inner) for inner in value] if isinstance(value, list) else value

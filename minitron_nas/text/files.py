@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any, Protocol
+from typing import BinaryIO, Protocol
 
 import datasets
 import numpy as np
@@ -38,6 +38,10 @@ class TextFile:
     def __init__(self, path: Path, passages: bool) -> None:
         """Find where the passages begin and end.
 
+        Args:
+            path: The file.
+            passages: Whether to cut it.
+
         Raises:
             DataError: If the file is not UTF-8.
         """
@@ -54,7 +58,7 @@ class TextFile:
         with open(self._path, "rb") as handle:
             return [self._passage(handle, *self._spans[number].tolist()) for number in numbers]
 
-    def _passage(self, handle: Any, start: int, end: int) -> Document | None:
+    def _passage(self, handle: BinaryIO, start: int, end: int) -> Document | None:
         handle.seek(start)
         text = _decoded(handle.read(end - start), self._path, start).replace("\r\n", "\n").replace("\r", "\n")
         return text if text.strip() else None
@@ -63,8 +67,13 @@ class TextFile:
 class TableRows:
     """The rows of a table that `datasets` keeps on disk."""
 
-    def __init__(self, table: Any, column: str, origin: str) -> None:
+    def __init__(self, table: datasets.Dataset, column: str, origin: str) -> None:
         """Choose the columns to read.
+
+        Args:
+            table: The table.
+            column: The column that holds the documents.
+            origin: Names the table in the error.
 
         Raises:
             DataError: If the table has no such column.

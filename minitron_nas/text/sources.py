@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeGuard
 
 import datasets
 from xxhash import xxh3_64
@@ -22,13 +22,21 @@ from minitron_nas.text.settings import TextSettings
 EMBEDDED = "embedded"
 """The name of the text that every machine has: Python's and the installed packages' documentation."""
 
+Table: TypeAlias = datasets.Dataset | datasets.IterableDataset
+SingleData: TypeAlias = str | Path | Table
+"""A path, a glob, a folder, a hub dataset's name, "embedded", or a `datasets` object."""
+
+Blended: TypeAlias = Sequence[Mapping[str, Any] | DataSource] | Mapping[str, float]
+Data: TypeAlias = SingleData | Blended
+"""What a user may give as text: one of these, or a blend of them as `read_sources` takes it."""
+
 _END_BYTES = 64 << 10
 _SHUFFLE_BUFFER = 10_000
 _ROWS_THAT_NAME_A_STREAM = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class TextSource:
     """One source of text, opened when it is read.
 
     Attributes:
@@ -39,17 +47,16 @@ class Source:
     """
 
     name: str
-    data: Any
+    data: SingleData
     share: float
     settings: TextSettings
 
 
-def open_sources(data: Any, settings: TextSettings) -> list[Source]:
+def open_sources(data: Data, settings: TextSettings) -> list[TextSource]:
     """Return the sources of data: one, or those of a blend with shares that add up to 1.
 
     Args:
-        data: A path, a glob, a folder, a hub dataset's name, "embedded", a `datasets` object, or a blend of
-            them as `read_sources` takes it.
+        data: What the user gave.
         settings: Columns, configs and splits of sources that do not name their own.
 
     Raises:
@@ -57,17 +64,20 @@ def open_sources(data: Any, settings: TextSettings) -> list[Source]:
         PlanError: If a blend is written wrongly.
     """
     if not _is_blend(data):
-        return [Source(_source_name(data), data, 1.0, settings)]
+        return [TextSource(_source_name(data), data, 1.0, settings)]
     named, given = _named_blend(data)
     total = sum(source.weight for source in named)
     return [
-        Source(source.path, whole, source.weight / total, _own_settings(source, settings))
+        TextSource(source.path, whole, source.weight / total, _own_settings(source, settings))
         for source, whole in zip(named, given, strict=True)
     ]
 
 
-def data_name(data: Any) -> str | list[dict[str, Any]]:
+def data_name(data: Data) -> str | list[dict[str, Any]]:
     """Return how a plan names the data: paths and names, or what tells a `datasets` object from others.
+
+    Args:
+        data: What the user gave.
 
     Raises:
         DataError: If a file is missing or empty; a hub dataset's name is not looked up yet.
@@ -78,11 +88,14 @@ def data_name(data: Any) -> str | list[dict[str, Any]]:
     return [source.model_dump(exclude_none=True) for source in _named_blend(data)[0]]
 
 
-def data_fingerprint(data: Any) -> str:
+def data_fingerprint(data: Data) -> str:
     """Return 16 hexadecimal digits that change when the text changes, without reading all of it.
 
     A file counts by its path, size and time of change, and its first and last block; what has no files here, by
     its name, in which `datasets` objects have their own fingerprints.
+
+    Args:
+        data: What the user gave.
 
     Raises:
         DataError: If a file is missing or empty.
@@ -93,7 +106,7 @@ def data_fingerprint(data: Any) -> str:
     return fingerprint({"data": data_name(data), "files": looks})
 
 
-def _look(file: Path) -> list[Any]:
+def _look(file: Path) -> list[str | int]:
     status = file.stat()
     digest = xxh3_64()
     with open(file, "rb") as handle:
@@ -103,7 +116,9 @@ def _look(file: Path) -> list[Any]:
     return [str(file), status.st_size, status.st_mtime_ns, digest.hexdigest()]
 
 
-def read_documents(data: Any, settings: TextSettings, seed: int, seen: set[int] | None = None) -> Iterator[Document]:
+def read_documents(
+    data: SingleData, settings: TextSettings, seed: int, seen: set[int] | None = None
+) -> Iterator[Document]:
     """Yield distinct, non-empty documents of one source in an order that the seed decides.
 
     A plain text file is cut at blank lines into passages of about 4,000 characters, each of which
@@ -111,7 +126,7 @@ def read_documents(data: Any, settings: TextSettings, seed: int, seen: set[int] 
     IterableDataset objects are streamed through a buffer of 10,000 documents.
 
     Args:
-        data: A path, a glob, a folder, a hub dataset's name, "embedded", or a `datasets` object.
+        data: One source's.
         settings: Says which column, config and split to read.
         seed: Decides the order.
         seen: Digests of documents to leave out; those of what is yielded are added.
@@ -127,8 +142,12 @@ def read_documents(data: Any, settings: TextSettings, seed: int, seen: set[int] 
             yield document
 
 
-def read_in_order(data: Any, settings: TextSettings) -> list[Document]:
+def read_in_order(data: str | Path, settings: TextSettings) -> list[Document]:
     """Return all documents of files in their own order; a plain text file is one document.
+
+    Args:
+        data: A path, a glob or a folder.
+        settings: Says which column of a table to read.
 
     Raises:
         DataError: If no file matches or its table lacks the column.
@@ -139,12 +158,12 @@ def read_in_order(data: Any, settings: TextSettings) -> list[Document]:
     return list(read_parts(open_files(files, settings.column, str(data), passages=False)))
 
 
-def _is_blend(data: Any) -> bool:
+def _is_blend(data: Data) -> TypeGuard[Blended]:
     known = str | datasets.DatasetDict | datasets.IterableDatasetDict
     return isinstance(data, Mapping | Sequence) and not isinstance(data, known)
 
 
-def _named_blend(blend: Any) -> tuple[tuple[DataSource, ...], list[Any]]:
+def _named_blend(blend: Blended) -> tuple[tuple[DataSource, ...], list[Any]]:
     """Return the checked sources with the names of their data, and the data themselves."""
     entries = [entry.model_dump() if isinstance(entry, DataSource) else entry for entry in blend_entries(blend)]
     given = [entry.get("path") if isinstance(entry, Mapping) else None for entry in entries]
@@ -160,7 +179,7 @@ def _own_settings(source: DataSource, settings: TextSettings) -> TextSettings:
     return settings.model_copy(update=own)
 
 
-def _source_name(data: Any) -> str:
+def _source_name(data: SingleData) -> str:
     if isinstance(data, datasets.Dataset):
         return f"dataset:{data._fingerprint}"
     if isinstance(data, datasets.IterableDataset):
@@ -179,7 +198,7 @@ def _source_name(data: Any) -> str:
     return str(Path(name).absolute()) if files else name
 
 
-def _shuffled(data: Any, settings: TextSettings, seed: int) -> Iterable[Document]:
+def _shuffled(data: SingleData, settings: TextSettings, seed: int) -> Iterable[Document]:
     if isinstance(data, datasets.Dataset):
         return _rows(data.shuffle(seed=seed), settings.column, "the Dataset")
     if isinstance(data, datasets.IterableDataset):
@@ -208,7 +227,7 @@ def _hub_rows(name: str, settings: TextSettings, seed: int) -> Iterator[Document
     return _rows(stream.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER), settings.column, name)
 
 
-def _rows(table: Any, column: str, origin: str) -> Iterator[Document]:
+def _rows(table: Table, column: str, origin: str) -> Iterator[Document]:
     columns = document_columns(table.column_names, column, origin)
     for row in table:
         if columns[0] not in row:  # a stream that does not say its columns

@@ -4,7 +4,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
+
+from transformers import PreTrainedTokenizerBase
 
 from minitron_nas.errors import DataError
 from minitron_nas.progress import Progress, silent
@@ -12,12 +14,27 @@ from minitron_nas.storage.atomic import require_free_bytes, whole_folder
 from minitron_nas.text.blend import Blend, Place
 from minitron_nas.text.document import Document
 from minitron_nas.text.settings import TextSettings
-from minitron_nas.text.sources import Source, open_sources, read_documents
-from minitron_nas.text.token_log import ONE_PASS_TOKENS, Goals, TokenLog
+from minitron_nas.text.sources import Data, TextSource, open_sources, read_documents
+from minitron_nas.text.token_log import ONE_PASS_TOKENS, Goals, TokenIds, TokenLog
 from minitron_nas.text.tokens import PackedTokens, pack, packed_blocks, save_blocks, token_dtype, tokenize
 
 _MIN_CALIBRATION_SEQUENCES = 4
 _POSITION_BYTES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class TextReader:
+    """Who reads a text, and how much of it.
+
+    Attributes:
+        tokenizer: The teacher's.
+        vocab_size: Of the model that reads the ids.
+        settings: Length of a sequence, and sizes of the parts.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    vocab_size: int
+    settings: TextSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +66,14 @@ class TokenSplits:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Open what `split_text` wrote."""
+        """Open what `split_text` wrote.
+
+        Args:
+            folder: Where it wrote.
+
+        Raises:
+            CheckpointError: If a file is not what `PackedTokens.save` writes.
+        """
         return cls(*(PackedTokens.load(folder / f"{name}.safetensors") for name in cls.__dataclass_fields__))
 
     @property
@@ -59,10 +83,8 @@ class TokenSplits:
 
 
 def split_text(
-    data: Any,
-    tokenizer: Any,
-    vocab_size: int,
-    settings: TextSettings,
+    data: Data,
+    reader: TextReader,
     seed: int,
     train_tokens: int | None,
     folder: Path,
@@ -72,10 +94,8 @@ def split_text(
     """Read as much text as is needed, split it, and write `{calibration,validation,train}.safetensors`.
 
     Args:
-        data: What `open_sources` takes.
-        tokenizer: The teacher's tokenizer.
-        vocab_size: The teacher's.
-        settings: Sizes of the parts.
+        data: What the user gave.
+        reader: Whose tokenizer reads it, and how much.
         seed: Decides the order of documents.
         train_tokens: Training tokens needed, or None for one pass over the text.
         folder: Gets the three files, and appears when they are whole.
@@ -87,18 +107,15 @@ def split_text(
             says tokens found and needed.
         DiskSpaceError: If the disk cannot hold the tokens.
     """
-    sources, seen = open_sources(data, settings), set[int]()
+    sources, seen = open_sources(data, reader.settings), set[int]()
     documents = [read_documents(source.data, source.settings, seed, seen) for source in sources]
-    rest = (settings, train_tokens, folder, max_train_sequences, progress)
-    return split_documents(sources, documents, tokenizer, vocab_size, *rest)
+    return split_documents(sources, documents, reader, train_tokens, folder, max_train_sequences, progress)
 
 
 def split_documents(
-    sources: Sequence[Source],
+    sources: Sequence[TextSource],
     documents: Sequence[Iterable[Document]],
-    tokenizer: Any,
-    vocab_size: int,
-    settings: TextSettings,
+    reader: TextReader,
     train_tokens: int | None,
     folder: Path,
     max_train_sequences: int | None = None,
@@ -118,9 +135,7 @@ def split_documents(
     Args:
         sources: One, or those of a blend.
         documents: Of each source.
-        tokenizer: The teacher's tokenizer.
-        vocab_size: The teacher's.
-        settings: Sizes of the parts.
+        reader: Whose tokenizer reads them, and how much.
         train_tokens: Training tokens needed, or None for one pass over the text.
         folder: Gets the three files, and appears when they are whole.
         max_train_sequences: Leave out training sequences beyond these.
@@ -131,35 +146,35 @@ def split_documents(
             found and needed.
         DiskSpaceError: If the disk cannot hold the tokens.
     """
-    goals = Goals.of(settings, train_tokens)
-    dtype = token_dtype(vocab_size)
+    goals = Goals.of(reader.settings, train_tokens)
+    dtype = token_dtype(reader.vocab_size)
     if train_tokens is not None:
         require_free_bytes(folder, goals.total * (2 * dtype.itemsize + _POSITION_BYTES), "the text in tokens")
     with whole_folder(folder) as partial:
         logs = [TokenLog(partial / f"source-{number}.log", dtype) for number in range(len(sources))]
         done = 0
         for source, own, log in zip(sources, documents, logs, strict=True):
-            for num_tokens in log.fill(tokenize(own, tokenizer, vocab_size), source.share, goals):
+            for num_tokens in log.fill(tokenize(own, reader.tokenizer, reader.vocab_size), source.share, goals):
                 done += num_tokens
                 if train_tokens is not None:
                     progress(min(done, goals.total), goals.total)
-        counts = _write_parts(sources, logs, goals, settings, train_tokens, vocab_size, partial, max_train_sequences)
+        counts = _write_parts(sources, logs, reader, goals, train_tokens, partial, max_train_sequences)
         for file in partial.glob("*.log"):
             file.unlink()
     return counts
 
 
 def _write_parts(
-    sources: Sequence[Source],
+    sources: Sequence[TextSource],
     logs: Sequence[TokenLog],
+    reader: TextReader,
     goals: Goals,
-    settings: TextSettings,
     train_tokens: int | None,
-    vocab_size: int,
     folder: Path,
     max_train_sequences: int | None,
 ) -> tuple[SourceTokens, ...]:
-    readers = [log.reader() for log in logs]
+    settings = reader.settings
+    written = [log.reader() for log in logs]
     blend = Blend([log.lengths for log in logs], [source.share for source in sources])
     # Of text that is too short for all, a tenth is for validation and a fifth for calibration: of documents, as these
     # take the first tokens of each and training takes nothing of it.
@@ -171,21 +186,21 @@ def _write_parts(
     }
     parts = {}
     for name, goal in held_out.items():
-        beginnings = [readers[number].piece(place, goals.length) for number, place in blend.take(goal, goals.length)]
+        beginnings = [written[number].piece(place, goals.length) for number, place in blend.take(goal, goals.length)]
         parts[name] = pack(beginnings, goals.length).first(max(1, goal // goals.length))
         parts[name].save(folder / f"{name}.safetensors")
     repeats = len(sources) > 1 and train_tokens is not None
     trained = [0] * len(sources)
 
-    def pieces(places: Iterable[Place]) -> Iterator[Any]:
+    def pieces(places: Iterable[Place]) -> Iterator[TokenIds]:
         for number, place in places:
-            piece = readers[number].piece(place)
+            piece = written[number].piece(place)
             trained[number] += len(piece)
             yield piece
 
     order = blend.rest(goals.train, settings.max_epochs if repeats else 1)
     blocks = packed_blocks(pieces(order), goals.length, max_train_sequences)
-    save_blocks(blocks, folder / "train.safetensors", goals.length, vocab_size)
+    save_blocks(blocks, folder / "train.safetensors", goals.length, reader.vocab_size)
     parts["train"] = PackedTokens.load(folder / "train.safetensors")
     counts = tuple(
         SourceTokens(source.name, source.share, len(log.lengths), log.num_tokens, train)

@@ -4,11 +4,15 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from minitron_nas.text.settings import TextSettings
+
+TokenIds: TypeAlias = NDArray[np.integer[Any]]
+"""The token ids of a document, (num_tokens,)."""
 
 ONE_PASS_TOKENS = 10**9
 """Without a token budget, training text is read up to this many tokens."""
@@ -65,7 +69,7 @@ class TokenLog:
         enough: Whether the source has met its share of all goals.
     """
 
-    def __init__(self, path: Path, dtype: Any) -> None:
+    def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
         """Begin with no document.
 
         Args:
@@ -77,7 +81,7 @@ class TokenLog:
         self.enough = False
         self._path, self._dtype = path, dtype
 
-    def fill(self, pieces: Iterable[Any], share: float, goals: Goals) -> Iterator[int]:
+    def fill(self, pieces: Iterable[TokenIds], share: float, goals: Goals) -> Iterator[int]:
         """Write documents until a share of all goals is met, and yield the tokens of each.
 
         Validation and calibration read the first tokens of documents only.
@@ -116,7 +120,7 @@ class TokenLog:
 class LogReader:
     """Documents of a finished log, in any order."""
 
-    def __init__(self, path: Path, dtype: Any, lengths: Sequence[int]) -> None:
+    def __init__(self, path: Path, dtype: np.dtype[Any], lengths: Sequence[int]) -> None:
         """Map the file.
 
         Args:
@@ -127,7 +131,7 @@ class LogReader:
         self._ends = np.cumsum(np.array(lengths, dtype=np.int64))
         self._tokens = np.memmap(path, dtype=dtype, mode="r") if len(self._ends) else np.empty(0, dtype)
 
-    def piece(self, document: int, limit: int | None = None) -> Any:
+    def piece(self, document: int, limit: int | None = None) -> TokenIds:
         """Return a document's tokens, (num_tokens,).
 
         Args:

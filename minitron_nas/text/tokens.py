@@ -9,11 +9,14 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from minitron_nas.errors import DataError
+from minitron_nas.errors import CheckpointError, DataError
 from minitron_nas.storage.arrays import map_arrays, write_arrays
 from minitron_nas.text.document import Document
+from minitron_nas.text.token_log import TokenIds
 
 IGNORE_LABEL = -100
 """The label of a token that has no next token in its document."""
@@ -73,7 +76,11 @@ class PackedTokens:
         return torch.cat([(block.position_ids[:, 1:] > 0).sum(dim=1) for block in self._blocks()])
 
     def first(self, num_sequences: int) -> Self:
-        """Return the first sequences, without copying them."""
+        """Return the first sequences, without copying them.
+
+        Args:
+            num_sequences: How many; all where there are no more.
+        """
         if num_sequences >= self.num_sequences:
             return self
         return type(self)(self.input_ids[:num_sequences], self.position_ids[:num_sequences])
@@ -106,7 +113,15 @@ class PackedTokens:
         return type(self)(ids, text.position_ids)
 
     def batches(self, size: int, begin: int = 0) -> Iterator[tuple[Tensor, Self]]:
-        """Yield (sequence indices, their tokens) in order, from sequence `begin` on."""
+        """Yield (sequence indices, their tokens) in order.
+
+        Args:
+            size: Sequences of one batch; the last may have fewer.
+            begin: The first sequence.
+
+        Yields:
+            Indices, (batch,), and the sequences in memory, int64.
+        """
         for start in range(begin, self.num_sequences, size):
             indices = torch.arange(start, min(start + size, self.num_sequences))
             yield indices, self.sequences(indices)
@@ -118,10 +133,24 @@ class PackedTokens:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Memory-map a safetensors file."""
-        arrays, about = map_arrays(path)
-        ids, positions = torch.from_numpy(arrays["input_ids"]), torch.from_numpy(arrays["position_ids"])
-        return cls(ids, positions, about.get(_FINGERPRINT))
+        """Memory-map a safetensors file.
+
+        Args:
+            path: What `save` wrote.
+
+        Raises:
+            CheckpointError: If it is cut short, or is no such file.
+        """
+        try:
+            arrays, about = map_arrays(path)
+            ids, positions, known = arrays["input_ids"], arrays["position_ids"], about[_FINGERPRINT]
+        except CheckpointError:
+            raise
+        except (AttributeError, FileNotFoundError, LookupError, OverflowError, TypeError, ValueError):
+            raise _no_tokens(path) from None
+        if ids.ndim != 2 or ids.shape != positions.shape or not isinstance(known, str):
+            raise _no_tokens(path)
+        return cls(torch.from_numpy(ids), torch.from_numpy(positions), known)
 
     def _blocks(self) -> Iterator[Self]:
         for _, block in self.batches(max(_BLOCK_TOKENS // self.input_ids.shape[1], 1)):
@@ -136,7 +165,11 @@ class ContentDigest:
         self._digests = (sha256(), sha256())
 
     def add(self, block: PackedTokens) -> None:
-        """Add the sequences that come next."""
+        """Add the sequences that come next.
+
+        Args:
+            block: As many as there are at a time; how they are cut does not matter.
+        """
         for digest, part in zip(self._digests, (block.input_ids, block.position_ids), strict=True):
             digest.update(part.numpy().astype("<i4").tobytes())
 
@@ -146,7 +179,7 @@ class ContentDigest:
         return sha256(b"".join(digest.digest() for digest in self._digests)).hexdigest()[:16]
 
 
-def pack(documents: Iterable[Any], sequence_length: int) -> PackedTokens:
+def pack(documents: Iterable[TokenIds], sequence_length: int) -> PackedTokens:
     """Lay documents end to end and cut them into sequences; a last part that fills none is left out.
 
     Args:
@@ -167,7 +200,7 @@ def pack(documents: Iterable[Any], sequence_length: int) -> PackedTokens:
 
 
 def packed_blocks(
-    documents: Iterable[Any], sequence_length: int, max_sequences: int | None = None
+    documents: Iterable[TokenIds], sequence_length: int, max_sequences: int | None = None
 ) -> Iterator[PackedTokens]:
     """Yield what `pack` would return, about a million tokens at a time.
 
@@ -177,7 +210,7 @@ def packed_blocks(
         max_sequences: Stop after so many sequences.
     """
     left = max_sequences
-    waiting: list[Any] = []
+    waiting: list[TokenIds] = []
     num_waiting = 0
     for document in documents:
         waiting.append(document)
@@ -209,7 +242,7 @@ def save_blocks(blocks: Iterable[PackedTokens], path: Path, sequence_length: int
     dtypes = {"input_ids": token_dtype(vocab_size), "position_ids": token_dtype(sequence_length)}
     digest = ContentDigest()
 
-    def rows() -> Iterator[dict[str, Any]]:
+    def rows() -> Iterator[dict[str, NDArray[Any]]]:
         for block in blocks:
             digest.add(block)
             yield {name: getattr(block, name).numpy().astype(dtype) for name, dtype in dtypes.items()}
@@ -218,12 +251,18 @@ def save_blocks(blocks: Iterable[PackedTokens], path: Path, sequence_length: int
     write_arrays(path, rows(), row_shapes, lambda: {_FINGERPRINT: digest.fingerprint})
 
 
-def token_dtype(vocab_size: int) -> Any:
-    """Return the smallest type that holds every token id, and that torch can read."""
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """Return the smallest type that holds every token id, and that torch can read.
+
+    Args:
+        vocab_size: One more than the largest token id.
+    """
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.int32)
 
 
-def tokenize(documents: Iterable[Document], tokenizer: Any, vocab_size: int) -> Iterator[Any]:
+def tokenize(
+    documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, vocab_size: int
+) -> Iterator[NDArray[np.int64]]:
     """Yield each document's token ids, (num_tokens,), int64.
 
     A text is ended by the tokenizer's end-of-text token. A conversation is what the chat template makes
@@ -260,7 +299,7 @@ def _ended(ids: list[int], end: int | None) -> list[int]:
     return ids if end is None or ids[-1:] == [end] else [*ids, end]
 
 
-def _after(pieces: list[Any], num_tokens: int) -> list[Any]:
+def _after(pieces: list[TokenIds], num_tokens: int) -> list[TokenIds]:
     """Return what is left of pieces after their first tokens, with their borders."""
     for number, piece in enumerate(pieces):
         if num_tokens < len(piece):
@@ -269,5 +308,9 @@ def _after(pieces: list[Any], num_tokens: int) -> list[Any]:
     return []
 
 
-def _wide(array: Any) -> Tensor:
+def _no_tokens(path: Path) -> CheckpointError:
+    return CheckpointError(f"{path} holds no packed tokens; delete it and repeat the command that wrote it")
+
+
+def _wide(array: NDArray[Any]) -> Tensor:
     return torch.from_numpy(array.astype(np.int64))

@@ -18,7 +18,7 @@ from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
 from minitron_nas.text.settings import TextSettings
 from minitron_nas.text.sources import EMBEDDED
-from minitron_nas.text.splits import TokenSplits, split_text
+from minitron_nas.text.splits import TextReader, TokenSplits, split_text
 
 HIDDEN_SIZES = (540, 504, 432, 288)
 TEXT = TextSettings(sequence_length=256, calibration_samples=64, validation_samples=16)
@@ -32,7 +32,7 @@ def test_students_start_nearer_to_the_teacher_with_compensated_norms(
 ) -> None:
     checkpoint, _ = demo_teacher(tmp_path)
     tokenizer, vocab_size = AutoTokenizer.from_pretrained(checkpoint.path), checkpoint.architecture.vocab_size
-    split_text(EMBEDDED, tokenizer, vocab_size, TEXT, 0, TEXT.sequence_length, tmp_path / "tokens")
+    split_text(EMBEDDED, TextReader(tokenizer, vocab_size, TEXT), 0, TEXT.sequence_length, tmp_path / "tokens")
     tokens = TokenSplits.load(tmp_path / "tokens")
     teacher = load_for_inference(checkpoint.path)
     scores = score_importance(

@@ -19,8 +19,8 @@ import numpy as np
 from pathlib import Path
 from minitron_nas.text import splits
 from minitron_nas.text.settings import TextSettings
-from minitron_nas.text.splits import TokenSplits, split_documents
-from minitron_nas.text.sources import Source
+from minitron_nas.text.splits import TextReader, TokenSplits, split_documents
+from minitron_nas.text.sources import TextSource
 
 # Tokens stand in for the tokenizer's, whose speed and memory are not what is measured.
 splits.tokenize = lambda documents, tokenizer, vocab_size: documents
@@ -39,9 +39,9 @@ def resident():
 
 folder, num_tokens = Path(sys.argv[1]), int(sys.argv[2])
 settings = TextSettings(sequence_length={SEQ_LEN}, calibration_samples=64, validation_samples=64)
-sources = [Source("synthetic", None, 1.0, settings)]
+sources = [TextSource("synthetic", None, 1.0, settings)]
 before, started = resident()[2], time.perf_counter()
-split_documents(sources, [documents(num_tokens)], None, 49152, settings, None, folder)
+split_documents(sources, [documents(num_tokens)], TextReader(None, 49152, settings), None, folder)
 tokens = TokenSplits.load(folder).train
 seconds = time.perf_counter() - started
 written = resident()

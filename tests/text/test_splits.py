@@ -15,8 +15,8 @@ from minitron_nas.errors import DataError, DiskSpaceError
 from minitron_nas.testing import tiny_tokenizer
 from minitron_nas.text import token_log
 from minitron_nas.text.settings import TextSettings
-from minitron_nas.text.sources import Source
-from minitron_nas.text.splits import TokenSplits, split_documents, split_text
+from minitron_nas.text.sources import TextSource
+from minitron_nas.text.splits import TextReader, TokenSplits, split_documents, split_text
 
 LENGTH = 8
 NUM_TOKENS = 10_000
@@ -41,10 +41,12 @@ def split_all(documents, shares, tokens, most=None, **changes):
     """Split documents of several sources; return the parts and the counts."""
     sizes = {"sequence_length": LENGTH, "validation_samples": 2, "calibration_samples": 4, **changes}
     chosen = TextSettings(**sizes)
-    sources = [Source(f"source {n}", None, share, chosen) for n, share in enumerate(shares)]
+    sources = [TextSource(f"source {n}", None, share, chosen) for n, share in enumerate(shares)]
     with TemporaryDirectory() as folder:
         path = Path(folder) / "tokens"
-        counts = split_documents(sources, documents, NumberTokenizer(), NUM_TOKENS, chosen, tokens, path, most)
+        counts = split_documents(
+            sources, documents, TextReader(NumberTokenizer(), NUM_TOKENS, chosen), tokens, path, most
+        )
         assert sorted(file.name for file in path.iterdir()) == FILES
         return TokenSplits.load(path), counts
 
@@ -242,22 +244,23 @@ def test_text_is_read_from_every_source_and_a_document_of_two_sources_counts_onc
     chosen = TextSettings(sequence_length=16, validation_samples=2, calibration_samples=4)
     blend = [{"path": data, "weight": 0.5} for data in both]
     tokenizer = tiny_tokenizer()
-    counts = split_text(blend, tokenizer, len(tokenizer), chosen, 0, None, tmp_path / "tokens")
+    reader = TextReader(tokenizer, len(tokenizer), chosen)
+    counts = split_text(blend, reader, 0, None, tmp_path / "tokens")
     lengths = [len(tokenizer(text)["input_ids"]) + 1 for text in texts]
     assert sum(count.found_tokens for count in counts) == sum(lengths)
     train = TokenSplits.load(tmp_path / "tokens").train
-    again = split_text(blend, tokenizer, len(tokenizer), chosen, 0, None, tmp_path / "again")
+    again = split_text(blend, reader, 0, None, tmp_path / "again")
     assert again == counts
     assert TokenSplits.load(tmp_path / "again").train.fingerprint == train.fingerprint
-    split_text(blend, tokenizer, len(tokenizer), chosen, 1, None, tmp_path / "other")
+    split_text(blend, reader, 1, None, tmp_path / "other")
     assert not torch.equal(TokenSplits.load(tmp_path / "other").train.input_ids[:2], train.input_ids[:2])
 
 
 def test_a_call_that_ends_early_leaves_nothing(tmp_path):
     chosen = TextSettings(sequence_length=LENGTH, validation_samples=2, calibration_samples=4)
-    sources = [Source("a", None, 1.0, chosen)]
+    sources, reader = [TextSource("a", None, 1.0, chosen)], TextReader(NumberTokenizer(), NUM_TOKENS, chosen)
     with pytest.raises(DataError, match="too short"):
-        split_documents(sources, [numbered([LENGTH])], NumberTokenizer(), NUM_TOKENS, chosen, 80, tmp_path / "tokens")
+        split_documents(sources, [numbered([LENGTH])], reader, 80, tmp_path / "tokens")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -267,21 +270,19 @@ def test_tokens_that_the_disk_cannot_hold_are_refused_before_anything_is_read(tm
         yield
 
     chosen = TextSettings(sequence_length=LENGTH)
-    sources = [Source("a", None, 1.0, chosen)]
+    sources, reader = [TextSource("a", None, 1.0, chosen)], TextReader(NumberTokenizer(), NUM_TOKENS, chosen)
     with pytest.raises(DiskSpaceError, match="the text in tokens needs 6.* GB"):
-        split_documents(sources, [unread()], NumberTokenizer(), NUM_TOKENS, chosen, 10**15, tmp_path / "tokens")
+        split_documents(sources, [unread()], reader, 10**15, tmp_path / "tokens")
 
 
 def test_progress_counts_tokens_up_to_what_may_be_read(tmp_path):
     told = []
     chosen = TextSettings(sequence_length=LENGTH, validation_samples=2, calibration_samples=4)
-    sources = [Source("a", None, 1.0, chosen)]
+    sources, reader = [TextSource("a", None, 1.0, chosen)], TextReader(NumberTokenizer(), NUM_TOKENS, chosen)
     split_documents(
         sources,
         [numbered([LENGTH] * 50)],
-        NumberTokenizer(),
-        NUM_TOKENS,
-        chosen,
+        reader,
         80,
         tmp_path / "tokens",
         progress=lambda *now: told.append(now),

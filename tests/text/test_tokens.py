@@ -1,5 +1,6 @@
 """Packing, storing and tokenizing, on documents whose tokens are known."""
 
+import json
 import tracemalloc
 
 import hypothesis.strategies as st
@@ -10,7 +11,7 @@ from hypothesis import given
 from safetensors.torch import load_file
 from tokenizers import AddedToken
 
-from minitron_nas.errors import DataError
+from minitron_nas.errors import CheckpointError, DataError
 from minitron_nas.families.catalog import layouts
 from minitron_nas.testing import tiny_config, tiny_model, tiny_tokenizer
 from minitron_nas.text import tokens as tokens_module
@@ -278,3 +279,56 @@ def test_long_rope_ties_documents_together_only_beyond_the_original_length(origi
         tiny_config("phi3", rope_parameters=rope, original_max_position_embeddings=original, partial_rotary_factor=1.0)
     )
     assert (distance_to_documents_alone(model) < 2e-5) is separate
+
+
+def edited(path, change):
+    """Change the header of a safetensors file, whose data stay where they are."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    path.write_bytes(content[:8] + json.dumps(change(header)).encode().ljust(length) + content[8 + length :])
+
+
+def with_array(header, name, **changes):
+    return {**header, name: {**header[name], **changes}}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda header: [],
+        lambda header: {name: entry for name, entry in header.items() if name != "__metadata__"},
+        lambda header: {**header, "__metadata__": {}},
+        lambda header: {**header, "__metadata__": {"fingerprint": 5}},
+        lambda header: {**header, "__metadata__": 5},
+        lambda header: {name.replace("input", "output"): entry for name, entry in header.items()},
+        lambda header: {name: entry for name, entry in header.items() if name != "input_ids"},
+        lambda header: {**header, "input_ids": 5},
+        lambda header: with_array(header, "input_ids", dtype="F64"),
+        lambda header: with_array(header, "input_ids", shape=[2]),
+        lambda header: with_array(header, "input_ids", shape=[1, 4]),
+        lambda header: with_array(header, "input_ids", shape=[10**30, 4]),
+        lambda header: with_array(header, "input_ids", shape=[-2, 4]),
+        lambda header: with_array(header, "input_ids", shape="24"),
+        lambda header: with_array(header, "input_ids", data_offsets=[0]),
+        lambda header: with_array(header, "input_ids", data_offsets=["0", "16"]),
+        lambda header: with_array(header, "input_ids", data_offsets=[-(10**6), 16]),
+    ],
+)
+def test_a_file_whose_header_says_something_else_is_named(tmp_path, change):
+    path = tmp_path / "tokens.safetensors"
+    pack([np.arange(8)], 4).save(path)
+    edited(path, change)
+    with pytest.raises(
+        CheckpointError, match=r"tokens\.safetensors (holds no packed tokens; delete it|is .*; copy it)"
+    ):
+        PackedTokens.load(path)
+
+
+@pytest.mark.parametrize("num_bytes", [0, 5, 100, 4096, -1])
+def test_a_file_that_is_cut_short_is_named(tmp_path, num_bytes):
+    path = tmp_path / "tokens.safetensors"
+    pack([np.arange(8)], 4).save(path)
+    path.write_bytes(path.read_bytes()[:num_bytes])
+    with pytest.raises(CheckpointError, match=r"tokens\.safetensors is .*cut short"):
+        PackedTokens.load(path)

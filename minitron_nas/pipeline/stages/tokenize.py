@@ -13,7 +13,7 @@ from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pipeline.run import RunTokens
 from minitron_nas.progress import Progress
 from minitron_nas.text.sources import data_fingerprint
-from minitron_nas.text.splits import TokenSplits, split_text
+from minitron_nas.text.splits import TextReader, TokenSplits, split_text
 
 
 def prepare_tokens(engine: Engine, plan: FamilyPlan, teacher: Checkpoint, data: Any) -> RunTokens:
@@ -32,8 +32,8 @@ def prepare_tokens(engine: Engine, plan: FamilyPlan, teacher: Checkpoint, data: 
         if wanted is not None:
             schedule = Schedule.resolve(plan.distillation, wanted, plan.text.sequence_length)
             wanted, used = schedule.num_tokens, schedule.num_steps * schedule.batch_sequences
-        vocab_size = teacher.architecture.vocab_size
-        counts = split_text(data, tokenizer, vocab_size, plan.text, plan.seed, wanted, folder, used, progress)
+        reader = TextReader(tokenizer, teacher.architecture.vocab_size, plan.text)
+        counts = split_text(data, reader, plan.seed, wanted, folder, used, progress)
         tokens = plan.distillation.tokens or TokenSplits.load(folder).one_pass_tokens
         return Left({"distillation_tokens": tokens, "sources": [asdict(count) for count in counts]})
 

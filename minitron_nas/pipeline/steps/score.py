@@ -19,7 +19,7 @@ from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.storage.run_folder import require_new_folder
 from minitron_nas.text.settings import TextSettings
 from minitron_nas.text.sources import data_name
-from minitron_nas.text.splits import TokenSplits, split_text
+from minitron_nas.text.splits import TextReader, TokenSplits, split_text
 from minitron_nas.text.tokens import PackedTokens
 
 MAGNITUDE = "magnitude"
@@ -135,11 +135,12 @@ def _scored(
 
 def _calibration(checkpoint: Checkpoint, data: Any, text: TextSettings, seed: int) -> PackedTokens:
     checkpoint.require_length(text.sequence_length)
-    tokenizer, vocab_size = AutoTokenizer.from_pretrained(checkpoint.path), checkpoint.architecture.vocab_size
     settings = text.model_copy(update={"validation_samples": 1})
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
+    reader = TextReader(tokenizer, checkpoint.architecture.vocab_size, settings)
     with TemporaryDirectory() as work:
         folder = Path(work) / "tokens"
-        split_text(data, tokenizer, vocab_size, settings, seed, text.sequence_length, folder)
+        split_text(data, reader, seed, text.sequence_length, folder)
         return TokenSplits.load(folder).calibration.in_memory()
 
 

@@ -1,7 +1,6 @@
 """The text of a step that stands alone."""
 
 from pathlib import Path
-from typing import Any
 
 from transformers import AutoTokenizer
 
@@ -9,13 +8,13 @@ from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.progress import Progress
 from minitron_nas.storage.ledger import fingerprint
 from minitron_nas.text.settings import TextSettings
-from minitron_nas.text.sources import data_name
-from minitron_nas.text.splits import TokenSplits, split_text
+from minitron_nas.text.sources import Data, data_name
+from minitron_nas.text.splits import TextReader, TokenSplits, split_text
 
 
 def read_splits(
     work: Path,
-    data: Any,
+    data: Data,
     teacher: Checkpoint,
     text: TextSettings,
     tokens: int | None,
@@ -41,6 +40,7 @@ def read_splits(
     inputs = {"data": data_name(data), "text": text.model_dump(), "tokens": tokens, "seed": seed}
     folder = work / f"tokens-{fingerprint({**inputs, 'teacher': teacher.fingerprint})}"
     if not folder.exists():
-        tokenizer, vocab_size = AutoTokenizer.from_pretrained(teacher.path), teacher.architecture.vocab_size
-        split_text(data, tokenizer, vocab_size, text, seed, tokens, folder, progress=progress)
+        tokenizer = AutoTokenizer.from_pretrained(teacher.path)
+        reader = TextReader(tokenizer, teacher.architecture.vocab_size, text)
+        split_text(data, reader, seed, tokens, folder, progress=progress)
     return TokenSplits.load(folder)
