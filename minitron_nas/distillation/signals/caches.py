@@ -11,6 +11,7 @@ from minitron_nas.distillation.signals.hidden_cache import HiddenCache, write_hi
 from minitron_nas.distillation.signals.teacher import OnlineTeacher, TeacherSignal
 from minitron_nas.distillation.signals.top_k_cache import TopKCache, write_top_k_cache
 from minitron_nas.execution.device import release_memory
+from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.loading import load_for_inference
 from minitron_nas.progress import Progress, silent
 from minitron_nas.text.tokens import PackedTokens
@@ -20,6 +21,9 @@ def cached_parts(settings: DistillationSettings) -> dict[str, int | None]:
     """Return the parts of the text over which the teacher speaks beforehand, with the K that is kept of it.
 
     None stands for hidden states, which validation always has: it takes the KL over the whole vocabulary.
+
+    Args:
+        settings: Which signal training has, and which loss.
     """
     parts: dict[str, int | None] = {"validation": None}
     if settings.caches_training:
@@ -29,7 +33,7 @@ def cached_parts(settings: DistillationSettings) -> dict[str, int | None]:
 
 def keep_signal(
     top_k: int | None,
-    load: Callable[[], Any],
+    load: Callable[[], CausalLM],
     fingerprint: str,
     tokens: PackedTokens,
     path: Path,

@@ -1,6 +1,6 @@
 """The folder of a cached teacher signal: what it is of, and one record for every sequence.
 
-    about.json        the teacher, the token stream and the layout
+    about.json        the teacher, the token stream and the layout, with a checksum of its own
     *.safetensors     tensors that all sequences share, such as the output head
     00000.shard ...   the records
 
@@ -23,19 +23,16 @@ from xxhash import xxh3_64_intdigest
 
 from minitron_nas.errors import CacheError
 from minitron_nas.progress import Progress
-from minitron_nas.storage.atomic import read_json, require_free_bytes, whole_file, write_json
+from minitron_nas.storage.atomic import require_free_bytes, whole_file
+from minitron_nas.storage.sealed import read_sealed, write_sealed
 from minitron_nas.storage.shards import Bytes, Shards
 from minitron_nas.text.tokens import PackedTokens
 
-FORMAT = 1
+FORMAT = 2
 """A cache of another format is written again."""
 
 _SHARD_BYTES = 64 * 2**20
 _ABOUT = "about.json"
-_ALWAYS_SAID = {
-    *("kind", "teacher", "tokens", "num_sequences"),
-    *("record_bytes", "batch_sequences", "sequences_per_shard", "shared"),
-}
 _LOCK = ".lock"
 
 
@@ -129,7 +126,11 @@ class SignalFolder:
         return Shards(self.path, about["num_sequences"], about["record_bytes"], about["sequences_per_shard"], seed)
 
     def tensor_file(self, name: str) -> Path:
-        """Return the file of a tensor that all sequences share."""
+        """Return the file of a tensor that all sequences share.
+
+        Args:
+            name: One of those that `about` lists as shared.
+        """
         return self.path / f"{name}.safetensors"
 
     @property
@@ -175,7 +176,7 @@ class SignalFolder:
             for name, tensor in absent.items():
                 with whole_file(self.tensor_file(name)) as partial:
                     save_file({name: tensor}, partial)
-            write_json(self.path / _ABOUT, self.about)
+            write_sealed(self.path / _ABOUT, self.about)
             size = self.about["batch_sequences"]
             left = sum(len(shards.records(shard)) for shard in missing)
             done = tokens.first(tokens.num_sequences - left).num_tokens
@@ -193,14 +194,13 @@ class SignalFolder:
 
 
 def read_about(path: Path) -> dict[str, Any] | None:
-    """Return what the cache in a folder is of, or None if there is none that can be read."""
-    try:
-        about = read_json(path / _ABOUT)
-    except (FileNotFoundError, ValueError):
-        return None
-    if not isinstance(about, dict) or about.get("format") != FORMAT or not about.keys() >= _ALWAYS_SAID:
-        return None
-    return about
+    """Return what the cache in a folder is of, or None if there is none, or its `about.json` is not what was written.
+
+    Args:
+        path: The folder.
+    """
+    about = read_sealed(path / _ABOUT)
+    return about if about is not None and about.get("format") == FORMAT else None
 
 
 @contextmanager

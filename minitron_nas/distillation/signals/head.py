@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from minitron_nas.execution.deepspeed import whole
+from minitron_nas.models.causal_lm import CausalLM
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +29,12 @@ class OutputHead:
     bias: Tensor | None = None
 
     @classmethod
-    def of(cls, model: Any) -> Self:
-        """Return a causal LM's head: the model's own parameters, gathered where they are sharded."""
+    def of(cls, model: CausalLM) -> Self:
+        """Return a model's head: its own parameters, gathered where they are sharded.
+
+        Args:
+            model: The model.
+        """
         config, output = model.config, model.get_output_embeddings()
         scaling = (getattr(config, "logits_scaling", None) or 1.0) / (getattr(config, "logit_scale", None) or 1.0)
         softcap = getattr(config, "final_logit_softcapping", None)
@@ -41,13 +46,21 @@ class OutputHead:
         return len(self.weight)
 
     def first(self, vocab_size: int) -> Self:
-        """Return the head of the first entries of the vocabulary alone; gradients reach the whole."""
+        """Return the head of the first entries of the vocabulary alone; gradients reach the whole.
+
+        Args:
+            vocab_size: How many entries.
+        """
         if vocab_size == self.vocab_size:
             return self
         return replace(self, weight=self.weight[:vocab_size], bias=_optional(self.bias, lambda bias: bias[:vocab_size]))
 
     def detached(self, dtype: torch.dtype | None = None) -> Self:
-        """Return the head without gradient, in another dtype if one is given."""
+        """Return the head without gradient.
+
+        Args:
+            dtype: Of the result; the head's own by default.
+        """
 
         def plain(tensor: Tensor) -> Tensor:
             return tensor.detach().to(dtype or tensor.dtype)
@@ -73,7 +86,11 @@ class OutputHead:
         return torch.mm(hidden.to(self.weight.dtype), self.weight.T, out=into)
 
     def finish(self, product: Tensor) -> Tensor:
-        """Return the logits that a product becomes, (num_tokens, vocab_size), float32 or wider."""
+        """Return the logits that a product becomes, (num_tokens, vocab_size), float32 or wider.
+
+        Args:
+            product: (num_tokens, vocab_size), what `product` returned.
+        """
         wide = product if product.dtype == torch.float64 else product.float()
         if self.bias is not None:
             wide = wide + self.bias

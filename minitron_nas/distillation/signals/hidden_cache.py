@@ -1,14 +1,13 @@
 """The cache of final hidden states: as good as the teacher, one matrix product away from its logits."""
 
 from pathlib import Path
-from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from xxhash import xxh3_128_hexdigest
+from xxhash import xxh3_128
 
 from minitron_nas.distillation.signals.folder import SignalFolder
 from minitron_nas.distillation.signals.head import OutputHead
@@ -16,6 +15,7 @@ from minitron_nas.distillation.signals.targets import HiddenTargets
 from minitron_nas.distillation.signals.teacher import OnlineTeacher
 from minitron_nas.errors import CacheError
 from minitron_nas.execution.device import pick_device
+from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.progress import Progress, silent
 from minitron_nas.storage.shards import Bytes
 from minitron_nas.text.tokens import PackedTokens
@@ -52,6 +52,10 @@ class HiddenCache:
     def targets(self, indices: Tensor, tokens: PackedTokens) -> HiddenTargets:
         """Read the sequences' states.
 
+        Args:
+            indices: (batch,), positions of the sequences in the token stream.
+            tokens: The sequences themselves, which need not be read.
+
         Raises:
             CacheError: If they are not what was written.
         """
@@ -61,7 +65,7 @@ class HiddenCache:
 
 @torch.no_grad()
 def write_hidden_cache(
-    model: Any,
+    model: CausalLM,
     tokens: PackedTokens,
     path: Path,
     fingerprint: str,
@@ -120,7 +124,7 @@ def _read_shared(folder: SignalFolder, name: str, device: torch.device) -> Tenso
     if weight is None:
         try:
             weight = load_file(file)[name]
-        except (OSError, SafetensorError) as error:
+        except (OSError, KeyError, SafetensorError) as error:
             raise CacheError(f"{file} cannot be read ({error}); delete it and repeat the command") from None
         if _checksum(weight) != checksum:
             raise CacheError(f"{file} is not what was written there; delete it and repeat the command")
@@ -130,4 +134,6 @@ def _read_shared(folder: SignalFolder, name: str, device: torch.device) -> Tenso
 
 
 def _checksum(weight: Tensor) -> str:
-    return xxh3_128_hexdigest(weight.view(torch.uint8).numpy().data)
+    digest = xxh3_128(f"{weight.dtype} {tuple(weight.shape)}".encode())
+    digest.update(weight.view(torch.uint8).numpy().data)
+    return digest.hexdigest()

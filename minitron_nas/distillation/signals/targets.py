@@ -21,7 +21,11 @@ class HiddenTargets:
     head: OutputHead
 
     def of(self, rows: slice) -> Self:
-        """Return the targets of some tokens."""
+        """Return the targets of some tokens.
+
+        Args:
+            rows: Which of num_tokens.
+        """
         return type(self)(self.hidden[rows], self.head)
 
     def logits(self) -> Tensor:
@@ -42,5 +46,9 @@ class TopKTargets:
     indices: Tensor
 
     def of(self, rows: slice) -> Self:
-        """Return the targets of some tokens."""
+        """Return the targets of some tokens.
+
+        Args:
+            rows: Which of num_tokens.
+        """
         return type(self)(self.log_probs[rows], self.indices[rows])

@@ -4,13 +4,14 @@ The teacher's logits are one matrix product away from its final hidden states, s
 is as good as the teacher, and N students pay for it once.
 """
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from minitron_nas.distillation.signals.head import OutputHead
 from minitron_nas.distillation.signals.targets import HiddenTargets, TopKTargets
+from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.text.tokens import PackedTokens
 
 
@@ -26,7 +27,7 @@ class TeacherSignal(Protocol):
         """
 
 
-def final_hidden(model: Any, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+def final_hidden(model: CausalLM, input_ids: Tensor, position_ids: Tensor) -> Tensor:
     """Run a causal LM up to its output head.
 
     Args:
@@ -45,12 +46,16 @@ def final_hidden(model: Any, input_ids: Tensor, position_ids: Tensor) -> Tensor:
 class OnlineTeacher:
     """The teacher itself, run beside the student."""
 
-    def __init__(self, model: Any) -> None:
-        """Wrap a causal LM that stays as it is."""
-        self._model = model.eval()
+    def __init__(self, model: CausalLM) -> None:
+        """Wrap a teacher.
+
+        Args:
+            model: Stays as it is, but is set to evaluate.
+        """
+        self._model: CausalLM = model.eval()
 
     @property
-    def model(self) -> Any:
+    def model(self) -> CausalLM:
         """The teacher."""
         return self._model
 
@@ -61,7 +66,12 @@ class OnlineTeacher:
 
     @torch.no_grad()
     def targets(self, indices: Tensor, tokens: PackedTokens) -> HiddenTargets:
-        """Run the teacher on the sequences."""
+        """Run the teacher on the sequences.
+
+        Args:
+            indices: (batch,), positions of the sequences, which the teacher need not know.
+            tokens: The sequences.
+        """
         head = self.head
         device = head.weight.device
         states = final_hidden(self._model, tokens.input_ids.to(device), tokens.position_ids.to(device))

@@ -1,7 +1,6 @@
 """The cache of the K most probable next tokens: smaller than hidden states where those are wide, but lossy."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +9,7 @@ from minitron_nas.distillation.signals.folder import SignalFolder
 from minitron_nas.distillation.signals.targets import HiddenTargets, TopKTargets
 from minitron_nas.distillation.signals.teacher import OnlineTeacher
 from minitron_nas.execution.device import pick_device
+from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.progress import Progress, silent
 from minitron_nas.storage.shards import Bytes
 from minitron_nas.text.tokens import PackedTokens
@@ -48,6 +48,10 @@ class TopKCache:
     def targets(self, indices: Tensor, tokens: PackedTokens) -> TopKTargets:
         """Read the sequences' log-probabilities.
 
+        Args:
+            indices: (batch,), positions of the sequences in the token stream.
+            tokens: The sequences themselves, which need not be read.
+
         Raises:
             CacheError: If they are not what was written.
         """
@@ -62,7 +66,7 @@ class TopKCache:
 
 @torch.no_grad()
 def write_top_k_cache(
-    model: Any,
+    model: CausalLM,
     tokens: PackedTokens,
     path: Path,
     fingerprint: str,

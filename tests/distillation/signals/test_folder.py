@@ -15,6 +15,7 @@ from minitron_nas.distillation.signals.folder import SignalFolder, read_about
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache, write_hidden_cache
 from minitron_nas.distillation.signals.top_k_cache import TopKCache, write_top_k_cache
 from minitron_nas.errors import CacheError, DiskSpaceError
+from minitron_nas.storage.sealed import read_sealed, write_sealed
 from minitron_nas.testing import tiny_config, tiny_model
 from minitron_nas.text.tokens import pack
 
@@ -120,9 +121,33 @@ def test_a_damaged_shard_is_named_and_when_it_is_deleted_written_again_alone(tmp
 def test_a_change_of_what_the_cache_is_said_to_be_is_found(tmp_path, model, kind):
     write(kind, model, tmp_path)
     about = tmp_path / "about.json"
-    about.write_text(about.read_text().replace('"batch_sequences": 1', '"batch_sequences": 2'))
+    write_sealed(about, {**read_sealed(about), "batch_sequences": 2})
     with pytest.raises(CacheError, match="record 0 in"):
         read(kind, tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["a digit", "a name", "a brace", "no text", "cut short", "empty", "gone"])
+def test_a_cache_whose_description_is_damaged_is_none_and_is_written_again(tmp_path, model, kind, damage):
+    write(kind, model, tmp_path)
+    good, about = content(tmp_path), tmp_path / "about.json"
+    text = about.read_bytes()
+    changes = {
+        "a digit": text.replace(b'"num_sequences": 7', b'"num_sequences": 8'),
+        "a name": text.replace(b"record_bytes", b"record_bytez"),
+        "a brace": b"[" + text[1:],
+        "no text": b"\xff" + text[1:],
+        "cut short": text[:-20],
+        "empty": b"",
+    }
+    assert len({text, *changes.values()}) == len(changes) + 1
+    about.unlink()
+    if damage != "gone":
+        about.write_bytes(changes[damage])
+    assert read_about(tmp_path) is None
+    with pytest.raises(CacheError, match="holds no cache of what a teacher says; repeat the command that writes it"):
+        read(kind, tmp_path)
+    write(kind, model, tmp_path)
+    assert content(tmp_path) == good
 
 
 def test_a_cache_of_another_teacher_other_tokens_or_another_kind_is_refused(tmp_path, model, kind):

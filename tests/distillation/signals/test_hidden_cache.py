@@ -107,15 +107,23 @@ def test_the_teacher_is_left_as_it_was(tmp_path):
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("damage", ["a value", "the header", "cut short", "gone"])
+@pytest.mark.parametrize("damage", ["a value", "the header", "the name", "the shape", "the type", "cut short", "gone"])
 def test_a_damaged_head_is_found_when_the_cache_is_opened_and_written_again(tmp_path, damage):
     model, tokens = tiny_model(tiny_config("llama"), seed=3), some_tokens(2)
     write_hidden_cache(model, tokens, tmp_path, "teacher")
     head = tmp_path / "head.safetensors"
     good = head.read_bytes()
-    bad = bytearray(good)
-    bad[-1 if damage == "a value" else 8] ^= 1
-    head.write_bytes(bad if damage in {"a value", "the header"} else good[:-4])
+    changes = {
+        "a value": good[:-1] + bytes([good[-1] ^ 1]),
+        "the header": good[:8] + bytes([good[8] ^ 1]) + good[9:],
+        "the name": good.replace(b'"head"', b'"heaf"'),
+        "the shape": good.replace(b"[320,48]", b"[48,320]"),
+        "the type": good.replace(b'"F32"', b'"I32"'),
+        "cut short": good[:-4],
+        "gone": b"",
+    }
+    assert good not in changes.values()
+    head.write_bytes(changes[damage])
     if damage == "gone":
         head.unlink()
     with pytest.raises(CacheError, match=r"head\.safetensors (is not what was .*|cannot be read .*); delete it"):
