@@ -13,6 +13,7 @@ from lm_eval.tasks import TaskManager
 
 from minitron_nas.errors import PlanError
 from minitron_nas.evaluation.settings import EvaluationSettings
+from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.loading import load_for_inference
 
 _BOOTSTRAP_DRAWS = 1000  # for the few metrics without a formula; 0 would leave out every standard error
@@ -40,11 +41,11 @@ class Benchmarks:
                 f"name the folder of your own with {setting.rpartition('.')[0]}.include_path"
             )
 
-    def run(self, model: Any, tokenizer: Path, seed: int) -> list[dict[str, Any]]:
+    def run(self, model: CausalLM, tokenizer: Path, seed: int) -> list[dict[str, Any]]:
         """Run the tasks on a loaded model, as it is.
 
         Args:
-            model: A causal LM on its device.
+            model: On its device.
             tokenizer: The folder of its tokenizer.
             seed: Of every random draw.
 
@@ -72,6 +73,11 @@ class Benchmarks:
 
 def run_benchmarks(path: Path, settings: EvaluationSettings, seed: int) -> list[dict[str, Any]]:
     """Run the settings' tasks on a stock folder.
+
+    Args:
+        path: The folder.
+        settings: Tasks, where to find them, and how they are run.
+        seed: Of every random draw.
 
     Returns:
         Rows of `benchmarks.parquet` without the model's name.

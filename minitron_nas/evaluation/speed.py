@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from minitron_nas.errors import MinitronNasError
 from minitron_nas.evaluation.settings import EvaluationSettings
+from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.loading import load_for_inference
 
 
@@ -35,6 +37,10 @@ class Speed:
 
 def measure_speed(path: Path, settings: EvaluationSettings) -> Speed:
     """Measure a model in a fresh process, so that its peak memory is its own.
+
+    Args:
+        path: A stock folder.
+        settings: Lengths of prompt and answer, and how often they are measured.
 
     Raises:
         MinitronNasError: If the process fails; the message ends with its last line.
@@ -69,8 +75,9 @@ def _measure(path: Path, prompt_tokens: int, decode_tokens: int, repeats: int) -
     )
 
 
-def _decode(model: Any, output: Any, decode_tokens: int) -> None:
+def _decode(model: CausalLM, output: CausalLMOutputWithPast, decode_tokens: int) -> None:
     for _ in range(decode_tokens):
+        assert output.logits is not None
         token = output.logits[:, -1:].argmax(dim=-1)
         output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
 

@@ -6,10 +6,11 @@ knows one attribute each, the flat shards that the optimizer inside works on.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from minitron_nas.execution.device import compute_dtype, pick_device
 
@@ -18,6 +19,12 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 _FLAT_SHARDS = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition")
 """Of ZeRO-3, of ZeRO-1 and 2, and of ZeRO-1 with bfloat16 weights."""
+
+
+class ZeroOptimizer(Protocol):
+    """What ZeRO wraps around an optimizer."""
+
+    optimizer: Optimizer
 
 
 def join_processes() -> None:
@@ -31,6 +38,9 @@ def whole(parameter: Tensor) -> Tensor:
     """Return a parameter that ZeRO-3 may have sharded, as a whole.
 
     Where gradients are wanted a forward pass is under way, and DeepSpeed has gathered it.
+
+    Args:
+        parameter: Of any module.
     """
     if not hasattr(parameter, "ds_id") or torch.is_grad_enabled():
         return parameter
@@ -41,7 +51,11 @@ def whole(parameter: Tensor) -> Tensor:
 
 
 def full_weight(parameter: Tensor) -> Tensor:
-    """Return a parameter in full precision, from all processes' shards."""
+    """Return a parameter in full precision, from all processes' shards.
+
+    Args:
+        parameter: Of the module that is trained.
+    """
     if not _is_sharded(parameter):
         return parameter.detach()
     from deepspeed.utils import safe_get_full_fp32_param
@@ -50,9 +64,15 @@ def full_weight(parameter: Tensor) -> Tensor:
     return weight
 
 
-def full_moment(parameter: Tensor, optimizer: Any, name: str) -> Tensor:
-    """Return Adam's `name` of a parameter, from all processes' shards."""
-    if not _is_sharded(parameter):
+def full_moment(parameter: Tensor, optimizer: Optimizer | ZeroOptimizer, name: str) -> Tensor:
+    """Return a moment of a parameter, of its shape, from all processes' shards.
+
+    Args:
+        parameter: Of the module that is trained.
+        optimizer: AdamW, or the optimizer that ZeRO wraps around it.
+        name: One of `MOMENTS`.
+    """
+    if isinstance(optimizer, Optimizer):
         moment: Tensor = optimizer.state[parameter][name]
     else:
         from deepspeed.utils import safe_get_full_optimizer_state
@@ -63,7 +83,12 @@ def full_moment(parameter: Tensor, optimizer: Any, name: str) -> Tensor:
 
 @torch.no_grad()
 def set_weight(parameter: Tensor, weight: Tensor) -> None:
-    """Set a parameter, in every process, to a weight that every process has."""
+    """Set a parameter in every process.
+
+    Args:
+        parameter: Of the module that is trained.
+        weight: What it becomes, the same in every process; of the whole parameter's shape.
+    """
     if not _is_sharded(parameter):
         parameter.copy_(weight)
         return
@@ -76,9 +101,16 @@ def set_weight(parameter: Tensor, weight: Tensor) -> None:
     safe_set_full_fp32_param(parameter, weight)
 
 
-def set_moment(parameter: Tensor, optimizer: Any, name: str, moment: Tensor) -> None:
-    """Set Adam's `name` of a parameter; `begin_moments` must have been called."""
-    if not _is_sharded(parameter):
+def set_moment(parameter: Tensor, optimizer: Optimizer | ZeroOptimizer, name: str, moment: Tensor) -> None:
+    """Set a moment of a parameter; `begin_moments` must have been called.
+
+    Args:
+        parameter: Of the module that is trained.
+        optimizer: AdamW, or the optimizer that ZeRO wraps around it.
+        name: One of `MOMENTS`.
+        moment: What it becomes, the same in every process; of the whole parameter's shape.
+    """
+    if isinstance(optimizer, Optimizer):
         optimizer.state[parameter][name].copy_(moment)
         return
     from deepspeed.utils import safe_set_full_optimizer_state
@@ -86,7 +118,7 @@ def set_moment(parameter: Tensor, optimizer: Any, name: str, moment: Tensor) -> 
     safe_set_full_optimizer_state(parameter, moment.to(parameter.device), name)
 
 
-def begin_moments(optimizer: Any, num_steps: int) -> None:
+def begin_moments(optimizer: Optimizer | ZeroOptimizer, num_steps: int) -> None:
     """Give an optimizer the state that torch makes in its first step, as if it had taken `num_steps`.
 
     ZeRO-1 and 2 look for the moments after the step of the first group of parameters and miss those of the
@@ -96,7 +128,7 @@ def begin_moments(optimizer: Any, num_steps: int) -> None:
         optimizer: AdamW, or the optimizer that ZeRO wraps around it.
         num_steps: What Adam corrects the bias of its moments by.
     """
-    adam = optimizer.optimizer if _flat_shards(optimizer) is not None else optimizer
+    adam = optimizer if isinstance(optimizer, Optimizer) else optimizer.optimizer
     group = adam.param_groups[0]
     on_device = group.get("fused") or group.get("capturable")
     for tensor in _optimized(optimizer):
@@ -133,19 +165,10 @@ def _is_sharded(parameter: Tensor) -> bool:
     return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
 
 
-def _flat_shards(optimizer: Any) -> list[Tensor] | None:
-    for name in _FLAT_SHARDS:
-        if hasattr(optimizer, name):
-            shards: list[Tensor] = getattr(optimizer, name)
-            return shards
-    return None
-
-
-def _optimized(optimizer: Any) -> Iterator[Tensor]:
+def _optimized(optimizer: Optimizer | ZeroOptimizer) -> Iterator[Tensor]:
     """The tensors that Adam works on: this process' flat shards, or the parameters themselves."""
-    shards = _flat_shards(optimizer)
-    if shards is not None:
-        yield from shards
-        return
-    for group in optimizer.param_groups:
-        yield from group["params"]
+    if isinstance(optimizer, Optimizer):
+        for group in optimizer.param_groups:
+            yield from group["params"]
+    else:
+        yield from getattr(optimizer, next(name for name in _FLAT_SHARDS if hasattr(optimizer, name)))

@@ -9,6 +9,7 @@ from typing import Any
 
 from minitron_nas.execution import ray_session  # isort: skip  # before ray, for which it sets what ray reads
 
+from ray.actor import ActorHandle
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
@@ -23,7 +24,7 @@ _POLL_SECONDS = 0.5
 class _Trainer(TorchTrainer):
     """TorchTrainer that leaves Ctrl-C to Python, which ends this process; its own handler would outlive it."""
 
-    def _register_sigint_handler(self, controller: Any) -> None:
+    def _register_sigint_handler(self, controller: ActorHandle[Any]) -> None:
         pass
 
 

@@ -13,6 +13,7 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 
 from ray import tune
+from ray.tune.experiment import Trial
 
 from minitron_nas.errors import PlanError, PreemptedError
 from minitron_nas.execution.preemption import on_sigterm, sigint_as_before
@@ -110,7 +111,7 @@ class _Delivery(tune.Callback, tune.Stopper):
     def __init__(self, on_outcome: Callable[[Outcome], None]) -> None:
         self._on_outcome = on_outcome
         self.keys: set[str] = set()
-        self.lost: dict[str, Any] = {}
+        self.lost: dict[str, Trial] = {}
         self.refusal: Exception | PreemptedError | None = None
 
     def preempt(self) -> None:
@@ -120,7 +121,9 @@ class _Delivery(tune.Callback, tune.Stopper):
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
-    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
         """Hand over the outcome that a trial has reported."""
         if _OUTCOME in result and self.refusal is None:
             outcome = Outcome(**result[_OUTCOME])
@@ -130,7 +133,7 @@ class _Delivery(tune.Callback, tune.Stopper):
             except Exception as refusal:  # noqa: BLE001  # raised once Tune has ended
                 self.refusal = refusal
 
-    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Remember a trial whose worker was lost."""
         self.lost[trial.config["job"]] = trial
 

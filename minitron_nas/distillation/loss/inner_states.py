@@ -8,11 +8,13 @@ thing for every layer and family, and embeddings have a place of their own.
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
 
 from minitron_nas.families.catalog import layout_of
+from minitron_nas.models.causal_lm import CausalLM
 
 Result = TypeVar("Result")
 
@@ -20,11 +22,11 @@ Result = TypeVar("Result")
 class InnerStates:
     """Keeps the states of chosen places while something runs the model, and of no others."""
 
-    def __init__(self, model: Any, places: Iterable[int]) -> None:
+    def __init__(self, model: CausalLM, places: Iterable[int]) -> None:
         """Find the modules.
 
         Args:
-            model: A transformers causal LM.
+            model: The model.
             places: From 0 to the number of layers.
         """
         self._kept: dict[int, Tensor] = {}
@@ -52,17 +54,18 @@ class InnerStates:
         self._kept.clear()
         return result, states
 
-    def _keeper(self, place: int) -> Callable[[Any, Any], None]:
-        def keep(_: Any, args: Any) -> None:
+    def _keeper(self, place: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def keep(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             self._kept[place] = args[0]
 
         return keep
 
-    def _keep_last(self, _: Any, __: Any, output: Any) -> None:
+    def _keep_last(self, _: nn.Module, __: tuple[Tensor, ...], output: BaseModelOutput) -> None:
+        assert output.last_hidden_state is not None
         self._kept[self._last] = output.last_hidden_state
 
 
-def _attention_reader(model: Any, layer: int) -> Any:
+def _attention_reader(model: CausalLM, layer: int) -> nn.Module:
     layout = layout_of(model.config.model_type)
     attention, _ = layout.readers()
     return model.get_submodule(layout.module_of(attention).format(layer=layer))

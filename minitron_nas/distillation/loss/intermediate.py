@@ -1,11 +1,11 @@
 """Matching hidden states inside the models, beside their logits."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, mse_loss
+from transformers import PreTrainedConfig
 
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals.teacher import OnlineTeacher, TeacherSignal
@@ -26,7 +26,9 @@ class IntermediateLoss(nn.Module):
     cosine, the third-last layers and the embeddings.
     """
 
-    def __init__(self, student: Any, teacher: Any, settings: DistillationSettings, seed: int) -> None:
+    def __init__(
+        self, student: PreTrainedConfig, teacher: PreTrainedConfig, settings: DistillationSettings, seed: int
+    ) -> None:
         """Choose the places and draw W.
 
         Args:
@@ -68,7 +70,7 @@ class IntermediateLoss(nn.Module):
 
 
 def intermediate_loss(
-    student: Any, signal: TeacherSignal | None, settings: DistillationSettings, seed: int
+    student: PreTrainedConfig, signal: TeacherSignal | None, settings: DistillationSettings, seed: int
 ) -> IntermediateLoss | None:
     """Return the loss on hidden states if settings ask for it, for this student.
 
@@ -109,7 +111,7 @@ def weighed(states_loss: Tensor, distance: Tensor) -> Tensor:
     return alpha * states_loss
 
 
-def _place(layer: int, config: Any, role: str) -> int:
+def _place(layer: int, config: PreTrainedConfig, role: str) -> int:
     """Return the place of a layer's output."""
     count = config.num_hidden_layers
     if not -count <= layer < count:

@@ -1,10 +1,11 @@
 """The distillation loss, from final hidden states and output heads straight to gradients."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction, FunctionCtx
 from torch.nn.functional import log_softmax, nll_loss
 
 from minitron_nas.distillation.loss.chunks import Terms, Workspace, chunk_loss, chunks, is_worth_compiling
@@ -175,7 +176,7 @@ class _DistillationLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: FunctionCtx,
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -196,19 +197,20 @@ class _DistillationLoss(torch.autograd.Function):
             grad_weight += chunk.weight
             if grad_bias is not None and chunk.bias is not None:
                 grad_bias += chunk.bias
-        kept = grad_bias.to(bias.dtype) if grad_bias is not None and bias is not None else None
-        ctx.save_for_backward(grad_hidden.to(hidden.dtype), grad_weight.to(weight.dtype), kept)
+        kept = [grad_bias.to(bias.dtype)] if grad_bias is not None and bias is not None else []
+        ctx.save_for_backward(grad_hidden.to(hidden.dtype), grad_weight.to(weight.dtype), *kept)
         ctx.mark_non_differentiable(distance)
         return total, distance
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: BackwardCFunction, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         upstream = grad_outputs[0]
-        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
+        saved: tuple[Tensor, ...] = ctx.saved_tensors
+        grad_hidden, grad_weight, *grad_bias = saved
         return (
             grad_hidden * upstream.to(grad_hidden.dtype),
             grad_weight * upstream,
-            grad_bias * upstream if grad_bias is not None else None,
+            grad_bias[0] * upstream if grad_bias else None,
             None,
             None,
             None,

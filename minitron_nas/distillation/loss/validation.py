@@ -1,7 +1,5 @@
 """Validation: KL to the teacher and next-token loss on held-out tokens."""
 
-from typing import Any
-
 import torch
 
 from minitron_nas.distillation.loss.losses import Losses, LossSums
@@ -10,13 +8,14 @@ from minitron_nas.distillation.signals.targets import TopKTargets
 from minitron_nas.distillation.signals.teacher import TeacherSignal, final_hidden
 from minitron_nas.errors import CacheError
 from minitron_nas.execution.device import compute_dtype
+from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.progress import Progress, silent
 from minitron_nas.text.tokens import PackedTokens
 
 
 @torch.no_grad()
 def validate(
-    model: Any,
+    model: CausalLM,
     tokens: PackedTokens,
     signal: TeacherSignal | None,
     batch_sequences: int = 4,
@@ -25,7 +24,7 @@ def validate(
     """Measure a model on held-out tokens, computing in the device's dtype whatever the weights' is.
 
     Args:
-        model: A causal LM on its device.
+        model: On its device.
         tokens: The held-out sequences.
         signal: The teacher over the same sequences, online or as a cache of hidden states; without it
             there is no KL.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import distributed
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.training.checkpoints import last_whole
@@ -56,12 +56,14 @@ class Control(TrainerCallback):
         self._folder, self._identity, self._asked_to_stop = folder, identity, asked_to_stop
         self._saved_at = time.monotonic()
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Let what the model draws depend on seed, step and process only, so that a resumed run draws the same."""
         draw = np.random.SeedSequence((args.seed, state.global_step, args.process_index))
         torch.manual_seed(int(draw.generate_state(1)[0]))
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Decide what happens after this optimizer step."""
         if state.is_world_process_zero:
             self._progress(state.global_step, self._last_step)
@@ -79,7 +81,7 @@ class Control(TrainerCallback):
             control.should_save = True
             self._saved_at = time.monotonic()
 
-    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stop when the loss or its gradient is no number any more; this comes before a checkpoint."""
         logs = kwargs["logs"]
         for name, words in _WATCHED.items():

@@ -1,13 +1,13 @@
 """The door to peft: low-rank additions to a model's linear layers, merged into its weights at the end."""
 
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from minitron_nas.errors import PlanError
+from minitron_nas.models.causal_lm import CausalLM
 
 _ALPHA_PER_RANK = 2
 
@@ -24,14 +24,14 @@ def require_peft() -> None:
         )
 
 
-def add_adapters(model: Any, rank: int, seed: int) -> None:
+def add_adapters(model: CausalLM, rank: int, seed: int) -> None:
     """Add trainable low-rank matrices to all linear layers but the output head, and freeze everything else.
 
     The model's function is the same until they are trained. Experts that a model keeps in one tensor for
     all of them are no linear layers, and stay as they are.
 
     Args:
-        model: A causal LM; it is changed in place.
+        model: It is changed in place.
         rank: Of the additions.
         seed: Of their random half.
 
@@ -56,7 +56,7 @@ def add_adapters(model: Any, rank: int, seed: int) -> None:
         inject_adapter_in_model(config, model)
 
 
-def merge_adapters(model: Any) -> None:
+def merge_adapters(model: CausalLM) -> None:
     """Add the trained matrices to the weights and leave the model as it was built, every weight trainable.
 
     Args:

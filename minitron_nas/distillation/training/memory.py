@@ -1,7 +1,9 @@
 """What a training takes of memory, estimated, and what to change where there is not enough."""
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
+
+from transformers import PreTrainedConfig
 
 from minitron_nas.distillation.settings import CorrectionTraining, DistillationSettings
 from minitron_nas.errors import TrainingMemoryError
@@ -31,7 +33,7 @@ class TrainingMemory:
     def estimate(
         cls,
         num_parameters: int,
-        config: Any,
+        config: PreTrainedConfig,
         micro_batch_tokens: int,
         value_bytes: int,
         gradient_checkpointing: bool = False,

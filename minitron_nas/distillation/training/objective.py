@@ -1,7 +1,6 @@
 """A student and its loss as one module."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from minitron_nas.distillation.signals.head import OutputHead
 from minitron_nas.distillation.signals.targets import HiddenTargets, TopKTargets
 from minitron_nas.distillation.signals.teacher import final_hidden
 from minitron_nas.execution.device import compute_dtype
+from minitron_nas.models.causal_lm import CausalLM
 
 
 class Objective(nn.Module):
@@ -25,7 +25,9 @@ class Objective(nn.Module):
     it is one module, so that every engine sees it.
     """
 
-    def __init__(self, student: Any, settings: DistillationSettings, intermediate: IntermediateLoss | None) -> None:
+    def __init__(
+        self, student: CausalLM, settings: DistillationSettings, intermediate: IntermediateLoss | None
+    ) -> None:
         """Take a causal LM, which stays usable on its own.
 
         Args:
