@@ -15,8 +15,9 @@ from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals.caches import open_signal
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache
 from minitron_nas.distillation.signals.teacher import OnlineTeacher, TeacherSignal
+from minitron_nas.distillation.training.lesson import Stream
 from minitron_nas.distillation.training.schedule import Schedule
-from minitron_nas.distillation.training.trainer import CurvePoint, Stream, TrainingResult
+from minitron_nas.distillation.training.trainer import CurvePoint, TrainingResult
 from minitron_nas.errors import PlanError
 from minitron_nas.execution.deepspeed import load_sharded_teacher
 from minitron_nas.models.loading import load_for_inference

@@ -9,8 +9,9 @@ from torch import distributed
 
 from minitron_nas.distillation.job import TRAINED, TrainingJob
 from minitron_nas.distillation.training.arguments import training_arguments, zero_stage
+from minitron_nas.distillation.training.lesson import Lesson
 from minitron_nas.distillation.training.trainer import distill
-from minitron_nas.errors import MinitronNasError, PreemptedError
+from minitron_nas.errors import CheckpointError, MinitronNasError, PreemptedError
 from minitron_nas.execution.deepspeed import join_processes
 from minitron_nas.models.loading import load_for_training
 from minitron_nas.progress import Progress, silent
@@ -39,12 +40,8 @@ def run(job: TrainingJob, progress: Progress = silent) -> None:
     train, validation = job.files.streams(job.settings.asks_teacher, sharded)
     result = distill(
         student,
-        train,
-        validation,
-        job.settings,
-        job.schedule,
+        Lesson(train, validation, job.settings, job.schedule, job.seed),
         job.checkpoints,
-        job.seed,
         job.stop_step,
         progress,
         validate_first=job.stop_step is None,
@@ -57,14 +54,21 @@ def run(job: TrainingJob, progress: Progress = silent) -> None:
 def run_file(path: str) -> int:
     """Carry out a `job.json`; a fault that a user can act on is left beside it for whoever has started this.
 
+    Args:
+        path: What `TrainingJob.write` returned.
+
     Returns:
         What the process should exit with.
 
     Raises:
         PreemptedError: After SIGTERM.
     """
-    job = TrainingJob.read(Path(path))
     rank = int(os.environ.get("RANK", "0"))
+    try:
+        job = TrainingJob.read(Path(path))
+    except CheckpointError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
     try:
         run(job, _throttled(job.write_progress))
     except PreemptedError as stop:
@@ -81,6 +85,9 @@ def main(path: str) -> int:
     """Carry out a `job.json` as a whole process, and leave the other processes in order.
 
     A process that ends while threads of its communication run may abort, though its work is done.
+
+    Args:
+        path: What `TrainingJob.write` returned.
 
     Returns:
         What the process should exit with.

@@ -18,6 +18,7 @@ from minitron_nas.distillation.job import TrainingFiles, TrainingJob
 from minitron_nas.distillation.launch import run
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.training.arguments import most_processes
+from minitron_nas.distillation.training.lesson import Lesson
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.distillation.training.trainer import distill
 from minitron_nas.errors import TrialError
@@ -212,7 +213,8 @@ def train_rung(
         alone = settings.model_copy(update={"deepspeed": None})  # which only shards
         train, validation = training_files.streams(settings.asks_teacher)
         student = sliced().to(pick_device())
-        result = distill(student, train, validation, alone, schedule, folder, short.seed, stop_step)
+        lesson = Lesson(train, validation, alone, schedule, short.seed)
+        result = distill(student, lesson, folder, stop_step)
     return {"kl_nats": result.final.kl_nats, "loss_nats": result.final.loss_nats}
 
 

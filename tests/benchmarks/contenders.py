@@ -22,8 +22,9 @@ from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals.caches import keep_signal
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache
 from minitron_nas.distillation.signals.teacher import OnlineTeacher, TeacherSignal
+from minitron_nas.distillation.training.lesson import Lesson, Stream
 from minitron_nas.distillation.training.schedule import Schedule
-from minitron_nas.distillation.training.trainer import Stream, distill
+from minitron_nas.distillation.training.trainer import distill
 from minitron_nas.execution.device import compute_dtype
 from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.models.loading import load_for_inference
@@ -154,7 +155,8 @@ def ours(
     )
     schedule = Schedule.resolve(settings, text.num_tokens, LENGTH)
     few = Stream(text.first(1), signal)
-    distill(new_student(teacher), Stream(text, signal), few, settings, schedule, folder, 0, progress=lambda *_: tick())
+    lesson = Lesson(Stream(text, signal), few, settings, schedule, 0)
+    distill(new_student(teacher), lesson, folder, progress=lambda *_: tick())
 
 
 def online(teacher: Path, folder: Path, tick: Tick) -> None:

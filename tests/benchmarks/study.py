@@ -27,8 +27,9 @@ from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals.caches import keep_signal
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache
 from minitron_nas.distillation.signals.teacher import OnlineTeacher
+from minitron_nas.distillation.training.lesson import Lesson, Stream
 from minitron_nas.distillation.training.schedule import Schedule
-from minitron_nas.distillation.training.trainer import Stream, distill
+from minitron_nas.distillation.training.trainer import distill
 from minitron_nas.execution.device import release_memory
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.loading import load_for_inference
@@ -211,7 +212,8 @@ class Study:
             train = Stream(text, OnlineTeacher(load_for_inference(self.checkpoint.path)))
         else:
             train = self.stream(text)
-        distill(model, train, few, settings, schedule, work, SEED, steps, progress(f"{work.name}, {rate:g}"))
+        lesson = Lesson(train, few, settings, schedule, SEED)
+        distill(model, lesson, work, steps, progress(f"{work.name}, {rate:g}"))
         release_memory()
         return steps * schedule.tokens_per_step
 

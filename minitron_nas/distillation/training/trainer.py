@@ -1,24 +1,25 @@
 """The one training loop, on Hugging Face's Trainer, for short and full distillation alike."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import Dataset, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from minitron_nas.distillation.loss.inner_states import InnerStates
 from minitron_nas.distillation.loss.intermediate import IntermediateLoss, intermediate_loss
 from minitron_nas.distillation.loss.validation import validate
-from minitron_nas.distillation.settings import HOW_TO_TRAIN, DistillationSettings
+from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals.targets import HiddenTargets, TopKTargets
-from minitron_nas.distillation.signals.teacher import OnlineTeacher, TeacherSignal
+from minitron_nas.distillation.signals.teacher import OnlineTeacher
 from minitron_nas.distillation.training.arguments import training_arguments, zero_stage
 from minitron_nas.distillation.training.checkpoints import (
     STUDENT,
@@ -32,40 +33,21 @@ from minitron_nas.distillation.training.checkpoints import (
     step_of,
 )
 from minitron_nas.distillation.training.control import Control
+from minitron_nas.distillation.training.lesson import Lesson
 from minitron_nas.distillation.training.memory import TrainingMemory
 from minitron_nas.distillation.training.objective import Objective
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.errors import PreemptedError, TrainingMemoryError
 from minitron_nas.execution.compiler import as_written, compiled_modules
-from minitron_nas.execution.deepspeed import begin_moments
+from minitron_nas.execution.deepspeed import ZeroOptimizer, begin_moments
 from minitron_nas.execution.device import compute_dtype, hold_memory
 from minitron_nas.execution.preemption import on_sigterm
 from minitron_nas.execution.runner import is_out_of_memory
 from minitron_nas.families.catalog import layout_of
+from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.layer_model import decoder_layers
 from minitron_nas.progress import Progress, silent
-from minitron_nas.storage.ledger import fingerprint
 from minitron_nas.text.tokens import PackedTokens
-
-_NOT_DECIDING = {
-    *HOW_TO_TRAIN,
-    "num_evaluations",
-    *("teacher_signal", "top_k"),  # hidden states say what the teacher says; how many logits count stands beside this
-    *("batch_sequences", "tokens"),  # the schedule says these
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Stream:
-    """A token stream with the teacher's signal over it.
-
-    Attributes:
-        tokens: The stream.
-        signal: The teacher: over the whole vocabulary for validation; None where no loss asks it.
-    """
-
-    tokens: PackedTokens
-    signal: TeacherSignal | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +82,9 @@ class TrainingResult:
 
 
 def distill(
-    student: Any,
-    train: Stream,
-    validation: Stream,
-    settings: DistillationSettings,
-    schedule: Schedule,
+    student: CausalLM,
+    lesson: Lesson,
     folder: Path,
-    seed: int,
     stop_step: int | None = None,
     progress: Progress = silent,
     validate_first: bool = False,
@@ -120,12 +98,8 @@ def distill(
 
     Args:
         student: A causal LM with float32 weights; it is trained in place.
-        train: Sequences in the order of training; repeated if the schedule is longer.
-        validation: Held-out sequences.
-        settings: Learning rate, loss and so on.
-        schedule: Steps and batch.
+        lesson: What it is taught, in which steps.
         folder: Checkpoints go here; delete it when the student is saved.
-        seed: Seeds what the model may draw (dropout).
         stop_step: Stop here with a checkpoint although the schedule goes on; a later call with a
             higher `stop_step` continues.
         progress: Told about optimizer steps, in the first process.
@@ -133,17 +107,19 @@ def distill(
         trained: A safetensors file; the first process writes the trained weights to it.
 
     Raises:
+        CheckpointError: If the checkpoint to go on from is not what was written.
         NonFiniteLossError: If the loss or its gradient becomes NaN or infinite.
         TrainingMemoryError: If memory does not hold it; says what takes how much.
         PlanError: If the batch does not divide into micro-batches, DeepSpeed cannot be used as asked, or
             hidden states are to be matched that the signal or a model does not have.
         PreemptedError: After SIGTERM.
     """
-    arguments = training_arguments(settings, schedule, folder, seed, student.config.use_cache)
+    settings, schedule = lesson.settings, lesson.schedule
+    arguments = training_arguments(settings, schedule, folder, lesson.seed, student.config.use_cache)
     last_step = min(stop_step or schedule.num_steps, schedule.num_steps)
-    identity = _identity(train.tokens, settings, schedule, seed)
+    identity = lesson.identity
     checkpoint = last_whole(folder, identity)
-    matching = intermediate_loss(student.config, train.signal, settings, seed)
+    matching = intermediate_loss(student.config, lesson.train.signal, settings, lesson.seed)
     if checkpoint is not None and step_of(checkpoint) >= last_step:
         if trained is None:
             load_weights(checkpoint, Objective(student, settings, matching))
@@ -160,14 +136,12 @@ def distill(
     asked_to_stop = Event()
     with on_sigterm(asked_to_stop.set), compiled_modules(_layers(student) if settings.torch_compile else ()):
         control = Control(last_step, schedule.num_steps, settings, folder, identity, asked_to_stop, progress)
-        trainer = _DistillationTrainer(
-            student, train, validation, settings, schedule, arguments, identity, matching, checkpoint, control
-        )
+        trainer = _DistillationTrainer(student, lesson, arguments, identity, matching, checkpoint, control)
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except Exception as error:
             if is_out_of_memory(error):
-                raise _memory(student, settings, schedule, arguments) from error
+                raise _memory(student, lesson, arguments) from error
             raise
         if control.preempted:
             raise PreemptedError(f"stopped by SIGTERM; the same command goes on from {last_whole(folder, identity)}")
@@ -210,33 +184,30 @@ class _DistillationTrainer(Trainer):
 
     def __init__(
         self,
-        student: Any,
-        train: Stream,
-        validation: Stream,
-        settings: DistillationSettings,
-        schedule: Schedule,
+        student: CausalLM,
+        lesson: Lesson,
         arguments: TrainingArguments,
         identity: str,
         matching: IntermediateLoss | None,
         checkpoint: Path | None,
         control: Control,
     ) -> None:
-        self._sequences = _SequenceDataset(train.tokens, schedule)
-        self._objective = Objective(student, settings, matching)
+        self._sequences = _SequenceDataset(lesson.train.tokens, lesson.schedule)
+        self._objective = Objective(student, lesson.settings, matching)
         super().__init__(model=self._objective, args=arguments, train_dataset=self._sequences)
         self.remove_callback(PrinterCallback)
         self.add_callback(control)
         self.loss_is_scaled_for_ga = False
-        self._signal, self._validation = train.signal, validation
-        self._settings, self._schedule, self._identity = settings, schedule, identity
+        self._lesson, self._identity = lesson, identity
         self._first_step = step_of(checkpoint) if checkpoint else 0
         self._teacher_states = None
-        if matching is not None and isinstance(train.signal, OnlineTeacher):
-            self._teacher_states = InnerStates(train.signal.model, [place for place, _ in matching.pairs])
+        signal = lesson.train.signal
+        if matching is not None and isinstance(signal, OnlineTeacher):
+            self._teacher_states = InnerStates(signal.model, [place for place, _ in matching.pairs])
 
     def compute_loss(
         self,
-        model: Any,
+        model: nn.Module,
         inputs: dict[str, Tensor],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
@@ -245,7 +216,7 @@ class _DistillationTrainer(Trainer):
         tokens = PackedTokens(inputs["input_ids"], inputs["position_ids"])
         # The teacher speaks outside of the student's forward pass: under ZeRO-3 it is an engine of its own.
         targets, teacher_states = self._ask_teacher(inputs["index"], tokens)
-        share = len(tokens.input_ids) / self._schedule.batch_sequences
+        share = len(tokens.input_ids) / self._lesson.schedule.batch_sequences
         num_labels = inputs["batch_labels"][0].clamp(min=1) * share
         return model(tokens.input_ids, tokens.position_ids, inputs["next_tokens"], num_labels, targets, teacher_states)
 
@@ -254,8 +225,8 @@ class _DistillationTrainer(Trainer):
         self, indices: Tensor, tokens: PackedTokens
     ) -> tuple[HiddenTargets | TopKTargets | None, dict[int, Tensor]]:
         """Return what the teacher says, if the loss asks, and its hidden states that are to be matched."""
-        signal = self._signal
-        if signal is None or not self._settings.asks_teacher:
+        signal = self._lesson.train.signal
+        if signal is None or not self._lesson.settings.asks_teacher:
             return None, {}
 
         def ask() -> HiddenTargets | TopKTargets:
@@ -267,25 +238,27 @@ class _DistillationTrainer(Trainer):
         """Validate on the held-out stream and log the result."""
         student = self._objective.student
         with as_written(_layers(student)):  # they would be compiled again for validation's sizes
-            losses = validate(student, self._validation.tokens, self._validation.signal)
+            losses = validate(student, self._lesson.validation.tokens, self._lesson.validation.signal)
         metrics = {"eval_kl_nats": losses.kl_nats, "eval_loss_nats": losses.loss_nats}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LambdaLR:
         """Return the schedule's learning rates from the first step of this call."""
         if self.lr_scheduler is None:
             self.lr_scheduler = LambdaLR(
                 optimizer or self.optimizer,  # type: ignore[arg-type]
-                lambda step: self._schedule.learning_rate_factor(self._first_step + step, self._settings),
+                lambda step: self._lesson.schedule.learning_rate_factor(self._first_step + step, self._lesson.settings),
             )
         return self.lr_scheduler
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
+    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> SequentialSampler:
         return SequentialSampler(self._sequences)
 
-    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: DataLoader[Any], resume_from_checkpoint: str | None
+    ) -> Any:
         """Prepare without a checkpoint, whose engine may have been another one, and load it into this engine."""
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)  # type: ignore[no-untyped-call]
         begin_moments(self._engine_optimizer(), self._first_step)
@@ -305,45 +278,32 @@ class _DistillationTrainer(Trainer):
             mark_whole(checkpoint, self._identity)
         self.accelerator.wait_for_everyone()
 
-    def _engine_optimizer(self) -> Any:
+    def _engine_optimizer(self) -> Optimizer | ZeroOptimizer:
         """The optimizer inside accelerate's wrapper: AdamW, or ZeRO's."""
         wrapper: Any = self.optimizer
-        return wrapper.optimizer
+        inside: Optimizer | ZeroOptimizer = wrapper.optimizer
+        return inside
 
 
-def _layers(student: Any) -> list[nn.Module]:
+def _layers(student: CausalLM) -> list[nn.Module]:
     return decoder_layers(student, layout_of(student.config.model_type), range(student.config.num_hidden_layers))
 
 
-def _memory(
-    student: Any, settings: DistillationSettings, schedule: Schedule, arguments: TrainingArguments
-) -> TrainingMemoryError:
+def _memory(student: CausalLM, lesson: Lesson, arguments: TrainingArguments) -> TrainingMemoryError:
+    settings = lesson.settings
     micro = arguments.per_device_train_batch_size
     value_bytes = compute_dtype(arguments.device).itemsize
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in student.parameters())
     memory = TrainingMemory.estimate(
         parameters,
         student.config,
-        micro * schedule.sequence_length,
+        micro * lesson.schedule.sequence_length,
         value_bytes,
         settings.gradient_checkpointing,
         zero_stage(settings),
         arguments.world_size,
     )
     return memory.error(settings, micro, zero_stage(settings))
-
-
-def _identity(tokens: PackedTokens, settings: DistillationSettings, schedule: Schedule, seed: int) -> str:
-    """Hash what decides the weights of every step; the first batch stands for the tokens."""
-    return fingerprint(
-        {
-            "tokens": tokens.first(schedule.batch_sequences).fingerprint,
-            "settings": settings.model_dump(exclude=_NOT_DECIDING),
-            "top_k": settings.cached_top_k or settings.top_k,
-            "schedule": asdict(schedule),
-            "seed": seed,
-        }
-    )
 
 
 def _result(history: list[dict[str, Any]], settings: DistillationSettings, schedule: Schedule) -> TrainingResult:

@@ -13,9 +13,10 @@ from minitron_nas.distillation.correction import Correction
 from minitron_nas.distillation.loss.losses import Losses
 from minitron_nas.distillation.loss.validation import validate
 from minitron_nas.distillation.settings import CorrectionSettings, CorrectionTraining, DistillationSettings
+from minitron_nas.distillation.training.lesson import Lesson, Stream
 from minitron_nas.distillation.training.lora import add_adapters, merge_adapters, require_peft
 from minitron_nas.distillation.training.schedule import Schedule
-from minitron_nas.distillation.training.trainer import Stream, TrainingResult, distill
+from minitron_nas.distillation.training.trainer import TrainingResult, distill
 from minitron_nas.execution.device import release_memory
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.loading import load_for_training
@@ -141,9 +142,8 @@ class CorrectionRun:
             add_adapters(model, self.settings.lora_rank, self.seed)
         kind = "full" if self.settings.weights == "full" else f"lora-{self.settings.lora_rank}"
         train, validation = Stream(self.train, None), Stream(self.validation, None)
-        result = distill(
-            model, train, validation, self.training, self.schedule, checkpoints / kind, self.seed, progress=progress
-        )
+        lesson = Lesson(train, validation, self.training, self.schedule, self.seed)
+        result = distill(model, lesson, checkpoints / kind, progress=progress)
         if self.settings.weights == "lora":
             merge_adapters(model)
         after = validate(model, self.validation, None)

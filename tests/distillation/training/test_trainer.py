@@ -17,8 +17,9 @@ from minitron_nas.distillation.signals.hidden_cache import HiddenCache, write_hi
 from minitron_nas.distillation.signals.teacher import OnlineTeacher
 from minitron_nas.distillation.signals.top_k_cache import TopKCache, write_top_k_cache
 from minitron_nas.distillation.training import objective
+from minitron_nas.distillation.training.lesson import Lesson, Stream
 from minitron_nas.distillation.training.schedule import Schedule
-from minitron_nas.distillation.training.trainer import Stream, distill
+from minitron_nas.distillation.training.trainer import distill
 from minitron_nas.errors import NonFiniteLossError, PlanError, TrainingMemoryError
 from minitron_nas.execution.runner import is_out_of_memory
 from minitron_nas.testing import tiny_config, tiny_model
@@ -73,7 +74,7 @@ def train(folder, student=None, *, settings=SETTINGS, schedule=SCHEDULE, teacher
     """Distil a student online and return it with the result."""
     student, signal = student or a_student(), OnlineTeacher(teacher or a_teacher())
     streams = Stream(tokens, signal), Stream(VALIDATION, signal)
-    return student, distill(student, *streams, settings, schedule, folder, seed, **options)
+    return student, distill(student, Lesson(*streams, settings, schedule, seed), folder, **options)
 
 
 def changed(**values):
@@ -172,7 +173,7 @@ def test_without_a_signal_the_loss_is_the_next_token_loss_and_so_are_its_gradien
         expected.append(loss.item())
     streams = Stream(tokens, None), Stream(VALIDATION, None)
     chosen = changed(loss="lm", learning_rate=1e-3, min_learning_rate_fraction=1.0, warmup_fraction=0.0)
-    result = distill(student, *streams, chosen, Schedule(3, 1, LENGTH), tmp_path, seed=0)
+    result = distill(student, Lesson(*streams, chosen, Schedule(3, 1, LENGTH), seed=0), tmp_path)
     assert training_losses(result) == pytest.approx(expected, rel=1e-5)
     assert_close(student, plain)
     assert result.final.loss_nats == pytest.approx(validate(student, VALIDATION, None).loss_nats)
@@ -214,7 +215,7 @@ def test_the_next_token_loss_alone_is_learned_without_a_teacher(tmp_path):
     student, tokens = a_student(), pack([np.arange(3, 3 + LENGTH)], LENGTH)
     before = validate(student, tokens, None).loss_nats
     streams = Stream(tokens, None), Stream(tokens, OnlineTeacher(a_teacher()))
-    result = distill(student, *streams, changed(loss="lm"), Schedule(20, 1, LENGTH), tmp_path, 0)
+    result = distill(student, Lesson(*streams, changed(loss="lm"), Schedule(20, 1, LENGTH), 0), tmp_path)
     assert training_losses(result)[0] == pytest.approx(before, rel=1e-5)
     assert result.final.loss_nats < 0.5 * before
     assert {point.kl_nats for point in result.curve if point.learning_rate is not None} == {None}
@@ -283,7 +284,7 @@ def test_states_of_a_cache_cannot_be_matched(tmp_path):
         for name, tokens in (("train", TRAIN), ("validation", VALIDATION))
     ]
     with pytest.raises(PlanError, match="needs hidden states inside the teacher"):
-        distill(a_student(), *streams, MATCHING, SCHEDULE, tmp_path / "run", 0)
+        distill(a_student(), Lesson(*streams, MATCHING, SCHEDULE, 0), tmp_path / "run")
 
 
 @pytest.mark.parametrize("changes", [{}, {"tied": True}, {"attention_dropout": 0.2}])
@@ -392,7 +393,7 @@ def test_a_cached_and_an_online_signal_give_the_same_bits(tmp_path, uninterrupte
         write_hidden_cache(a_teacher(), tokens, tmp_path / name, "teacher", batch_sequences=size)
         signals.append(Stream(tokens, HiddenCache(tmp_path / name, "teacher", tokens, torch.device("cpu"))))
     student = a_student()
-    result = distill(student, *signals, SETTINGS, SCHEDULE, tmp_path / "run", 0)
+    result = distill(student, Lesson(*signals, SETTINGS, SCHEDULE, 0), tmp_path / "run")
     assert result == uninterrupted[1]
     assert_same_bits(student, uninterrupted[0])
 
@@ -401,7 +402,7 @@ def test_states_rounded_to_bfloat16_give_the_curve_within_their_rounding(tmp_pat
     write_hidden_cache(a_teacher(), TRAIN, tmp_path / "train", "teacher", 1, torch.bfloat16)
     train_signal = HiddenCache(tmp_path / "train", "teacher", TRAIN, torch.device("cpu"))
     streams = Stream(TRAIN, train_signal), Stream(VALIDATION, OnlineTeacher(a_teacher()))
-    result = distill(a_student(), *streams, SETTINGS, SCHEDULE, tmp_path / "run", 0)
+    result = distill(a_student(), Lesson(*streams, SETTINGS, SCHEDULE, 0), tmp_path / "run")
     assert training_losses(result) == pytest.approx(training_losses(uninterrupted[1]), rel=2e-3)
     assert training_losses(result) != training_losses(uninterrupted[1])
     assert result.final.kl_nats == pytest.approx(uninterrupted[1].final.kl_nats, rel=2e-3)
@@ -434,7 +435,7 @@ def train_on_most_probable(folder, k, **options):
     write_top_k_cache(a_teacher(), TRAIN, cache, "teacher", k, batch_sequences=1)
     signal = TopKCache(cache, "teacher", TRAIN, torch.device("cpu"))
     streams = Stream(TRAIN, signal), Stream(VALIDATION, OnlineTeacher(a_teacher()))
-    return distill(a_student(), *streams, settings, SCHEDULE, folder / "run", 0, **options)
+    return distill(a_student(), Lesson(*streams, settings, SCHEDULE, 0), folder / "run", **options)
 
 
 def test_recomputing_activations_gives_the_same_bits(tmp_path, uninterrupted):
