@@ -7,7 +7,6 @@ distilled from one whose correction goes on, ends where a student of the correct
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,7 +16,8 @@ from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals.targets import HiddenTargets
 from minitron_nas.distillation.signals.teacher import OnlineTeacher
 from minitron_nas.distillation.training.checkpoints import STUDENT, last_whole, load_weights
-from minitron_nas.errors import PlanError
+from minitron_nas.errors import CheckpointError, PlanError
+from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.storage.lineage import read_lineage
 from minitron_nas.text.tokens import PackedTokens
 
@@ -50,6 +50,9 @@ class Correction:
 
     def require_usable(self, settings: DistillationSettings) -> None:
         """Refuse what cannot be followed.
+
+        Args:
+            settings: Of the student's training.
 
         Raises:
             PlanError: If no correction has written here, or the teacher does not run beside the student.
@@ -92,6 +95,9 @@ class Correction:
         """Return the folder of the newest weights: `out` when it is done, else a checkpoint, or None.
 
         Of LoRA there are none before it is done.
+
+        Args:
+            fingerprint: Of the teacher that is corrected.
         """
         if self.out.is_dir():
             return self.out
@@ -101,7 +107,7 @@ class Correction:
 class FollowingTeacher(OnlineTeacher):
     """The teacher beside the student, always with the newest weights that its correction has saved."""
 
-    def __init__(self, model: Any, fingerprint: str, correction: Correction) -> None:
+    def __init__(self, model: CausalLM, fingerprint: str, correction: Correction) -> None:
         """Begin with the teacher as it is.
 
         Args:
@@ -115,7 +121,15 @@ class FollowingTeacher(OnlineTeacher):
         self._looked_at = -_LOOK_SECONDS
 
     def targets(self, indices: Tensor, tokens: PackedTokens) -> HiddenTargets:
-        """Look for newer weights now and then, and run the teacher on the sequences."""
+        """Look for newer weights now and then, and run the teacher on the sequences.
+
+        Args:
+            indices: (batch,), positions of the sequences, which the teacher need not know.
+            tokens: The sequences.
+
+        Raises:
+            CheckpointError: If newer weights are not what was written.
+        """
         if time.monotonic() - self._looked_at >= _LOOK_SECONDS:
             self._looked_at = time.monotonic()
             self._take_newest()
@@ -127,20 +141,25 @@ class FollowingTeacher(OnlineTeacher):
             return
         try:
             _take(newest, self.model, is_checkpoint=newest != self._correction.out)
-        except (FileNotFoundError, SafetensorError):
+        except CheckpointError:
+            if self._correction.newest(self._fingerprint) == newest:
+                raise
             return  # a newer checkpoint has just replaced it, and the next look finds that one
         self._taken = newest
 
 
-def _take(folder: Path, model: Any, is_checkpoint: bool) -> None:
+def _take(folder: Path, model: CausalLM, is_checkpoint: bool) -> None:
     """Set a model's parameters to those of a checkpoint, or of a stock folder."""
     if is_checkpoint:
         load_weights(folder, nn.ModuleDict({STUDENT: model}))  # a correction trains it as a student
         return
     from transformers import AutoModelForCausalLM  # deferred: importing model classes takes seconds
 
-    # On the CPU, because a device that holds the teacher and the student may not hold another teacher.
-    corrected = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype, trust_remote_code=False)
+    try:  # on the CPU, because a device that holds the teacher and the student may not hold another teacher
+        corrected = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype, trust_remote_code=False)
+    except (OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{folder} cannot be read ({reason}); delete it and correct the teacher again") from None
     with torch.no_grad():
         for own, other in zip(model.parameters(), corrected.parameters(), strict=True):
             own.copy_(other)

@@ -1,7 +1,8 @@
 """A distillation as files: what its processes read, and what they leave.
 
 Several processes share nothing but a folder. The file `job.json` in it says everything that decides
-the training; `minitron_nas.distillation.worker` reads it, in one process or in many.
+the training; `minitron_nas.distillation.worker` reads it, in one process or in many. Every file carries its own
+checksum; one that is not what was written counts as none.
 """
 
 from collections.abc import Mapping
@@ -18,10 +19,10 @@ from minitron_nas.distillation.signals.teacher import OnlineTeacher, TeacherSign
 from minitron_nas.distillation.training.lesson import Stream
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.distillation.training.trainer import CurvePoint, TrainingResult
-from minitron_nas.errors import PlanError
+from minitron_nas.errors import CheckpointError, PlanError
 from minitron_nas.execution.deepspeed import load_sharded_teacher
 from minitron_nas.models.loading import load_for_inference
-from minitron_nas.storage.atomic import read_json, write_json
+from minitron_nas.storage.sealed import read_sealed, write_sealed
 from minitron_nas.text.tokens import PackedTokens
 
 JOB = "job.json"
@@ -42,7 +43,11 @@ class StreamFiles:
     cache: Path | None = None
 
     def open(self) -> PackedTokens:
-        """Memory-map the stream."""
+        """Memory-map the stream.
+
+        Raises:
+            CheckpointError: If the file holds no packed tokens.
+        """
         return PackedTokens.load(self.tokens)
 
 
@@ -66,12 +71,15 @@ class TrainingFiles:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values; paths become absolute, because a worker may run in another folder."""
-        plain: dict[str, Any] = _absolute_paths(asdict(self))
-        return plain
+        return {name: _plain(value) for name, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read what `to_dict` returned."""
+        """Read what `to_dict` returned.
+
+        Args:
+            values: The plain values.
+        """
         train, validation = (
             StreamFiles(Path(values[part]["tokens"]), _maybe_path(values[part]["cache"]))
             for part in ("train", "validation")
@@ -144,13 +152,14 @@ class TrainingJob:
         """Write `job.json`, remove what another attempt has left beside it, and return its path."""
         for left in (*self.out.glob(_ERRORS), self.out / _RESULT, self.out / _PROGRESS):
             left.unlink(missing_ok=True)
-        write_json(self.out / JOB, self._content())
+        write_sealed(self.out / JOB, self._content())
         return self.out / JOB
 
     @property
     def is_done(self) -> bool:
-        """Whether this very training has left its result."""
-        return (self.out / _RESULT).exists() and read_json(self.out / JOB) == self._content()
+        """Whether this very training has left its result, and its weights unless it is a trial."""
+        has_left = self.stop_step is not None or (self.out / TRAINED).exists()
+        return has_left and self.result() is not None and read_sealed(self.out / JOB) == self._content()
 
     def _content(self) -> dict[str, Any]:
         return {
@@ -165,8 +174,19 @@ class TrainingJob:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a `job.json`."""
-        content = read_json(path)
+        """Read a `job.json`.
+
+        Args:
+            path: What `write` returned.
+
+        Raises:
+            CheckpointError: If it is not what was written.
+        """
+        content = read_sealed(path)
+        if content is None:
+            raise CheckpointError(
+                f"{path} is missing or not what was written there; repeat the command, which writes it again"
+            )
         return cls(
             Path(content["student"]),
             TrainingFiles.from_dict(content["files"]),
@@ -179,32 +199,47 @@ class TrainingJob:
         )
 
     def write_result(self, result: TrainingResult) -> None:
-        """Leave the curve; its file says that the trained weights are whole."""
-        write_json(self.out / _RESULT, [asdict(point) for point in result.curve])
+        """Leave the curve; its file says that the trained weights are whole.
+
+        Args:
+            result: The curve.
+        """
+        write_sealed(self.out / _RESULT, {"curve": [asdict(point) for point in result.curve]})
 
     def result(self) -> TrainingResult | None:
         """Return what `write_result` has left, or None."""
-        if not (self.out / _RESULT).exists():
-            return None
-        return TrainingResult(tuple(CurvePoint(**point) for point in read_json(self.out / _RESULT)))
+        content = read_sealed(self.out / _RESULT)
+        return None if content is None else TrainingResult(tuple(CurvePoint(**point) for point in content["curve"]))
 
     def write_progress(self, done: int, total: int) -> None:
-        """Leave how many optimizer steps are done."""
-        write_json(self.out / _PROGRESS, [done, total])
+        """Leave how many optimizer steps are done.
+
+        Args:
+            done: So many.
+            total: Of so many.
+        """
+        write_sealed(self.out / _PROGRESS, {"done": done, "total": total})
 
     def progress(self) -> tuple[int, int] | None:
         """Return what `write_progress` has left, or None."""
-        return tuple(read_json(self.out / _PROGRESS)) if (self.out / _PROGRESS).exists() else None
+        content = read_sealed(self.out / _PROGRESS)
+        return None if content is None else (content["done"], content["total"])
 
     def write_error(self, rank: int, error: errors.MinitronNasError | errors.PreemptedError) -> None:
-        """Leave why a process has ended."""
-        write_json(self.out / _ERRORS.replace("*", str(rank)), [type(error).__name__, str(error)])
+        """Leave why a process has ended.
+
+        Args:
+            rank: The process.
+            error: Why.
+        """
+        content = {"error": type(error).__name__, "message": str(error)}
+        write_sealed(self.out / _ERRORS.replace("*", str(rank)), content)
 
     def raise_error(self) -> None:
         """Raise what a process has left, the lowest rank's first; nothing if there is nothing."""
         for file in sorted(self.out.glob(_ERRORS)):
-            name, message = read_json(file)
-            raise getattr(errors, name)(message)
+            if (content := read_sealed(file)) is not None:
+                raise getattr(errors, content["error"])(content["message"])
 
 
 def _absolute(profile: str | None) -> str | None:
@@ -212,9 +247,9 @@ def _absolute(profile: str | None) -> str | None:
     return str(Path(profile).absolute()) if profile is not None and Path(profile).is_file() else profile
 
 
-def _absolute_paths(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, Mapping):
-        return {name: _absolute_paths(inner) for name, inner in value.items()}
+        return {name: _plain(inner) for name, inner in value.items()}
     return str(value.absolute()) if isinstance(value, Path) else value
 
 

@@ -1,7 +1,5 @@
 """Where a distillation runs: in this process, in several of this machine, or on a Ray cluster."""
 
-from typing import Any
-
 import torch
 
 from minitron_nas.distillation import worker
@@ -13,14 +11,26 @@ from minitron_nas.errors import PreemptedError, TrainingProcessError
 from minitron_nas.execution.device import release_memory
 from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.execution.torchrun import run_processes
+from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.loading import load_for_training
 from minitron_nas.progress import Progress, silent
 
 
-def train(job: TrainingJob, runner: RunnerSettings, progress: Progress = silent) -> tuple[Any, TrainingResult]:
-    """Do what `run` does with a job that has no `stop_step`, and return the trained student, on the CPU, too."""
+def train(job: TrainingJob, runner: RunnerSettings, progress: Progress = silent) -> tuple[CausalLM, TrainingResult]:
+    """Do what `run` does with a job that has no `stop_step`, and return the trained student, on the CPU, too.
+
+    Args:
+        job: What to train.
+        runner: Kind, address and number of processes.
+        progress: Told about optimizer steps.
+
+    Raises:
+        MinitronNasError: Whatever a process could not do; says what to do.
+        CheckpointError: If the trained weights are not what was written.
+        PreemptedError: After SIGTERM.
+    """
     result = run(job, runner, progress)
-    student = load_for_training(job.student, torch.device("cpu"))  # sharded, it may be larger than one device
+    student: CausalLM = load_for_training(job.student, torch.device("cpu"))  # sharded, it may be larger than one device
     load_weights(job.out, student)
     return student, result
 

@@ -9,7 +9,7 @@ from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals.teacher import OnlineTeacher
 from minitron_nas.distillation.training.checkpoints import mark_whole, save_weights
 from minitron_nas.distillation.training.objective import Objective
-from minitron_nas.errors import PlanError
+from minitron_nas.errors import CheckpointError, PlanError
 from minitron_nas.storage.atomic import write_json
 from minitron_nas.testing import tiny_checkpoint, tiny_config, tiny_model
 from minitron_nas.text.tokens import PackedTokens
@@ -66,11 +66,40 @@ def test_the_head_is_that_of_the_same_weights(teacher, save):
     assert torch.equal(targets.head.weight, model_of(2).get_output_embeddings().weight)
 
 
-def test_a_checkpoint_that_is_replaced_while_it_is_read_is_passed_over(teacher, save):
-    (save(1, seed=2) / "model.safetensors").unlink()
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_passed_over(teacher, save, monkeypatch):
+    first, load_weights = save(1, seed=2), correction.load_weights
+
+    def replaced(folder, module):
+        if folder == first:
+            save(2, seed=3)
+        load_weights(folder, module)
+
+    monkeypatch.setattr(correction, "load_weights", replaced)
     assert torch.equal(words(teacher), words(OnlineTeacher(model_of(1))))
-    save(2, seed=3)
     assert torch.equal(words(teacher), words(OnlineTeacher(model_of(3))))
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut short", "gone"])
+def test_a_damaged_checkpoint_is_named(teacher, save, damage):
+    file = save(1, seed=2) / "model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]) if damage == "flipped" else content[:-1])
+    if damage == "gone":
+        file.unlink()
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint-1/model\.safetensors cannot be used: .*; check the disk, del"
+    ):
+        words(teacher)
+
+
+@pytest.mark.parametrize("damage", ["cut short", "gone"])
+def test_a_damaged_corrected_teacher_is_named(teacher, tmp_path, damage):
+    file = tiny_checkpoint(tmp_path / "out", "llama", seed=5) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    if damage == "gone":
+        file.unlink()
+    with pytest.raises(CheckpointError, match=r"out cannot be read \(.*\); delete it and correct the teacher again"):
+        words(teacher)
 
 
 def test_it_looks_for_newer_weights_now_and_then_only(teacher, save, monkeypatch):

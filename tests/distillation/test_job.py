@@ -1,12 +1,14 @@
 """What a job file says, and what processes leave beside it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from minitron_nas.distillation.job import TrainingJob
+from minitron_nas.distillation import worker
+from minitron_nas.distillation.job import TRAINED, TrainingJob
 from minitron_nas.distillation.training.trainer import CurvePoint, TrainingResult
-from minitron_nas.errors import NonFiniteLossError, PreemptedError, TrainingMemoryError
+from minitron_nas.errors import CheckpointError, NonFiniteLossError, PreemptedError, TrainingMemoryError
 
 
 @pytest.fixture
@@ -61,3 +63,64 @@ def test_the_error_of_the_lowest_rank_is_raised_again(job, error):
     with pytest.raises(type(error)) as caught:
         job.raise_error()
     assert str(caught.value) == str(error)
+
+
+def damage(file, how):
+    content = file.read_bytes()
+    changes = {
+        "a brace": b"[" + content[1:],
+        "a digit": content.translate(bytes.maketrans(b"1", b"2")),
+        "a letter": content.replace(b"e", b"f", 1),
+        "no text": b"\xff" + content[1:],
+        "cut short": content[:-3],
+        "empty": b"",
+    }
+    file.unlink()
+    if how != "gone":
+        assert changes[how] != content
+        file.write_bytes(changes[how])
+
+
+DAMAGES = ["a brace", "a digit", "a letter", "no text", "cut short", "empty", "gone"]
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_job_is_named_and_is_not_done(job, how, capfd):
+    path = job.write()
+    job.write_result(TrainingResult(()))
+    (job.out / TRAINED).touch()
+    assert job.is_done
+    damage(path, how)
+    assert not job.is_done
+    with pytest.raises(
+        CheckpointError, match=r"job\.json is missing or not what was written there; repeat the command"
+    ):
+        TrainingJob.read(path)
+    assert worker.run_file(str(path)) == 2
+    assert capfd.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_result_is_none(job, how):
+    job.write()
+    job.write_result(TrainingResult((CurvePoint(0, 1.5, 5.0, None, None),)))
+    (job.out / TRAINED).touch()
+    damage(job.out / "result.json", how)
+    assert (job.result(), job.is_done) == (None, False)
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_damaged_progress_and_errors_say_nothing(job, how):
+    job.write_progress(1, 6)
+    job.write_error(0, NonFiniteLossError("nan at step 1"))
+    damage(job.out / "progress.json", how if how != "a letter" else "a digit")
+    damage(job.out / "error-0.json", how)
+    assert job.progress() is None
+    job.raise_error()
+
+
+def test_a_result_without_its_weights_is_not_done_unless_it_is_a_trials(job):
+    for made, done in ((job, False), (replace(job, stop_step=3), True)):
+        made.write()
+        made.write_result(TrainingResult(()))
+        assert made.is_done == done

@@ -13,7 +13,7 @@ from minitron_nas.distillation.training.arguments import most_processes
 from minitron_nas.distillation.training.checkpoints import save_weights
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.distillation.training.trainer import CurvePoint, TrainingResult
-from minitron_nas.errors import NonFiniteLossError, TrainingProcessError
+from minitron_nas.errors import CheckpointError, NonFiniteLossError, TrainingProcessError
 from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.models.loading import load_for_training
 
@@ -99,6 +99,32 @@ def test_a_training_that_is_done_is_not_repeated(jobs, launched):
     assert (launched, result) == ([], job.result())
     expected = load_for_training(job.student).state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut short", "checksums"])
+def test_damaged_weights_of_a_training_that_is_done_are_named(jobs, launched, damage):
+    job = jobs.make(f"damaged-{damage}".replace(" ", "-"))
+    job.write()
+    job.write_result(TrainingResult((CurvePoint(0, 1.5, 5.0, None, None),)))
+    file = job.out / TRAINED
+    save_weights(file, load_for_training(job.student), writes=True)
+    content = file.read_bytes()
+    if damage == "checksums":
+        (job.out / "model.checksums.json").unlink()
+    else:
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]) if damage == "flipped" else content[:-1])
+    with pytest.raises(CheckpointError, match=rf"{job.out.name}/model\.[\w.]+ cannot be used: .*; check the disk"):
+        launch.train(job, RunnerSettings(kind="local"))
+    assert launched == []
+
+
+def test_a_training_whose_weights_are_gone_is_repeated(jobs, launched):
+    job = jobs.make("weightless")
+    job.write()
+    job.write_result(TrainingResult((CurvePoint(0, 1.5, 5.0, None, None),)))
+    with pytest.raises(TrainingProcessError):
+        launch.train(job, RunnerSettings(kind="local"))
+    assert launched == ["here"]
 
 
 def test_the_error_of_an_attempt_before_does_not_fail_one_that_went_well(jobs, monkeypatch):

@@ -1,10 +1,13 @@
 """What a checkpoint holds, and which one a training goes on from."""
 
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from minitron_nas.distillation.training.checkpoints import (
+    copy_weights,
     last_whole,
     load_state,
     load_weights,
@@ -13,6 +16,7 @@ from minitron_nas.distillation.training.checkpoints import (
     save_weights,
     step_of,
 )
+from minitron_nas.errors import CheckpointError
 from minitron_nas.execution.deepspeed import begin_moments
 
 
@@ -52,8 +56,8 @@ def test_the_newest_mark_removes_every_other_checkpoint(tmp_path):
 def test_of_two_whole_checkpoints_the_later_step_counts(tmp_path):
     # A process that is killed between marking and removing leaves both; 9 sorts after 10 by name.
     for step in (9, 10):
-        checkpoint = write_checkpoint(tmp_path, step)
-        (checkpoint / "complete").write_text("run")
+        mark_whole(write_checkpoint(tmp_path / f"before-{step}", step), "run")
+        shutil.move(tmp_path / f"before-{step}" / f"checkpoint-{step}", tmp_path)
     assert step_of(last_whole(tmp_path, "run")) == 10
 
 
@@ -128,3 +132,91 @@ def test_weights_alone_come_back(trained, tmp_path):
 def test_a_process_that_does_not_write_leaves_nothing(trained, tmp_path):
     save_weights(tmp_path / "elsewhere" / "model.safetensors", trained[0], writes=False)
     assert not (tmp_path / "elsewhere").exists()
+
+
+WEIGHTS, MOMENTS, STATE = "model.safetensors", "optimizer.safetensors", "trainer_state.json"
+CHECKSUMS = ["model.checksums.json", "optimizer.checksums.json"]
+
+
+def damage(file, how):
+    """Change a file; `how` is a place of a byte to flip, counted as slices count, or a word."""
+    content = file.read_bytes()
+    file.unlink()
+    if how == "cut short":
+        file.write_bytes(content[:-2])
+    elif how == "empty":
+        file.write_bytes(b"")
+    elif how != "gone":
+        changed = bytearray(content)
+        changed[how] ^= 1
+        file.write_bytes(changed)
+
+
+@pytest.fixture
+def whole(trained, tmp_path):
+    """A checkpoint with all its files."""
+    checkpoint = tmp_path / "checkpoint-3"
+    (checkpoint / STATE).write_text('{"log_history": []}')
+    mark_whole(checkpoint, "run")
+    return checkpoint
+
+
+def test_a_whole_checkpoint_holds_these_files(whole):
+    assert sorted(file.name for file in whole.iterdir()) == sorted([WEIGHTS, MOMENTS, STATE, "complete", *CHECKSUMS])
+    assert last_whole(whole.parent, "run") == last_whole(whole.parent) == whole
+
+
+@pytest.mark.parametrize("how", [0, 9, 40, -1, "cut short", "empty", "gone"])
+@pytest.mark.parametrize("name", [WEIGHTS, MOMENTS])
+def test_a_damaged_file_of_tensors_is_named_and_says_what_to_delete(whole, name, how):
+    damage(whole / name, how)
+    other = Tied(seed=1)
+    optimizer = torch.optim.AdamW([other.first, other.bias])
+    begin_moments(optimizer, 3)
+    with pytest.raises(CheckpointError, match=rf"{name} cannot be used: .*; check the disk, delete the folder .*-3"):
+        load_state(last_whole(whole.parent, "run"), other, optimizer)
+
+
+@pytest.mark.parametrize(("old", "new"), [(b"[3,2]", b"[2,3]"), (b'"F32"', b'"I32"'), (b'"bias"', b'"bian"')])
+def test_a_header_that_says_something_else_of_the_same_bytes_is_found(whole, old, new):
+    content = (whole / WEIGHTS).read_bytes()
+    assert old in content
+    (whole / WEIGHTS).write_bytes(content.replace(old, new, 1))
+    with pytest.raises(CheckpointError, match=WEIGHTS):
+        load_weights(whole, Tied())
+
+
+@pytest.mark.parametrize("how", [0, -1, "cut short", "empty", "gone"])
+@pytest.mark.parametrize("name", ["complete", STATE, *CHECKSUMS])
+def test_a_checkpoint_whose_small_files_are_damaged_is_none(whole, name, how):
+    damage(whole / name, how)
+    if (name, how) != ("complete", -1):  # where the last byte ends the line, and says nothing
+        assert last_whole(whole.parent, "run") is last_whole(whole.parent) is None
+
+
+@pytest.mark.parametrize("how", [0, 50, "cut short", "gone"])
+def test_weights_alone_whose_checksums_are_damaged_are_refused(trained, tmp_path, how):
+    save_weights(tmp_path / WEIGHTS, trained[0], writes=True)
+    damage(tmp_path / CHECKSUMS[0], how)
+    with pytest.raises(CheckpointError, match=r"model\.checksums\.json cannot be used: it is missing or not what was"):
+        load_weights(tmp_path, Tied())
+
+
+@pytest.mark.parametrize("how", [9, -1, "cut short", "gone"])
+def test_one_module_of_a_damaged_checkpoint_is_not_copied(tmp_path, how):
+    save_weights(tmp_path / WEIGHTS, torch.nn.ModuleDict({"student": Tied(), "other": Tied(seed=1)}), writes=True)
+    copy_weights(tmp_path, "student", tmp_path / "copied" / WEIGHTS)
+    copied = Tied(seed=2)
+    load_weights(tmp_path / "copied", copied)
+    assert torch.equal(copied.first, Tied().first)
+    damage(tmp_path / WEIGHTS, how)
+    with pytest.raises(CheckpointError, match=WEIGHTS):
+        copy_weights(tmp_path, "other", tmp_path / "copied" / WEIGHTS)
+
+
+def test_a_tensor_without_numbers_and_one_without_dimensions_come_back(tmp_path):
+    module = torch.nn.ParameterDict({"none": torch.empty(0, 3), "one": torch.tensor(5.0)})
+    save_weights(tmp_path / WEIGHTS, module, writes=True)
+    other = torch.nn.ParameterDict({"none": torch.empty(0, 3), "one": torch.tensor(1.0)})
+    load_weights(tmp_path, other)
+    assert other["one"].item() == 5
