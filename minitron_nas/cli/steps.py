@@ -161,7 +161,16 @@ def distill(
     )
     with stdout_for_results():
         result = distill(
-            student, teacher, text_data, out, plan.distillation, plan.text, plan.seed, plan.runner, signals, correction
+            student,
+            teacher,
+            text_data,
+            out,
+            settings=plan.distillation,
+            text=plan.text,
+            seed=plan.seed,
+            runner=plan.runner,
+            signals=signals,
+            correction=correction,
         )
     before, after = result.before.kl_nats, result.result.final.kl_nats
     if as_json:

@@ -19,6 +19,9 @@ def compiled(function: Function) -> Function:
 
     It takes Triton for a GPU; g++ or clang and Python's headers for the CPU. Where they are missing, a
     warning says so once.
+
+    Args:
+        function: Takes and returns tensors, and frozen dataclasses of them.
     """
 
     @cache
@@ -37,6 +40,9 @@ def compiled_modules(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Run modules compiled, each for the sizes that it meets; as they are where nothing compiles them.
 
     Modules of one class share what is compiled, so that a stack of layers costs as much as one.
+
+    Args:
+        modules: Compiled in place until the block ends.
     """
     changed = list(modules)
     if changed and not has_compiler():
@@ -52,7 +58,11 @@ def compiled_modules(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def as_written(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Run modules that may be compiled as they are written."""
+    """Run modules that may be compiled as they are written.
+
+    Args:
+        modules: Compiled or not; as before when the block ends.
+    """
     compiled_calls = {module: module._compiled_call_impl for module in modules}
     try:
         for module in compiled_calls:

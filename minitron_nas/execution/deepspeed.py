@@ -143,6 +143,9 @@ def load_sharded_teacher(path: Path) -> Any:
     """Load a stock folder for inference with its parameters sharded over all processes (ZeRO-3).
 
     No process ever holds the whole teacher; a layer is gathered where it computes.
+
+    Args:
+        path: The folder.
     """
     import deepspeed
     from transformers import AutoModelForCausalLM

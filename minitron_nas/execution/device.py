@@ -16,7 +16,11 @@ def pick_device() -> torch.device:
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """Return bfloat16 where the device computes it natively, else float32."""
+    """Return bfloat16 where the device computes it natively, else float32.
+
+    Args:
+        device: Of this process.
+    """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     fast = torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.backends.cpu.get_cpu_capability() == "AVX512"
@@ -24,14 +28,22 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Return how much of a device's memory is free to take; for the CPU, of main memory."""
+    """Return how much of a device's memory is free to take; for the CPU, of main memory.
+
+    Args:
+        device: Of this process.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return int(psutil.virtual_memory().available)
 
 
 def total_bytes(device: torch.device) -> int:
-    """Return a device's memory; for the CPU, main memory."""
+    """Return a device's memory in bytes; for the CPU, main memory.
+
+    Args:
+        device: Of this process.
+    """
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return int(psutil.virtual_memory().total)

@@ -59,7 +59,11 @@ def most_cpus() -> float:
 
 
 def cpus_beside(gpus: float) -> float:
-    """Return the CPUs that go with so many GPUs of one node, on the node that has fewest for each of its GPUs."""
+    """Return the CPUs that go with so many GPUs of one node, on the node that has fewest for each of its GPUs.
+
+    Args:
+        gpus: How many.
+    """
     shares = [node.get("CPU", 0.0) / node["GPU"] for node in _nodes() if node.get("GPU")]
     share = gpus * min(shares, default=1.0)
     return float(int(share)) if share >= 1 else share or 1.0
@@ -71,7 +75,12 @@ def num_gpus() -> int:
 
 
 def room_for(cpus: float, gpus: float) -> int:
-    """Return how many workers all nodes hold together, each of which needs so many CPUs and GPUs of one node."""
+    """Return how many workers all nodes hold together, each of which needs so many CPUs and GPUs of one node.
+
+    Args:
+        cpus: Of one worker.
+        gpus: Of one worker.
+    """
     wanted = {"CPU": cpus, "GPU": gpus}
     return sum(min(int(node.get(kind, 0.0) / each) for kind, each in wanted.items() if each) for node in _nodes())
 

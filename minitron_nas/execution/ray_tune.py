@@ -47,6 +47,11 @@ class RayTuneRunner:
     def execute(self, function: JobFunction, jobs: Sequence[Job], on_outcome: Callable[[Outcome], None]) -> None:
         """Run every job as a trial.
 
+        Args:
+            function: What the jobs run.
+            jobs: With distinct keys.
+            on_outcome: Called in this process; what it raises ends the call.
+
         Raises:
             PlanError: If no node of the cluster can ever hold a trial.
             PreemptedError: After SIGTERM.

@@ -52,7 +52,11 @@ class Outcome:
     seconds: float
 
     def number(self, name: str) -> float | None:
-        """Return a number of what the function returned; None if the job did not complete."""
+        """Return a number of what the function returned; None if the job did not complete.
+
+        Args:
+            name: Its key.
+        """
         return None if self.value is None else self.value[name]
 
 
@@ -60,11 +64,22 @@ class Runner(Protocol):
     """Executes jobs, in any order, on one or many machines."""
 
     def execute(self, function: JobFunction, jobs: Sequence[Job], on_outcome: Callable[[Outcome], None]) -> None:
-        """Run every job and hand over each outcome as soon as it is there."""
+        """Run every job and hand over each outcome as soon as it is there.
+
+        Args:
+            function: What the jobs run.
+            jobs: With distinct keys.
+            on_outcome: Called in this process; what it raises ends the call.
+        """
 
 
 def attempt(function: JobFunction, job: Job) -> Outcome:
-    """Call the function and turn any exception into an outcome."""
+    """Call the function and turn any exception into an outcome.
+
+    Args:
+        function: What the job runs.
+        job: Its arguments.
+    """
     started = time.perf_counter()
     try:
         value = function(**job.arguments)
@@ -92,7 +107,11 @@ class Jobs:
     max_failures: int
 
     def within(self, folder: str) -> Self:
-        """Return the same with results in a folder of their own within this one."""
+        """Return the same with results in a folder of their own within this one.
+
+        Args:
+            folder: Its name.
+        """
         return replace(self, results=self.results / folder)
 
     def run(self, function: JobFunction, jobs: Sequence[Job], progress: Progress = silent) -> dict[str, Outcome]:
@@ -132,7 +151,11 @@ class Jobs:
 
 
 def last_line(error: str | None) -> str | None:
-    """Return the last line of a traceback, which names the error."""
+    """Return the last line of a traceback, which names the error.
+
+    Args:
+        error: The traceback, if there is one.
+    """
     return error.strip().splitlines()[-1] if error and error.strip() else None
 
 
@@ -146,12 +169,20 @@ def _stop_if_hopeless(outcomes: Mapping[str, Outcome], max_failures: int, num_jo
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory was not enough, of the device or of the machine."""
+    """Whether an error says that memory was not enough, of the device or of the machine.
+
+    Args:
+        error: Whatever was raised.
+    """
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError | OSError) and says_out_of_memory(str(error))
 
 
 def says_out_of_memory(text: str) -> bool:
-    """Whether words of an error say that memory was not enough."""
+    """Whether words of an error say that memory was not enough.
+
+    Args:
+        text: The error's words, or a traceback.
+    """
     return any(words in text.lower() for words in _OUT_OF_MEMORY)

@@ -81,7 +81,11 @@ Document = str | Conversation
 
 
 def document_digest(document: Document) -> int:
-    """Return 64 bits that two documents share if they say the same; white space around a text says nothing."""
+    """Return 64 bits that two documents share if they say the same; white space around a text says nothing.
+
+    Args:
+        document: A text or a conversation.
+    """
     if isinstance(document, str):
         return xxhash.xxh3_64_intdigest(document.strip().encode("utf-8", "replace"))
     content = json.dumps([list(document.messages), document.tools], sort_keys=True, default=str)

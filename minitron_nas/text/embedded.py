@@ -109,6 +109,9 @@ def prose_paragraphs(docstring: str) -> list[str]:
 
     Code, doctests, tables, formulas, headings and parameter lists are left out, and so is a sentence that
     ends in a colon and announces one of them.
+
+    Args:
+        docstring: As it stands in the source.
     """
     text = _HEADING.sub("\n", inspect.cleandoc(docstring))
     blocks = [_prose(textwrap.dedent(block)) for block in re.split(r"\n\s*\n", text)]

@@ -29,7 +29,11 @@ class Part(Protocol):
         """Return the number of documents, empty ones included."""
 
     def read(self, numbers: Sequence[int]) -> list[Document | None]:
-        """Read documents by their numbers; None stands for an empty one."""
+        """Read documents by their numbers; None stands for an empty one.
+
+        Args:
+            numbers: From 0, in any order.
+        """
 
 
 class TextFile:
@@ -54,7 +58,11 @@ class TextFile:
         return len(self._spans)
 
     def read(self, numbers: Sequence[int]) -> list[Document | None]:
-        """Read passages; line ends become newlines."""
+        """Read passages; line ends become newlines.
+
+        Args:
+            numbers: From 0, in any order.
+        """
         with open(self._path, "rb") as handle:
             return [self._passage(handle, *self._spans[number].tolist()) for number in numbers]
 
@@ -86,19 +94,31 @@ class TableRows:
         return len(self._table)
 
     def read(self, numbers: Sequence[int]) -> list[Document | None]:
-        """Read rows."""
+        """Read rows.
+
+        Args:
+            numbers: From 0, in any order.
+        """
         columns = self._table[list(numbers)]
         rows = (dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True))
         return [document_of(row, self._column) for row in rows]
 
 
 def is_path(name: str) -> bool:
-    """Whether a name can only be a file, a glob or a folder, and no hub dataset."""
+    """Whether a name can only be a file, a glob or a folder, and no hub dataset.
+
+    Args:
+        name: What the user gave.
+    """
     return name.startswith((".", "/", "~")) or Path(name).suffix in (*_TEXT_SUFFIXES, *_LOADERS) or "*" in name
 
 
 def matching_files(name: str) -> list[Path]:
-    """Return the files that a path, glob or folder stands for, sorted."""
+    """Return the files that a path, glob or folder stands for, sorted.
+
+    Args:
+        name: The path, glob or folder; ~ is the home folder.
+    """
     path = Path(name).expanduser()
     if path.is_file():
         return [path]  # also where its name holds what a glob would read otherwise

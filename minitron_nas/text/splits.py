@@ -65,16 +65,17 @@ class TokenSplits:
     train: PackedTokens
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
+    def load(cls, folder: Path, verify: bool = False) -> Self:
         """Open what `split_text` wrote.
 
         Args:
             folder: Where it wrote.
+            verify: Whether to read all of it, and compare it with the fingerprints that stand in it.
 
         Raises:
-            CheckpointError: If a file is not what `PackedTokens.save` writes.
+            CheckpointError: If a file holds no packed tokens, or others than were written.
         """
-        return cls(*(PackedTokens.load(folder / f"{name}.safetensors") for name in cls.__dataclass_fields__))
+        return cls(*(PackedTokens.load(folder / f"{name}.safetensors", verify) for name in cls.__dataclass_fields__))
 
     @property
     def one_pass_tokens(self) -> int:

@@ -109,7 +109,11 @@ class TokenLog:
                     return
 
     def num_first(self, length: int) -> int:
-        """Return the number of tokens among the first `length` of each document."""
+        """Return the number of tokens among the first `length` of each document.
+
+        Args:
+            length: Tokens of a document that count.
+        """
         return int(np.minimum(np.array(self.lengths, dtype=np.int64), length).sum())
 
     def reader(self) -> "LogReader":

@@ -1,7 +1,7 @@
 """Packed token sequences, in memory or memory-mapped, and how documents become tokens."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -127,19 +127,24 @@ class PackedTokens:
             yield indices, self.sequences(indices)
 
     def save(self, path: Path) -> None:
-        """Write a safetensors file, whole or not at all."""
+        """Write a safetensors file, whole or not at all.
+
+        Args:
+            path: The file, which `load` reads.
+        """
         largest = int(max((block.input_ids.max().item() for block in self._blocks()), default=0))
         save_blocks(self._blocks(), path, self.input_ids.shape[1], largest + 1)
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path, verify: bool = False) -> Self:
         """Memory-map a safetensors file.
 
         Args:
             path: What `save` wrote.
+            verify: Whether to read all of it, and compare it with the fingerprint that stands in it.
 
         Raises:
-            CheckpointError: If it is cut short, or is no such file.
+            CheckpointError: If it is cut short, is no such file, or is not what was written.
         """
         try:
             arrays, about = map_arrays(path)
@@ -150,7 +155,10 @@ class PackedTokens:
             raise _no_tokens(path) from None
         if ids.ndim != 2 or ids.shape != positions.shape or not isinstance(known, str):
             raise _no_tokens(path)
-        return cls(torch.from_numpy(ids), torch.from_numpy(positions), known)
+        tokens = cls(torch.from_numpy(ids), torch.from_numpy(positions), known)
+        if verify and replace(tokens, known_fingerprint=None).fingerprint != known:
+            raise CheckpointError(f"{path} is not what was written there; delete it and repeat the command")
+        return tokens
 
     def _blocks(self) -> Iterator[Self]:
         for _, block in self.batches(max(_BLOCK_TOKENS // self.input_ids.shape[1], 1)):

@@ -23,13 +23,21 @@ class Vocabulary:
 
     @classmethod
     def of(cls, folder: Path, name: str) -> Self:
-        """Read the tokenizer of a stock folder."""
+        """Read the tokenizer of a stock folder.
+
+        Args:
+            folder: The folder.
+            name: The model's, for messages.
+        """
         return cls(name, AutoTokenizer.from_pretrained(folder, trust_remote_code=False).get_vocab())
 
     def require_same(self, teacher: Self) -> None:
         """Refuse a teacher whose ids mean something else.
 
         How text is cut into tokens does not matter: the teacher's tokenizer does it for both.
+
+        Args:
+            teacher: Its vocabulary.
 
         Raises:
             CheckpointError: If a token of one is missing or has another id in the other.

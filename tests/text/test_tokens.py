@@ -332,3 +332,16 @@ def test_a_file_that_is_cut_short_is_named(tmp_path, num_bytes):
     path.write_bytes(path.read_bytes()[:num_bytes])
     with pytest.raises(CheckpointError, match=r"tokens\.safetensors is .*cut short"):
         PackedTokens.load(path)
+
+
+@pytest.mark.parametrize("place", [-1, -20, 4096, "fingerprint"])
+def test_tokens_that_are_verified_are_those_that_were_written(tmp_path, place):
+    path = tmp_path / "tokens.safetensors"
+    pack([np.arange(8)], 4).save(path)
+    assert PackedTokens.load(path, verify=True).num_tokens == 8
+    content = bytearray(path.read_bytes())
+    place = content.index(b'"fingerprint": "') + 16 if place == "fingerprint" else place
+    content[place] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"tokens\.safetensors is not what was written there; delete it"):
+        PackedTokens.load(path, verify=True)

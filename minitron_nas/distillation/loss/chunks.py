@@ -45,13 +45,21 @@ class Terms:
     label_weights: Tensor
 
     def of(self, rows: slice) -> Self:
-        """Return the terms of some tokens."""
+        """Return the terms of some tokens.
+
+        Args:
+            rows: Which of num_tokens.
+        """
         targets = None if self.targets is None else self.targets.of(rows)
         return type(self)(targets, self.token_weights[rows], self.labels[rows], self.label_weights[rows])
 
 
 def chunks(num_tokens: int) -> Iterator[slice]:
-    """Yield the rows of each chunk."""
+    """Yield the rows of each chunk.
+
+    Args:
+        num_tokens: Of the batch.
+    """
     for start in range(0, num_tokens, _CHUNK_TOKENS):
         yield slice(start, start + _CHUNK_TOKENS)
 

@@ -29,6 +29,9 @@ Distance = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 def distance_of(settings: DistillationSettings) -> Distance:
     """Return the distance that settings name.
 
+    Args:
+        settings: Which loss.
+
     Raises:
         KeyError: If they ask for the next-token loss alone.
     """
@@ -45,6 +48,10 @@ def distance_of(settings: DistillationSettings) -> Distance:
 def forward_kl(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """KL(p || q) = sum_v p_v (log p_v - log q_v); its gradient is q - p.
 
+    Args:
+        student: (num_tokens, vocab_size), log q.
+        teacher: (num_tokens, vocab_size), log p.
+
     Source: Muralidharan et al. 2024 (arXiv 2407.14679), section 3; the best of those it tries.
     """
     target = teacher.exp()
@@ -54,6 +61,10 @@ def forward_kl(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 def reverse_kl(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """KL(q || p) = sum_v q_v (log q_v - log p_v).
+
+    Args:
+        student: (num_tokens, vocab_size), log q.
+        teacher: (num_tokens, vocab_size), log p.
 
     Source: Muralidharan et al. 2024 (arXiv 2407.14679), section 3; Gu et al. 2024 (arXiv 2306.08543).
     """
@@ -87,6 +98,10 @@ def jensen_shannon(student: Tensor, teacher: Tensor, beta: float) -> tuple[Tenso
 def squared_error(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """sum_v (p_v - q_v)^2; a sum, because a mean over the vocabulary would leave next to nothing.
 
+    Args:
+        student: (num_tokens, vocab_size), log q.
+        teacher: (num_tokens, vocab_size), log p.
+
     Source: Muralidharan et al. 2024 (arXiv 2407.14679), section 3, with MSE.
     """
     probs, error = student.exp_(), teacher.exp_().neg_()
@@ -97,6 +112,10 @@ def squared_error(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 def cosine(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """1 - p.q / (|p| |q|).
+
+    Args:
+        student: (num_tokens, vocab_size), log q.
+        teacher: (num_tokens, vocab_size), log p.
 
     Source: Muralidharan et al. 2024 (arXiv 2407.14679), section 3, with cosine similarity.
     """

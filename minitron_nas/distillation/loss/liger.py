@@ -15,7 +15,11 @@ from minitron_nas.distillation.signals.targets import HiddenTargets
 
 
 def has_kernel(device: torch.device) -> bool:
-    """Whether Liger is installed and a device can run it; the extra `gpu` brings it."""
+    """Whether Liger is installed and a device can run it; the extra `gpu` brings it.
+
+    Args:
+        device: Where the loss is computed.
+    """
     return device.type == "cuda" and find_spec("liger_kernel") is not None
 
 

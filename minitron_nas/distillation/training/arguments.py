@@ -97,6 +97,11 @@ def training_arguments(
 def micro_batch(settings: DistillationSettings, schedule: Schedule, num_processes: int) -> int:
     """Return how many sequences go through a forward pass: what the settings say, at most a process' share.
 
+    Args:
+        settings: May ask for fewer.
+        schedule: Steps and batch, over all processes.
+        num_processes: Over which the batch is divided.
+
     Raises:
         PlanError: If the batch does not divide into such micro-batches.
     """
@@ -111,7 +116,13 @@ def micro_batch(settings: DistillationSettings, schedule: Schedule, num_processe
 
 
 def most_processes(settings: DistillationSettings, schedule: Schedule, num_devices: int) -> int:
-    """Return the largest number of processes, at most one a device, over which micro-batches divide a batch."""
+    """Return the largest number of processes, at most one a device, over which micro-batches divide a batch.
+
+    Args:
+        settings: Sequences of a micro-batch.
+        schedule: Steps and batch, over all processes.
+        num_devices: Of this machine or cluster.
+    """
     numbers = range(1, max(num_devices, 1) + 1)
     dividing = (n for n in numbers if schedule.batch_sequences % (_micro_batch(settings, schedule, n) * n) == 0)
     return max(dividing, default=1)
@@ -123,6 +134,9 @@ def _micro_batch(settings: DistillationSettings, schedule: Schedule, num_process
 
 def zero_stage(settings: DistillationSettings) -> int:
     """Return the stage of the settings' DeepSpeed JSON, 0 without DeepSpeed.
+
+    Args:
+        settings: May name one.
 
     Raises:
         PlanError: If the JSON cannot be used; says what to do.
@@ -138,6 +152,9 @@ def _keeps_bfloat16_weights(profile: dict[str, Any], half: bool) -> bool:
 
 def check_engine(settings: DistillationSettings) -> None:
     """Refuse before any work what a training could not use.
+
+    Args:
+        settings: DeepSpeed JSON and trackers.
 
     Raises:
         PlanError: If the DeepSpeed JSON or a tracker of `report_to` cannot be used; says what to do.

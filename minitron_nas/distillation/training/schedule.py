@@ -53,7 +53,11 @@ class Schedule:
         return self.num_steps * self.tokens_per_step
 
     def steps_for(self, tokens: int) -> int:
-        """Return the steps after which at most `tokens` were seen, within the schedule and at least one."""
+        """Return the steps after which at most `tokens` were seen, within the schedule and at least one.
+
+        Args:
+            tokens: How many may be seen.
+        """
         return min(max(tokens // self.tokens_per_step, 1), self.num_steps)
 
     def learning_rate_factor(self, step: int, settings: DistillationSettings) -> float:

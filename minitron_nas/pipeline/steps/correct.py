@@ -7,7 +7,6 @@ student's loss by over 6 % in Sreenivas et al. 2024 (arXiv 2408.11796), section 
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from minitron_nas.distillation.correction import Correction
 from minitron_nas.distillation.loss.losses import Losses
@@ -20,7 +19,7 @@ from minitron_nas.distillation.training.trainer import TrainingResult, distill
 from minitron_nas.execution.device import release_memory
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.loading import load_for_training
-from minitron_nas.models.source import resolve_teacher, source_name
+from minitron_nas.models.source import Source, resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.pipeline.steps.text import read_splits
 from minitron_nas.pipeline.versions import versions
@@ -29,7 +28,7 @@ from minitron_nas.pruning.export import export_student, proof_prompt, stored_dty
 from minitron_nas.storage.lineage import Lineage, Origin, Proof
 from minitron_nas.storage.run_folder import require_new_folder
 from minitron_nas.text.settings import TextSettings
-from minitron_nas.text.sources import data_name
+from minitron_nas.text.sources import Data, data_name
 from minitron_nas.text.tokens import PackedTokens
 
 
@@ -53,8 +52,8 @@ class Corrected:
 
 
 def correct(
-    teacher: Any,
-    data: Any,
+    teacher: Source,
+    data: Data,
     out: str | Path,
     settings: CorrectionSettings | None = None,
     text: TextSettings | None = None,
@@ -135,7 +134,14 @@ class CorrectionRun:
     seed: int
 
     def write(self, folder: Path, checkpoints: Path, name: str, progress: Progress) -> Corrected:
-        """Train and export, going on from the last checkpoint."""
+        """Train and export, going on from the last checkpoint.
+
+        Args:
+            folder: Gets the corrected teacher.
+            checkpoints: Where checkpoints lie.
+            name: The teacher's, for the lineage.
+            progress: Told about optimizer steps.
+        """
         model = load_for_training(self.teacher.path)
         before = validate(model, self.validation, None)
         if self.settings.weights == "lora":

@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from minitron_nas.distillation.correction import Correction
 from minitron_nas.distillation.job import StreamFiles, TrainingFiles, TrainingJob
@@ -16,7 +15,7 @@ from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.distillation.training.trainer import CurvePoint, TrainingResult
 from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.models.checkpoint import Checkpoint
-from minitron_nas.models.source import resolve_teacher, source_name
+from minitron_nas.models.source import Source, resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.pipeline.steps.text import read_splits
 from minitron_nas.pipeline.versions import versions
@@ -25,7 +24,7 @@ from minitron_nas.pruning.export import export_student, proof_prompt, stored_dty
 from minitron_nas.storage.lineage import Lineage, Origin, Proof
 from minitron_nas.storage.run_folder import require_new_folder
 from minitron_nas.text.settings import TextSettings
-from minitron_nas.text.sources import data_name
+from minitron_nas.text.sources import Data, data_name
 from minitron_nas.text.tokens import PackedTokens
 from minitron_nas.text.vocabulary import Vocabulary
 
@@ -51,10 +50,11 @@ class Distilled:
 
 
 def distill(
-    student: Any,
-    teacher: Any,
-    data: Any,
+    student: Source,
+    teacher: Source,
+    data: Data,
     out: str | Path,
+    *,
     settings: DistillationSettings | None = None,
     text: TextSettings | None = None,
     seed: int = 0,

@@ -4,20 +4,21 @@ from dataclasses import dataclass
 from math import exp
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from transformers import AutoTokenizer
 
 from minitron_nas.distillation.loss.losses import Losses
 from minitron_nas.distillation.loss.validation import validate
-from minitron_nas.distillation.signals.teacher import OnlineTeacher
+from minitron_nas.distillation.signals.teacher import OnlineTeacher, TeacherSignal
 from minitron_nas.errors import DataError
+from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.loading import load_for_inference
-from minitron_nas.models.source import resolve_teacher, source_name
+from minitron_nas.models.source import Source, resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.progress import Progress
 from minitron_nas.text.settings import TextSettings
 from minitron_nas.text.sources import read_in_order
+from minitron_nas.text.token_log import TokenIds
 from minitron_nas.text.tokens import PackedTokens, pack, tokenize
 from minitron_nas.text.vocabulary import Vocabulary
 
@@ -42,9 +43,9 @@ class Evaluation:
 
 
 def evaluate(
-    model: Any,
+    model: Source,
     text: str | Path,
-    teacher: Any = None,
+    teacher: Source | None = None,
     sequence_length: int = 2048,
     column: str = "text",
     display: Display | None = None,
@@ -68,12 +69,12 @@ def evaluate(
     with TemporaryDirectory() as work:
         checkpoint = resolve_teacher(model, Path(work) / "model")
         other = resolve_teacher(teacher, Path(work) / "teacher") if teacher is not None else None
-        if other is not None:
+        if other is not None and teacher is not None:
             vocabulary = Vocabulary.of(checkpoint.path, source_name(model))
             vocabulary.require_same(Vocabulary.of(other.path, source_name(teacher)))
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
         vocab_size = min(each.architecture.vocab_size for each in (checkpoint, other) if each is not None)
-        pieces = list(tokenize(read_in_order(text, TextSettings(column=column)), tokenizer, vocab_size))
+        pieces: list[TokenIds] = list(tokenize(read_in_order(text, TextSettings(column=column)), tokenizer, vocab_size))
         total = sum(len(piece) for piece in pieces)
         if total < 2:
             raise DataError(f"{text} holds {total} tokens; at least 2 are needed to predict one from another")
@@ -89,7 +90,9 @@ def evaluate(
     return Evaluation(losses.loss_nats, exp(losses.loss_nats), kl, total, checkpoint.num_parameters)
 
 
-def _validate_all(model: Any, pieces: list[Any], length: int, signal: Any, progress: Progress) -> Losses:
+def _validate_all(
+    model: CausalLM, pieces: list[TokenIds], length: int, signal: TeacherSignal | None, progress: Progress
+) -> Losses:
     """Validate whole sequences, and what is left after the last one as a shorter one."""
     whole = pack(pieces, length)
     parts = [whole]
@@ -103,8 +106,8 @@ def _validate_all(model: Any, pieces: list[Any], length: int, signal: Any, progr
     return Losses(kl, sum(result.loss_nats * labels for result, labels in results if labels) / num_labels, num_tokens)
 
 
-def _tail(pieces: list[Any], left: int) -> PackedTokens:
-    kept: list[Any] = []
+def _tail(pieces: list[TokenIds], left: int) -> PackedTokens:
+    kept: list[TokenIds] = []
     for piece in reversed(pieces):
         kept.insert(0, piece[-left:])
         left -= len(kept[0])

@@ -1,9 +1,11 @@
 """The text of a step that stands alone."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from transformers import AutoTokenizer
 
+from minitron_nas.errors import CheckpointError
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.progress import Progress
 from minitron_nas.storage.ledger import fingerprint
@@ -39,8 +41,8 @@ def read_splits(
     teacher.require_length(text.sequence_length)
     inputs = {"data": data_name(data), "text": text.model_dump(), "tokens": tokens, "seed": seed}
     folder = work / f"tokens-{fingerprint({**inputs, 'teacher': teacher.fingerprint})}"
-    if not folder.exists():
-        tokenizer = AutoTokenizer.from_pretrained(teacher.path)
-        reader = TextReader(tokenizer, teacher.architecture.vocab_size, text)
-        split_text(data, reader, seed, tokens, folder, progress=progress)
+    with suppress(CheckpointError):  # nothing is there, or not what was written
+        return TokenSplits.load(folder, verify=True)
+    reader = TextReader(AutoTokenizer.from_pretrained(teacher.path), teacher.architecture.vocab_size, text)
+    split_text(data, reader, seed, tokens, folder, progress=progress)
     return TokenSplits.load(folder)

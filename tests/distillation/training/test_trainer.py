@@ -20,7 +20,7 @@ from minitron_nas.distillation.training import objective
 from minitron_nas.distillation.training.lesson import Lesson, Stream
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.distillation.training.trainer import distill
-from minitron_nas.errors import NonFiniteLossError, PlanError, TrainingMemoryError
+from minitron_nas.errors import CheckpointError, NonFiniteLossError, PlanError, TrainingMemoryError
 from minitron_nas.execution.runner import is_out_of_memory
 from minitron_nas.testing import tiny_config, tiny_model
 from minitron_nas.text.tokens import IGNORE_LABEL, pack
@@ -318,6 +318,32 @@ def test_a_half_written_checkpoint_is_ignored(tmp_path, uninterrupted):
     student, result = train(tmp_path)
     assert result == uninterrupted[1]
     assert_same_bits(student, uninterrupted[0])
+
+
+@pytest.mark.parametrize("name", ["trainer_state.json", "complete", "model.checksums.json"])
+def test_a_checkpoint_with_another_curve_or_mark_counts_as_none(tmp_path, uninterrupted, name):
+    train(tmp_path, stop_step=4)
+    (checkpoint,) = tmp_path.glob("checkpoint-*")
+    content = (checkpoint / name).read_bytes()
+    (checkpoint / name).write_bytes(content.replace(b"1", b"2") if name == "trainer_state.json" else content[:-5])
+    student, result = train(tmp_path)
+    assert result == uninterrupted[1]
+    assert_same_bits(student, uninterrupted[0])
+
+
+@pytest.mark.parametrize("stop_step", [4, None])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors"])
+def test_a_checkpoint_with_another_tensor_is_named(tmp_path, name, stop_step):
+    train(tmp_path, stop_step=4)
+    (checkpoint,) = tmp_path.glob("checkpoint-*")
+    content = bytearray((checkpoint / name).read_bytes())
+    content[-3] ^= 64
+    (checkpoint / name).write_bytes(content)
+    if (name, stop_step) == ("optimizer.safetensors", 4):
+        train(tmp_path, stop_step=4)  # nothing is left to train, and no moment is read
+        return
+    with pytest.raises(CheckpointError, match=rf"checkpoint-4/{name} cannot be used: its tensor .* is not what was"):
+        train(tmp_path, stop_step=stop_step)
 
 
 @pytest.mark.parametrize(

@@ -224,7 +224,9 @@ def test_a_student_that_follows_a_finished_correction_is_the_corrected_teachers_
 
     def learn(name: str, teacher: Path, **options: Any) -> bytes:
         out = tmp_path / name
-        return weights(distill(student, teacher, other_text, out, online, TEXT, display=Quiet(), **options).path)
+        return weights(
+            distill(student, teacher, other_text, out, settings=online, text=TEXT, display=Quiet(), **options).path
+        )
 
     followed = learn("followed", trained_teacher, correction=corrected.path)
     assert followed == learn("waited", corrected.path)

@@ -53,7 +53,7 @@ def distill(student: Path, trained_teacher: Path, text_file: Path) -> Callable[.
 @pytest.fixture(scope="module")
 def distilled(student: Path, trained_teacher: Path, text_file: Path, tmp_path_factory: Any) -> Distilled:
     out = tmp_path_factory.mktemp("distilled") / "student"
-    return distilling.distill(student, trained_teacher, text_file, out, SETTINGS, TEXT, display=Quiet())
+    return distilling.distill(student, trained_teacher, text_file, out, settings=SETTINGS, text=TEXT, display=Quiet())
 
 
 def weights(folder: Path) -> bytes:
@@ -283,3 +283,22 @@ def test_a_folder_that_holds_something_is_never_replaced(distill: Callable[..., 
     with pytest.raises(RunFolderError, match=r"exists and is not empty; choose an empty or new --out"):
         distill(tmp_path)
     assert (tmp_path / "plan.yaml").read_text() == "mine"
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut short", "gone"])
+def test_tokens_that_changed_after_a_call_was_killed_are_read_anew(
+    distill: Callable[..., Distilled], distilled: Distilled, tmp_path: Path, damage: str
+) -> None:
+    def kill(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(distilling, "train", kill)
+        distill(tmp_path / "out")
+    (tokens,) = (tmp_path / "out.work").glob("tokens-*/train.safetensors")
+    content = tokens.read_bytes()
+    tokens.unlink()
+    if damage != "gone":
+        changed = content[:4096] + bytes([content[4096] ^ 1]) + content[4097:]
+        tokens.write_bytes(changed if damage == "flipped" else content[:-1])
+    assert weights(distill(tmp_path / "out").path) == weights(distilled.path)
