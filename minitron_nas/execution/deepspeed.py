@@ -6,11 +6,12 @@ knows one attribute each, the flat shards that the optimizer inside works on.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from transformers import PreTrainedModel
 
 from minitron_nas.execution.device import compute_dtype, pick_device
 
@@ -139,7 +140,7 @@ def begin_moments(optimizer: Optimizer | ZeroOptimizer, num_steps: int) -> None:
         optimizer._lazy_init_hp_params_optimizer_state()
 
 
-def load_sharded_teacher(path: Path) -> Any:
+def load_sharded_teacher(path: Path) -> PreTrainedModel:
     """Load a stock folder for inference with its parameters sharded over all processes (ZeRO-3).
 
     No process ever holds the whole teacher; a layer is gathered where it computes.
@@ -161,7 +162,8 @@ def load_sharded_teacher(path: Path) -> Any:
     model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=False)
     engine, *_ = deepspeed.initialize(model=model.eval(), config=config)
     del holder
-    return engine.module.eval()
+    sharded: PreTrainedModel = engine.module.eval()
+    return sharded
 
 
 def _is_sharded(parameter: Tensor) -> bool:

@@ -178,7 +178,10 @@ def _is_whole(mark: Path, identity: str | None) -> bool:
     content = read_sealed(mark)
     if content is None or identity not in (None, content["identity"]):
         return False
-    return bool(content["files"] == _small_files(mark.parent))
+    try:
+        return bool(content["files"] == _small_files(mark.parent))
+    except FileNotFoundError:
+        return False  # a newer one has just replaced it
 
 
 def _small_files(checkpoint: Path) -> dict[str, str]:

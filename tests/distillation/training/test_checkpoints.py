@@ -1,6 +1,7 @@
 """What a checkpoint holds, and which one a training goes on from."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -192,6 +193,16 @@ def test_a_checkpoint_whose_small_files_are_damaged_is_none(whole, name, how):
     damage(whole / name, how)
     if (name, how) != ("complete", -1):  # where the last byte ends the line, and says nothing
         assert last_whole(whole.parent, "run") is last_whole(whole.parent) is None
+
+
+def test_a_checkpoint_that_is_removed_while_it_is_looked_at_is_none(whole, monkeypatch):
+    def removed(file):
+        shutil.rmtree(whole)
+        return read_bytes(file)
+
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", removed)
+    assert last_whole(whole.parent, "run") is None
 
 
 @pytest.mark.parametrize("how", [0, 50, "cut short", "gone"])
