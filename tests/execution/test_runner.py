@@ -11,6 +11,7 @@ from minitron_nas.execution.local import LocalRunner
 from minitron_nas.execution.runner import Job, Jobs, Outcome, attempt, last_line
 from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.progress import silent
+from minitron_nas.storage.sealed import unseal
 
 
 def run_jobs(runner, function, jobs, results, max_failures, progress=silent):
@@ -93,7 +94,7 @@ def test_a_job_that_did_not_complete_is_tried_again(tmp_path):
 
 def test_a_result_is_one_readable_file(tmp_path):
     outcome = run_jobs(LocalRunner(), square, jobs(3), tmp_path, 0)["job-3"]
-    assert json.loads((tmp_path / "job-3.json").read_text()) == {
+    assert unseal((tmp_path / "job-3.json").read_text()) == {
         "key": "job-3",
         "status": "completed",
         "value": {"square": 9},
