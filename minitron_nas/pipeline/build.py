@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.models.checkpoint import Checkpoint, open_checkpoint
 from minitron_nas.models.checks import check_values
-from minitron_nas.models.source import check_source, resolve_teacher, source_name
+from minitron_nas.models.source import ModelSource, check_source, resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.pipeline.engine import Engine
 from minitron_nas.pipeline.family import Family
@@ -32,15 +32,15 @@ from minitron_nas.reporting.model_card import write_model_card
 from minitron_nas.settings import Settings, format_count
 from minitron_nas.storage.run_folder import RunFolder
 from minitron_nas.text.data_source import read_sources
-from minitron_nas.text.sources import data_fingerprint, data_name
+from minitron_nas.text.sources import Data, data_fingerprint, data_name
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
 def build_family(
-    teacher: Any,
+    teacher: ModelSource,
     sizes: Iterable[float | str] | float | str,
-    data: Any,
+    data: Data,
     out: str | Path,
     overrides: Iterable[str] = (),
     display: Display | None = None,
@@ -70,7 +70,11 @@ def build_family(
 
 
 def run_plan(
-    plan: FamilyPlan, out: str | Path, teacher: Any = None, data: Any = None, display: Display | None = None
+    plan: FamilyPlan,
+    out: str | Path,
+    teacher: ModelSource | None = None,
+    data: Data | None = None,
+    display: Display | None = None,
 ) -> Family:
     """Carry out a plan, or go on with it.
 
@@ -126,7 +130,7 @@ def _with_path(settings: AnySettings, name: str) -> AnySettings:
     return settings.model_copy(update={name: str(Path(value).absolute())})
 
 
-def _begin(plan: FamilyPlan, folder: RunFolder, source: Any, data: Any, display: Display) -> Checkpoint:
+def _begin(plan: FamilyPlan, folder: RunFolder, source: ModelSource, data: Data, display: Display) -> Checkpoint:
     """Check the teacher, refuse what cannot work, write the plan, and only then keep a live teacher."""
     with display.stage("teacher", f"load and check {plan.teacher}") as progress:
         checkpoint = resolve_teacher(source, folder.given, read_values=False)
@@ -150,7 +154,7 @@ def _begin(plan: FamilyPlan, folder: RunFolder, source: Any, data: Any, display:
     return checkpoint.at(folder.teacher)
 
 
-def _plan_name(teacher: Any) -> str:
+def _plan_name(teacher: ModelSource) -> str:
     """Return what a plan calls a teacher: a path is absolute, so that the plan can be run again."""
     if isinstance(teacher, tuple):
         return source_name(teacher)

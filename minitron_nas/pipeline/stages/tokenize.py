@@ -1,7 +1,6 @@
 """The first stage of a run: text becomes tokens."""
 
 from dataclasses import asdict
-from typing import Any
 
 from transformers import AutoTokenizer
 
@@ -12,11 +11,11 @@ from minitron_nas.pipeline.engine import Engine, Left, Stage
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pipeline.run import RunTokens
 from minitron_nas.progress import Progress
-from minitron_nas.text.sources import data_fingerprint
+from minitron_nas.text.sources import Data, data_fingerprint
 from minitron_nas.text.splits import TextReader, TokenSplits, split_text
 
 
-def prepare_tokens(engine: Engine, plan: FamilyPlan, teacher: Checkpoint, data: Any) -> RunTokens:
+def prepare_tokens(engine: Engine, plan: FamilyPlan, teacher: Checkpoint, data: Data) -> RunTokens:
     """Read, split and pack the text; later stages read the result only.
 
     Args:

@@ -19,7 +19,7 @@ from minitron_nas.distillation.training.trainer import TrainingResult, distill
 from minitron_nas.execution.device import release_memory
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.loading import load_for_training
-from minitron_nas.models.source import Source, resolve_teacher, source_name
+from minitron_nas.models.source import ModelSource, resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.pipeline.steps.text import read_splits
 from minitron_nas.pipeline.versions import versions
@@ -52,7 +52,7 @@ class Corrected:
 
 
 def correct(
-    teacher: Source,
+    teacher: ModelSource,
     data: Data,
     out: str | Path,
     settings: CorrectionSettings | None = None,

@@ -15,7 +15,7 @@ from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.distillation.training.trainer import CurvePoint, TrainingResult
 from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.models.checkpoint import Checkpoint
-from minitron_nas.models.source import Source, resolve_teacher, source_name
+from minitron_nas.models.source import ModelSource, resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.pipeline.steps.text import read_splits
 from minitron_nas.pipeline.versions import versions
@@ -50,8 +50,8 @@ class Distilled:
 
 
 def distill(
-    student: Source,
-    teacher: Source,
+    student: ModelSource,
+    teacher: ModelSource,
     data: Data,
     out: str | Path,
     *,

@@ -13,7 +13,7 @@ from minitron_nas.distillation.signals.teacher import OnlineTeacher, TeacherSign
 from minitron_nas.errors import DataError
 from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.loading import load_for_inference
-from minitron_nas.models.source import Source, resolve_teacher, source_name
+from minitron_nas.models.source import ModelSource, resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.progress import Progress
 from minitron_nas.text.settings import TextSettings
@@ -43,9 +43,9 @@ class Evaluation:
 
 
 def evaluate(
-    model: Source,
+    model: ModelSource,
     text: str | Path,
-    teacher: Source | None = None,
+    teacher: ModelSource | None = None,
     sequence_length: int = 2048,
     column: str = "text",
     display: Display | None = None,

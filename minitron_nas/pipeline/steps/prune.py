@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.checks import check_values
-from minitron_nas.models.source import Source, resolve_teacher, source_name
+from minitron_nas.models.source import ModelSource, resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.pipeline.steps.score import MAGNITUDE, RANDOM, calibration_reader, existing_parent, scores_of
 from minitron_nas.pipeline.versions import versions
@@ -39,7 +38,7 @@ from minitron_nas.storage.lineage import Lineage, Origin, Proof
 from minitron_nas.storage.run_folder import require_new_folder
 from minitron_nas.storage.weights import TensorHeader
 from minitron_nas.text.settings import TextSettings
-from minitron_nas.text.sources import data_name
+from minitron_nas.text.sources import Data, data_name
 from minitron_nas.text.tokens import PackedTokens
 
 
@@ -61,13 +60,13 @@ class Pruned:
 
 
 def prune(
-    teacher: Source,
+    teacher: ModelSource,
     out: str | Path,
     shape: Mapping[str, int] | None = None,
     *,
     size: int | None = None,
     scores: str | Path | None = None,
-    data: Any = None,
+    data: Data | None = None,
     text: TextSettings | None = None,
     importance: ImportanceSettings | None = None,
     space: SearchSpace | None = None,
@@ -223,7 +222,7 @@ def _check_together(
     shape: Mapping[str, int] | None,
     size: int | None,
     scores: str | Path | None,
-    data: Any,
+    data: Data | None,
     drop_layers: Sequence[int] | None,
 ) -> None:
     """Refuse what does not go together."""

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from transformers import AutoTokenizer
 
@@ -14,11 +13,11 @@ from minitron_nas.importance.passes import CalibrationPass, fits_in_memory, pass
 from minitron_nas.importance.scores import ImportanceScores, load_calibration
 from minitron_nas.importance.settings import ImportanceSettings
 from minitron_nas.models.checkpoint import Checkpoint
-from minitron_nas.models.source import Source, resolve_teacher
+from minitron_nas.models.source import ModelSource, resolve_teacher
 from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.storage.run_folder import require_new_folder
 from minitron_nas.text.settings import TextSettings
-from minitron_nas.text.sources import data_name
+from minitron_nas.text.sources import Data, data_name
 from minitron_nas.text.splits import TextReader, TokenSplits, split_text
 from minitron_nas.text.tokens import PackedTokens
 
@@ -27,8 +26,8 @@ RANDOM = "random"
 
 
 def score(
-    teacher: Source,
-    data: Any,
+    teacher: ModelSource,
+    data: Data,
     out: str | Path,
     text: TextSettings | None = None,
     importance: ImportanceSettings | None = None,
@@ -71,7 +70,7 @@ def score(
 
 
 def calibration_reader(
-    checkpoint: Checkpoint, scores: str | Path | None, data: Any, text: TextSettings, seed: int
+    checkpoint: Checkpoint, scores: str | Path | None, data: Data | None, text: TextSettings, seed: int
 ) -> Callable[[], PackedTokens]:
     """Return a function that reads the calibration text once: from data, or else from the scores' folder.
 
@@ -133,7 +132,7 @@ def _scored(
         return CalibrationPass(checkpoint, calibration, whole, work).score(importance, progress)
 
 
-def _calibration(checkpoint: Checkpoint, data: Any, text: TextSettings, seed: int) -> PackedTokens:
+def _calibration(checkpoint: Checkpoint, data: Data, text: TextSettings, seed: int) -> PackedTokens:
     checkpoint.require_length(text.sequence_length)
     settings = text.model_copy(update={"validation_samples": 1})
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
