@@ -1,1 +1,1 @@
-"""Text, teacher signals, losses and the one training loop."""
+"""Teacher signals, losses and the one training loop."""
