@@ -19,7 +19,7 @@ _SAME_FRACTION = 0.005
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class ReportedMember:
     """One model of the run beside its teacher.
 
     Attributes:
@@ -61,7 +61,7 @@ class Member:
         return None if difference is None or self.tolerance is None else bool(difference <= self.tolerance)
 
 
-def list_members(run: RunRecord) -> list[Member]:
+def list_members(run: RunRecord) -> list[ReportedMember]:
     """Return the teacher, then per size (largest first) student, depth-only and random baseline.
 
     A student that has no evaluation yet stands there with what its lineage says.
@@ -75,10 +75,13 @@ def list_members(run: RunRecord) -> list[Member]:
         rows.append(teacher)
     sizes = run.sizes()
     rows.sort(key=lambda row: (-1 if row["size"] is None else sizes.index(row["size"]), ROLES.index(row["role"])))
-    return [Member(row["model"], row["role"], row["size"], row, teacher, _tolerance(row, run.lineages)) for row in rows]
+    return [
+        ReportedMember(row["model"], row["role"], row["size"], row, teacher, _tolerance(row, run.lineages))
+        for row in rows
+    ]
 
 
-def comparison(members: list[Member], size: str) -> str:
+def comparison(members: list[ReportedMember], size: str) -> str:
     """Say how one size's student stands against its baselines, whoever is ahead; empty if unknown."""
     mine = {member.role: member for member in members if member.size == size}
     student = mine.pop("student", None)
@@ -92,7 +95,7 @@ def comparison(members: list[Member], size: str) -> str:
     return f"KL {numerals.nats(kl)} is {' and '.join(told)}"
 
 
-def _against(kl: float, other: float, baseline: Member) -> str:
+def _against(kl: float, other: float, baseline: ReportedMember) -> str:
     change = kl / other - 1
     verdict = f"{numerals.percent(abs(change))} {'lower' if change < 0 else 'higher'} than"
     if abs(change) < _SAME_FRACTION:
@@ -100,7 +103,7 @@ def _against(kl: float, other: float, baseline: Member) -> str:
     return f"{verdict} the {ROLE_NAMES[baseline.role]}'s {numerals.nats(other)}"
 
 
-def _differences(student: Member, baseline: Member) -> str:
+def _differences(student: ReportedMember, baseline: ReportedMember) -> str:
     """Say in what a baseline had more or less than the student; empty if it is a like-for-like match."""
     told = []
     for column, noun, slack in (("num_parameters", "parameters", 0.01), ("tokens_trained", "KD tokens", 0.0)):

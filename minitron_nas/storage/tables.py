@@ -55,14 +55,17 @@ def unite_rows(folder: Path, table: Table, parts: Sequence[Path]) -> None:
     Args:
         folder: Where the table lies; without any part it goes.
         table: Its schema.
-        parts: Folders in each of which `write_rows` may have written some of its rows.
+        parts: Folders in each of which `write_rows` may have written some of its rows; a column that did not exist
+            then is null.
     """
     files = [file for part in parts if (file := part / table.file_name).exists()]
     path = folder / table.file_name
     if not files:
         path.unlink(missing_ok=True)
         return
-    whole = pa.concat_tables([pq.read_table(file) for file in files]).cast(table.arrow_schema())
+    schema = table.arrow_schema()
+    rows = pa.concat_tables([schema.empty_table(), *map(pq.read_table, files)], promote_options="default")
+    whole = rows.select(schema.names).cast(schema)
     written = pa.BufferOutputStream()
     pq.write_table(whole, written)
     content = written.getvalue().to_pybytes()

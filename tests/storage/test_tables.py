@@ -1,10 +1,11 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from minitron_nas.storage.schemas import EXCLUSIONS, SCORES, TABLES
+from minitron_nas.storage.schemas import EXCLUSIONS, SCORES, TABLES, Column
 from minitron_nas.storage.tables import read_frame, read_rows, unite_rows, write_rows
 
 ROWS = [
@@ -88,6 +89,17 @@ def test_a_table_is_the_union_of_what_stages_said_in_their_order(tmp_path: Path,
     unite_rows(tmp_path, EXCLUSIONS, parts[::-1])
     assert read_rows(tmp_path, EXCLUSIONS) == [*ROWS[1:], *ROWS[:1]]
     assert pq.read_schema(tmp_path / EXCLUSIONS.file_name).equals(EXCLUSIONS.arrow_schema(), check_metadata=True)
+
+
+def test_rows_of_before_a_column_was_added_have_none_of_it(tmp_path: Path, parts: list[Path]) -> None:
+    unite_rows(tmp_path, EXCLUSIONS, parts)
+    good = (tmp_path / EXCLUSIONS.file_name).read_bytes()
+    newer = replace(EXCLUSIONS, columns=(*EXCLUSIONS.columns, Column("rank", pa.int64(), "new")))
+    write_rows(tmp_path / "three", newer, [{**ROWS[0], "rank": 7}])
+    unite_rows(tmp_path, newer, [*parts, tmp_path / "three"])
+    assert [row["rank"] for row in read_rows(tmp_path, newer)] == [None, None, None, 7]
+    unite_rows(tmp_path, EXCLUSIONS, parts)
+    assert (tmp_path / EXCLUSIONS.file_name).read_bytes() == good
 
 
 def test_a_table_of_nothing_goes(tmp_path: Path, parts: list[Path]) -> None:
