@@ -8,7 +8,8 @@ import pytest
 
 import minitron_nas
 
-HEAVY = ("deepspeed", "lm_eval", "optuna", "pandas", "plotly", "pyarrow", "ray", "torch", "transformers")
+HEAVY = ("deepspeed", "gguf", "lm_eval", "optuna", "pandas", "plotly", "pyarrow", "ray", "torch", "transformers")
+FEW_NEED = ("deepspeed", "gguf", "lm_eval", "ray")
 LIGHT_MODULES = (
     "minitron_nas.architecture.costs",
     "minitron_nas.architecture.rules",
@@ -56,8 +57,9 @@ def test_the_probe_sees_a_heavy_library() -> None:
     assert loaded_by("import pyarrow") == ["pyarrow"]
 
 
-def test_importing_the_package_loads_nothing_heavy() -> None:
-    assert loaded_by("import minitron_nas") == []
+@pytest.mark.parametrize("module", ["minitron_nas", "minitron_nas.cli.app"])
+def test_importing_the_package_or_its_commands_loads_nothing_heavy(module: str) -> None:
+    assert loaded_by(f"import {module}") == []
 
 
 def test_showing_help_loads_nothing_heavy() -> None:
@@ -75,6 +77,12 @@ def test_showing_help_loads_nothing_heavy() -> None:
 @pytest.mark.parametrize("module", LIGHT_MODULES)
 def test_a_module_for_looking_loads_neither_torch_nor_ray(module: str) -> None:
     assert not {"deepspeed", "ray", "torch", "transformers"} & set(loaded_by(f"import {module}"))
+
+
+def test_the_pipeline_loads_what_few_users_need_only_when_it_is_used() -> None:
+    loaded = loaded_by("import minitron_nas.pipeline.build")
+    assert "torch" in loaded
+    assert not set(FEW_NEED) & set(loaded)
 
 
 def test_the_public_names_are_listed() -> None:

@@ -10,9 +10,8 @@ from typing import Any
 from minitron_nas.execution import ray_session  # isort: skip  # before ray, for which it sets what ray reads
 
 from ray.actor import ActorHandle
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
-from ray.train.v2.api.exceptions import TrainingFailedError
 
 from minitron_nas.errors import PlanError, PreemptedError
 from minitron_nas.execution.preemption import on_sigterm

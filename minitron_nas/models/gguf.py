@@ -7,18 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from gguf import GGMLQuantizationType, GGUFReader
+import transformers
 from tokenizers import pre_tokenizers
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GgufConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from minitron_nas.errors import CheckpointError, MinitronNasError, TeacherNotFoundError
 from minitron_nas.families.catalog import layout_of
@@ -28,13 +22,13 @@ from minitron_nas.models.live import write_stock_folder
 _MAGIC = b"GGUF"
 _CONVERSION = "v1"  # part of the cache key: raise it when the conversion writes other bytes
 _HASH_DIGITS = 16
-_PLAIN_TYPES = frozenset(
-    {GGMLQuantizationType.F64, GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16}
-)
+_PLAIN_TYPES = frozenset({"F64", "F32", "F16", "BF16"})
 _SINGLE_DIGIT_VOCABULARIES = frozenset(
     {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
 )
 """Values of `tokenizer.ggml.pre` whose tokenizers split numbers into digits (llama.cpp, llama-vocab.cpp)."""
+_ENDS = {"eos_token_id": "tokenizer.ggml.eos_token_id", "pad_token_id": "tokenizer.ggml.padding_token_id"}
+"""What transformers before 5.18 overlooks: it takes the bos token for the one, and has no other."""
 _NOT_STOCK = frozenset({"dtype", "quantization_config", "transformers_version"})
 _UNREADABLE = (OSError, ValueError, TypeError, KeyError, IndexError, RuntimeError, struct.error)
 
@@ -61,16 +55,24 @@ def convert_gguf(file: Path) -> Path:
 
 
 def _convert(file: Path, folder: Path) -> None:
+    from gguf import GGUFReader  # deferred: few teachers are GGUF files
+
     with _reading(file):
         config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
         layout_of(config.model_type)
         reader = GGUFReader(file)
         loaded = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True)
+            file.parent, gguf_file=file.name, quantization_config=_dequantised()
         )
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    quantised = any(tensor.tensor_type not in _PLAIN_TYPES for tensor in reader.tensors)
-    _split_digits(tokenizer, reader)
+    quantised = any(tensor.tensor_type.name not in _PLAIN_TYPES for tensor in reader.tensors)
+    vocabulary = reader.get_field("tokenizer.ggml.pre")
+    if vocabulary is not None and vocabulary.contents() in _SINGLE_DIGIT_VOCABULARIES:
+        _split_digits(tokenizer)
+    for name, key in _ENDS.items():
+        end = reader.get_field(key)
+        if end is not None:
+            setattr(tokenizer, name, int(end.contents()))
     model = _plain_copy(loaded, torch.bfloat16 if quantised else loaded.dtype)
     write_stock_folder(model, tokenizer, folder)
 
@@ -87,13 +89,16 @@ def _reading(file: Path) -> Iterator[None]:
         ) from error
 
 
-def _split_digits(tokenizer: PreTrainedTokenizerBase, reader: GGUFReader) -> None:
-    """Split numbers into digits where the vocabulary was learned so; transformers knows other rules only."""
-    field = reader.get_field("tokenizer.ggml.pre")
-    if field is not None and field.contents() in _SINGLE_DIGIT_VOCABULARIES:
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        )
+def _dequantised() -> Any:
+    """Return what tells transformers to unpack all weights; before 5.17 it knows no other way, and no `GgufConfig`."""
+    return transformers.GgufConfig(dequantize=True) if hasattr(transformers, "GgufConfig") else None
+
+
+def _split_digits(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Split numbers into digits; transformers knows other rules only."""
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
 
 
 def _plain_copy(loaded: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
