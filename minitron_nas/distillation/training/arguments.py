@@ -13,6 +13,7 @@ from transformers.integrations.integration_utils import (
 )
 
 from minitron_nas.distillation.settings import DistillationSettings
+from minitron_nas.distillation.training.overrides import check_trainer
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.errors import PlanError
 from minitron_nas.execution.device import compute_dtype, pick_device
@@ -157,8 +158,9 @@ def check_engine(settings: DistillationSettings) -> None:
         settings: DeepSpeed JSON and trackers.
 
     Raises:
-        PlanError: If the DeepSpeed JSON or a tracker of `report_to` cannot be used; says what to do.
+        PlanError: If transformers, the DeepSpeed JSON or a tracker of `report_to` cannot be used; says what to do.
     """
+    check_trainer()
     if settings.deepspeed is not None:
         _deepspeed_profile(settings.deepspeed)
     for name in settings.report_to:

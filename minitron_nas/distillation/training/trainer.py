@@ -36,6 +36,7 @@ from minitron_nas.distillation.training.control import Control
 from minitron_nas.distillation.training.lesson import Lesson
 from minitron_nas.distillation.training.memory import TrainingMemory
 from minitron_nas.distillation.training.objective import Objective
+from minitron_nas.distillation.training.overrides import check_trainer
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.errors import PreemptedError, TrainingMemoryError
 from minitron_nas.execution.compiler import as_written, compiled_modules
@@ -110,10 +111,11 @@ def distill(
         CheckpointError: If the checkpoint to go on from is not what was written.
         NonFiniteLossError: If the loss or its gradient becomes NaN or infinite.
         TrainingMemoryError: If memory does not hold it; says what takes how much.
-        PlanError: If the batch does not divide into micro-batches, DeepSpeed cannot be used as asked, or
-            hidden states are to be matched that the signal or a model does not have.
+        PlanError: If the batch does not divide into micro-batches, transformers or DeepSpeed cannot be used as
+            asked, or hidden states are to be matched that the signal or a model does not have.
         PreemptedError: After SIGTERM.
     """
+    check_trainer()
     settings, schedule = lesson.settings, lesson.schedule
     arguments = training_arguments(settings, schedule, folder, lesson.seed, student.config.use_cache)
     last_step = min(stop_step or schedule.num_steps, schedule.num_steps)
