@@ -410,7 +410,8 @@ def test_an_error_of_our_own_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch
 def test_a_wrong_option_is_told_with_the_usage(run: Callable[..., Output]) -> None:
     told = run("evaluate", "model", "--txt", "x")
     assert (told.code, told.out) == (2, "")
-    assert "No such option: --txt" in told.err
+    assert "No such option" in told.err
+    assert "--txt" in told.err
 
 
 def test_a_training_that_was_stopped_is_told_in_one_line_and_exits_with_143(
