@@ -145,9 +145,9 @@ class Jobs:
         return self.results / f"{key}.json"
 
     def _kept(self, key: str) -> Outcome | None:
-        """Return the outcome of an earlier call; a file that is not what was written is as good as none."""
+        """Return the outcome of an earlier call; a file that is not what was written there is as good as none."""
         content = read_sealed(self._file(key))
-        return None if content is None else Outcome(**content)
+        return None if content is None or content.get("key") != key else Outcome(**content)
 
 
 def last_line(error: str | None) -> str | None:

@@ -23,6 +23,7 @@ from minitron_nas.progress import Progress, silent
 from minitron_nas.storage.weights import TensorHeader
 
 _FINGERPRINT_DIGITS = 16
+_TOKENIZER_FILES = ("*token*.json", "vocab*", "merges.txt", "*.model", "chat_template*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,14 @@ class Checkpoint:
     def num_parameters(self) -> int:
         """Number of parameters, tied embeddings counted once."""
         return count_parameters(self.architecture, self.layout)
+
+    def tokenizer_fingerprint(self) -> str:
+        """Return 16 hexadecimal digits of the files that a tokenizer is made of."""
+        digest = hashlib.sha256()
+        for file in sorted({file for pattern in _TOKENIZER_FILES for file in self.path.glob(pattern)}):
+            content = file.read_bytes()
+            digest.update(f"{file.name} {len(content)} ".encode() + content)
+        return digest.hexdigest()[:_FINGERPRINT_DIGITS]
 
     def require_length(self, sequence_length: int) -> None:
         """Refuse sequences that are longer than a table of learned positions.

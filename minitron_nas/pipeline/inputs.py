@@ -26,6 +26,7 @@ def of_text(plan: FamilyPlan, teacher: Checkpoint, data_fingerprint: str) -> dic
         "distillation": [plan.distillation.tokens, plan.distillation.batch_sequences],
         "seed": plan.seed,
         "teacher": teacher.fingerprint,
+        "tokenizer": teacher.tokenizer_fingerprint(),
     }
 
 

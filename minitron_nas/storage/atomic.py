@@ -49,6 +49,8 @@ def whole_folder(path: Path, key: str | None = None) -> Iterator[Path]:
             if file.is_file():
                 with open(file, "rb") as handle:
                     os.fsync(handle.fileno())
+        if not path.is_dir():
+            path.unlink(missing_ok=True)
         shutil.rmtree(path, ignore_errors=True)
         os.replace(partial, path)
         note.unlink(missing_ok=True)

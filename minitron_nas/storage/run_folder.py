@@ -18,6 +18,7 @@ LAYOUT = 2
 """Of a run folder; a run of another layout is not gone on with."""
 
 _LAYOUT_KEY = "layout"
+_TEXT = "fingerprint of the text (size, time of change and samples of its files)"
 
 _BEFORE_THE_PLAN = (".lock", ".plan.yaml.partial", "work")
 """What a run may leave before its plan is written."""
@@ -182,12 +183,14 @@ class RunFolder:
         """
         try:
             found = yaml.safe_load(self.plan.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
             reason = " ".join(str(error).split())
             raise RunFolderError(
                 f"{self.plan} cannot be read ({reason}); restore it, or choose another --out"
             ) from None
-        if not isinstance(found, dict) or found.get(_LAYOUT_KEY) != LAYOUT:
+        if not isinstance(found, dict):
+            raise RunFolderError(f"{self.plan} says nothing of a plan; restore it, or choose another --out")
+        if found.get(_LAYOUT_KEY) != LAYOUT:
             raise RunFolderError(
                 f"{self.path} was laid out by another version of minitron_nas ({self.plan.name} does not say "
                 f"{_LAYOUT_KEY}: {LAYOUT}), and cannot be gone on with; choose another --out (`minitron-nas report` "
@@ -255,7 +258,9 @@ def _differences(
         {
             **deciding(content["plan"]),
             "teacher fingerprint": content["teacher"].get("fingerprint"),
-            "data fingerprint": content["data"].get("fingerprint"),
+            "fingerprint of the text (size, time of change and samples of its files)": content["data"].get(
+                "fingerprint"
+            ),
         }
         for content in (found, wanted)
     )

@@ -252,3 +252,13 @@ def test_the_settings_choose_the_runner(tmp_path):
 def test_an_outcome_survives_json():
     outcome = attempt(only_even, Job("key", {"x": 3}))
     assert Outcome(**json.loads(json.dumps({name: getattr(outcome, name) for name in Outcome.__slots__}))) == outcome
+
+
+def test_a_result_that_lies_under_the_name_of_another_counts_as_none(tmp_path):
+    jobs = [Job("two", {"x": 2}), Job("four", {"x": 4})]
+    expected = run_jobs(LocalRunner(), square, jobs, tmp_path, 0)
+    (tmp_path / "two.json").write_bytes((tmp_path / "four.json").read_bytes())
+    recorder = Recorder()
+    again = run_jobs(recorder, square, jobs, tmp_path, 0)
+    assert recorder.keys == [["two"]]
+    assert {key: outcome.value for key, outcome in again.items()} == {k: o.value for k, o in expected.items()}

@@ -70,3 +70,16 @@ def test_a_checkpoint_follows_its_files(tmp_path):
     moved = checkpoint.at(tmp_path / "after")
     assert (moved.path, moved.fingerprint) == (tmp_path / "after", checkpoint.fingerprint)
     assert all(torch.isfinite(read_tensor(header)).all() for header in moved.headers.values())
+
+
+def test_another_tokenizer_has_another_fingerprint(tmp_path):
+    folder = tiny_checkpoint(tmp_path / "model", "llama")
+    checkpoint = open_checkpoint(folder)
+    (folder / "README.md").write_text("of no tokenizer")
+    before = checkpoint.tokenizer_fingerprint()
+    (folder / "README.md").unlink()
+    assert checkpoint.tokenizer_fingerprint() == before
+    with open(folder / "tokenizer.json", "a") as file:
+        file.write(" ")
+    assert checkpoint.tokenizer_fingerprint() != before
+    assert open_checkpoint(folder).fingerprint == checkpoint.fingerprint

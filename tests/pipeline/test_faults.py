@@ -158,7 +158,7 @@ def test_a_text_that_has_changed_is_noticed_as_a_teacher_is(
     build(tmp_path / "run", data=text)
     lines = text.read_text().splitlines(keepends=True)
     text.write_text("".join([*lines[1:], lines[0]]))
-    with pytest.raises(RunFolderError, match=r"data fingerprint was '\w{16}' and is now '\w{16}'; go back"):
+    with pytest.raises(RunFolderError, match=r"text \(size, .*\) was '\w{16}' and is now '\w{16}'; go back"):
         build(tmp_path / "run", data=text)
 
 

@@ -125,3 +125,10 @@ def test_too_little_disk_is_refused_with_both_numbers(tmp_path: Path, monkeypatc
         require_free_bytes(tmp_path, 2_500_000_000, "the cache")
     assert isinstance(caught.value, MinitronNasError)
     assert isinstance(caught.value, OSError)
+
+
+def test_a_folder_takes_the_place_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "model").write_text("no folder")
+    with whole_folder(tmp_path / "model") as partial:
+        (partial / "weights").write_text("new")
+    assert (tmp_path / "model" / "weights").read_text() == "new"

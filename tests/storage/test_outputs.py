@@ -107,3 +107,9 @@ def test_a_small_file_is_always_read(run, reads):
 def test_what_is_gone_need_not_be_removed(run):
     remove([run / "tokens.bin", run / "absent"])
     assert not (run / "tokens.bin").exists()
+
+
+def test_a_folder_where_a_file_belongs_is_removed(tmp_path):
+    (tmp_path / "train" / "deep").mkdir(parents=True)
+    remove([tmp_path / "train"])
+    assert not (tmp_path / "train").exists()

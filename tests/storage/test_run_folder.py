@@ -88,7 +88,11 @@ def test_until_a_stage_has_finished_another_plan_takes_the_place_of_the_first(fo
         ({"sizes": (94_000_000,)}, {}, "sizes was [110000000, 94000000] and is now [94000000]"),
         ({"seed": 1}, {}, "seed was None and is now 1"),
         ({}, {"teacher": {"fingerprint": "xyz"}}, "teacher fingerprint was 'abc' and is now 'xyz'"),
-        ({}, {"data": {"fingerprint": "new"}}, "data fingerprint was 'text' and is now 'new'"),
+        (
+            {},
+            {"data": {"fingerprint": "new"}},
+            "fingerprint of the text (size, time of change and samples of its files) was 'text' and is now 'new'",
+        ),
         (
             {"distillation": {"tokens": 2000, "learning_rate": 2e-4}},
             {},
@@ -157,7 +161,7 @@ def test_an_empty_or_absent_folder_is_new(tmp_path):
         ("layout: 1\nplan: {}\nteacher: {}\n", "laid out by another version"),
         ("layout: 2\nplan: {}\n", r"plan\.yaml lacks teacher, data; restore it, or choose another --out"),
         ("layout: 2\nplan: [\n", r"plan\.yaml cannot be read \(.*\); restore it, or choose another --out"),
-        ("[]", "laid out by another version"),
+        ("[]", "plan.yaml says nothing of a plan; restore it"),
     ],
 )
 def test_a_plan_of_another_layout_or_that_was_damaged_is_refused_by_name(folder, content, message):
