@@ -417,7 +417,7 @@ def test_a_wrong_option_is_told_with_the_usage(run: Callable[..., Output]) -> No
 def test_a_training_that_was_stopped_is_told_in_one_line_and_exits_with_143(
     run: Callable[..., Output], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(*_: Any) -> None:
+    def stop(*_: Any, **__: Any) -> None:
         raise PreemptedError("stopped by SIGTERM; the same command goes on from checkpoint-3")
 
     monkeypatch.setattr("minitron_nas.pipeline.steps.distill.distill", stop)
