@@ -95,7 +95,7 @@ def check(build: Callable[..., Family], run: Path, good: Path, file: str, damage
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("state", ["unfinished", "finished"])
+@pytest.mark.parametrize("state", ["unfinished", pytest.param("finished", marks=pytest.mark.slow)])
 def test_damage_to_a_file_of_each_kind_is_mended_or_named(
     build: Callable[..., Family], runs: dict[str, Path], tmp_path: Path, state: str
 ) -> None:
