@@ -10,9 +10,9 @@ from typing import Any, TypeAlias
 from minitron_nas.errors import RunFolderError
 from minitron_nas.pipeline.display import Display
 from minitron_nas.progress import Progress
-from minitron_nas.storage.atomic import whole_folder
+from minitron_nas.storage.atomic import remove, whole_folder
 from minitron_nas.storage.ledger import Entry, Ledger, fingerprint
-from minitron_nas.storage.outputs import Outputs, remove
+from minitron_nas.storage.outputs import Outputs
 from minitron_nas.storage.run_folder import RunFolder
 from minitron_nas.storage.schemas import RUN_TABLES, Table
 from minitron_nas.storage.tables import Row, unite_rows, write_rows
@@ -152,7 +152,7 @@ class Engine:
             )
         for path in changed:
             self._display.note(f"{stage.name}: {path} is not what was written, and is made again")
-        remove(changed)
+            remove(path)
         return not differing
 
     def _require(self, entry: Entry) -> None:

@@ -17,6 +17,9 @@ from minitron_nas.pipeline.plan import FamilyPlan, deciding
 from minitron_nas.pipeline.run import Source
 from minitron_nas.pruning.settings import StartSettings
 
+_SPEED = {"prompt_tokens", "decode_tokens", "repeats"}
+"""What of the evaluation's settings says how speed is measured; the others are of lm-eval's tasks."""
+
 
 def of_text(plan: FamilyPlan, teacher: Checkpoint, data_fingerprint: str) -> dict[str, Any]:
     """Text becomes tokens: what it is, how it is split, and whose tokenizer reads it."""
@@ -90,11 +93,11 @@ def of_training(plan: FamilyPlan, role: str, target: Architecture) -> dict[str, 
 
 def of_measurement(plan: FamilyPlan, member: TrainedMember, checkpoint: Checkpoint) -> dict[str, Any]:
     """A model is measured: loss, KL, speed and memory."""
-    speed = plan.evaluation.model_dump(include={"prompt_tokens", "decode_tokens", "repeats"})
+    speed = plan.evaluation.model_dump(include=_SPEED)
     return {"model": checkpoint.fingerprint, "member": member.to_dict(), "speed": speed}
 
 
 def of_benchmarks(plan: FamilyPlan, checkpoint: Checkpoint) -> dict[str, Any]:
     """A model answers lm-eval's tasks: which, and how."""
-    tasks = plan.evaluation.model_dump(exclude={"prompt_tokens", "decode_tokens", "repeats"})
+    tasks = plan.evaluation.model_dump(exclude=_SPEED)
     return {"model": checkpoint.fingerprint, "tasks": tasks, "seed": plan.seed}

@@ -49,14 +49,20 @@ def whole_folder(path: Path, key: str | None = None) -> Iterator[Path]:
             if file.is_file():
                 with open(file, "rb") as handle:
                     os.fsync(handle.fileno())
-        if not path.is_dir():
-            path.unlink(missing_ok=True)
-        shutil.rmtree(path, ignore_errors=True)
+        remove(path)
         os.replace(partial, path)
         note.unlink(missing_ok=True)
     finally:
         if key is None:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """Remove whatever lies at a path: a file, a link, a folder or nothing."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

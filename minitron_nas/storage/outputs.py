@@ -1,7 +1,6 @@
 """What a stage leaves, file by file, with size and checksum, so that nothing else is ever taken for it."""
 
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,14 +113,6 @@ class Outputs:
                 digest.update(block)
         self._read[file] = look, digest.hexdigest()
         return digest.hexdigest()
-
-
-def remove(paths: Iterable[Path]) -> None:
-    """Remove files that are there, and folders that lie where a file belongs."""
-    for path in paths:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        path.unlink(missing_ok=True)
 
 
 def to_plain(outputs: Iterable[Output]) -> list[list[Any]]:

@@ -6,7 +6,8 @@ import shutil
 import pytest
 
 from minitron_nas.storage import outputs as module
-from minitron_nas.storage.outputs import Outputs, from_plain, remove, to_plain
+from minitron_nas.storage.atomic import remove
+from minitron_nas.storage.outputs import Outputs, from_plain, to_plain
 
 
 @pytest.fixture
@@ -105,11 +106,12 @@ def test_a_small_file_is_always_read(run, reads):
 
 
 def test_what_is_gone_need_not_be_removed(run):
-    remove([run / "tokens.bin", run / "absent"])
+    remove(run / "tokens.bin")
+    remove(run / "absent")
     assert not (run / "tokens.bin").exists()
 
 
 def test_a_folder_where_a_file_belongs_is_removed(tmp_path):
     (tmp_path / "train" / "deep").mkdir(parents=True)
-    remove([tmp_path / "train"])
+    remove(tmp_path / "train")
     assert not (tmp_path / "train").exists()
