@@ -9,6 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from minitron_nas.errors import RunFolderError
 from minitron_nas.storage.outputs import Output, from_plain, to_plain
 from minitron_nas.storage.sealed import seal, unseal
 
@@ -52,10 +53,14 @@ class Ledger:
     """
 
     def __init__(self, path: Path) -> None:
-        """Read the ledger at `path`, if there is one."""
+        """Read the ledger at `path`, if there is one.
+
+        Raises:
+            RunFolderError: If it cannot be read.
+        """
         self._path = path
         self._entries: dict[str, Entry] = {}
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        for line in _lines(path):
             content = unseal(line)
             if content is not None:
                 self._entries[content["stage"]] = Entry(
@@ -93,3 +98,15 @@ class Ledger:
             file.flush()
             os.fsync(file.fileno())
         self._entries[entry.stage] = entry
+
+
+def _lines(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise RunFolderError(
+            f"{path} cannot be read ({error.strerror}), so what is done is not known; restore it, or choose another "
+            "--out"
+        ) from None

@@ -258,9 +258,7 @@ def _differences(
         {
             **deciding(content["plan"]),
             "teacher fingerprint": content["teacher"].get("fingerprint"),
-            "fingerprint of the text (size, time of change and samples of its files)": content["data"].get(
-                "fingerprint"
-            ),
+            _TEXT: content["data"].get("fingerprint"),
         }
         for content in (found, wanted)
     )

@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from minitron_nas.storage.atomic import whole_file
+from minitron_nas.storage.atomic import remove, whole_file
 from minitron_nas.storage.schemas import Table
 
 Row: TypeAlias = Mapping[str, Any]
@@ -60,8 +60,9 @@ def unite_rows(folder: Path, table: Table, parts: Sequence[Path]) -> None:
     """
     files = [file for part in parts if (file := part / table.file_name).exists()]
     path = folder / table.file_name
+    if path.is_dir() or not files:
+        remove(path)
     if not files:
-        path.unlink(missing_ok=True)
         return
     schema = table.arrow_schema()
     rows = pa.concat_tables([schema.empty_table(), *map(pq.read_table, files)], promote_options="default")

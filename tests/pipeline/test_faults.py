@@ -77,6 +77,17 @@ def test_a_table_that_was_deleted_is_whole_again_with_all_sizes(
     assert stages(run) == stages(family.path)
 
 
+def test_a_screening_that_is_lost_is_held_again_and_the_tournament_stands(
+    build: Callable[..., Family], tmp_path: Path
+) -> None:
+    family = build(tmp_path / "run")
+    before, trials = stages(family.path), family.trials
+    (family.path / "screened" / "90k.json").unlink()
+    again = build(tmp_path / "run")
+    assert stages(family.path) == [*before, "90k screen"]
+    assert again.trials.equals(trials)
+
+
 def test_a_plan_file_with_relative_paths_goes_on_from_any_folder(
     build: Callable[..., Family],
     trained_teacher: Path,

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minitron_nas.errors import RunFolderError
 from minitron_nas.storage.ledger import Entry, Ledger, fingerprint
 from minitron_nas.storage.outputs import Output
 
@@ -84,6 +85,12 @@ def test_a_whole_last_line_without_its_end_counts(path):
     ledger.append(SCORE)
     assert Ledger(path).latest("teacher sort") == SORT
     assert Ledger(path).latest("teacher score") is not None
+
+
+def test_a_ledger_that_cannot_be_read_is_named(path):
+    path.mkdir()
+    with pytest.raises(RunFolderError, match=r"ledger\.jsonl cannot be read .*restore it"):
+        Ledger(path)
 
 
 def test_words_in_any_script_and_line_breaks_come_back(path):

@@ -108,6 +108,17 @@ def test_a_table_of_nothing_goes(tmp_path: Path, parts: list[Path]) -> None:
     assert not (tmp_path / EXCLUSIONS.file_name).exists()
 
 
+def test_a_folder_in_the_place_of_a_table_makes_way_for_it(tmp_path: Path, parts: list[Path]) -> None:
+    unite_rows(tmp_path, EXCLUSIONS, parts)
+    table = tmp_path / EXCLUSIONS.file_name
+    good = table.read_bytes()
+    for present in (parts, []):
+        table.unlink()
+        (table / "inside").mkdir(parents=True)
+        unite_rows(tmp_path, EXCLUSIONS, present)
+        assert table.read_bytes() == good if present else not table.exists()
+
+
 @pytest.mark.parametrize("content", [None, b"", b"PAR1 and no more"])
 def test_a_table_that_is_gone_or_damaged_is_made_again_to_the_byte(
     tmp_path: Path, parts: list[Path], content: bytes | None

@@ -127,7 +127,8 @@ def distill(
             load_weights(checkpoint, Objective(student, settings, matching))
         elif arguments.process_index == 0:
             copy_weights(checkpoint, STUDENT, trained)
-        return _result(json.loads((checkpoint / TRAINER_STATE_NAME).read_text())["log_history"], settings, schedule)
+        history = json.loads((checkpoint / TRAINER_STATE_NAME).read_text())["log_history"]
+        return _result([entry for entry in history if entry["step"] <= last_step], settings, schedule)
     if settings.gradient_checkpointing:
         # transformers 5.20 knows it under the second name, which later versions deprecate.
         enable = getattr(student, "activation_checkpointing_enable", None) or student.gradient_checkpointing_enable

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import isfinite
 
 from minitron_nas.errors import TrialError
@@ -80,7 +80,8 @@ def _screen(run: Run, hop: Hop, found: Enumeration) -> Done:
                 "repair=none"
             )
         ranked = sorted(finite, key=lambda candidate: outcomes[candidate.id].number("kl_nats") or 0.0)
-        write_json(outcomes_file, {key: asdict(outcome) for key, outcome in outcomes.items()})
+        # A tournament does not run again because the same screening took another time.
+        write_json(outcomes_file, {key: asdict(replace(outcome, seconds=0.0)) for key, outcome in outcomes.items()})
         return Left([candidate.id for candidate in ranked[: plan.search.num_finalists]])
 
     stage = Stage(

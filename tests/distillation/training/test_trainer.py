@@ -383,6 +383,13 @@ def test_repeating_a_finished_part_only_loads_it(tmp_path, tied):
     assert_same_bits(student, trained)
 
 
+def test_an_earlier_part_is_told_as_it_was_though_training_has_gone_on(tmp_path):
+    _, expected = train(tmp_path, stop_step=2)
+    train(tmp_path, stop_step=4)
+    _, result = train(tmp_path, stop_step=2, progress=dying_at(1))
+    assert result == expected
+
+
 def test_a_finished_run_leaves_no_checkpoint(tmp_path):
     train(tmp_path)
     assert list(tmp_path.glob("checkpoint-*")) == []
