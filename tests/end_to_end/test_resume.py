@@ -59,6 +59,7 @@ def test_a_run_killed_three_times_ends_as_if_nothing_had_happened(
     assert told_as_finished_before(told.err) == done
 
 
+@pytest.mark.slow
 def test_a_tournament_on_ray_that_was_killed_ends_as_if_nothing_had_happened(
     build: Any, uninterrupted: Any, finished: Callable[[Path], Any], tmp_path: Path
 ) -> None:

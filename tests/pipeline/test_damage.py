@@ -55,10 +55,10 @@ def files_of(run: Path) -> list[str]:
 
 
 def one_of_each_kind(files: list[str]) -> Iterator[str]:
-    """Leave out files that lie where another of the same suffix lies."""
+    """Leave out files that lie as deep in the same part of the run as another of the same suffix."""
     seen = set()
     for file in files:
-        kind = (file.partition("/")[0], str(Path(file).parent), Path(file).suffix) if "/" in file else file
+        kind = (file.partition("/")[0], file.count("/"), Path(file).suffix) if "/" in file else file
         if kind not in seen:
             seen.add(kind)
             yield file

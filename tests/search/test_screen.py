@@ -113,6 +113,7 @@ def test_a_worker_in_another_folder_finds_the_files(arena, tmp_path, monkeypatch
     assert outcomes[candidate.id].status == "completed"
 
 
+@pytest.mark.slow
 def test_ray_measures_what_this_process_does(arena, tmp_path):
     from minitron_nas.execution.ray_tune import RayTuneRunner
 

@@ -350,7 +350,8 @@ def test_a_trial_refuses_the_words_of_another_teacher(arena, tmp_path):
             one_rung(arena, replace(arena.files, **changes), tmp_path)
 
 
-@pytest.mark.parametrize("engine", [None, pytest.param("zero-3", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", [None, "zero-3"])
 def test_a_trial_that_sees_two_devices_trains_on_both_and_goes_on(arena, undisturbed, tmp_path, monkeypatch, engine):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
