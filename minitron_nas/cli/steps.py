@@ -49,6 +49,7 @@ def score(
         ),
     ] = None,
     overrides: StepOverrides = None,
+    as_json: AsJson = False,
 ) -> None:
     """Score every prunable part of a teacher on text. --set takes text.* and importance.* keys."""
     from minitron_nas.cli.values import calibration_samples
@@ -58,6 +59,9 @@ def score(
     text = calibration_samples(plan.text, tokens) if tokens else plan.text
     with stdout_for_results():
         folder = score(teacher, text_data, out, text, plan.importance, plan.seed)
+    if as_json:
+        print_json({"path": str(folder)})
+        return
     typer.echo(str(folder))
 
 

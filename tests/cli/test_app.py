@@ -146,8 +146,10 @@ def test_scores_are_written_once_and_pruned_from(
     run: Callable[..., Output], trained_teacher: Path, text_file: Path, tmp_path: Path
 ) -> None:
     scores = tmp_path / "scores"
-    told = run("score", trained_teacher, "--data", text_file, "--tokens", "1k", "--out", scores, *SHORT_TEXT)
+    score = ("score", trained_teacher, "--data", text_file, "--tokens", "1k", *SHORT_TEXT)
+    told = run(*score, "--out", scores)
     assert (told.code, told.out) == (0, f"{scores}\n")
+    assert run(*score, "--out", tmp_path / "again", "--json").json() == {"path": str(tmp_path / "again")}
     shape = ("--shape", "hidden_size=36,intermediate_size=64")
     cut = run("prune", trained_teacher, *shape, "--scores", scores, "--out", tmp_path / "student", "--json").json()
     assert cut["shape"]["hidden_size"] == 36
