@@ -6,6 +6,11 @@ required and what to do; the command line prints it as one line and exits with 2
 `PreemptedError` is none: it is no fault, and ends the process.
 """
 
+from unicodedata import category
+
+_NOT_SHOWN = ("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp")
+"""Unicode's categories of characters that control, or that mean nothing."""
+
 
 class MinitronNasError(Exception):
     """Root of all errors that a user can act on."""
@@ -91,3 +96,13 @@ class PreemptedError(SystemExit):
     def __str__(self) -> str:
         """Say what to tell."""
         return self.message
+
+
+def printable(text: str) -> str:
+    """Return words with everything that a terminal obeys instead of showing written as its escape; line breaks stay.
+
+    Names of files, columns and models come from others, and may hold such characters.
+    """
+    return "".join(
+        one if one == "\n" or category(one) not in _NOT_SHOWN else one.encode("unicode_escape").decode() for one in text
+    )

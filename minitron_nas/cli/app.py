@@ -6,7 +6,7 @@ import typer
 
 from minitron_nas.cli import looking, runs, steps  # noqa: F401  # they add their verbs
 from minitron_nas.cli.command import app
-from minitron_nas.errors import MinitronNasError, PreemptedError
+from minitron_nas.errors import MinitronNasError, PreemptedError, printable
 
 
 def main() -> None:
@@ -14,7 +14,7 @@ def main() -> None:
     try:
         app()
     except MinitronNasError as error:
-        typer.echo(f"minitron-nas: {error}", err=True)
+        typer.echo(f"minitron-nas: {printable(str(error))}", err=True)
         sys.exit(2)
     except PreemptedError as stop:
         typer.echo(f"minitron-nas: {stop}", err=True)

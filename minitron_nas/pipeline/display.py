@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
+from minitron_nas.errors import printable
 from minitron_nas.progress import Progress, silent
 
 _LINE_SECONDS = 20.0
@@ -54,7 +55,7 @@ class ConsoleDisplay:
 
     def __init__(self) -> None:
         """Start the clock."""
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Console(stderr=True, highlight=False, emoji=False)
         self._clock = _Clock()
 
     def expect(self, workload: Mapping[str, float]) -> None:
@@ -64,11 +65,11 @@ class ConsoleDisplay:
     def skip(self, stage: str) -> None:
         """Say that the stage was finished before."""
         self._clock.finish(stage, by_us=False)
-        self._console.print(f"[dim]{stage}: finished before[/dim]")
+        self._print(f"{stage}: finished before", style="dim")
 
     def note(self, text: str) -> None:
         """Print a line."""
-        self._console.print(text, soft_wrap=True, markup=False)
+        self._print(text)
 
     @contextmanager
     def stage(self, stage: str, title: str) -> Iterator[Progress]:
@@ -83,9 +84,10 @@ class ConsoleDisplay:
 
     @contextmanager
     def _bars(self, stage: str, title: str) -> Iterator[Progress]:
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-        with Bars(*columns, TextColumn("{task.fields[left]}"), console=self._console, transient=True) as bars:
-            task = bars.add_task(f"{stage}: {title}", total=None, left=self._clock.left())
+        name, left = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[left]}", markup=False)
+        columns = (name, BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), left)
+        with Bars(*columns, console=self._console, transient=True) as bars:
+            task = bars.add_task(_shown(f"{stage}: {title}"), total=None, left=self._clock.left())
 
             def progress(done: int, total: int) -> None:
                 self._clock.advance(stage, done / max(total, 1))
@@ -109,7 +111,10 @@ class ConsoleDisplay:
 
     def _line(self, text: str) -> None:
         left = self._clock.left()
-        self._console.print(f"{text}; {left}" if left else text, soft_wrap=True, markup=False)
+        self._print(f"{text}; {left}" if left else text)
+
+    def _print(self, text: str, style: str | None = None) -> None:
+        self._console.print(_shown(text), style=style, soft_wrap=True, markup=False)
 
 
 class _Clock:
@@ -139,6 +144,11 @@ class _Clock:
         if not total or done >= total or ours < 0.01 * total:
             return ""
         return f"about {_duration((time.monotonic() - self._started) * (total - done) / ours)} left"
+
+
+def _shown(text: str) -> str:
+    """Return a line that is one line, whatever the names in it hold."""
+    return " ".join(printable(text).splitlines())
 
 
 def _duration(seconds: float) -> str:

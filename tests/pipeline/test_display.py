@@ -103,3 +103,23 @@ def test_without_stderr_there_is_nothing_to_show_on(monkeypatch: pytest.MonkeyPa
     assert isinstance(default_display(), ConsoleDisplay)
     monkeypatch.setattr(sys, "stderr", None)
     assert isinstance(default_display(), Quiet)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("name", ["runs/[/x]", "tiny[gptq]", "[bold]a[/bold]", "a\x1b[2Jb", "one\ntwo", ":smile:"])
+def test_names_are_shown_as_they_are_whatever_a_terminal_would_make_of_them(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: bool, name: str
+) -> None:
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("COLUMNS", "200")
+    display = ConsoleDisplay()
+    shown = name.replace("\x1b", "\\x1b").replace("\n", " ")
+    with display.stage(name, name) as progress:
+        progress(1, 2)
+    display.skip(name)
+    display.note(f"{name} is noted")
+    told = capsys.readouterr().err
+    for line in (f"{shown}: {shown}, done in", f"{shown}: finished before", f"{shown} is noted"):
+        assert line in told
+    assert "\x1b[2J" not in told
