@@ -1,13 +1,16 @@
 """`write_model_card`: the README.md of a student folder."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import yaml
+from markupsafe import Markup
 
 from minitron_nas.architecture.spec import EXPERT_FIELDS, SHAPE_FIELDS
-from minitron_nas.errors import RunFolderError
+from minitron_nas.errors import RunFolderError, printable
 from minitron_nas.reporting import numerals
 from minitron_nas.reporting.members import comparison, list_members
 from minitron_nas.reporting.run_record import RunRecord, read_run
@@ -15,6 +18,11 @@ from minitron_nas.reporting.sections import benchmark_table, words
 from minitron_nas.reporting.teacher_name import display_name, hub_name
 from minitron_nas.resources import resource
 from minitron_nas.storage.atomic import write_text
+
+_MARKS = re.compile(r"[\\`*_\[\]<>|~&#]")
+"""What Markdown, or the HTML in it, may take for more than a letter."""
+
+_SPACES = re.compile(r"[ \t\r\n]+")
 
 _FIXED_FIELDS = ("model_type", "head_dim", "vocab_size", "tie_word_embeddings")
 
@@ -37,13 +45,14 @@ def render_model_card(run: RunRecord, size: str) -> str:
     template = resource("reports", "model_card.md.j2")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(template.parent),
-        autoescape=False,  # noqa: S701 - Markdown; the filter below escapes what stands in tables
+        autoescape=False,  # noqa: S701 - Markdown, which `finalize` escapes
+        finalize=_escaped,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"cell": _cell, "words": words}
+    environment.filters |= {"code": _code, "fenced": _fenced, "python": _python, "words": words}
     return environment.get_template(template.name).render(_content(run, size))
 
 
@@ -55,7 +64,7 @@ def _content(run: RunRecord, size: str) -> dict[str, Any]:
     student = next(member for member in members if member.name == size)
     compared = [member for member in members if member.role == "teacher" or member.size == size]
     return {
-        "front_matter": _front_matter(base_model),
+        "front_matter": Markup(_front_matter(base_model)),  # noqa: S704 - YAML's own writer quotes it
         "size": size,
         "base_model": base_model,
         "teacher_name": display_name(source),
@@ -106,6 +115,35 @@ def _settings(distillation: dict[str, Any]) -> list[tuple[str, Any]]:
     return [(name, value) for name, value in distillation.items() if name not in told and value is not None]
 
 
-def _cell(value: object) -> str:
-    """Return a value that cannot break a Markdown table."""
-    return " ".join(str(value).split()).replace("|", "\\|")
+def _escaped(value: object) -> str:
+    """Return a value that stands in a line or a cell of Markdown as it is, and starts nothing."""
+    if isinstance(value, Markup):
+        return value
+    return _MARKS.sub(r"\\\g<0>", _line(value))
+
+
+def _code(value: object) -> Markup:
+    """Return a value as inline code: between more backticks than it holds in a row."""
+    text = _line(value).replace("|", "\\|") or " "
+    ticks = "`" * (_longest_ticks(text) + 1)
+    space = " " if "`" in (text[0], text[-1]) else ""
+    return Markup(f"{ticks}{space}{text}{space}{ticks}")  # noqa: S704 - nothing in it can end the code
+
+
+def _fenced(text: str, language: str) -> Markup:
+    """Return lines as a block of code, between fences that are longer than any in it."""
+    fence = "`" * max(3, _longest_ticks(text) + 1)
+    return Markup(f"{fence}{language}\n{text}\n{fence}")  # noqa: S704 - nothing in it can end the block
+
+
+def _python(value: str) -> Markup:
+    """Return words as a string of Python, for the block that shows how to load a model."""
+    return Markup(json.dumps(value).replace("`", "\\x60"))  # noqa: S704 - quoted
+
+
+def _longest_ticks(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)
+
+
+def _line(value: object) -> str:
+    return printable(_SPACES.sub(" ", str(value)).strip())

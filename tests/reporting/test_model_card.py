@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from markdown_it import MarkdownIt
 
 from minitron_nas.errors import RunFolderError
 from minitron_nas.reporting.model_card import render_model_card, write_model_card
@@ -113,3 +114,60 @@ def test_loading_code_is_three_lines_of_python(card: str) -> None:
 def test_a_student_without_lineage_is_refused(new_run: Path) -> None:
     with pytest.raises(RunFolderError, match=r"70M.lineage\.json is missing; distill 70M first"):
         write_model_card(new_run / "students" / "70M", new_run)
+
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "[load](javascript:alert(1))",
+    "![](https://example.org/seen.png)",
+    "```\n\n# a heading",
+    "a | b\n\n---\n\n> quoted",
+    "`` ` ``",
+    "one\x1b[2J\u202etwo\x00",
+    "**bold** _thin_ &lt; <https://example.org> \\",
+)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_names_that_hold_markdown_or_html_start_nothing_in_the_card(run: RunRecord, card: str, name: str) -> None:
+    lineages = {
+        size: replace(
+            lineage,
+            teacher=Origin(f"/models/{name.replace('/', '')}", name),
+            source=Origin(name, name),
+            dtype=name,
+            versions={name: name},
+        )
+        for size, lineage in run.lineages.items()
+    }
+    plan = {**run.plan, "data": name, "distillation": {**run.plan["distillation"], name: name, "deepspeed": name}}
+    evaluations = run.evaluations.replace({"role": {"random-weights baseline": name}})
+    hostile = render_model_card(
+        replace(run, lineages=lineages, plan=plan, evaluations=evaluations, teacher={**run.teacher, "source": name}),
+        "94M",
+    )
+    for block in (tags_of(hostile), tags_of(hostile.partition("## Shape")[2])):
+        assert block - tags_of(card) <= {("code",), ("p",)}
+    assert "\x1b" not in hostile
+    code = hostile.partition("```python\n")[2].partition("\n```")[0]
+    compile(code, "card", "exec")
+    assert yaml.safe_load(fenced_yaml(hostile)) == plan
+
+
+def tags_of(card: str) -> set[tuple[str, ...]]:
+    """Every kind of element that a reader of Markdown makes of a card, with where links and pictures lead."""
+    found: set[tuple[str, ...]] = set()
+    for token in MarkdownIt("commonmark", {"html": True}).enable("table").parse(card.partition("\n---\n")[2]):
+        for one in (token, *(token.children or ())):
+            if one.type in ("html_block", "html_inline"):
+                found.add((one.type, one.content))
+            elif one.tag:
+                leads = (str(one.attrs[key]) for key in ("href", "src") if key in one.attrs)
+                found.add((one.tag, *leads))
+    return found
+
+
+def fenced_yaml(card: str) -> str:
+    """Return what stands in the block of the plan, as a reader of Markdown finds it."""
+    tokens = MarkdownIt("commonmark").parse(card)
+    return next(token.content for token in tokens if token.type == "fence" and token.info == "yaml")
