@@ -1,6 +1,8 @@
-"""Verbs that only look: `enumerate`, `ls`."""
+"""Verbs that only look: `doctor`, `enumerate`, `ls`."""
 
+from dataclasses import asdict
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
@@ -57,3 +59,33 @@ def list_(
     width = max(len(row["name"]) for row in rows) + 2
     for row in rows:
         typer.echo(f"{row['name']:<{width}} {row['about']}")
+
+
+@app.command()
+def doctor(
+    plan: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="A plan, as YAML; what it needs and does not find here makes the exit code 1."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Try what runs use on this machine, and say what mends what is missing."""
+    from minitron_nas.pipeline.doctor import examine
+    from minitron_nas.pipeline.plan import load_plan
+
+    findings = []
+    examined = examine(load_plan(plan) if plan is not None else None)
+    while True:
+        with stdout_for_results():
+            finding = next(examined, None)
+        if finding is None:
+            break
+        findings.append(finding)
+        if not as_json:
+            mark = "ok" if finding.works else "missing" if finding.needed else "none"
+            remedy = f"; to mend it: {finding.remedy}" if finding.remedy else ""
+            typer.echo(f"{mark:<8} {finding.name:<18} {finding.told}{remedy}")
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+    if any(finding.needed and not finding.works for finding in findings):
+        raise typer.Exit(1)

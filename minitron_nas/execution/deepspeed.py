@@ -35,6 +35,31 @@ def join_processes() -> None:
     deepspeed.init_distributed()
 
 
+def take_one_step() -> None:
+    """Train a model of one matrix for one step in all processes, its optimizer sharded.
+
+    Raises:
+        RuntimeError: If the step changes nothing.
+    """
+    import deepspeed
+
+    join_processes()
+    model = torch.nn.Linear(8, 8)
+    before = model.weight.detach().clone()
+    adam = torch.optim.AdamW(model.parameters(), lr=0.1)
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": {"stage": 2},
+        "zero_allow_untested_optimizer": True,
+    }
+    engine, *_ = deepspeed.initialize(model=model, optimizer=adam, config=config)
+    engine.backward(engine(torch.ones(1, 8, device=engine.device)).square().mean())
+    engine.step()
+    if torch.equal(engine.module.weight.detach().cpu(), before):
+        raise RuntimeError("an optimizer step of DeepSpeed changed nothing")
+    torch.distributed.destroy_process_group()
+
+
 def whole(parameter: Tensor) -> Tensor:
     """Return a parameter that ZeRO-3 may have sharded, as a whole.
 

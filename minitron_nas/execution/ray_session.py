@@ -53,6 +53,15 @@ def connected(address: str | None, folder: Path) -> Iterator[None]:
             ray.shutdown()
 
 
+def run_one_task() -> None:
+    """Start a worker and wait for what it returns.
+
+    Raises:
+        GetTimeoutError: Of Ray, if no worker answers within two minutes.
+    """
+    ray.get(ray.remote(num_cpus=0)(int).remote(), timeout=120)
+
+
 def most_cpus() -> float:
     """Return the CPUs of the node that has most."""
     return max(node.get("CPU", 0.0) for node in _nodes())

@@ -55,7 +55,7 @@ def preflight(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder) -> None:
     PruningOrder.check_layers(teacher.architecture, plan.space.protected_layers)
     _check_depth(plan, teacher)
     _check_correction(plan)
-    _check_tasks(plan)
+    check_tasks(plan)
     if plan.runner.kind == "ray" and plan.runner.address is not None:
         check_cluster(plan.runner, folder.work / "ray")
     for size in plan.descending_sizes:
@@ -127,7 +127,12 @@ def _check_correction(plan: FamilyPlan) -> None:
         correction_tokens(plan.correct, plan.distillation.tokens)
 
 
-def _check_tasks(plan: FamilyPlan) -> None:
+def check_tasks(plan: FamilyPlan) -> None:
+    """Refuse tasks that lm-eval cannot do here.
+
+    Raises:
+        PlanError: Names one.
+    """
     depth = plan.importance.depth
     wanted = {"evaluation.tasks": plan.evaluation} if plan.evaluation.tasks else {}
     if depth.criterion == "task":

@@ -1,6 +1,7 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import yaml
 
 from minitron_nas.cli import app
 from minitron_nas.errors import PreemptedError
+from minitron_nas.pipeline.doctor import Finding
 from minitron_nas.pipeline.family import Member
 from minitron_nas.pipeline.plan import FamilyPlan, deciding, make_plan
 from minitron_nas.storage.run_folder import RunFolder
@@ -438,10 +440,26 @@ def test_the_help_says_what_the_command_is_for(run: Callable[..., Output]) -> No
 
 
 @pytest.mark.parametrize(
-    "verb", ["build", "correct", "demo", "enumerate", "ls", "score", "prune", "distill", "evaluate", "report"]
+    "verb", ["build", "correct", "demo", "doctor", "enumerate", "ls", "score", "prune", "distill", "evaluate", "report"]
 )
 def test_every_verb_explains_itself_on_stdout(run: Callable[..., Output], verb: str) -> None:
     told = run(verb, "--help")
     assert (told.code, told.err) == (0, "")
     assert f"minitron-nas {verb}" in told.out
     assert "--json" in told.out
+
+
+@pytest.mark.parametrize("needed", [False, True])
+def test_doctor_exits_with_one_only_where_something_that_is_needed_is_missing(
+    run: Callable[..., Output], monkeypatch: pytest.MonkeyPatch, needed: bool
+) -> None:
+    findings = [Finding("memory", True, True, "8 GB free"), Finding("ray", False, needed, "no answer", "pip install")]
+    monkeypatch.setattr("minitron_nas.pipeline.doctor.examine", lambda plan: iter(findings))
+    told = run("doctor")
+    assert told.code == int(needed)
+    assert [" ".join(line.split()) for line in told.out.splitlines()] == [
+        "ok memory 8 GB free",
+        f"{'missing' if needed else 'none'} ray no answer; to mend it: pip install",
+    ]
+    told = run("doctor", "--json")
+    assert (told.code, json.loads(told.out)) == (int(needed), [asdict(finding) for finding in findings])
