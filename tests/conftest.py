@@ -107,6 +107,19 @@ def trained_teacher(made_once: Callable[[str, Fill], Path], text_file: Path) -> 
     return made_once("teacher", train)
 
 
+@pytest.fixture
+def bos_tokenizer() -> Any:
+    """The tiny tokenizer, which begins a text with BOS, as Gemma's and Llama's do."""
+    from tokenizers.processors import TemplateProcessing
+
+    from minitron_nas.testing import tiny_tokenizer
+
+    tokenizer = tiny_tokenizer()
+    start = (tokenizer.bos_token, tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{start[0]} $A", special_tokens=[start])
+    return tokenizer
+
+
 @pytest.fixture(scope="session")
 def tiny_settings() -> dict[str, Any]:
     """Fields of a `FamilyPlan` that suit the trained teacher: six candidates, three trials, seconds a student."""

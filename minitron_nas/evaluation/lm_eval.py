@@ -2,12 +2,13 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import lm_eval
+from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
@@ -15,8 +16,47 @@ from minitron_nas.errors import PlanError
 from minitron_nas.evaluation.settings import EvaluationSettings
 from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.loading import load_for_inference
+from minitron_nas.text.tokenization import leading_bos
 
 _BOOTSTRAP_DRAWS = 1000  # for the few metrics without a formula; 0 would leave out every standard error
+
+
+class WindowedModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
+    """lm-eval's model, whose rolling windows all begin with BOS where the tokenizer begins a text with it.
+
+    lm-eval puts a BOS before the first window only, and there beside the tokenizer's own, whose probability it counts.
+    """
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Return the log-likelihood of whole texts, window by window.
+
+        Args:
+            requests: Their only argument is a text.
+            disable_tqdm: Whether to show no progress.
+        """
+        bos = leading_bos(self.tokenizer)
+        if bos is None:
+            found: list[float] = super().loglikelihood_rolling(requests, disable_tqdm)
+            return found
+        totals = []
+        for request in requests:
+            (text,) = request.args
+            tokens = self.tok_encode(text)
+            tokens = tokens[1:] if tokens[:1] == [bos] else tokens
+            windows = [(None, *window) for window in _windows(tokens, bos, self.max_length)]
+            scored = self._loglikelihood_tokens(windows, disable_tqdm=True, override_bs=self.batch_size)
+            totals.append(sum(log_likelihood for log_likelihood, _ in scored))
+            self.cache_hook.add_partial("loglikelihood_rolling", (text,), totals[-1])
+        return totals
+
+
+def _windows(tokens: list[int], bos: int, length: int) -> Iterator[tuple[list[int], list[int]]]:
+    """Yield what each window sees before, and what it predicts: every token once, all but the first from a text's."""
+    first, step = length, max(length - 1, 1)
+    if tokens:
+        yield [bos], tokens[:first]
+    for begin in range(first, len(tokens), step):
+        yield [bos, tokens[begin - 1]], tokens[begin : begin + step]
 
 
 class Benchmarks:
@@ -56,7 +96,7 @@ class Benchmarks:
         os.environ.setdefault("DISABLE_MULTIPROC", "1")  # else the bootstrap forks this process, model and all
         with redirect_stdout(sys.stderr):  # lm-eval prints what it does
             results = lm_eval.simple_evaluate(
-                model=HFLM(pretrained=model, tokenizer=str(tokenizer), batch_size=settings.batch_size),
+                model=WindowedModel(pretrained=model, tokenizer=str(tokenizer), batch_size=settings.batch_size),
                 tasks=list(settings.tasks),
                 task_manager=self._manager,
                 num_fewshot=settings.num_fewshot,

@@ -13,10 +13,12 @@ from minitron_nas.progress import Progress, silent
 from minitron_nas.storage.atomic import require_free_bytes, whole_folder
 from minitron_nas.text.blend import Blend, Place
 from minitron_nas.text.document import Document
+from minitron_nas.text.packing import pack, packed_blocks
 from minitron_nas.text.settings import TextSettings
 from minitron_nas.text.sources import Data, TextSource, open_sources, read_documents
-from minitron_nas.text.token_log import ONE_PASS_TOKENS, Goals, TokenIds, TokenLog
-from minitron_nas.text.tokens import PackedTokens, pack, packed_blocks, save_blocks, token_dtype, tokenize
+from minitron_nas.text.token_log import ONE_PASS_TOKENS, Goals, TokenIds, TokenLog, TokenStream
+from minitron_nas.text.tokenization import leading_bos, tokenize
+from minitron_nas.text.tokens import PackedTokens, save_blocks, token_dtype
 
 _MIN_CALIBRATION_SEQUENCES = 4
 _POSITION_BYTES = 2
@@ -35,6 +37,11 @@ class TextReader:
     tokenizer: PreTrainedTokenizerBase
     vocab_size: int
     settings: TextSettings
+
+    @property
+    def bos(self) -> int | None:
+        """What a sequence that begins inside a document begins with."""
+        return leading_bos(self.tokenizer) if self.settings.bos == "sequence" else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +133,10 @@ def split_documents(
 
     Validation and calibration take the first `sequence_length` tokens of a document each, so that
     they see many documents; training takes whole documents, those longer than a sequence in several
-    sequences. Of training text less than one sequence is left out, at its end. In each part every source of
-    a blend has its share of the tokens. A source of a blend that runs dry in training begins again, within
-    `max_epochs`; without a token budget the blend ends there. Text of a single source is written once,
-    however often training will repeat it.
+    sequences, each of which begins with a BOS of its own where `text.bos` says so. Of training text less
+    than one sequence is left out, at its end. In each part every source of a blend has its share of the
+    tokens. A source of a blend that runs dry in training begins again, within `max_epochs`; without a token
+    budget the blend ends there. Text of a single source is written once, however often training will repeat it.
 
     Tokens go to disk as they are read and never lie in memory as a whole.
 
@@ -175,7 +182,7 @@ def _write_parts(
     max_train_sequences: int | None,
 ) -> tuple[SourceTokens, ...]:
     settings = reader.settings
-    written = [log.reader() for log in logs]
+    written, bos = [log.reader() for log in logs], reader.bos
     blend = Blend([log.lengths for log in logs], [source.share for source in sources])
     # Of text that is too short for all, a tenth is for validation and a fifth for calibration: of documents, as these
     # take the first tokens of each and training takes nothing of it.
@@ -188,7 +195,7 @@ def _write_parts(
     parts = {}
     for name, goal in held_out.items():
         beginnings = [written[number].piece(place, goals.length) for number, place in blend.take(goal, goals.length)]
-        parts[name] = pack(beginnings, goals.length).first(max(1, goal // goals.length))
+        parts[name] = pack(TokenStream(beginnings, bos), goals.length).first(max(1, goal // goals.length))
         parts[name].save(folder / f"{name}.safetensors")
     repeats = len(sources) > 1 and train_tokens is not None
     trained = [0] * len(sources)
@@ -200,7 +207,7 @@ def _write_parts(
             yield piece
 
     order = blend.rest(goals.train, settings.max_epochs if repeats else 1)
-    blocks = packed_blocks(pieces(order), goals.length, max_train_sequences)
+    blocks = packed_blocks(TokenStream(pieces(order), bos), goals.length, max_train_sequences)
     save_blocks(blocks, folder / "train.safetensors", goals.length, reader.vocab_size)
     parts["train"] = PackedTokens.load(folder / "train.safetensors")
     counts = tuple(

@@ -14,6 +14,24 @@ from minitron_nas.text.settings import TextSettings
 TokenIds: TypeAlias = NDArray[np.integer[Any]]
 """The token ids of a document, (num_tokens,)."""
 
+
+@dataclass(frozen=True, slots=True)
+class TokenStream:
+    """The tokens of documents, in turn.
+
+    Attributes:
+        pieces: Integer arrays of shape (num_tokens,); read once.
+        bos: What a sequence that begins inside a document is to begin with; None for nothing.
+    """
+
+    pieces: Iterable[TokenIds]
+    bos: int | None = None
+
+    def __iter__(self) -> Iterator[TokenIds]:
+        """Return the documents' iterator."""
+        return iter(self.pieces)
+
+
 ONE_PASS_TOKENS = 10**9
 """Without a token budget, training text is read up to this many tokens."""
 

@@ -1,9 +1,8 @@
-"""Packed token sequences, in memory or memory-mapped, and how documents become tokens."""
+"""Packed token sequences, in memory or memory-mapped."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,19 +10,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from minitron_nas.errors import CheckpointError, DataError
+from minitron_nas.errors import CheckpointError
 from minitron_nas.storage.arrays import map_arrays, write_arrays
-from minitron_nas.text.document import Document
-from minitron_nas.text.token_log import TokenIds
 
 IGNORE_LABEL = -100
-"""The label of a token that has no next token in its document."""
+"""The label of a token that has no next token in its document, or stands for what came before in it."""
 
-_TOKENIZE_BATCH = 64
-_BLOCK_TOKENS = 1 << 20
+BLOCK_TOKENS = 1 << 20
+"""Tokens that are worked on at a time."""
+
 _FINGERPRINT = "fingerprint"
+_ADDED = "added"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +36,14 @@ class PackedTokens:
         position_ids: (num_sequences, seq_len), of the same types; 0 at each document's first token and at
             the start of a sequence. Attention in transformers does not cross such a border.
         known_fingerprint: The fingerprint that stands in the file.
+        added: (num_sequences,), bool or a number: whether the first token is a BOS that stands in no document, because
+            the sequence begins inside one. It counts in no loss. None where no sequence has one.
     """
 
     input_ids: Tensor
     position_ids: Tensor
     known_fingerprint: str | None = None
+    added: Tensor | None = None
 
     @property
     def num_sequences(self) -> int:
@@ -65,15 +66,27 @@ class PackedTokens:
         return digest.fingerprint
 
     def labels(self) -> Tensor:
-        """Return (num_sequences, seq_len), int64: each token's next token, or IGNORE_LABEL at a border."""
+        """Return (num_sequences, seq_len), int64: each token's next token, or IGNORE_LABEL where none counts."""
         labels = torch.full(self.input_ids.shape, IGNORE_LABEL)
-        inside = self.position_ids[:, 1:].long() > 0
+        inside = (self.position_ids[:, 1:].long() > 0) & self.counted()[:, :-1]
         labels[:, :-1] = torch.where(inside, self.input_ids[:, 1:].long(), labels[:, :-1])
         return labels
 
+    def counted(self) -> Tensor:
+        """Return (num_sequences, seq_len), bool: which tokens count in a loss; all but an added BOS."""
+        counted = torch.ones(self.input_ids.shape, dtype=torch.bool)
+        if self.added is not None:
+            counted[:, :1] = (self.added.long() == 0)[:, None]
+        return counted
+
     def num_labels(self) -> Tensor:
-        """Return (num_sequences,), int64: how many tokens of each sequence have a next token."""
-        return torch.cat([(block.position_ids[:, 1:] > 0).sum(dim=1) for block in self._blocks()])
+        """Return (num_sequences,), int64: how many tokens of each sequence have a next token that counts."""
+        return torch.cat([(block.labels() != IGNORE_LABEL).sum(dim=1) for block in self._blocks()])
+
+    def num_counted(self) -> Tensor:
+        """Return (num_sequences,), int64: how many tokens of each sequence count."""
+        whole = torch.full((self.num_sequences,), self.input_ids.shape[1])
+        return whole if self.added is None else whole - (self.added.long() != 0).long()
 
     def first(self, num_sequences: int) -> Self:
         """Return the first sequences, without copying them.
@@ -83,7 +96,8 @@ class PackedTokens:
         """
         if num_sequences >= self.num_sequences:
             return self
-        return type(self)(self.input_ids[:num_sequences], self.position_ids[:num_sequences])
+        added = None if self.added is None else self.added[:num_sequences]
+        return type(self)(self.input_ids[:num_sequences], self.position_ids[:num_sequences], added=added)
 
     def sequences(self, indices: Tensor) -> Self:
         """Return some sequences in memory, int64.
@@ -92,11 +106,13 @@ class PackedTokens:
             indices: (num_sequences,), in any order.
         """
         rows = indices.cpu().numpy()
-        return type(self)(_wide(self.input_ids.numpy()[rows]), _wide(self.position_ids.numpy()[rows]))
+        added = None if self.added is None else _wide(self.added.numpy()[rows])
+        return type(self)(_wide(self.input_ids.numpy()[rows]), _wide(self.position_ids.numpy()[rows]), added=added)
 
     def in_memory(self) -> Self:
         """Return all sequences in memory, int64."""
-        return type(self)(self.input_ids.long(), self.position_ids.long(), self.known_fingerprint)
+        added = None if self.added is None else self.added.long()
+        return type(self)(self.input_ids.long(), self.position_ids.long(), self.known_fingerprint, added)
 
     def with_random_tokens(self, share: float, vocab_size: int, seed: int = 0) -> Self:
         """Return the sequences in memory, int64, some tokens replaced with any of the vocabulary.
@@ -110,7 +126,7 @@ class PackedTokens:
         chosen = torch.rand(self.input_ids.shape, generator=random) < share
         others = torch.randint(0, vocab_size, self.input_ids.shape, generator=random)
         ids = torch.where(chosen & (text.position_ids > 0), others, text.input_ids)
-        return type(self)(ids, text.position_ids)
+        return type(self)(ids, text.position_ids, added=text.added)
 
     def batches(self, size: int, begin: int = 0) -> Iterator[tuple[Tensor, Self]]:
         """Yield (sequence indices, their tokens) in order.
@@ -149,19 +165,23 @@ class PackedTokens:
         try:
             arrays, about = map_arrays(path)
             ids, positions, known = arrays["input_ids"], arrays["position_ids"], about[_FINGERPRINT]
+            added = arrays.get(_ADDED)  # files of earlier versions have none: no sequence of theirs begins with more
         except CheckpointError:
             raise
         except (AttributeError, FileNotFoundError, LookupError, OverflowError, TypeError, ValueError):
             raise _no_tokens(path) from None
         if ids.ndim != 2 or ids.shape != positions.shape or not isinstance(known, str):
             raise _no_tokens(path)
-        tokens = cls(torch.from_numpy(ids), torch.from_numpy(positions), known)
+        if added is not None and added.shape != ids.shape[:1]:
+            raise _no_tokens(path)
+        found = torch.from_numpy(added) if added is not None and added.any() else None
+        tokens = cls(torch.from_numpy(ids), torch.from_numpy(positions), known, found)
         if verify and replace(tokens, known_fingerprint=None).fingerprint != known:
             raise CheckpointError(f"{path} is not what was written there; delete it and repeat the command")
         return tokens
 
     def _blocks(self) -> Iterator[Self]:
-        for _, block in self.batches(max(_BLOCK_TOKENS // self.input_ids.shape[1], 1)):
+        for _, block in self.batches(max(BLOCK_TOKENS // self.input_ids.shape[1], 1)):
             yield block
 
 
@@ -171,6 +191,7 @@ class ContentDigest:
     def __init__(self) -> None:
         """Start from nothing."""
         self._digests = (sha256(), sha256())
+        self._added, self._any_added = sha256(), False
 
     def add(self, block: PackedTokens) -> None:
         """Add the sequences that come next.
@@ -180,62 +201,15 @@ class ContentDigest:
         """
         for digest, part in zip(self._digests, (block.input_ids, block.position_ids), strict=True):
             digest.update(part.numpy().astype("<i4").tobytes())
+        flags = _flags(block)
+        self._added.update(flags.astype("<i4").tobytes())
+        self._any_added |= bool(flags.any())
 
     @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits."""
-        return sha256(b"".join(digest.digest() for digest in self._digests)).hexdigest()[:16]
-
-
-def pack(documents: Iterable[TokenIds], sequence_length: int) -> PackedTokens:
-    """Lay documents end to end and cut them into sequences; a last part that fills none is left out.
-
-    Args:
-        documents: Integer arrays of shape (num_tokens,).
-        sequence_length: Tokens of a sequence.
-    """
-    pieces = list(documents)
-    ids = np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
-    positions = np.concatenate([np.arange(len(piece)) for piece in pieces]) if pieces else ids
-    num_sequences = len(ids) // sequence_length
-    shape = (num_sequences, sequence_length)
-    used = num_sequences * sequence_length
-    table = positions[:used].reshape(shape).astype(np.int64)
-    starts = np.where(table == 0, np.arange(sequence_length), 0)
-    starts = np.maximum.accumulate(starts, axis=1)
-    table = np.arange(sequence_length) - starts
-    return PackedTokens(torch.from_numpy(ids[:used].reshape(shape).astype(np.int64)), torch.from_numpy(table))
-
-
-def packed_blocks(
-    documents: Iterable[TokenIds], sequence_length: int, max_sequences: int | None = None
-) -> Iterator[PackedTokens]:
-    """Yield what `pack` would return, about a million tokens at a time.
-
-    Args:
-        documents: Integer arrays of shape (num_tokens,).
-        sequence_length: Tokens of a sequence.
-        max_sequences: Stop after so many sequences.
-    """
-    left = max_sequences
-    waiting: list[TokenIds] = []
-    num_waiting = 0
-    for document in documents:
-        waiting.append(document)
-        num_waiting += len(document)
-        if num_waiting < max(_BLOCK_TOKENS, sequence_length):
-            continue
-        block = pack(waiting, sequence_length)
-        # A sequence begins here, so that the rest of a document counts from 0 like a document.
-        waiting, num_waiting = _after(waiting, block.num_tokens), num_waiting - block.num_tokens
-        if left is not None:
-            block = block.first(left)
-            left -= block.num_sequences
-        yield block
-        if left == 0:
-            return
-    block = pack(waiting, sequence_length)
-    yield block if left is None else block.first(left)
+        digests = [*self._digests, *([self._added] if self._any_added else [])]
+        return sha256(b"".join(digest.digest() for digest in digests)).hexdigest()[:16]
 
 
 def save_blocks(blocks: Iterable[PackedTokens], path: Path, sequence_length: int, vocab_size: int) -> None:
@@ -253,9 +227,13 @@ def save_blocks(blocks: Iterable[PackedTokens], path: Path, sequence_length: int
     def rows() -> Iterator[dict[str, NDArray[Any]]]:
         for block in blocks:
             digest.add(block)
-            yield {name: getattr(block, name).numpy().astype(dtype) for name, dtype in dtypes.items()}
+            arrays = {name: getattr(block, name).numpy().astype(dtype) for name, dtype in dtypes.items()}
+            yield {**arrays, _ADDED: _flags(block)}
 
-    row_shapes = {name: ((sequence_length,), dtype) for name, dtype in dtypes.items()}
+    row_shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+        **{name: ((sequence_length,), dtype) for name, dtype in dtypes.items()},
+        _ADDED: ((), np.dtype(np.uint16)),
+    }
     write_arrays(path, rows(), row_shapes, lambda: {_FINGERPRINT: digest.fingerprint})
 
 
@@ -268,57 +246,15 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.int32)
 
 
-def tokenize(
-    documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, vocab_size: int
-) -> Iterator[NDArray[np.int64]]:
-    """Yield each document's token ids, (num_tokens,), int64.
-
-    A text is ended by the tokenizer's end-of-text token. A conversation is what the chat template makes
-    of it, to which nothing is added.
-
-    Args:
-        documents: Texts and conversations.
-        tokenizer: The teacher's.
-        vocab_size: Of the model that reads the ids.
-
-    Raises:
-        DataError: If there is a conversation that the tokenizer has no template for, or that its template
-            refuses; or if an id lies beyond the vocabulary.
-    """
-    stream = iter(documents)
-    while batch := list(islice(stream, _TOKENIZE_BATCH)):
-        texts = [document for document in batch if isinstance(document, str)]
-        chats = [document.render(tokenizer) for document in batch if not isinstance(document, str)]
-        text_ids = iter(tokenizer(texts, verbose=False)["input_ids"] if texts else ())
-        chat_ids = iter(tokenizer(chats, add_special_tokens=False, verbose=False)["input_ids"] if chats else ())
-        for document in batch:
-            ids = _ended(next(text_ids), tokenizer.eos_token_id) if isinstance(document, str) else next(chat_ids)
-            array = np.array(ids, dtype=np.int64)
-            if (largest := int(array.max(initial=0))) >= vocab_size:
-                raise DataError(
-                    f"the tokenizer makes {tokenizer.convert_ids_to_tokens(largest)!r}, id {largest}, of a document, "
-                    f"but the model has vocab_size={vocab_size}; take this token out of the text, or call "
-                    "model.resize_token_embeddings and save the model again"
-                )
-            yield array
-
-
-def _ended(ids: list[int], end: int | None) -> list[int]:
-    return ids if end is None or ids[-1:] == [end] else [*ids, end]
-
-
-def _after(pieces: list[TokenIds], num_tokens: int) -> list[TokenIds]:
-    """Return what is left of pieces after their first tokens, with their borders."""
-    for number, piece in enumerate(pieces):
-        if num_tokens < len(piece):
-            return [piece[num_tokens:], *pieces[number + 1 :]]
-        num_tokens -= len(piece)
-    return []
-
-
 def _no_tokens(path: Path) -> CheckpointError:
     return CheckpointError(f"{path} holds no packed tokens; delete it and repeat the command that wrote it")
 
 
 def _wide(array: NDArray[Any]) -> Tensor:
     return torch.from_numpy(array.astype(np.int64))
+
+
+def _flags(block: PackedTokens) -> NDArray[np.uint16]:
+    """Which sequences begin with an added BOS, (num_sequences,)."""
+    added = block.added
+    return np.zeros(block.num_sequences, np.uint16) if added is None else (added.numpy() != 0).astype(np.uint16)

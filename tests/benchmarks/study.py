@@ -36,7 +36,9 @@ from minitron_nas.models.loading import load_for_inference
 from minitron_nas.models.source import demo_teacher, resolve_teacher
 from minitron_nas.progress import Progress
 from minitron_nas.storage.atomic import read_json, whole_folder, write_json
-from minitron_nas.text.tokens import PackedTokens, pack, tokenize
+from minitron_nas.text.packing import pack
+from minitron_nas.text.tokenization import tokenize
+from minitron_nas.text.tokens import PackedTokens
 
 SEED = 0
 LENGTH = 512

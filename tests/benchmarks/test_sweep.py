@@ -22,7 +22,7 @@ SCORE = f"""
 import sys
 import torch
 from pathlib import Path
-from minitron_nas.text.tokens import pack
+from minitron_nas.text.packing import pack
 from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.importance.score import sweep_importance
 from minitron_nas.importance.settings import ImportanceSettings
@@ -42,7 +42,7 @@ REPAIR = f"""
 import sys
 import torch
 from pathlib import Path
-from minitron_nas.text.tokens import pack
+from minitron_nas.text.packing import pack
 from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.importance.baselines import random_scores
 from minitron_nas.importance.tensor_folder import TensorFolder

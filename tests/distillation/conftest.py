@@ -20,7 +20,7 @@ from minitron_nas.execution.torchrun import run_processes
 from minitron_nas.models.loading import load_for_inference, load_for_training
 from minitron_nas.progress import silent
 from minitron_nas.testing import tiny_checkpoint
-from minitron_nas.text.tokens import pack
+from minitron_nas.text.packing import pack
 
 LENGTH = 16
 SCHEDULE = Schedule(num_steps=6, batch_sequences=4, sequence_length=LENGTH)

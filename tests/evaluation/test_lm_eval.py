@@ -4,10 +4,12 @@ import functools
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
 import torch
+from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -109,3 +111,38 @@ def test_a_loaded_model_is_measured_as_it_is(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint(tmp_path / "other", "llama", 1))
     benchmarks = lm_eval.Benchmarks(EvaluationSettings(tasks=("tiny_sums",), include_path=str(TASKS)))
     assert benchmarks.run(model, path, 0) == run(tmp_path / "other")
+
+
+@pytest.mark.parametrize("num_words", [0, 3, 60, 200])
+def test_rolling_windows_all_begin_with_bos_where_the_tokenizer_begins_a_text_with_it(
+    tmp_path, bos_tokenizer, num_words
+):
+    path = tiny_checkpoint(tmp_path / "model", "llama", max_position_embeddings=64)
+    bos_tokenizer.save_pretrained(path)
+    model, text = (
+        AutoModelForCausalLM.from_pretrained(path),
+        " ".join(f"stone {number * 7919}" for number in range(num_words)),
+    )
+    measured = lm_eval.WindowedModel(pretrained=model, tokenizer=str(path), batch_size=3)
+    (found,) = measured.loglikelihood_rolling([SimpleNamespace(args=(text,))])
+    ids, bos = bos_tokenizer(text, add_special_tokens=False)["input_ids"], bos_tokenizer.bos_token_id
+    expected, done = 0.0, 0
+    while done < len(ids):
+        seen = [bos, *ids[max(done - 1, 0) :]][:64]  # what a window of 64 can see: BOS, the token before, and its own
+        new = min(len(ids) - done, 64 if done == 0 else 63)
+        with torch.no_grad():
+            log_probs = model(torch.tensor([seen])).logits[0].log_softmax(dim=-1)
+        first = 0 if done == 0 else 1
+        expected += sum(log_probs[first + n, ids[done + n]].item() for n in range(new))
+        done += new
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_tokenizer_without_bos_is_measured_as_lm_eval_does(tmp_path):
+    path = tiny_checkpoint(tmp_path / "model", "llama", max_position_embeddings=64)
+    model, request = AutoModelForCausalLM.from_pretrained(path), SimpleNamespace(args=("sea stone " * 40,))
+    ours, theirs = (
+        kind(pretrained=model, tokenizer=str(path), batch_size=3).loglikelihood_rolling([request])
+        for kind in (lm_eval.WindowedModel, HFLM)
+    )
+    assert ours == theirs

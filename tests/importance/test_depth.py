@@ -32,7 +32,7 @@ from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
 from minitron_nas.pruning.student import build_student
 from minitron_nas.testing import Subject, tiny_checkpoint, tiny_config, tiny_model
-from minitron_nas.text.tokens import pack
+from minitron_nas.text.packing import pack
 
 TASKS = Path(__file__).parents[1] / "evaluation" / "tasks"
 LLAMA = layout_of("llama")

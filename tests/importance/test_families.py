@@ -6,7 +6,7 @@ from minitron_nas.families.catalog import layouts
 from minitron_nas.importance.score import score_importance
 from minitron_nas.importance.settings import ImportanceSettings
 from minitron_nas.testing import tiny_config, tiny_model
-from minitron_nas.text.tokens import pack
+from minitron_nas.text.packing import pack
 
 
 def scored(model_type):

@@ -12,7 +12,7 @@ from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import DepthSettings
 from minitron_nas.models.checkpoint import Checkpoint, open_checkpoint
 from minitron_nas.testing import tiny_checkpoint, tiny_config, tiny_model
-from minitron_nas.text.tokens import pack
+from minitron_nas.text.packing import pack
 
 SOURCE = Architecture("llama", 28, 64, 128, 4, 2, 16, vocab_size=100)
 

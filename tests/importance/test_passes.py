@@ -24,8 +24,8 @@ from minitron_nas.pipeline.steps.prune import prune
 from minitron_nas.pipeline.steps.score import score
 from minitron_nas.progress import Progress, silent
 from minitron_nas.storage.run_folder import RunFolder
+from minitron_nas.text.packing import pack
 from minitron_nas.text.settings import TextSettings
-from minitron_nas.text.tokens import pack
 
 TEXT = TextSettings(sequence_length=64, calibration_samples=8)
 

@@ -9,7 +9,8 @@ from minitron_nas.families.catalog import layout_of
 from minitron_nas.importance.score import score_importance
 from minitron_nas.importance.settings import ImportanceSettings
 from minitron_nas.testing import tiny_config, tiny_model
-from minitron_nas.text.tokens import PackedTokens, pack
+from minitron_nas.text.packing import pack
+from minitron_nas.text.tokens import PackedTokens
 
 FAMILIES = ("llama", "mistral", "nemotron", "qwen2")
 PARTS = ("hidden", "neurons", "heads", "kv_groups", "layers")

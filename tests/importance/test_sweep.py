@@ -15,7 +15,7 @@ from minitron_nas.importance.tensor_folder import TensorFolder
 from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.models.loading import load_for_inference
 from minitron_nas.testing import tiny_checkpoint
-from minitron_nas.text.tokens import pack
+from minitron_nas.text.packing import pack
 
 IDS = torch.randint(0, 320, (60,), generator=torch.Generator().manual_seed(0)).numpy()
 TEXT = pack([IDS[:7], IDS[7:12], IDS[12:36], IDS[36:40], IDS[40:51], IDS[51:]], 12)

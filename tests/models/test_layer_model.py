@@ -15,7 +15,7 @@ from minitron_nas.pruning.parts import whole
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
 from minitron_nas.pruning.student import build_student, cuts, student_config
 from minitron_nas.testing import tiny_checkpoint
-from minitron_nas.text.tokens import pack
+from minitron_nas.text.packing import pack
 
 IDS = torch.randint(0, 320, (36,), generator=torch.Generator().manual_seed(0)).numpy()
 TEXT = pack([IDS[:7], IDS[7:20], IDS[20:]], 12)

@@ -11,7 +11,7 @@ from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
 from minitron_nas.pruning.refit import cuts_inputs, needs_moments, repair_student
 from minitron_nas.testing import tiny_checkpoint
-from minitron_nas.text.tokens import pack
+from minitron_nas.text.packing import pack
 
 TOKENS = pack([torch.randint(0, 320, (160,), generator=torch.Generator().manual_seed(0)).numpy()], 20)
 

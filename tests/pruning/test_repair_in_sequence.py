@@ -28,7 +28,8 @@ from minitron_nas.pruning.settings import RANDOM_TOKENS, SequenceSettings
 from minitron_nas.pruning.student import build_student, cuts
 from minitron_nas.storage.weights import read_headers
 from minitron_nas.testing import Subject, tiny_config, tiny_tokenizer
-from minitron_nas.text.tokens import PackedTokens, pack
+from minitron_nas.text.packing import pack
+from minitron_nas.text.tokens import PackedTokens
 
 NOT_REPAIRABLE = {"gemma2", "gemma3_text", "olmo2"}
 IDS = torch.randint(0, 320, (400,), generator=torch.Generator().manual_seed(1)).numpy()

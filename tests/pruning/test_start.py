@@ -12,7 +12,7 @@ from minitron_nas.pruning import start as preparing
 from minitron_nas.pruning.settings import Repair, StartSettings
 from minitron_nas.pruning.start import TakenStart, measure_start, possible_start
 from minitron_nas.testing import tiny_checkpoint
-from minitron_nas.text.tokens import pack
+from minitron_nas.text.packing import pack
 
 TOKENS = pack([torch.randint(0, 320, (160,), generator=torch.Generator().manual_seed(0)).numpy()], 20)
 

@@ -14,9 +14,12 @@ from tokenizers import AddedToken
 from minitron_nas.errors import CheckpointError, DataError
 from minitron_nas.families.catalog import layouts
 from minitron_nas.testing import tiny_config, tiny_model, tiny_tokenizer
+from minitron_nas.text import packing
 from minitron_nas.text import tokens as tokens_module
 from minitron_nas.text.document import Conversation
-from minitron_nas.text.tokens import IGNORE_LABEL, PackedTokens, pack, packed_blocks, save_blocks, tokenize
+from minitron_nas.text.packing import pack, packed_blocks
+from minitron_nas.text.tokenization import tokenize
+from minitron_nas.text.tokens import IGNORE_LABEL, PackedTokens, save_blocks
 
 DOCUMENTS = [np.array(ids) for ids in ([5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [15, 16])]
 
@@ -151,7 +154,7 @@ def test_what_is_done_to_loaded_tokens_never_reaches_the_file(tmp_path):
 def test_packing_block_by_block_is_packing_at_once(lengths, sequence_length, block_tokens, most):
     pieces = [np.arange(100 * number, 100 * number + length) for number, length in enumerate(lengths)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokens_module, "_BLOCK_TOKENS", block_tokens)
+        patch.setattr(packing, "BLOCK_TOKENS", block_tokens)
         blocks = list(packed_blocks(iter(pieces), sequence_length, most))
     expected = pack(pieces, sequence_length)
     expected = expected if most is None else expected.first(most)
@@ -160,7 +163,8 @@ def test_packing_block_by_block_is_packing_at_once(lengths, sequence_length, blo
 
 
 def test_memory_does_not_grow_with_the_text(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokens_module, "_BLOCK_TOKENS", 1 << 14)
+    for module in (packing, tokens_module):
+        monkeypatch.setattr(module, "BLOCK_TOKENS", 1 << 14)
     document = np.arange(1000)
 
     def peak_bytes(num_documents):

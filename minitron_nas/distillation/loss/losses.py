@@ -41,7 +41,7 @@ class Losses:
     """Means over tokens, in nats.
 
     Attributes:
-        kl_nats: KL(teacher || student) over all tokens; NaN without a teacher.
+        kl_nats: KL(teacher || student) over all tokens that count; NaN without a teacher.
         loss_nats: Next-token loss over the tokens whose next token is in the same document.
         num_tokens: Tokens that the KL is averaged over.
     """
@@ -62,7 +62,14 @@ class LossSums:
         self._labels = 0
 
     @torch.no_grad()
-    def add(self, hidden: Tensor, head: OutputHead, labels: Tensor, targets: HiddenTargets | None = None) -> None:
+    def add(
+        self,
+        hidden: Tensor,
+        head: OutputHead,
+        labels: Tensor,
+        targets: HiddenTargets | None = None,
+        mask: Tensor | None = None,
+    ) -> None:
         """Add a batch.
 
         Args:
@@ -70,7 +77,11 @@ class LossSums:
             head: Its output head.
             labels: (num_tokens,), next tokens or `IGNORE_LABEL`.
             targets: What the teacher says; the KL is taken over the vocabulary that both heads have.
+            mask: (num_tokens,), bool; False leaves a token out. All tokens count by default.
         """
+        if mask is not None and not mask.all():
+            hidden, labels = hidden[mask], labels[mask]
+            targets = None if targets is None else HiddenTargets(targets.hidden[mask], targets.head)
         for rows in chunks(len(hidden)):
             part = None if targets is None else targets.of(rows)
             compute = _fused_sums if is_worth_compiling(hidden[rows], head) else _chunk_sums

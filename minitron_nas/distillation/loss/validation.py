@@ -54,7 +54,7 @@ def validate(
                     "validation takes the KL over the whole vocabulary, and the signal holds the most probable tokens "
                     "only; give it a cache of hidden states, or the teacher itself"
                 )
-            sums.add(flat, cast_head, labels, targets)
+            sums.add(flat, cast_head, labels, targets, batch.counted().flatten().to(device))
             done += batch.num_tokens
             progress(done, tokens.num_tokens)
     finally:

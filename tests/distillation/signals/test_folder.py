@@ -17,7 +17,7 @@ from minitron_nas.distillation.signals.top_k_cache import TopKCache, write_top_k
 from minitron_nas.errors import CacheError, DiskSpaceError
 from minitron_nas.storage.sealed import read_sealed, write_sealed
 from minitron_nas.testing import tiny_config, tiny_model
-from minitron_nas.text.tokens import pack
+from minitron_nas.text.packing import pack
 
 CPU = torch.device("cpu")
 RECORD_BYTES = {"hidden_cache": 16 * 48 * 4, "top_k": 16 * 9 * 6}

@@ -9,7 +9,7 @@ from minitron_nas.distillation.signals.hidden_cache import HiddenCache, write_hi
 from minitron_nas.distillation.signals.teacher import OnlineTeacher
 from minitron_nas.errors import CacheError
 from minitron_nas.testing import tiny_config, tiny_model
-from minitron_nas.text.tokens import pack
+from minitron_nas.text.packing import pack
 
 DTYPES = (torch.float32, torch.bfloat16)
 CPU = torch.device("cpu")

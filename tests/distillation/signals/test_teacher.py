@@ -6,7 +6,7 @@ import torch
 
 from minitron_nas.distillation.signals.teacher import OnlineTeacher
 from minitron_nas.testing import tiny_config, tiny_model
-from minitron_nas.text.tokens import pack
+from minitron_nas.text.packing import pack
 
 
 def some_tokens(num_sequences, sequence_length=16):

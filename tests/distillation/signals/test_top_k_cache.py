@@ -10,7 +10,7 @@ from minitron_nas.distillation.signals import folder as signal_folder
 from minitron_nas.distillation.signals.teacher import OnlineTeacher
 from minitron_nas.distillation.signals.top_k_cache import LOG_PROB_DTYPE, TopKCache, most_probable, write_top_k_cache
 from minitron_nas.testing import tiny_config, tiny_model
-from minitron_nas.text.tokens import pack
+from minitron_nas.text.packing import pack
 
 CPU = torch.device("cpu")
 NUM_TOKENS = 5 * 16

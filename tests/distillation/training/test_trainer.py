@@ -23,7 +23,9 @@ from minitron_nas.distillation.training.trainer import distill
 from minitron_nas.errors import CheckpointError, NonFiniteLossError, PlanError, TrainingMemoryError
 from minitron_nas.execution.runner import is_out_of_memory
 from minitron_nas.testing import tiny_config, tiny_model
-from minitron_nas.text.tokens import IGNORE_LABEL, pack
+from minitron_nas.text.packing import pack
+from minitron_nas.text.token_log import TokenStream
+from minitron_nas.text.tokens import IGNORE_LABEL
 
 LENGTH = 16
 SCHEDULE = Schedule(num_steps=8, batch_sequences=2, sequence_length=LENGTH)
@@ -409,6 +411,27 @@ def test_a_batch_in_four_parts_gives_the_gradient_of_the_whole(tmp_path):
     parts, result = train(tmp_path / "parts", schedule=schedule, settings=changed(micro_batch_sequences=1))
     assert training_losses(result) == pytest.approx(training_losses(expected), rel=1e-5)
     assert_close(parts, whole)
+
+
+def long_documents(bos):
+    """Eight sequences of two documents; with a BOS, six of them begin inside one."""
+    generator = np.random.default_rng(3)
+    return pack(TokenStream([np.r_[1, generator.integers(3, 320, size=4 * LENGTH)] for _ in range(2)], bos), LENGTH)
+
+
+def test_an_added_bos_counts_in_no_part_of_the_loss_however_the_batch_is_cut(tmp_path):
+    tokens, schedule = long_documents(bos=1), Schedule(1, 8, LENGTH)
+    assert int(tokens.added.sum()) == 7
+    settings = {"lm_loss_weight": 0.5, "num_evaluations": 1}
+    whole, result = train(
+        tmp_path / "whole", tokens=tokens, schedule=schedule, settings=changed(**settings, micro_batch_sequences=8)
+    )
+    parts, _ = train(
+        tmp_path / "parts", tokens=tokens, schedule=schedule, settings=changed(**settings, micro_batch_sequences=1)
+    )
+    assert_close(whole, parts)
+    losses = validate(a_student(), tokens, OnlineTeacher(a_teacher()))
+    assert training_losses(result) == pytest.approx([losses.kl_nats + 0.5 * losses.loss_nats], rel=1e-4)
 
 
 def test_a_micro_batch_is_at_most_the_batch(tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from minitron_nas.errors import CheckpointError, DataError, PlanError
 from minitron_nas.execution.device import compute_dtype
@@ -53,6 +53,29 @@ def test_a_long_text_is_cut_into_sequences_and_its_rest_counts_too(trained_teach
     mean = sum(loss * num_labels for loss, num_labels in losses) / sum(num_labels for _, num_labels in losses)
     result = evaluate(trained_teacher, file, sequence_length=50, display=Quiet())
     assert result.loss_nats == pytest.approx(mean, rel=1e-3)
+
+
+def test_sequences_inside_a_document_begin_with_bos_and_count_without_it(
+    trained_teacher: Path, bos_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    folder, file = tmp_path / "teacher", tmp_path / "text.txt"
+    shutil.copytree(trained_teacher, folder)
+    bos_tokenizer.save_pretrained(folder)
+    file.write_text(SENTENCE * 3)
+    bos, ids = bos_tokenizer.bos_token_id, ids_of(folder, SENTENCE * 3)
+    windows = [ids[:, :50], *(torch.cat([torch.tensor([[bos]]), part], dim=1) for part in ids[:, 50:].split(49, dim=1))]
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=compute_dtype(torch.device("cpu")))
+    total = num_labels = 0
+    for number, window in enumerate(windows):
+        labels = window.clone()
+        labels[:, : 2 if number else 1] = -100
+        with torch.no_grad():
+            counted = int((labels >= 0).sum())
+            total, num_labels = total + model(window, labels=labels).loss.item() * counted, num_labels + counted
+    assert ids[0, 0] == bos
+    result = evaluate(folder, file, sequence_length=50, display=Quiet())
+    assert result.loss_nats == pytest.approx(total / num_labels, rel=1e-3)
+    assert result.num_tokens == ids.shape[1]
 
 
 def test_documents_do_not_see_each_other(trained_teacher: Path, tmp_path: Path) -> None:
