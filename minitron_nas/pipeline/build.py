@@ -144,7 +144,7 @@ def _begin(plan: FamilyPlan, folder: RunFolder, source: ModelSource, data: Data,
             "fingerprint": checkpoint.fingerprint,
             "num_parameters": checkpoint.num_parameters,
         },
-        "data": {"fingerprint": data_fingerprint(data)},
+        "data": {"fingerprint": data_fingerprint(data, plan.text)},
     }
     folder.write_plan(plan.to_dict(), about, deciding)
     if checkpoint.path.parent != folder.given:

@@ -1,80 +1,26 @@
-"""A document: plain text, or a conversation that the tokenizer's chat template turns into text."""
+"""A document: plain text, or a conversation."""
 
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Self, TypeAlias
+from typing import Any
 
 import xxhash
-from transformers import PreTrainedTokenizerBase
 
 from minitron_nas.errors import DataError
+from minitron_nas.text.conversation import COLUMN_HINT, Conversation, parsed_messages
+from minitron_nas.text.plain import plain
 
 TEXT_COLUMN = "text"
 CHAT_COLUMNS = ("messages", "conversations")
 TOOLS_COLUMN = "tools"
 
-_COLUMN_HINT = "--set text.column=NAME, or in a blend with the source's own column=NAME"
-_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
+_CHAT_NAMES = frozenset((*CHAT_COLUMNS, "conversation", "chat", "dialog", "dialogue"))
+"""Columns that mean a conversation, also where they hold it as JSON text."""
 
-Tools: TypeAlias = Sequence[object] | str | None
-"""A cell that describes functions: a list, JSON text, or nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """A conversation as chat templates read it.
-
-    Attributes:
-        messages: Turns, each with `role`, `content` and whatever else the template knows.
-        tools: Descriptions of the functions that the assistant may call; None without any.
-    """
-
-    messages: Sequence[dict[str, Any]]
-    tools: list[Any] | None = None
-
-    @classmethod
-    def of(cls, messages: Sequence[object], tools: Tools = None) -> Self:
-        """Read the cells of a table's row.
-
-        Fields that are missing from a turn but not from others are None in a table; they are left out.
-        Turns with `from` and `value` (ShareGPT) become `role` and `content`.
-
-        Args:
-            messages: The conversation's cell: turns with a role or a sender.
-            tools: The cell of the functions that the assistant may call, as a list or as JSON text.
-
-        Raises:
-            DataError: If a turn has neither a role nor a sender.
-        """
-        turns = [_turn(_without_none(message)) for message in messages]
-        return cls(turns, _tools(tools))
-
-    def render(self, tokenizer: PreTrainedTokenizerBase) -> str:
-        """Return the text that the tokenizer's chat template makes of it, special tokens included.
-
-        Args:
-            tokenizer: The teacher's.
-
-        Raises:
-            DataError: If the tokenizer has no chat template, or the template refuses the conversation.
-        """
-        if not tokenizer.chat_template:
-            raise DataError(
-                "the data holds conversations, and the teacher's tokenizer has no chat template; add one to the "
-                f"teacher's folder (chat_template.jinja), or name a column of plain text with {_COLUMN_HINT}"
-            )
-        try:
-            text = tokenizer.apply_chat_template(list(self.messages), tools=self.tools, tokenize=False)
-        except Exception as error:
-            beginning = json.dumps(list(self.messages), ensure_ascii=False, default=str)[:120]
-            raise DataError(
-                f"the chat template refuses a conversation ({' '.join(str(error).split())}): {beginning}...; "
-                "take it out of the data"
-            ) from error
-        assert isinstance(text, str)
-        return text
-
+_JSON_OF_TURNS = re.compile(r"\s*(\[\s*[{\]\"]|\{)")
+_MOST_ZEROS = 0.1
 
 Document = str | Conversation
 """What becomes one run of tokens that sees no other."""
@@ -92,27 +38,22 @@ def document_digest(document: Document) -> int:
     return xxhash.xxh3_64_intdigest(content.encode("utf-8", "replace"))
 
 
-def document_of(row: Mapping[str, Any], column: str) -> Document | None:
+def document_of(row: Mapping[str, Any], column: str, origin: str = "", fills_with_none: bool = True) -> Document | None:
     """Return the document of a table's row, or None if its cell is empty or missing.
 
     Args:
         row: Cells by column.
         column: The column that holds the document.
+        origin: File and row, for errors.
+        fills_with_none: Whether the table fills what a row lacks with None.
 
     Raises:
         DataError: If the cell is neither text nor a conversation.
     """
-    cell = row[column]
-    if cell is None or (isinstance(cell, str) and not cell.strip()):
-        return None
-    if isinstance(cell, str):
-        return cell
-    if isinstance(cell, Sequence):
-        return Conversation.of(cell, row.get(TOOLS_COLUMN)) if len(cell) else None
-    raise DataError(
-        f"column {column!r} holds {cell!r}, which is neither text nor a conversation (a list of messages); name "
-        f"another column with {_COLUMN_HINT}"
-    )
+    try:
+        return _document(row[column], column, row.get(TOOLS_COLUMN), origin, fills_with_none)
+    except DataError as error:
+        raise DataError(f"{origin}: {error}" if origin else str(error)) from None
 
 
 def document_columns(names: Sequence[str] | None, wanted: str, origin: str) -> list[str]:
@@ -131,35 +72,40 @@ def document_columns(names: Sequence[str] | None, wanted: str, origin: str) -> l
     candidates = (wanted, *(CHAT_COLUMNS if wanted == TEXT_COLUMN else ()))
     column = next((name for name in candidates if name in names), None)
     if column is None:
-        raise DataError(f"{origin} has no column {wanted!r} but {', '.join(names)}; choose one with {_COLUMN_HINT}")
+        raise DataError(f"{origin} has no column {wanted!r} but {', '.join(names)}; choose one with {COLUMN_HINT}")
     return [column, *([TOOLS_COLUMN] if TOOLS_COLUMN in names and column != TOOLS_COLUMN else [])]
 
 
-def _turn(message: object) -> dict[str, Any]:
-    if isinstance(message, Mapping) and "role" in message:
-        return dict(message)
-    if isinstance(message, Mapping) and {"from", "value"} <= message.keys():
-        others = {key: value for key, value in message.items() if key not in {"from", "value"}}
-        sender = message["from"]
-        return {"role": _SHAREGPT_ROLES.get(sender, sender), "content": message["value"], **others}
+def _document(cell: object, column: str, tools: Any, origin: str, fills_with_none: bool) -> Document | None:
+    if isinstance(cell, bytes):
+        cell = _decoded(cell, column)
+    if cell is None or cell == [] or (isinstance(cell, float) and math.isnan(cell)):
+        return None
+    if isinstance(cell, str):
+        text = plain(cell)
+        if not text.strip():
+            return None
+        if column in _CHAT_NAMES and _JSON_OF_TURNS.match(text):
+            turns = parsed_messages(text, column)
+            return Conversation.of(turns, tools, origin, fills_with_none=False) if turns else None
+        if text.count("\0") > _MOST_ZEROS * len(text):
+            raise DataError(
+                f"column {column!r} holds {text[:20]!r}, which is binary; name another column with {COLUMN_HINT}"
+            )
+        return text
+    if isinstance(cell, Sequence) or (isinstance(cell, Mapping) and column in _CHAT_NAMES):
+        return Conversation.of(cell, tools, origin, fills_with_none)
     raise DataError(
-        f"{message!r} is no message of a conversation; it needs 'role' and 'content', or 'from' and 'value'"
+        f"column {column!r} holds {cell!r:.200}, which is neither text nor a conversation (a list of messages); name "
+        f"another column with {COLUMN_HINT}"
     )
 
 
-def _tools(cell: Tools) -> list[object] | None:
-    tools = cell
-    if isinstance(cell, str):
-        try:
-            tools = json.loads(cell) if cell.strip() else None
-        except ValueError:
-            raise DataError(
-                f"column 'tools' holds {cell[:80]!r}, which is not JSON; write a list of functions"
-            ) from None
-    return [_without_none(tool) for tool in tools] if tools else None
-
-
-def _without_none(value: object) -> object:
-    if isinstance(value, Mapping):
-        return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
-    return [_without_none(inner) for inner in value] if isinstance(value, list) else value
+def _decoded(cell: bytes, column: str) -> str:
+    try:
+        return cell.decode("utf-8")
+    except UnicodeDecodeError:
+        raise DataError(
+            f"column {column!r} holds bytes that are no UTF-8 text ({cell[:20]!r}); name another column with "
+            f"{COLUMN_HINT}"
+        ) from None

@@ -16,7 +16,9 @@ from minitron_nas.storage.ledger import fingerprint
 from minitron_nas.text.data_source import DataSource, blend_entries, read_sources
 from minitron_nas.text.document import Document, document_columns, document_digest, document_of
 from minitron_nas.text.embedded import embedded_documents
-from minitron_nas.text.files import is_path, matching_files, one_line, open_files, read_parts
+from minitron_nas.text.files import is_path, one_line, open_files, read_parts
+from minitron_nas.text.formats import READABLE
+from minitron_nas.text.listing import Listing, list_files
 from minitron_nas.text.settings import TextSettings
 
 EMBEDDED = "embedded"
@@ -88,7 +90,7 @@ def data_name(data: Data) -> str | list[dict[str, Any]]:
     return [source.model_dump(exclude_none=True) for source in _named_blend(data)[0]]
 
 
-def data_fingerprint(data: Data) -> str:
+def data_fingerprint(data: Data, settings: TextSettings) -> str:
     """Return 16 hexadecimal digits that change when the text changes, without reading all of it.
 
     A file counts by its path, size and time of change, and its first and last block; what has no files here, by
@@ -96,14 +98,36 @@ def data_fingerprint(data: Data) -> str:
 
     Args:
         data: What the user gave.
+        settings: Say which files of a folder are read.
 
     Raises:
         DataError: If a file is missing or empty.
         PlanError: If a blend is written wrongly.
     """
-    names = [source.name for source in open_sources(data, TextSettings())]
-    looks = [[_look(file) for file in matching_files(name)] for name in names]
+    sources = open_sources(data, settings)
+    looks = [[_look(file) for file in source_files(source)] for source in sources]
     return fingerprint({"data": data_name(data), "files": looks})
+
+
+def source_files(source: TextSource) -> list[Path]:
+    """Return the files that are read of a source, those of folders that `Dataset.save_to_disk` wrote included.
+
+    Args:
+        source: The source.
+    """
+    files = source_listing(source).files
+    return [inner for file in files for inner in (sorted(file.iterdir()) if file.is_dir() else [file])]
+
+
+def source_listing(source: TextSource) -> Listing:
+    """Return what of a source's files is read; nothing where it has none.
+
+    Args:
+        source: The source.
+    """
+    if not isinstance(source.data, str | Path) or source.data == EMBEDDED:
+        return Listing()
+    return list_files(str(source.data), source.settings)
 
 
 def _look(file: Path) -> list[str | int]:
@@ -152,10 +176,10 @@ def read_in_order(data: str | Path, settings: TextSettings) -> list[Document]:
     Raises:
         DataError: If no file matches or its table lacks the column.
     """
-    files = matching_files(str(data))
-    if not files:
-        raise DataError(f"no file matches {data}; give an existing text, jsonl or parquet file")
-    return list(read_parts(open_files(files, settings.column, str(data), passages=False)))
+    listing = list_files(str(data), settings)
+    if not listing.files:
+        raise DataError(f"no file matches {data}; give an existing text, jsonl or parquet file{_left(listing)}")
+    return list(read_parts(open_files(listing.files, settings.column, passages=False)))
 
 
 def _is_blend(data: Data) -> TypeGuard[Blended]:
@@ -190,12 +214,20 @@ def _source_name(data: SingleData) -> str:
             f"the data has the splits {', '.join(data)}; give one of them, such as data[{next(iter(data))!r}]"
         )
     name = str(data)
-    files = matching_files(name)
+    listing = list_files(name, None)
+    files = listing.files
     if files and not any(file.stat().st_size for file in files):
         raise DataError(f"{name} is empty; give text to calibrate and train on")
-    if not files and is_path(name):
-        raise DataError(f"no file matches {name}; give an existing file, glob, folder or a hub dataset's name")
+    if not files and (is_path(name) or Path(name).expanduser().is_dir()):
+        raise DataError(
+            f"no file matches {name}; give an existing file, glob, folder or a hub dataset's name{_left(listing)}"
+        )
     return str(Path(name).absolute()) if files else name
+
+
+def _left(listing: Listing) -> str:
+    said = listing.about_passed_over()
+    return f" (it can be {READABLE}; {said})" if said else ""
 
 
 def _shuffled(data: SingleData, settings: TextSettings, seed: int) -> Iterable[Document]:
@@ -208,10 +240,10 @@ def _shuffled(data: SingleData, settings: TextSettings, seed: int) -> Iterable[D
         documents = list(embedded_documents())
         random.Random(seed).shuffle(documents)
         return documents
-    files = matching_files(str(data))
+    files = list_files(str(data), settings).files
     if not files:
         return _hub_rows(str(data), settings, seed)
-    parts = open_files(files, settings.column, str(data), passages=True)
+    parts = open_files(files, settings.column, passages=True)
     order = array("Q", range(sum(len(part) for part in parts)))
     random.Random(seed).shuffle(order)
     return read_parts(parts, order)
@@ -232,6 +264,6 @@ def _rows(table: Table, column: str, origin: str) -> Iterator[Document]:
     for row in table:
         if columns[0] not in row:  # a stream that does not say its columns
             columns = document_columns(list(row), column, origin)
-        document = document_of(row, columns[0])
+        document = document_of(row, columns[0], f"a row of {origin}")
         if document is not None:
             yield document

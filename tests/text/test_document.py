@@ -4,7 +4,8 @@ import pytest
 
 from minitron_nas.errors import DataError
 from minitron_nas.testing import tiny_tokenizer
-from minitron_nas.text.document import Conversation, document_columns, document_digest, document_of
+from minitron_nas.text.conversation import Conversation
+from minitron_nas.text.document import document_columns, document_digest, document_of
 
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
 

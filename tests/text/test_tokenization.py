@@ -3,7 +3,7 @@
 import pytest
 
 from minitron_nas.testing import tiny_tokenizer
-from minitron_nas.text.document import Conversation
+from minitron_nas.text.conversation import Conversation
 from minitron_nas.text.settings import TextSettings
 from minitron_nas.text.sources import TextSource
 from minitron_nas.text.splits import TextReader, TokenSplits, split_documents

@@ -16,7 +16,7 @@ from minitron_nas.families.catalog import layouts
 from minitron_nas.testing import tiny_config, tiny_model, tiny_tokenizer
 from minitron_nas.text import packing
 from minitron_nas.text import tokens as tokens_module
-from minitron_nas.text.document import Conversation
+from minitron_nas.text.conversation import Conversation
 from minitron_nas.text.packing import pack, packed_blocks
 from minitron_nas.text.tokenization import tokenize
 from minitron_nas.text.tokens import IGNORE_LABEL, PackedTokens, save_blocks

@@ -39,7 +39,7 @@ def prepare_tokens(engine: Engine, plan: FamilyPlan, teacher: Checkpoint, data: 
     stage = Stage(
         "text",
         "read, split and pack",
-        inputs.of_text(plan, teacher, data_fingerprint(data)),
+        inputs.of_text(plan, teacher, data_fingerprint(data, plan.text)),
         outputs=[folder / f"{name}.safetensors" for name in ("calibration", "validation", "train")],
     )
     done = engine.run(stage, action)

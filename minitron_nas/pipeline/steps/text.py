@@ -10,7 +10,7 @@ from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.progress import Progress
 from minitron_nas.storage.ledger import fingerprint
 from minitron_nas.text.settings import TextSettings
-from minitron_nas.text.sources import Data, data_name
+from minitron_nas.text.sources import Data, data_fingerprint
 from minitron_nas.text.splits import TextReader, TokenSplits, split_text
 
 
@@ -39,7 +39,7 @@ def read_splits(
         PlanError: If the teacher knows fewer positions than a sequence has.
     """
     teacher.require_length(text.sequence_length)
-    inputs = {"data": data_name(data), "text": text.model_dump(), "tokens": tokens, "seed": seed}
+    inputs = {"data": data_fingerprint(data, text), "text": text.model_dump(), "tokens": tokens, "seed": seed}
     folder = work / f"tokens-{fingerprint({**inputs, 'teacher': teacher.fingerprint})}"
     with suppress(CheckpointError):  # nothing is there, or not what was written
         return TokenSplits.load(folder, verify=True)
