@@ -33,6 +33,7 @@ from minitron_nas.settings import Settings, format_count
 from minitron_nas.storage.run_folder import RunFolder
 from minitron_nas.text.data_source import read_sources
 from minitron_nas.text.sources import Data, data_fingerprint, data_name
+from minitron_nas.text.survey import about_text
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
@@ -137,6 +138,8 @@ def _begin(plan: FamilyPlan, folder: RunFolder, source: ModelSource, data: Data,
         if not folder.has_begun_with(checkpoint.fingerprint):
             check_values(checkpoint.path, checkpoint.headers, progress)
     preflight(plan, checkpoint, folder)
+    for line in about_text(data, plan.text):
+        display.note(line)
     about = {
         "versions": versions(),
         "teacher": {

@@ -82,6 +82,19 @@ class JsonRows:
         return row
 
 
+def count_rows(content: Content) -> int:
+    """Return the number of rows, without reading more of them than where they end.
+
+    Args:
+        content: Of a JSON file.
+
+    Raises:
+        DataError: If it begins like an array or an object over several lines, and is none.
+    """
+    whole = _whole_rows(content)
+    return sum(1 for _ in _lines(content)) if whole is None else len(whole)
+
+
 def _lines(content: Content) -> Iterator[tuple[int, int]]:
     """Where each line that is not empty begins and ends."""
     if content.begin == content.end:

@@ -14,8 +14,9 @@ class TextSettings(Settings):
         column: The column of a table that holds the text, or conversations, which go through the
             tokenizer's chat template. Where a table has no column `text` and none is named here, its
             `messages` or `conversations` are read.
-        config: The hub dataset's configuration, where it has several.
-        split: The hub dataset's split.
+        config: The hub dataset's configuration, where it has several; also of a clone whose card names them.
+        split: The hub dataset's split; also of a folder or glob whose files or folders are named after splits, where
+            no other split is read. Several are joined by a plus.
         sequence_length: Tokens of one packed sequence.
         bos: Where the tokenizer begins a text with BOS, what else does: every `sequence` that begins inside a document,
             where it counts in no loss, or nothing but a `document`. Models such as Gemma 3 need it: perplexity of

@@ -28,7 +28,8 @@ from minitron_nas.pruning.export import export_student, proof_prompt, stored_dty
 from minitron_nas.storage.lineage import Lineage, Origin, Proof
 from minitron_nas.storage.run_folder import require_new_folder
 from minitron_nas.text.settings import TextSettings
-from minitron_nas.text.sources import Data, data_name
+from minitron_nas.text.sources import Data
+from minitron_nas.text.survey import about_text
 from minitron_nas.text.tokens import PackedTokens
 
 
@@ -80,7 +81,8 @@ def correct(
     display, settings, text = display or default_display(), settings or CorrectionSettings(), text or TextSettings()
     folder = Path(out)
     require_new_folder(folder)
-    data_name(data)
+    for line in about_text(data, text):
+        display.note(line)
     if settings.weights == "lora":
         require_peft()
     place = Correction(folder)

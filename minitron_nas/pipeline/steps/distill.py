@@ -24,7 +24,8 @@ from minitron_nas.pruning.export import export_student, proof_prompt, stored_dty
 from minitron_nas.storage.lineage import Lineage, Origin, Proof
 from minitron_nas.storage.run_folder import require_new_folder
 from minitron_nas.text.settings import TextSettings
-from minitron_nas.text.sources import Data, data_name
+from minitron_nas.text.sources import Data
+from minitron_nas.text.survey import about_text
 from minitron_nas.text.tokens import PackedTokens
 from minitron_nas.text.vocabulary import Vocabulary
 
@@ -96,7 +97,8 @@ def distill(
     followed = Correction(Path(correction)) if correction is not None else None
     if followed is not None:
         followed.require_usable(settings)
-    data_name(data)
+    for line in about_text(data, text):
+        display.note(line)
     work = folder.with_name(f"{folder.name}.work")
     source = resolve_teacher(student, work / "student")
     other = resolve_teacher(teacher, work / "teacher")

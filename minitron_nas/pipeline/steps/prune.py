@@ -39,6 +39,7 @@ from minitron_nas.storage.run_folder import require_new_folder
 from minitron_nas.storage.weights import TensorHeader
 from minitron_nas.text.settings import TextSettings
 from minitron_nas.text.sources import Data, data_name
+from minitron_nas.text.survey import about_text
 from minitron_nas.text.tokens import PackedTokens
 
 
@@ -117,7 +118,8 @@ def prune(
     folder, display, space = Path(out), display or default_display(), space or load_space("default")
     require_new_folder(folder)
     if data is not None:
-        data_name(data)
+        for line in about_text(data, text or TextSettings()):
+            display.note(line)
     with TemporaryDirectory(dir=existing_parent(folder)) as work:
         checkpoint = resolve_teacher(teacher, Path(work), read_values=False)
         source, layout = checkpoint.architecture, checkpoint.layout

@@ -19,6 +19,7 @@ from minitron_nas.storage.run_folder import require_new_folder
 from minitron_nas.text.settings import TextSettings
 from minitron_nas.text.sources import Data, data_name
 from minitron_nas.text.splits import TextReader, TokenSplits, split_text
+from minitron_nas.text.survey import about_text
 from minitron_nas.text.tokens import PackedTokens
 
 MAGNITUDE = "magnitude"
@@ -50,7 +51,8 @@ def score(
     """
     folder, display = Path(out), display or default_display()
     require_new_folder(folder)
-    data_name(data)
+    for line in about_text(data, text or TextSettings()):
+        display.note(line)
     with TemporaryDirectory(dir=existing_parent(folder)) as work:
         with display.stage("teacher", "check every value") as progress:
             checkpoint = resolve_teacher(teacher, Path(work), progress)
