@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from minitron_nas.errors import CheckpointError
 from minitron_nas.storage.atomic import whole_file
 from minitron_nas.storage.weights import file_headers
 
@@ -65,10 +66,15 @@ def map_arrays(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     Writing to an array changes it in this process' memory only, never the file.
 
     Raises:
-        CheckpointError: If it is no safetensors file or is cut short.
+        CheckpointError: If it is no safetensors file, is cut short, or holds another type than `write_arrays` writes.
     """
     arrays: dict[str, Any] = {}
     for name, header in file_headers(path).items():
+        if header.dtype not in _DTYPES:
+            raise CheckpointError(
+                f"{path} holds {name!r} as {header.dtype}, which minitron_nas writes no arrays in; delete the file and "
+                "repeat what wrote it"
+            )
         dtype = _DTYPES[header.dtype]
         if header.num_bytes:
             arrays[name] = np.memmap(path, dtype=dtype, mode="c", offset=header.offset, shape=header.shape)

@@ -7,13 +7,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from minitron_nas.errors import CheckpointError
+from minitron_nas.storage.foreign import other_kind, plain_name, read_object, what_lies_instead
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -21,6 +24,8 @@ BLOCK_BYTES = 32 << 20
 """Bytes of a tensor that are worked on at a time."""
 
 _LENGTH_BYTES = 8
+_MOST_HEADER_BYTES = 100_000_000
+"""As many as safetensors reads."""
 _SAMPLE_BYTES = 64 << 10
 _MAX_THREADS = 16
 _THREADS_PER_CORE = 4
@@ -61,67 +66,125 @@ class TensorHeader:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files that the folder's index names, sorted, or the single one.
+    """Return the files that hold a model's weights, as `from_pretrained` chooses them.
+
+    `model.safetensors` comes first, whatever index or shards lie beside it; without it the index decides, and
+    shards that it does not name are no part of the model.
 
     Raises:
-        CheckpointError: If there is none, the index cannot be read, or a file that it names is missing.
+        CheckpointError: If there is neither, the index cannot be read, or a file that it names is missing.
     """
-    index = folder / INDEX
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError):
-            raise CheckpointError(f"{index} is no safetensors index, or is cut short; copy it again") from None
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            raise CheckpointError(f"{folder} lacks {', '.join(missing)}, which its index names; copy it again")
-        return [folder / name for name in names]
-    single = folder / SINGLE
-    if not single.is_file():
-        raise CheckpointError(
-            f"{folder} holds no safetensors weights; load the model in transformers and save it again with "
-            "save_pretrained, which writes them"
+    single, index = folder / SINGLE, folder / INDEX
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        instead = what_lies_instead(folder) or (
+            "holds no safetensors weights; load the model in transformers and save it again with save_pretrained, "
+            "which writes them"
         )
-    return [single]
+        raise CheckpointError(f"{folder} {instead}")
+    weight_map = read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} is no safetensors index, or is cut short; copy it again")
+    if odd := [name for name in weight_map.values() if not plain_name(name)]:
+        raise CheckpointError(f"{index} names {odd[0]!r}, which is no file inside {folder}; copy the index again")
+    names = sorted(set(weight_map.values()))
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{folder} lacks {', '.join(missing)}, which its index names; copy it again")
+    return [folder / name for name in names]
 
 
 def read_headers(folder: Path) -> dict[str, TensorHeader]:
     """Read the name, shape, dtype and place of every tensor of a folder, without its data.
 
     Raises:
-        CheckpointError: If a file is cut short or too long, or is no safetensors file.
+        CheckpointError: If a file is cut short or too long, is no safetensors file, or holds a tensor that
+            another holds, too.
     """
-    return {name: header for file in weight_files(folder) for name, header in file_headers(file).items()}
+    found: dict[str, TensorHeader] = {}
+    for file in weight_files(folder):
+        headers = file_headers(file)
+        if twice := sorted(found.keys() & headers.keys()):
+            raise CheckpointError(
+                f"{found[twice[0]].file} and {file.name} both hold tensor {twice[0]!r}; which of them counts is up to "
+                "who reads it: save the model again into an empty folder"
+            )
+        found |= headers
+    return found
 
 
 def file_headers(file: Path) -> dict[str, TensorHeader]:
     """Read the same of one safetensors file.
 
+    safetensors' own library looks first at the whole header: whether tensors share bytes, leave some to nobody,
+    or say a type that their bytes contradict.
+
     Raises:
         CheckpointError: If it is cut short or too long, or is no safetensors file.
     """
     try:
-        with open(file, "rb") as handle:
-            (length,) = struct.unpack("<Q", handle.read(_LENGTH_BYTES))
-            content = json.loads(handle.read(length))
-    except (struct.error, ValueError, MemoryError, OverflowError):
-        raise CheckpointError(f"{file} is not a safetensors file, or is cut short; copy it again") from None
+        with safe_open(file, framework="numpy"):
+            pass
+        data, content = _header_of(file)
+        return {
+            name: TensorHeader(file, tuple(entry["shape"]), entry["dtype"], end - begin, data + begin)
+            for name, entry in content.items()
+            for begin, end in [entry["data_offsets"]]
+        }
+    except _TwiceError as error:
+        raise CheckpointError(f"{file} names tensor {error.args[0]!r} twice; save the model again") from None
+    except (SafetensorError, OSError, ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(_fault(file, str(error))) from None
+
+
+class _TwiceError(Exception):
+    """Carries a key that one JSON object has twice."""
+
+
+def _header_of(file: Path) -> tuple[int, dict[str, Any]]:
+    """Return where a file's data begins, and what its header says of each tensor."""
+    with open(file, "rb") as handle:
+        (length,) = struct.unpack("<Q", handle.read(_LENGTH_BYTES))
+        if length > _MOST_HEADER_BYTES:
+            raise ValueError(f"a header of {length} bytes")
+        content = json.loads(handle.read(length), object_pairs_hook=_once)
     content.pop("__metadata__", None)
-    data = _LENGTH_BYTES + length
-    end = max((entry["data_offsets"][1] for entry in content.values()), default=0)
-    if (size := file.stat().st_size) != data + end:
-        wrong = "cut short" if size < data + end else "longer than its header says"
-        raise CheckpointError(f"{file} is {wrong} ({size} bytes instead of {data + end}); copy it again")
-    return {
-        name: TensorHeader(
-            file,
-            tuple(entry["shape"]),
-            entry["dtype"],
-            entry["data_offsets"][1] - entry["data_offsets"][0],
-            data + entry["data_offsets"][0],
-        )
-        for name, entry in content.items()
-    }
+    return _LENGTH_BYTES + length, content
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _TwiceError(next(name for name in names if names.count(name) > 1))
+    return found
+
+
+def _span(entry: dict[str, Any]) -> tuple[int, int]:
+    begin, end = entry["data_offsets"]
+    return int(begin), int(end)
+
+
+def _fault(file: Path, reason: str) -> str:
+    """Say what is wrong with a file that safetensors refuses."""
+    if kind := other_kind(file):
+        return f"{file} is {kind}"
+    size = file.stat().st_size if file.is_file() else 0
+    try:
+        data, content = _header_of(file)
+        spans = sorted((*_span(entry), name) for name, entry in content.items())
+        end = data + max((last for _, last, _ in spans), default=0)
+    except (struct.error, _TwiceError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return f"{file} is not a safetensors file, or is cut short ({reason}); copy it again"
+    if size < end:
+        return f"{file} is cut short ({size} bytes instead of {end}); copy it again"
+    for (_, last, name), (first, _, other) in pairwise(spans):
+        if first < last:
+            return f"{file}: tensors {name!r} and {other!r} share bytes; copy it again"
+    if size > end:
+        return f"{file} is longer than its header says ({size} bytes instead of {end}); copy it again"
+    return f"{file} is refused by safetensors ({reason}); copy it again"
 
 
 def read_rows(header: TensorHeader, first: int, last: int) -> Any:

@@ -40,6 +40,12 @@ def test_a_file_that_safetensors_wrote_is_mapped_too(tmp_path):
     assert (arrays["a"].tolist(), about) == ([[0, 1, 2], [3, 4, 5]], {})
 
 
+def test_a_type_that_is_never_written_is_refused(tmp_path):
+    save_file({"a": np.ones(3, dtype=np.float32)}, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match=r"x\.safetensors holds 'a' as F32"):
+        map_arrays(tmp_path / "x.safetensors")
+
+
 def test_metadata_is_asked_for_when_all_rows_are_written(tmp_path):
     seen = []
 

@@ -51,6 +51,10 @@ def test_a_folder_has_the_files_that_its_index_names(tmp_path: Path) -> None:
     ]
 
 
+def test_the_single_file_goes_before_any_index_as_in_transformers(tmp_path: Path) -> None:
+    assert weight_files(single(sharded(tmp_path))) == [tmp_path / "model.safetensors"]
+
+
 def test_a_folder_without_index_has_the_single_file(tmp_path: Path) -> None:
     assert weight_files(single(tmp_path)) == [tmp_path / "model.safetensors"]
 
@@ -117,7 +121,9 @@ def test_a_header_that_is_written_is_read_by_safetensors(tmp_path: Path) -> None
 
 def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").touch()
-    with pytest.raises(CheckpointError, match="holds no safetensors weights; load the model in transformers"):
+    with pytest.raises(
+        CheckpointError, match=r"holds no safetensors weights, but pytorch_model\.bin; load the model in"
+    ):
         weight_files(tmp_path)
 
 
@@ -127,11 +133,39 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         read_headers(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", '{"weight_map": {"a"', "{}"])
-def test_an_index_that_is_cut_short_is_refused(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("", "is empty"),
+        ('{"weight_map": {"a"', "is not JSON"),
+        ("{}", "is no safetensors index, or is cut short; copy it"),
+        ('{"weight_map": {}}', "is no safetensors index"),
+        ('{"weight_map": ["a"]}', "is no safetensors index"),
+        ('{"weight_map": {"a": "../b.safetensors"}}', r"names '\.\./b\.safetensors', which is no file inside"),
+        ('{"weight_map": {"a": "/b.safetensors"}}', "names '/b"),
+        ('{"weight_map": {"a": "inner/../../b"}}', "names 'inner"),
+        ('{"weight_map": {"a": "b\\\\c"}}', "names 'b"),
+        ('{"weight_map": {"a": 3, "b": "c"}}', "names 3"),
+        ('{"weight_map": {"a": ["b"]}}', r"names \['b'\]"),
+        ('{"weight_map": {"a": ""}}', "names ''"),
+        ("[" * 100_000, "nests deeper than 64 levels"),
+        ('{"weight_map":' * 70 + "{}" + "}" * 70, "nests deeper than 64 levels"),
+        ("<!DOCTYPE html>", "is a web page"),
+    ],
+)
+def test_an_index_that_cannot_be_meant_is_refused(tmp_path: Path, text: str, fault: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"index\.json is no safetensors index, or is cut short; copy it"):
+    with pytest.raises(CheckpointError, match=rf"index\.json {fault}"):
         weight_files(tmp_path)
+
+
+def test_a_tensor_in_two_shards_is_refused_with_both(tmp_path: Path) -> None:
+    sharded(tmp_path)
+    save_file(TENSORS, tmp_path / "model-00003-of-00003.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"model-00001-of-00003\.safetensors and model-00003.* both hold tensor 'emb"
+    ):
+        read_headers(tmp_path)
 
 
 @pytest.mark.parametrize(("more", "wrong"), [(-1, "cut short"), (2, "longer than its header says")])
@@ -147,16 +181,98 @@ def test_a_file_of_another_size_than_its_header_says_is_refused_with_both(
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "fault"),
     [
-        b"",
-        b"\x01\x02",
-        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
-        struct.pack("<Q", 100) + b'{"a": {"dtype"',
-        struct.pack("<Q", 2**63) + b"{}",
+        (b"", "is empty"),
+        (b"\x01\x02", "is not a safetensors file, or is cut short"),
+        (struct.pack("<Q", 100) + b'{"a": {"dtype"', "is not a safetensors file, or is cut short"),
+        (struct.pack("<Q", 2**63) + b"{}", "is not a safetensors file"),
+        (struct.pack("<Q", 100_000_001) + b"{}", "is not a safetensors file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "is a Git LFS pointer"),
+        (b"\xef\xbb\xbf\n<!DOCTYPE HTML><title>Sign in</title>", "is a web page"),
+        (b"Entry not found", "is what a server says"),
+        (b"GGUF\x03\0\0\0", "is a GGUF file"),
+        (b"PK\x03\x04", "is a file of torch.save"),
+        (b"\x1f\x8b\x08", "is compressed"),
+        (b"\x89HDF\r\n", "is an HDF5 file"),
     ],
 )
-def test_a_file_that_is_no_safetensors_file_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_no_safetensors_file_is_refused_by_what_it_is(
+    tmp_path: Path, content: bytes, fault: str
+) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
-    with pytest.raises(CheckpointError, match="is not a safetensors file, or is cut short; copy it again"):
+    with pytest.raises(CheckpointError, match=rf"model\.safetensors {fault}"):
         read_headers(tmp_path)
+
+
+FLOATS = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+
+
+@pytest.mark.parametrize(
+    ("header", "fault"),
+    [
+        ({"a": FLOATS, "b": FLOATS}, "tensors 'a' and 'b' share bytes"),
+        ({"a": FLOATS | {"data_offsets": [4, 12]}}, "is cut short"),
+        ({"a": FLOATS | {"dtype": "BF16"}}, "is refused by safetensors"),
+        ({"a": FLOATS | {"dtype": "F64"}}, "is refused by safetensors"),
+        ({"a": FLOATS | {"dtype": "X8"}}, "is refused by safetensors"),
+        ({"a": FLOATS | {"dtype": None}}, "is refused by safetensors"),
+        ({"a": FLOATS | {"shape": [2.0]}}, "is refused by safetensors"),
+        ({"a": FLOATS | {"shape": [-2]}}, "is refused by safetensors"),
+        ({"a": FLOATS | {"shape": [2**63, 2]}}, "is refused by safetensors"),
+        ({"a": FLOATS | {"data_offsets": [0]}}, "is not a safetensors file"),
+        ({"a": FLOATS | {"data_offsets": [8, 0]}}, "is longer than|refused by safetensors"),
+        ({"a": {"dtype": "F32"}}, "is not a safetensors file"),
+        ({"a": None}, "is not a safetensors file"),
+        ({"a": ["F32", [2], [0, 8]]}, "is not a safetensors file"),
+        ([FLOATS], "is not a safetensors file"),
+        (b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}' + b' , "b": ' + b"[" * 5000, "is not a"),
+        (
+            b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "a": %s}' % json.dumps(FLOATS).encode(),
+            "names tensor 'a' twice",
+        ),
+    ],
+)
+def test_a_header_that_lies_is_refused(tmp_path: Path, header: object, fault: str) -> None:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
+    with pytest.raises(CheckpointError, match=rf"model\.safetensors:? ({fault})"):
+        read_headers(tmp_path)
+
+
+def test_a_header_of_gigabytes_is_not_read(tmp_path: Path) -> None:
+    with open(tmp_path / "model.safetensors", "wb") as file:
+        file.write(struct.pack("<Q", 4 << 30))
+        file.truncate(5 << 30)  # without taking room on the disk
+    with pytest.raises(CheckpointError, match="header too large"):
+        read_headers(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "fault"),
+    [
+        (["adapter_config.json", "adapter_model.safetensors"], r"holds an adapter \(LoRA .*merge_and_unload"),
+        (["a.Q4_K.gguf", "b.gguf"], r"holds GGUF files \(a\.Q4_K\.gguf, b\.gguf\)"),
+        (["model.fp16.safetensors"], r"holds model\.fp16\.safetensors, but no"),
+        (["consolidated.safetensors", "params.json"], r"holds consolidated\.safetensors, but no"),
+        (["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"], "holds model-00001.*, but no"),
+        (["checkpoint-9/config.json", "checkpoint-9/model.safetensors"], r"no model itself, .* \(checkpoint-9\)"),
+        (["pytorch_model.bin.index.json", "pytorch_model-00001-of-00001.bin"], "no safetensors weights, but pytorch"),
+        (["tf_model.h5"], r"no safetensors weights, but tf_model\.h5"),
+        (["x1.ckpt", "x2.ckpt", "x3.ckpt", "x4.ckpt"], r"x1\.ckpt, x2\.ckpt, x3\.ckpt and 1 more"),
+        (["README.md"], "holds no safetensors weights; load"),
+    ],
+)
+def test_a_folder_without_weights_is_refused_by_what_it_holds(tmp_path: Path, names: list[str], fault: str) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(CheckpointError, match=fault):
+        weight_files(tmp_path)
+
+
+def test_a_link_to_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").symlink_to(tmp_path / "blobs")
+    with pytest.raises(CheckpointError, match=r"holds links to files that are gone \(model\.safetensors\)"):
+        weight_files(tmp_path)
