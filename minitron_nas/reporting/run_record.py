@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from minitron_nas.errors import RunFolderError
 from minitron_nas.settings import format_count, parse_count
 from minitron_nas.storage.lineage import LINEAGE, Lineage, read_lineage
+from minitron_nas.storage.plain_yaml import load_yaml
 from minitron_nas.storage.schemas import (
     BENCHMARKS,
     CANDIDATES,
@@ -81,10 +81,9 @@ def read_run(folder: Path) -> RunRecord:
     """
     text = _plan_text(folder)
     try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise RunFolderError(f"{folder / 'plan.yaml'} is not YAML ({reason}); restore it or build anew") from None
+        content = load_yaml(text)
+    except ValueError as error:
+        raise RunFolderError(f"{folder / 'plan.yaml'} is not YAML ({error}); restore it or build anew") from None
     if not isinstance(content, dict):
         raise RunFolderError(f"{folder / 'plan.yaml'} must hold a mapping with the key 'plan'; restore it")
     students = sorted((folder / "students").glob(f"*/{LINEAGE}"))

