@@ -12,10 +12,27 @@ from minitron_nas.errors import CheckpointError
 from minitron_nas.models.expected import ExpectedTensors
 from minitron_nas.models.stock import Bits
 from minitron_nas.progress import Progress
-from minitron_nas.storage.weights import TensorHeader, in_threads, read_headers, read_rows, row_blocks, sample_bytes
+from minitron_nas.storage.weights import (
+    TensorHeader,
+    float_rows,
+    in_threads,
+    read_headers,
+    read_rows,
+    row_blocks,
+    sample_bytes,
+)
 
 _EXPONENTS = {"F64": 0x7FF0 << 48, "F32": 0x7F80 << 16, "F16": 0x7C00, "BF16": 0x7F80}
 """The exponent bits of each accepted type; all of them are set in NaN and infinity only."""
+
+_WRAPPERS = {
+    "_orig_mod": "torch.compile",
+    "module": "a distributed wrapper (DataParallel, DDP, DeepSpeed)",
+    "_fsdp_wrapped_module": "FSDP",
+    "_checkpoint_wrapped_module": "activation checkpointing",
+    "_forward_module": "Fabric",
+}
+"""Parts that wrappers of a model put into its tensors' names."""
 
 _SHOWN_FAULTS = 3
 _PROBE_TEXT = "Hello, world 42"
@@ -43,7 +60,9 @@ def check_tensors(path: Path, expected: ExpectedTensors) -> dict[str, TensorHead
     ]
     faults += _header_faults({name: h for name, h in found.items() if name in known}, known)
     if faults:
-        raise CheckpointError(f"{path} does not match its config.json: {_first(faults)}")
+        raise CheckpointError(
+            _wrapped(path, found, expected) or f"{path} does not match its config.json: {_first(faults)}"
+        )
     return found
 
 
@@ -145,8 +164,9 @@ def check_tokenizer(path: Path, architecture: Architecture) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         usable = bool(tokenizer(_PROBE_TEXT)["input_ids"])
-    except (ValueError, TypeError, KeyError, OSError, ImportError) as error:
-        raise CheckpointError(f"{path} has no tokenizer that transformers can load: {error}") from error
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path} has no tokenizer that transformers can load: {reason}") from error
     if not usable:
         raise CheckpointError(
             f"{path} has no tokenizer; save the model's own into it with tokenizer.save_pretrained(folder)"
@@ -161,9 +181,27 @@ def check_tokenizer(path: Path, architecture: Architecture) -> None:
 
 
 def _differ(one: TensorHeader, other: TensorHeader) -> bool:
-    return one.dtype != other.dtype or any(
-        not np.array_equal(read_rows(one, *rows), read_rows(other, *rows)) for rows in row_blocks(one)
-    )
+    """Whether two tensors of one shape hold different values, in whatever types."""
+    read = read_rows if one.dtype == other.dtype else float_rows
+    return any(not np.array_equal(read(one, *rows), read(other, *rows)) for rows in row_blocks(one))
+
+
+def _wrapped(path: Path, found: Mapping[str, TensorHeader], expected: ExpectedTensors) -> str | None:
+    """Say of names that would be right without what a wrapper adds to them, or with what an inner model lacks."""
+    bare = {".".join(part for part in name.split(".") if part not in _WRAPPERS) for name in found}
+    added = sorted({part for name in found for part in name.split(".")} & _WRAPPERS.keys())
+    if added and bare >= expected.required.keys():
+        return (
+            f"{path} holds tensors under the names that {' and '.join(_WRAPPERS[part] for part in added)} gives them "
+            f"(with {', '.join(f'{part}.' for part in added)}), which transformers does not find; save the inner model "
+            "with save_pretrained"
+        )
+    if any(part.startswith("lora_") for name in found for part in name.split(".")):
+        return (
+            f"{path} holds tensors of an adapter (LoRA); merge it with merge_and_unload() and save what comes out with "
+            "save_pretrained"
+        )
+    return None
 
 
 def _header_faults(found: Mapping[str, TensorHeader], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:

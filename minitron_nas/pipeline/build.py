@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from minitron_nas.architecture.spec import Architecture
+from minitron_nas.models.agreement import check_agreement
 from minitron_nas.models.checkpoint import Checkpoint, open_checkpoint
 from minitron_nas.models.checks import check_values
 from minitron_nas.models.source import ModelSource, check_source, resolve_teacher, source_name
@@ -134,9 +135,10 @@ def _with_path(settings: AnySettings, name: str) -> AnySettings:
 def _begin(plan: FamilyPlan, folder: RunFolder, source: ModelSource, data: Data, display: Display) -> Checkpoint:
     """Check the teacher, refuse what cannot work, write the plan, and only then keep a live teacher."""
     with display.stage("teacher", f"load and check {plan.teacher}") as progress:
-        checkpoint = resolve_teacher(source, folder.given, read_values=False)
+        checkpoint = resolve_teacher(source, folder.given, read_values=False, compare=False)
         if not folder.has_begun_with(checkpoint.fingerprint):
             check_values(checkpoint.path, checkpoint.headers, progress)
+            check_agreement(checkpoint)
     preflight(plan, checkpoint, folder)
     for line in about_text(data, plan.text):
         display.note(line)

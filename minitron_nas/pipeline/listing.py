@@ -33,7 +33,7 @@ def enumerate_size(space_name: str, size: int, teacher: str | None = None) -> En
         from minitron_nas.models.source import resolve_teacher  # deferred: imports torch
 
         with TemporaryDirectory() as work:
-            source = resolve_teacher(teacher, Path(work)).architecture
+            source = resolve_teacher(teacher, Path(work), compare=False).architecture
     return enumerate_candidates(space, size, source, layout_of(source.model_type))
 
 

@@ -95,6 +95,46 @@ def test_a_tied_model_whose_output_differs_from_the_embedding_is_refused(tmp_pat
         open_checkpoint(folder)
 
 
+@pytest.mark.parametrize("other", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_copy_of_the_embedding_is_compared_by_its_values_whatever_their_type(tmp_path, other):
+    folder = tiny_checkpoint(tmp_path / "tied", "llama", tied=True, dtype=torch.bfloat16)
+    embedding = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
+    rewrite_tensors(folder, {"lm_head.weight": embedding.to(other)})
+    assert open_checkpoint(folder).num_parameters == 95_664
+
+
+def test_a_copy_that_is_finer_than_the_embedding_is_another_tensor(tmp_path):
+    folder = tiny_checkpoint(tmp_path / "tied", "llama", tied=True, dtype=torch.bfloat16)
+    embedding = load_file(folder / "model.safetensors")["model.embed_tokens.weight"].float()
+    rewrite_tensors(folder, {"lm_head.weight": embedding * (1 + 2**-12)})
+    with pytest.raises(CheckpointError, match=r"ties 'lm_head.weight' to the embedding, but the two tensors differ"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("rename", "fault"),
+    [
+        (lambda name: f"_orig_mod.{name}", r"that torch\.compile gives them \(with _orig_mod\.\)"),
+        (lambda name: f"module.{name}", r"a distributed wrapper .* \(with module\.\)"),
+        (lambda name: f"module._orig_mod.{name}", r"torch\.compile and a distributed wrapper"),
+        (lambda name: f"_fsdp_wrapped_module.{name}", "names that FSDP gives"),
+        (lambda name: name.replace(".self_attn", "._checkpoint_wrapped_module.self_attn"), "activation checkpointing"),
+        (lambda name: f"base_model.model.{name}.lora_A.weight", r"tensors of an adapter \(LoRA\); merge it"),
+    ],
+)
+def test_names_that_a_wrapper_has_changed_are_told_with_the_wrapper(llama, rename, fault):
+    tensors = load_file(llama / "model.safetensors")
+    rewrite_tensors(llama, dict.fromkeys(tensors) | {rename(name): tensor for name, tensor in tensors.items()})
+    with pytest.raises(CheckpointError, match=fault):
+        open_checkpoint(llama)
+
+
+def test_a_tokenizer_file_that_nests_without_end_is_refused(llama):
+    (llama / "tokenizer_config.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match="has no tokenizer that transformers can load"):
+        open_checkpoint(llama)
+
+
 def test_a_file_that_is_cut_short_is_refused(llama):
     file = llama / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])

@@ -30,7 +30,20 @@ def test_a_folder_needs_a_config(tmp_path):
         read_config(tmp_path)
 
 
-@pytest.mark.parametrize(("text", "fault"), [("{", "is not JSON"), ("[]", "a JSON list, not an object")])
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "a JSON list, not an object"),
+        ("", "is empty"),
+        ("[" * 100_000, "nests deeper than 64 levels"),
+        ('{"a":' * 65 + "1" + "}" * 65, "nests deeper than 64 levels"),
+        ("1" * 5000, "is not JSON"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a Git LFS pointer.*git lfs pull"),
+        ("\n<!doctype html><html>", "is a web page; download the file itself"),
+        ("Repository not found", "is what a server says of a file that it does not give"),
+    ],
+)
 def test_a_config_is_a_json_object(tmp_path, text, fault):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match=fault):
@@ -73,3 +86,83 @@ def test_left_out_fields_take_the_defaults_of_transformers_and_not_ours(tmp_path
 def test_a_config_without_class_names_is_accepted(llama):
     architecture, layout = read_architecture(llama, edited(llama, architectures=None))
     assert (architecture.hidden_size, layout.model_type) == (48, "llama")
+
+
+@pytest.mark.parametrize(
+    ("names", "fault"),
+    [
+        (
+            ["adapter_config.json"],
+            r"holds an adapter \(LoRA or another of PEFT\) without its base model; merge",
+        ),
+        (["model-Q8_0.gguf"], r"holds GGUF files \(model-Q8_0\.gguf\)"),
+        (["checkpoint-10/config.json", "checkpoint-20/config.json"], r"\(checkpoint-10, checkpoint-20\); give one"),
+        (["model.safetensors"], r"holds model\.safetensors, but no config\.json"),
+        (["model.pth"], r"no safetensors weights, but model\.pth"),
+    ],
+)
+def test_a_folder_without_a_config_is_refused_by_what_it_holds(tmp_path, names, fault):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(CheckpointError, match=fault):
+        read_config(tmp_path)
+
+
+SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size")
+
+
+def test_a_size_that_no_tensor_has_is_refused_before_anything_is_made_of_it(llama):
+    config = json.loads((llama / "config.json").read_text())
+    for key in ("num_hidden_layers", *SIZES):
+        for value in (0, -1, 10**12, 1.5, "48", True, [48], {}):
+            fault = rf"config\.json: {key}=.* must (lie in 1\.\.\d+ by|be an integer)"
+            with pytest.raises(CheckpointError, match=fault):
+                read_architecture(llama, config | {key: value})
+
+
+@pytest.mark.parametrize(
+    ("model_type", "key"),
+    [("gpt2", "n_positions"), ("gpt2", "n_embd"), ("qwen3_moe", "num_experts"), ("mixtral", "num_local_experts")],
+)
+def test_sizes_are_found_under_the_names_of_their_family(tmp_path, model_type, key):
+    folder = tiny_checkpoint(tmp_path / "model", model_type)
+    with pytest.raises(CheckpointError, match=f"{key}=1000000000000 must lie in"):
+        read_architecture(folder, edited(folder, **{key: 10**12}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_labels": 10**12},
+        {"architectures": 5},
+        {"architectures": [None]},
+        {"rope_parameters": "x"},
+        {"rope_parameters": [1]},
+        {"layer_types": ["full_attention"] * 9, "model_type": "qwen2"},
+        {"hidden_act": []},
+        {"id2label": 3},
+        {"dtype": "float33"},
+    ],
+)
+def test_odd_values_are_refused_or_have_no_effect(llama, changes):
+    config = edited(llama, **changes)
+    try:
+        architecture, _ = read_architecture(llama, config)
+    except (CheckpointError, UnknownFamilyError):
+        return
+    assert architecture.hidden_size == 48
+
+
+def test_a_model_with_an_adapter_beside_it_is_refused_with_both(llama):
+    (llama / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "owner/base"}')
+    with pytest.raises(CheckpointError, match=r"a model and an adapter \(adapter_config\.json\); .* merge them"):
+        read_architecture(llama, read_config(llama))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"transformers_weights": "other.safetensors"}, {"configuration_files": ["config.4.0.0.json"]}]
+)
+def test_a_config_that_names_other_files_is_refused(llama, changes):
+    with pytest.raises(CheckpointError, match=f"{next(iter(changes))}=.*save it again"):
+        read_architecture(llama, edited(llama, **changes))

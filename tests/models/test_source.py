@@ -52,6 +52,24 @@ def test_a_source_that_is_nothing_lists_what_can_be_given(tmp_path, source):
         resolve_teacher(source, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [(b"{}", "no model"), (b"<html>", "a web page"), (b"version https://git-lfs.github.com/spec/v1", "a Git LFS")],
+)
+def test_a_file_that_is_no_teacher_is_named_as_what_it_is(tmp_path, content, kind):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(TeacherNotFoundError, match=rf"model\.safetensors is a file \({kind}.*; give a \.gguf file, or"):
+        resolve_teacher(tmp_path / "model.safetensors", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["a[1]", "a::b", "a=b,c", "a\nb", "a b*?", "{x}", "owner--name@main", "a%20b#c", "é日"]
+)
+def test_a_folder_of_any_name_is_taken_literally(tmp_path, name):
+    folder = tiny_checkpoint(tmp_path / name, "llama")
+    assert resolve_teacher(folder, tmp_path).path == folder
+
+
 def test_a_model_without_its_tokenizer_is_no_source(tmp_path):
     with pytest.raises(TeacherNotFoundError, match=r"a Linear is no source of a model; .* as \(model, tokenizer\)"):
         resolve_teacher(torch.nn.Linear(1, 1), tmp_path)

@@ -69,8 +69,8 @@ def evaluate(
     """
     display = display or default_display()
     with TemporaryDirectory() as work:
-        checkpoint = resolve_teacher(model, Path(work) / "model")
-        other = resolve_teacher(teacher, Path(work) / "teacher") if teacher is not None else None
+        checkpoint = resolve_teacher(model, Path(work) / "model", compare=False)
+        other = resolve_teacher(teacher, Path(work) / "teacher", compare=False) if teacher is not None else None
         if other is not None and teacher is not None:
             vocabulary = Vocabulary.of(checkpoint.path, source_name(model))
             vocabulary.require_same(Vocabulary.of(other.path, source_name(teacher)))
