@@ -164,9 +164,11 @@ def check_tokenizer(path: Path, architecture: Architecture) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         usable = bool(tokenizer(_PROBE_TEXT)["input_ids"])
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{path} has no tokenizer that transformers can load: {reason}") from error
+    except Exception as error:  # the tokenizers library raises no other class
+        raise CheckpointError(
+            f"{path} has no tokenizer that transformers can load: {' '.join(str(error).split())}; copy the model's own "
+            "tokenizer files again, or save them with the installed versions of transformers and tokenizers"
+        ) from error
     if not usable:
         raise CheckpointError(
             f"{path} has no tokenizer; save the model's own into it with tokenizer.save_pretrained(folder)"

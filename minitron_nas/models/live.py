@@ -8,12 +8,12 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from minitron_nas.errors import CheckpointError
 from minitron_nas.models.causal_lm import CausalLM
+from minitron_nas.models.stock_config import save_stock
 from minitron_nas.storage.atomic import require_free_bytes, whole_folder
 
 LiveModel: TypeAlias = tuple[CausalLM, PreTrainedTokenizerBase]
 """A loaded model and its tokenizer."""
 
-_SHARD_SIZE = "5GB"
 _PROBE_TEXTS = (
     "Hello, world! I'll say it's 3.14 at 12:45.\n",
     "def f(x):\n\n    return  x  + 1000\t# été 日本 🙂",
@@ -41,23 +41,19 @@ def save_live_model(source: LiveModel, folder: Path) -> Path:
 def write_stock_folder(model: CausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write weights, config, generation config, tokenizer and chat template into a folder.
 
-    `save_pretrained` notes the type and class in the config of the model that it saves; a shallow copy
-    takes these notes, so the given model stays as it was.
-
     Args:
         model: The model; it stays as it is.
         tokenizer: Its tokenizer.
         folder: An existing folder.
 
     Raises:
-        CheckpointError: If the tokenizer reads differently once it is saved and loaded.
+        CheckpointError: If the tokenizer reads differently once it is saved and loaded, or transformers
+            refuses the generation config.
         DiskSpaceError: If the weights do not fit on the disk.
     """
-    twin = copy.copy(model)
-    twin.config = copy.deepcopy(model.config)
-    twin.generation_config = copy.deepcopy(model.generation_config)
+    _save_generation_config(model, folder)
     require_free_bytes(folder, model.get_memory_footprint(), "saving the teacher")
-    twin.save_pretrained(folder, max_shard_size=_SHARD_SIZE)
+    save_stock(model, folder)
     tokenizer.save_pretrained(folder)
     _prove_tokenizer(tokenizer, folder)
 
@@ -78,6 +74,19 @@ def _refuse_odd_pairs(model: object, tokenizer: object) -> None:
             "the live teacher is quantised; pruning needs plain floating-point weights: load it without a "
             "quantization_config"
         )
+
+
+def _save_generation_config(model: CausalLM, folder: Path) -> None:
+    """Save it before the weights, which take long: transformers saves none that contradicts itself."""
+    if model.generation_config is None:
+        return
+    try:
+        copy.deepcopy(model.generation_config).save_pretrained(folder)
+    except ValueError as error:
+        raise CheckpointError(
+            f"transformers refuses to save the live teacher's generation_config ({' '.join(str(error).split())}); "
+            "correct model.generation_config, for example set do_sample=True if it samples"
+        ) from error
 
 
 def _prove_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

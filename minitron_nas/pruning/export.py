@@ -1,13 +1,14 @@
 """Writing a student as a stock Hugging Face folder, and proving that it loads."""
 
+import copy
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import psutil
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from minitron_nas.architecture.rules import check_architecture
 from minitron_nas.architecture.spec import Architecture
@@ -17,8 +18,9 @@ from minitron_nas.models.checks import check_tensors
 from minitron_nas.models.expected import ExpectedTensors
 from minitron_nas.models.hub import TERMS
 from minitron_nas.models.stock import DTYPES
+from minitron_nas.models.stock_config import finished_config, save_stock
 from minitron_nas.progress import Progress, silent
-from minitron_nas.pruning.parts import total_bytes
+from minitron_nas.pruning.parts import num_bytes, total_bytes
 from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.student import build_student, cuts, student_config
 from minitron_nas.pruning.write import surgery_key, write_weights
@@ -28,14 +30,14 @@ from minitron_nas.storage.weights import TensorHeader, read_headers
 from minitron_nas.text.tokens import PackedTokens
 
 PROOF = "proof.json"
-_SHARD_SIZE = "5GB"
+_GENERATION = "generation_config.json"
 _TOLERANCE = 1e-3
 _TOP_LOGITS = 8
 _MODELS_IN_A_PROOF = 3
 """The student in memory, the reloaded one, and room for what loading takes."""
 _COPIED = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*",
-    "additional_chat_templates/*", "vocab.*", "merges.txt", "*.model", "generation_config.json", *TERMS,
+    "additional_chat_templates/*", "vocab.*", "merges.txt", "*.model", _GENERATION, *TERMS,
 )  # fmt: skip
 
 
@@ -69,7 +71,7 @@ def export_student(
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     with whole_folder(folder) as partial:
-        model.save_pretrained(partial, max_shard_size=_SHARD_SIZE)
+        save_stock(_with_generation_of(source, model), partial)
         _copy_companions(source, partial)
         proof = _prove(partial, model, dtype, prompt)
         lineage.write(partial, proof)
@@ -112,7 +114,9 @@ def write_student(
         ProofError: If the reloaded model gives other logits.
     """
     check_architecture(target, prepared.layout)
-    parts, config = cuts(prepared, target, repaired), student_config(prepared, target)
+    parts = cuts(prepared, target, repaired)
+    dtype = _most((part.dtype, num_bytes(part)) for part in parts)
+    config = finished_config(student_config(prepared, target), str(dtype).removeprefix("torch."))
     with whole_folder(folder, surgery_key(parts, config)) as partial:
         write_weights(parts, partial, progress)
         write_json(partial / "config.json", config)
@@ -120,7 +124,6 @@ def write_student(
         check_tensors(partial, ExpectedTensors.of(target, prepared.layout))
         proof = None
         if _MODELS_IN_A_PROOF * total_bytes(parts) <= psutil.virtual_memory().available:
-            dtype = stored_dtype(partial)
             proof = _prove(partial, build_student(prepared, target, dtype, repaired).eval(), dtype, prompt)
         lineage.write(partial, proof)
     return proof
@@ -141,17 +144,34 @@ def stored_dtype(folder: Path) -> torch.dtype:
     Args:
         folder: The checkpoint.
     """
+    return _most((header.dtype, header.num_bytes) for header in read_headers(folder).values())
+
+
+def _most(stored: Iterable[tuple[str, int]]) -> torch.dtype:
+    """The type that most bytes are of."""
     sizes: dict[str, int] = {}
-    for header in read_headers(folder).values():
-        sizes[header.dtype] = sizes.get(header.dtype, 0) + header.num_bytes
+    for dtype, size in stored:
+        sizes[dtype] = sizes.get(dtype, 0) + size
     return DTYPES.get(max(sizes, key=lambda dtype: sizes[dtype]), torch.float32)
+
+
+def _with_generation_of(source: Path, model: CausalLM) -> CausalLM:
+    """The same model without a generation config of its own if the source has one, which is copied as it is.
+
+    transformers refuses to save one that contradicts itself, as published ones do.
+    """
+    if not (source / _GENERATION).is_file():
+        return model
+    twin = copy.copy(model)
+    twin.generation_config = GenerationConfig()
+    return twin
 
 
 def _copy_companions(source: Path, folder: Path) -> None:
     for file in [file for pattern in _COPIED for file in source.glob(pattern)]:
-        copy = folder / file.relative_to(source)
-        copy.parent.mkdir(exist_ok=True)
-        shutil.copyfile(file, copy)
+        place = folder / file.relative_to(source)
+        place.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, place)
 
 
 def _prove(folder: Path, model: CausalLM, dtype: torch.dtype, prompt: Tensor) -> Proof:

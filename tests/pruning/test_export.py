@@ -6,6 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minitron_nas.errors import ProofError
+from minitron_nas.models import stock_config
 from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.pruning import export
 from minitron_nas.pruning.export import export_student
@@ -126,7 +127,7 @@ def test_an_exported_student_generates_what_one_token_after_the_other_gives(sour
 
 
 def test_a_large_student_is_written_in_shards(source, prompt, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "_SHARD_SIZE", "60KB")
+    monkeypatch.setattr(stock_config, "_SHARD_SIZE", "60KB")
     teacher = source("llama")
     proof = exported(teacher, tmp_path / "student", prompt)
     assert len(list((tmp_path / "student").glob("model-*.safetensors"))) > 1

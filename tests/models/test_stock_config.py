@@ -1,0 +1,254 @@
+import copy
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from minitron_nas.families.catalog import layouts
+from minitron_nas.models.stock_config import finished_config, save_stock
+from minitron_nas.storage.atomic import read_json
+from minitron_nas.testing import tiny_config, tiny_model
+
+OLDER = "MINITRON_NAS_OLDER_TRANSFORMERS"
+FACTORS = {"short_factor": [1.0, 1.1, 1.3, 1.7], "long_factor": [1.0, 2.0, 4.0, 8.0]}
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+YARN = {"factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 16.0}
+SCALINGS = {
+    "default": {},
+    "linear": {"factor": 4.0},
+    "dynamic": {"factor": 2.0},
+    "llama3": LLAMA3,
+    "yarn": YARN,
+    "longrope": {**FACTORS, "original_max_position_embeddings": 64},
+}
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+def rope(kind, theta=5e5, **more):
+    return {"rope_type": kind, "rope_theta": theta, **copy.deepcopy(SCALINGS[kind]), **more}
+
+
+def finished(config, dtype="float32"):
+    return finished_config(config if isinstance(config, dict) else config.to_dict(), dtype)
+
+
+def read_by_this_version(config):
+    filled = AutoConfig.for_model(**copy.deepcopy(config))
+    found = copy.deepcopy(filled.rope_parameters)
+    for each in [found, *found.values()]:
+        if isinstance(each, dict):
+            each.pop("type", None)
+    return found
+
+
+@pytest.mark.parametrize("kind", SCALINGS)
+@pytest.mark.parametrize("model_type", ["granite", "llama", "mistral", "qwen3", "starcoder2"])
+def test_both_forms_of_rope_are_written_and_this_version_reads_what_it_read_before(model_type, kind):
+    config = tiny_config(model_type, rope_parameters=rope(kind))
+    written = finished(config)
+    assert read_by_this_version(written) == read_by_this_version(config.to_dict())
+    assert written["rope_theta"] == 5e5
+    if kind == "default":
+        assert written["rope_scaling"] is None
+    else:
+        assert written["rope_scaling"] == {"rope_type": kind, "type": kind, **SCALINGS[kind]}
+
+
+@pytest.mark.parametrize("model_type", sorted(layouts()))
+def test_the_old_form_alone_says_the_same_as_both(model_type):
+    config = tiny_config(model_type).to_dict()
+    written = finished(config)
+    old = {key: value for key, value in written.items() if key != "rope_parameters"}
+    for key in ("layer_types", "no_rope_layers"):
+        old.pop(key, None)
+    assert AutoConfig.for_model(**old).to_dict() == AutoConfig.for_model(**copy.deepcopy(written)).to_dict()
+
+
+@pytest.mark.parametrize("model_type", sorted(layouts()))
+def test_finishing_twice_changes_nothing(model_type):
+    once = finished(tiny_config(model_type))
+    assert finished(once) == once
+
+
+@pytest.mark.parametrize("keys", [{"rope_theta": 3e4, "rope_scaling": {"type": "linear", "factor": 2.0}}, {}])
+def test_a_config_in_the_old_form_gets_the_new_one(keys):
+    config = {key: value for key, value in tiny_config("llama").to_dict().items() if key != "rope_parameters"}
+    given_config = {**config, **copy.deepcopy(keys)}
+    written = finished(given_config)
+    scaling = keys.get("rope_scaling")
+    expected = {"rope_type": "linear", "factor": 2.0} if scaling else {"rope_type": "default"}
+    assert written["rope_parameters"] == {"rope_theta": keys.get("rope_theta", 1e4), **expected}
+    assert given_config == {**config, **keys}
+
+
+def test_gemma_3_has_one_rope_for_each_kind_of_layer_in_both_forms():
+    ropes = {FULL: rope("linear", 1e6, factor=8.0), SLIDING: rope("default", 2e4)}
+    written = finished(tiny_config("gemma3_text", rope_parameters=ropes))
+    assert (written["rope_theta"], written["rope_local_base_freq"]) == (1e6, 2e4)
+    assert written["rope_scaling"] == {"rope_type": "linear", "type": "linear", "factor": 8.0}
+    assert read_by_this_version(written) == ropes
+
+
+@pytest.mark.parametrize(
+    ("more", "scaling"),
+    [
+        ({}, {}),
+        ({"factor": 4.0}, {}),
+        ({"factor": 2.0}, {"factor": 2.0, "attention_factor": math.sqrt(1 + math.log(2.0) / math.log(64))}),
+        ({"attention_factor": 1.5}, {"attention_factor": 1.5}),
+    ],
+)
+def test_phi_3_has_three_keys_of_scaling_unless_the_older_reader_has_to_refuse_it(more, scaling):
+    config = tiny_config(
+        "phi3", original_max_position_embeddings=64, rope_parameters=rope("longrope", partial_rotary_factor=1.0, **more)
+    )
+    written = finished(config)
+    assert written["rope_scaling"] == {"type": "longrope", **FACTORS, **scaling}
+    assert (written["original_max_position_embeddings"], written["partial_rotary_factor"]) == (64, 1.0)
+
+
+def test_gpt_neox_keeps_its_own_names_and_olmo_2_its_two_keys():
+    neox = finished(tiny_config("gpt_neox", rope_parameters=rope("default", partial_rotary_factor=0.5)))
+    assert (neox["rotary_pct"], neox["rotary_emb_base"]) == (0.5, 5e5)
+    assert finished(tiny_config("olmo2", rope_parameters=rope("linear")))["rope_scaling"] == {
+        "type": "linear",
+        "factor": 4.0,
+    }
+
+
+def test_nothing_that_describes_where_the_model_came_from_is_written():
+    foreign = {
+        "auto_map": {"AutoModelForCausalLM": "modeling_own.OwnForCausalLM"},
+        "quantization_config": {"quant_method": "gptq"},
+        "compression_config": {},
+        "transformers_weights": "other.safetensors",
+        "pretraining_tp": 2,
+        "_name_or_path": "/home/me/model",
+        "_attn_implementation": "flash_attention_2",
+    }
+    config = {**tiny_config("llama").to_dict(), "architectures": ["OwnForCausalLM"], **foreign}
+    written = finished(config, "bfloat16")
+    assert foreign.keys() & written.keys() == set()
+    assert written["architectures"] == ["LlamaForCausalLM"]
+    assert written["dtype"] == written["torch_dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("layers", "pattern"),
+    [("SFSF", 2), ("SSFS", 3), ("SSSS", 6), ("FFFF", 1), ("SSFF", None), ("FSSF", None)],
+)
+def test_a_pattern_of_windows_is_written_where_the_layers_follow_one(layers, pattern):
+    kinds = [FULL if kind == "F" else SLIDING for kind in layers]
+    for stated in ({}, {"sliding_window_pattern": 6}):
+        written = finished({**tiny_config("gemma3_text", layer_types=kinds).to_dict(), **stated})
+        assert written.get("sliding_window_pattern") == pattern
+        assert written["layer_types"] == kinds
+
+
+@pytest.mark.parametrize(("layers", "first"), [("FFFF", 4), ("FFSS", 2), ("SSSS", 0)])
+def test_the_first_layer_with_a_window_is_counted_anew(layers, first):
+    kinds = [FULL if kind == "F" else SLIDING for kind in layers]
+    config = tiny_config("qwen2", layer_types=kinds, use_sliding_window=True, sliding_window=8, max_window_layers=28)
+    assert finished(config)["max_window_layers"] == first
+
+
+@pytest.mark.parametrize(("rotary", "interval"), [([1, 1, 1, 0], 4), ([1, 0, 1, 0], 2), ([0, 1, 1, 0], None)])
+def test_the_interval_of_layers_without_rope_holds_or_goes(rotary, interval):
+    config = tiny_config("smollm3", no_rope_layers=rotary)
+    assert finished(config).get("no_rope_layer_interval") == interval
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe"])
+def test_the_number_of_experts_goes_by_both_names(model_type):
+    written = finished(tiny_config(model_type, num_experts=6, num_local_experts=6))
+    assert (written["num_experts"], written["num_local_experts"]) == (6, 6)
+
+
+@given(
+    kind=st.sampled_from(["linear", "dynamic", "llama3", "yarn", "longrope"]),
+    theta=st.floats(1e3, 1e8),
+    factor=st.floats(1.0, 64.0),
+    original=st.sampled_from([16, 64, 128, 255]),
+)
+def test_whatever_the_scaling_this_version_computes_the_same_frequencies(kind, theta, factor, original):
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    more = {key: original for key in SCALINGS[kind] if key == "original_max_position_embeddings"}
+    config = tiny_config("llama", rope_parameters={**rope(kind, theta), "factor": factor, **more})
+    again = AutoConfig.for_model(**copy.deepcopy(finished(config)))
+    before, after = (ROPE_INIT_FUNCTIONS[kind](each, seq_len=300) for each in (config, again))
+    assert torch.equal(before[0], after[0])
+    assert before[1] == after[1]
+
+
+def test_saving_leaves_the_model_as_it_was_and_old_generation_settings_behind(tmp_path):
+    config = tiny_config("llama", temperature=0.5, do_sample=True)
+    model = tiny_model(config)
+    before = copy.deepcopy(vars(model.config))
+    save_stock(model, tmp_path)
+    assert vars(model.config) == before
+    assert "temperature" not in read_json(tmp_path / "config.json")
+    ids = torch.arange(20).view(1, 20)
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits, model(ids).logits)
+
+
+OLDER_READER = """
+import json, sys, torch, transformers
+from transformers import AutoModelForCausalLM
+ids = torch.arange(3, 203).view(1, 200) % 300
+found = {}
+for folder in sys.argv[1:]:
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    with torch.no_grad():
+        found[folder] = [str(model.dtype), model(ids).logits[0, ::17].flatten().tolist()]
+print(json.dumps([transformers.__version__, found]))
+"""
+MODELS = {
+    "llama": {"rope_parameters": rope("llama3")},
+    "gemma3_text": {"rope_parameters": {FULL: rope("linear", 1e6), SLIDING: rope("default", 2e4)}},
+    "qwen3": {"rope_parameters": rope("yarn")},
+    "phi3": {
+        "original_max_position_embeddings": 64,
+        "rope_parameters": rope("longrope", partial_rotary_factor=1.0),
+    },
+    "mistral": {"rope_parameters": rope("default"), "sliding_window": 32},
+    "mixtral": {"rope_parameters": rope("longrope", factor=2.0)},
+    "gemma2": {"sliding_window": 16, "rope_parameters": rope("default")},
+    "qwen2": {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 2},
+    "gpt_neox": {"rope_parameters": rope("default", partial_rotary_factor=0.5)},
+    "nemotron": {"rope_parameters": rope("default", partial_rotary_factor=0.5)},
+    "olmo2": {"rope_parameters": rope("linear")},
+    "smollm3": {"rope_parameters": rope("default"), "no_rope_layers": [0, 1, 1, 0]},
+    "granite": {"rope_parameters": rope("dynamic")},
+    "starcoder2": {"rope_parameters": rope("default"), "sliding_window": 16},
+    "qwen3_moe": {"rope_parameters": rope("yarn")},
+    "gpt2": {},
+}
+
+
+@pytest.mark.skipif(OLDER not in os.environ, reason=f"{OLDER} names no folder with transformers 4.57 installed")
+def test_transformers_4_computes_the_same(tmp_path):
+    ids, expected = torch.arange(3, 203).view(1, 200) % 300, {}
+    for model_type, changes in MODELS.items():
+        folder = tmp_path / model_type
+        save_stock(tiny_model(tiny_config(model_type, **copy.deepcopy(changes))), folder)
+        with torch.no_grad():
+            logits = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()(ids).logits
+        expected[str(folder)] = logits[0, ::17].flatten()
+    environment = {**os.environ, "PYTHONPATH": os.environ[OLDER]}
+    done = subprocess.run(
+        [sys.executable, "-c", OLDER_READER, *expected], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    version, found = json.loads(done.stdout.splitlines()[-1])
+    assert version.startswith("4.")
+    for folder, (dtype, logits) in found.items():
+        assert dtype == "torch.float32"
+        torch.testing.assert_close(torch.tensor(logits), expected[folder], rtol=1e-6, atol=1e-6, msg=folder)
