@@ -1,97 +1,84 @@
-"""Turning a GGUF file into a stock Hugging Face folder."""
+"""Turning a GGUF file into a stock Hugging Face folder, whole or not at all."""
 
-import hashlib
-import json
-import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from tokenizers import pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from minitron_nas.errors import CheckpointError, MinitronNasError, TeacherNotFoundError
+from minitron_nas.architecture.config import architecture_of
 from minitron_nas.families.catalog import layout_of
 from minitron_nas.models.cache import build_once, cache_folder
+from minitron_nas.models.gguf_config import config_of, family_of
+from minitron_nas.models.gguf_file import GgufFile, digest_of, parts_of, reading
+from minitron_nas.models.gguf_tensors import GgufNames, check_names, read_tensors
 from minitron_nas.models.live import write_stock_folder
+from minitron_nas.models.stock import model_from_tensors
+from minitron_nas.progress import Progress, silent
 
-_MAGIC = b"GGUF"
-_CONVERSION = "v1"  # part of the cache key: raise it when the conversion writes other bytes
-_HASH_DIGITS = 16
-_PLAIN_TYPES = frozenset({"F64", "F32", "F16", "BF16"})
+_CONVERSION = "v2"  # part of the cache key: raise it when the conversion writes other bytes
 _SINGLE_DIGIT_VOCABULARIES = frozenset(
     {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
 )
 """Values of `tokenizer.ggml.pre` whose tokenizers split numbers into digits (llama.cpp, llama-vocab.cpp)."""
 _ENDS = {"eos_token_id": "tokenizer.ggml.eos_token_id", "pad_token_id": "tokenizer.ggml.padding_token_id"}
 """What transformers before 5.18 overlooks: it takes the bos token for the one, and has no other."""
-_NOT_STOCK = frozenset({"dtype", "quantization_config", "transformers_version"})
-_UNREADABLE = (OSError, ValueError, TypeError, KeyError, IndexError, RuntimeError, struct.error)
 
 
-def convert_gguf(file: Path) -> Path:
+def convert_gguf(file: Path, progress: Progress = silent) -> Path:
     """Return the stock folder of a GGUF file, converting it the first time.
 
-    Quantised weights are dequantised and stored as bfloat16; plain ones keep their type.
+    Every tensor and every key that shapes the computation is used, or the file is refused with its
+    name; nothing is initialised. Quantised weights are dequantised and stored as bfloat16, plain
+    ones as float32. Of a file that was split any part may be given.
+
+    Args:
+        file: The file.
+        progress: Told the number of bytes read.
 
     Raises:
-        TeacherNotFoundError: If there is no such file.
-        CheckpointError: If it is not a GGUF file, is cut short, or transformers cannot read its kind.
+        TeacherNotFoundError: If there is no such file, or a part of it is missing.
+        CheckpointError: If it is not a GGUF file, is cut short, or says or holds what is not read.
         UnknownFamilyError: If no table describes the model in it.
     """
-    if not file.is_file():
-        raise TeacherNotFoundError(f"{file} does not exist; give the path of a .gguf file")
-    with file.open("rb") as handle:
-        if handle.read(len(_MAGIC)) != _MAGIC:
-            raise CheckpointError(f"{file} is not a GGUF file; download it again")
-        handle.seek(0)
-        digest = hashlib.file_digest(handle, "sha256").hexdigest()[:_HASH_DIGITS]
-    folder = cache_folder() / "gguf" / f"{file.stem}-{digest}-{_CONVERSION}"
-    return build_once(folder, partial(_convert, file))
+    parts = parts_of(file)
+    folder = cache_folder() / "gguf" / f"{parts[0].stem}-{digest_of(parts)}-{_CONVERSION}"
+    return build_once(folder, partial(_convert, parts, progress))
 
 
-def _convert(file: Path, folder: Path) -> None:
-    from gguf import GGUFReader  # deferred: few teachers are GGUF files
-
-    with _reading(file):
-        config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
-        layout_of(config.model_type)
-        reader = GGUFReader(file)
-        loaded = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, quantization_config=_dequantised()
-        )
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    quantised = any(tensor.tensor_type.name not in _PLAIN_TYPES for tensor in reader.tensors)
-    vocabulary = reader.get_field("tokenizer.ggml.pre")
-    if vocabulary is not None and vocabulary.contents() in _SINGLE_DIGIT_VOCABULARIES:
-        _split_digits(tokenizer)
-    for name, key in _ENDS.items():
-        end = reader.get_field(key)
-        if end is not None:
-            setattr(tokenizer, name, int(end.contents()))
-    model = _plain_copy(loaded, torch.bfloat16 if quantised else loaded.dtype)
+def _convert(parts: list[Path], progress: Progress, folder: Path) -> None:
+    file = GgufFile.open(parts)
+    with reading(file.path):
+        family = family_of(file)
+        layout = layout_of(family.model_type)
+        config = config_of(file, family, layout)
+        names = GgufNames(file, layout, _num_layers(file))
+        config |= names.flags(file)
+        architecture = architecture_of(AutoConfig.for_model(**config).to_dict(), layout)
+        check_names(file, layout, architecture, names)
+        tokenizer = _tokenizer(file)
+        dtype = torch.bfloat16 if file.is_quantised else torch.float32
+        places = [(place, names.place(place)) for place in layout.tensors(architecture)]
+        tensors = read_tensors(file, config, places, dtype, progress)
+        model = model_from_tensors(config, tensors, dtype)  # refuses what transformers would initialise
+    model.generation_config = GenerationConfig.from_model_config(model.config)
     write_stock_folder(model, tokenizer, folder)
 
 
-@contextmanager
-def _reading(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except MinitronNasError:
-        raise
-    except _UNREADABLE as error:
-        raise CheckpointError(
-            f"{file} cannot be read as a model ({error}); download it again, or give a safetensors folder of the model"
-        ) from error
+def _num_layers(file: GgufFile) -> int:
+    return int(file.keys[f"{file.keys['general.architecture']}.block_count"])
 
 
-def _dequantised() -> Any:
-    """Return what tells transformers to unpack all weights; before 5.17 it knows no other way, and no `GgufConfig`."""
-    return transformers.GgufConfig(dequantize=True) if hasattr(transformers, "GgufConfig") else None
+def _tokenizer(file: GgufFile) -> PreTrainedTokenizerBase:
+    tokenizer: Any = AutoTokenizer.from_pretrained(file.path.parent, gguf_file=file.path.name)
+    if file.keys.get("tokenizer.ggml.pre") in _SINGLE_DIGIT_VOCABULARIES:
+        _split_digits(tokenizer)
+    for name, key in _ENDS.items():
+        if key in file.keys:
+            setattr(tokenizer, name, int(file.keys[key]))
+    return tokenizer  # type: ignore[no-any-return]
 
 
 def _split_digits(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -99,16 +86,3 @@ def _split_digits(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-
-
-def _plain_copy(loaded: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Rebuild a model that came out of a GGUF file as one that never heard of it."""
-    fields = json.loads(loaded.config.to_json_string())
-    kept = {k: v for k, v in fields.items() if not k.startswith("_") and k not in _NOT_STOCK}
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.for_model(**kept), dtype=dtype)
-    weights = {name: tensor.to(dtype) for name, tensor in loaded.state_dict().items()}
-    model.load_state_dict(weights, assign=True)
-    model.tie_weights()
-    model.generation_config = loaded.generation_config
-    return model

@@ -37,7 +37,7 @@ def resolve_teacher(
     Args:
         source: Where the teacher comes from.
         work_folder: A folder of the caller's.
-        progress: Told the number of bytes checked.
+        progress: Told the number of bytes converted and checked; each begins at 0.
         read_values: Whether to look for NaN and infinity.
         compare: Whether to run a few tokens through what surgery reads and through what transformers loads; needless
             where the model is looked at only, or run as transformers loads it.
@@ -47,7 +47,7 @@ def resolve_teacher(
         CheckpointError: If what it delivers is no intact causal language model, or transformers loads another one.
         UnknownFamilyError: If no table describes its model type.
     """
-    checkpoint = open_checkpoint(_folder_of(source, work_folder), read_values, progress)
+    checkpoint = open_checkpoint(_folder_of(source, work_folder, progress), read_values, progress)
     if compare:
         check_agreement(checkpoint)
     return checkpoint
@@ -106,15 +106,15 @@ def source_name(source: ModelSource) -> str:
     return path.resolve().name
 
 
-def _folder_of(source: ModelSource, work_folder: Path) -> Path:
+def _folder_of(source: ModelSource, work_folder: Path, progress: Progress) -> Path:
     check_source(source)
     if isinstance(source, tuple):
         return save_live_model(source, work_folder / "teacher")
     text, path = str(source), Path(source).expanduser()
     if text.startswith(PREFIX):
-        return convert_gguf(gguf_of_wheel(text))
+        return convert_gguf(gguf_of_wheel(text), progress)
     if path.suffix == ".gguf":
-        return convert_gguf(path)
+        return convert_gguf(path, progress)
     if path.is_dir():
         return path
     if isinstance(source, str) and HUB_NAME.fullmatch(text):

@@ -135,7 +135,7 @@ def _with_path(settings: AnySettings, name: str) -> AnySettings:
 def _begin(plan: FamilyPlan, folder: RunFolder, source: ModelSource, data: Data, display: Display) -> Checkpoint:
     """Check the teacher, refuse what cannot work, write the plan, and only then keep a live teacher."""
     with display.stage("teacher", f"load and check {plan.teacher}") as progress:
-        checkpoint = resolve_teacher(source, folder.given, read_values=False, compare=False)
+        checkpoint = resolve_teacher(source, folder.given, progress, read_values=False, compare=False)
         if not folder.has_begun_with(checkpoint.fingerprint):
             check_values(checkpoint.path, checkpoint.headers, progress)
             check_agreement(checkpoint)

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from minitron_nas.errors import CheckpointError, TeacherNotFoundError, UnknownFamilyError
 from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.models.gguf import convert_gguf
+from minitron_nas.storage.atomic import read_json
 from minitron_nas.testing import tiny_config, tiny_model, tiny_tokenizer
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8, "num_hidden_layers": 2}
@@ -29,31 +30,57 @@ NAMES = {
 }
 
 
+ADD = {
+    int: gguf.GGUFWriter.add_uint32,
+    float: gguf.GGUFWriter.add_float32,
+    str: gguf.GGUFWriter.add_string,
+    bool: gguf.GGUFWriter.add_bool,
+    list: gguf.GGUFWriter.add_array,
+}
+
+
 @pytest.fixture(autouse=True)
 def cache(monkeypatch, tmp_path):
     monkeypatch.setenv("MINITRON_NAS_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
-def write_gguf(file, model, kind=gguf.GGMLQuantizationType.F32, pre="smollm", arch="llama"):
-    """Write a llama model and the tiny tokenizer as llama.cpp's converter does."""
-    config = model.config
+def write_gguf(file, model, kind=gguf.GGMLQuantizationType.F32, pre="smollm", arch="llama", **changes):
+    """Write a llama model and the tiny tokenizer as llama.cpp's converter does.
+
+    `keys` of the architecture and `tensors` are added or, with None, left out; `only` names the tensors to write.
+    """
+    config, keys = model.config, changes.get("keys", {})
     writer = gguf.GGUFWriter(file, arch)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
+    if "kind_of_file" in changes:
+        writer.add_type(changes["kind_of_file"])
+    said = {
+        "block_count": config.num_hidden_layers,
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": config.num_key_value_heads,
+        "attention.key_length": config.head_dim,
+        "attention.value_length": config.head_dim,
+        "rope.dimension_count": config.head_dim,
+        "rope.freq_base": float(config.rope_parameters["rope_theta"]),
+        "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
+        "vocab_size": config.vocab_size,
+    }
+    for key, value in (
+        {f"{arch}.{key}": value for key, value in {**said, **keys}.items()} | changes.get("split", {})
+    ).items():
+        if value is not None:
+            ADD[type(value)](writer, key, value)
     add_tokenizer(writer, pre)
+    tensors = changes.get("tensors", {})
     for name, tensor in model.state_dict().items():
-        add_tensor(writer, name, tensor.numpy(), config, kind)
+        if gguf_name(name) not in tensors and name in changes.get("only", model.state_dict()):
+            add_tensor(writer, name, tensor.numpy(), config, kind)
+    for name, values in tensors.items():
+        if values is not None:
+            writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -77,14 +104,19 @@ def add_tokenizer(writer, pre):
     writer.add_chat_template(tokenizer.chat_template)
 
 
+def gguf_name(name):
+    for given, written in NAMES.items():
+        name = name.replace(given, written)
+    return name
+
+
 def add_tensor(writer, name, values, config, kind):
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     for projection, num_heads in heads.items():
         if projection in name:  # llama.cpp interleaves the two halves of every rotary head
-            rows = values.reshape(num_heads, 2, -1, values.shape[1])
+            rows = values.reshape(num_heads, 2, -1, *values.shape[1:])
             values = np.ascontiguousarray(rows.swapaxes(1, 2)).reshape(values.shape)
-    for given, written in NAMES.items():
-        name = name.replace(given, written)
+    name = gguf_name(name)
     if values.ndim == 1 or kind == gguf.GGMLQuantizationType.F32:
         writer.add_tensor(name, values)
     else:
@@ -177,3 +209,166 @@ def test_a_gguf_file_of_an_unknown_family_is_refused(tmp_path, model):
     file = write_gguf(tmp_path / "tiny.gguf", model, arch="falcon")
     with pytest.raises(UnknownFamilyError, match="model type 'falcon' is no known family"):
         convert_gguf(file)
+
+
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+YARN = {"factor": 4.0, "original_max_position_embeddings": 64}
+IDS = torch.arange(200).view(1, 200)
+
+
+def llama3_divisors():
+    rotary = tiny_model(tiny_config("llama", **SIZES)).model.rotary_emb
+    scaled = tiny_model(tiny_config("llama", **SIZES, rope_parameters=rope("llama3", LLAMA3))).model.rotary_emb
+    return (rotary.inv_freq / scaled.inv_freq).numpy()
+
+
+def rope(kind, more):
+    return {"rope_type": kind, "rope_theta": 10000.0, **more}
+
+
+def logits_of(folder):
+    with torch.no_grad():
+        return AutoModelForCausalLM.from_pretrained(folder).eval()(IDS).logits
+
+
+def same_as(model, folder):
+    with torch.no_grad():
+        return torch.equal(logits_of(folder), model(IDS).logits)
+
+
+def test_a_file_of_llama_3_keeps_the_scaling_that_lies_in_a_tensor(tmp_path):
+    model = tiny_model(tiny_config("llama", **SIZES, rope_parameters=rope("llama3", LLAMA3)))
+    folder = convert_gguf(write_gguf(tmp_path / "m.gguf", model, tensors={"rope_freqs.weight": llama3_divisors()}))
+    assert read_json(folder / "config.json")["rope_scaling"] == {"rope_type": "llama3", "type": "llama3", **LLAMA3}
+    assert same_as(model, folder)
+
+
+@pytest.mark.parametrize(("divisors", "kind"), [([1.0, 1.0, 1.0, 1.0], "default"), ([4.0, 4.0, 4.0, 4.0], "linear")])
+def test_equal_factors_are_no_scaling_or_one_for_all(tmp_path, model, divisors, kind):
+    tensors = {"rope_freqs.weight": np.array(divisors, np.float32)}
+    folder = convert_gguf(write_gguf(tmp_path / "m.gguf", model, tensors=tensors))
+    assert read_json(folder / "config.json")["rope_parameters"]["rope_type"] == kind
+
+
+@pytest.mark.parametrize(
+    ("keys", "kind", "more"),
+    [
+        ({"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, "default", {}),
+        ({"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}, "linear", {"factor": 4.0}),
+        ({"rope.scale_linear": 2.0}, "linear", {"factor": 2.0}),
+        (
+            {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 64},
+            "yarn",
+            YARN,
+        ),
+    ],
+)
+def test_rope_scaling_in_keys_is_kept(tmp_path, keys, kind, more):
+    model = tiny_model(tiny_config("llama", **SIZES, rope_parameters=rope(kind, more)))
+    assert same_as(model, convert_gguf(write_gguf(tmp_path / "m.gguf", model, keys=keys)))
+
+
+def test_biases_are_kept(tmp_path):
+    model = tiny_model(tiny_config("llama", **SIZES, attention_bias=True, mlp_bias=True))
+    assert same_as(model, convert_gguf(write_gguf(tmp_path / "m.gguf", model)))
+
+
+def test_a_split_file_is_read_whole_whichever_part_is_given(tmp_path, model):
+    parts = split(tmp_path, model)
+    folder = convert_gguf(parts[1])
+    assert same_as(model, folder)
+    assert convert_gguf(parts[0]) == folder
+
+
+def test_a_part_without_the_others_is_refused_by_name(tmp_path, model):
+    first, second = split(tmp_path, model)
+    second.unlink()
+    with pytest.raises(TeacherNotFoundError, match=r"m-00002-of-00002\.gguf does not exist"):
+        convert_gguf(first)
+    alone = first.rename(tmp_path / "renamed.gguf")
+    with pytest.raises(CheckpointError, match=r"renamed\.gguf is one of 2 parts of a model \(split\.count\)"):
+        convert_gguf(alone)
+
+
+def test_a_tied_model_stays_tied_and_a_padded_vocabulary_padded(tmp_path):
+    model = tiny_model(tiny_config("llama", **SIZES, tied=True, vocab_size=352))
+    folder = convert_gguf(write_gguf(tmp_path / "m.gguf", model))
+    assert same_as(model, folder)
+    assert open_checkpoint(folder).architecture.vocab_size == 352
+
+
+def test_the_tokens_that_begin_and_end_a_text_are_those_of_the_file(tmp_path, model):
+    folder = convert_gguf(write_gguf(tmp_path / "m.gguf", model))
+    for file in ("config.json", "generation_config.json"):
+        content = read_json(folder / file)
+        assert (content["bos_token_id"], content["eos_token_id"], content["pad_token_id"]) == (1, 2, 2)
+
+
+def test_conversion_says_how_far_it_is(tmp_path, model):
+    told = []
+    convert_gguf(write_gguf(tmp_path / "m.gguf", model), lambda *step: told.append(step))
+    assert [done for done, _ in told] == sorted({done for done, _ in told})
+    assert told[-1][0] == told[-1][1] == sum(4 * p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        ({"expert_count": 8}, r"llama\.expert_count=8"),
+        ({"attention.sliding_window": 16}, r"llama\.attention\.sliding_window=16"),
+        ({"logit_scale": 0.5}, r"llama\.logit_scale=0\.5"),
+        ({"rope.dimension_count": 4}, r"llama\.rope\.dimension_count=4"),
+        ({"attention.value_length": 16}, r"llama\.attention\.value_length=16"),
+        ({"attention.causal": False}, r"llama\.attention\.causal=False"),
+        ({"rope.scaling.type": "longrope"}, r"rope\.scaling\.type='longrope'"),
+        ({"something.new": 3}, r"llama\.something\.new=3"),
+        ({"vocab_size": 300}, r"token_embd\.weight has 320 rows"),
+        ({"attention.head_count_kv": [2, 1]}, r"llama\.attention\.head_count_kv=\[2, 1\]"),
+        ({"attention.layer_norm_rms_epsilon": None}, r"no key llama\.attention\.layer_norm_rms_epsilon"),
+    ],
+)
+def test_a_key_that_nothing_reads_is_named(tmp_path, cache, model, keys, named):
+    with pytest.raises(CheckpointError, match=named):
+        convert_gguf(write_gguf(tmp_path / "m.gguf", model, keys=keys))
+    assert [path for path in (cache / "gguf").iterdir() if not path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{"expert_count": 0, "expert_used_count": 0}, {"attention.causal": True}, {"rope.scaling.finetuned": False}],
+)
+def test_a_key_that_says_nothing_is_passed_over(tmp_path, model, keys):
+    assert same_as(model, convert_gguf(write_gguf(tmp_path / "m.gguf", model, keys=keys)))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "named"),
+    [
+        ({"blk.0.attn_sinks.weight": np.ones(8, np.float32)}, r"tensor 'blk\.0\.attn_sinks\.weight' has no place"),
+        ({"blk.2.attn_q.weight": np.ones((64, 64), np.float32)}, r"tensor 'blk\.2\.attn_q\.weight' has no place"),
+        ({"blk.1.ffn_up.weight": None}, r"tensor 'blk\.1\.ffn_up\.weight' of shape \(96, 64\) is missing"),
+        ({"output_norm.weight": None}, r"tensor 'output_norm\.weight' of shape \(64,\) is missing"),
+        ({"blk.0.attn_q.bias": np.ones(64, np.float32)}, r"tensor 'blk\.0\.attn_k\.bias' of shape .* is missing"),
+        ({"output.weight": np.ones((300, 64), np.float32)}, r"'output\.weight' has shape \(300, 64\), not \(320, 64\)"),
+        ({"rope_freqs.weight": np.array([1, 2, 1, 9], np.float32)}, r"the tensor rope_freqs\.weight, whose 4 factors"),
+        ({"rope_freqs.weight": np.ones(7, np.float32)}, r"rope_freqs\.weight with 7 factors, where 4"),
+    ],
+)
+def test_a_tensor_too_many_or_too_few_is_named(tmp_path, model, tensors, named):
+    with pytest.raises(CheckpointError, match=named):
+        convert_gguf(write_gguf(tmp_path / "m.gguf", model, tensors=tensors))
+
+
+def test_an_adapter_is_no_model(tmp_path, model):
+    with pytest.raises(CheckpointError, match="holds a GGUF adapter, not a model"):
+        convert_gguf(write_gguf(tmp_path / "m.gguf", model, kind_of_file="adapter"))
+
+
+def split(folder, model):
+    second = [name for name in model.state_dict() if "layers.1" in name or "lm_head" in name]
+    first = [name for name in model.state_dict() if name not in second]
+    keys = [{"split.no": number, "split.count": 2} for number in range(2)]
+    return [
+        write_gguf(folder / f"m-0000{n + 1}-of-00002.gguf", model, split=keys[n], only=names)
+        for n, names in enumerate((first, second))
+    ]

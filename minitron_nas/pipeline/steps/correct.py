@@ -87,7 +87,8 @@ def correct(
         require_peft()
     place = Correction(folder)
     work = place.work
-    source = resolve_teacher(teacher, work / "teacher")
+    with display.stage("teacher", f"load and check {source_name(teacher)}") as progress:
+        source = resolve_teacher(teacher, work / "teacher", progress)
     with display.stage("text", "read, split and pack") as progress:
         splits = read_splits(work, data, source, text, settings.tokens, seed, progress)
     tokens = settings.tokens or splits.one_pass_tokens

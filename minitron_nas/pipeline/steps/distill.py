@@ -100,8 +100,10 @@ def distill(
     for line in about_text(data, text):
         display.note(line)
     work = folder.with_name(f"{folder.name}.work")
-    source = resolve_teacher(student, work / "student")
-    other = resolve_teacher(teacher, work / "teacher")
+    with display.stage("student", f"load and check {source_name(student)}") as progress:
+        source = resolve_teacher(student, work / "student", progress)
+    with display.stage("teacher", f"load and check {source_name(teacher)}") as progress:
+        other = resolve_teacher(teacher, work / "teacher", progress)
     Vocabulary.of(source.path, f"{source_name(student)!r}").require_same(
         Vocabulary.of(other.path, f"{source_name(teacher)!r}")
     )

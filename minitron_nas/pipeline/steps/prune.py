@@ -121,7 +121,8 @@ def prune(
         for line in about_text(data, text or TextSettings()):
             display.note(line)
     with TemporaryDirectory(dir=existing_parent(folder)) as work:
-        checkpoint = resolve_teacher(teacher, Path(work), read_values=False)
+        with display.stage("teacher", f"load {source_name(teacher)}") as progress:
+            checkpoint = resolve_teacher(teacher, Path(work), progress, read_values=False)
         source, layout = checkpoint.architecture, checkpoint.layout
         named = drop_from(source, shape or {}, drop_layers) if drop_layers is not None else None
         protected = space.protected_layers if named is None else ()
