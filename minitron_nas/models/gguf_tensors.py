@@ -47,7 +47,7 @@ class GgufNames:
             name: By the table; of one of several experts, which a GGUF file holds together, without its number.
         """
         module, _, ending = name.rpartition(".")
-        return f"{self._map.get_name(module)}.{ending}"
+        return f"{self._map.get_name(module) or module}.{ending}"
 
     def flags(self, file: GgufFile) -> dict[str, bool]:
         """Return the keys of a `config.json` that say which optional tensors a model has.

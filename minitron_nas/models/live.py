@@ -90,9 +90,15 @@ def _save_generation_config(model: CausalLM, folder: Path) -> None:
 
 
 def _prove_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    reloaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     for text in _PROBE_TEXTS:
-        given, loaded = tokenizer(text)["input_ids"], reloaded(text)["input_ids"]
+        try:
+            reloaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            given, loaded = tokenizer(text)["input_ids"], reloaded(text)["input_ids"]
+        except Exception as error:  # the tokenizers library raises no other class
+            raise CheckpointError(
+                f"the tokenizer cannot be loaded and used once it is saved ({' '.join(str(error).split())}); give a "
+                "folder or hub name, whose tokenizer students can copy"
+            ) from error
         if given != loaded:
             raise CheckpointError(
                 f"the tokenizer reads {text!r} as {given}, but as {loaded} once it is saved and loaded by "
