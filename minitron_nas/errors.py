@@ -56,7 +56,11 @@ class CacheError(MinitronNasError, ValueError):
     """A cache of what a teacher says that is incomplete, damaged, or not the one that is needed."""
 
 
-class DiskSpaceError(MinitronNasError, OSError):
+class MachineError(MinitronNasError, OSError):
+    """A disk that is full, read-only, failing or gone, or another fault of the machine; the same command can go on."""
+
+
+class DiskSpaceError(MachineError):
     """Not enough free disk for what a stage is about to write."""
 
 

@@ -10,7 +10,11 @@ from minitron_nas.errors import MinitronNasError, PreemptedError, printable
 
 
 def main() -> None:
-    """Run the command; a MinitronNasError is one line and exit code 2, SIGTERM during training one line and 143."""
+    """Run the command.
+
+    A MinitronNasError, a fault of the machine and whatever the system refuses are one line and exit code 2, SIGTERM
+    during training one line and 143.
+    """
     try:
         app()
     except MinitronNasError as error:
@@ -19,3 +23,10 @@ def main() -> None:
     except PreemptedError as stop:
         typer.echo(f"minitron-nas: {stop}", err=True)
         raise
+    except Exception as error:
+        from minitron_nas.storage.machine import refusal  # deferred: a fault is rare
+
+        if (told := refusal(error)) is None:
+            raise
+        typer.echo(f"minitron-nas: {told}", err=True)
+        sys.exit(2)

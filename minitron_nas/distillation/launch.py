@@ -14,6 +14,7 @@ from minitron_nas.execution.torchrun import run_processes
 from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.loading import load_for_training
 from minitron_nas.progress import Progress, silent
+from minitron_nas.storage.machine import require_writable
 
 
 def train(job: TrainingJob, runner: RunnerSettings, progress: Progress = silent) -> tuple[CausalLM, TrainingResult]:
@@ -68,6 +69,7 @@ def _result(job: TrainingJob) -> TrainingResult:
     result = job.result()
     if result is None:
         job.raise_error()
+        require_writable(job.out)  # where a process had no room left to say why
         raise TrainingProcessError(
             f"a training process ended without a result; what it printed says why, and the same command goes on from "
             f"the last checkpoint in {job.checkpoints}"

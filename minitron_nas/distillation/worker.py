@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from torch import distributed
@@ -11,10 +12,11 @@ from minitron_nas.distillation.job import TRAINED, TrainingJob
 from minitron_nas.distillation.training.arguments import training_arguments, zero_stage
 from minitron_nas.distillation.training.lesson import Lesson
 from minitron_nas.distillation.training.trainer import distill
-from minitron_nas.errors import CheckpointError, MinitronNasError, PreemptedError
+from minitron_nas.errors import CheckpointError, MachineError, MinitronNasError, PreemptedError
 from minitron_nas.execution.deepspeed import join_processes
 from minitron_nas.models.loading import load_for_training
 from minitron_nas.progress import Progress, silent
+from minitron_nas.storage.machine import machine_error
 
 _PROGRESS_SECONDS = 1.0
 
@@ -74,9 +76,13 @@ def run_file(path: str) -> int:
     except PreemptedError as stop:
         job.write_error(rank, stop)
         raise
-    except MinitronNasError as error:
-        job.write_error(rank, error)
-        sys.stderr.write(f"{error}\n")
+    except Exception as error:
+        told = error if isinstance(error, MinitronNasError) else machine_error(error, job.out)
+        if told is None:
+            raise
+        sys.stderr.write(f"{told}\n")
+        with suppress(MachineError):  # the disk may be full; whoever has started this looks at it
+            job.write_error(rank, told)
         return 2
     return 0
 

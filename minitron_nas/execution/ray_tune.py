@@ -17,7 +17,7 @@ from ray.tune.experiment import Trial
 
 from minitron_nas.errors import PlanError, PreemptedError
 from minitron_nas.execution.preemption import on_sigterm, sigint_as_before
-from minitron_nas.execution.runner import Job, JobFunction, Outcome, Status, attempt, says_out_of_memory
+from minitron_nas.execution.runner import Job, JobFunction, Outcome, attempt, lost
 from minitron_nas.execution.settings import RunnerSettings
 
 _OUTCOME = "outcome"
@@ -84,10 +84,8 @@ class RayTuneRunner:
             raise delivery.refusal
         if by_key.keys() - delivery.keys - delivery.lost.keys():
             raise KeyboardInterrupt  # after which Tune ends its trials and returns as always
-        for key, lost in delivery.lost.items():
-            error = lost.get_error()  # which Tune copies to where this looks some time after the loss
-            status: Status = "infeasible" if says_out_of_memory(str(error)) else "failed"
-            on_outcome(Outcome(key, status, None, f"the worker was lost: {error}", 0.0))
+        for key, of_tune in delivery.lost.items():
+            on_outcome(lost(key, str(of_tune.get_error())))  # which Tune copies to there some time after the loss
 
     def _resources(self) -> dict[str, float]:
         gpus = self._settings.gpus_per_trial

@@ -11,15 +11,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self, TypeAlias
 
-from minitron_nas.errors import TrialError
+from minitron_nas.errors import MachineError, TrialError
 from minitron_nas.execution.device import release_memory
 from minitron_nas.progress import Progress, silent
+from minitron_nas.storage.machine import machine_error, says_machine_fault
 from minitron_nas.storage.sealed import read_sealed, write_sealed
 
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "allocate memory", "alloc_failed", "low on memory")
 """How torch, the libraries below it, the operating system and Ray say it."""
 
-Status: TypeAlias = Literal["completed", "infeasible", "failed"]
+Status: TypeAlias = Literal["completed", "infeasible", "failed", "machine"]
 
 JobFunction: TypeAlias = Callable[..., Mapping[str, Any]]
 """A module-level function that takes a job's arguments and returns plain values."""
@@ -39,9 +40,10 @@ class Outcome:
 
     Attributes:
         key: The job's key.
-        status: `infeasible` means out of memory: the shape does not fit, which is no defect.
+        status: `infeasible` means out of memory: the shape does not fit, which is no defect. `machine` means that the
+            disk or another part of the machine failed, which says nothing about the job and stops all of them.
         value: What the function returned, if completed.
-        error: The traceback, if not.
+        error: The traceback, if not; of the machine's faults one line.
         seconds: Wall time of the call.
     """
 
@@ -85,10 +87,27 @@ def attempt(function: JobFunction, job: Job) -> Outcome:
         value = function(**job.arguments)
         return Outcome(job.key, "completed", dict(value), None, time.perf_counter() - started)
     except Exception as error:  # noqa: BLE001  # whatever a trial does, the others go on
+        seconds = time.perf_counter() - started
+        if (fault := machine_error(error)) is not None:
+            return Outcome(job.key, "machine", None, str(fault), seconds)
         status: Status = "infeasible" if is_out_of_memory(error) else "failed"
-        return Outcome(job.key, status, None, traceback.format_exc(), time.perf_counter() - started)
+        return Outcome(job.key, status, None, traceback.format_exc(), seconds)
     finally:
         release_memory()  # a worker may go on to the next job, and trainers hold their models in cycles
+
+
+def lost(key: str, said: str) -> Outcome:
+    """Return the outcome of a job whose worker was lost for good.
+
+    Args:
+        key: The job's key.
+        said: What is known of the loss.
+    """
+    if says_machine_fault(said):
+        words = next(line for line in said.splitlines() if says_machine_fault(line))
+        return Outcome(key, "machine", None, f"{words.strip()}; mend that and repeat the command", 0.0)
+    status: Status = "infeasible" if says_out_of_memory(said) else "failed"
+    return Outcome(key, status, None, f"the worker was lost: {said}", 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +143,15 @@ class Jobs:
 
         Raises:
             TrialError: If too many jobs failed; the message ends with the last traceback's last line.
+            MachineError: If a disk is full, read-only, failing or gone, here or where a job ran.
         """
         known = {job.key: self._kept(job.key) for job in jobs}
         outcomes = {key: outcome for key, outcome in known.items() if outcome is not None}
         progress(len(outcomes), len(jobs))
 
         def keep(outcome: Outcome) -> None:
+            if outcome.status == "machine":
+                raise MachineError(f"trial {outcome.key}: {outcome.error}")
             outcomes[outcome.key] = outcome
             if outcome.status == "completed":
                 write_sealed(self._file(outcome.key), asdict(outcome))

@@ -2,7 +2,8 @@
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,6 +13,7 @@ from minitron_nas.pipeline.display import Display
 from minitron_nas.progress import Progress
 from minitron_nas.storage.atomic import remove, whole_folder
 from minitron_nas.storage.ledger import Entry, Ledger, fingerprint
+from minitron_nas.storage.machine import machine_error
 from minitron_nas.storage.outputs import Outputs
 from minitron_nas.storage.run_folder import RunFolder
 from minitron_nas.storage.schemas import RUN_TABLES, Table
@@ -107,8 +109,13 @@ class Engine:
         Raises:
             RunFolderError: If a file of the stage, or of one that it needs, has changed and is not made again here;
                 names the file.
+            MachineError: If a disk is full, read-only, failing or gone; says what is kept.
         """
         self._asked_for.add(stage.name)
+        with self._saying_what_is_kept(stage.name):
+            return self._run(stage, action)
+
+    def _run(self, stage: Stage, action: Action) -> Done:
         entry = self._ledger.latest(stage.name)
         if entry is not None and entry.fingerprint == stage.fingerprint and self._is_whole(stage, entry):
             self._display.skip(stage.name)
@@ -140,6 +147,27 @@ class Engine:
     def finish(self) -> None:
         """Leave out of the tables what stages have said that this run has no more."""
         self._unite([entry for entry in self._ledger.entries() if entry.stage in self._asked_for])
+
+    def note(self, text: str) -> None:
+        """Tell a person something.
+
+        Args:
+            text: In a line.
+        """
+        self._display.note(text)
+
+    @contextmanager
+    def _saying_what_is_kept(self, stage: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            fault = machine_error(error)
+            if fault is None:
+                raise
+            raise type(fault)(
+                f"{stage}: {fault}; {len(self._ledger.entries())} finished stages and what this one had finished are "
+                f"kept in {self.folder.path}, and the same command goes on from there"
+            ) from error
 
     def _is_whole(self, stage: Stage, entry: Entry) -> bool:
         """Whether all that a stage left is there as it was; what has changed is removed, or refused."""

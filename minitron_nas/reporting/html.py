@@ -60,6 +60,7 @@ def _content(run: RunRecord) -> dict[str, Any]:
         "students": [member for member in members if member.role == "student"],
         "comparisons": {size: comparison(members, size) for size in sizes},
         "missing": sections.missing_parts(run),
+        "failures": sections.failures(run),
         "figures": _figures(run, sizes, members[0].value("num_parameters")),
         "outcomes": {size: sections.outcome_counts(run.candidates, size) for size in sizes},
         "agreement": {size: sections.rank_agreement(run, size) for size in sizes},

@@ -75,6 +75,20 @@ def outcome_counts(candidates: pd.DataFrame, size: str) -> str:
     return f"{int(outcomes.sum()):,} candidates: {', '.join(told)}" if told else "no candidates yet"
 
 
+def failures(run: RunRecord) -> list[str]:
+    """Say for each size how many candidates failed and so were not compared, and why the first of them did."""
+    failed = run.candidates[run.candidates["outcome"] == "failed"]
+    told = []
+    for size in run.sizes():
+        rows, all_rows = failed[failed["size"] == size], run.candidates[run.candidates["size"] == size]
+        if len(rows):
+            first = rows.iloc[0]
+            told.append(
+                f"{size}: {len(rows):,} of {len(all_rows):,} candidates ({first['candidate']}: {first['reason']})"
+            )
+    return told
+
+
 def exclusion_rows(run: RunRecord) -> list[Row]:
     """Return what each rule left out: largest size first, then the strictest rule."""
     sizes = run.sizes()

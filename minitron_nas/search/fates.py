@@ -70,6 +70,22 @@ def fate(screened: Outcome | None, last: TrialRow | None, won: bool) -> tuple[st
     return "stopped", f"its KL of {kl:.3f} nats after rung {last.rung} was beaten"
 
 
+def told_losses(what: str, outcomes: Mapping[str, Outcome]) -> str | None:
+    """Say in one line how many candidates could not be compared, and why the first of each kind; None if all could.
+
+    Args:
+        what: They went through, such as "90k screen".
+        outcomes: By candidate id.
+    """
+    told = []
+    for status, happened in (("failed", "failed"), ("infeasible", "did not fit into memory")):
+        losses = [(key, outcome) for key, outcome in outcomes.items() if outcome.status == status]
+        if losses:
+            key, first = losses[0]
+            told.append(f"{len(losses)} of {len(outcomes)} {happened} ({key}: {last_line(first.error)})")
+    return f"{what}: {', '.join(told)}; they took no further part" if told else None
+
+
 def _row(candidate: Candidate, layout: Layout, context_tokens: int, screened: Outcome | None) -> dict[str, Any]:
     shape = candidate.architecture
     return {

@@ -9,20 +9,26 @@ from pathlib import Path
 from typing import Any
 
 from minitron_nas.errors import DiskSpaceError
+from minitron_nas.storage.machine import naming
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path to write; rename it to `path` once the block ends without error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Give a temporary path to write; rename it to `path` once the block ends without error.
+
+    Raises:
+        MachineError: If the disk is full, read-only or failing; names `path`.
+    """
     partial = path.with_name(f".{path.name}.partial")
-    try:
-        yield partial
-        with open(partial, "rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            with open(partial, "rb") as handle:
+                os.fsync(handle.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -33,7 +39,16 @@ def whole_folder(path: Path, key: str | None = None) -> Iterator[Path]:
         path: The folder.
         key: Names what is being written. What an attempt with the same key left when it ended early
             is given again, so that it can go on; without a key nothing is left, and nothing taken over.
+
+    Raises:
+        MachineError: If the disk is full, read-only or failing; names `path`.
     """
+    with naming(path), _filling(path, key) as partial:
+        yield partial
+
+
+@contextmanager
+def _filling(path: Path, key: str | None) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     note = path.with_name(f".{path.name}.key")

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from minitron_nas.errors import PlanError, PreemptedError, TrialError
+from minitron_nas.errors import MachineError, PlanError, PreemptedError, TrialError
 from minitron_nas.execution.local import LocalRunner
 from minitron_nas.execution.runner import Job, Jobs, last_line
 from minitron_nas.execution.settings import RunnerSettings
@@ -28,6 +28,8 @@ def behaviour():
 
         if kind == "memory":
             raise MemoryError("no 8 GB")
+        if kind == "full":
+            raise OSError(28, "No space left on device", "/work/checkpoint")
         if kind == "defect":
             raise ValueError("a defect")
         if kind == "endless":
@@ -163,6 +165,14 @@ def test_too_many_failures_end_all_trials_with_the_same_error_as_here(one_ray, t
         run_jobs(runner(tmp_path), behaviour(), broken, tmp_path / "results", 1)
     assert not (tmp_path / "ray").exists()
     assert ray_results() == []
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_all_trials_with_the_same_error_as_here(one_ray, tmp_path):
+    full = jobs(tmp_path, "ordinary", "full", "endless")
+    with pytest.raises(MachineError, match=r"^trial 1-full: /work/checkpoint: No space left on device"):
+        run_jobs(runner(tmp_path), behaviour(), full, tmp_path / "results", 9)
+    assert {file.name for file in (tmp_path / "results").iterdir()} <= {"0-ordinary.json"}
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,11 @@ import weakref
 import pytest
 import torch
 
-from minitron_nas.errors import MinitronNasError, TrialError
+from minitron_nas.errors import MachineError, MinitronNasError, TrialError
 from minitron_nas.execution import runner
 from minitron_nas.execution.choice import make_runner
 from minitron_nas.execution.local import LocalRunner
-from minitron_nas.execution.runner import Job, Jobs, Outcome, attempt, last_line
+from minitron_nas.execution.runner import Job, Jobs, Outcome, attempt, last_line, lost
 from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.progress import silent
 from minitron_nas.storage.sealed import unseal
@@ -183,7 +183,10 @@ class OutOfMemoryError(Exception):
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."), "infeasible"),
         (OSError(12, "Cannot allocate memory"), "infeasible"),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "failed"),
-        (OSError(28, "No space left on device"), "failed"),
+        (OSError(28, "No space left on device"), "machine"),
+        (OSError(122, "Disk quota exceeded"), "machine"),
+        (PermissionError(13, "Permission denied", "tokens"), "machine"),
+        (OSError("Can't load the model"), "failed"),
         (ValueError("out of memory"), "failed"),
     ],
     ids=str,
@@ -262,3 +265,52 @@ def test_a_result_that_lies_under_the_name_of_another_counts_as_none(tmp_path):
     again = run_jobs(recorder, square, jobs, tmp_path, 0)
     assert recorder.keys == [["two"]]
     assert {key: outcome.value for key, outcome in again.items()} == {k: o.value for k, o in expected.items()}
+
+
+def full(x):
+    if x == 2:
+        raise OSError(28, "No space left on device", "/work/checkpoint")
+    return square(x)
+
+
+def test_a_full_disk_stops_all_trials_counts_as_nobodys_failure_and_leaves_the_rest_to_the_next_call(tmp_path):
+    three, ran = jobs(1, 2, 3), []
+
+    def noting(x):
+        ran.append(x)
+        return full(x)
+
+    with pytest.raises(MachineError, match=r"^trial job-2: /work/checkpoint: No space left on device.*repeat the"):
+        run_jobs(LocalRunner(), noting, three, tmp_path, 9)
+    assert ran == [1, 2]
+    assert [file.name for file in tmp_path.iterdir()] == ["job-1.json"]
+    recorder = Recorder()
+    again = run_jobs(recorder, square, three, tmp_path, 0)
+    assert recorder.keys == [["job-2", "job-3"]]
+    assert values(again) == values(run_jobs(LocalRunner(), square, three, tmp_path / "undisturbed", 0))
+
+
+def test_a_full_disk_where_results_are_kept_stops_them_too(tmp_path, monkeypatch):
+    def refuse(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("minitron_nas.storage.atomic.os.replace", refuse)
+    with pytest.raises(MachineError, match=r"job-1.json: No space left on device"):
+        run_jobs(LocalRunner(), square, jobs(1, 2), tmp_path, 9)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "error"),
+    [
+        ("The actor died unexpectedly", "failed", "the worker was lost: The actor died unexpectedly"),
+        ("killed due to the node running low on memory", "infeasible", "the worker was lost: killed due to the node"),
+        ("x\n  OSError: [Errno 28] No space left on device\ny", "machine", "OSError: [Errno 28] No space left"),
+        ("ray.exceptions.OutOfDiskError: Local disk is full", "machine", "ray.exceptions.OutOfDiskError: Local disk"),
+        ("OSError: [Errno 5] Input/output error: '/lost'", "machine", "OSError: [Errno 5] Input/output error"),
+    ],
+)
+def test_what_is_known_of_a_lost_worker_decides_what_became_of_its_job(said, status, error):
+    outcome = lost("key", said)
+    assert (outcome.status, outcome.value) == (status, None)
+    assert outcome.error.startswith(error)

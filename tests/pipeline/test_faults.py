@@ -1,8 +1,10 @@
 """A run that is repeated, changed, moved or broken off: only what it made itself counts, and nothing is lost."""
 
+import errno
 import functools
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,8 @@ import pytest
 import yaml
 from lm_eval.tasks import TaskManager
 
-from minitron_nas.errors import RunFolderError, TrialError
+from minitron_nas.distillation.training import trainer
+from minitron_nas.errors import MachineError, RunFolderError, TrialError
 from minitron_nas.evaluation import lm_eval
 from minitron_nas.pipeline import build as module
 from minitron_nas.pipeline.build import build_family, run_plan
@@ -22,6 +25,7 @@ from minitron_nas.pipeline.display import Quiet
 from minitron_nas.pipeline.family import Family
 from minitron_nas.pipeline.plan import load_plan
 from minitron_nas.reporting.html import write_report
+from minitron_nas.search import screen as screen_module
 from minitron_nas.storage.run_folder import RunFolder
 
 TASKS = Path(__file__).parent.parent / "evaluation" / "tasks"
@@ -140,6 +144,56 @@ def test_when_no_candidate_has_a_finite_kl_the_search_ends_with_the_reason_and_n
         with pytest.raises(TrialError, match="none of the 2 candidates of 90k that were screened has a finite KL"):
             build(tmp_path / "run")
         assert "90k screen" not in stages(tmp_path / "run")
+
+
+def test_a_disk_that_is_full_for_a_moment_changes_no_winner(
+    build: Callable[..., Family], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = ("search.num_finalists=2",)
+    undisturbed = build(tmp_path / "undisturbed", *two)
+    mark, calls = trainer.mark_whole, []
+
+    def full_once(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        mark(*arguments)
+
+    monkeypatch.setattr(trainer, "mark_whole", full_once)
+    with pytest.raises(
+        MachineError, match=r"^90k tournament: trial .*checkpoints/.*: No space left .*and the same"
+    ) as told:
+        build(tmp_path / "run", *two)
+    assert f"{len(stages(tmp_path / 'run'))} finished stages" in str(told.value)
+    assert f"are kept in {tmp_path}/run" in str(told.value)
+    assert "90k tournament" not in stages(tmp_path / "run")
+    again = build(tmp_path / "run", *two)
+    assert set(again.trials["status"]) == {"completed"}
+    assert again.trials.drop(columns="seconds").equals(undisturbed.trials.drop(columns="seconds"))
+    assert again.members[0].kl_nats == undisturbed.members[0].kl_nats
+
+
+def test_a_trial_that_really_fails_is_told_and_the_others_go_on(
+    build: Callable[..., Family], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure, calls, told = screen_module.screen_candidate, [], []
+
+    class Listening(Quiet):
+        def note(self, text: str) -> None:
+            told.append(text)
+
+    def failing_once(**arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise ValueError("a defect")
+        return measure(**arguments)
+
+    monkeypatch.setattr(screen_module, "screen_candidate", failing_once)
+    run = build(tmp_path / "run", display=Listening())
+    assert len(told) == 1
+    assert re.fullmatch(r"90k screen: 1 of 2 failed \(.*: ValueError: a defect\); they took no further part", told[0])
+    assert "rung" not in told[0]
+    assert "a defect" in run.report.read_text().split("<nav")[0]
 
 
 def test_a_finished_student_has_its_card_though_the_next_size_fails(

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minitron_nas.errors import RunFolderError
-from minitron_nas.reporting import html
+from minitron_nas.reporting import html, sections
 from minitron_nas.reporting.html import render_report, write_report
 from minitron_nas.reporting.run_record import RunRecord, plain_rows, read_run
 from minitron_nas.storage.schemas import CANDIDATES
@@ -184,6 +184,19 @@ def test_an_empty_run_says_what_is_missing(new_run: Path, without_plotly: None) 
         "no evaluations: quality, speed and memory were not measured yet",
     ):
         assert sentence in text
+
+
+def test_what_failed_stands_before_the_sections(run: RunRecord, without_plotly: None) -> None:
+    told = render_report(run).split("<nav")[0]
+    assert "Candidates failed" in told
+    (sentence,) = sections.failures(run)
+    assert re.fullmatch(r"94M: 1 of 12 candidates \(l\d+-.*: out of memory in rung 1: .*\)", sentence)
+    assert all(sentence in told for sentence in sections.failures(run))
+
+
+def test_where_nothing_failed_nothing_is_said_of_it(run: RunRecord, without_plotly: None) -> None:
+    well = run.candidates[run.candidates["outcome"] != "failed"]
+    assert "Candidates failed" not in render_report(replace(run, candidates=well))
 
 
 def test_a_complete_run_misses_nothing(page: Page) -> None:

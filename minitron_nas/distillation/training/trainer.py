@@ -48,6 +48,7 @@ from minitron_nas.families.catalog import layout_of
 from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.layer_model import decoder_layers
 from minitron_nas.progress import Progress, silent
+from minitron_nas.storage.machine import machine_error
 from minitron_nas.text.tokens import PackedTokens
 
 
@@ -109,6 +110,7 @@ def distill(
 
     Raises:
         CheckpointError: If the checkpoint to go on from is not what was written.
+        MachineError: If a disk is full, read-only, failing or gone.
         NonFiniteLossError: If the loss or its gradient becomes NaN or infinite.
         TrainingMemoryError: If memory does not hold it; says what takes how much.
         PlanError: If the batch does not divide into micro-batches, transformers or DeepSpeed cannot be used as
@@ -145,6 +147,8 @@ def distill(
         except Exception as error:
             if is_out_of_memory(error):
                 raise _memory(student, lesson, arguments) from error
+            if (fault := machine_error(error, folder)) is not None:
+                raise fault from error
             raise
         if control.preempted:
             raise PreemptedError(f"stopped by SIGTERM; the same command goes on from {last_whole(folder, identity)}")

@@ -1,7 +1,7 @@
 """The stages that find one shape for a size: screen, tournament."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from math import isfinite
 
@@ -13,7 +13,7 @@ from minitron_nas.pipeline.engine import Done, Left, Stage
 from minitron_nas.pipeline.hop import Hop
 from minitron_nas.pipeline.run import Run
 from minitron_nas.progress import Progress
-from minitron_nas.search.fates import candidate_rows, exclusion_rows
+from minitron_nas.search.fates import candidate_rows, exclusion_rows, told_losses
 from minitron_nas.search.screen import sample_candidates, screen
 from minitron_nas.search.study import write_study
 from minitron_nas.search.tournament import ShortTraining, tournament
@@ -72,6 +72,7 @@ def _screen(run: Run, hop: Hop, found: Enumeration) -> Done:
     def action(progress: Progress) -> Left:
         jobs = _jobs(run, hop).within("screen")
         outcomes = screen(sampled, hop.prepared, hop.lessons.files, plan.search, jobs, progress)
+        _tell_losses(run, f"{hop.label} screen", outcomes)
         finite = [candidate for candidate in sampled if _is_finite(outcomes[candidate.id])]
         if not finite:
             raise TrialError(
@@ -111,6 +112,7 @@ def _contest(run: Run, hop: Hop, found: Enumeration, screened: Done, finalists: 
             jobs.results / "checkpoints",
             progress,
         )
+        _tell_losses(run, f"{hop.label} tournament", {trial.candidate.id: trial.outcome for trial in trials})
         outcomes = {key: Outcome(**values) for key, values in read_json(run.folder.screened(hop.label)).items()}
         context = plan.text.sequence_length // 2
         candidates = candidate_rows(found, hop.source.checkpoint.layout, context, outcomes, trials, winner)
@@ -134,6 +136,11 @@ def _contest(run: Run, hop: Hop, found: Enumeration, screened: Done, finalists: 
     done = run.engine.run(stage, action)
     shutil.rmtree(folder, ignore_errors=True)
     return done
+
+
+def _tell_losses(run: Run, what: str, outcomes: Mapping[str, Outcome]) -> None:
+    if (told := told_losses(what, outcomes)) is not None:
+        run.engine.note(told)
 
 
 def _is_finite(outcome: Outcome) -> bool:
