@@ -19,6 +19,7 @@ from minitron_nas.models.loading import load_for_inference
 from minitron_nas.text.tokenization import leading_bos
 
 _BOOTSTRAP_DRAWS = 1000  # for the few metrics without a formula; 0 would leave out every standard error
+_LONGEST_REASON = 300  # characters; the errors of a hub can have pages
 
 
 class WindowedModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
@@ -72,7 +73,7 @@ class Benchmarks:
         Raises:
             PlanError: If lm-eval knows no task of a name.
         """
-        self._settings = settings
+        self._settings, self._setting = settings, setting
         self._manager = TaskManager(include_path=settings.include_path)
         unknown = [task for task in settings.tasks if task not in self._manager.all_tasks]
         if unknown:
@@ -80,6 +81,25 @@ class Benchmarks:
                 f"{setting}: lm-eval knows no task {', '.join(unknown)}; list its tasks with `lm-eval ls tasks`, or "
                 f"name the folder of your own with {setting.rpartition('.')[0]}.include_path"
             )
+
+    def require_data(self) -> None:
+        """Build every task once, which loads its data and whatever else it needs, so that none fails after hours.
+
+        Raises:
+            PlanError: If one cannot be built here; says why.
+        """
+        os.environ.setdefault("DISABLE_MULTIPROC", "1")
+        for task in self._settings.tasks:
+            try:
+                with redirect_stdout(sys.stderr):
+                    self._manager.load_task_or_group([task])
+            except Exception as error:
+                reason = " ".join(str(error).split())[:_LONGEST_REASON] or "no reason given"
+                raise PlanError(
+                    f"{self._setting}: lm-eval cannot build the task {task} here ({type(error).__name__}: {reason}); "
+                    "get its data into the cache of datasets (HF_HOME) on a machine with network, install what it "
+                    "asks for, or leave the task out"
+                ) from error
 
     def run(self, model: CausalLM, tokenizer: Path, seed: int) -> list[dict[str, Any]]:
         """Run the tasks on a loaded model, as it is.

@@ -22,7 +22,7 @@ def make_runner(settings: RunnerSettings, folder: Path) -> Runner:
 
 
 def check_cluster(settings: RunnerSettings, folder: Path) -> None:
-    """Refuse a Ray cluster that does not answer or has no room for a trial.
+    """Refuse a Ray cluster that does not answer or has no room for a trial, or a Ray that cannot be started here.
 
     Args:
         settings: Name it.
@@ -30,6 +30,7 @@ def check_cluster(settings: RunnerSettings, folder: Path) -> None:
 
     Raises:
         PlanError: Says what to change.
+        MachineError: If Ray's folder cannot be written to.
     """
     from minitron_nas.execution.ray_tune import RayTuneRunner  # deferred: Ray is imported where it is used
 

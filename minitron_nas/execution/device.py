@@ -4,8 +4,9 @@ import ctypes
 import gc
 import os
 
-import psutil
 import torch
+
+from minitron_nas.execution.memory import available_memory, total_memory
 
 
 def pick_device() -> torch.device:
@@ -28,14 +29,14 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Return how much of a device's memory is free to take; for the CPU, of main memory.
+    """Return how much of a device's memory is free to take; for the CPU, of main memory, within this process' limits.
 
     Args:
         device: Of this process.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return int(psutil.virtual_memory().available)
+    return available_memory()
 
 
 def total_bytes(device: torch.device) -> int:
@@ -46,7 +47,7 @@ def total_bytes(device: torch.device) -> int:
     """
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    return int(psutil.virtual_memory().total)
+    return total_memory()
 
 
 def release_memory() -> None:

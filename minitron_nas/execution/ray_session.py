@@ -3,9 +3,11 @@
 import logging
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 # Set before ray is imported: no usage reports.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -14,8 +16,44 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 
 import ray
+from ray._private import services
 
 from minitron_nas.errors import PlanError
+from minitron_nas.execution.memory import available_memory, is_limited, total_memory
+from minitron_nas.storage.machine import require_writable
+
+_ANSWER_SECONDS = 5.0
+_HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+_HTTP2_SETTINGS, _HTTP2_HEAD = 4, 9
+"""What a gRPC server, such as Ray's head, answers first: a frame of this type, after so many bytes of its head."""
+
+_SOCKET_BYTES = 107
+_LONGEST_SOCKET = "ray/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+_SHORT_FOLDER = "/tmp"  # noqa: S108  # Ray's own choice where nobody names one
+_OBJECTS_FRACTION = 0.1
+_LEAST_OBJECTS_BYTES, _MOST_OBJECTS_BYTES = 80 << 20, 2 << 30
+"""Of Ray's store of objects; jobs hand over a few numbers."""
+
+
+def check(address: str | None) -> str | None:
+    """Refuse a cluster that does not answer, or a folder in which no Ray can be started, within seconds.
+
+    Args:
+        address: As in `connected`.
+
+    Returns:
+        Where the cluster is that would be used, host:port; None if Ray would be started here.
+
+    Raises:
+        PlanError: If no cluster answers, or the path of Ray's sockets would be too long.
+        MachineError: If Ray's folder cannot be written to.
+    """
+    if ray.is_initialized():
+        return None
+    where = _cluster(address)
+    if where is None:
+        require_writable(Path(_temporary()))
+    return where
 
 
 @contextmanager
@@ -23,28 +61,23 @@ def connected(address: str | None, folder: Path) -> Iterator[None]:
     """Be connected to Ray while the block runs; a connection that is there is used and left.
 
     Args:
-        address: A running cluster; None starts Ray here.
+        address: A running cluster; None takes the one that Ray's own settings name, or starts Ray here.
         folder: Where the block's work keeps Ray's state; removed at the end.
 
     Raises:
-        PlanError: If no cluster answers at the address.
+        PlanError: If no cluster answers at the address, or the path of Ray's sockets would be too long.
+        MachineError: If Ray's folder cannot be written to.
     """
     started_here = not ray.is_initialized()
     if started_here:
+        where = check(address)
+        here = {} if where is not None else {"include_dashboard": False, **_own_ray()}
         try:
-            ray.init(
-                address=address,
-                include_dashboard=False if address is None else None,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            ray.init(address=where or "local", log_to_driver=False, logging_level=logging.ERROR, **here)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            if address is None:
+            if where is None:
                 raise
-            raise PlanError(
-                f"runner.address={address}: no Ray cluster can be reached ({' '.join(str(error).split())}); start one "
-                "with `ray start --head`, or leave runner.address out"
-            ) from error
+            raise _unreachable(address, where, str(error)) from error
     try:
         yield
     finally:
@@ -60,6 +93,80 @@ def run_one_task() -> None:
         GetTimeoutError: Of Ray, if no worker answers within two minutes.
     """
     ray.get(ray.remote(num_cpus=0)(int).remote(), timeout=120)
+
+
+def _cluster(address: str | None) -> str | None:
+    """Return where the cluster is that Ray would connect to, host:port, once it has answered; None if there is none.
+
+    Ray asks for a long time before it gives a cluster up that is gone.
+    """
+    try:
+        where = services.canonicalize_bootstrap_address(address)  # type: ignore[arg-type]
+        if where is None:
+            return None
+        host, port = services.extract_ip_port(where)
+        with socket.create_connection((host, port), _ANSWER_SECONDS) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") in ("0", ""):
+                connection.settimeout(_ANSWER_SECONDS)
+                connection.sendall(_HTTP2_GREETING)
+                answer = connection.recv(_HTTP2_HEAD)
+                if len(answer) < _HTTP2_HEAD or answer[3] != _HTTP2_SETTINGS:
+                    raise ConnectionError("what answers there is no head of a Ray cluster")
+    except (OSError, ValueError) as error:
+        raise _unreachable(address, None, str(error)) from error
+    return where
+
+
+def _unreachable(address: str | None, where: str | None, reason: str) -> PlanError:
+    from_environment = os.environ.get("RAY_ADDRESS")
+    if address not in (None, "auto"):
+        named, instead = f"runner.address={address}", "leave runner.address out"
+    elif from_environment:
+        named, instead = f"RAY_ADDRESS={from_environment}", "unset RAY_ADDRESS"
+    elif address is None:
+        named = "the cluster that `ray start` has noted on this machine"
+        instead = "run `ray stop`, which forgets it"
+    else:
+        named, instead = "runner.address=auto", "leave runner.address out"
+    at = f" at {where}" if where is not None and where not in named else ""
+    return PlanError(
+        f"{named}: no Ray cluster can be reached{at} ({' '.join(reason.split())}); start one with `ray start --head`, "
+        f"or {instead}"
+    )
+
+
+def _own_ray() -> dict[str, Any]:
+    """Return the settings of a Ray that is started here: a folder whose paths are short enough, and its memory.
+
+    Ray sees the machine's memory, not what a container or a job may take of it.
+    """
+    settings: dict[str, Any] = {}
+    if (folder := _temporary()) != _usual_folder():
+        settings["_temp_dir"] = f"{folder}/ray"
+    if is_limited():
+        share = int(available_memory() * _OBJECTS_FRACTION)
+        settings["_memory"] = total_memory()
+        settings["object_store_memory"] = min(max(share, _LEAST_OBJECTS_BYTES), _MOST_OBJECTS_BYTES)
+    return settings
+
+
+def _usual_folder() -> str:
+    """Return the folder that Ray takes by itself."""
+    return os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or _SHORT_FOLDER
+
+
+def _temporary() -> str:
+    """Return the folder for Ray's files: its own choice, unless the path of a socket in it would be too long."""
+    folder = _usual_folder()
+    too_many = len(os.fsencode(os.path.join(folder, _LONGEST_SOCKET))) - _SOCKET_BYTES
+    if too_many <= 0:
+        return folder
+    if os.environ.get("RAY_TMPDIR"):
+        raise PlanError(
+            f"RAY_TMPDIR={folder} is {too_many} characters too long: paths of Ray's sockets in it would have more than "
+            f"{_SOCKET_BYTES}; name a shorter folder, such as RAY_TMPDIR={_SHORT_FOLDER}"
+        )
+    return _SHORT_FOLDER
 
 
 def most_cpus() -> float:

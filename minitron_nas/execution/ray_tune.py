@@ -36,11 +36,14 @@ class RayTuneRunner:
         self._settings, self._folder = settings, folder.absolute()
 
     def check(self) -> None:
-        """Connect, and refuse what no node can ever hold.
+        """Connect to a cluster, and refuse what no node can ever hold; a Ray of one's own is not started for that.
 
         Raises:
-            PlanError: If no cluster answers, or none of its nodes has what a trial asks for.
+            PlanError: If no cluster answers, or none of its nodes has what a trial asks for, or Ray cannot be started.
+            MachineError: If Ray's folder cannot be written to.
         """
+        if ray_session.check(self._settings.address) is None:
+            return
         with ray_session.connected(self._settings.address, self._folder):
             self._resources()
 

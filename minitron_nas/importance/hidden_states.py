@@ -9,10 +9,10 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Self
 
-import psutil
 import torch
 from torch import Tensor
 
+from minitron_nas.execution.memory import available_memory
 from minitron_nas.storage.atomic import require_free_bytes
 
 
@@ -60,7 +60,7 @@ class HiddenStates:
         num_bytes = prod(shape) * dtype.itemsize
         with ExitStack() as stack:
             file = None
-            if num_bytes > memory_fraction * psutil.virtual_memory().available:
+            if num_bytes > memory_fraction * available_memory():
                 require_free_bytes(folder, num_bytes, "hidden states of the text")
                 file = stack.enter_context(TemporaryFile(dir=folder))
             yield cls(shape, dtype, file)

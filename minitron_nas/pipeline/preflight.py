@@ -42,8 +42,10 @@ def preflight(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder) -> None:
     Raises:
         PlanError: If DeepSpeed or a tracker cannot be used as asked, the batch does not divide, the teacher knows fewer
             positions than a sequence has, layers are to be measured on a teacher that does not fit into memory,
-            the teacher cannot be corrected as asked, lm-eval does not know a task, or the Ray cluster does not answer
-            or has no room for a trial, or a device's memory is too small for one.
+            the teacher cannot be corrected as asked, lm-eval does not know a task or cannot build it, or the Ray
+            cluster does not answer or has no room for a trial, or no Ray can be started, or a device's memory is too
+            small for a trial.
+        MachineError: If Ray's folder cannot be written to.
         SpaceError: If a size is not below the teacher's, or no shape is within tolerance.
         InvalidArchitectureError: If a protected layer does not exist, or protected layers leave no block of
             the size that has to go.
@@ -56,7 +58,7 @@ def preflight(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder) -> None:
     _check_depth(plan, teacher)
     _check_correction(plan)
     check_tasks(plan)
-    if plan.runner.kind == "ray" and plan.runner.address is not None:
+    if plan.runner.kind == "ray":
         check_cluster(plan.runner, folder.work / "ray")
     for size in plan.descending_sizes:
         found = enumerate_candidates(plan.space, size, teacher.architecture, teacher.layout)
@@ -140,7 +142,7 @@ def check_tasks(plan: FamilyPlan) -> None:
     for setting, settings in wanted.items():
         from minitron_nas.evaluation.lm_eval import Benchmarks  # deferred: importing lm_eval takes seconds
 
-        Benchmarks(settings, setting)
+        Benchmarks(settings, setting).require_data()
 
 
 def _check_depth(plan: FamilyPlan, teacher: Checkpoint) -> None:

@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import psutil
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig
@@ -13,6 +12,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from minitron_nas.architecture.rules import check_architecture
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import ProofError
+from minitron_nas.execution.memory import available_memory
 from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.checks import check_tensors
 from minitron_nas.models.expected import ExpectedTensors
@@ -123,7 +123,7 @@ def write_student(
         _copy_companions(prepared.path, partial)
         check_tensors(partial, ExpectedTensors.of(target, prepared.layout))
         proof = None
-        if _MODELS_IN_A_PROOF * total_bytes(parts) <= psutil.virtual_memory().available:
+        if _MODELS_IN_A_PROOF * total_bytes(parts) <= available_memory():
             proof = _prove(partial, build_student(prepared, target, dtype, repaired).eval(), dtype, prompt)
         lineage.write(partial, proof)
     return proof

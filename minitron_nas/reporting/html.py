@@ -13,6 +13,7 @@ from minitron_nas.reporting.run_record import RunRecord, read_run
 from minitron_nas.reporting.teacher_name import display_name
 from minitron_nas.resources import resource
 from minitron_nas.storage.atomic import write_text
+from minitron_nas.storage.machine import require_writable
 
 FIRST_ROWS = 40
 """Candidates that stand in the file as plain HTML, for readers without scripts and for print."""
@@ -23,10 +24,13 @@ def write_report(run_folder: str | Path) -> Path:
 
     Raises:
         RunFolderError: If the folder or its `plan.yaml` is missing.
+        MachineError: If the folder cannot be written to.
     """
     folder = Path(run_folder)
     path = folder / "report.html"
-    write_text(path, render_report(read_run(folder)))
+    run = read_run(folder)
+    require_writable(folder)
+    write_text(path, render_report(run))
     return path
 
 

@@ -108,7 +108,7 @@ def require_writable(folder: Path) -> None:
         with TemporaryFile(dir=place) as file:
             file.write(bytes(mmap.PAGESIZE))  # a full disk may still hold an empty file
     except OSError as error:
-        raise _named(error, folder) from None
+        raise _named(OSError(error.errno, error.strerror), folder) from None  # which names a file that never was
 
 
 def _existing(path: Path) -> Path:

@@ -13,6 +13,7 @@ import yaml
 
 from minitron_nas.errors import RunFolderError
 from minitron_nas.storage.atomic import write_text
+from minitron_nas.storage.machine import require_writable
 from minitron_nas.storage.plain_yaml import load_yaml
 
 LAYOUT = 2
@@ -243,13 +244,17 @@ class RunFolder:
 
 
 def require_new_folder(path: Path) -> None:
-    """Refuse to write where something lies already.
+    """Refuse to write where something lies already, or where nothing can be written.
 
     Raises:
-        RunFolderError: If the path is a file or a folder that is not empty.
+        RunFolderError: If the path is a file or a folder that is not empty, or another disk begins there.
+        MachineError: If no folder can be made there; says why.
     """
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise RunFolderError(f"{path} exists and is not empty; choose an empty or new --out")
+    if path.is_mount():  # which nothing can take the place of when it is whole
+        raise RunFolderError(f"{path} is where a disk is mounted; choose a folder in it as --out")
+    require_writable(path.absolute().parent)
 
 
 def _differences(

@@ -95,6 +95,35 @@ def test_an_unknown_task_is_refused_before_the_model_is_loaded(tmp_path):
         run(tmp_path / "missing", tasks=("tiny_sums", "tiny_products", "none"))
 
 
+BROKEN = {
+    "its file is not there": ("sums.jsonl", "gone.jsonl"),
+    "its data set is not to be had": ("dataset_path: json", "dataset_path: nobody/nothing"),
+    "it has no such split": ("test_split: test", "test_split: held_out"),
+    "it asks for a package that is not there": ("doc_to_text:", "process_docs: !function gone.module\ndoc_to_text:"),
+    "it puts out what nobody knows": ("output_type: multiple_choice", "output_type: song"),
+}
+
+
+@pytest.mark.parametrize(("old", "new"), BROKEN.values(), ids=BROKEN)
+def test_a_task_that_cannot_be_built_is_told_of_in_one_line_before_any_model_is_there(tmp_path, old, new):
+    text = (TASKS / "tiny_sums.yaml").read_text()
+    assert old in text
+    (tmp_path / "sums.yaml").write_text(text.replace(old, new).replace("tiny_sums", "broken_sums"))
+    settings = EvaluationSettings(tasks=("tiny_sums", "broken_sums"), include_path=str(tmp_path))
+    (tmp_path / "tiny_sums.yaml").write_text(text)
+    benchmarks = lm_eval.Benchmarks(settings, "importance.depth.task")
+    with pytest.raises(
+        PlanError, match=r"^importance.depth.task: lm-eval cannot build the task broken_sums here"
+    ) as told:
+        benchmarks.require_data()
+    assert "\n" not in str(told.value)
+
+
+def test_tasks_that_can_be_built_pass(capsys):
+    lm_eval.Benchmarks(EvaluationSettings(tasks=("tiny_sums",), include_path=str(TASKS))).require_data()
+    assert capsys.readouterr().out == ""
+
+
 def test_the_accuracy_is_the_rows_and_a_task_without_one_is_refused(tmp_path):
     path = tiny_checkpoint(tmp_path / "model", "llama")
     assert lm_eval.accuracy(run(path), "tiny_sums") == pytest.approx(accuracy_by_hand(path, 5))

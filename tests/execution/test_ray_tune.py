@@ -242,16 +242,24 @@ def pretend(monkeypatch, module, nodes, down=()):
     monkeypatch.setattr(module, "ray", SimpleNamespace(nodes=lambda: listed))
 
 
-def test_a_cluster_that_does_not_answer_is_told_of_in_one_line(tmp_path, monkeypatch):
+def test_a_cluster_that_answers_and_then_refuses_is_told_of_in_one_line(tmp_path, monkeypatch):
     from minitron_nas.execution import ray_session
 
     def refuse(**_):
-        raise ConnectionError("Could not find any running\nRay instance.")
+        raise ConnectionError("Version\nmismatch.")
 
     monkeypatch.setattr(ray_session, "ray", SimpleNamespace(is_initialized=lambda: False, init=refuse))
-    message = r"runner.address=auto: no Ray cluster can be reached \(Could not find any running Ray instance.\); start"
+    monkeypatch.setattr(ray_session, "_cluster", lambda address: "head:6379")
+    message = r"runner.address=auto: no Ray cluster can be reached at head:6379 \(Version mismatch.\); start one"
     with pytest.raises(PlanError, match=message), ray_session.connected("auto", tmp_path):
         pass
+
+
+def test_the_head_of_a_ray_that_runs_answers(one_ray):
+    from minitron_nas.execution import ray_session
+
+    address = one_ray.get_runtime_context().gcs_address
+    assert ray_session._cluster(address) == address
 
 
 @pytest.mark.parametrize("runs_already", [False, True])
@@ -270,8 +278,9 @@ def test_a_ray_that_was_started_here_is_shut_down_whatever_happens(tmp_path, mon
         raise ValueError("a defect of Ray")
 
     monkeypatch.setattr(ray_session, "ray", fake)
+    monkeypatch.setattr(ray_session, "_cluster", lambda address: "head:6379")
     monkeypatch.setattr(ray_tune.RayTuneRunner, "_fit", broken)
     with pytest.raises(ValueError, match="a defect of Ray"):
         runner(tmp_path, RunnerSettings(address="auto")).execute(behaviour(), jobs(tmp_path, "ordinary"), story.append)
-    assert story == ([] if runs_already else ["auto", "shut down"])
+    assert story == ([] if runs_already else ["head:6379", "shut down"])
     assert not (tmp_path / "ray").exists()

@@ -209,11 +209,11 @@ def test_a_task_that_lm_eval_does_not_know_is_refused(
 def test_a_cluster_that_does_not_answer_is_refused_at_once(
     teacher: Checkpoint, tiny_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(**_: Any) -> None:
+    def refuse(address: str) -> None:
         raise ConnectionError("nobody there")
 
     monkeypatch.setattr("ray.is_initialized", lambda: False)
-    monkeypatch.setattr("ray.init", refuse)
+    monkeypatch.setattr("minitron_nas.execution.ray_session.services.canonicalize_bootstrap_address", refuse)
     plan = plan_of(tiny_settings, "runner={kind: ray, address: auto}")
     with pytest.raises(PlanError, match=r"runner\.address=auto: no Ray cluster can be reached \(nobody there\)"):
         preflight(plan, teacher, RunFolder(tmp_path))

@@ -22,6 +22,7 @@ from minitron_nas.pipeline.versions import versions
 from minitron_nas.progress import Progress
 from minitron_nas.pruning.export import export_student, proof_prompt, stored_dtype
 from minitron_nas.storage.lineage import Lineage, Origin, Proof
+from minitron_nas.storage.machine import require_writable
 from minitron_nas.storage.run_folder import require_new_folder
 from minitron_nas.text.settings import TextSettings
 from minitron_nas.text.sources import Data
@@ -93,6 +94,8 @@ def distill(
     display, settings, text = display or default_display(), settings or DistillationSettings(), text or TextSettings()
     folder, runner = Path(out), runner or RunnerSettings()
     require_new_folder(folder)
+    if signals is not None:
+        require_writable(Path(signals))
     check_engine(settings)
     followed = Correction(Path(correction)) if correction is not None else None
     if followed is not None:

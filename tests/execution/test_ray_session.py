@@ -1,0 +1,151 @@
+"""What is found out of a Ray within seconds, before it is asked to work: whether it answers, and where its files go."""
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from minitron_nas.errors import MachineError, PlanError
+from minitron_nas.execution import ray_session
+from minitron_nas.execution.memory import SETTING
+
+SETTINGS_FRAME = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No Ray is connected to, and none is known on this machine."""
+    for name in ("RAY_ADDRESS", "RAY_TMPDIR", "TMPDIR", "RAY_USE_TLS", SETTING):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(ray_session.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray_session, "_SHORT_FOLDER", str(tmp_path))
+    monkeypatch.setattr(ray_session, "_ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(ray_session.services, "find_gcs_addresses", set)
+    monkeypatch.setattr(ray_session.services, "find_bootstrap_address", lambda folder: None)
+
+
+@pytest.fixture
+def server() -> Iterator[Callable[[bytes | None], str]]:
+    """Listen on a port and answer whoever greets with these bytes, or not at all; gives the address."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve(answer: bytes) -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(answer)
+
+        def start(answer: bytes | None) -> str:
+            if answer is not None:
+                threading.Thread(target=serve, args=(answer,), daemon=True).start()
+            return f"127.0.0.1:{listening.getsockname()[1]}"
+
+        yield start
+
+
+def nobody() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        return f"127.0.0.1:{closed.getsockname()[1]}"
+
+
+def test_a_head_that_answers_is_taken(server: Callable[[bytes | None], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_session.services, "resolve_ip_for_localhost", lambda host: host)
+    address = server(SETTINGS_FRAME)
+    assert ray_session.check(address) == address
+
+
+@pytest.mark.parametrize("answer", [None, b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\0\0"], ids=str)
+def test_what_listens_and_is_no_head_or_hangs_is_refused(
+    server: Callable[[bytes | None], str], monkeypatch: pytest.MonkeyPatch, answer: bytes | None
+) -> None:
+    monkeypatch.setattr(ray_session.services, "resolve_ip_for_localhost", lambda host: host)
+    address = server(answer)
+    with pytest.raises(PlanError, match=rf"^runner.address={address}: no Ray cluster can be reached \(.*leave runner"):
+        ray_session.check(address)
+
+
+@pytest.mark.parametrize("address", [None, "auto"])
+def test_a_cluster_that_is_gone_is_told_of_by_the_name_it_was_given(
+    monkeypatch: pytest.MonkeyPatch, address: str | None
+) -> None:
+    gone = nobody()
+    monkeypatch.setenv("RAY_ADDRESS", gone)
+    with pytest.raises(PlanError, match=rf"^RAY_ADDRESS={gone}: no Ray cluster .*refused.*, or unset RAY_ADDRESS$"):
+        ray_session.check(address)
+
+
+def test_a_cluster_that_ray_noted_and_that_is_gone_is_told_of_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = nobody()
+    monkeypatch.setattr(ray_session.services, "find_bootstrap_address", lambda folder: gone)
+    with pytest.raises(PlanError, match="^the cluster that `ray start` has noted on this machine: .*run `ray stop`"):
+        ray_session.check(None)
+
+
+@pytest.mark.parametrize(
+    ("address", "named"),
+    [
+        ("auto", "runner.address=auto: no Ray cluster can be reached .Could not find any running Ray instance"),
+        ("10.1.1.1", "runner.address=10.1.1.1: "),
+        ("nowhere.invalid:6379", "runner.address=nowhere.invalid:6379: "),
+        ("127.0.0.1:99", "runner.address=127.0.0.1:99: .*between 1024"),
+    ],
+)
+def test_addresses_that_cannot_be_are_told_of_in_one_line(address: str, named: str) -> None:
+    with pytest.raises(PlanError, match=named) as told:
+        ray_session.check(address)
+    assert "\n" not in str(told.value)
+
+
+def test_without_a_cluster_ray_will_be_started_here() -> None:
+    assert ray_session.check(None) is None
+
+
+@pytest.mark.parametrize(("length", "fits"), [(30, True), (39, True), (40, False), (90, False), (200, False)])
+def test_under_a_long_tmpdir_ray_takes_a_short_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, length: int, fits: bool
+) -> None:
+    folder = "/" + "t" * (length - 1)
+    monkeypatch.setenv("TMPDIR", folder)
+    assert ray_session._temporary() == (folder if fits else str(tmp_path))
+    assert ray_session._own_ray() == ({} if fits else {"_temp_dir": f"{tmp_path}/ray"})
+
+
+def test_a_long_folder_that_was_named_for_ray_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/" + "t" * 59)
+    with pytest.raises(PlanError, match="^RAY_TMPDIR=/t+ is 21 characters too long: .*more than 107; name a shorter"):
+        ray_session.check(None)
+
+
+def test_the_longest_path_is_as_long_as_those_that_ray_makes() -> None:
+    made = "ray/session_2026-11-28_16-23-42_998491_15284/sockets/plasma_store"
+    assert len(ray_session._LONGEST_SOCKET) == len(made) + 2, "ids of processes have up to seven digits"
+    assert len(os.path.join("/" + "t" * 38, ray_session._LONGEST_SOCKET)) == 107
+
+
+def test_a_folder_that_cannot_be_written_is_told_of_before_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", "/proc/nothing")
+    with pytest.raises(MachineError, match="^/proc/nothing: "):
+        ray_session.check(None)
+
+
+def test_a_ray_of_ones_own_gets_the_memory_that_this_process_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "_memory" not in ray_session._own_ray() or ray_session.is_limited()
+    monkeypatch.setenv(SETTING, "1KB")
+    assert ray_session._own_ray() == {"_memory": 1000, "object_store_memory": 80 << 20}
+
+
+def test_ray_is_started_here_even_if_it_knows_of_a_cluster_later(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = []
+    fake = SimpleNamespace(
+        is_initialized=lambda: False, init=lambda **given: asked.append(given), shutdown=lambda: None
+    )
+    monkeypatch.setattr(ray_session, "ray", fake)
+    with ray_session.connected(None, tmp_path / "state"):
+        pass
+    assert [(given["address"], given["include_dashboard"]) for given in asked] == [("local", False)]
