@@ -89,10 +89,12 @@ class Benchmarks:
             PlanError: If one cannot be built here; says why.
         """
         os.environ.setdefault("DISABLE_MULTIPROC", "1")
+        # The second is what lm-eval 0.4.10 has, and the first what later versions want.
+        load = getattr(self._manager, "load", None) or self._manager.load_task_or_group
         for task in self._settings.tasks:
             try:
                 with redirect_stdout(sys.stderr):
-                    self._manager.load_task_or_group([task])
+                    load([task])
             except Exception as error:
                 reason = " ".join(str(error).split())[:_LONGEST_REASON] or "no reason given"
                 raise PlanError(

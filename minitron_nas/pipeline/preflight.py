@@ -25,12 +25,21 @@ from minitron_nas.space.enumerate import enumerate_candidates
 from minitron_nas.storage.atomic import require_free_bytes
 from minitron_nas.storage.run_folder import RunFolder
 from minitron_nas.storage.weights import read_headers
+from minitron_nas.text.tokens import token_dtype
 
 _TRAINING_BYTES_PER_PARAMETER = 12
 """A checkpoint holds float32 weights and Adam's two moments."""
 
 _START_BYTES_PER_PARAMETER = 4
 """A distillation that several processes may run begins with float32 weights in a file; a full one also ends so."""
+
+_UNIT_BYTES = 24
+"""A score as a number and as a row, and a place in the order."""
+
+_COMPANIONS = {".json", ".jinja", ".model", ".txt", ".md"}
+
+_REPORT_BYTES = 5_000_000
+"""Most of it draws the figures; a new one is written beside the old."""
 
 
 def preflight(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder) -> None:
@@ -73,7 +82,8 @@ def preflight(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder) -> None:
     trials = plan.search.num_finalists * sizes[0] * (_TRAINING_BYTES_PER_PARAMETER + start)
     moments = _moments_bytes(plan, teacher)
     cache = (plan.distillation.tokens or 0) * _cached_token_bytes(plan.distillation, teacher)
-    needed = int(models + max(checkpoints, trials) + moments + cache)
+    beside = _tokens_bytes(plan, teacher) + _rankings_bytes(plan, teacher) + _companions_bytes(plan, teacher)
+    needed = int(models + max(checkpoints, trials, _REPORT_BYTES) + _REPORT_BYTES + moments + cache + beside)
     purpose = f"this run ({plan.search.num_finalists} trials and {len(sizes)} students)"
     require_free_bytes(folder.path, max(needed - folder.written_bytes(), 0), purpose)
 
@@ -93,6 +103,31 @@ def _moments_bytes(plan: FamilyPlan, teacher: Checkpoint) -> float:
     pruned = [teacher.num_parameters, *plan.descending_sizes[:-1]]
     whole = moments_bytes(teacher, "projections") if plan.repair == "ridge" else 0
     return whole * sum(pruned) / teacher.num_parameters
+
+
+def _tokens_bytes(plan: FamilyPlan, teacher: Checkpoint) -> int:
+    """Return the bytes of the run's tokens, and of the states that are kept of the teacher's over held-out text."""
+    text, shape = plan.text, teacher.architecture
+    token_bytes = token_dtype(shape.vocab_size).itemsize + token_dtype(text.sequence_length).itemsize
+    held_out = text.validation_samples * text.sequence_length
+    tokens = (plan.distillation.tokens or 0) + text.calibration_samples * text.sequence_length + held_out
+    return tokens * token_bytes + held_out * shape.hidden_size * compute_dtype(pick_device()).itemsize
+
+
+def _rankings_bytes(plan: FamilyPlan, teacher: Checkpoint) -> int:
+    """Return the bytes of what is known of each model that is pruned: its text, scores, order and rotation."""
+    shape, text = teacher.architecture, plan.text
+    token_bytes = token_dtype(shape.vocab_size).itemsize + token_dtype(text.sequence_length).itemsize
+    units = shape.hidden_size + shape.num_hidden_layers * (shape.intermediate_size + shape.num_attention_heads)
+    rotation = 8 * shape.hidden_size**2 if plan.start == "rotate" else 0
+    each = text.calibration_samples * text.sequence_length * token_bytes + units * _UNIT_BYTES + rotation
+    return len(plan.sizes) * each
+
+
+def _companions_bytes(plan: FamilyPlan, teacher: Checkpoint) -> int:
+    """Return the bytes of what lies beside the weights of each member: tokenizer, templates, terms."""
+    small = sum(file.stat().st_size for file in teacher.path.glob("*") if file.suffix in _COMPANIONS)
+    return len(plan.sizes) * (3 if plan.baselines else 1) * small
 
 
 def _check_memory(plan: FamilyPlan, size: int, num_parameters: int) -> None:
