@@ -35,3 +35,18 @@ def check_cluster(settings: RunnerSettings, folder: Path) -> None:
     from minitron_nas.execution.ray_tune import RayTuneRunner  # deferred: Ray is imported where it is used
 
     RayTuneRunner(settings, folder).check()
+
+
+def check_ray(settings: RunnerSettings) -> None:
+    """Refuse a Ray cluster that does not answer, or a Ray that cannot be started here, for a training on Ray.
+
+    Args:
+        settings: Name it.
+
+    Raises:
+        PlanError: Says what to change.
+        MachineError: If Ray's folder cannot be written to.
+    """
+    from minitron_nas.execution import ray_session  # deferred: Ray is imported where it is used
+
+    ray_session.check(settings.address)

@@ -463,3 +463,37 @@ def test_doctor_exits_with_one_only_where_something_that_is_needed_is_missing(
     ]
     told = run("doctor", "--json")
     assert (told.code, json.loads(told.out)) == (int(needed), [asdict(finding) for finding in findings])
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (PermissionError(13, "Permission denied", "/x/report.html"), "/x/report.html: Permission denied; mend that"),
+        (OSError(30, "Read-only file system", "/x"), "/x: Read-only file system; mend that"),
+        (FileNotFoundError(2, "No such file or directory", "/x"), "/x: No such file or directory; mend that"),
+        (ConnectionResetError(104, "Connection reset by peer"), "Connection reset by peer; mend that"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "I/O error: No space left on device"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_the_system_refuses_is_one_line_and_exit_code_2(
+    run: Callable[..., Output], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, line: str
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("minitron_nas.reporting.html.write_report", refuse)
+    output = run("report", tmp_path)
+    assert (output.code, output.out) == (2, "")
+    assert output.err.startswith(f"minitron-nas: {line}")
+    assert output.err.count("\n") == 1
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def broken(*_: Any) -> None:
+        raise ValueError("a defect")
+
+    monkeypatch.setattr("minitron_nas.reporting.html.write_report", broken)
+    monkeypatch.setattr(sys, "argv", ["minitron-nas", "report", str(tmp_path)])
+    with pytest.raises(ValueError, match="a defect"):
+        app.main()

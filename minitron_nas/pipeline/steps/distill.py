@@ -13,6 +13,7 @@ from minitron_nas.distillation.signals.caches import cached_parts, keep_signals
 from minitron_nas.distillation.training.arguments import check_engine, micro_batch
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.distillation.training.trainer import CurvePoint, TrainingResult
+from minitron_nas.execution.choice import check_ray
 from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.source import ModelSource, resolve_teacher, source_name
@@ -97,6 +98,9 @@ def distill(
     if signals is not None:
         require_writable(Path(signals))
     check_engine(settings)
+    several = (runner.num_processes or 1) > 1 or settings.deepspeed is not None
+    if runner.kind == "ray" and (runner.address is not None or several):
+        check_ray(runner)
     followed = Correction(Path(correction)) if correction is not None else None
     if followed is not None:
         followed.require_usable(settings)
