@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -172,3 +174,22 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path, model_type):
         (folder / name).unlink()
     with pytest.raises(CheckpointError, match="has no tokenizer"):
         open_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"merges": [["a", "b", "c"]]},
+        {"merges": [["no such", "tokens"]]},
+        {"type": "of another version"},
+        {"vocab": [1, 2]},
+        {"vocab": {"a": -1}},
+    ],
+)
+def test_a_tokenizer_that_the_tokenizers_library_refuses_is_refused_in_one_line(llama, change):
+    content = json.loads((llama / "tokenizer.json").read_text())
+    content["model"] |= change
+    (llama / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"has no tokenizer that transformers can load: .*") as refusal:
+        open_checkpoint(llama)
+    assert "\n" not in str(refusal.value)

@@ -66,3 +66,14 @@ def test_a_tokenizer_that_changes_when_it_is_saved_is_refused_and_nothing_is_lef
     with pytest.raises(CheckpointError, match="once it is saved and loaded by AutoTokenizer; give a folder"):
         save_live_model((tiny_model(tiny_config("qwen2")), tokenizer), tmp_path / "teacher")
     assert not (tmp_path / "teacher").exists()
+
+
+@pytest.mark.parametrize(
+    "flags", [{"temperature": 0.9, "do_sample": False}, {"top_p": 0.6}, {"num_beams": 1, "length_penalty": 2.0}]
+)
+def test_a_generation_config_that_contradicts_itself_is_refused_before_weights_are_written(tmp_path, flags):
+    model = tiny_model(tiny_config("llama"))
+    model.generation_config.update(**flags)
+    with pytest.raises(CheckpointError, match="transformers refuses to save the live teacher's generation_config"):
+        save_live_model((model, tiny_tokenizer()), tmp_path / "teacher")
+    assert list(tmp_path.iterdir()) == []
