@@ -6,6 +6,7 @@ required and what to do; the command line prints it as one line and exits with 2
 `PreemptedError` is none: it is no fault, and ends the process.
 """
 
+import signal
 from unicodedata import category
 
 _NOT_SHOWN = ("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp")
@@ -85,21 +86,26 @@ class TrainingProcessError(MinitronNasError, RuntimeError):
 
 
 class PreemptedError(SystemExit):
-    """A training that was asked to stop (SIGTERM) and has written a checkpoint.
+    """Work that was asked to stop by a signal; a training has written a checkpoint.
 
-    It ends the process with 143 = 128 + SIGTERM, what a process without a checkpoint to write would
-    report too, and what schedulers take for "start me again". Nobody who catches an Exception to go on
-    with other work holds it up.
+    It ends the process with 128 + the signal, such as 143 for SIGTERM: what a process without a checkpoint to
+    write would report too, and what schedulers take for "start me again". Nobody who catches an Exception to go
+    on with other work holds it up.
     """
 
-    def __init__(self, message: str) -> None:
-        """Keep what to tell; the command line prints it."""
-        super().__init__(143)
-        self.message = message
+    def __init__(self, goes_on: str, signum: int = signal.SIGTERM) -> None:
+        """Keep what to tell; the command line prints it.
+
+        Args:
+            goes_on: What the same command does when it is repeated.
+            signum: The signal.
+        """
+        super().__init__(128 + signum)
+        self.goes_on, self.signum = goes_on, signum
 
     def __str__(self) -> str:
         """Say what to tell."""
-        return self.message
+        return f"stopped by {signal.Signals(self.signum).name}; {self.goes_on}"
 
 
 def printable(text: str) -> str:

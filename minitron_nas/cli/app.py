@@ -6,23 +6,20 @@ import typer
 
 from minitron_nas.cli import looking, runs, steps  # noqa: F401  # they add their verbs
 from minitron_nas.cli.command import app
-from minitron_nas.errors import MinitronNasError, PreemptedError, printable
+from minitron_nas.errors import MinitronNasError, printable
 
 
 def main() -> None:
     """Run the command.
 
-    A MinitronNasError, a fault of the machine and whatever the system refuses are one line and exit code 2, SIGTERM
-    during training one line and 143.
+    A MinitronNasError, a fault of the machine and whatever the system refuses are one line and exit code 2, a signal
+    one line and 128 + its number.
     """
     try:
         app()
     except MinitronNasError as error:
         typer.echo(f"minitron-nas: {printable(str(error))}", err=True)
         sys.exit(2)
-    except PreemptedError as stop:
-        typer.echo(f"minitron-nas: {stop}", err=True)
-        raise
     except Exception as error:
         from minitron_nas.storage.machine import refusal  # deferred: a fault is rare
 

@@ -232,7 +232,8 @@ class TrainingJob:
             rank: The process.
             error: Why.
         """
-        content = {"error": type(error).__name__, "message": str(error)}
+        message = error.goes_on if isinstance(error, errors.PreemptedError) else str(error)
+        content = {"error": type(error).__name__, "message": message}
         write_sealed(self.out / _ERRORS.replace("*", str(rank)), content)
 
     def raise_error(self) -> None:

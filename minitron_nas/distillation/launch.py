@@ -1,5 +1,7 @@
 """Where a distillation runs: in this process, in several of this machine, or on a Ray cluster."""
 
+import time
+
 import torch
 
 from minitron_nas.distillation import worker
@@ -8,6 +10,7 @@ from minitron_nas.distillation.training.arguments import micro_batch, most_proce
 from minitron_nas.distillation.training.checkpoints import load_weights
 from minitron_nas.distillation.training.trainer import TrainingResult
 from minitron_nas.errors import PreemptedError, TrainingProcessError
+from minitron_nas.execution.deadline import Deadline
 from minitron_nas.execution.device import release_memory
 from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.execution.torchrun import run_processes
@@ -80,10 +83,7 @@ def _result(job: TrainingJob) -> TrainingResult:
 def _in_processes(
     job: TrainingJob, path: str, runner: RunnerSettings, num_processes: int | None, progress: Progress
 ) -> None:
-    def look() -> None:
-        if (told := job.progress()) is not None:
-            progress(*told)
-
+    watch = _Watch(job, Deadline.of(runner), progress)
     if runner.kind == "ray":
         from minitron_nas.execution.ray_train import RayTrain  # deferred: Ray is imported where it is used
 
@@ -92,13 +92,48 @@ def _in_processes(
             if num_processes is None:
                 num_processes = most_processes(job.settings, job.schedule, ray_train.num_gpus())
             micro_batch(job.settings, job.schedule, num_processes)  # before any process starts
-            ray_train.run(worker.run_file, path, num_processes, look)
+            ray_train.run(worker.run_file, path, num_processes, watch.tell)
     else:
         assert num_processes is not None
         micro_batch(job.settings, job.schedule, num_processes)
         try:
-            run_processes(worker.__name__, path, num_processes, look)
-        except PreemptedError:
-            job.raise_error()  # which names the checkpoint
+            run_processes(worker.__name__, path, num_processes, watch.look)
+        except PreemptedError as stop:
+            try:
+                job.raise_error()
+            except PreemptedError as told:  # which names the checkpoint
+                raise PreemptedError(told.goes_on, stop.signum) from None
             raise
-    look()
+    watch.tell()
+
+
+class _Watch:
+    """What a training of several processes has done so far, and whether it still does anything."""
+
+    def __init__(self, job: TrainingJob, deadline: Deadline, progress: Progress) -> None:
+        self._job, self._deadline, self._progress = job, deadline, progress
+        self._told: tuple[int, int] | None = None
+        self._changed_at = time.monotonic()
+
+    def tell(self) -> None:
+        """Pass on what the first process has told."""
+        told = self._job.progress()
+        if told is not None and told != self._told:
+            self._deadline.learn(time.monotonic() - self._changed_at)
+            self._told, self._changed_at = told, time.monotonic()
+            self._progress(*told)
+
+    def look(self) -> None:
+        """Pass it on, and end a training that hangs.
+
+        Raises:
+            TrainingProcessError: If it has stood still for too long.
+        """
+        self.tell()
+        if self._told is not None and self._told[0] == self._told[1]:
+            return  # all steps are done; weights are being written
+        if self._deadline.is_over(time.monotonic() - self._changed_at):
+            raise TrainingProcessError(
+                f"a training hangs, and its processes were ended ({self._deadline}); the same command goes on from the "
+                f"last checkpoint in {self._job.checkpoints}"
+            )

@@ -14,6 +14,7 @@ from minitron_nas.distillation.training.lesson import Lesson
 from minitron_nas.distillation.training.trainer import distill
 from minitron_nas.errors import CheckpointError, MachineError, MinitronNasError, PreemptedError
 from minitron_nas.execution.deepspeed import join_processes
+from minitron_nas.execution.parent import working_for_parent
 from minitron_nas.models.loading import load_for_training
 from minitron_nas.progress import Progress, silent
 from minitron_nas.storage.machine import machine_error
@@ -130,4 +131,5 @@ def _throttled(progress: Progress) -> Progress:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    with working_for_parent():
+        sys.exit(main(sys.argv[1]))

@@ -15,7 +15,7 @@ def make_runner(settings: RunnerSettings, folder: Path) -> Runner:
         folder: Where Ray Tune keeps its experiment state.
     """
     if settings.kind == "local":
-        return LocalRunner()
+        return LocalRunner(settings)
     from minitron_nas.execution.ray_tune import RayTuneRunner  # deferred: Ray is imported where it is used
 
     return RayTuneRunner(settings, folder)

@@ -2,11 +2,21 @@
 
 from collections.abc import Callable, Sequence
 
+from minitron_nas.execution.deadline import Deadline
 from minitron_nas.execution.runner import Job, JobFunction, Outcome, attempt
+from minitron_nas.execution.settings import RunnerSettings
 
 
 class LocalRunner:
     """Runs jobs one after the other."""
+
+    def __init__(self, settings: RunnerSettings | None = None) -> None:
+        """Remember how long a job may take.
+
+        Args:
+            settings: Multiple and floor of deadlines.
+        """
+        self._settings = settings or RunnerSettings(kind="local")
 
     def execute(self, function: JobFunction, jobs: Sequence[Job], on_outcome: Callable[[Outcome], None]) -> None:
         """Run every job in this process.
@@ -16,5 +26,9 @@ class LocalRunner:
             jobs: With distinct keys.
             on_outcome: Called after each job; what it raises ends the call.
         """
+        deadline = Deadline.of(self._settings, max((job.slowest_seconds or 0.0 for job in jobs), default=0.0) or None)
         for job in jobs:
-            on_outcome(attempt(function, job))
+            outcome = attempt(function, job, deadline)
+            if outcome.status == "completed":
+                deadline.learn(outcome.seconds)
+            on_outcome(outcome)

@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,13 +16,18 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 # A trial of a Ray that is started here works where this process does, so that a relative path means the same to both.
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 
+import psutil
 import ray
 from ray._private import services
+from ray.actor import ActorHandle
 
-from minitron_nas.errors import PlanError
+from minitron_nas.errors import PlanError, TrainingProcessError
 from minitron_nas.execution.memory import available_memory, is_limited, total_memory
+from minitron_nas.execution.preemption import fail, handlers_as_before
+from minitron_nas.storage.locks import Process
 from minitron_nas.storage.machine import require_writable
 
+_POLL_SECONDS = 1.0
 _ANSWER_SECONDS = 5.0
 _HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 _HTTP2_SETTINGS, _HTTP2_HEAD = 4, 9
@@ -73,14 +79,19 @@ def connected(address: str | None, folder: Path) -> Iterator[None]:
         where = check(address)
         here = {} if where is not None else {"include_dashboard": False, **_own_ray()}
         try:
-            ray.init(address=where or "local", log_to_driver=False, logging_level=logging.ERROR, **here)
+            with handlers_as_before():
+                ray.init(address=where or "local", log_to_driver=False, logging_level=logging.ERROR, **here)
         except (ConnectionError, RuntimeError, ValueError) as error:
             if where is None:
                 raise
             raise _unreachable(address, where, str(error)) from error
+    over = threading.Event()
+    if (raylet := _local_raylet()) is not None:
+        threading.Thread(target=_watch, args=(raylet, over), daemon=True, name="raylet").start()
     try:
         yield
     finally:
+        over.set()
         shutil.rmtree(folder, ignore_errors=True)
         if started_here:
             ray.shutdown()
@@ -173,6 +184,23 @@ def _temporary() -> str:
     return _SHORT_FOLDER
 
 
+def _local_raylet() -> Process | None:
+    """Return Ray's own process of this machine, without which a driver waits for ever; None if it is not found."""
+    node = getattr(getattr(ray, "_private", None), "worker", None)
+    socket = getattr(getattr(node, "_global_node", None), "raylet_socket_name", None)
+    for process in psutil.process_iter(["name", "cmdline"]) if socket else ():
+        if process.info["name"] == "raylet" and any(socket in word for word in process.info["cmdline"] or ()):
+            return Process.of(process.pid)
+    return None
+
+
+def _watch(raylet: Process, over: threading.Event) -> None:
+    while not over.wait(_POLL_SECONDS):
+        if raylet.is_gone and not over.is_set():
+            fail(TrainingProcessError(f"Ray has ended under this command: its raylet, process {raylet.pid}, is gone"))
+            return
+
+
 def most_cpus() -> float:
     """Return the CPUs of the node that has most."""
     return max(node.get("CPU", 0.0) for node in _nodes())
@@ -203,6 +231,15 @@ def room_for(cpus: float, gpus: float) -> int:
     """
     wanted = {"CPU": cpus, "GPU": gpus}
     return sum(min(int(node.get(kind, 0.0) / each) for kind, each in wanted.items() if each) for node in _nodes())
+
+
+def end_actor(actor: ActorHandle[Any]) -> None:
+    """Kill an actor, whatever it does.
+
+    Args:
+        actor: Which.
+    """
+    ray.kill(actor)
 
 
 def _nodes() -> list[dict[str, float]]:

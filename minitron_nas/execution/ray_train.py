@@ -13,9 +13,11 @@ from ray.actor import ActorHandle
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
-from minitron_nas.errors import PlanError, PreemptedError
-from minitron_nas.execution.preemption import on_sigterm
+from minitron_nas.errors import PlanError
+from minitron_nas.execution.parent import working_for
+from minitron_nas.execution.preemption import on_stop, stopped
 from minitron_nas.execution.settings import RunnerSettings
+from minitron_nas.storage.locks import Starter
 
 _POLL_SECONDS = 0.5
 
@@ -53,7 +55,7 @@ class RayTrain:
         """Run a function in every worker.
 
         A lost worker ends all, and all are started again, `max_worker_losses` times. Workers are threads of
-        Ray's and get no signals: SIGTERM ends this call, and the last checkpoint by the clock counts.
+        Ray's and get no signals: one to this process ends this call, and the last checkpoint by the clock counts.
 
         Args:
             function: A module-level function; another value than 0 ends all workers for good.
@@ -63,7 +65,7 @@ class RayTrain:
 
         Raises:
             PlanError: If the cluster has no room for so many workers, for which Ray would wait without end.
-            PreemptedError: After SIGTERM.
+            PreemptedError: After a signal.
         """
         cpus, gpus = self._settings.cpus_per_trial or 1.0, int(self.num_gpus() > 0)
         room = ray_session.room_for(cpus, gpus)
@@ -75,8 +77,14 @@ class RayTrain:
         ended = self._folder / "ended"
         ended.parent.mkdir(parents=True, exist_ok=True)
         ended.unlink(missing_ok=True)
+        starter = Starter.current()
+
+        def work() -> None:
+            with working_for(starter):
+                _require_success(function, argument, ended)
+
         trainer = _Trainer(
-            lambda: _require_success(function, argument, ended),
+            work,
             scaling_config=ScalingConfig(
                 num_workers=num_processes, use_gpu=bool(gpus), resources_per_worker={"CPU": cpus}
             ),
@@ -90,7 +98,7 @@ class RayTrain:
         watch = threading.Thread(target=_call_until, args=(over, on_wait))
         watch.start()
         try:
-            with on_sigterm(_stop):
+            with on_stop(_stop):
                 trainer.fit()
         except TrainingFailedError as error:
             sys.stderr.write(f"{error}\n")
@@ -104,8 +112,8 @@ def _call_until(over: threading.Event, function: Callable[[], None]) -> None:
         function()
 
 
-def _stop() -> None:
-    raise PreemptedError("stopped by SIGTERM; the same command goes on from the last checkpoint")
+def _stop(signum: int) -> None:
+    raise stopped(signum, "the same command goes on from the last checkpoint")
 
 
 def _require_success(function: Callable[[str], int], argument: str, ended: Path) -> None:

@@ -1,6 +1,8 @@
 """The runner that turns jobs into Ray Tune trials; the only module that imports ray.tune."""
 
 import os
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,14 +13,18 @@ from minitron_nas.execution import ray_session  # isort: skip  # before ray, for
 # Set before Tune is imported: plain old console output, and results at their own pace.
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # ours hears all signals
 
 from ray import tune
 from ray.tune.experiment import Trial
 
-from minitron_nas.errors import PlanError, PreemptedError
-from minitron_nas.execution.preemption import on_sigterm, sigint_as_before
+from minitron_nas.errors import PlanError
+from minitron_nas.execution.deadline import Deadline
+from minitron_nas.execution.parent import working_for
+from minitron_nas.execution.preemption import SIGNALS, on_stop, stopped
 from minitron_nas.execution.runner import Job, JobFunction, Outcome, attempt, lost
 from minitron_nas.execution.settings import RunnerSettings
+from minitron_nas.storage.locks import Starter, end, writing
 
 _OUTCOME = "outcome"
 
@@ -57,16 +63,19 @@ class RayTuneRunner:
 
         Raises:
             PlanError: If no node of the cluster can ever hold a trial.
-            PreemptedError: After SIGTERM.
+            PreemptedError: After a signal.
         """
         with ray_session.connected(self._settings.address, self._folder):
             self._fit(function, {job.key: job for job in jobs}, on_outcome)
 
     def _fit(self, function: JobFunction, by_key: Mapping[str, Job], on_outcome: Callable[[Outcome], None]) -> None:
-        delivery = _Delivery(on_outcome)
+        slowest = max((job.slowest_seconds or 0.0 for job in by_key.values()), default=0.0) or None
+        delivery, starter = _Delivery(on_outcome, Deadline.of(self._settings, slowest)), Starter.current()
 
         def trial(config: dict[str, Any]) -> None:
-            tune.report({_OUTCOME: asdict(attempt(function, by_key[config["job"]]))})
+            with working_for(starter, task=config["job"]):
+                outcome = attempt(function, by_key[config["job"]])
+            tune.report({_OUTCOME: asdict(outcome)})
 
         tuner = tune.Tuner(
             tune.with_resources(trial, self._resources()),
@@ -81,14 +90,13 @@ class RayTuneRunner:
                 verbose=0,
             ),
         )
-        with sigint_as_before(), on_sigterm(delivery.preempt):
+        with on_stop(delivery.stop, SIGNALS):
             tuner.fit()
         if delivery.refusal is not None:
             raise delivery.refusal
-        if by_key.keys() - delivery.keys - delivery.lost.keys():
-            raise KeyboardInterrupt  # after which Tune ends its trials and returns as always
         for key, of_tune in delivery.lost.items():
-            on_outcome(lost(key, str(of_tune.get_error())))  # which Tune copies to there some time after the loss
+            if key not in delivery.keys:
+                on_outcome(lost(key, str(of_tune.get_error())))  # which Tune copies to there some time after the loss
 
     def _resources(self) -> dict[str, float]:
         gpus = self._settings.gpus_per_trial
@@ -108,21 +116,22 @@ class _Delivery(tune.Callback, tune.Stopper):
     Attributes:
         keys: Jobs whose outcome was handed over.
         lost: Tune's trials of those whose worker was lost for good.
-        refusal: Why the receiver refused, or that SIGTERM came.
+        refusal: Why the receiver refused, or which signal came.
 
     Tune wraps what a callback raises into an error of its own, so a refusal is kept until Tune has
     ended. Tune also pickles its callbacks and stoppers, but needs none of this state.
     """
 
-    def __init__(self, on_outcome: Callable[[Outcome], None]) -> None:
-        self._on_outcome = on_outcome
+    def __init__(self, on_outcome: Callable[[Outcome], None], deadline: Deadline) -> None:
+        self._on_outcome, self._deadline = on_outcome, deadline
+        self._begun: dict[str, float] = {}
         self.keys: set[str] = set()
         self.lost: dict[str, Trial] = {}
-        self.refusal: Exception | PreemptedError | None = None
+        self.refusal: BaseException | None = None
 
-    def preempt(self) -> None:
-        """End the trials after SIGTERM; Ray's own handler raises wherever the driver is, also where nobody hears it."""
-        self.refusal = PreemptedError("stopped by SIGTERM; the same command goes on with the trials that are left")
+    def stop(self, signum: int) -> None:
+        """End the trials after a signal; what is raised wherever the driver is may end Ray by a fault."""
+        self.refusal = stopped(signum, "the same command goes on with the trials that are left")
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -131,17 +140,46 @@ class _Delivery(tune.Callback, tune.Stopper):
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """Hand over the outcome that a trial has reported."""
-        if _OUTCOME in result and self.refusal is None:
+        if _OUTCOME in result:
             outcome = Outcome(**result[_OUTCOME])
-            self.keys.add(outcome.key)
-            try:
-                self._on_outcome(outcome)
-            except Exception as refusal:  # noqa: BLE001  # raised once Tune has ended
-                self.refusal = refusal
+            if outcome.status == "completed":
+                self._deadline.learn(outcome.seconds)
+            self._hand_over(outcome)
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Look at the clock; after a loss a trial starts again."""
+        self._begun[trial.config["job"]] = time.monotonic()
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Give up trials that are overdue, whether they work, wait or were stopped, and free what they hold."""
+        now = time.monotonic()
+        for trial in trials:
+            key = trial.config["job"]
+            seconds = now - self._begun.get(key, now)
+            if trial.status != Trial.RUNNING or key in self.keys or not self._deadline.is_over(seconds):
+                continue
+            self._hand_over(Outcome(key, "timeout", None, str(self._deadline), seconds))
+            trial.run_metadata.num_failures = sys.maxsize  # it is not tried again
+            for process in writing(key):
+                end(process)
+            actor = trial.temporary_state.ray_actor
+            if actor is not None:
+                ray_session.end_actor(actor)
+
+    def _hand_over(self, outcome: Outcome) -> None:
+        """Hand over an outcome; the first of a job counts, though its worker be lost then and another repeat it."""
+        if outcome.key in self.keys or self.refusal is not None:
+            return
+        self.keys.add(outcome.key)
+        try:
+            self._on_outcome(outcome)
+        except Exception as refusal:  # noqa: BLE001  # raised once Tune has ended
+            self.refusal = refusal
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Remember a trial whose worker was lost."""
-        self.lost[trial.config["job"]] = trial
+        """Remember a trial whose worker was lost, unless it had reported before."""
+        if trial.config["job"] not in self.keys:
+            self.lost[trial.config["job"]] = trial
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Stop no single trial."""

@@ -7,11 +7,13 @@ are interchangeable behind it.
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self, TypeAlias
 
 from minitron_nas.errors import MachineError, TrialError
+from minitron_nas.execution.deadline import Deadline, OverdueError
 from minitron_nas.execution.device import release_memory
 from minitron_nas.progress import Progress, silent
 from minitron_nas.storage.machine import machine_error, says_machine_fault
@@ -20,7 +22,7 @@ from minitron_nas.storage.sealed import read_sealed, write_sealed
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "allocate memory", "alloc_failed", "low on memory")
 """How torch, the libraries below it, the operating system and Ray say it."""
 
-Status: TypeAlias = Literal["completed", "infeasible", "failed", "machine"]
+Status: TypeAlias = Literal["completed", "infeasible", "timeout", "failed", "machine"]
 
 JobFunction: TypeAlias = Callable[..., Mapping[str, Any]]
 """A module-level function that takes a job's arguments and returns plain values."""
@@ -28,10 +30,17 @@ JobFunction: TypeAlias = Callable[..., Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One call of a function: a file-name-safe key and keyword arguments of plain values."""
+    """One call of a function.
+
+    Attributes:
+        key: Safe as a file name.
+        arguments: Keyword arguments of plain values.
+        slowest_seconds: What the slowest of its kind took that had ended before; None if none had.
+    """
 
     key: str
     arguments: Mapping[str, Any]
+    slowest_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +49,9 @@ class Outcome:
 
     Attributes:
         key: The job's key.
-        status: `infeasible` means out of memory: the shape does not fit, which is no defect. `machine` means that the
-            disk or another part of the machine failed, which says nothing about the job and stops all of them.
+        status: `infeasible` means out of memory: the shape does not fit, which is no defect; `timeout` that it was
+            given up; `machine` that the disk or another part of the machine failed, which says nothing about the job
+            and stops all of them.
         value: What the function returned, if completed.
         error: The traceback, if not; of the machine's faults one line.
         seconds: Wall time of the call.
@@ -75,17 +85,21 @@ class Runner(Protocol):
         """
 
 
-def attempt(function: JobFunction, job: Job) -> Outcome:
+def attempt(function: JobFunction, job: Job, deadline: Deadline | None = None) -> Outcome:
     """Call the function and turn any exception into an outcome.
 
     Args:
         function: What the job runs.
         job: Its arguments.
+        deadline: When it is given up.
     """
     started = time.perf_counter()
     try:
-        value = function(**job.arguments)
+        with deadline.enforced() if deadline is not None else nullcontext():
+            value = function(**job.arguments)
         return Outcome(job.key, "completed", dict(value), None, time.perf_counter() - started)
+    except OverdueError as error:
+        return Outcome(job.key, "timeout", None, str(error), time.perf_counter() - started)
     except Exception as error:  # noqa: BLE001  # whatever a trial does, the others go on
         seconds = time.perf_counter() - started
         if (fault := machine_error(error)) is not None:
@@ -158,7 +172,8 @@ class Jobs:
             progress(len(outcomes), len(jobs))
             _stop_if_hopeless(outcomes, self.max_failures, len(jobs))
 
-        remaining = [job for job in jobs if job.key not in outcomes]
+        slowest = max((outcome.seconds for outcome in outcomes.values()), default=None)
+        remaining = [replace(job, slowest_seconds=slowest) for job in jobs if job.key not in outcomes]
         if remaining:
             self.runner.execute(function, remaining, keep)
         return {job.key: outcomes[job.key] for job in jobs}

@@ -25,6 +25,10 @@ class RunnerSettings(Settings):
             batch divides, else one.
         max_worker_losses: How often a trial or training whose worker died is tried again.
         max_failures: A search stops when more trials than this fail by an error of their own.
+        timeout_factor: A trial is given up that takes this many times as long as the slowest that has ended in its
+            rung, and a training of several processes on this machine that stands still for this many times as
+            long as it ever did; null for never.
+        timeout_minutes: And for at least so long.
     """
 
     kind: Literal["ray", "local"] = "ray"
@@ -34,6 +38,8 @@ class RunnerSettings(Settings):
     num_processes: Annotated[int, Field(ge=1)] | None = None
     max_worker_losses: Annotated[int, Field(ge=0)] = 2
     max_failures: Annotated[int, Field(ge=0)] = 2
+    timeout_factor: Annotated[float, Field(ge=1)] | None = 10.0
+    timeout_minutes: Annotated[float, Field(ge=0)] = 10.0
 
     @field_validator("address")
     @classmethod

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from minitron_nas.architecture.spec import Architecture
+from minitron_nas.execution.preemption import going_on
 from minitron_nas.models.agreement import check_agreement
 from minitron_nas.models.checkpoint import Checkpoint, open_checkpoint
 from minitron_nas.models.checks import check_values
@@ -95,7 +96,7 @@ def run_plan(
     plan = _located(plan, is_live=teacher is not None and isinstance(teacher, tuple))
     data = data_name(plan.data) if data is None else data
     display = display or default_display()
-    with folder.lock():
+    with folder.lock(), going_on(f"the same command goes on in {folder.path}"):
         checkpoint = _begin(plan, folder, plan.teacher if teacher is None else teacher, data, display)
         engine = Engine(folder, display)
         tokens = prepare_tokens(engine, plan, checkpoint, data)

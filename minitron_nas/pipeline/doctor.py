@@ -4,7 +4,6 @@ import os
 import platform
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from tempfile import TemporaryFile
 
+import psutil
 import torch
 from huggingface_hub.constants import HF_HUB_CACHE
 from packaging.requirements import Requirement
@@ -160,7 +160,7 @@ def _rehearsal(what: str, start: Sequence[str], needed: bool) -> Finding:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "LOG_LEVEL": "ERROR"}
     remedy = f"pip install --upgrade --force-reinstall {what}"
     with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
         try:
             _, told = process.communicate(timeout=_REHEARSAL_SECONDS)
@@ -168,7 +168,8 @@ def _rehearsal(what: str, start: Sequence[str], needed: bool) -> Finding:
             return Finding(what, False, needed, f"did not answer in {_REHEARSAL_SECONDS} s", remedy)
         finally:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+                for one in (*psutil.Process(process.pid).children(recursive=True), process):
+                    one.kill()
     if process.returncode == 0:
         processes = "a worker answered" if not start else "two processes took an optimizer step"
         return Finding(what, True, needed, f"{_version(what)}; {processes}")

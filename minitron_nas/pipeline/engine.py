@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from minitron_nas.errors import RunFolderError
+from minitron_nas.execution.preemption import going_on
 from minitron_nas.pipeline.display import Display
 from minitron_nas.progress import Progress
 from minitron_nas.storage.atomic import remove, whole_folder
@@ -97,7 +98,8 @@ class Engine:
         self._outputs = Outputs(folder.path)
         self._display = display
         self._asked_for: set[str] = set()
-        self._unite(self._ledger.entries())
+        with folder.telling():
+            self._unite(self._ledger.entries())
 
     def run(self, stage: Stage, action: Action) -> Done:
         """Run a stage, or return what it left before for the same inputs.
@@ -123,7 +125,8 @@ class Engine:
         for done in stage.needs:
             self._require(done.entry)
         started = time.perf_counter()
-        with self._display.stage(stage.name, stage.title) as progress:
+        words = f"the same command goes on in {self.folder.path} with the stage {stage.name!r}"
+        with going_on(words), self._display.stage(stage.name, stage.title) as progress:
             left = action(progress)
         rows = self.folder.rows(stage.name)
         shutil.rmtree(rows, ignore_errors=True)
@@ -139,14 +142,16 @@ class Engine:
             tuple(self._outputs.describe(stage.outputs, stage.self_checked)),
             tuple(self._outputs.describe([rows] if left.rows else [])),
         )
-        self._ledger.append(entry)
-        if left.rows:
-            self._unite(self._ledger.entries())
+        with self.folder.telling():
+            self._ledger.append(entry)
+            if left.rows:
+                self._unite(self._ledger.entries())
         return Done(entry)
 
     def finish(self) -> None:
         """Leave out of the tables what stages have said that this run has no more."""
-        self._unite([entry for entry in self._ledger.entries() if entry.stage in self._asked_for])
+        with self.folder.telling():
+            self._unite([entry for entry in self._ledger.entries() if entry.stage in self._asked_for])
 
     def note(self, text: str) -> None:
         """Tell a person something.

@@ -1,6 +1,7 @@
 """`write_report`: one self-contained HTML file that tells a run."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from minitron_nas.reporting.teacher_name import display_name
 from minitron_nas.resources import resource
 from minitron_nas.storage.atomic import write_text
 from minitron_nas.storage.machine import require_writable
+from minitron_nas.storage.run_folder import RunFolder
 
 FIRST_ROWS = 40
 """Candidates that stand in the file as plain HTML, for readers without scripts and for print."""
@@ -26,12 +28,12 @@ def write_report(run_folder: str | Path) -> Path:
         RunFolderError: If the folder or its `plan.yaml` is missing.
         MachineError: If the folder cannot be written to.
     """
-    folder = Path(run_folder)
-    path = folder / "report.html"
-    run = read_run(folder)
-    require_writable(folder)
-    write_text(path, render_report(run))
-    return path
+    folder = RunFolder(Path(run_folder))
+    with folder.telling() if folder.plan.exists() else nullcontext():  # without a plan there is nothing to hold up
+        run = read_run(folder.path)
+        require_writable(folder.path)
+        write_text(folder.report, render_report(run))
+    return folder.report
 
 
 def render_report(run: RunRecord) -> str:

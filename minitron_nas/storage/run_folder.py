@@ -1,9 +1,8 @@
 """A run folder: its paths, its plan and the lock that keeps a second process out."""
 
-import fcntl
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,7 +11,8 @@ from typing import Any
 import yaml
 
 from minitron_nas.errors import RunFolderError
-from minitron_nas.storage.atomic import write_text
+from minitron_nas.storage.atomic import remove, write_text
+from minitron_nas.storage.locks import held, one_at_a_time, refuse_held, release
 from minitron_nas.storage.machine import require_writable
 from minitron_nas.storage.plain_yaml import load_yaml
 
@@ -22,7 +22,9 @@ LAYOUT = 2
 _LAYOUT_KEY = "layout"
 _TEXT = "fingerprint of the text (size, time of change and samples of its files)"
 
-_BEFORE_THE_PLAN = (".lock", ".plan.yaml.partial", "work")
+_LOCK = ".lock"
+_TABLES_LOCK = ".tables.lock"
+_BEFORE_THE_PLAN = (_LOCK, f"{_LOCK}.writers", ".plan.yaml.partial", "work")
 """What a run may leave before its plan is written."""
 
 
@@ -118,27 +120,23 @@ class RunFolder:
         """Hold the folder for this process.
 
         Raises:
-            RunFolderError: If it cannot be created or written to, or another process works in it.
+            RunFolderError: If it cannot be created or written to, or another command works in it.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = open(self.path / ".lock", "w")  # noqa: SIM115  # closed below
-        except OSError as error:
-            raise RunFolderError(
-                f"{self.path} cannot be created or written to ({error.strerror}); choose another --out"
-            ) from error
-        with lock as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunFolderError(
-                    f"{self.path} is in use by another process; wait for it or choose another --out"
-                ) from None
+        with held(self.path / _LOCK, self.path):
+            refuse_held(_lock_beside(self.path), self.path)
             self._empty_work()
             try:
                 yield
             finally:
                 self._empty_work()
+
+    def telling(self) -> AbstractContextManager[None]:
+        """Keep others out of the ledger, the tables and the report while the block reads or changes them.
+
+        Raises:
+            RunFolderError: If the folder cannot be written to.
+        """
+        return one_at_a_time(self.path / _TABLES_LOCK)
 
     @contextmanager
     def temporary(self) -> Iterator[Path]:
@@ -241,6 +239,36 @@ class RunFolder:
         if found["plan"] != wanted["plan"]:
             content = yaml.safe_dump({**found, "plan": wanted["plan"]}, sort_keys=False, allow_unicode=True)
             write_text(self.plan, content)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Hold a folder that is to be made, so that no other command makes it too; gives one for what is temporary.
+
+    The temporary folder lies beside it and goes at the end, or with the next command at the latest.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        RunFolderError: If something lies there already, another command makes it, or its place cannot be written to.
+    """
+    require_new_folder(path)
+    path = path.absolute()
+    lock, temporary = _lock_beside(path), path.with_name(f".{path.name}.tmp")
+    with held(lock, path):
+        require_new_folder(path)
+        remove(temporary)
+        try:
+            temporary.mkdir()
+            yield temporary
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            release(lock)
+
+
+def _lock_beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
 
 
 def require_new_folder(path: Path) -> None:

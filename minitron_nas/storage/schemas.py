@@ -100,7 +100,7 @@ TRIALS = Table(
         Column("kl_nats", _FLOAT, "validation KL(teacher || student) per token"),
         Column("loss_nats", _FLOAT, "validation next-token loss"),
         Column("promoted", _BOOL, "whether the trial went on to the next rung, or won the last one"),
-        Column("status", _TEXT, "completed, infeasible (out of memory) or failed"),
+        Column("status", _TEXT, "completed, infeasible (out of memory), timeout (given up) or failed"),
         Column("error", _TEXT, "last line of the error; null if completed"),
         Column("num_parameters", _INT, "total parameters of the candidate"),
         Column("seconds", _FLOAT, "wall time of this rung, training and validation"),

@@ -1,4 +1,5 @@
 import json
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from minitron_nas import __main__ as entry
 from minitron_nas.cli import app
 from minitron_nas.errors import PreemptedError
 from minitron_nas.pipeline.doctor import Finding
@@ -418,16 +420,23 @@ def test_a_wrong_option_is_told_with_the_usage(run: Callable[..., Output]) -> No
     assert "--txt" in told.err
 
 
-def test_a_training_that_was_stopped_is_told_in_one_line_and_exits_with_143(
+def test_a_signal_ends_the_command_with_its_code_and_words(
     run: Callable[..., Output], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: Any, **__: Any) -> None:
-        raise PreemptedError("stopped by SIGTERM; the same command goes on from checkpoint-3")
+        raise PreemptedError("the same command goes on from checkpoint-3", signal.SIGHUP)
 
     monkeypatch.setattr("minitron_nas.pipeline.steps.distill.distill", stop)
-    output = run("distill", "student", "--teacher", "teacher", "--data", "embedded", "--out", "out")
-    told = "minitron-nas: stopped by SIGTERM; the same command goes on from checkpoint-3\n"
-    assert (output.code, output.out, output.err) == (143, "", told)
+    told = []
+    monkeypatch.setattr(entry, "answer_signals", lambda: None)
+    monkeypatch.setattr(entry, "leave", told.append)
+    monkeypatch.setattr(
+        sys, "argv", ["minitron-nas", "distill", "student", "--teacher", "t", "--data", "embedded", "--out", "out"]
+    )
+    entry.main()
+    assert [(stopped.code, str(stopped)) for stopped in told] == [
+        (129, "stopped by SIGHUP; the same command goes on from checkpoint-3")
+    ]
 
 
 def test_the_version_is_told_on_stdout(run: Callable[..., Output]) -> None:

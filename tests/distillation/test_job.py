@@ -54,7 +54,7 @@ def test_a_new_attempt_finds_nothing_of_the_one_before(job):
 
 
 @pytest.mark.parametrize(
-    "error", [NonFiniteLossError("nan at step 3"), TrainingMemoryError("8 GB"), PreemptedError("sigterm")]
+    "error", [NonFiniteLossError("nan at step 3"), TrainingMemoryError("8 GB"), PreemptedError("goes on")]
 )
 def test_the_error_of_the_lowest_rank_is_raised_again(job, error):
     job.raise_error()

@@ -45,6 +45,15 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True)
+class Stopped:
+    """What a process told that was sent signals, how many others it had started, and which of them outlived it."""
+
+    told: Told
+    num_started: int
+    outlived: list[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Build:
     """`minitron-nas build` with everything but the run folder decided."""
 
@@ -58,6 +67,26 @@ class Build:
 
     def kill(self, out: Path, moment: Moment, *more: str) -> Told:
         """Run to a moment and kill the process with all that it has started; code 0 means that it was faster."""
+        with self._at(out, moment, more) as process:
+            pass
+        return self._told(out, process)
+
+    def stop(self, out: Path, moment: Moment, signals: Sequence[signal.Signals], *more: str) -> Stopped:
+        """Run to a moment, send signals to the process alone, and tell how it ended and what outlived it."""
+        with self._at(out, moment, more) as process:
+            started = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+            for each in signals:
+                process.send_signal(each)
+                time.sleep(0.5)
+            process.wait(_PATIENCE_SECONDS)
+            _, alive = psutil.wait_procs(started, timeout=20)
+            for left in alive:
+                left.kill()
+        return Stopped(self._told(out, process), len(started), [str(left) for left in alive])
+
+    @contextmanager
+    def _at(self, out: Path, moment: Moment, more: tuple[str, ...]) -> Iterator[subprocess.Popen[bytes]]:
+        """Run to a moment."""
         with self._started(out, more) as process:
             begun = f"{moment.stage}: ".encode()
             deadline = time.monotonic() + _PATIENCE_SECONDS
@@ -69,7 +98,7 @@ class Build:
             end = time.monotonic() + moment.seconds
             while process.poll() is None and time.monotonic() < end:
                 time.sleep(0.005)
-        return self._told(out, process)
+            yield process
 
     @contextmanager
     def _started(self, out: Path, more: tuple[str, ...]) -> Iterator[subprocess.Popen[bytes]]:

@@ -151,6 +151,91 @@ def test_a_worker_that_was_killed_because_memory_ran_out_is_no_defect(one_ray, t
     assert "running low on memory" in found["0-ordinary"].error
 
 
+def outcome_of(status="completed", seconds=1.0):
+    return {"outcome": {"key": "a", "status": status, "value": {}, "error": None, "seconds": seconds}}
+
+
+def delivery_to(told, factor=10.0):
+    from minitron_nas.execution.deadline import Deadline
+    from minitron_nas.execution.ray_tune import _Delivery
+
+    return _Delivery(told.append, Deadline(factor, 0.0))
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        ["result"],
+        ["result", "error"],
+        ["result", "result"],
+        ["result", "failed result"],
+        ["result", "failed result", "error"],
+        ["error", "result"],
+    ],
+)
+def test_a_worker_that_is_lost_after_it_has_reported_has_reported_once(events):
+    told, trial = [], SimpleNamespace(config={"job": "a"})
+    delivery = delivery_to(told)
+    for event in events:
+        if event == "error":
+            delivery.on_trial_error(0, [trial], trial)
+        else:
+            delivery.on_trial_result(0, [trial], trial, outcome_of("failed" if "failed" in event else "completed"))
+    assert [outcome.status for outcome in told] == ["completed"]
+    assert not delivery.lost.keys() - delivery.keys
+
+
+def test_a_trial_that_takes_many_times_as_long_as_the_slowest_is_given_up_once(monkeypatch):
+    from minitron_nas.execution import ray_tune
+
+    told, killed, clock = [], [], [100.0]
+    monkeypatch.setattr(ray_tune.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(ray_tune.ray_session, "end_actor", killed.append)
+    delivery = delivery_to(told)
+
+    def trial(key, status="RUNNING"):
+        state = SimpleNamespace(ray_actor=f"actor of {key}")
+        metadata = SimpleNamespace(num_failures=0)
+        return SimpleNamespace(config={"job": key}, status=status, temporary_state=state, run_metadata=metadata)
+
+    trials = [trial("a"), trial("b"), trial("c", "PENDING")]
+    for each in trials[:2]:
+        delivery.on_trial_start(0, trials, each)
+    clock[0] += 1000
+    delivery.on_step_end(0, trials)
+    assert told == []  # nothing has ended that would say how long it takes
+    delivery.on_trial_result(0, trials, trials[0], outcome_of(seconds=101.0))
+    delivery.on_step_end(0, trials)
+    assert len(told) == 1
+    clock[0] += 11
+    for _ in range(2):
+        delivery.on_step_end(0, trials)
+    assert [(outcome.key, outcome.status, outcome.seconds) for outcome in told[1:]] == [("b", "timeout", 1011.0)]
+    assert killed == ["actor of b"]
+    delivery.on_trial_error(0, trials, trials[1])
+    assert delivery.lost == {}
+
+
+@pytest.mark.slow
+def test_a_worker_that_was_stopped_is_given_up_and_the_others_go_on(one_ray, tmp_path):
+    from minitron_nas.storage.locks import held
+
+    settings = SETTINGS.model_copy(update={"timeout_factor": 1.0, "timeout_minutes": 5 / 60, "cpus_per_trial": 2})
+
+    def stopped(kind):
+        import os
+        import signal
+
+        if kind == "stopped":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return {}
+
+    three = [Job(kind, {"kind": kind}) for kind in ("first", "stopped", "last")]
+    with held(tmp_path / ".lock", tmp_path):
+        found = run_jobs(runner(tmp_path, settings), stopped, three, tmp_path / "results", 0)
+    assert [outcome.status for outcome in found.values()] == ["completed", "timeout", "completed"]
+
+
 def test_nothing_of_ray_is_left_in_the_run_or_in_the_home_folder(ran, ray_results):
     kept = sorted(path.name for path in ran.folder.iterdir())
     assert kept == ["1", "3", "local", "results"]

@@ -21,6 +21,8 @@ if folder.name == "patient":
     signal.signal(signal.SIGTERM, leave)
     (folder / ("begun-" + rank)).touch()
     time.sleep(200)
+if folder.name == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
 (folder / rank).write_text(os.environ["WORLD_SIZE"])
 (folder / rank).with_suffix(".patience").write_text(os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"])
 sys.exit(3 if folder.name == "failing" else 0)
@@ -52,6 +54,13 @@ def test_each_process_runs_the_module_with_the_argument_and_knows_the_others(run
 def test_a_process_that_fails_fails_the_run(run):
     _, start = run("failing")
     assert start() != 0
+
+
+def test_a_process_that_was_killed_is_told_in_one_line_and_none_that_has_said_why(run, capfd):
+    _, start = run("killed")
+    assert start() != 0
+    said = [line for line in capfd.readouterr().err.splitlines() if not line.startswith(("W", "E"))]
+    assert [line.replace("process 1", "process 0") for line in said] == ["training process 0 ended with -9"]
 
 
 def test_sigterm_while_processes_are_started_stops_them_too(run):

@@ -1,6 +1,8 @@
 import os
+import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ import yaml
 
 from minitron_nas.errors import MinitronNasError, RunFolderError
 from minitron_nas.pipeline.plan import deciding
-from minitron_nas.storage.run_folder import LAYOUT, RunFolder, require_new_folder
+from minitron_nas.storage.run_folder import LAYOUT, RunFolder, new_folder, require_new_folder
 
 PLAN = {
     "teacher": "owner/teacher",
@@ -220,7 +222,7 @@ def test_a_folder_that_cannot_be_created_is_refused(tmp_path):
         pass
 
 
-IN_USE = r"run is in use by another process; wait for it or choose another --out"
+IN_USE = r"run is in use by process \d+ \(.*\) on .*; wait for it or choose another --out"
 
 
 def test_a_second_process_is_kept_out_until_the_first_has_ended(folder):
@@ -258,3 +260,65 @@ def test_the_lock_goes_with_an_error(folder):
         raise ValueError("a defect")
     with folder.lock():
         pass
+
+
+NEW = """
+import sys
+from pathlib import Path
+from minitron_nas.storage.run_folder import new_folder
+with new_folder(Path(sys.argv[1])) as temporary:
+    (temporary / "half").touch()
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_folder_that_is_being_made_is_nobody_elses_and_a_kill_leaves_nothing_in_the_way(tmp_path):
+    out = tmp_path / "deep" / "out"
+    maker = subprocess.Popen(
+        [sys.executable, "-c", NEW, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with maker:
+        assert maker.stdout.readline() == "held\n"
+        in_use = rf"out is in use by process {maker.pid} \(-c\) on .*; wait for it or choose another --out"
+        with pytest.raises(RunFolderError, match=in_use), new_folder(out):
+            pytest.fail("two commands make the folder")
+        with pytest.raises(RunFolderError, match=in_use), RunFolder(out).lock():
+            pytest.fail("a run begins in a folder that another command makes")
+        shutil.rmtree(out)
+        maker.kill()
+    with new_folder(out) as temporary:
+        assert list(temporary.iterdir()) == []
+    assert list(out.parent.iterdir()) == []
+
+
+def test_a_folder_that_was_made_meanwhile_is_refused_and_left(tmp_path):
+    out = tmp_path / "out"
+    with new_folder(out):
+        out.mkdir()
+        (out / "result").touch()
+    with pytest.raises(RunFolderError, match="exists and is not empty"), new_folder(out):
+        pytest.fail("what another command has made is made again")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_run_cannot_be_replaced_by_a_folder_that_is_made(folder):
+    with folder.lock(), pytest.raises(RunFolderError, match="exists and is not empty"), new_folder(folder.path):
+        pytest.fail("the run is replaced")
+
+
+def test_who_tells_waits_for_who_writes(folder):
+    story = []
+
+    def tell():
+        with folder.telling():
+            story.append("told")
+
+    with folder.telling():
+        thread = threading.Thread(target=tell)
+        thread.start()
+        thread.join(0.2)
+        story.append("written")
+    thread.join(20)
+    assert story == ["written", "told"]
+    assert list(folder.path.iterdir()) == []

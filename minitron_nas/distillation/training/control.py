@@ -2,8 +2,8 @@
 
 import math
 import time
+from collections.abc import Sized
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ class Control(TrainerCallback):
         settings: DistillationSettings,
         folder: Path,
         identity: str,
-        asked_to_stop: Event,
+        asked_to_stop: Sized,
         progress: Progress,
     ) -> None:
         """Remember what decides.
@@ -44,7 +44,7 @@ class Control(TrainerCallback):
             settings: Number of validations, time between checkpoints.
             folder: Of the checkpoints.
             identity: Of the checkpoints that belong to this training.
-            asked_to_stop: Set when the machine is about to be taken away.
+            asked_to_stop: Not empty when the machine is about to be taken away.
             progress: Told about optimizer steps, in the first process.
         """
         self.preempted = False
@@ -69,7 +69,7 @@ class Control(TrainerCallback):
             self._progress(state.global_step, self._last_step)
         at_log = state.global_step % state.logging_steps == 0
         due = time.monotonic() - self._saved_at >= self._interval_seconds
-        asked, due = _any_process(self._asked_to_stop.is_set(), due, args.device)
+        asked, due = _any_process(len(self._asked_to_stop) > 0, due, args.device)
         control.should_evaluate = state.global_step % self._evaluation_steps == 0
         at_end = state.global_step >= self._last_step
         if at_end or asked:

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
+from signal import SIGTERM
 from typing import Any
 
 import torch
@@ -38,11 +38,11 @@ from minitron_nas.distillation.training.memory import TrainingMemory
 from minitron_nas.distillation.training.objective import Counted, Objective
 from minitron_nas.distillation.training.overrides import check_trainer
 from minitron_nas.distillation.training.schedule import Schedule
-from minitron_nas.errors import PreemptedError, TrainingMemoryError
+from minitron_nas.errors import TrainingMemoryError
 from minitron_nas.execution.compiler import as_written, compiled_modules
 from minitron_nas.execution.deepspeed import ZeroOptimizer, begin_moments
 from minitron_nas.execution.device import compute_dtype, hold_memory
-from minitron_nas.execution.preemption import on_sigterm
+from minitron_nas.execution.preemption import on_stop, stopped
 from minitron_nas.execution.runner import is_out_of_memory
 from minitron_nas.families.catalog import layout_of
 from minitron_nas.models.causal_lm import CausalLM
@@ -138,8 +138,8 @@ def distill(
     arguments.eval_on_start = validate_first and checkpoint is None
     if arguments.device.type == "cpu":
         hold_memory()
-    asked_to_stop = Event()
-    with on_sigterm(asked_to_stop.set), compiled_modules(_layers(student) if settings.torch_compile else ()):
+    asked_to_stop: list[int] = []
+    with on_stop(asked_to_stop.append), compiled_modules(_layers(student) if settings.torch_compile else ()):
         control = Control(last_step, schedule.num_steps, settings, folder, identity, asked_to_stop, progress)
         trainer = _DistillationTrainer(student, lesson, arguments, identity, matching, checkpoint, control)
         try:
@@ -151,7 +151,8 @@ def distill(
                 raise fault from error
             raise
         if control.preempted:
-            raise PreemptedError(f"stopped by SIGTERM; the same command goes on from {last_whole(folder, identity)}")
+            signum = next(iter(asked_to_stop), SIGTERM)  # it may have come to another process
+            raise stopped(signum, f"the same command goes on from {last_whole(folder, identity)}")
         if trained is not None:
             save_weights(trained, student, trainer.is_world_process_zero())
     return _result(trainer.state.log_history, settings, schedule)

@@ -17,6 +17,7 @@ from minitron_nas.distillation.training.lora import add_adapters, merge_adapters
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.distillation.training.trainer import TrainingResult, distill
 from minitron_nas.execution.device import release_memory
+from minitron_nas.execution.preemption import going_on
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.loading import load_for_training
 from minitron_nas.models.source import ModelSource, resolve_teacher, source_name
@@ -26,7 +27,7 @@ from minitron_nas.pipeline.versions import versions
 from minitron_nas.progress import Progress
 from minitron_nas.pruning.export import export_student, proof_prompt, stored_dtype
 from minitron_nas.storage.lineage import Lineage, Origin, Proof
-from minitron_nas.storage.run_folder import require_new_folder
+from minitron_nas.storage.run_folder import new_folder, require_new_folder
 from minitron_nas.text.settings import TextSettings
 from minitron_nas.text.sources import Data
 from minitron_nas.text.survey import about_text
@@ -87,16 +88,17 @@ def correct(
         require_peft()
     place = Correction(folder)
     work = place.work
-    with display.stage("teacher", f"load and check {source_name(teacher)}") as progress:
-        source = resolve_teacher(teacher, work / "teacher", progress)
-    with display.stage("text", "read, split and pack") as progress:
-        splits = read_splits(work, data, source, text, settings.tokens, seed, progress)
-    tokens = settings.tokens or splits.one_pass_tokens
-    schedule, training = correction_schedule(settings, tokens, text.sequence_length)
-    with display.stage("correct", f"{schedule.num_tokens:,} tokens in {schedule.num_steps} steps") as progress:
-        run = CorrectionRun(source, splits.train, splits.validation, settings, training, schedule, seed)
-        corrected = run.write(folder, place.checkpoints(source.fingerprint), source_name(teacher), progress)
-    shutil.rmtree(work, ignore_errors=True)
+    with new_folder(folder), going_on(f"the same command goes on in {work}"):
+        with display.stage("teacher", f"load and check {source_name(teacher)}") as progress:
+            source = resolve_teacher(teacher, work / "teacher", progress)
+        with display.stage("text", "read, split and pack") as progress:
+            splits = read_splits(work, data, source, text, settings.tokens, seed, progress)
+        tokens = settings.tokens or splits.one_pass_tokens
+        schedule, training = correction_schedule(settings, tokens, text.sequence_length)
+        with display.stage("correct", f"{schedule.num_tokens:,} tokens in {schedule.num_steps} steps") as progress:
+            run = CorrectionRun(source, splits.train, splits.validation, settings, training, schedule, seed)
+            corrected = run.write(folder, place.checkpoints(source.fingerprint), source_name(teacher), progress)
+        shutil.rmtree(work, ignore_errors=True)
     return corrected
 
 

@@ -14,6 +14,7 @@ from minitron_nas.distillation.training.arguments import check_engine, micro_bat
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.distillation.training.trainer import CurvePoint, TrainingResult
 from minitron_nas.execution.choice import check_ray
+from minitron_nas.execution.preemption import going_on
 from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.source import ModelSource, resolve_teacher, source_name
@@ -24,7 +25,7 @@ from minitron_nas.progress import Progress
 from minitron_nas.pruning.export import export_student, proof_prompt, stored_dtype
 from minitron_nas.storage.lineage import Lineage, Origin, Proof
 from minitron_nas.storage.machine import require_writable
-from minitron_nas.storage.run_folder import require_new_folder
+from minitron_nas.storage.run_folder import new_folder, require_new_folder
 from minitron_nas.text.settings import TextSettings
 from minitron_nas.text.sources import Data
 from minitron_nas.text.survey import about_text
@@ -90,7 +91,7 @@ def distill(
 
     Raises:
         MinitronNasError: If something that was given cannot be used; says what to do.
-        PreemptedError: After SIGTERM during training; a checkpoint is written.
+        PreemptedError: After a signal; during training a checkpoint is written.
     """
     display, settings, text = display or default_display(), settings or DistillationSettings(), text or TextSettings()
     folder, runner = Path(out), runner or RunnerSettings()
@@ -107,44 +108,45 @@ def distill(
     for line in about_text(data, text):
         display.note(line)
     work = folder.with_name(f"{folder.name}.work")
-    with display.stage("student", f"load and check {source_name(student)}") as progress:
-        source = resolve_teacher(student, work / "student", progress)
-    with display.stage("teacher", f"load and check {source_name(teacher)}") as progress:
-        other = resolve_teacher(teacher, work / "teacher", progress)
-    Vocabulary.of(source.path, f"{source_name(student)!r}").require_same(
-        Vocabulary.of(other.path, f"{source_name(teacher)!r}")
-    )
-    if followed is not None:
-        followed.require_of(other.fingerprint)
-    with display.stage("text", "read, split and pack") as progress:
-        splits = read_splits(work, data, other, text, settings.tokens, seed, progress)
-    schedule = Schedule.resolve(settings, settings.tokens or splits.one_pass_tokens, text.sequence_length)
-    micro_batch(settings, schedule, runner.num_processes or 1)  # before the teacher speaks
-    parts = {
-        "train": splits.train.first(schedule.num_steps * schedule.batch_sequences),
-        "validation": splits.validation,
-    }
-    with display.stage("signal", "the teacher speaks once") as progress:
-        files = _files(settings, other, parts, work, Path(signals) if signals is not None else work, progress)
-    if followed is not None:
-        files = replace(files, correction=followed.out)
-    checkpoints = work / f"checkpoints-{source.fingerprint}-{other.fingerprint}"
-    job = TrainingJob(source.path, files, settings, schedule, checkpoints, seed, work / "training")
-    with display.stage("distil", f"{schedule.num_tokens:,} tokens in {schedule.num_steps} steps") as progress:
-        model, result = train(job, runner, progress)
-    lineage = Lineage(
-        teacher=Origin(source_name(teacher), other.fingerprint),
-        correction=None if correction is None else {"followed": str(correction)},
-        source=Origin(source_name(student), source.fingerprint),
-        architecture=source.architecture.to_dict(),
-        tokens_trained=schedule.num_tokens,
-        learning_rate=settings.learning_rate,
-        seed=seed,
-        versions=versions(),
-    )
-    prompt = proof_prompt(splits.validation)
-    proof = export_student(model, source.path, folder, stored_dtype(source.path), prompt, lineage)
-    shutil.rmtree(work, ignore_errors=True)
+    with new_folder(folder), going_on(f"the same command goes on in {work}"):
+        with display.stage("student", f"load and check {source_name(student)}") as progress:
+            source = resolve_teacher(student, work / "student", progress)
+        with display.stage("teacher", f"load and check {source_name(teacher)}") as progress:
+            other = resolve_teacher(teacher, work / "teacher", progress)
+        Vocabulary.of(source.path, f"{source_name(student)!r}").require_same(
+            Vocabulary.of(other.path, f"{source_name(teacher)!r}")
+        )
+        if followed is not None:
+            followed.require_of(other.fingerprint)
+        with display.stage("text", "read, split and pack") as progress:
+            splits = read_splits(work, data, other, text, settings.tokens, seed, progress)
+        schedule = Schedule.resolve(settings, settings.tokens or splits.one_pass_tokens, text.sequence_length)
+        micro_batch(settings, schedule, runner.num_processes or 1)  # before the teacher speaks
+        parts = {
+            "train": splits.train.first(schedule.num_steps * schedule.batch_sequences),
+            "validation": splits.validation,
+        }
+        with display.stage("signal", "the teacher speaks once") as progress:
+            files = _files(settings, other, parts, work, Path(signals) if signals is not None else work, progress)
+        if followed is not None:
+            files = replace(files, correction=followed.out)
+        checkpoints = work / f"checkpoints-{source.fingerprint}-{other.fingerprint}"
+        job = TrainingJob(source.path, files, settings, schedule, checkpoints, seed, work / "training")
+        with display.stage("distil", f"{schedule.num_tokens:,} tokens in {schedule.num_steps} steps") as progress:
+            model, result = train(job, runner, progress)
+        lineage = Lineage(
+            teacher=Origin(source_name(teacher), other.fingerprint),
+            correction=None if correction is None else {"followed": str(correction)},
+            source=Origin(source_name(student), source.fingerprint),
+            architecture=source.architecture.to_dict(),
+            tokens_trained=schedule.num_tokens,
+            learning_rate=settings.learning_rate,
+            seed=seed,
+            versions=versions(),
+        )
+        prompt = proof_prompt(splits.validation)
+        proof = export_student(model, source.path, folder, stored_dtype(source.path), prompt, lineage)
+        shutil.rmtree(work, ignore_errors=True)
     return Distilled(folder, result, proof)
 
 

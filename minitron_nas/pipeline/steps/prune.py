@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from minitron_nas.architecture.costs import count_parameters
 from minitron_nas.architecture.rules import check_architecture, check_changes
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import PlanError
+from minitron_nas.execution.preemption import going_on
 from minitron_nas.importance.depth_modes import layer_table
 from minitron_nas.importance.layers import Depths, choose_layers, drop_from
 from minitron_nas.importance.passes import require_whole_model
@@ -22,7 +22,7 @@ from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.checks import check_values
 from minitron_nas.models.source import ModelSource, resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display
-from minitron_nas.pipeline.steps.score import MAGNITUDE, RANDOM, calibration_reader, existing_parent, scores_of
+from minitron_nas.pipeline.steps.score import MAGNITUDE, RANDOM, calibration_reader, scores_of
 from minitron_nas.pipeline.versions import versions
 from minitron_nas.progress import Progress, silent
 from minitron_nas.pruning.export import PROOF_TOKENS, write_student
@@ -35,7 +35,7 @@ from minitron_nas.pruning.start import TakenStart, measure_start, possible_start
 from minitron_nas.space.axes import SearchSpace, load_space
 from minitron_nas.space.enumerate import Candidate, enumerate_candidates
 from minitron_nas.storage.lineage import Lineage, Origin, Proof
-from minitron_nas.storage.run_folder import require_new_folder
+from minitron_nas.storage.run_folder import new_folder, require_new_folder
 from minitron_nas.storage.weights import TensorHeader
 from minitron_nas.text.settings import TextSettings
 from minitron_nas.text.sources import Data, data_name
@@ -120,9 +120,9 @@ def prune(
     if data is not None:
         for line in about_text(data, text or TextSettings()):
             display.note(line)
-    with TemporaryDirectory(dir=existing_parent(folder)) as work:
+    with new_folder(folder) as work, going_on(f"nothing was written to {folder}; the same command begins again"):
         with display.stage("teacher", f"load {source_name(teacher)}") as progress:
-            checkpoint = resolve_teacher(teacher, Path(work), progress, read_values=False)
+            checkpoint = resolve_teacher(teacher, work, progress, read_values=False)
         source, layout = checkpoint.architecture, checkpoint.layout
         named = drop_from(source, shape or {}, drop_layers) if drop_layers is not None else None
         protected = space.protected_layers if named is None else ()
@@ -140,8 +140,8 @@ def prune(
             with display.stage("teacher", "check every value") as progress:
                 check_values(checkpoint.path, checkpoint.headers, progress)
         calibration = calibration_reader(checkpoint, scores, data, text or TextSettings(), seed)
-        ranking = scores_of(checkpoint, scores, calibration, importance, seed, Path(work), display)
-        shared = _Work(checkpoint, target, calibration, Path(work), display)
+        ranking = scores_of(checkpoint, scores, calibration, importance, seed, work, display)
+        shared = _Work(checkpoint, target, calibration, work, display)
         layers = (
             shared.layers(ranking, importance.depth, protected, seed)
             if named is None

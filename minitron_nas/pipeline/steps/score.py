@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 
 from transformers import AutoTokenizer
 
+from minitron_nas.execution.preemption import going_on
 from minitron_nas.importance.baselines import magnitude_scores, random_scores
 from minitron_nas.importance.passes import CalibrationPass, fits_in_memory, pass_title
 from minitron_nas.importance.scores import ImportanceScores, load_calibration
@@ -15,7 +16,7 @@ from minitron_nas.importance.settings import ImportanceSettings
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.source import ModelSource, resolve_teacher
 from minitron_nas.pipeline.display import Display, default_display
-from minitron_nas.storage.run_folder import require_new_folder
+from minitron_nas.storage.run_folder import new_folder, require_new_folder
 from minitron_nas.text.settings import TextSettings
 from minitron_nas.text.sources import Data, data_name
 from minitron_nas.text.splits import TextReader, TokenSplits, split_text
@@ -53,21 +54,21 @@ def score(
     require_new_folder(folder)
     for line in about_text(data, text or TextSettings()):
         display.note(line)
-    with TemporaryDirectory(dir=existing_parent(folder)) as work:
+    with new_folder(folder) as work, going_on(f"nothing was written to {folder}; the same command begins again"):
         with display.stage("teacher", "check every value") as progress:
-            checkpoint = resolve_teacher(teacher, Path(work), progress)
+            checkpoint = resolve_teacher(teacher, work, progress)
         text, importance = text or TextSettings(), importance or ImportanceSettings()
         calibration = _calibration(checkpoint, data, text, seed)
-        scores = _scored(checkpoint, calibration, importance, Path(work), display)
-    about = {
-        "source": checkpoint.fingerprint,
-        "data": named if isinstance(named := data_name(data), str) else json.dumps(named),
-        "num_samples": str(calibration.num_sequences),
-        "sequence_length": str(text.sequence_length),
-        "batch_aggregation": importance.batch_aggregation,
-        "sequence_aggregation": importance.sequence_aggregation,
-    }
-    scores.save(folder, about, calibration)
+        scores = _scored(checkpoint, calibration, importance, work, display)
+        about = {
+            "source": checkpoint.fingerprint,
+            "data": named if isinstance(named := data_name(data), str) else json.dumps(named),
+            "num_samples": str(calibration.num_sequences),
+            "sequence_length": str(text.sequence_length),
+            "batch_aggregation": importance.batch_aggregation,
+            "sequence_aggregation": importance.sequence_aggregation,
+        }
+        scores.save(folder, about, calibration)
     return folder
 
 
@@ -143,14 +144,3 @@ def _calibration(checkpoint: Checkpoint, data: Data, text: TextSettings, seed: i
         folder = Path(work) / "tokens"
         split_text(data, reader, seed, text.sequence_length, folder)
         return TokenSplits.load(folder).calibration.in_memory()
-
-
-def existing_parent(folder: Path) -> Path:
-    """Return the folder that a result will lie in, made if absent: the place for what is temporary.
-
-    Args:
-        folder: The result's folder.
-    """
-    parent = folder.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    return parent
