@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 import shutil
 import socket
 import threading
@@ -80,11 +81,13 @@ def connected(address: str | None, folder: Path) -> Iterator[None]:
         here = {} if where is not None else {"include_dashboard": False, **_own_ray()}
         try:
             with handlers_as_before():
-                ray.init(address=where or "local", log_to_driver=False, logging_level=logging.ERROR, **here)
+                node = ray.init(address=where or "local", log_to_driver=False, logging_level=logging.ERROR, **here)
         except (ConnectionError, RuntimeError, ValueError) as error:
             if where is None:
                 raise
             raise _unreachable(address, where, str(error)) from error
+        if where is None:
+            Path(node["session_dir"]).chmod(0o700)  # sockets, and logs with names of people's files
     over = threading.Event()
     if (raylet := _local_raylet()) is not None:
         threading.Thread(target=_watch, args=(raylet, over), daemon=True, name="raylet").start()
@@ -155,6 +158,9 @@ def _own_ray() -> dict[str, Any]:
 
     Ray sees the machine's memory, not what a container or a job may take of it.
     """
+    # Ray listens on all addresses whatever it is told; from 2.59 on it answers only who knows this.
+    if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     settings: dict[str, Any] = {}
     if (folder := _temporary()) != _usual_folder():
         settings["_temp_dir"] = f"{folder}/ray"
