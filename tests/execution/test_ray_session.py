@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -142,9 +143,12 @@ def test_ray_is_started_here_even_if_it_knows_of_a_cluster_later(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked = []
-    fake = SimpleNamespace(
-        is_initialized=lambda: False, init=lambda **given: asked.append(given), shutdown=lambda: None
-    )
+
+    def init(**given: Any) -> dict[str, str]:
+        asked.append(given)
+        return {"session_dir": str(tmp_path)}
+
+    fake = SimpleNamespace(is_initialized=lambda: False, init=init, shutdown=lambda: None)
     monkeypatch.setattr(ray_session, "ray", fake)
     with ray_session.connected(None, tmp_path / "state"):
         pass

@@ -112,6 +112,15 @@ def test_progress_is_told_as_outcomes_come(ran):
     assert ran.told == [(done, 6) for done in range(7)]
 
 
+@pytest.fixture
+def _ctrl_c():
+    """Ctrl-C as a program at a terminal hears it; one that was started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_ctrl_c")
 def test_ctrl_c_ends_the_search_and_keeps_only_what_had_ended(one_ray, tmp_path):
     def interrupt(done, total):
         if done == 1:
@@ -126,6 +135,7 @@ def test_ctrl_c_ends_the_search_and_keeps_only_what_had_ended(one_ray, tmp_path)
     assert [file.name for file in (tmp_path / "results").iterdir()] == ["0-ordinary.json"]
 
 
+@pytest.mark.slow
 def test_sigterm_ends_the_search_and_keeps_what_had_ended(one_ray, tmp_path):
     def stop(done, total):
         if done == 1:
@@ -242,6 +252,7 @@ def test_nothing_of_ray_is_left_in_the_run_or_in_the_home_folder(ran, ray_result
     assert ray_results() == []
 
 
+@pytest.mark.slow
 def test_too_many_failures_end_all_trials_with_the_same_error_as_here(one_ray, tmp_path, ray_results):
     broken = jobs(tmp_path, "defect", "endless", "defect", "ordinary")
     with pytest.raises(

@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 
 COMMAND = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from minitron_nas.execution import preemption
 from minitron_nas.errors import PreemptedError
 
-preemption.answer_signals()
 begun, kind = Path(sys.argv[1]), sys.argv[2]
+if kind != "nohup":  # a test run in the background ignores signals, and its children with it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+preemption.answer_signals()
 try:
     with preemption.going_on("the same command goes on in runs/one"):
         try:
@@ -87,7 +90,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path, second: signal.Signals,
 
 
 def test_a_command_that_is_to_outlive_its_terminal_does(tmp_path: Path) -> None:
-    command = Command(tmp_path, "waiting", "nohup")
+    command = Command(tmp_path, "nohup", "nohup")
     command.process.send_signal(signal.SIGHUP)
     command.process.send_signal(signal.SIGTERM)
     code, err = command.told()

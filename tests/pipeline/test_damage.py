@@ -32,6 +32,9 @@ def cut(file: Path) -> None:
     os.truncate(file, file.stat().st_size // 2)
 
 
+EACH_IN_CI = 4
+"""Of so many kinds one; the nightly tests take all."""
+
 DAMAGES = {"flipped": flip, "cut": cut, "removed": Path.unlink}
 
 
@@ -99,7 +102,8 @@ def check(build: Callable[..., Family], run: Path, good: Path, file: str, damage
 def test_damage_to_a_file_of_each_kind_is_mended_or_named(
     build: Callable[..., Family], runs: dict[str, Path], tmp_path: Path, state: str
 ) -> None:
-    for file, damage in zip(one_of_each_kind(files_of(runs[state])), cycle(DAMAGES), strict=False):
+    step = EACH_IN_CI if state == "unfinished" else 1
+    for file, damage in zip(list(one_of_each_kind(files_of(runs[state])))[::step], cycle(DAMAGES), strict=False):
         check(build, runs[state], runs["finished"], file, damage, tmp_path)
 
 

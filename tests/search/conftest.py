@@ -77,6 +77,7 @@ class CountingRunner(LocalRunner):
     """A local runner that remembers the keys of the jobs it began, and may be killed before one."""
 
     def __init__(self, killed_before=None):
+        super().__init__()
         self.keys, self._killed_before = [], killed_before
 
     def execute(self, function, jobs, on_outcome):

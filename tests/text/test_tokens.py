@@ -334,7 +334,7 @@ def test_a_file_that_is_cut_short_is_named(tmp_path, num_bytes):
     path = tmp_path / "tokens.safetensors"
     pack([np.arange(8)], 4).save(path)
     path.write_bytes(path.read_bytes()[:num_bytes])
-    with pytest.raises(CheckpointError, match=r"tokens\.safetensors is .*cut short"):
+    with pytest.raises(CheckpointError, match=r"tokens\.safetensors is .*(cut short|empty)"):
         PackedTokens.load(path)
 
 

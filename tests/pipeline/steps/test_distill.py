@@ -137,7 +137,7 @@ def test_sigterm_ends_the_command_with_143_and_the_same_bytes_come_out_later(
 
 _STOPPED_AT_STEP_3 = """
 import os, signal
-from minitron_nas.cli import app
+from minitron_nas.__main__ import main
 from minitron_nas.distillation.training.control import Control
 
 on_step_end = Control.on_step_end
@@ -150,7 +150,7 @@ def stopping(self, args, state, control, **kwargs):
 
 
 Control.on_step_end = stopping
-app.main()
+main()
 """
 
 
