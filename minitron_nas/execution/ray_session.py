@@ -81,7 +81,7 @@ def connected(address: str | None, folder: Path) -> Iterator[None]:
         here = {} if where is not None else {"include_dashboard": False, **_own_ray()}
         try:
             with handlers_as_before():
-                node = ray.init(address=where or "local", log_to_driver=False, logging_level=logging.ERROR, **here)
+                node: Any = ray.init(address=where or "local", log_to_driver=False, logging_level=logging.ERROR, **here)
         except (ConnectionError, RuntimeError, ValueError) as error:
             if where is None:
                 raise
