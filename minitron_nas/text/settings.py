@@ -20,7 +20,8 @@ class TextSettings(Settings):
         sequence_length: Tokens of one packed sequence.
         bos: Where the tokenizer begins a text with BOS, what else does: every `sequence` that begins inside a document,
             where it counts in no loss, or nothing but a `document`. Models such as Gemma 3 need it: perplexity of
-            its 270M at 256 tokens is 36 with it and 167 without. Other tokenizers are not concerned.
+            its 270M at 256 tokens is 27 with it and 111 without (`reports/benchmarks.md`, "BOS"). Other tokenizers are
+            not concerned.
         calibration_samples: Sequences for importance scores, rotation and repair, at most a fifth of the text. SmolLM2
             wants 32,768 tokens, 21 for each neuron of an FFN (`reports/benchmarks.md`); 256 sequences of 2,048 are as
             many for FFNs of 25,000.
