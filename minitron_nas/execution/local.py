@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from minitron_nas.execution.deadline import Deadline
-from minitron_nas.execution.runner import Job, JobFunction, Outcome, attempt
+from minitron_nas.execution.runner import Job, JobFunction, Outcome, attempt, slowest_before
 from minitron_nas.execution.settings import RunnerSettings
 
 
@@ -26,7 +26,7 @@ class LocalRunner:
             jobs: With distinct keys.
             on_outcome: Called after each job; what it raises ends the call.
         """
-        deadline = Deadline.of(self._settings, max((job.slowest_seconds or 0.0 for job in jobs), default=0.0) or None)
+        deadline = Deadline.of(self._settings, slowest_before(jobs))
         for job in jobs:
             outcome = attempt(function, job, deadline)
             if outcome.status == "completed":

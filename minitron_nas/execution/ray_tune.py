@@ -22,7 +22,7 @@ from minitron_nas.errors import PlanError
 from minitron_nas.execution.deadline import Deadline
 from minitron_nas.execution.parent import working_for
 from minitron_nas.execution.preemption import SIGNALS, on_stop, stopped
-from minitron_nas.execution.runner import Job, JobFunction, Outcome, attempt, lost
+from minitron_nas.execution.runner import Job, JobFunction, Outcome, attempt, lost, slowest_before
 from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.storage.locks import Starter, end, writing
 
@@ -69,8 +69,8 @@ class RayTuneRunner:
             self._fit(function, {job.key: job for job in jobs}, on_outcome)
 
     def _fit(self, function: JobFunction, by_key: Mapping[str, Job], on_outcome: Callable[[Outcome], None]) -> None:
-        slowest = max((job.slowest_seconds or 0.0 for job in by_key.values()), default=0.0) or None
-        delivery, starter = _Delivery(on_outcome, Deadline.of(self._settings, slowest)), Starter.current()
+        deadline = Deadline.of(self._settings, slowest_before(by_key.values()))
+        delivery, starter = _Delivery(on_outcome, deadline), Starter.current()
 
         def trial(config: dict[str, Any]) -> None:
             with working_for(starter, task=config["job"]):

@@ -6,7 +6,7 @@ are interchangeable behind it.
 
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -83,6 +83,15 @@ class Runner(Protocol):
             jobs: With distinct keys.
             on_outcome: Called in this process; what it raises ends the call.
         """
+
+
+def slowest_before(jobs: Iterable[Job]) -> float | None:
+    """Return what the slowest of their kind took that had ended before any of these jobs; None if none had.
+
+    Args:
+        jobs: Of one kind.
+    """
+    return max((job.slowest_seconds or 0.0 for job in jobs), default=0.0) or None
 
 
 def attempt(function: JobFunction, job: Job, deadline: Deadline | None = None) -> Outcome:

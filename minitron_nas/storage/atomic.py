@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from minitron_nas.errors import DiskSpaceError
-from minitron_nas.storage.machine import naming
+from minitron_nas.storage.machine import existing_parent, naming
 
 
 @contextmanager
@@ -102,8 +102,7 @@ def require_free_bytes(folder: Path, needed_bytes: int, purpose: str) -> None:
     Raises:
         DiskSpaceError: With the bytes needed and the bytes free.
     """
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    free_bytes = shutil.disk_usage(existing).free
+    free_bytes = shutil.disk_usage(existing_parent(folder)).free
     if free_bytes < needed_bytes:
         raise DiskSpaceError(
             f"{purpose} needs {needed_bytes / 1e9:.2f} GB in {folder}, which has {free_bytes / 1e9:.2f} GB "

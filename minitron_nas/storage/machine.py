@@ -103,7 +103,7 @@ def require_writable(folder: Path) -> None:
     Raises:
         MachineError: Says why.
     """
-    place = _existing(folder)
+    place = existing_parent(folder)
     try:
         with TemporaryFile(dir=place) as file:
             file.write(bytes(mmap.PAGESIZE))  # a full disk may still hold an empty file
@@ -111,7 +111,8 @@ def require_writable(folder: Path) -> None:
         raise _named(OSError(error.errno, error.strerror), folder) from None  # which names a file that never was
 
 
-def _existing(path: Path) -> Path:
+def existing_parent(path: Path) -> Path:
+    """Return a path, or the nearest folder above it that is there."""
     return next(parent for parent in (path, *path.absolute().parents) if parent.exists())
 
 
@@ -156,7 +157,7 @@ def _room(place: Path | None) -> str:
     if place is None:
         return ""
     try:
-        disk, files = shutil.disk_usage(_existing(place)), os.statvfs(_existing(place))
+        disk, files = shutil.disk_usage(existing_parent(place)), os.statvfs(existing_parent(place))
     except OSError:
         return ""
     used_up = ", and no more files" if files.f_files and not files.f_favail else ""

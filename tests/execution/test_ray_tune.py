@@ -29,7 +29,7 @@ def behaviour():
         if kind == "memory":
             raise MemoryError("no 8 GB")
         if kind == "full":
-            raise OSError(28, "No space left on device", "/work/checkpoint")
+            raise OSError(28, "No space left on device", "/disk/checkpoint")
         if kind == "defect":
             raise ValueError("a defect")
         if kind == "endless":
@@ -266,7 +266,7 @@ def test_too_many_failures_end_all_trials_with_the_same_error_as_here(one_ray, t
 @pytest.mark.slow
 def test_a_full_disk_ends_all_trials_with_the_same_error_as_here(one_ray, tmp_path):
     full = jobs(tmp_path, "ordinary", "full", "endless")
-    with pytest.raises(MachineError, match=r"^trial 1-full: /work/checkpoint: No space left on device"):
+    with pytest.raises(MachineError, match=r"^trial 1-full: /disk/checkpoint: No space left on device"):
         run_jobs(runner(tmp_path), behaviour(), full, tmp_path / "results", 9)
     assert {file.name for file in (tmp_path / "results").iterdir()} <= {"0-ordinary.json"}
 

@@ -269,7 +269,7 @@ def test_a_result_that_lies_under_the_name_of_another_counts_as_none(tmp_path):
 
 def full(x):
     if x == 2:
-        raise OSError(28, "No space left on device", "/work/checkpoint")
+        raise OSError(28, "No space left on device", "/disk/checkpoint")
     return square(x)
 
 
@@ -280,7 +280,7 @@ def test_a_full_disk_stops_all_trials_counts_as_nobodys_failure_and_leaves_the_r
         ran.append(x)
         return full(x)
 
-    with pytest.raises(MachineError, match=r"^trial job-2: /work/checkpoint: No space left on device.*repeat the"):
+    with pytest.raises(MachineError, match=r"^trial job-2: /disk/checkpoint: No space left on device.*repeat the"):
         run_jobs(LocalRunner(), noting, three, tmp_path, 9)
     assert ran == [1, 2]
     assert [file.name for file in tmp_path.iterdir()] == ["job-1.json"]
