@@ -213,7 +213,7 @@ def evaluate(
     teacher: Annotated[Optional[str], typer.Option(help="Also take the KL to this model.")] = None,  # noqa: UP045
     sequence_length: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(min=2, help="Tokens of a sequence; text.sequence_length without it."),
+        typer.Option(min=8, help="Tokens of a sequence; text.sequence_length without it."),
     ] = None,
     overrides: StepOverrides = None,
     as_json: AsJson = False,
@@ -221,9 +221,11 @@ def evaluate(
     """Measure loss and perplexity of a model on a text, and its KL to a teacher. --set takes text.* keys."""
     from minitron_nas.pipeline.steps.evaluate import evaluate
 
-    _, plan = _read_step(model, None, overrides, ("text",))
+    settings = _read_step(model, None, overrides, ("text",))[1].text
+    if sequence_length is not None:
+        settings = settings.model_copy(update={"sequence_length": sequence_length})
     with stdout_for_results():
-        result = asdict(evaluate(model, text, teacher, sequence_length or plan.text.sequence_length, plan.text.column))
+        result = asdict(evaluate(model, text, teacher, settings))
     if as_json:
         print_json(result)
         return

@@ -231,7 +231,7 @@ def test_evaluate_gives_the_perplexity_that_transformers_gives(
     assert (result["num_tokens"], result["kl_nats"]) == (ids.shape[1], None)
 
 
-def test_evaluate_reads_the_column_that_it_is_told(
+def test_evaluate_reads_the_column_and_the_split_that_it_is_told(
     run: Callable[..., Output], trained_teacher: Path, tmp_path: Path
 ) -> None:
     table, plain = tmp_path / "rows.jsonl", tmp_path / "text.txt"
@@ -242,11 +242,16 @@ def test_evaluate_reads_the_column_that_it_is_told(
         2,
         True,
     )
+    split = tmp_path / "rows" / "test.jsonl"
+    split.parent.mkdir()
+    split.write_text(table.read_text())
+    (split.parent / "train.jsonl").write_text(json.dumps({"body": "Another."}))
+    body = ("--set", "text.column=body")
     read = [
         run("evaluate", trained_teacher, "--text", file, *options, "--json").json()
-        for file, options in ((plain, ()), (table, ("--set", "text.column=body")))
+        for file, options in ((plain, ()), (table, body), (split.parent, (*body, "--set", "text.split=test")))
     ]
-    assert read[0] == read[1]
+    assert read[0] == read[1] == read[2]
 
 
 def test_without_json_a_result_is_told_in_words(

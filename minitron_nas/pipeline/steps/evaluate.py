@@ -47,27 +47,26 @@ def evaluate(
     model: ModelSource,
     text: str | Path,
     teacher: ModelSource | None = None,
-    sequence_length: int = 2048,
-    column: str = "text",
+    settings: TextSettings | None = None,
     display: Display | None = None,
 ) -> Evaluation:
     """Measure a model on all of a text: next-token loss, perplexity, and KL if a teacher is given.
 
     The text is cut into sequences without overlap; documents do not see each other. Where the tokenizer begins a text
-    with BOS, a sequence that begins inside a document does, too; that token is not measured.
+    with BOS, a sequence that begins inside a document does, too, unless `settings.bos` says otherwise; that token is
+    not measured.
 
     Args:
         model: A folder, hub name, GGUF file or `pypi:` wheel.
         text: Text, jsonl or parquet files; a plain text file counts as one document.
         teacher: Whom to take the KL to.
-        sequence_length: Tokens of a sequence.
-        column: The column of a table that holds the text.
+        settings: Column, split and configuration to read, length of a sequence and BOS, as in a run.
         display: Shows progress; on stderr by default.
 
     Raises:
         MinitronNasError: If something that was given cannot be used; says what to do.
     """
-    display = display or default_display()
+    display, settings = display or default_display(), settings or TextSettings()
     with TemporaryDirectory() as work:
         checkpoint = resolve_teacher(model, Path(work) / "model", compare=False)
         other = resolve_teacher(teacher, Path(work) / "teacher", compare=False) if teacher is not None else None
@@ -76,19 +75,20 @@ def evaluate(
             vocabulary.require_same(Vocabulary.of(other.path, source_name(teacher)))
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
         vocab_size = min(each.architecture.vocab_size for each in (checkpoint, other) if each is not None)
-        stream = tokenize(read_in_order(text, TextSettings(column=column)), tokenizer, vocab_size)
+        stream = tokenize(read_in_order(text, settings), tokenizer, vocab_size)
         pieces = list(stream)
         total = sum(len(piece) for piece in pieces)
         if total < 2:
             raise DataError(f"{text} holds {total} tokens; at least 2 are needed to predict one from another")
-        length = min(sequence_length, total)
+        length = min(settings.sequence_length, total)
+        documents = TokenStream(pieces, stream.bos if settings.bos == "sequence" else None)
         for each in (checkpoint, other):
             if each is not None:
                 each.require_length(length)
         signal = OnlineTeacher(load_for_inference(other.path)) if other is not None else None
         student = load_for_inference(checkpoint.path)
         with display.stage("evaluate", f"{total:,} tokens") as progress:
-            losses = _validate_all(student, TokenStream(pieces, stream.bos), length, signal, progress)
+            losses = _validate_all(student, documents, length, signal, progress)
     kl = losses.kl_nats if signal is not None else None
     return Evaluation(losses.loss_nats, exp(losses.loss_nats), kl, total, checkpoint.num_parameters)
 

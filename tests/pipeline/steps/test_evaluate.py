@@ -12,6 +12,7 @@ from minitron_nas.execution.device import compute_dtype
 from minitron_nas.pipeline.display import Quiet
 from minitron_nas.pipeline.steps.evaluate import evaluate
 from minitron_nas.testing import tiny_checkpoint
+from minitron_nas.text.settings import TextSettings
 
 SENTENCE = "The value of the expression is the result of the call, and an error is raised if there is none.\n"
 
@@ -51,7 +52,7 @@ def test_a_long_text_is_cut_into_sequences_and_its_rest_counts_too(trained_teach
     assert 2 < parts[-1].shape[1] < 50
     losses = [(transformers_loss(trained_teacher, part), part.shape[1] - 1) for part in parts]
     mean = sum(loss * num_labels for loss, num_labels in losses) / sum(num_labels for _, num_labels in losses)
-    result = evaluate(trained_teacher, file, sequence_length=50, display=Quiet())
+    result = evaluate(trained_teacher, file, settings=TextSettings(sequence_length=50), display=Quiet())
     assert result.loss_nats == pytest.approx(mean, rel=1e-3)
 
 
@@ -73,9 +74,33 @@ def test_sequences_inside_a_document_begin_with_bos_and_count_without_it(
             counted = int((labels >= 0).sum())
             total, num_labels = total + model(window, labels=labels).loss.item() * counted, num_labels + counted
     assert ids[0, 0] == bos
-    result = evaluate(folder, file, sequence_length=50, display=Quiet())
+    result = evaluate(folder, file, settings=TextSettings(sequence_length=50), display=Quiet())
     assert result.loss_nats == pytest.approx(total / num_labels, rel=1e-3)
     assert result.num_tokens == ids.shape[1]
+
+
+def test_bos_begins_documents_alone_where_the_settings_say_so(
+    trained_teacher: Path, bos_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    folder, file = tmp_path / "teacher", tmp_path / "text.txt"
+    shutil.copytree(trained_teacher, folder)
+    bos_tokenizer.save_pretrained(folder)
+    file.write_text(SENTENCE * 3)
+    parts = ids_of(folder, SENTENCE * 3).split(50, dim=1)
+    losses = [(transformers_loss(folder, part), part.shape[1] - 1) for part in parts]
+    mean = sum(loss * num_labels for loss, num_labels in losses) / sum(num_labels for _, num_labels in losses)
+    settings = TextSettings(sequence_length=50, bos="document")
+    assert evaluate(folder, file, settings=settings, display=Quiet()).loss_nats == pytest.approx(mean, rel=1e-3)
+
+
+def test_of_a_folder_with_splits_the_one_that_is_asked_for_is_read(trained_teacher: Path, tmp_path: Path) -> None:
+    for split, text in (("train", SENTENCE), ("test", SENTENCE * 2)):
+        (tmp_path / "data" / split).mkdir(parents=True)
+        (tmp_path / "data" / split / "part.txt").write_text(text)
+    sizes = {split: ids_of(trained_teacher, SENTENCE * count).shape[1] for split, count in (("train", 1), ("test", 2))}
+    assert evaluate(trained_teacher, tmp_path / "data", display=Quiet()).num_tokens == sizes["train"]
+    tested = evaluate(trained_teacher, tmp_path / "data", settings=TextSettings(split="test"), display=Quiet())
+    assert tested.num_tokens == sizes["test"]
 
 
 def test_documents_do_not_see_each_other(trained_teacher: Path, tmp_path: Path) -> None:
@@ -119,8 +144,8 @@ def test_a_teacher_with_more_padding_of_its_vocabulary_is_not(
 def test_sequences_longer_than_learned_positions_are_refused(sentence: Path, tmp_path: Path) -> None:
     model = tiny_checkpoint(tmp_path / "model", "gpt2", max_position_embeddings=32)
     with pytest.raises(PlanError, match=r"learned 32 positions, fewer than a sequence of 64 tokens has; choose"):
-        evaluate(model, sentence, sequence_length=64, display=Quiet())
-    assert evaluate(model, sentence, sequence_length=32, display=Quiet()).num_tokens > 32
+        evaluate(model, sentence, settings=TextSettings(sequence_length=64), display=Quiet())
+    assert evaluate(model, sentence, settings=TextSettings(sequence_length=32), display=Quiet()).num_tokens > 32
 
 
 @pytest.mark.parametrize(
