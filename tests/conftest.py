@@ -1,5 +1,6 @@
 """What every test shares: no network, no telemetry, one thread, fixed seeds, and one teacher that has learned."""
 
+import gc
 import json
 import os
 import random
@@ -36,6 +37,13 @@ def _fixed_seeds() -> None:
     np.random.seed(0)  # noqa: NPY002 - libraries under test draw from numpy's global generator
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _what_is_loaded_is_no_garbage() -> None:
+    """Hide everything loaded so far from the garbage collector, which every training and every run calls."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

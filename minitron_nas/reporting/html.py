@@ -1,5 +1,6 @@
 """`write_report`: one self-contained HTML file that tells a run."""
 
+import functools
 import json
 from contextlib import nullcontext
 from pathlib import Path
@@ -38,6 +39,12 @@ def write_report(run_folder: str | Path) -> Path:
 
 def render_report(run: RunRecord) -> str:
     """Return the report as HTML: no clock, no random id, so the same run gives the same bytes."""
+    return _template().render(_content(run)) + "\n"
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    """Return the template, which takes longer to compile than to fill."""
     template = resource("reports", "report.html.j2")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(template.parent),
@@ -48,7 +55,7 @@ def render_report(run: RunRecord) -> str:
     )
     environment.globals["numerals"] = numerals
     environment.filters["words"] = sections.words
-    return environment.get_template(template.name).render(_content(run)) + "\n"
+    return environment.get_template(template.name)
 
 
 def _content(run: RunRecord) -> dict[str, Any]:

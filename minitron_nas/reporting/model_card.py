@@ -1,5 +1,6 @@
 """`write_model_card`: the README.md of a student folder."""
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -42,6 +43,12 @@ def write_model_card(student_folder: Path, run_folder: Path) -> None:
 
 def render_model_card(run: RunRecord, size: str) -> str:
     """Return the model card of one student as Markdown with YAML front matter."""
+    return _template().render(_content(run, size))
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    """Return the template, which takes longer to compile than to fill."""
     template = resource("reports", "model_card.md.j2")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(template.parent),
@@ -53,7 +60,7 @@ def render_model_card(run: RunRecord, size: str) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"code": _code, "fenced": _fenced, "python": _python, "words": words}
-    return environment.get_template(template.name).render(_content(run, size))
+    return environment.get_template(template.name)
 
 
 def _content(run: RunRecord, size: str) -> dict[str, Any]:

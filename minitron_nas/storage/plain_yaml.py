@@ -3,6 +3,7 @@
 from typing import Any
 
 import yaml
+from yaml.constructor import SafeConstructor
 
 _MOST_CHARACTERS = 1_000_000
 _MOST_VALUES = 100_000
@@ -20,9 +21,10 @@ def load_yaml(text: str) -> Any:
         raise ValueError(f"it holds {len(text):,} characters, and at most {_MOST_CHARACTERS:,} are read")
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        if node is not None:
-            _check(node, {})
-        return yaml.safe_load(text)
+        if node is None:
+            return None
+        _check(node, {})
+        return SafeConstructor().construct_document(node)
     except RecursionError:
         raise ValueError("it nests without end") from None
     except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:

@@ -45,12 +45,23 @@ def test_the_standard_output_of_a_run_is_its_result_and_nothing_else(uninterrupt
     assert [member["name"] for member in result["members"]] == ["teacher", "90k"]
 
 
-def test_a_run_killed_three_times_ends_as_if_nothing_had_happened(
-    build: Any, uninterrupted: Any, finished: Callable[[Path], Any], tmp_path: Path
+@pytest.mark.parametrize(
+    "moments",
+    [
+        [("90k distil", 0.7)],
+        pytest.param([("90k screen", 0.5), ("90k tournament", 0.6), ("90k distil", 0.7)], marks=pytest.mark.slow),
+    ],
+    ids=len,
+)
+def test_a_run_that_was_killed_ends_as_if_nothing_had_happened(
+    build: Any,
+    uninterrupted: Any,
+    finished: Callable[[Path], Any],
+    tmp_path: Path,
+    moments: list[tuple[str, float]],
 ) -> None:
-    run, codes = tmp_path / "run", []
-    for stage, fraction in (("90k screen", 0.5), ("90k tournament", 0.6), ("90k distil", 0.7)):
-        codes.append(build.kill(run, uninterrupted.moment(stage, fraction)).code)
+    run = tmp_path / "run"
+    codes = [build.kill(run, uninterrupted.moment(*moment)).code for moment in moments]
     assert -9 in codes, "no process was killed; all were faster than the uninterrupted one"
     done = stages_so_far(run)
     told = build.finish(run)

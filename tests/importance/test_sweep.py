@@ -46,7 +46,7 @@ def assert_equal(one, other):
         assert torch.equal(getattr(one, field.name), getattr(other, field.name)), field.name
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("model_type", layouts())
 def test_the_scores_are_those_of_one_pass_to_the_bit(tmp_path, model_type, tied):
     assert_equal(*both_scores(tiny_checkpoint(tmp_path, model_type, tied=tied)))

@@ -1,6 +1,7 @@
-"""One family of two sizes that the tests of this folder look at, and what they need to build others."""
+"""A family of two sizes and a run of one that the tests of this folder look at, and what they need to build others."""
 
-import gc
+import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,21 +12,26 @@ from minitron_nas.evaluation.speed import Speed
 from minitron_nas.pipeline.build import build_family
 from minitron_nas.pipeline.display import Quiet
 from minitron_nas.pipeline.family import Family
+from minitron_nas.storage.run_folder import RunFolder
+
+LATER = {
+    "90k screen": "screened",
+    "90k tournament": None,
+    "90k distil": "students",
+    "90k evaluate": None,
+    "study": "study.journal",
+}
+"""The last stages of one size, and what each leaves beside its rows."""
 
 
 @pytest.fixture(scope="session")
 def _known_speed() -> Iterator[None]:
-    """Spare a process per model; tests/end_to_end measures speed for real.
-
-    Everything loaded so far is hidden from the garbage collector, which a run calls after every trial.
-    """
-    gc.freeze()
+    """Spare a process per model; tests/end_to_end measures speed for real."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "minitron_nas.pipeline.stages.measure.measure_speed", lambda path, settings: Speed(100.0, 10.0, 2**20)
         )
         yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
@@ -61,3 +67,37 @@ def build(trained_teacher: Path, text_file: Path, tiny_settings: dict[str, Any],
         return build_family(**{**defaults, **tiny_settings, **changes}, out=out, overrides=(*least, *overrides))
 
     return call
+
+
+@pytest.fixture(scope="session")
+def repeat(build: Callable[..., Family]) -> Callable[..., Family]:
+    """Build one size, with two trials of two rungs; on a copy of `finished`, only what is missing is made."""
+
+    def call(out: Path, *overrides: str, **changes: Any) -> Family:
+        two = ("search.num_finalists=2", "search.num_rungs=2", "search.tokens=512")
+        return build(out, *two, *overrides, **changes)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def finished(made_once: Callable[..., Path], repeat: Callable[..., Family]) -> Path:
+    """The folder of a run of one size, to copy and to look at."""
+    return made_once("finished", repeat)
+
+
+@pytest.fixture(scope="session")
+def begun(finished: Path) -> Callable[[Path, str], Path]:
+    """Copy the finished run as it was before one of its last stages."""
+
+    def copy(run: Path, before: str) -> Path:
+        missing = list(LATER)[list(LATER).index(before) :]
+        shutil.copytree(finished, run, ignore=shutil.ignore_patterns(*filter(None, map(LATER.get, missing))))
+        lines = (finished / "ledger.jsonl").read_text().splitlines(keepends=True)
+        kept = [line for line in lines if json.loads(line)["stage"] not in missing]
+        (run / "ledger.jsonl").write_text("".join(kept))
+        for stage in missing:
+            shutil.rmtree(RunFolder(run).rows(stage), ignore_errors=True)
+        return run
+
+    return copy

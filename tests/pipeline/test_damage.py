@@ -1,6 +1,5 @@
 """Whatever happens to a file of a run, the same command gives equal results, or one line that names the file."""
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,12 +11,8 @@ import pytest
 
 from minitron_nas.errors import MinitronNasError
 from minitron_nas.pipeline.family import Family
-from minitron_nas.storage.run_folder import RunFolder
 from minitron_nas.storage.schemas import RUN_TABLES
 from minitron_nas.storage.tables import read_frame
-
-LATER = ("90k distil", "90k evaluate", "study")
-"""Stages that read what the others left, and are yet to come in the unfinished run."""
 
 
 def flip(file: Path) -> None:
@@ -39,17 +34,11 @@ DAMAGES = {"flipped": flip, "cut": cut, "removed": Path.unlink}
 
 
 @pytest.fixture(scope="module")
-def runs(build: Callable[..., Family], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A finished run, and the same before its last stages."""
-    folder = tmp_path_factory.mktemp("runs")
-    finished, unfinished = build(folder / "finished").path, folder / "unfinished"
-    shutil.copytree(finished, unfinished, ignore=shutil.ignore_patterns("students", "study.journal"))
-    lines = (finished / "ledger.jsonl").read_text().splitlines(keepends=True)
-    kept = [line for line in lines if json.loads(line)["stage"] not in LATER]
-    (unfinished / "ledger.jsonl").write_text("".join(kept))
-    for stage in LATER:
-        shutil.rmtree(RunFolder(unfinished).rows(stage), ignore_errors=True)
-    return {"finished": finished, "unfinished": unfinished}
+def runs(
+    finished: Path, begun: Callable[[Path, str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """A finished run, and the same before its last stages, which read what the others left."""
+    return {"finished": finished, "unfinished": begun(tmp_path_factory.mktemp("runs") / "unfinished", "90k distil")}
 
 
 def files_of(run: Path) -> list[str]:
@@ -74,13 +63,13 @@ def results(run: Path) -> dict[str, object]:
     return {**tables, **weights}
 
 
-def check(build: Callable[..., Family], run: Path, good: Path, file: str, damage: str, work: Path) -> None:
+def check(repeat: Callable[..., Family], run: Path, good: Path, file: str, damage: str, work: Path) -> None:
     copy = work / "run"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(run, copy)
     DAMAGES[damage](copy / file)
     try:
-        build(copy)
+        repeat(copy)
     except MinitronNasError as error:
         told = str(error)
         named = Path(file).name in told or (file == "plan.yaml" and f"{copy} was begun with another plan" in told)
@@ -100,11 +89,11 @@ def check(build: Callable[..., Family], run: Path, good: Path, file: str, damage
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("state", ["unfinished", pytest.param("finished", marks=pytest.mark.slow)])
 def test_damage_to_a_file_of_each_kind_is_mended_or_named(
-    build: Callable[..., Family], runs: dict[str, Path], tmp_path: Path, state: str
+    repeat: Callable[..., Family], runs: dict[str, Path], tmp_path: Path, state: str
 ) -> None:
     step = EACH_IN_CI if state == "unfinished" else 1
     for file, damage in zip(list(one_of_each_kind(files_of(runs[state])))[::step], cycle(DAMAGES), strict=False):
-        check(build, runs[state], runs["finished"], file, damage, tmp_path)
+        check(repeat, runs[state], runs["finished"], file, damage, tmp_path)
 
 
 @pytest.mark.slow
@@ -112,7 +101,7 @@ def test_damage_to_a_file_of_each_kind_is_mended_or_named(
 @pytest.mark.parametrize("state", ["unfinished", "finished"])
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_any_damage_to_any_file_is_mended_or_named(
-    build: Callable[..., Family], runs: dict[str, Path], tmp_path: Path, damage: str, state: str
+    repeat: Callable[..., Family], runs: dict[str, Path], tmp_path: Path, damage: str, state: str
 ) -> None:
     for file in files_of(runs[state]):
-        check(build, runs[state], runs["finished"], file, damage, tmp_path)
+        check(repeat, runs[state], runs["finished"], file, damage, tmp_path)

@@ -83,34 +83,33 @@ def test_a_table_that_was_deleted_is_whole_again_with_all_sizes(
 
 
 def test_a_screening_that_is_lost_is_held_again_and_the_tournament_stands(
-    build: Callable[..., Family], tmp_path: Path
+    repeat: Callable[..., Family], finished: Path, tmp_path: Path
 ) -> None:
-    family = build(tmp_path / "run")
-    before, trials = stages(family.path), family.trials
-    (family.path / "screened" / "90k.json").unlink()
-    again = build(tmp_path / "run")
-    assert stages(family.path) == [*before, "90k screen"]
-    assert again.trials.equals(trials)
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "screened" / "90k.json").unlink()
+    again = repeat(run)
+    assert stages(run) == [*stages(finished), "90k screen"]
+    assert again.trials.equals(Family(finished).trials)
 
 
 def test_a_plan_file_with_relative_paths_goes_on_from_any_folder(
-    build: Callable[..., Family],
+    repeat: Callable[..., Family],
+    finished: Path,
     trained_teacher: Path,
     text_file: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    family = build(tmp_path / "run")
-    before = stages(family.path)
-    plan = yaml.safe_load((family.path / "plan.yaml").read_text())["plan"]
+    run = shutil.copytree(finished, tmp_path / "run")
+    plan = yaml.safe_load((run / "plan.yaml").read_text())["plan"]
     monkeypatch.chdir(trained_teacher.parent)
     plan |= {"teacher": trained_teacher.name, "data": os.path.relpath(text_file)}
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
-    run_plan(load_plan(tmp_path / "plan.yaml"), tmp_path / "run", display=Quiet())
+    run_plan(load_plan(tmp_path / "plan.yaml"), run, display=Quiet())
     monkeypatch.chdir(tmp_path)
-    run_plan(load_plan(tmp_path / "run" / "plan.yaml"), tmp_path / "run", display=Quiet())
-    build(tmp_path / "run")
-    assert stages(family.path) == before
+    run_plan(load_plan(run / "plan.yaml"), run, display=Quiet())
+    repeat(run)
+    assert stages(run) == stages(finished)
 
 
 def test_a_run_that_is_not_finished_says_which_stage_is_missing(
@@ -124,16 +123,16 @@ def test_a_run_that_is_not_finished_says_which_stage_is_missing(
 
 
 def test_a_finished_run_that_is_repeated_reads_no_weights(
-    build: Callable[..., Family], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    repeat: Callable[..., Family], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build(tmp_path / "run")
+    run = shutil.copytree(finished, tmp_path / "run")
 
     def refuse(*_: Any, **__: Any) -> None:
         pytest.fail("weights were read")
 
     for place in ("pipeline.build.check_values", "models.checkpoint.check_values", "models.loading._load"):
         monkeypatch.setattr(f"minitron_nas.{place}", refuse)
-    build(tmp_path / "run")
+    assert repeat(run).members[0].name == "90k"
 
 
 def test_when_no_candidate_has_a_finite_kl_the_search_ends_with_the_reason_and_nothing_is_kept(
@@ -148,10 +147,13 @@ def test_when_no_candidate_has_a_finite_kl_the_search_ends_with_the_reason_and_n
 
 
 def test_a_disk_that_is_full_for_a_moment_changes_no_winner(
-    build: Callable[..., Family], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    repeat: Callable[..., Family],
+    finished: Path,
+    begun: Callable[[Path, str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    two = ("search.num_finalists=2", "search.num_rungs=2", "search.tokens=512")
-    undisturbed = build(tmp_path / "undisturbed", *two)
+    run, undisturbed = begun(tmp_path / "run", "90k tournament"), Family(finished)
     mark, calls = trainer.mark_whole, []
 
     def full_once(*arguments: Any) -> None:
@@ -164,18 +166,21 @@ def test_a_disk_that_is_full_for_a_moment_changes_no_winner(
     with pytest.raises(
         MachineError, match=r"^90k tournament: trial .*checkpoints/.*: No space left .*and the same"
     ) as told:
-        build(tmp_path / "run", *two)
-    assert f"{len(stages(tmp_path / 'run'))} finished stages" in str(told.value)
-    assert f"are kept in {tmp_path}/run" in str(told.value)
-    assert "90k tournament" not in stages(tmp_path / "run")
-    again = build(tmp_path / "run", *two)
+        repeat(run)
+    assert f"{len(stages(run))} finished stages" in str(told.value)
+    assert f"are kept in {run}" in str(told.value)
+    assert "90k tournament" not in stages(run)
+    again = repeat(run)
     assert set(again.trials["status"]) == {"completed"}
     assert again.trials.drop(columns="seconds").equals(undisturbed.trials.drop(columns="seconds"))
     assert again.members[0].kl_nats == undisturbed.members[0].kl_nats
 
 
 def test_a_trial_that_really_fails_is_told_and_the_others_go_on(
-    build: Callable[..., Family], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    repeat: Callable[..., Family],
+    begun: Callable[[Path, str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     measure, calls, told = screen_module.screen_candidate, [], []
 
@@ -190,7 +195,7 @@ def test_a_trial_that_really_fails_is_told_and_the_others_go_on(
         return measure(**arguments)
 
     monkeypatch.setattr(screen_module, "screen_candidate", failing_once)
-    run = build(tmp_path / "run", display=Listening())
+    run = repeat(begun(tmp_path / "run", "90k screen"), display=Listening())
     (failed,) = [line for line in told if not line.startswith("text: ")]
     assert re.fullmatch(r"90k screen: 1 of 2 failed \(.*: ValueError: a defect\); they took no further part", failed)
     assert "rung" not in told[0]
@@ -216,8 +221,9 @@ def test_a_finished_student_has_its_card_though_the_next_size_fails(
 
 
 def test_a_text_that_has_changed_is_noticed_as_a_teacher_is(
-    build: Callable[..., Family], text_file: Path, tmp_path: Path
+    build: Callable[..., Family], text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("minitron_nas.pipeline.build._build", lambda *stages: None)
     text = tmp_path / "text.jsonl"
     shutil.copy2(text_file, text)
     build(tmp_path / "run", data=text)
@@ -253,13 +259,13 @@ def test_a_teacher_whose_values_were_looked_at_is_looked_at_once(
 
 
 def test_what_a_killed_process_left_for_its_own_use_is_gone_with_the_next_and_never_counted(
-    build: Callable[..., Family], tmp_path: Path
+    repeat: Callable[..., Family], finished: Path, tmp_path: Path
 ) -> None:
-    folder = RunFolder(build(tmp_path / "run").path)
+    folder = RunFolder(shutil.copytree(finished, tmp_path / "run"))
     written = folder.written_bytes()
     (folder.work / "tmp123").mkdir(parents=True)
     (folder.work / "tmp123" / "moments").write_bytes(b"28 GB")
     assert folder.written_bytes() == written
-    build(tmp_path / "run")
+    repeat(folder.path)
     assert not folder.work.exists()
     assert not [path for path in folder.path.rglob("*") if path.name.startswith("tmp")]

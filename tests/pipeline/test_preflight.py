@@ -1,3 +1,4 @@
+import functools
 import shutil
 import threading
 from contextlib import suppress
@@ -8,8 +9,10 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from lm_eval.tasks import TaskManager
 
 from minitron_nas.errors import DiskSpaceError, InvalidArchitectureError, PlanError, SpaceError
+from minitron_nas.evaluation import lm_eval
 from minitron_nas.models.checkpoint import Checkpoint, open_checkpoint
 from minitron_nas.pipeline.build import build_family
 from minitron_nas.pipeline.display import Quiet
@@ -218,8 +221,14 @@ def test_a_correction_that_cannot_be_is_refused(
     ],
 )
 def test_a_task_that_lm_eval_does_not_know_is_refused(
-    teacher: Checkpoint, tiny_settings: dict[str, Any], tmp_path: Path, override: str, message: str
+    teacher: Checkpoint,
+    tiny_settings: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    override: str,
+    message: str,
 ) -> None:
+    monkeypatch.setattr(lm_eval, "TaskManager", functools.partial(TaskManager, include_defaults=False))
     with pytest.raises(PlanError, match=message):
         preflight(plan_of(tiny_settings, override), teacher, RunFolder(tmp_path))
 

@@ -168,8 +168,10 @@ def test_the_layer_before_dropped_ones_makes_up_for_them(tmp_path, source):
     assert torch.allclose(found[f"{name}.weight"].double(), expected, atol=1e-3)
 
 
-def trained(folder, text_file, tmp_path):
+@pytest.fixture(scope="module")
+def trained(trained_teacher, text_file, tmp_path_factory):
     """The teacher that has learned, ranked and measured on text, with and without a repair in one pass."""
+    folder, work = trained_teacher, tmp_path_factory.mktemp("trained")
     checkpoint, model = open_checkpoint(folder), load(folder)
     tokenizer = tiny_tokenizer()
     ids = torch.tensor(tokenizer(text_file.read_text(encoding="utf-8")[:60_000])["input_ids"])
@@ -177,27 +179,27 @@ def trained(folder, text_file, tmp_path):
     text = PackedTokens(sequences, torch.arange(64).expand_as(sequences).contiguous())
     seen, unseen = text.first(128), PackedTokens(text.input_ids[128:192], text.position_ids[128:192])
     scores = score_importance(model, checkpoint.architecture, checkpoint.layout, seen, ImportanceSettings())
-    moments = TensorFolder(tmp_path / "moments")
+    moments = TensorFolder(work / "moments")
     second_moments(model, checkpoint.layout, seen, moments)
     rotation = Rotation.of(moments, checkpoint.headers, checkpoint.architecture, checkpoint.layout)
     order = PruningOrder.from_scores(scores, checkpoint.architecture, (0, -1))
-    write_prepared(tmp_path / "prepared", order, rotation, moments.path)
-    return PreparedTeacher.open(folder, tmp_path / "prepared"), model, seen, unseen
+    write_prepared(work / "prepared", order, rotation, moments.path)
+    return PreparedTeacher.open(folder, work / "prepared"), model, seen, unseen
 
 
 @pytest.mark.parametrize(
     "shape",
     [
-        {"intermediate_size": 64},
-        {"hidden_size": 36},
+        pytest.param({"intermediate_size": 64}, marks=pytest.mark.slow),
+        pytest.param({"hidden_size": 36}, marks=pytest.mark.slow),
         {"hidden_size": 36, "intermediate_size": 64},
         {"num_hidden_layers": 3},
         {"num_key_value_heads": 1, "num_attention_heads": 3},
     ],
     ids=str,
 )
-def test_it_is_nearer_to_the_teacher_than_a_repair_in_one_pass(trained_teacher, text_file, tmp_path, shape):
-    prepared, teacher, seen, unseen = trained(trained_teacher, text_file, tmp_path)
+def test_it_is_nearer_to_the_teacher_than_a_repair_in_one_pass(trained, tmp_path, shape):
+    prepared, teacher, seen, unseen = trained
     target = prepared.architecture.reshaped(shape)
     _, student = repaired(prepared, target, tmp_path / "work", seen)
     one_pass = build_student(prepared, target, torch.float32)
@@ -208,10 +210,8 @@ def test_it_is_nearer_to_the_teacher_than_a_repair_in_one_pass(trained_teacher, 
     assert forward_kl(own, expected).mean() < 0.9 * forward_kl(plain, expected).mean()
 
 
-def test_random_tokens_bring_it_nearer_to_the_teacher_on_tokens_that_the_text_lacks(
-    trained_teacher, text_file, tmp_path
-):
-    prepared, teacher, seen, unseen = trained(trained_teacher, text_file, tmp_path)
+def test_random_tokens_bring_it_nearer_to_the_teacher_on_tokens_that_the_text_lacks(trained, tmp_path):
+    prepared, teacher, seen, unseen = trained
     target, vocab_size = prepared.architecture.reshaped({"hidden_size": 36}), prepared.architecture.vocab_size
     strange = unseen.with_random_tokens(0.5, vocab_size, seed=1)
     distances = {}

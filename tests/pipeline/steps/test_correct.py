@@ -117,7 +117,7 @@ def test_activations_that_are_computed_twice_give_the_same_lora(
     assert again.after.loss_nats == pytest.approx(adapted.after.loss_nats, rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["corrected", "adapted"])
+@pytest.mark.parametrize("kind", ["corrected", pytest.param("adapted", marks=pytest.mark.slow)])
 def test_a_killed_call_goes_on_from_its_checkpoint_to_the_same_bytes(
     correct: Callable[..., Corrected],
     tmp_path: Path,

@@ -116,6 +116,7 @@ def test_a_killed_call_goes_on_from_its_checkpoint_to_the_same_bytes(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.slow
 def test_sigterm_ends_the_command_with_143_and_the_same_bytes_come_out_later(
     distill: Callable[..., Distilled],
     distilled: Distilled,
@@ -197,7 +198,7 @@ def test_a_call_that_is_killed_while_the_teacher_speaks_goes_on_at_the_shard_tha
     assert before + sum(spoken) == 32 + 8  # training and validation sequences
 
 
-@pytest.mark.parametrize("signal", ["hidden_cache", "top_k"])
+@pytest.mark.parametrize("signal", [pytest.param("hidden_cache", marks=pytest.mark.slow), "top_k"])
 def test_students_that_learn_the_same_text_share_what_the_teacher_says(
     distill: Callable[..., Distilled],
     distilled: Distilled,
@@ -285,7 +286,9 @@ def test_a_folder_that_holds_something_is_never_replaced(distill: Callable[..., 
     assert (tmp_path / "plan.yaml").read_text() == "mine"
 
 
-@pytest.mark.parametrize("damage", ["flipped", "cut short", "gone"])
+@pytest.mark.parametrize(
+    "damage", ["flipped", *(pytest.param(each, marks=pytest.mark.slow) for each in ("cut short", "gone"))]
+)
 def test_tokens_that_changed_after_a_call_was_killed_are_read_anew(
     distill: Callable[..., Distilled], distilled: Distilled, tmp_path: Path, damage: str
 ) -> None:

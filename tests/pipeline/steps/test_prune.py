@@ -178,7 +178,11 @@ def by(**depth: object) -> ImportanceSettings:
 
 @pytest.mark.parametrize(
     "depth",
-    [{"criterion": "loss"}, {"criterion": "kl", "mode": "block"}, {"criterion": "logit_mse", "mode": "greedy"}],
+    [
+        {"criterion": "loss"},
+        pytest.param({"criterion": "kl", "mode": "block"}, marks=pytest.mark.slow),
+        pytest.param({"criterion": "logit_mse", "mode": "greedy"}, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_layers_are_measured_on_the_text_that_the_scores_folder_keeps(
