@@ -2,8 +2,9 @@
 
 import random
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias, TypeGuard
@@ -232,10 +233,10 @@ def _left(listing: Listing) -> str:
 
 def _shuffled(data: SingleData, settings: TextSettings, seed: int) -> Iterable[Document]:
     if isinstance(data, datasets.Dataset):
-        return _rows(data.shuffle(seed=seed), settings.column, "the Dataset")
+        return _rows(data.shuffle(seed=seed), settings.column, "the Dataset", partial(_number_in, data, seed))
     if isinstance(data, datasets.IterableDataset):
         stream = data.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER)
-        return _rows(stream, settings.column, "the IterableDataset")
+        return _rows(stream, settings.column, "the IterableDataset", partial(_number_of_stream, seed))
     if data == EMBEDDED:
         documents = list(embedded_documents())
         random.Random(seed).shuffle(documents)
@@ -256,14 +257,37 @@ def _hub_rows(name: str, settings: TextSettings, seed: int) -> Iterator[Document
         raise DataError(
             f"{name!r} is neither a file here nor a hub dataset that could be opened: {one_line(error)}"
         ) from error
-    return _rows(stream.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER), settings.column, name)
+    stream = stream.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER)
+    return _rows(stream, settings.column, name, partial(_number_of_stream, seed))
 
 
-def _rows(table: Table, column: str, origin: str) -> Iterator[Document]:
+def _rows(table: Table, column: str, origin: str, row_name: Callable[[int], str]) -> Iterator[Document]:
+    """Yield the documents of a shuffled table.
+
+    Args:
+        table: Shuffled.
+        column: The column that holds the documents.
+        origin: Names the table in errors.
+        row_name: What errors call the row that comes at a place, from 0.
+    """
     columns = document_columns(table.column_names, column, origin)
-    for row in table:
+    for place, row in enumerate(table):
         if columns[0] not in row:  # a stream that does not say its columns
             columns = document_columns(list(row), column, origin)
-        document = document_of(row, columns[0], f"a row of {origin}")
+        try:
+            document = document_of(row, columns[0])
+        except DataError as error:
+            raise DataError(f"{origin}, row {row_name(place)}: {error}") from None
         if document is not None:
             yield document
+
+
+def _number_in(data: datasets.Dataset, seed: int, place: int) -> str:
+    """Return the number, from 1, of the row of a Dataset that comes at a place when it is shuffled."""
+    numbers = datasets.Dataset.from_dict({"number": range(1, len(data) + 1)}).shuffle(seed=seed)
+    return str(numbers[place]["number"])
+
+
+def _number_of_stream(seed: int, place: int) -> str:
+    """Return which row of a shuffled stream it is: streams know no other numbers."""
+    return f"{place + 1} of the stream as shuffled with seed={seed} and buffer_size={_SHUFFLE_BUFFER}"

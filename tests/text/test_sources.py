@@ -54,6 +54,20 @@ def test_every_row_of_a_parquet_file_is_a_document(tmp_path):
     assert sorted(documents(str(file))) == sorted(TEXTS)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_row_of_a_dataset_that_is_refused_is_named_by_its_number(stream):
+    table = datasets.Dataset.from_list(
+        [{"text": [text] if number == 12 else [], "n": 1} for number, text in enumerate(TEXTS)]
+    )
+    order = [row["n"] for row in datasets.Dataset.from_dict({"n": range(20)}).shuffle(seed=3)]
+    data = table.to_iterable_dataset() if stream else table
+    place = [row["text"] != [] for row in data.shuffle(seed=3)].index(True)
+    assert stream or order[place] == 12
+    row = f"{place + 1} of the stream as shuffled with seed=3 and buffer_size=10000" if stream else "13"
+    with pytest.raises(DataError, match=rf"^the (Iterable)?Dataset, row {row}: "):
+        documents(data, seed=3)
+
+
 def test_another_column_can_be_named(tmp_path):
     file = write_jsonl(tmp_path / "rows.jsonl", [{"text": "no", "body": "yes"}])
     assert documents(file, column="body") == ["yes"]
