@@ -2,11 +2,14 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, GenerationConfig
 
 from minitron_nas.architecture.config import architecture_of
+from minitron_nas.architecture.layout import Layout
+from minitron_nas.architecture.spec import Architecture
 from minitron_nas.families.catalog import layout_of
 from minitron_nas.models.cache import build_once, cache_folder
 from minitron_nas.models.gguf_config import config_of, family_of
@@ -44,13 +47,7 @@ def convert_gguf(file: Path, progress: Progress = silent) -> Path:
 def _convert(parts: list[Path], progress: Progress, folder: Path) -> None:
     file = GgufFile.open(parts)
     with reading(file.path):
-        family = family_of(file)
-        layout = layout_of(family.model_type)
-        config = config_of(file, family, layout)
-        names = GgufNames(file, layout, _num_layers(file))
-        config |= names.flags(file)
-        architecture = architecture_of(AutoConfig.for_model(**config).to_dict(), layout)
-        check_names(file, layout, architecture, names)
+        layout, config, architecture, names = described(file)
         tokenizer = tokenizer_of(file)
         dtype = torch.bfloat16 if file.is_quantised else torch.float32
         places = [(place, names.place(place)) for place in layout.tensors(architecture)]
@@ -58,6 +55,23 @@ def _convert(parts: list[Path], progress: Progress, folder: Path) -> None:
         model = model_from_tensors(config, tensors, dtype)  # refuses what transformers would initialise
     model.generation_config = GenerationConfig.from_model_config(model.config)
     write_stock_folder(model, tokenizer, folder)
+
+
+def described(file: GgufFile) -> tuple[Layout, dict[str, Any], Architecture, GgufNames]:
+    """Return what a file says of its model: table, content of `config.json`, shape, and how its tensors are called.
+
+    Raises:
+        CheckpointError: If a key or a tensor is missing, or nothing reads it; use it inside `reading`.
+        UnknownFamilyError: If no table describes the model.
+    """
+    family = family_of(file)
+    layout = layout_of(family.model_type)
+    config = config_of(file, family, layout)
+    names = GgufNames(file, layout, _num_layers(file))
+    config |= names.flags(file)
+    architecture = architecture_of(AutoConfig.for_model(**config).to_dict(), layout)
+    check_names(file, layout, architecture, names)
+    return layout, config, architecture, names
 
 
 def _num_layers(file: GgufFile) -> int:

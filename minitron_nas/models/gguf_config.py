@@ -49,6 +49,16 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
 }
 """What keys may say that changes nothing."""
 
+_COUNTING = (
+    "embedding_length", "feed_forward_length", "attention.head_count", "attention.head_count_kv",
+    "attention.key_length", "rope.dimension_count", "vocab_size", "expert_count", "expert_used_count",
+    "expert_feed_forward_length",
+)  # fmt: skip
+"""Keys whose value is the size of a tensor's dimension, or divides one."""
+
+_MAY_BE_ZERO = frozenset({"expert_count", "expert_used_count", "expert_feed_forward_length", "attention.key_length"})
+_LONGEST = 2**40
+
 _DESCRIBING = frozenset({"tensor_data_layout"})
 """Keys of an architecture that say nothing about the computation."""
 
@@ -135,6 +145,7 @@ def config_of(file: GgufFile, family: GgufFamily, layout: Layout) -> dict[str, A
     name = str(file.keys["general.architecture"])
     prefix = f"{name}."
     keys = {key.removeprefix(prefix): _single(file, key) for key in file.keys if key.startswith(prefix)}
+    _require_sizes(file, keys)
     sizes = {wanted: _take(file, keys, key) for key, wanted in _SIZES.items()}
     heads, width, layers = sizes["num_attention_heads"], sizes["hidden_size"], sizes["num_hidden_layers"]
     sizes["num_key_value_heads"] = keys.pop("attention.head_count_kv", heads)
@@ -154,6 +165,19 @@ def config_of(file: GgufFile, family: GgufFamily, layout: Layout) -> dict[str, A
     _refuse_rest(file, prefix, keys, sizes["head_dim"], rotated, family)
     said = {wanted: file.keys.get(f"tokenizer.ggml.{key}") for key, wanted in _TOKENS.items()}
     return config | {wanted: None if token is None else int(token) for wanted, token in said.items()}
+
+
+def _require_sizes(file: GgufFile, keys: Mapping[str, Any]) -> None:
+    """Hold sizes against the tensors before anything is counted by them."""
+    largest = max((size for tensor in file.tensors.values() for size in tensor.shape), default=0)
+    bounds = dict.fromkeys(_COUNTING, largest) | {"block_count": len(file.tensors), "context_length": _LONGEST}
+    for key, bound in bounds.items():
+        value, least = keys.get(key), 0 if key in _MAY_BE_ZERO else 1
+        if value is not None and (type(value) is not int or not least <= value <= bound):
+            raise CheckpointError(
+                f"{file.path} says {file.keys['general.architecture']}.{key}={value!r}, which is no integer from "
+                f"{least} to {bound:,}, the most that its tensors can have; download it again"
+            )
 
 
 def _positions(

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from huggingface_hub.errors import StrictDataclassError
 from numpy.typing import NDArray
 
 from minitron_nas.errors import CheckpointError, MinitronNasError, TeacherNotFoundError
+from minitron_nas.models.gguf_header import check_header
 
 _MAGIC = b"GGUF"
 _PART = re.compile(r"(?P<name>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})")
@@ -22,11 +24,12 @@ _UNREADABLE = (
     OSError,
     ValueError,
     TypeError,
-    KeyError,
-    IndexError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
     RuntimeError,
-    OverflowError,
     MemoryError,
+    StrictDataclassError,
     struct.error,
 )
 _SPLIT = "split.count"
@@ -79,7 +82,9 @@ class GgufFile:
         tensors: dict[str, GgufTensor] = {}
         for part in parts:
             with reading(part):
+                check_header(part)
                 reader = GGUFReader(part)
+                _refuse_overlaps(reader.tensors)
                 said = {name: _value(field) for name, field in reader.fields.items()}
                 found = {tensor.name: _tensor(tensor) for tensor in reader.tensors}
             if (twice := tensors.keys() & found.keys()) or len(found) != len(reader.tensors):
@@ -96,6 +101,15 @@ class GgufFile:
     def is_quantised(self) -> bool:
         """Whether any tensor is stored in fewer bits than floating point."""
         return not all(tensor.is_plain for tensor in self.tensors.values())
+
+
+def _refuse_overlaps(tensors: list[Any]) -> None:
+    """Refuse tensors that share bytes."""
+    end, before = 0, ""
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.data_offset, tensor.n_bytes)):
+        if tensor.data_offset < end and tensor.n_bytes:
+            raise ValueError(f"its tensors {before!r} and {tensor.name!r} share bytes")
+        end, before = max(end, int(tensor.data_offset + tensor.n_bytes)), tensor.name
 
 
 def parts_of(file: Path) -> list[Path]:
