@@ -2,12 +2,16 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn, Self
 
 from minitron_nas.execution.settings import RunnerSettings
+
+
+_AT_ONCE_SECONDS = 1e-3
 
 
 class OverdueError(Exception):
@@ -83,10 +87,12 @@ class Deadline:
         def stop(*_: object) -> NoReturn:
             raise OverdueError(str(self))
 
-        previous = signal.signal(signal.SIGALRM, stop)
-        signal.setitimer(signal.ITIMER_REAL, self.seconds)
+        previous, begun = signal.signal(signal.SIGALRM, stop), time.monotonic()
+        left, _ = signal.setitimer(signal.ITIMER_REAL, self.seconds)
         try:
             yield
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, previous)
+            if left:  # an alarm of the caller's
+                signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - begun), _AT_ONCE_SECONDS))

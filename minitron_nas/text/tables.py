@@ -73,7 +73,9 @@ def parquet_table(content: Content, column: str, spool: Spool) -> datasets.Datas
             with pa.ipc.new_stream(sink, schema) as writer:
                 for batch in file.iter_batches(_ROWS_OF_A_BATCH, columns=columns):
                     writer.write_batch(batch.select(columns).cast(schema))
-    except (pa.ArrowException, KeyError, NotImplementedError) as error:
+    except (pa.ArrowException, KeyError, NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.strerror is not None:
+            raise  # of the system, not of what the file says
         raise DataError(f"{path} cannot be read as parquet: {' '.join(str(error).split())}") from error
     return _mapped_table(spool, begin)
 

@@ -68,6 +68,16 @@ def test_what_an_earlier_call_has_measured_counts(tmp_path):
     assert outcomes["sleeps"].status == "timeout"
 
 
+def test_an_alarm_of_the_callers_is_still_to_come():
+    signal.setitimer(signal.ITIMER_REAL, 1000)
+    try:
+        with Deadline(1.0, 0.0, 500.0).enforced():
+            assert 400 < signal.getitimer(signal.ITIMER_REAL)[0] <= 500
+        assert 900 < signal.getitimer(signal.ITIMER_REAL)[0] <= 1000
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
 def test_another_thread_has_no_deadline():
     raised = []
 
