@@ -10,7 +10,6 @@ from typing import NoReturn, Self
 
 from minitron_nas.execution.settings import RunnerSettings
 
-
 _AT_ONCE_SECONDS = 1e-3
 
 
