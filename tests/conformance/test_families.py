@@ -84,8 +84,16 @@ def test_the_table_is_right(
     check(subject(name, changes))
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("name", layouts())
+@pytest.mark.parametrize(
+    ("name", "tied"),
+    [
+        pytest.param(
+            name, tied, marks=[] if tied == AutoConfig.for_model(name).tie_word_embeddings else pytest.mark.slow
+        )
+        for name in layouts()
+        for tied in (False, True)
+    ],
+)
 def test_a_student_loads_in_stock_transformers_and_generates(
     subject: Callable[..., Subject], name: str, tied: bool
 ) -> None:
