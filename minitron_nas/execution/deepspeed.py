@@ -119,12 +119,15 @@ def set_weight(parameter: Tensor, weight: Tensor) -> None:
         parameter.copy_(weight)
         return
     from deepspeed import zero
-    from deepspeed.utils import safe_set_full_fp32_param
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
     weight = weight.to(parameter.device)
     with zero.GatheredParameters([parameter], modifier_rank=0):
         parameter.copy_(weight)
-    safe_set_full_fp32_param(parameter, weight)
+    if hasattr(parameter, "ds_id"):
+        safe_set_local_fp32_param(parameter, _own_shard(parameter, weight))
+    else:
+        safe_set_full_fp32_param(parameter, weight)
 
 
 def set_moment(parameter: Tensor, optimizer: Optimizer | ZeroOptimizer, name: str, moment: Tensor) -> None:
@@ -139,9 +142,13 @@ def set_moment(parameter: Tensor, optimizer: Optimizer | ZeroOptimizer, name: st
     if isinstance(optimizer, Optimizer):
         optimizer.state[parameter][name].copy_(moment)
         return
-    from deepspeed.utils import safe_set_full_optimizer_state
+    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
-    safe_set_full_optimizer_state(parameter, moment.to(parameter.device), name)
+    moment = moment.to(parameter.device)
+    if hasattr(parameter, "ds_id"):
+        safe_set_local_optimizer_state(parameter, _own_shard(parameter, moment), name)
+    else:
+        safe_set_full_optimizer_state(parameter, moment, name)
 
 
 def begin_moments(optimizer: Optimizer | ZeroOptimizer, num_steps: int) -> None:
@@ -189,6 +196,16 @@ def load_sharded_teacher(path: Path) -> PreTrainedModel:
     del holder
     sharded: PreTrainedModel = engine.module.eval()
     return sharded
+
+
+def _own_shard(parameter: Tensor, whole: Tensor) -> Tensor:
+    """Return this process' part of a tensor that ZeRO-3 shards, with zeros at the end where it does not divide.
+
+    DeepSpeed's own `safe_set_full_*` (0.19) fail in the last process where the parameter has to be padded.
+    """
+    size: int = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+    own = whole.flatten()[torch.distributed.get_rank() * size :][:size]
+    return torch.nn.functional.pad(own, (0, size - own.numel()))
 
 
 def _is_sharded(parameter: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +28,8 @@ SCHEDULE = Schedule(num_steps=6, batch_sequences=4, sequence_length=LENGTH)
 SETTINGS = DistillationSettings(learning_rate=3e-3, num_evaluations=2, lm_loss_weight=0.5, weight_decay=0.1)
 
 _RECORDING_WORKER = '''
-"""A worker that tells which sequences it consumes, and to which SIGTERM comes in one step."""
-import json, os, signal, sys
+"""A worker that tells which sequences it consumes, and to which a signal comes in one step."""
+import json, os, sys
 from minitron_nas.distillation import job, worker
 from minitron_nas.distillation.training import trainer
 
@@ -40,7 +41,7 @@ def recording(self, model, inputs, *args, **kwargs):
     with open(os.environ["CONSUMED"] + rank, "a") as file:
         file.write(json.dumps([self.state.global_step, inputs["index"].tolist()]) + "\\n")
     if self.state.global_step == stop_step and int(rank) == int(os.environ["WORLD_SIZE"]) - 1:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), int(os.environ["STOP_SIGNAL"]))
     return compute_loss(self, model, inputs, *args, **kwargs)
 
 
@@ -60,6 +61,14 @@ job.load_sharded_teacher = telling
 sys.exit(worker.main(sys.argv[1]))
 '''
 
+ODD_SIZES = {"hidden_size": 45, "num_attention_heads": 5, "num_key_value_heads": 5, "head_dim": 8}
+KINDS = {
+    "tied": {"tied": True},
+    "untied": {"tied": False},
+    "odd": {"tied": False, "vocab_size": 321, "intermediate_size": 53, **ODD_SIZES},
+}
+"""Students and teachers; of the odd ones most parameters do not divide by two processes."""
+
 COMPUTING = (
     *("distillation.training.arguments", "distillation.training.objective", "distillation.training.trainer"),
     *("distillation.loss.validation", "models.loading"),
@@ -73,8 +82,8 @@ class Jobs:
 
     base: Path
 
-    def make(self, name, *, cached=True, tied=False, **settings):
-        models = self.base / ("tied" if tied else "untied")
+    def make(self, name, *, cached=True, tied=False, odd=False, **settings):
+        models = self.base / ("odd" if odd else "tied" if tied else "untied")
         files = TrainingFiles(
             models / "teacher",
             "teacher",
@@ -109,7 +118,7 @@ class Jobs:
             worker.run(job, progress)
         return steps
 
-    def run(self, job, num_processes, monkeypatch, stop_step=None):
+    def run(self, job, num_processes, monkeypatch, stop_step=None, stop_signal=signal.SIGTERM):
         """Carry out a job in processes of float32; return (exit code, what each step consumed)."""
         consumed = job.out / "consumed-"
         (self.base / "recording_worker.py").write_text(_RECORDING_WORKER)
@@ -125,6 +134,7 @@ class Jobs:
                 patch.setenv(name, value)
             if stop_step is not None:
                 patch.setenv("STOP_STEP", str(stop_step))
+                patch.setenv("STOP_SIGNAL", str(int(stop_signal)))
             code = run_processes("recording_worker", str(job.write()), num_processes, lambda: None)
         steps = {}
         for file in job.out.glob("consumed-*"):
@@ -145,9 +155,9 @@ def jobs(tmp_path_factory):
         tokens.save(base / f"{name}.safetensors")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("minitron_nas.models.loading.compute_dtype", lambda device: torch.float32)
-        for kind in ("tied", "untied"):
-            teacher = tiny_checkpoint(base / kind / "teacher", "llama", seed=1, tied=kind == "tied")
-            tiny_checkpoint(base / kind / "student", "llama", seed=2, tied=kind == "tied", num_hidden_layers=2)
+        for kind, sizes in KINDS.items():
+            teacher = tiny_checkpoint(base / kind / "teacher", "llama", seed=1, **sizes)
+            tiny_checkpoint(base / kind / "student", "llama", seed=2, num_hidden_layers=2, **sizes)
             for name, tokens in parts.items():
                 write_hidden_cache(load_for_inference(teacher), tokens, base / kind / name, "teacher")
     return Jobs(base)

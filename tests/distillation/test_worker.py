@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -144,6 +145,25 @@ def test_a_training_goes_on_in_two_one_and_two_processes(jobs, one_process, monk
         consumed |= steps
     assert in_order(consumed) == PER_STEP
     assert_same_training(jobs, job, one_process[False])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", [None, "zero-2", "zero-3"])
+def test_a_rank_that_is_killed_leaves_what_goes_on_to_the_same_weights(jobs, monkeypatch, engine):
+    whole, killed = (jobs.make(f"{name}-{engine}", odd=True, deepspeed=engine) for name in ("whole", "killed"))
+    odd = [name for name, weight in load_for_training(whole.student).state_dict().items() if weight.numel() % 2]
+    assert len(odd) > 4
+    killed = replace(killed, settings=killed.settings.model_copy(update={"checkpoint_minutes": 0.0}))
+    assert jobs.run(whole, 2, monkeypatch)[0] == 0
+    code, before = jobs.run(killed, 2, monkeypatch, 3, signal.SIGKILL)
+    assert code != 0
+    assert [path.name for path in killed.checkpoints.iterdir()] == ["checkpoint-3"]
+    code, after = jobs.run(killed, 2, monkeypatch)
+    assert code == 0
+    assert sorted(after) == [3, 4, 5]
+    assert set(before) == {0, 1, 2, 3}
+    assert killed.result().curve == whole.result().curve
+    torch.testing.assert_close(jobs.weights(killed), jobs.weights(whole), rtol=0, atol=0)
 
 
 @pytest.mark.slow
