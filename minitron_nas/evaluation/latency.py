@@ -152,7 +152,8 @@ class Residual(Settings):
         points = np.asarray(self.points) / self.length_scales
         weights = np.asarray(self.weights)
         blocks = (given[start : start + _BLOCK] for start in range(0, len(given), _BLOCK))
-        return np.exp(np.concatenate([matern(block, points) @ weights for block in blocks]))
+        logarithms: Reals = np.concatenate([matern(block, points) @ weights for block in blocks])
+        return np.exp(logarithms)
 
 
 def matern(left: Reals, right: Reals) -> Reals:
@@ -207,10 +208,10 @@ class PhaseModel(Settings):
         Returns:
             (num_shapes,) each, in seconds.
         """
-        layer = _sum(self.layer, columns, setting)
+        layer = sum_of_terms(self.layer, columns, setting)
         if self.residual is not None:
             layer *= self.residual.factor(columns)
-        return _sum(self.outside, columns, setting), layer
+        return sum_of_terms(self.outside, columns, setting), layer
 
 
 class WholeModel(Settings):
@@ -324,6 +325,23 @@ class LatencyModel(Settings):
             raise LatencyError(f"{path} holds no latency model: {error}; {advice}") from None
 
 
+def sum_of_terms(coefficients: Mapping[str, float], columns: Columns, setting: Setting) -> Reals:
+    """Return the seconds of some terms.
+
+    Args:
+        coefficients: Seconds for each unit of the terms, by name.
+        columns: (num_shapes,) each.
+        setting: What was measured.
+
+    Returns:
+        (num_shapes,).
+    """
+    total = np.zeros(len(columns["hidden_size"]))
+    for name, seconds in coefficients.items():
+        total += seconds * TERMS[name](columns, setting)
+    return total
+
+
 def _distinct(columns: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Return where each distinct row of columns stands first, and for every row which of these it is."""
     key = np.zeros(len(columns[0]), dtype=np.int64)
@@ -331,10 +349,3 @@ def _distinct(columns: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.intp], N
         key = key * (int(sizes.max(initial=0)) + 1) + sizes
     _, first, place = np.unique(key, return_index=True, return_inverse=True)
     return first, place
-
-
-def _sum(coefficients: Mapping[str, float], columns: Columns, setting: Setting) -> Reals:
-    total = np.zeros(len(columns["hidden_size"]))
-    for name, seconds in coefficients.items():
-        total += seconds * TERMS[name](columns, setting)
-    return total
