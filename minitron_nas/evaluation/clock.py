@@ -1,5 +1,6 @@
 """What prefill and decode are, and how long they take."""
 
+import inspect
 import time
 from collections.abc import Callable
 from typing import Any
@@ -39,8 +40,10 @@ def decode(model: CausalLM, tokens: Tensor, cache: Any, num_tokens: int) -> None
         cache: Of what comes before; it grows.
         num_tokens: How many.
     """
+    # transformers 5.24 renames the argument and warns of its old name.
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
     for _ in range(num_tokens):
-        output = model(input_ids=tokens, past_key_values=cache, use_cache=True)
+        output = model(input_ids=tokens, use_cache=True, **{name: cache})
         tokens = output.logits[:, -1:].argmax(dim=-1)
 
 

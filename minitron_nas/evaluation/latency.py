@@ -8,7 +8,7 @@ seconds, where each of the two is a sum of `TERMS`, none of them negative, and a
 factor of its sizes. Prefill is one forward pass over a prompt, decode one token after a context.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
@@ -18,113 +18,15 @@ from pydantic import Field, ValidationError
 
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import LatencyError
+from minitron_nas.evaluation.latency_terms import Columns, Reals, Setting, layer_sizes, sum_of_terms
 from minitron_nas.settings import Settings, plan_error
 from minitron_nas.storage.atomic import read_json, write_json
-
-Reals: TypeAlias = NDArray[np.float64]
-Columns: TypeAlias = Mapping[str, Any]
-"""Integer arrays of one length, by the names of SHAPE_FIELDS; sizes that a family lacks may be left out."""
 
 Phase: TypeAlias = Literal["prefill", "decode"]
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 _BLOCK = 2**12
 """Shapes that are looked at together: few enough for their distances to all measured shapes to stay in the cache."""
-
-
-class Setting(Settings):
-    """What a latency model was measured for; a figure holds for nothing else.
-
-    Attributes:
-        model_type: The family.
-        vocab_size: Of its models.
-        head_dim: Channels of a head.
-        num_experts_per_tok: Experts that a token is sent to; 0 in families without.
-        neurons: The size that counts the neurons of an FFN, or of an expert.
-        device: The device's name.
-        dtype: Of weights and activations.
-        threads: Of a CPU; 0 on other devices.
-        batch: Sequences that are read and written together.
-        prompt_tokens: Tokens of each sequence in one prefill.
-        context_tokens: Tokens before the one that is decoded.
-        torch: Its version.
-        transformers: Its version.
-    """
-
-    model_type: str
-    vocab_size: int
-    head_dim: int
-    num_experts_per_tok: int
-    neurons: Literal["intermediate_size", "moe_intermediate_size"]
-    device: str
-    dtype: str
-    threads: int
-    batch: int
-    prompt_tokens: int
-    context_tokens: int
-    torch: str
-    transformers: str
-
-    @property
-    def has_experts(self) -> bool:
-        """Whether a layer's FFN consists of experts."""
-        return self.num_experts_per_tok > 0
-
-
-def _heads(columns: Columns, setting: Setting) -> Any:
-    return columns["num_attention_heads"] * float(setting.head_dim)
-
-
-def _groups(columns: Columns, setting: Setting) -> Any:
-    return columns["num_key_value_heads"] * float(setting.head_dim)
-
-
-def _hidden(columns: Columns, _: Setting) -> Any:
-    return columns["hidden_size"] * 1.0
-
-
-def _neurons(columns: Columns, setting: Setting) -> Any:
-    return columns[setting.neurons] * 1.0
-
-
-def _experts(columns: Columns, setting: Setting) -> Any:
-    return columns["num_experts"] * 1.0 if setting.has_experts else 0.0
-
-
-TERMS: Mapping[str, Callable[[Columns, Setting], Any]] = {
-    "constant": lambda columns, _: np.ones(len(columns["hidden_size"])),
-    "hidden": _hidden,
-    "queries": _heads,
-    "keys": _groups,
-    "query_weights": lambda columns, setting: _hidden(columns, setting) * _heads(columns, setting),
-    "key_weights": lambda columns, setting: _hidden(columns, setting) * _groups(columns, setting),
-    "neurons": _neurons,
-    "ffn_weights": lambda columns, setting: _hidden(columns, setting) * _neurons(columns, setting),
-    "experts": _experts,
-    "router_weights": lambda columns, setting: _experts(columns, setting) * _hidden(columns, setting),
-    "expert_weights": lambda columns, setting: (
-        _experts(columns, setting) * _hidden(columns, setting) * _neurons(columns, setting)
-    ),
-}
-"""What time goes to, per layer: a constant, channels (norms), heads and groups (attention over the context), the
-matrices of attention, neurons, the matrices of the FFN or of the experts that a token is sent to, and those of all
-experts. Weights stand for bytes moved and operations alike: for a fixed batch and length the two are proportional."""
-
-_OF_EXPERTS = ("experts", "router_weights", "expert_weights")
-
-OUTSIDE_TERMS = ("constant", "hidden")
-"""What time goes to once a model: a constant, and the output head, which is as wide as the channels."""
-
-
-def layer_terms(setting: Setting) -> tuple[str, ...]:
-    """Return the names of the terms of a layer of a family."""
-    return tuple(name for name in TERMS if setting.has_experts or name not in _OF_EXPERTS)
-
-
-def layer_sizes(setting: Setting) -> tuple[str, ...]:
-    """Return the sizes that the time of a layer depends on, in the words of `SHAPE_FIELDS`."""
-    names = ("hidden_size", "num_attention_heads", "num_key_value_heads", setting.neurons)
-    return (*names, "num_experts") if setting.has_experts else names
 
 
 class Residual(Settings):
@@ -281,6 +183,18 @@ class LatencyModel(Settings):
         measured = np.array([getattr(each, f"{phase}_seconds") for each in self.held_out])
         return np.asarray(self.predict(shapes)[f"{phase}_seconds"] / measured - 1)
 
+    def told(self) -> dict[str, Any]:
+        """Return in plain values what was measured and how well it is predicted."""
+        fits: dict[str, Any] = {
+            name: {
+                "r_squared": self.phase(name).r_squared,
+                "layer_error": self.phase(name).layer_error,
+                "whole_model_errors": self.errors(name).tolist(),
+            }
+            for name in PHASES
+        }
+        return {"setting": self.setting.model_dump(), "num_measurements": self.num_measurements, **fits}
+
     def require_made_for(self, architecture: Architecture, dtype: str | None = None) -> None:
         """Refuse to predict for models that the measurements say nothing of.
 
@@ -323,23 +237,6 @@ class LatencyModel(Settings):
             raise LatencyError(f"{plan_error(error, cls, str(path))}; {advice}") from None
         except (OSError, ValueError, RecursionError) as error:
             raise LatencyError(f"{path} holds no latency model: {error}; {advice}") from None
-
-
-def sum_of_terms(coefficients: Mapping[str, float], columns: Columns, setting: Setting) -> Reals:
-    """Return the seconds of some terms.
-
-    Args:
-        coefficients: Seconds for each unit of the terms, by name.
-        columns: (num_shapes,) each.
-        setting: What was measured.
-
-    Returns:
-        (num_shapes,).
-    """
-    total = np.zeros(len(columns["hidden_size"]))
-    for name, seconds in coefficients.items():
-        total += seconds * TERMS[name](columns, setting)
-    return total
 
 
 def _distinct(columns: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -17,8 +17,10 @@ from minitron_nas.architecture.layout import Axis, Layout
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import LatencyError
 from minitron_nas.evaluation.clock import decode, prefill, random_prompt, timed
-from minitron_nas.evaluation.latency import Setting
 from minitron_nas.evaluation.latency_design import Lengths, StackTimes, WholeTimes
+from minitron_nas.evaluation.latency_terms import (
+    Setting,
+)
 from minitron_nas.evaluation.turns import Player, Reals, take_turns
 from minitron_nas.execution.device import compute_dtype, pick_device, release_memory
 from minitron_nas.models.causal_lm import CausalLM

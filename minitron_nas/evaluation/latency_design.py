@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from minitron_nas.evaluation.latency import Reals
+from minitron_nas.evaluation.latency_terms import (
+    Reals,
+)
 
 SEED = 0
 

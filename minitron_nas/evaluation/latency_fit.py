@@ -13,20 +13,22 @@ from sklearn.linear_model import LinearRegression
 
 from minitron_nas.errors import LatencyError
 from minitron_nas.evaluation.latency import (
-    OUTSIDE_TERMS,
     PHASES,
-    TERMS,
     LatencyModel,
     PhaseModel,
-    Reals,
     Residual,
-    Setting,
     WholeModel,
+)
+from minitron_nas.evaluation.latency_design import StackTimes, WholeTimes
+from minitron_nas.evaluation.latency_terms import (
+    OUTSIDE_TERMS,
+    TERMS,
+    Reals,
+    Setting,
     layer_sizes,
     layer_terms,
     sum_of_terms,
 )
-from minitron_nas.evaluation.latency_design import StackTimes, WholeTimes
 
 FEWEST_SHAPES = 6
 _FOLDS = 8

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
+from math import prod
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
@@ -21,7 +23,9 @@ from minitron_nas.errors import MinitronNasError
 from minitron_nas.evaluation.clock import decode, prefill, random_prompt, timed
 from minitron_nas.evaluation.settings import EvaluationSettings
 from minitron_nas.evaluation.turns import Reals, spread, take_turns
+from minitron_nas.execution.device import available_bytes, compute_dtype, pick_device
 from minitron_nas.models.loading import load_for_inference
+from minitron_nas.storage.weights import read_headers
 
 _END = "end"
 
@@ -53,6 +57,7 @@ class Speed:
 def measure_speed(path: Path, settings: EvaluationSettings, teacher: Path | None = None) -> Speed:
     """Measure a model in turns with its teacher, each in a fresh process, so that its peak memory is its own.
 
+    Processes last for all rounds where the models fit into memory together, else for one round each.
     There are `settings.repeats` rounds after one to warm up, and again as many, up to three times as many in all, while
     a spread is above `turns.WIDE_SPREAD`.
 
@@ -64,10 +69,17 @@ def measure_speed(path: Path, settings: EvaluationSettings, teacher: Path | None
     Raises:
         MinitronNasError: If a process fails; the message ends with its last line.
     """
-    with ExitStack() as stack:
-        workers = [stack.enter_context(_worker(each, settings)) for each in (path, teacher) if each is not None]
-        times = take_turns([worker.take for worker in workers], settings.repeats, compared)
-        peak_memory_bytes = workers[0].end()
+    models = [path] if teacher is None else [path, teacher]
+    if _fit_together(models):
+        with ExitStack() as stack:
+            workers = [stack.enter_context(_worker(each, settings)) for each in models]
+            times = take_turns([worker.take for worker in workers], settings.repeats, compared)
+            peak_memory_bytes = workers[0].end()
+    else:
+        times = take_turns([partial(_take_afresh, each, settings) for each in models], settings.repeats, compared)
+        with _worker(path, settings) as worker:
+            worker.take()
+            peak_memory_bytes = worker.end()
     prefill_seconds, decode_seconds = np.median(times[:, 0], axis=0)
     figures = compared(times)
     speedups = np.median(figures, axis=0) if teacher is not None else np.ones(2)
@@ -124,6 +136,22 @@ class _Worker:
             last = (self._errors.read().strip().splitlines() or [f"exit code {code}"])[-1]
             raise MinitronNasError(f"measuring the speed of {self._path} failed: {last}")
         return json.loads(answer)
+
+
+def _fit_together(models: Sequence[Path]) -> bool:
+    """Whether models fit into memory side by side, each with half of its weights' size to work in."""
+    if len(models) == 1:
+        return True
+    device = pick_device()
+    numbers = sum(prod(header.shape) for path in models for header in read_headers(path).values())
+    return 1.5 * numbers * compute_dtype(device).itemsize <= available_bytes(device)
+
+
+def _take_afresh(path: Path, settings: EvaluationSettings) -> Sequence[float]:
+    """Time a model once in a process of its own, after once to warm up."""
+    with _worker(path, settings) as worker:
+        worker.take()
+        return worker.take()
 
 
 @contextmanager

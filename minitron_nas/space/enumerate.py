@@ -137,7 +137,7 @@ def enumerate_candidates(space: SearchSpace, size: int, source: Architecture, la
     kept: list[tuple[Integers, Integers]] = []
     for block in grid.blocks():
         numbers, columns, left_out = _sift(block, grid.columns(block), checks)
-        counts = count_parameters_of(layout, source, _axis_arrays(columns, source), columns["num_hidden_layers"])
+        counts = parameters_of(columns, source, layout)
         inside = (counts >= low) & (counts <= high)
         kept.append((numbers[inside], counts[inside]))
         near += _nearest(counts, low, high)
@@ -173,6 +173,21 @@ def legal_columns(space: SearchSpace, source: Architecture, layout: Layout, most
         rules = ", ".join(f"{rule} ({count} shapes)" for rule, count in left_out.items() if count)
         raise SpaceError(f"no shape of the space is legal; left out by: {rules}; widen the space's axes")
     return columns
+
+
+def parameters_of(columns: Columns, source: Architecture, layout: Layout) -> Integers:
+    """Return the total parameters of many shapes at once.
+
+    Args:
+        columns: (num_shapes,) for each prunable size of the family.
+        source: The shape they are cut from.
+        layout: The source's family table.
+
+    Returns:
+        (num_shapes,).
+    """
+    sizes = _axis_arrays(columns, source)
+    return np.asarray(count_parameters_of(layout, source, sizes, columns["num_hidden_layers"]))
 
 
 def _sift(numbers: Integers, columns: Columns, checks: list[Check]) -> tuple[Integers, Columns, dict[str, int]]:

@@ -1,8 +1,9 @@
 """How well a latency model of few measurements predicts whole models that it has not seen.
 
-Random weights, no data: `python tests/benchmarks/study_latency.py PART [--teacher NAME] [--cpu-seconds]`. What is measured goes to
-`measured/latency.json` beside this file; a figure that is there is not measured again, so that the study goes on where
-it was. Times are kept over those of a reference in the same turns, and the reference's own seconds beside them.
+Random weights, no data: `python tests/benchmarks/study_latency.py PART [--teacher NAME] [--cpu-seconds]`. What is
+measured goes to `measured/latency.json` beside this file; a figure that is there is not measured again, so that the
+study goes on where it was. Times are kept over those of a reference in the same turns, and the reference's own seconds
+beside them.
 """
 
 import argparse
@@ -20,15 +21,21 @@ import torch
 from study import Measurements, say
 
 from minitron_nas.architecture.config import architecture_of
-from minitron_nas.architecture.costs import count_parameters_of
-from minitron_nas.architecture.layout import Axis, axis_sizes
-from minitron_nas.evaluation.latency import PHASES, LatencyModel, layer_sizes
+from minitron_nas.architecture.costs import count_parameters
+from minitron_nas.evaluation import latency_bench
+from minitron_nas.evaluation.latency import (
+    PHASES,
+    LatencyModel,
+)
 from minitron_nas.evaluation.latency_bench import Bench, setting_of
 from minitron_nas.evaluation.latency_design import Lengths, StackTimes, WholeTimes, at_random, far_apart
 from minitron_nas.evaluation.latency_fit import fit_latency
+from minitron_nas.evaluation.latency_terms import (
+    layer_sizes,
+)
 from minitron_nas.families.catalog import layout_of
 from minitron_nas.space.axes import SearchSpace
-from minitron_nas.space.enumerate import legal_columns
+from minitron_nas.space.enumerate import legal_columns, parameters_of
 
 TEACHERS: dict[str, dict[str, Any]] = {
     "SmolLM2-135M": {
@@ -94,10 +101,8 @@ class LatencyStudy:
         return {f"{self.name} | layer | {words(shape)}": shape for shape in found}
 
     def wholes(self) -> dict[str, dict[str, int]]:
-        sizes = dict(axis_sizes(self.source)) | {Axis(n): c for n, c in self.columns.items() if n in set(Axis)}
-        sizes[Axis.GROUP_HEADS] = self.columns["num_attention_heads"] // self.columns["num_key_value_heads"]
-        counts = count_parameters_of(self.layout, self.source, sizes, self.columns["num_hidden_layers"])
-        total = count_parameters_of(self.layout, self.source, axis_sizes(self.source), self.source.num_hidden_layers)
+        counts = parameters_of(self.columns, self.source, self.layout)
+        total = count_parameters(self.source, self.layout)
         low, high = (part * total for part in PART_OF_THE_TEACHER)
         inside = {name: column[(counts >= low) & (counts <= high)] for name, column in self.columns.items()}
         return {f"{self.name} | whole | {words(shape)}": shape for shape in at_random(inside, NUM_WHOLE)}
@@ -120,9 +125,13 @@ class LatencyStudy:
 
 @contextmanager
 def cpu_seconds() -> Iterator[None]:
-    """Where others share the machine: one thread, and the seconds that it computed instead of those that passed."""
+    """Where others share the machine: one thread, and the seconds that it computed instead of those that passed.
+
+    These spread little, so that fewer of them do.
+    """
     torch.set_num_threads(1)
-    with patch.object(time, "perf_counter", time.process_time):
+    few = patch.multiple(latency_bench, ROUNDS=3, DECODE_TOKENS=4)
+    with few, patch.object(time, "perf_counter", time.process_time):
         yield
 
 

@@ -9,7 +9,16 @@ import pytest
 
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import LatencyError
-from minitron_nas.evaluation.latency import LatencyModel, PhaseModel, Residual, Setting, WholeModel, layer_terms
+from minitron_nas.evaluation.latency import (
+    LatencyModel,
+    PhaseModel,
+    Residual,
+    WholeModel,
+)
+from minitron_nas.evaluation.latency_terms import (
+    Setting,
+    layer_terms,
+)
 
 SETTING = Setting(
     model_type="llama",

@@ -40,6 +40,7 @@ def timed_as(monkeypatch):
                 return 1000
 
         monkeypatch.setattr(speed, "_worker", Worker)
+        monkeypatch.setattr(speed, "_fit_together", lambda models: True)
         return calls
 
     return patch
@@ -81,6 +82,23 @@ def test_a_speed_that_stays_unsteady_says_so_after_three_times_the_rounds(timed_
     found = measure_speed("student", FIVE, "teacher")
     assert found.decode_spread > WIDE_SPREAD
     assert next(calls) == 2 * (1 + MOST_REPEATS * 5)
+
+
+def test_models_that_do_not_fit_into_memory_together_take_turns_one_process_at_a_time(timed_as, monkeypatch):
+    calls = timed_as({"student": (0.5, 1.0), "teacher": (1.0, 1.5)}, {0: 16.0, 2: 16.0})
+    monkeypatch.setattr(speed, "_fit_together", lambda models: False)
+    found = measure_speed("student", FIVE, "teacher")
+    assert (found.prefill_speedup, found.decode_speedup, found.peak_memory_bytes) == (2.0, 1.5, 1000)
+    # Twice for each of two models in six rounds, and once more for the memory.
+    assert next(calls) == 2 * 2 * 6 + 1
+
+
+@pytest.mark.parametrize(("free", "together"), [(10**9, True), (10**5, False)])
+def test_models_fit_together_if_their_weights_do_and_half_as_much_again(tmp_path, monkeypatch, free, together):
+    path = tiny_checkpoint(tmp_path, "llama")
+    monkeypatch.setattr(speed, "available_bytes", lambda device: free)
+    assert speed._fit_together([path, path]) is together
+    assert speed._fit_together([path])
 
 
 def test_a_tiny_model_has_a_speed_and_needs_more_memory_than_its_weights(tmp_path):
