@@ -260,7 +260,7 @@ def latency(
         errors = [abs(error) for error in fit["whole_model_errors"]]
         whole = f"; {len(errors)} whole models at most {max(errors):.1%} off" if errors else ""
         typer.echo(
-            f"{phase}: R² {fit['r_squared']:.3f}, median error {fit['layer_error']:.1%} of layers left out{whole}"
+            f"{phase}: R² {fit['r_squared']:.3f}, median error {fit['layer_error']:.1%} of stacks left out{whole}"
         )
 
 

@@ -90,7 +90,7 @@ class PhaseModel(Settings):
         outside: Seconds for each unit of the terms once a model, by name.
         layer: Seconds for each unit of the terms of a layer, by name.
         residual: Corrects the time of a layer; None where terms alone predict better.
-        r_squared: Of layers that were left out of the fit (cross-validated), of their seconds.
+        r_squared: Of stacks of layers that were left out of the fit (cross-validated), of their seconds.
         layer_error: Median relative error of the same.
     """
 

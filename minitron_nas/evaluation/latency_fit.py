@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,20 +35,41 @@ _FOLDS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class _Layers:
-    """What one phase's layers take.
+class _Stacks:
+    """What pairs of stacks take in one phase.
 
     Attributes:
-        columns: Sizes, (num_shapes,) each.
-        seconds: (num_shapes,).
+        columns: Sizes of their layers, (num_shapes,) each.
+        num_layers: (num_shapes,), layers of the shorter one; the longer one has twice as many.
+        short: (num_shapes,), seconds of the shorter one.
+        long: (num_shapes,), seconds of the longer one.
     """
 
     columns: Mapping[str, Any]
-    seconds: Reals
+    num_layers: Reals
+    short: Reals
+    long: Reals
 
-    def part(self, chosen: Any) -> "_Layers":
+    def part(self, chosen: Any) -> "_Stacks":
         """Return some of the shapes."""
-        return _Layers({name: sizes[chosen] for name, sizes in self.columns.items()}, self.seconds[chosen])
+        columns = {name: sizes[chosen] for name, sizes in self.columns.items()}
+        return _Stacks(columns, self.num_layers[chosen], self.short[chosen], self.long[chosen])
+
+
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """Seconds for each unit of the terms once a model and of a layer, and what corrects a layer."""
+
+    outside: dict[str, float]
+    layer: dict[str, float]
+    residual: Residual | None = None
+
+    def long(self, setting: Setting, stacks: _Stacks) -> Reals:
+        """Return the seconds of the longer stacks."""
+        layer = sum_of_terms(self.layer, stacks.columns, setting)
+        if self.residual is not None:
+            layer = layer * self.residual.factor(stacks.columns)
+        return sum_of_terms(self.outside, stacks.columns, setting) + 2 * stacks.num_layers * layer
 
 
 def fit_latency(setting: Setting, stacks: Sequence[StackTimes], wholes: Sequence[WholeTimes] = ()) -> LatencyModel:
@@ -73,13 +94,11 @@ def fit_latency(setting: Setting, stacks: Sequence[StackTimes], wholes: Sequence
     references = [each.reference_seconds for each in stacks] + [each.reference_seconds for each in wholes]
     reference = np.median(references, axis=0)
     columns = {name: np.array([each.shape[name] for each in stacks]) for name in layer_sizes(setting)}
+    num_layers = np.array([float(each.num_layers) for each in stacks])
+    long = np.array([each.stack for each in stacks]) * reference
+    short = long - num_layers[:, None] * np.array([each.layer for each in stacks]) * reference
     phases = {
-        name: _phase(
-            setting,
-            _Layers(columns, np.array([each.layer[index] for each in stacks]) * reference[index]),
-            np.array([each.stack[index] for each in stacks]) * reference[index],
-            np.array([2.0 * each.num_layers for each in stacks]),
-        )
+        name: _phase(setting, _Stacks(columns, num_layers, short[:, index], long[:, index]))
         for index, name in enumerate(PHASES)
     }
     held_out = [
@@ -99,52 +118,53 @@ def fit_latency(setting: Setting, stacks: Sequence[StackTimes], wholes: Sequence
     )
 
 
-def _phase(setting: Setting, layers: _Layers, stack_seconds: Reals, num_layers: Reals) -> PhaseModel:
-    """Fit one phase: layers with a residual where it predicts better what was left out, then what comes once."""
-    found = {smooth: _cross_validated(setting, layers, smooth) for smooth in (False, True)}
-    errors = {smooth: np.abs(predicted / layers.seconds - 1) for smooth, predicted in found.items()}
+def _phase(setting: Setting, stacks: _Stacks) -> PhaseModel:
+    """Fit one phase, with a residual where it predicts better what was left out."""
+    found = {smooth: _cross_validated(setting, stacks, smooth) for smooth in (False, True)}
+    errors = {smooth: np.abs(predicted / stacks.long - 1) for smooth, predicted in found.items()}
     smooth = float(np.mean(errors[True] ** 2)) < float(np.mean(errors[False] ** 2))
-    coefficients, residual = _fit_layers(setting, layers, smooth)
-    predicted = _layer_seconds(setting, layers.columns, coefficients, residual)
-    outside = _terms(
-        OUTSIDE_TERMS, setting, layers.columns, stack_seconds - num_layers * predicted, scale=stack_seconds
-    )
-    off = layers.seconds - found[smooth]
+    fit, off = _fit(setting, stacks, smooth), stacks.long - found[smooth]
     return PhaseModel(
-        outside=outside,
-        layer=coefficients,
-        residual=residual,
-        r_squared=1 - float(np.sum(off**2) / np.sum((layers.seconds - layers.seconds.mean()) ** 2)),
+        outside=fit.outside,
+        layer=fit.layer,
+        residual=fit.residual,
+        r_squared=1 - float(np.sum(off**2) / np.sum((stacks.long - stacks.long.mean()) ** 2)),
         layer_error=float(np.median(errors[smooth])),
     )
 
 
-def _cross_validated(setting: Setting, layers: _Layers, smooth: bool) -> Reals:
-    """Return the seconds of each shape as predicted from the shapes of all other folds."""
-    fold = np.arange(len(layers.seconds)) % min(_FOLDS, len(layers.seconds))
+def _cross_validated(setting: Setting, stacks: _Stacks, smooth: bool) -> Reals:
+    """Return the seconds of each longer stack as predicted from the shapes of all other folds."""
+    fold = np.arange(len(stacks.long)) % min(_FOLDS, len(stacks.long))
     predicted = np.empty(len(fold))
     for held in np.unique(fold):
-        fitted = _fit_layers(setting, layers.part(fold != held), smooth)
-        predicted[fold == held] = _layer_seconds(setting, layers.part(fold == held).columns, *fitted)
+        fit = _fit(setting, stacks.part(fold != held), smooth)
+        predicted[fold == held] = fit.long(setting, stacks.part(fold == held))
     return predicted
 
 
-def _fit_layers(setting: Setting, layers: _Layers, smooth: bool) -> tuple[dict[str, float], Residual | None]:
-    coefficients = _terms(layer_terms(setting), setting, layers.columns, layers.seconds, scale=layers.seconds)
+def _fit(setting: Setting, stacks: _Stacks, smooth: bool) -> _Fit:
+    """Fit non-negative seconds per unit of all terms to both stacks of each pair; relative errors count."""
+    names, columns = layer_terms(setting), stacks.columns
+    once = np.stack([TERMS[name](columns, setting) for name in OUTSIDE_TERMS], axis=1)
+    layer = np.stack([TERMS[name](columns, setting) for name in names], axis=1)
+    num = stacks.num_layers[:, None]
+    seconds = np.concatenate([stacks.short, stacks.long])
+    rows = np.concatenate([np.hstack([once, num * layer]), np.hstack([once, 2 * num * layer])]) / seconds[:, None]
+    unit = rows.max(axis=0)
+    found = LinearRegression(positive=True, fit_intercept=False).fit(rows / unit, np.ones(len(rows))).coef_ / unit
+    outside, per_layer = np.split(found, [len(OUTSIDE_TERMS)])
+    plain = _Fit(_named(OUTSIDE_TERMS, outside), _named(names, per_layer))
     if not smooth:
-        return coefficients, None
-    missed = np.log(layers.seconds / _layer_seconds(setting, layers.columns, coefficients, None))
-    return coefficients, _residual(layers.columns, missed)
+        return plain
+    predicted = plain.long(setting, stacks)
+    # What the whole stack missed is what its layers missed over their part of it.
+    part = 2 * stacks.num_layers * sum_of_terms(plain.layer, columns, setting) / predicted
+    return replace(plain, residual=_residual(columns, np.log(stacks.long / predicted) / part))
 
 
-def _terms(
-    names: Sequence[str], setting: Setting, columns: Mapping[str, Any], seconds: Reals, *, scale: Reals
-) -> dict[str, float]:
-    """Fit non-negative seconds per unit of some terms, so that squares of errors over `scale` are least."""
-    table = np.stack([TERMS[name](columns, setting) / scale for name in names], axis=1)
-    unit = table.max(axis=0)
-    fit = LinearRegression(positive=True, fit_intercept=False).fit(table / unit, seconds / scale)
-    return {name: float(found) for name, found in zip(names, fit.coef_ / unit, strict=True) if found > 0}
+def _named(names: Sequence[str], coefficients: Reals) -> dict[str, float]:
+    return {name: float(each) for name, each in zip(names, coefficients, strict=True) if each > 0}
 
 
 def _residual(columns: Mapping[str, Any], missed: Reals) -> Residual | None:
@@ -167,10 +187,3 @@ def _residual(columns: Mapping[str, Any], missed: Reals) -> Residual | None:
     return Residual(
         sizes=names, points=points.tolist(), length_scales=tuple(scales.tolist()), weights=tuple(weights.tolist())
     )
-
-
-def _layer_seconds(
-    setting: Setting, columns: Mapping[str, Any], coefficients: dict[str, float], residual: Residual | None
-) -> Reals:
-    seconds = sum_of_terms(coefficients, columns, setting)
-    return seconds * residual.factor(columns) if residual is not None else seconds

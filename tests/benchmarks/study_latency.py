@@ -69,6 +69,7 @@ HEADS = {"SmolLM2-135M": ([9, 6, 4, 3, 2], [3, 2, 1]), "Gemma 3 270M": ([4, 3, 2
 LENGTHS = Lengths(batch=1, prompt_tokens=128, context_tokens=256)
 NUM_SHAPES = 20
 NUM_WHOLE = 12
+NUM_AGAIN = 6
 PART_OF_THE_TEACHER = (0.5, 0.75)
 """Parameters of the whole models, over the teacher's."""
 
@@ -116,6 +117,21 @@ class LatencyStudy:
             for key, shape in wholes[place : place + 1]:
                 self.measurements.once(key, lambda shape=shape: asdict(self.bench.whole(shape)))
 
+    def repeat(self) -> None:
+        """Some whole models again: how far two measurements of one model are apart here."""
+        for key, shape in list(self.wholes().items())[:NUM_AGAIN]:
+            self.measurements.once(f"{key} | again", lambda shape=shape: asdict(self.bench.whole(shape)))
+
+    def apart(self) -> list[list[float]]:
+        """Return the relative differences of models that were measured twice, prefill and decode."""
+        known = self.measurements.all()
+        twice = [
+            (known[key]["whole"], known[f"{key} | again"]["whole"])
+            for key in self.wholes()
+            if f"{key} | again" in known
+        ]
+        return [[abs(new / old - 1) for old, new in zip(*pair, strict=True)] for pair in twice]
+
     def fitted(self) -> LatencyModel:
         known = self.measurements.all()
         stacks = [StackTimes(**figures(known[key])) for key in self.stacks() if key in known]
@@ -153,11 +169,13 @@ def show(study: LatencyStudy) -> None:
         missed = measured * model.errors(phase)
         whole = 1 - np.sum(missed**2) / np.sum((measured - measured.mean()) ** 2)
         print(
-            f"{phase}: layers, cross-validated R² {fit.r_squared:.4f}, median error {fit.layer_error:.2%}; whole "
+            f"{phase}: stacks, cross-validated R² {fit.r_squared:.4f}, median error {fit.layer_error:.2%}; whole "
             f"models R² {whole:.4f}, error in %: median {np.median(off):.2f}, mean {off.mean():.2f}, "
             f"most {off.max():.2f}; {'with' if fit.residual else 'without'} residual; outside {fit.outside}; "
             f"layer {fit.layer}"
         )
+    if apart := study.apart():
+        print(f"{len(apart)} whole models measured twice are apart by {np.median(apart, axis=0)} (medians)")
     for each, first, rest in zip(model.held_out, *map(model.errors, PHASES), strict=True):
         print(
             f"| {words(each.shape)} | {each.prefill_seconds:.3f} | {first:+.1%} | {each.decode_seconds * 1e3:.2f} | "
@@ -167,15 +185,15 @@ def show(study: LatencyStudy) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=("measure", "show"))
+    parser.add_argument("part", choices=("measure", "repeat", "show"))
     parser.add_argument("--teacher", choices=TEACHERS, default="SmolLM2-135M")
     parser.add_argument("--cpu-seconds", action="store_true")
     arguments = parser.parse_args()
     file = Path(__file__).parent / "measured" / "latency.json"
     study = LatencyStudy(arguments.teacher, Measurements(file))
-    if arguments.part == "measure":
+    if arguments.part != "show":
         with cpu_seconds() if arguments.cpu_seconds else nullcontext():
-            study.measure()
+            study.measure() if arguments.part == "measure" else study.repeat()
         say("measured")
     show(study)
 
