@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from minitron_nas.architecture.spec import Architecture
     from minitron_nas.errors import MinitronNasError
+    from minitron_nas.evaluation.latency import LatencyModel
     from minitron_nas.families.catalog import count_parameters
     from minitron_nas.importance.score import score_importance
     from minitron_nas.importance.scores import ImportanceScores
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from minitron_nas.pipeline.steps.correct import correct
     from minitron_nas.pipeline.steps.distill import distill
     from minitron_nas.pipeline.steps.evaluate import evaluate
+    from minitron_nas.pipeline.steps.latency import measure_latency
     from minitron_nas.pipeline.steps.prune import prune
     from minitron_nas.reporting.html import write_report
     from minitron_nas.search.pareto import pareto_front
@@ -30,6 +32,7 @@ _HOMES = {
     "Family": "pipeline.family",
     "FamilyPlan": "pipeline.plan",
     "ImportanceScores": "importance.scores",
+    "LatencyModel": "evaluation.latency",
     "MinitronNasError": "errors",
     "SearchSpace": "space.axes",
     "build_family": "pipeline.build",
@@ -39,6 +42,7 @@ _HOMES = {
     "enumerate_candidates": "space.enumerate",
     "evaluate": "pipeline.steps.evaluate",
     "load_plan": "pipeline.plan",
+    "measure_latency": "pipeline.steps.latency",
     "pareto_front": "search.pareto",
     "prune": "pipeline.steps.prune",
     "score_importance": "importance.score",
@@ -51,6 +55,7 @@ __all__ = [
     "Family",
     "FamilyPlan",
     "ImportanceScores",
+    "LatencyModel",
     "MinitronNasError",
     "SearchSpace",
     "build_family",
@@ -60,6 +65,7 @@ __all__ = [
     "enumerate_candidates",
     "evaluate",
     "load_plan",
+    "measure_latency",
     "pareto_front",
     "prune",
     "score_importance",

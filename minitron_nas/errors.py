@@ -57,6 +57,10 @@ class CacheError(MinitronNasError, ValueError):
     """A cache of what a teacher says that is incomplete, damaged, or not the one that is needed."""
 
 
+class LatencyError(MinitronNasError, ValueError):
+    """A latency model that cannot be made here, or was made for something else."""
+
+
 class MachineError(MinitronNasError, OSError):
     """A disk that is full, read-only, failing or gone, or another fault of the machine; the same command can go on."""
 

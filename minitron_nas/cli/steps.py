@@ -1,4 +1,4 @@
-"""Verbs of single steps: `score`, `prune`, `distill`, `correct`, `evaluate`."""
+"""Verbs of single steps: `score`, `prune`, `distill`, `correct`, `evaluate`, `latency`."""
 
 import re
 from collections.abc import Sequence
@@ -232,6 +232,38 @@ def evaluate(
     for name, value in result.items():
         if value is not None:
             typer.echo(f"{name:<16} {value:,.4f}" if isinstance(value, float) else f"{name:<16} {value:,}")
+
+
+@app.command()
+def latency(
+    teacher: Teacher,
+    out: Annotated[Path, typer.Option(help="The JSON file to write.")],
+    space: Annotated[
+        str, typer.Option(help="The sizes that candidates have: a preset's name or a YAML file.")
+    ] = "default",
+    batch: Annotated[int, typer.Option(min=1, help="Sequences at once.")] = 1,
+    prompt_tokens: Annotated[int, typer.Option(min=2, help="Of each sequence, in one prefill.")] = 512,
+    context_tokens: Annotated[
+        int, typer.Option(min=1, help="Of each sequence, before the token that is decoded.")
+    ] = 512,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how long shapes of a teacher's family take on this machine; its config.json is enough."""
+    from minitron_nas.pipeline.steps.latency import measure_latency
+
+    with stdout_for_results():
+        told = measure_latency(teacher, out, space, batch, prompt_tokens, context_tokens).told()
+    if as_json:
+        print_json({"path": str(out), **told})
+        return
+    typer.echo(f"{out}: fitted to {told['num_measurements']} stacks of layers on {told['setting']['device']}")
+    for phase in ("prefill", "decode"):
+        fit = told[phase]
+        errors = [abs(error) for error in fit["whole_model_errors"]]
+        whole = f"; {len(errors)} whole models at most {max(errors):.1%} off" if errors else ""
+        typer.echo(
+            f"{phase}: R² {fit['r_squared']:.3f}, median error {fit['layer_error']:.1%} of stacks left out{whole}"
+        )
 
 
 def _read_step(

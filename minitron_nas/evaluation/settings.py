@@ -13,7 +13,8 @@ class EvaluationSettings(Settings):
     Attributes:
         prompt_tokens: Tokens of the measured prefill, batch 1.
         decode_tokens: Tokens of the measured decoding, batch 1, with a key-value cache.
-        repeats: The median of this many measurements counts, after one warm-up.
+        repeats: Rounds, after one to warm up, in which a model and its teacher are timed in turns; medians count.
+            While a spread is above a tenth there are as many again, up to three times as many.
         tasks: lm-eval tasks.
         include_path: Folder of the user's own lm-eval task files.
         limit: Documents of each task; all without it.
@@ -22,8 +23,8 @@ class EvaluationSettings(Settings):
     """
 
     prompt_tokens: Annotated[int, Field(ge=2)] = 512
-    decode_tokens: Annotated[int, Field(ge=1)] = 64
-    repeats: Annotated[int, Field(ge=1)] = 3
+    decode_tokens: Annotated[int, Field(ge=1)] = 32
+    repeats: Annotated[int, Field(ge=1)] = 5
     tasks: tuple[str, ...] = ()
     include_path: str | None = None
     limit: Annotated[int, Field(ge=1)] | None = None

@@ -37,7 +37,7 @@ def read_config(path: Path) -> dict[str, Any]:
     return read_object(file)
 
 
-def read_architecture(path: Path, config: dict[str, Any]) -> tuple[Architecture, Layout]:
+def read_architecture(path: Path, config: dict[str, Any], *, weights: bool = True) -> tuple[Architecture, Layout]:
     """Read the shape of a folder and find its family.
 
     transformers fills in what `config.json` leaves out, so that a shape never rests on our defaults. Before it does,
@@ -46,6 +46,7 @@ def read_architecture(path: Path, config: dict[str, Any]) -> tuple[Architecture,
     Args:
         path: The folder.
         config: The content of its `config.json`.
+        weights: Whether there are weights whose header to hold the sizes against.
 
     Raises:
         CheckpointError: If it is not a causal language model in plain floating point, a size is beyond what the
@@ -61,7 +62,8 @@ def read_architecture(path: Path, config: dict[str, Any]) -> tuple[Architecture,
             "that it was quantised from, or dequantise it in transformers and save it again"
         )
     _refuse_other_readings(path, config)
-    _check_sizes(path, config, layout, read_headers(path))
+    if weights:
+        _check_sizes(path, config, layout, read_headers(path))
     try:
         filled = AutoConfig.from_pretrained(path, trust_remote_code=False).to_dict()
         return architecture_of(filled, layout), layout

@@ -1,6 +1,7 @@
 """Downloading a teacher from the Hugging Face hub."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
@@ -20,13 +21,14 @@ _UNWANTED = ["*/*", "consolidated*"]
 _TIMEOUT_SECONDS = 5.0
 
 
-def download_snapshot(name: str, timeout_seconds: float = _TIMEOUT_SECONDS) -> Path:
+def download_snapshot(name: str, timeout_seconds: float = _TIMEOUT_SECONDS, wanted: Sequence[str] = _WANTED) -> Path:
     """Return the local folder of a hub model, downloading what the local hub cache lacks.
 
     Args:
         name: `owner/name` or `owner/name@revision`.
         timeout_seconds: How long to wait for the hub's first answer; without one the hub's local
             cache is used.
+        wanted: Names or patterns of the files; by default all that a model needs.
 
     Raises:
         TeacherNotFoundError: If neither the hub nor its local cache has the model.
@@ -35,11 +37,11 @@ def download_snapshot(name: str, timeout_seconds: float = _TIMEOUT_SECONDS) -> P
     try:
         HfApi().model_info(repository, revision=revision or None, timeout=timeout_seconds)
         # By its name, not its commit: only then does the local cache know next time what the name stands for.
-        return _snapshot(repository, revision or None, local_files_only=False)
+        return _snapshot(repository, revision or None, wanted, local_files_only=False)
     except Exception as error:  # noqa: BLE001 - the HTTP client's own errors change with the hub's version
         failure = error
     try:
-        return _snapshot(repository, revision or None, local_files_only=True)
+        return _snapshot(repository, revision or None, wanted, local_files_only=True)
     except OSError:
         raise TeacherNotFoundError(
             f"{name}: no such folder here, not in the hub's local cache, and the Hugging Face hub did not "
@@ -55,11 +57,11 @@ def commit_of(folder: Path) -> str | None:
     return path.name if path.parent.name == "snapshots" and _COMMIT.fullmatch(path.name) else None
 
 
-def _snapshot(repository: str, revision: str | None, *, local_files_only: bool) -> Path:
+def _snapshot(repository: str, revision: str | None, wanted: Sequence[str], *, local_files_only: bool) -> Path:
     folder = snapshot_download(
         repository,
         revision=revision,
-        allow_patterns=_WANTED,
+        allow_patterns=list(wanted),
         ignore_patterns=_UNWANTED,
         local_files_only=local_files_only,
     )

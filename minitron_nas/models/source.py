@@ -1,11 +1,14 @@
 """Where teachers come from: folders, GGUF files, wheels, the hub, or a live model."""
 
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+from minitron_nas.architecture.layout import Layout
+from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import TeacherNotFoundError
 from minitron_nas.models.agreement import check_agreement
 from minitron_nas.models.checkpoint import Checkpoint, open_checkpoint
+from minitron_nas.models.config import read_architecture, read_config
 from minitron_nas.models.gguf import convert_gguf
 from minitron_nas.models.gguf_file import is_gguf
 from minitron_nas.models.hub import HUB_NAME, download_snapshot
@@ -52,6 +55,31 @@ def resolve_teacher(
     if compare:
         check_agreement(checkpoint)
     return checkpoint
+
+
+def resolve_shape(source: ModelSource, work_folder: Path) -> tuple[dict[str, Any], Architecture, Layout]:
+    """Return a model's config, shape and family; of a folder or on the hub its `config.json` is enough.
+
+    Args:
+        source: Where the model comes from.
+        work_folder: A folder of the caller's.
+
+    Raises:
+        TeacherNotFoundError: If the source delivers nothing.
+        CheckpointError: If it is no causal language model.
+        UnknownFamilyError: If no table describes its model type.
+    """
+    check_source(source)
+    path = None if isinstance(source, tuple) else Path(source).expanduser()
+    if path is not None and path.is_dir():
+        config = read_config(path)
+        return config, *read_architecture(path, config, weights=False)
+    if isinstance(source, str) and HUB_NAME.fullmatch(source) and path is not None and not path.exists():
+        folder = download_snapshot(source, wanted=("config.json",))
+        config = read_config(folder)
+        return config, *read_architecture(folder, config, weights=False)
+    checkpoint = resolve_teacher(source, work_folder, read_values=False, compare=False)
+    return checkpoint.config, checkpoint.architecture, checkpoint.layout
 
 
 def demo_teacher(work_folder: Path, progress: Progress = silent) -> tuple[Checkpoint, str]:

@@ -63,7 +63,8 @@ def estimate_workload(plan: FamilyPlan, teacher: Checkpoint, tokens: RunTokens) 
             work[f"{name} distil"] = flops * (training + overhead)
             if plan.repair == "ridge" and not name.endswith("-random"):
                 work[f"{name} distil"] += _REPAIR * source_flops * calibration
-            work[f"{name} evaluate"] = flops * (validation + 3 * overhead)
+            # Speed is measured in turns with the teacher.
+            work[f"{name} evaluate"] = flops * (validation + 3 * overhead) + teacher_flops * 3 * overhead
         source, source_flops = label, flops
     work["teacher evaluate"] = teacher_flops * (validation + 3 * overhead)
     return work

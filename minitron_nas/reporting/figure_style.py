@@ -128,7 +128,8 @@ def hover(row: Row, name: str) -> str:
         kl,
     ]
     if row.get("decode_tokens_per_second"):
-        lines.append(f"decodes {numerals.speed(row['decode_tokens_per_second'])} tokens/s")
+        faster = f", {numerals.ratio(row['decode_speedup'])} the teacher" if row.get("decode_speedup") else ""
+        lines.append(f"decodes {numerals.speed(row['decode_tokens_per_second'])} tokens/s{faster}")
     return "<br>".join(lines)
 
 

@@ -72,20 +72,18 @@ def pareto_figure(
 
 
 def speed_figure(evaluations: pd.DataFrame) -> go.Figure:
-    """Draw measured decode speed against KL, the teacher as a line."""
-    rows = plain_rows(evaluations.dropna(subset=["decode_tokens_per_second", "kl_nats"]))
+    """Draw decode speed over the teacher's in the same rounds against KL, the teacher as a line."""
+    rows = plain_rows(evaluations.dropna(subset=["decode_speedup", "kl_nats"]))
     models = [row for row in rows if row["role"] != "teacher"]
     if not models:
         return empty_figure("no data yet: no model's speed was measured")
     figure = _figure(420)
     for role in _TRAINED_ROLES:
         found = [{**row, "label": row["size"]} for row in models if row["role"] == role]
-        _add_points(figure, found, role, "decode_tokens_per_second")
-    for row in rows:
-        if row["role"] == "teacher":
-            _mark_teacher(figure, row["decode_tokens_per_second"], "left")
-    shown = padded(row["decode_tokens_per_second"] for row in rows)
-    figure.update_xaxes(title="decode speed (tokens per second, batch 1)", range=shown)
+        _add_points(figure, found, role, "decode_speedup")
+    _mark_teacher(figure, 1.0, "left")
+    shown = padded([1.0, *(row["decode_speedup"] for row in models)])
+    figure.update_xaxes(title="decode speed (times the teacher's, batch 1)", range=shown)
     figure.update_yaxes(kl_axis(row["kl_nats"] for row in models))
     return figure
 

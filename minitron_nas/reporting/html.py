@@ -9,8 +9,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from minitron_nas.evaluation.turns import WIDE_SPREAD
 from minitron_nas.reporting import figures, numerals, sections
-from minitron_nas.reporting.members import comparison, list_members
+from minitron_nas.reporting.members import comparison, list_members, uncertain_speeds
 from minitron_nas.reporting.run_record import RunRecord, read_run
 from minitron_nas.reporting.teacher_name import display_name
 from minitron_nas.resources import resource
@@ -74,6 +75,8 @@ def _content(run: RunRecord) -> dict[str, Any]:
         "comparisons": {size: comparison(members, size) for size in sizes},
         "missing": sections.missing_parts(run),
         "failures": sections.failures(run),
+        "uncertain": uncertain_speeds(members),
+        "wide_spread": WIDE_SPREAD,
         "figures": _figures(run, sizes, members[0].value("num_parameters")),
         "outcomes": {size: sections.outcome_counts(run.candidates, size) for size in sizes},
         "agreement": {size: sections.rank_agreement(run, size) for size in sizes},

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from minitron_nas.evaluation.turns import WIDE_SPREAD
 from minitron_nas.reporting import numerals
 from minitron_nas.reporting.run_record import RunRecord, plain_rows
 from minitron_nas.storage.lineage import Lineage
@@ -16,6 +17,7 @@ ROLE_NAMES = {
     "random_baseline": "random-weights baseline",
 }
 _SAME_FRACTION = 0.005
+_SPEEDS = {"prefill_tokens_per_second": "prefill", "decode_tokens_per_second": "decode"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +42,24 @@ class ReportedMember:
         return self.values.get(column)
 
     def ratio(self, column: str) -> float | None:
-        """Return this member's value over the teacher's, None if either is missing."""
+        """Return this member's value over the teacher's, None if either is missing.
+
+        That of a speed is the one that was measured in turns with the teacher: another hour of the machine is another
+        machine.
+        """
+        if column in _SPEEDS:
+            return self.values.get(f"{_SPEEDS[column]}_speedup")
         mine, whole = self.values.get(column), self.teacher.get(column)
         return mine / whole if mine is not None and whole else None
+
+    def spread(self, column: str) -> float | None:
+        """Return the interquartile range over the median of a speed's ratio; None of what is no speed."""
+        return self.values.get(f"{_SPEEDS[column]}_spread") if column in _SPEEDS else None
+
+    def uncertain(self, column: str) -> bool:
+        """Whether a speed's spread stayed wide however often it was measured."""
+        spread = self.spread(column)
+        return spread is not None and spread > WIDE_SPREAD
 
     @property
     def title(self) -> str:
@@ -78,6 +95,16 @@ def list_members(run: RunRecord) -> list[ReportedMember]:
     return [
         ReportedMember(row["model"], row["role"], row["size"], row, teacher, _tolerance(row, run.lineages))
         for row in rows
+    ]
+
+
+def uncertain_speeds(members: list[ReportedMember]) -> list[str]:
+    """Say which speeds are not to be relied on, and how far they spread."""
+    return [
+        f"{member.title}: {phase} speed spreads by {numerals.percent(member.spread(column))} of its median"
+        for member in members
+        for column, phase in _SPEEDS.items()
+        if member.uncertain(column)
     ]
 
 

@@ -137,7 +137,7 @@ def enumerate_candidates(space: SearchSpace, size: int, source: Architecture, la
     kept: list[tuple[Integers, Integers]] = []
     for block in grid.blocks():
         numbers, columns, left_out = _sift(block, grid.columns(block), checks)
-        counts = count_parameters_of(layout, source, _axis_arrays(columns, source), columns["num_hidden_layers"])
+        counts = parameters_of(columns, source, layout)
         inside = (counts >= low) & (counts <= high)
         kept.append((numbers[inside], counts[inside]))
         near += _nearest(counts, low, high)
@@ -148,6 +148,46 @@ def enumerate_candidates(space: SearchSpace, size: int, source: Architecture, la
     if not len(numbers):
         raise SpaceError(_nothing_reachable(size, low, high, near, excluded) + _advice(space, source, near))
     return Enumeration(Candidates(source, grid, numbers, counts), excluded)
+
+
+def legal_columns(space: SearchSpace, source: Architecture, layout: Layout, most: int = 2**17) -> Columns:
+    """Return the sizes of the legal shapes of a space, whatever their parameters, or of those among `most` at random.
+
+    Args:
+        space: What may change.
+        source: The shape to prune.
+        layout: The source's family table.
+        most: Combinations to look at; of a space that has more, a seeded sample.
+
+    Returns:
+        (num_shapes,) for each prunable size of the family.
+
+    Raises:
+        SpaceError: If the source's family lacks an axis of the space, or no shape is legal.
+    """
+    grid = Grid.of(space.axes, source, layout)
+    rng = np.random.default_rng(0)
+    numbers = np.arange(len(grid)) if len(grid) <= most else np.unique(rng.integers(len(grid), size=most))
+    kept, columns, left_out = _sift(numbers, grid.columns(numbers), list(_checks(space, source, layout)))
+    if not len(kept):
+        rules = ", ".join(f"{rule} ({count} shapes)" for rule, count in left_out.items() if count)
+        raise SpaceError(f"no shape of the space is legal; left out by: {rules}; widen the space's axes")
+    return columns
+
+
+def parameters_of(columns: Columns, source: Architecture, layout: Layout) -> Integers:
+    """Return the total parameters of many shapes at once.
+
+    Args:
+        columns: (num_shapes,) for each prunable size of the family.
+        source: The shape they are cut from.
+        layout: The source's family table.
+
+    Returns:
+        (num_shapes,).
+    """
+    sizes = _axis_arrays(columns, source)
+    return np.asarray(count_parameters_of(layout, source, sizes, columns["num_hidden_layers"]))
 
 
 def _sift(numbers: Integers, columns: Columns, checks: list[Check]) -> tuple[Integers, Columns, dict[str, int]]:

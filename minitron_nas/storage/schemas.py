@@ -144,8 +144,14 @@ EVALUATIONS = Table(
         Column("kl_nats", _FLOAT, "validation KL(teacher || model) per token"),
         Column("loss_nats", _FLOAT, "validation next-token loss"),
         Column("perplexity", _FLOAT, "exp(loss_nats)"),
-        Column("prefill_tokens_per_second", _FLOAT, "measured, batch 1, bf16 or fp32 as evaluated"),
-        Column("decode_tokens_per_second", _FLOAT, "measured with a key-value cache, batch 1"),
+        Column("prefill_tokens_per_second", _FLOAT, "median of rounds, batch 1, bf16 or fp32 as evaluated"),
+        Column("decode_tokens_per_second", _FLOAT, "median of rounds, with a key-value cache, batch 1"),
+        Column(
+            "prefill_speedup", _FLOAT, "the teacher's time over this model's, each round; median; the teacher's is 1"
+        ),
+        Column("decode_speedup", _FLOAT, "the same of decoding"),
+        Column("prefill_spread", _FLOAT, "interquartile range over median of the speedups; of the teacher's own times"),
+        Column("decode_spread", _FLOAT, "the same of decoding"),
         Column("peak_memory_bytes", _INT, "peak of the measuring process (CPU: resident set; CUDA: allocated)"),
         Column("proof_max_abs_difference", _FLOAT, "largest logit difference between memory and reloaded folder"),
     ),

@@ -455,7 +455,11 @@ def test_the_help_says_what_the_command_is_for(run: Callable[..., Output]) -> No
 
 
 @pytest.mark.parametrize(
-    "verb", ["build", "correct", "demo", "doctor", "enumerate", "ls", "score", "prune", "distill", "evaluate", "report"]
+    "verb",
+    [
+        *("build", "correct", "demo", "distill", "doctor", "enumerate", "evaluate", "latency", "ls", "prune"),
+        *("report", "score"),
+    ],
 )
 def test_every_verb_explains_itself_on_stdout(run: Callable[..., Output], verb: str) -> None:
     told = run(verb, "--help")

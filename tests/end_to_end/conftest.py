@@ -20,7 +20,10 @@ import pytest
 from minitron_nas.storage.schemas import EVALUATIONS, TRIALS, Table
 from minitron_nas.storage.tables import read_frame
 
-MEASURED = ("seconds", "prefill_tokens_per_second", "decode_tokens_per_second", "peak_memory_bytes")
+MEASURED = (
+    "seconds", "prefill_tokens_per_second", "decode_tokens_per_second", "peak_memory_bytes", "prefill_speedup",
+    "decode_speedup", "prefill_spread", "decode_spread",
+)  # fmt: skip
 """Columns that two equal runs need not share."""
 
 _PATIENCE_SECONDS = 240.0

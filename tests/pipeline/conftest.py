@@ -29,7 +29,8 @@ def _known_speed() -> Iterator[None]:
     """Spare a process per model; tests/end_to_end measures speed for real."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "minitron_nas.pipeline.stages.measure.measure_speed", lambda path, settings: Speed(100.0, 10.0, 2**20)
+            "minitron_nas.pipeline.stages.measure.measure_speed",
+            lambda path, settings, teacher: Speed(100.0, 10.0, 2**20, 1.0, 1.0, 0.02, 0.02),
         )
         yield
 

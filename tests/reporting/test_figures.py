@@ -115,10 +115,11 @@ def test_rungs_are_labelled_with_their_tokens(run: RunRecord) -> None:
     assert list(axis.ticktext) == ["untrained", "rung 1<br>1M tokens", "rung 2<br>4M tokens"]
 
 
-def test_the_speed_figure_marks_the_teacher_at_its_measured_speed(run: RunRecord) -> None:
+def test_the_speed_figure_draws_what_was_measured_in_turns_with_the_teacher(run: RunRecord) -> None:
     speed = figures.speed_figure(run.evaluations)
-    assert [shape.x0 for shape in speed.layout.shapes] == [52.4]
+    assert [shape.x0 for shape in speed.layout.shapes] == [1.0]
     assert list(traces(speed)["student"].text) == ["110M", "94M"]
+    assert list(traces(speed)["student"].x) == pytest.approx([63.1 / 52.4, 71.8 / 52.4])
 
 
 def test_a_tag_in_a_name_is_escaped_in_the_hover_text(run: RunRecord) -> None:

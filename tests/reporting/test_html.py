@@ -194,6 +194,13 @@ def test_what_failed_stands_before_the_sections(run: RunRecord, without_plotly: 
     assert all(sentence in told for sentence in sections.failures(run))
 
 
+def test_a_speed_that_stayed_unsteady_stands_before_the_sections(run: RunRecord, without_plotly: None) -> None:
+    assert "Speeds that stayed unsteady" not in render_report(run)
+    evaluations = run.evaluations.assign(decode_spread=[0.05] * 6 + [0.4])
+    told, _, _ = render_report(replace(run, evaluations=evaluations)).partition("<nav")
+    assert "94M random-weights baseline: decode speed spreads by 40\N{NO-BREAK SPACE}% of its median" in told
+
+
 def test_where_nothing_failed_nothing_is_said_of_it(run: RunRecord, without_plotly: None) -> None:
     well = run.candidates[run.candidates["outcome"] != "failed"]
     assert "Candidates failed" not in render_report(replace(run, candidates=well))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from minitron_nas.reporting.members import comparison, list_members
+from minitron_nas.reporting.members import comparison, list_members, uncertain_speeds
 from minitron_nas.reporting.run_record import RunRecord, read_run
 
 
@@ -36,7 +36,22 @@ def test_the_teacher_comes_first_then_each_size_with_its_baselines(run: RunRecor
 
 def test_a_ratio_is_to_the_teacher(run: RunRecord) -> None:
     student = list_members(run)[1]
+    assert student.ratio("perplexity") == pytest.approx(student.value("perplexity") / student.teacher["perplexity"])
+
+
+def test_the_ratio_of_a_speed_is_the_one_that_was_measured_in_turns(run: RunRecord) -> None:
+    # A machine that was slow for the student's hour: its own figure falls, what was measured in turns does not.
+    slow = changed(run, "110M", decode_tokens_per_second=0.06 * 52.4)
+    student = list_members(slow)[1]
     assert student.ratio("decode_tokens_per_second") == pytest.approx(63.1 / 52.4)
+    assert student.spread("decode_tokens_per_second") == 0.04
+    assert student.spread("kl_nats") is None
+
+
+def test_a_speed_that_stayed_unsteady_is_named(run: RunRecord) -> None:
+    assert uncertain_speeds(list_members(run)) == []
+    told = uncertain_speeds(list_members(changed(run, "94M-depth", prefill_spread=0.31)))
+    assert told == ["94M depth-only baseline: prefill speed spreads by 31\N{NO-BREAK SPACE}% of its median"]
 
 
 @pytest.mark.parametrize(("difference", "proven"), [(1e-4, True), (1.1e-4, False)])

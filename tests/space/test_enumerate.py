@@ -16,7 +16,14 @@ from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import InvalidArchitectureError, SpaceError
 from minitron_nas.families.catalog import count_parameters, layout_of
 from minitron_nas.space.axes import AxisValues, SearchSpace, SpaceAxes, load_space
-from minitron_nas.space.enumerate import RULE_REASONS, Candidates, Enumeration, enumerate_candidates
+from minitron_nas.space.enumerate import (
+    RULE_REASONS,
+    Candidates,
+    Enumeration,
+    enumerate_candidates,
+    legal_columns,
+    parameters_of,
+)
 from minitron_nas.space.grid import BLOCK
 
 # arXiv 2407.14679, table T19: (layers, heads, MLP, embedding), in the paper's order.
@@ -465,3 +472,33 @@ def test_no_candidate_has_fewer_layers_than_are_protected() -> None:
     found = enumerate_candidates(space, low, LLAMA, layout_of("llama"))
     assert min(candidate.architecture.num_hidden_layers for candidate in found.candidates) == 3
     assert found.excluded["protected_layers_stay"] == 2
+
+
+def test_legal_shapes_are_those_of_every_size_and_count_their_parameters() -> None:
+    axes = {"hidden_size": {"values": [24, 36, 48]}, "num_attention_heads": {"values": [2, 4, 6]}}
+    space, layout = SearchSpace.model_validate({"axes": axes}), layout_of("llama")
+    source = Architecture("llama", 4, 48, 96, 6, 2, 8, 320)
+    found = legal_columns(space, source, layout)
+    shapes = set(zip(found["hidden_size"].tolist(), found["num_attention_heads"].tolist(), strict=True))
+    # The source itself, 48 with 6 heads, is no candidate; llama needs channels that are a multiple of the heads.
+    assert shapes == {(h, q) for h, q in product((24, 36, 48), (2, 4, 6)) if h % q == 0 and (h, q) != (48, 6)}
+    counts = parameters_of(found, source, layout).tolist()
+    rows = zip(*(sizes.tolist() for sizes in found.values()), strict=True)
+    assert counts == [count_parameters(source.reshaped(dict(zip(found, row, strict=True)))) for row in rows]
+
+
+def test_of_a_large_space_some_legal_shapes_are_drawn_the_same_each_time() -> None:
+    space, layout = load_space("default"), layout_of("llama")
+    some = legal_columns(space, LLAMA, layout, most=5)
+    whole = legal_columns(space, LLAMA, layout)
+    assert 0 < len(some["hidden_size"]) <= 5 < len(whole["hidden_size"])
+    again = legal_columns(space, LLAMA, layout, most=5)
+    assert all((some[name] == again[name]).all() for name in some)
+
+
+def test_a_space_without_a_legal_shape_says_which_rule_leaves_all_out() -> None:
+    space = SearchSpace.model_validate({"axes": {"hidden_size": {"values": [9999]}}})
+    with pytest.raises(
+        SpaceError, match=r"no shape of the space is legal; left out by: pruning_only_removes \(1 shapes\)"
+    ):
+        legal_columns(space, Architecture("llama", 4, 48, 96, 6, 2, 8, 320), layout_of("llama"))

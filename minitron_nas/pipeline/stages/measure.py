@@ -1,5 +1,6 @@
 """The stages that measure: every member beside the teacher and its baselines."""
 
+from dataclasses import asdict
 from math import exp
 
 from minitron_nas.architecture.costs import count_embedding_parameters
@@ -49,7 +50,8 @@ def _measure(run: Run, member: TrainedMember, model: Source, signal: Done) -> No
         losses = validate(loaded, held_out, said, progress=progress)
         del loaded
         release_memory()
-        speed = measure_speed(checkpoint.path, run.plan.evaluation)
+        beside = None if member.role == "teacher" else teacher.path
+        speed = measure_speed(checkpoint.path, run.plan.evaluation, beside)
         row = {
             "model": member.name,
             "size": member.size,
@@ -63,9 +65,7 @@ def _measure(run: Run, member: TrainedMember, model: Source, signal: Done) -> No
             "kl_nats": losses.kl_nats,
             "loss_nats": losses.loss_nats,
             "perplexity": exp(losses.loss_nats),
-            "prefill_tokens_per_second": speed.prefill_tokens_per_second,
-            "decode_tokens_per_second": speed.decode_tokens_per_second,
-            "peak_memory_bytes": speed.peak_memory_bytes,
+            **asdict(speed),
             "proof_max_abs_difference": member.proof.max_abs_difference if member.proof is not None else None,
         }
         return Left(rows=((EVALUATIONS, [row]),))

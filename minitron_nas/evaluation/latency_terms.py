@@ -1,0 +1,125 @@
+"""What time goes to: the terms of a latency model, and the setting that they are measured in."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minitron_nas.settings import Settings
+
+Reals: TypeAlias = NDArray[np.float64]
+Columns: TypeAlias = Mapping[str, Any]
+"""Integer arrays of one length, by the names of SHAPE_FIELDS; sizes that a family lacks may be left out."""
+
+
+class Setting(Settings):
+    """What a latency model was measured for; a figure holds for nothing else.
+
+    Attributes:
+        model_type: The family.
+        vocab_size: Of its models.
+        head_dim: Channels of a head.
+        num_experts_per_tok: Experts that a token is sent to; 0 in families without.
+        neurons: The size that counts the neurons of an FFN, or of an expert.
+        device: The device's name.
+        dtype: Of weights and activations.
+        threads: Of a CPU; 0 on other devices.
+        batch: Sequences that are read and written together.
+        prompt_tokens: Tokens of each sequence in one prefill.
+        context_tokens: Tokens before the one that is decoded.
+        torch: Its version.
+        transformers: Its version.
+    """
+
+    model_type: str
+    vocab_size: int
+    head_dim: int
+    num_experts_per_tok: int
+    neurons: Literal["intermediate_size", "moe_intermediate_size"]
+    device: str
+    dtype: str
+    threads: int
+    batch: int
+    prompt_tokens: int
+    context_tokens: int
+    torch: str
+    transformers: str
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether a layer's FFN consists of experts."""
+        return self.num_experts_per_tok > 0
+
+
+def _heads(columns: Columns, setting: Setting) -> Any:
+    return columns["num_attention_heads"] * float(setting.head_dim)
+
+
+def _groups(columns: Columns, setting: Setting) -> Any:
+    return columns["num_key_value_heads"] * float(setting.head_dim)
+
+
+def _hidden(columns: Columns, _: Setting) -> Any:
+    return columns["hidden_size"] * 1.0
+
+
+def _neurons(columns: Columns, setting: Setting) -> Any:
+    return columns[setting.neurons] * 1.0
+
+
+def _experts(columns: Columns, setting: Setting) -> Any:
+    return columns["num_experts"] * 1.0 if setting.has_experts else 0.0
+
+
+TERMS: Mapping[str, Callable[[Columns, Setting], Any]] = {
+    "constant": lambda columns, _: np.ones(len(columns["hidden_size"])),
+    "hidden": _hidden,
+    "queries": _heads,
+    "keys": _groups,
+    "query_weights": lambda columns, setting: _hidden(columns, setting) * _heads(columns, setting),
+    "key_weights": lambda columns, setting: _hidden(columns, setting) * _groups(columns, setting),
+    "neurons": _neurons,
+    "ffn_weights": lambda columns, setting: _hidden(columns, setting) * _neurons(columns, setting),
+    "experts": _experts,
+    "router_weights": lambda columns, setting: _experts(columns, setting) * _hidden(columns, setting),
+    "expert_weights": lambda columns, setting: (
+        _experts(columns, setting) * _hidden(columns, setting) * _neurons(columns, setting)
+    ),
+}
+"""What time goes to, per layer: a constant, channels (norms), heads and groups (attention over the context), the
+matrices of attention, neurons, the matrices of the FFN or of the experts that a token is sent to, and those of all
+experts. Weights stand for bytes moved and operations alike: for a fixed batch and length the two are proportional."""
+
+_OF_EXPERTS = ("experts", "router_weights", "expert_weights")
+
+OUTSIDE_TERMS = ("constant", "hidden")
+"""What time goes to once a model: a constant, and the output head, which is as wide as the channels."""
+
+
+def layer_terms(setting: Setting) -> tuple[str, ...]:
+    """Return the names of the terms of a layer of a family."""
+    return tuple(name for name in TERMS if setting.has_experts or name not in _OF_EXPERTS)
+
+
+def layer_sizes(setting: Setting) -> tuple[str, ...]:
+    """Return the sizes that the time of a layer depends on, in the words of `SHAPE_FIELDS`."""
+    names = ("hidden_size", "num_attention_heads", "num_key_value_heads", setting.neurons)
+    return (*names, "num_experts") if setting.has_experts else names
+
+
+def sum_of_terms(coefficients: Mapping[str, float], columns: Columns, setting: Setting) -> Reals:
+    """Return the seconds of some terms.
+
+    Args:
+        coefficients: Seconds for each unit of the terms, by name.
+        columns: (num_shapes,) each.
+        setting: What was measured.
+
+    Returns:
+        (num_shapes,).
+    """
+    total = np.zeros(len(columns["hidden_size"]))
+    for name, seconds in coefficients.items():
+        total += seconds * TERMS[name](columns, setting)
+    return total
