@@ -78,8 +78,9 @@ def of_study(tournaments: Sequence[Done]) -> dict[str, Any]:
 
 
 def of_training(plan: FamilyPlan, role: str, target: Architecture) -> dict[str, Any]:
-    """A model is distilled: its shape, its start and how it learns."""
+    """A model is distilled: its shape, its start, how it learns, and which of its weights are kept."""
     return {
+        "kept": "best validation",
         "kd_teacher": plan.kd_teacher,
         "target": target.to_dict(),
         "role": role,

@@ -140,6 +140,7 @@ EVALUATIONS = Table(
         Column("num_parameters", _INT, "total parameters, tied embeddings counted once"),
         Column("num_embedding_parameters", _INT, "parameters of token embedding and untied output head"),
         Column("tokens_trained", _INT, "KD tokens of this model's own distillation"),
+        Column("exported_tokens", _INT, "of these, after how many its weights were reached: the best validation"),
         Column("untrained_kl_nats", _FLOAT, "validation KL before distillation; null for the teacher"),
         Column("kl_nats", _FLOAT, "validation KL(teacher || model) per token"),
         Column("loss_nats", _FLOAT, "validation next-token loss"),

@@ -15,8 +15,8 @@ from minitron_nas.distillation.job import TrainingJob
 from minitron_nas.distillation.launch import train
 from minitron_nas.distillation.loss.validation import validate
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache
+from minitron_nas.distillation.training.curve import CurvePoint
 from minitron_nas.distillation.training.schedule import Schedule
-from minitron_nas.distillation.training.trainer import CurvePoint
 from minitron_nas.execution.device import release_memory
 from minitron_nas.models.loading import load_for_training
 from minitron_nas.pipeline import inputs
@@ -91,14 +91,17 @@ def train_member(run: Run, hop: Hop, role: Role, target: Architecture) -> tuple[
         model, result = train(job, plan.runner, progress)
         untrained = _untrained_kl(run, hop, start, result.curve[0])
         rows = [_curve_row(name, hop.label, role, point) for point in result.curve]
-        lineage = _lineage(run, hop, role, target, schedule)
+        if result.harm is not None:
+            run.engine.note(f"{name}: {result.harm}")
+        exported = result.best.tokens
+        lineage = _lineage(run, hop, role, target, schedule, exported)
         prompt = proof_prompt(files.validation.open())
         dtype = stored_dtype(run.teacher.checkpoint.path)
         proof = export_student(model, hop.source.checkpoint.path, folder, dtype, prompt, lineage)
         del model, result
         release_memory()
         path = str(folder.relative_to(run.folder.path))
-        member = TrainedMember(name, role, hop.label, path, schedule.num_tokens, untrained, proof)
+        member = TrainedMember(name, role, hop.label, path, schedule.num_tokens, exported, untrained, proof)
         return Left(member.to_dict(), rows=((CURVES, rows),))
 
     stage = Stage(
@@ -140,7 +143,7 @@ def _untrained_kl(run: Run, hop: Hop, start: Path, first: CurvePoint) -> float |
     return validate(load_for_training(start), tokens, HiddenCache(cache, teacher.fingerprint, tokens)).kl_nats
 
 
-def _lineage(run: Run, hop: Hop, role: Role, target: Architecture, schedule: Schedule) -> Lineage:
+def _lineage(run: Run, hop: Hop, role: Role, target: Architecture, schedule: Schedule, exported_tokens: int) -> Lineage:
     plan, teacher, source = run.plan, run.teacher.checkpoint, hop.source
     taken = TakenStart.of(source.checkpoint, target, plan.start_settings)
     correction = None
@@ -158,6 +161,7 @@ def _lineage(run: Run, hop: Hop, role: Role, target: Architecture, schedule: Sch
         kept_layers=hop.prepared.order.kept_layers(target.num_hidden_layers),
         start=None if role == "random_baseline" else {**asdict(taken), "merge_heads": plan.merge_heads},
         tokens_trained=schedule.num_tokens,
+        exported_tokens=exported_tokens,
         learning_rate=plan.distillation.learning_rate,
         seed=plan.seed,
         dtype=str(stored_dtype(teacher.path)).removeprefix("torch."),
