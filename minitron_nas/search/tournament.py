@@ -22,14 +22,13 @@ from minitron_nas.distillation.training.lesson import Lesson
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.distillation.training.trainer import distill
 from minitron_nas.errors import TrialError
-from minitron_nas.execution.device import pick_device
 from minitron_nas.execution.runner import Job, Jobs, Outcome, last_line
 from minitron_nas.execution.settings import RunnerSettings
+from minitron_nas.models.loading import load_for_training
 from minitron_nas.progress import Progress, silent
 from minitron_nas.pruning.prepare import PreparedTeacher
-from minitron_nas.pruning.student import build_student
+from minitron_nas.search.start import write_start
 from minitron_nas.space.enumerate import Candidate
-from minitron_nas.storage.atomic import whole_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +51,8 @@ class TrialRow:
             "tokens": self.tokens,
             "kl_nats": value.get("kl_nats"),
             "loss_nats": value.get("loss_nats"),
+            "start_kl_nats": value.get("start_kl_nats"),
+            "repair": value.get("repair"),
             "promoted": self.promoted,
             "status": self.outcome.status,
             "error": last_line(self.outcome.error),
@@ -111,6 +112,7 @@ def tournament(
     training: ShortTraining,
     jobs: Jobs,
     checkpoints: Path,
+    calibration: Path | None = None,
     progress: Progress = silent,
 ) -> tuple[Candidate, list[TrialRow]]:
     """Train the finalists briefly, rung by rung, and return the winner and every trial's rungs.
@@ -122,6 +124,7 @@ def tournament(
         training: Rungs, reduction between them, and how trials are trained.
         jobs: Where and how trials run.
         checkpoints: A folder of checkpoints, which go when a trial has ended.
+        calibration: The text on which trials are repaired before they train; None to repair nothing.
         progress: Told about trial tokens.
 
     Raises:
@@ -143,6 +146,7 @@ def tournament(
                     "training": training.to_dict(),
                     "stop_tokens": tokens,
                     "checkpoints": str(checkpoints.absolute() / candidate.id),
+                    "calibration": str(calibration.absolute()) if calibration is not None else None,
                 },
             )
             for candidate in alive
@@ -178,8 +182,9 @@ def train_rung(
     training: Mapping[str, Any],
     stop_tokens: int,
     checkpoints: str,
-) -> dict[str, float | None]:
-    """Train one candidate to the end of a rung, from where the rung before left it.
+    calibration: str | None = None,
+) -> dict[str, Any]:
+    """Train one candidate to the end of a rung, from where the rung before left it, or from what its student will be.
 
     Where this process sees several devices, as one does that Ray has given several to, each trains a part of the batch.
 
@@ -190,6 +195,7 @@ def train_rung(
         training: `ShortTraining.to_dict`.
         stop_tokens: KD tokens at the end of the rung.
         checkpoints: The trial's folder.
+        calibration: The text that repairs read; None to repair nothing.
     """
     short, training_files, folder = ShortTraining.from_dict(training), TrainingFiles.from_dict(files), Path(checkpoints)
     once = {"num_evaluations": 1, "report_to": (), "torch_compile": False}
@@ -197,25 +203,25 @@ def train_rung(
     schedule = short.schedule(training_files.train.open().input_ids.shape[1])
     stop_step = schedule.steps_for(stop_tokens)
 
-    def sliced() -> Any:
-        return build_student(PreparedTeacher.from_dict(prepared), Architecture(**architecture), torch.float32)
-
+    start = write_start(
+        PreparedTeacher.from_dict(prepared),
+        Architecture(**architecture),
+        Path(calibration) if calibration is not None else None,
+        training_files,
+        folder / "start",
+    )
     num_processes = most_processes(settings, schedule, torch.cuda.device_count())
     if num_processes > 1:
-        start = folder / "start"
-        if not start.exists():
-            with whole_folder(start) as unfinished:
-                sliced().save_pretrained(unfinished)
         out = folder / "training"
-        job = TrainingJob(start, training_files, settings, schedule, folder, short.seed, out, stop_step)
+        job = TrainingJob(folder / "start", training_files, settings, schedule, folder, short.seed, out, stop_step)
         result = run(job, RunnerSettings(kind="local", num_processes=num_processes))
     else:
         alone = settings.model_copy(update={"deepspeed": None})  # which only shards
         train, validation = training_files.streams(settings.asks_teacher)
-        student = sliced().to(pick_device())
         lesson = Lesson(train, validation, alone, schedule, short.seed)
-        result = distill(student, lesson, folder, stop_step)
-    return {"kl_nats": result.final.kl_nats, "loss_nats": result.final.loss_nats}
+        result = distill(load_for_training(folder / "start"), lesson, folder, stop_step)
+    told = {"kl_nats": result.final.kl_nats, "loss_nats": result.final.loss_nats}
+    return {**told, "start_kl_nats": start.kl_nats, "repair": start.repair}
 
 
 def _ranked(alive: Sequence[Candidate], outcomes: Mapping[str, Outcome]) -> list[Candidate]:

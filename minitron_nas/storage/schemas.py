@@ -99,6 +99,8 @@ TRIALS = Table(
         Column("tokens", _INT, "KD tokens seen by the end of the rung"),
         Column("kl_nats", _FLOAT, "validation KL(teacher || student) per token"),
         Column("loss_nats", _FLOAT, "validation next-token loss"),
+        Column("start_kl_nats", _FLOAT, "validation KL before training, repaired as its student would be"),
+        Column("repair", _TEXT, "the better repair of its start: one_pass or in_sequence; none where nothing is"),
         Column("promoted", _BOOL, "whether the trial went on to the next rung, or won the last one"),
         Column("status", _TEXT, "completed, infeasible (out of memory), timeout (given up) or failed"),
         Column("error", _TEXT, "last line of the error; null if completed"),

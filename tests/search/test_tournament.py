@@ -14,8 +14,10 @@ from minitron_nas.execution.local import LocalRunner
 from minitron_nas.execution.runner import Jobs, Outcome
 from minitron_nas.progress import silent
 from minitron_nas.pruning.student import build_student
+from minitron_nas.search import start as starting
 from minitron_nas.search import tournament as module
 from minitron_nas.search.tournament import ShortTraining, TrialRow, tournament, train_rung
+from minitron_nas.storage.atomic import read_json
 from minitron_nas.storage.schemas import TRIALS
 from minitron_nas.storage.tables import read_rows, write_rows
 
@@ -64,7 +66,7 @@ def scripted(monkeypatch):
             value = given[RUNGS.index(stop_tokens)] if isinstance(given, list) else given
             if isinstance(value, Exception):
                 raise value
-            return {"kl_nats": value, "loss_nats": 2 * value}
+            return {"kl_nats": value, "loss_nats": 2 * value, "start_kl_nats": 5.0, "repair": "in_sequence"}
 
         monkeypatch.setattr(module, "train_rung", train)
         return calls
@@ -214,6 +216,8 @@ def test_rows_fill_their_table(arena, tmp_path, scripted):
         "tokens": 32,
         "kl_nats": 3.0,
         "loss_nats": 6.0,
+        "start_kl_nats": 5.0,
+        "repair": "in_sequence",
         "promoted": True,
         "status": "completed",
         "error": None,
@@ -312,7 +316,7 @@ def test_a_real_trial_that_runs_out_of_memory_is_infeasible_and_a_broken_one_fai
             raise broken[target.intermediate_size]
         return build_student(prepared, target, dtype)
 
-    monkeypatch.setattr(module, "build_student", build)
+    monkeypatch.setattr(starting, "build_student", build)
     winner, rows = held(arena, tmp_path, rung_tokens=[32])
     assert [row.outcome.status for row in rows] == ["completed", "failed", "infeasible", "completed"]
     assert "in build\n" in rows[1].outcome.error
@@ -324,6 +328,18 @@ def test_the_teacher_itself_is_as_good_as_a_cache_of_its_states(arena, tmp_path,
     _, rows = undisturbed
     online = one_rung(arena, without_cache(arena.files), tmp_path)
     assert online["kl_nats"] == pytest.approx(rows[2].outcome.value["kl_nats"], rel=1e-3)
+
+
+def test_a_repaired_trial_begins_as_its_start_and_is_repaired_once(arena, tmp_path, monkeypatch):
+    calls, repair = [], starting.refit_in_sequence
+    monkeypatch.setattr(starting, "refit_in_sequence", lambda *args: calls.append(args) or repair(*args))
+    values = [
+        one_rung(arena, arena.files, tmp_path, stop, calibration=str(arena.calibration)) for stop in (32, 64, 128)
+    ]
+    measured = read_json(tmp_path / "start" / "start.json")
+    assert [value["start_kl_nats"] for value in values] == [measured["kl_nats"]] * 3
+    assert [value["repair"] for value in values] == [measured["repair"]] * 3
+    assert len(calls) == 1
 
 
 def test_a_trial_never_reads_the_teacher(arena, tmp_path, undisturbed, monkeypatch):
@@ -369,7 +385,7 @@ def without_cache(files):
     return replace(files, train=StreamFiles(files.train.tokens))
 
 
-def one_rung(arena, files, checkpoints, stop_tokens=32, **changes):
+def one_rung(arena, files, checkpoints, stop_tokens=32, calibration=None, **changes):
     """Train the largest finalist to the end of a rung."""
     settings = DistillationSettings(**{**DISTILLATION.model_dump(mode="json"), **changes})
     return train_rung(
@@ -379,6 +395,7 @@ def one_rung(arena, files, checkpoints, stop_tokens=32, **changes):
         ShortTraining(settings, (128,), 2, seed=3).to_dict(),
         stop_tokens,
         str(checkpoints),
+        calibration,
     )
 
 

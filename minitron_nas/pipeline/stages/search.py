@@ -110,6 +110,7 @@ def _contest(run: Run, hop: Hop, found: Enumeration, screened: Done, finalists: 
             training,
             jobs.within("rungs"),
             jobs.results / "checkpoints",
+            run.tokens.file("calibration") if plan.repair == "ridge" else None,
             progress,
         )
         _tell_losses(run, f"{hop.label} tournament", {trial.candidate.id: trial.outcome for trial in trials})
