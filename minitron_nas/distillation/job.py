@@ -214,14 +214,15 @@ class TrainingJob:
         Args:
             result: The curve.
         """
-        write_sealed(self.out / _RESULT, {"curve": [asdict(point) for point in result.curve], "judge": result.judge})
+        write_sealed(self.out / _RESULT, asdict(result))
 
     def result(self) -> TrainingResult | None:
         """Return what `write_result` has left, or None."""
         content = read_sealed(self.out / _RESULT)
         if content is None:
             return None
-        return TrainingResult(tuple(CurvePoint(**point) for point in content["curve"]), content["judge"])
+        curve = tuple(CurvePoint(**point) for point in content["curve"])
+        return TrainingResult(curve, content["judge"], tuple(content["sequence_kl_nats"]))
 
     def write_progress(self, done: int, total: int) -> None:
         """Leave how many optimizer steps are done.

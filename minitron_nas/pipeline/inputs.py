@@ -70,7 +70,7 @@ def of_preparation(
 def of_search(plan: FamilyPlan, size: int) -> dict[str, Any]:
     """A shape is found: all of the plan that decides anything, but for the other sizes."""
     deciders = {key: value for key, value in deciding(plan.to_dict()).items() if key != "sizes"}
-    return {"plan": deciders, "size": size, "start": "the better repair"}
+    return {"plan": deciders, "size": size, "start": "the better repair", "cut": "paired test"}
 
 
 def of_study(tournaments: Sequence[Done]) -> dict[str, Any]:

@@ -10,7 +10,15 @@ import pytest
 import yaml
 
 from minitron_nas.storage.atomic import write_json, write_text
-from minitron_nas.storage.schemas import BENCHMARKS, CANDIDATES, CURVES, EVALUATIONS, EXCLUSIONS, TRIALS
+from minitron_nas.storage.schemas import (
+    BENCHMARKS,
+    CANDIDATES,
+    CORRELATIONS,
+    CURVES,
+    EVALUATIONS,
+    EXCLUSIONS,
+    TRIALS,
+)
 from minitron_nas.storage.tables import write_rows
 
 Row = dict[str, Any]
@@ -207,6 +215,7 @@ def write_run(folder: Path) -> Path:
     write_rows(folder, CANDIDATES, candidates())
     write_rows(folder, EXCLUSIONS, _exclusions())
     write_rows(folder, TRIALS, trials())
+    write_rows(folder, CORRELATIONS, _correlations())
     write_rows(folder, CURVES, curves())
     write_rows(folder, EVALUATIONS, evaluations())
     write_rows(folder, BENCHMARKS, _benchmarks())
@@ -256,6 +265,13 @@ def _reason(label: str, place: int) -> str | None:
         "not_sampled": "the sampler had its 8 candidates before this one",
     }
     return reasons[_outcome(label, place)]
+
+
+def _correlations() -> list[Row]:
+    """Of four trials at 110M, two exchanged their places after rung 1; at 94M one was lost, and two went on."""
+    looks = {"earlier": "screen", "later": "rung 1", "num_candidates": 4, "spearman": 0.8, "kendall": 2 / 3}
+    unknown = {"earlier": "rung 1", "later": "rung 2", "num_candidates": 2, "spearman": None, "kendall": None}
+    return [{"size": "110M", **looks}, {"size": "110M", **unknown}, {"size": "94M", **unknown}]
 
 
 def _exclusions() -> list[Row]:

@@ -11,6 +11,9 @@ from minitron_nas.distillation.training.schedule import Schedule
 Judge: TypeAlias = Literal["kl_nats", "loss_nats"]
 """What validations are compared by: the KL to the teacher, or the next-token loss."""
 
+SEQUENCE_KL = "eval_sequence_kl_nats"
+"""What a validation's entry in Trainer's log calls the KL of each held-out sequence."""
+
 _JUDGES: Mapping[Judge, str] = {"kl_nats": "KL", "loss_nats": "loss"}
 
 
@@ -54,10 +57,12 @@ class TrainingResult:
     Attributes:
         curve: In the order of training.
         judge: What its validations are compared by.
+        sequence_kl_nats: The KL of each held-out sequence in the last validation, summed over its tokens.
     """
 
     curve: tuple[CurvePoint, ...]
     judge: Judge = "kl_nats"
+    sequence_kl_nats: tuple[float, ...] = ()
 
     @classmethod
     def of(
@@ -71,8 +76,11 @@ class TrainingResult:
             schedule: Says how many tokens a step is.
             judge: What validations are compared by.
         """
-        points = (_curve_point(entry, settings, schedule) for entry in history)
-        return cls(tuple(point for point in points if point is not None), judge)
+        entries = list(history)
+        points = (_curve_point(entry, settings, schedule) for entry in entries)
+        by_sequence = [entry[SEQUENCE_KL] for entry in entries if SEQUENCE_KL in entry]
+        last = tuple(by_sequence[-1]) if by_sequence else ()
+        return cls(tuple(point for point in points if point is not None), judge, last)
 
     @property
     def final(self) -> CurvePoint:

@@ -33,7 +33,7 @@ from minitron_nas.distillation.training.checkpoints import (
     step_of,
 )
 from minitron_nas.distillation.training.control import Control
-from minitron_nas.distillation.training.curve import TrainingResult
+from minitron_nas.distillation.training.curve import SEQUENCE_KL, TrainingResult
 from minitron_nas.distillation.training.lesson import Lesson
 from minitron_nas.distillation.training.memory import TrainingMemory
 from minitron_nas.distillation.training.objective import Counted, Objective
@@ -230,6 +230,7 @@ class _DistillationTrainer(Trainer):
             losses = validate(student, self._lesson.validation.tokens, self._lesson.validation.signal)
         metrics = {"eval_kl_nats": losses.kl_nats, "eval_loss_nats": losses.loss_nats}
         self.log(dict(metrics))
+        self.state.log_history[-1][SEQUENCE_KL] = list(losses.sequence_kl_nats)  # no tracker takes a list
         if self._best is not None:
             self._best.judge(self.state.global_step, metrics, student)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

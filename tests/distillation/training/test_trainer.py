@@ -421,7 +421,8 @@ def test_a_training_that_helps_exports_its_last_weights_and_keeps_no_others(tmp_
 
 
 def test_the_best_weights_on_the_way_are_the_same_bytes_though_the_run_is_killed_after_them(tmp_path):
-    settings = changed(learning_rate=0.03, warmup_fraction=0.0, num_evaluations=8, checkpoint_minutes=0.0)
+    steps = {"learning_rate": 0.01, "warmup_fraction": 0.3, "min_learning_rate_fraction": 1.0}
+    settings = changed(**steps, num_evaluations=8, checkpoint_minutes=0.0)
     _, expected = train(tmp_path / "whole", settings=settings, trained=tmp_path / "whole.safetensors")
     assert 0 < expected.best.tokens < expected.final.tokens  # else this shows nothing
     for step in (1, 2, 4, 7):
