@@ -169,7 +169,7 @@ class TrainingJob:
     def is_done(self) -> bool:
         """Whether this very training has left its result, and its weights unless it is a trial."""
         has_left = self.stop_step is not None or (self.out / TRAINED).exists()
-        return has_left and self.result() is not None and read_sealed(self.out / JOB) == self._content()
+        return has_left and read_sealed(self.out / JOB) == self._content() and self.result() is not None
 
     def _content(self) -> dict[str, Any]:
         return {
@@ -180,6 +180,7 @@ class TrainingJob:
             "checkpoints": str(self.checkpoints.absolute()),
             "seed": self.seed,
             "stop_step": self.stop_step,
+            "judge": self.judge,  # which weights were left, too
         }
 
     @classmethod

@@ -98,7 +98,7 @@ def words(name: str | None) -> str:
     return (name or numerals.MISSING).replace("_", " ")
 
 
-def correlation_rows(run: RunRecord, size: str) -> list[Row]:
+def correlation_rows(run: RunRecord, size: str) -> Sequence[Row]:
     """Return how well each cheaper look at a size's candidates foretold a dearer one, where it is known."""
     known = run.correlations[run.correlations["size"] == size].dropna(subset=["spearman"])
     return plain_rows(known)
