@@ -230,7 +230,7 @@ class _DistillationTrainer(Trainer):
             losses = validate(student, self._lesson.validation.tokens, self._lesson.validation.signal)
         metrics = {"eval_kl_nats": losses.kl_nats, "eval_loss_nats": losses.loss_nats}
         self.log(dict(metrics))
-        entry: dict[str, Any] = self.state.log_history[-1]  # type: ignore[assignment]  # not of numbers alone
+        entry: dict[str, Any] = self.state.log_history[-1]
         entry[SEQUENCE_KL] = list(losses.sequence_kl_nats)  # which no tracker takes
         if self._best is not None:
             self._best.judge(self.state.global_step, metrics, student)
