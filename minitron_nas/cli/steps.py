@@ -176,7 +176,7 @@ def distill(
             signals=signals,
             correction=correction,
         )
-    before, after = result.before.kl_nats, result.result.final.kl_nats
+    before, after = result.before.kl_nats, result.result.best.kl_nats
     if as_json:
         print_json({"path": str(result.path), "untrained_kl_nats": before, "kl_nats": after})
         return

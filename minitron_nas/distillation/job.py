@@ -16,9 +16,9 @@ from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals.caches import open_signal
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache
 from minitron_nas.distillation.signals.teacher import OnlineTeacher, TeacherSignal
+from minitron_nas.distillation.training.curve import CurvePoint, Judge, TrainingResult
 from minitron_nas.distillation.training.lesson import Stream
 from minitron_nas.distillation.training.schedule import Schedule
-from minitron_nas.distillation.training.trainer import CurvePoint, TrainingResult
 from minitron_nas.errors import CheckpointError, PlanError
 from minitron_nas.execution.deepspeed import load_sharded_teacher
 from minitron_nas.models.loading import load_for_inference
@@ -135,8 +135,8 @@ class TrainingJob:
         schedule: Steps and batch.
         checkpoints: Where checkpoints lie.
         seed: Seeds what the model may draw.
-        out: The folder of `job.json`, the trained weights and the result.
-        stop_step: Where a trial stops, with a checkpoint and without trained weights; None trains to the end.
+        out: The folder of `job.json`, the result and the weights of the best validation.
+        stop_step: Where a trial stops, with a checkpoint and without weights; None trains to the end.
     """
 
     student: Path
@@ -147,6 +147,16 @@ class TrainingJob:
     seed: int
     out: Path
     stop_step: int | None = None
+
+    @property
+    def judge(self) -> Judge:
+        """What validations are compared by.
+
+        The teacher of the validation is not what is learned where the loss asks none, and where it follows a
+        correction: there the next-token loss counts.
+        """
+        follows = self.files.correction is not None
+        return "loss_nats" if follows or not self.settings.asks_teacher else "kl_nats"
 
     def write(self) -> Path:
         """Write `job.json`, remove what another attempt has left beside it, and return its path."""
@@ -159,7 +169,7 @@ class TrainingJob:
     def is_done(self) -> bool:
         """Whether this very training has left its result, and its weights unless it is a trial."""
         has_left = self.stop_step is not None or (self.out / TRAINED).exists()
-        return has_left and self.result() is not None and read_sealed(self.out / JOB) == self._content()
+        return has_left and read_sealed(self.out / JOB) == self._content() and self.result() is not None
 
     def _content(self) -> dict[str, Any]:
         return {
@@ -170,6 +180,7 @@ class TrainingJob:
             "checkpoints": str(self.checkpoints.absolute()),
             "seed": self.seed,
             "stop_step": self.stop_step,
+            "judge": self.judge,  # which weights were left, too
         }
 
     @classmethod
@@ -199,17 +210,20 @@ class TrainingJob:
         )
 
     def write_result(self, result: TrainingResult) -> None:
-        """Leave the curve; its file says that the trained weights are whole.
+        """Leave the curve; its file says that the weights beside it are whole.
 
         Args:
             result: The curve.
         """
-        write_sealed(self.out / _RESULT, {"curve": [asdict(point) for point in result.curve]})
+        write_sealed(self.out / _RESULT, asdict(result))
 
     def result(self) -> TrainingResult | None:
         """Return what `write_result` has left, or None."""
         content = read_sealed(self.out / _RESULT)
-        return None if content is None else TrainingResult(tuple(CurvePoint(**point) for point in content["curve"]))
+        if content is None:
+            return None
+        curve = tuple(CurvePoint(**point) for point in content["curve"])
+        return TrainingResult(curve, content["judge"], tuple(content["sequence_kl_nats"]))
 
     def write_progress(self, done: int, total: int) -> None:
         """Leave how many optimizer steps are done.

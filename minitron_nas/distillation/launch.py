@@ -8,7 +8,7 @@ from minitron_nas.distillation import worker
 from minitron_nas.distillation.job import TrainingJob
 from minitron_nas.distillation.training.arguments import micro_batch, most_processes
 from minitron_nas.distillation.training.checkpoints import load_weights
-from minitron_nas.distillation.training.trainer import TrainingResult
+from minitron_nas.distillation.training.curve import TrainingResult
 from minitron_nas.errors import PreemptedError, TrainingProcessError
 from minitron_nas.execution.deadline import Deadline
 from minitron_nas.execution.device import release_memory
@@ -21,7 +21,7 @@ from minitron_nas.storage.machine import require_writable
 
 
 def train(job: TrainingJob, runner: RunnerSettings, progress: Progress = silent) -> tuple[CausalLM, TrainingResult]:
-    """Do what `run` does with a job that has no `stop_step`, and return the trained student, on the CPU, too.
+    """Do what `run` does with a job that has no `stop_step`, and return the student at its best, on the CPU, too.
 
     Args:
         job: What to train.
@@ -30,7 +30,7 @@ def train(job: TrainingJob, runner: RunnerSettings, progress: Progress = silent)
 
     Raises:
         MinitronNasError: Whatever a process could not do; says what to do.
-        CheckpointError: If the trained weights are not what was written.
+        CheckpointError: If its weights are not what was written.
         PreemptedError: After SIGTERM.
     """
     result = run(job, runner, progress)

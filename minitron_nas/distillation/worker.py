@@ -23,7 +23,7 @@ _PROGRESS_SECONDS = 1.0
 
 
 def run(job: TrainingJob, progress: Progress = silent) -> None:
-    """Train as the job says, and leave the result beside it, and the trained weights unless it is a trial.
+    """Train as the job says, and leave the result beside it, and the best weights unless it is a trial.
 
     Args:
         job: What to train.
@@ -43,11 +43,10 @@ def run(job: TrainingJob, progress: Progress = silent) -> None:
     train, validation = job.files.streams(job.settings.asks_teacher, sharded)
     result = distill(
         student,
-        Lesson(train, validation, job.settings, job.schedule, job.seed),
+        Lesson(train, validation, job.settings, job.schedule, job.seed, job.judge),
         job.checkpoints,
         job.stop_step,
         progress,
-        validate_first=job.stop_step is None,
         trained=job.out / TRAINED if job.stop_step is None else None,
     )
     if rank == 0:

@@ -69,7 +69,8 @@ def of_preparation(
 
 def of_search(plan: FamilyPlan, size: int) -> dict[str, Any]:
     """A shape is found: all of the plan that decides anything, but for the other sizes."""
-    return {"plan": {key: value for key, value in deciding(plan.to_dict()).items() if key != "sizes"}, "size": size}
+    deciders = {key: value for key, value in deciding(plan.to_dict()).items() if key != "sizes"}
+    return {"plan": deciders, "size": size, "start": "the better repair", "cut": "paired test"}
 
 
 def of_study(tournaments: Sequence[Done]) -> dict[str, Any]:
@@ -78,8 +79,10 @@ def of_study(tournaments: Sequence[Done]) -> dict[str, Any]:
 
 
 def of_training(plan: FamilyPlan, role: str, target: Architecture) -> dict[str, Any]:
-    """A model is distilled: its shape, its start and how it learns."""
+    """A model is distilled: its shape, its start, how it learns, and which of its weights are kept."""
     return {
+        "kept": "best validation",
+        "repair": "the better",
         "kd_teacher": plan.kd_teacher,
         "target": target.to_dict(),
         "role": role,

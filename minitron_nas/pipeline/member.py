@@ -19,6 +19,7 @@ class TrainedMember:
         size: The label of its size; None for the teacher.
         path: Its stock folder, relative to the run folder where it lies inside.
         tokens_trained: KD tokens of its own distillation; None for the teacher, like what follows.
+        exported_tokens: KD tokens after which its weights were reached: those of the best validation.
         untrained_kl_nats: Validation KL to the first teacher before it.
         proof: What reloading it showed.
     """
@@ -28,6 +29,7 @@ class TrainedMember:
     size: str | None
     path: str
     tokens_trained: int | None = None
+    exported_tokens: int | None = None
     untrained_kl_nats: float | None = None
     proof: Proof | None = None
 

@@ -35,8 +35,8 @@ class FamilyPlan(Settings):
             directions matter least, where the family allows it; `select` keeps the most important
             channels as they are.
         repair: What makes up for what was cut: `ridge` refits matrices by ridge regression on calibration
-            text, in one pass for candidates that are screened, layer after layer for a size's student;
-            `none` leaves them as they are.
+            text, in one pass for candidates that are screened, in that way or layer after layer, whichever
+            brings it nearer to the teacher, for finalists and students; `none` leaves them as they are.
         merge_heads: Whether query heads that stay take over something of those that leave their group.
         correct: Fine-tunes the teacher on the training text first; what comes out is the model that is pruned,
             the first teacher of all students and the one they are measured against. `true` takes the defaults; off

@@ -31,7 +31,8 @@ _TRAINING_BYTES_PER_PARAMETER = 12
 """A checkpoint holds float32 weights and Adam's two moments."""
 
 _START_BYTES_PER_PARAMETER = 4
-"""A distillation that several processes may run begins with float32 weights in a file; a full one also ends so."""
+"""A distillation begins with float32 weights in a file; a full one also ends so, and keeps its best on the way, at most
+twice."""
 
 _UNIT_BYTES = 24
 """A score as a number and as a row, and a place in the order."""
@@ -77,9 +78,8 @@ def preflight(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder) -> None:
     stored = weights / teacher.num_parameters
     models = sum(sizes) * stored * (3 if plan.baselines else 1) + (weights if plan.correct is not None else 0)
     trained = sizes[0] if plan.correct is None else teacher.num_parameters
-    checkpoints = trained * 2 * (_TRAINING_BYTES_PER_PARAMETER + _START_BYTES_PER_PARAMETER)
-    start = _START_BYTES_PER_PARAMETER if _devices_of_a_trial(plan) > 1 else 0
-    trials = plan.search.num_finalists * sizes[0] * (_TRAINING_BYTES_PER_PARAMETER + start)
+    checkpoints = trained * 2 * (_TRAINING_BYTES_PER_PARAMETER + 2 * _START_BYTES_PER_PARAMETER)
+    trials = plan.search.num_finalists * sizes[0] * (_TRAINING_BYTES_PER_PARAMETER + _START_BYTES_PER_PARAMETER)
     moments = _moments_bytes(plan, teacher)
     cache = (plan.distillation.tokens or 0) * _cached_token_bytes(plan.distillation, teacher)
     beside = _tokens_bytes(plan, teacher) + _rankings_bytes(plan, teacher) + _companions_bytes(plan, teacher)

@@ -10,7 +10,8 @@ _BACKWARD = 3
 """Forward and backward together cost about three forward passes."""
 
 _REPAIR = 3
-"""Repairing a student in sequence takes about as long as three forward passes of its source."""
+"""Repairing a finalist or a student in sequence takes about as long as three forward passes of its source. It is
+validated twice besides: so repaired, and repaired in one pass."""
 
 _CORRECTION_VALIDATIONS = 10
 """Of the teacher: before, eight on the way, and after."""
@@ -56,13 +57,14 @@ def estimate_workload(plan: FamilyPlan, teacher: Checkpoint, tokens: RunTokens) 
         for rung in rungs:
             trial_tokens += alive * (_BACKWARD * (rung - previous) + validation + 3 * overhead)
             alive, previous = max(alive / plan.search.reduction, 1.0), rung
-        work[f"{label} tournament"] = flops * trial_tokens
+        starting = _REPAIR * source_flops * calibration + 2 * flops * validation if plan.repair == "ridge" else 0.0
+        work[f"{label} tournament"] = flops * trial_tokens + plan.search.num_finalists * starting
         training = _BACKWARD * tokens.distillation_tokens + validation * (1 + plan.distillation.num_evaluations)
         names = [label, *([f"{label}-depth", f"{label}-random"] if plan.baselines else [])]
         for name in names:
             work[f"{name} distil"] = flops * (training + overhead)
-            if plan.repair == "ridge" and not name.endswith("-random"):
-                work[f"{name} distil"] += _REPAIR * source_flops * calibration
+            if not name.endswith("-random"):
+                work[f"{name} distil"] += starting
             # Speed is measured in turns with the teacher.
             work[f"{name} evaluate"] = flops * (validation + 3 * overhead) + teacher_flops * 3 * overhead
         source, source_flops = label, flops

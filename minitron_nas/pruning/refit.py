@@ -20,7 +20,7 @@ def repair_student(
     folder: Path,
     progress: Progress = silent,
 ) -> dict[str, TensorHeader]:
-    """Repair one student in sequence, where that is how it is repaired.
+    """Repair one student in sequence, where that is how it is repaired if nobody measures which way suits it.
 
     Args:
         prepared: Its source.
@@ -37,8 +37,33 @@ def repair_student(
     """
     if why_not_in_sequence(prepared.layout, prepared.architecture, target) is not None:
         return {}
+    return refit_in_sequence(prepared, target, calibration(), folder, progress)
+
+
+def refit_in_sequence(
+    prepared: PreparedTeacher,
+    target: Architecture,
+    calibration: PackedTokens,
+    folder: Path,
+    progress: Progress = silent,
+) -> dict[str, TensorHeader]:
+    """Repair one student in sequence, and its experts in one pass.
+
+    Args:
+        prepared: Its source.
+        target: Its shape.
+        calibration: The text.
+        folder: Gets the refitted tensors.
+        progress: Told about tokens.
+
+    Returns:
+        Where the refitted tensors lie, by name.
+
+    Raises:
+        DiskSpaceError: If neither memory nor disk can hold the hidden states of the text.
+    """
     start = prepared if prepared.layout.has_experts else replace(prepared, moments=None)
-    return repair_in_sequence(start, target, calibration(), folder, progress=progress)
+    return repair_in_sequence(start, target, calibration, folder, progress=progress)
 
 
 def needs_moments(checkpoint: Checkpoint, target: Architecture) -> bool:

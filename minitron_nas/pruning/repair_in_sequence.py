@@ -60,6 +60,15 @@ def why_not_in_sequence(layout: Layout, source: Architecture, target: Architectu
     """
     if {name for name, size in target.sizes().items() if size < source.sizes()[name]} == {"num_attention_heads"}:
         return "only query heads leave, which one pass makes up for better"
+    return why_never_in_sequence(layout)
+
+
+def why_never_in_sequence(layout: Layout) -> str | None:
+    """Say why no student of a family can be refitted layer after layer, or None where all can.
+
+    Args:
+        layout: The table of the family.
+    """
     if any(row.on_branch for row in layout.rows):
         return f"{layout.model_type} has norms on what layers add to the residual stream"
     if len([row for row in layout.stream_norms() if row.per_layer]) != 2:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from minitron_nas.distillation.training.curve import CurvePoint, Judge, told_harm
 from minitron_nas.evaluation.turns import WIDE_SPREAD
 from minitron_nas.reporting import numerals
 from minitron_nas.reporting.run_record import RunRecord, plain_rows
@@ -28,6 +29,7 @@ class ReportedMember:
         values: The columns of `evaluations.parquet`, None where not measured.
         teacher: The same of the teacher, or what the plan knows of it.
         tolerance: Greatest logit difference that the student's proof allows.
+        harm: What training did to it, in words, where that left it worse than it was.
     """
 
     name: str
@@ -36,6 +38,7 @@ class ReportedMember:
     values: Mapping[str, Any]
     teacher: Mapping[str, Any]
     tolerance: float | None = None
+    harm: str | None = None
 
     def value(self, column: str) -> Any:
         """Return a column's value, None where missing."""
@@ -93,7 +96,9 @@ def list_members(run: RunRecord) -> list[ReportedMember]:
     sizes = run.sizes()
     rows.sort(key=lambda row: (-1 if row["size"] is None else sizes.index(row["size"]), ROLES.index(row["role"])))
     return [
-        ReportedMember(row["model"], row["role"], row["size"], row, teacher, _tolerance(row, run.lineages))
+        ReportedMember(
+            row["model"], row["role"], row["size"], row, teacher, _tolerance(row, run.lineages), _harm(row, run)
+        )
         for row in rows
     ]
 
@@ -143,7 +148,8 @@ def _differences(student: ReportedMember, baseline: ReportedMember) -> str:
 def _from_lineage(size: str, run: RunRecord) -> dict[str, Any]:
     lineage = run.lineages[size]
     chosen = run.candidates[(run.candidates["size"] == size) & (run.candidates["outcome"] == "chosen")]
-    known = {**lineage.architecture, "tokens_trained": lineage.tokens_trained}
+    tokens = {"tokens_trained": lineage.tokens_trained, "exported_tokens": lineage.exported_tokens}
+    known = {**lineage.architecture, **tokens}
     if len(chosen) == 1:
         known["num_parameters"] = int(chosen["num_parameters"].iloc[0])
     return {**known, "model": size, "size": size, "role": "student"}
@@ -154,3 +160,17 @@ def _tolerance(row: Mapping[str, Any], lineages: Mapping[str, Lineage]) -> float
         return None
     proof = lineages[row["size"]].proof
     return None if proof is None else proof.tolerance
+
+
+def _harm(row: Mapping[str, Any], run: RunRecord) -> str | None:
+    curve = run.curves[(run.curves["model"] == row["model"]) & (run.curves["split"] == "validation")]
+    exported = row.get("exported_tokens")
+    if curve.empty or exported is None:
+        return None
+    learns_from_text = (run.plan.get("distillation") or {}).get("loss") == "lm"
+    judge: Judge = "loss_nats" if learns_from_text else "kl_nats"
+    points = [
+        CurvePoint(each["tokens"], each["kl_nats"], each["loss_nats"], None, None)
+        for each in plain_rows(curve.sort_values("tokens", kind="stable"))
+    ]
+    return told_harm(points[0].judged(judge), points[-1], int(exported), judge)

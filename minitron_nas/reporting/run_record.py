@@ -15,6 +15,7 @@ from minitron_nas.storage.plain_yaml import load_yaml
 from minitron_nas.storage.schemas import (
     BENCHMARKS,
     CANDIDATES,
+    CORRELATIONS,
     CURVES,
     EVALUATIONS,
     EXCLUSIONS,
@@ -47,6 +48,7 @@ class RunRecord:
     candidates: pd.DataFrame
     exclusions: pd.DataFrame
     trials: pd.DataFrame
+    correlations: pd.DataFrame
     curves: pd.DataFrame
     evaluations: pd.DataFrame
     benchmarks: pd.DataFrame
@@ -96,6 +98,7 @@ def read_run(folder: Path) -> RunRecord:
         candidates=_frame(folder, CANDIDATES),
         exclusions=_frame(folder, EXCLUSIONS),
         trials=_frame(folder, TRIALS),
+        correlations=_frame(folder, CORRELATIONS),
         curves=_frame(folder, CURVES),
         evaluations=_frame(folder, EVALUATIONS),
         benchmarks=_frame(folder, BENCHMARKS),

@@ -28,8 +28,6 @@ CANDIDATE_COLUMNS = (
 )
 """Column, heading and number format of the table of candidates."""
 
-_MIN_RANKED = 4
-
 
 def missing_parts(run: RunRecord) -> list[str]:
     """Say in words which parts of a run are not there yet."""
@@ -100,20 +98,10 @@ def words(name: str | None) -> str:
     return (name or numerals.MISSING).replace("_", " ")
 
 
-def rank_agreement(run: RunRecord, size: str) -> str:
-    """Say how well the untrained KL foretold the order after the first rung.
-
-    Spearman's rank correlation over the trials that have both; empty if fewer than four have.
-    """
-    trials = run.trials[(run.trials["size"] == size) & (run.trials["rung"] == 1)]
-    screened = run.candidates[run.candidates["size"] == size][["candidate", "screen_kl_nats"]]
-    both = trials.merge(screened, on="candidate").dropna(subset=["kl_nats", "screen_kl_nats"])
-    if len(both) < _MIN_RANKED:
-        return ""
-    agreement = both["kl_nats"].rank().corr(both["screen_kl_nats"].rank())
-    if pd.isna(agreement):
-        return ""
-    return f"Untrained KL against KL after rung 1: rank correlation {agreement:.2f} (Spearman, {len(both)} trials)."
+def correlation_rows(run: RunRecord, size: str) -> Sequence[Row]:
+    """Return how well each cheaper look at a size's candidates foretold a dearer one, where it is known."""
+    known = run.correlations[run.correlations["size"] == size].dropna(subset=["spearman"])
+    return plain_rows(known)
 
 
 def benchmark_table(run: RunRecord, names: Sequence[str]) -> list[dict[str, Any]]:

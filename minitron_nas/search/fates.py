@@ -66,8 +66,9 @@ def fate(screened: Outcome | None, last: TrialRow | None, won: bool) -> tuple[st
         return "failed", f"rung {last.rung} {last.outcome.status}: {last_line(last.outcome.error)}"
     kl = last.outcome.number("kl_nats")
     if won:
-        return "chosen", f"lowest KL, {kl:.3f} nats, after the last rung"
-    return "stopped", f"its KL of {kl:.3f} nats after rung {last.rung} was beaten"
+        return "chosen", f"lowest KL, {kl:.3f} nats, after rung {last.rung}"
+    told = f" (paired test: p = {last.p_worse:.2g})" if last.p_worse is not None else ""
+    return "stopped", f"its KL of {kl:.3f} nats after rung {last.rung} was beaten{told}"
 
 
 def told_losses(what: str, outcomes: Mapping[str, Outcome]) -> str | None:

@@ -18,7 +18,8 @@ class SearchSettings(Settings):
         tokens: KD tokens of the last rung; without it, 2 % of a student's tokens, which is what the
             papers spent (1.8B of 94B).
         num_rungs: Rungs of the tournament; each has `reduction` times the tokens of the one before.
-        reduction: One in this many trials goes on to the next rung.
+        reduction: One in this many trials goes on to the next rung, and those that tie with the best, up to half as
+            many more.
     """
 
     max_screened: Annotated[int, Field(ge=1)] = 64

@@ -1,7 +1,8 @@
 """The tournament: short distillation in rungs, after each of which the worse trials stop.
 
 Rungs are synchronous, so that the result does not depend on which trial is faster. A trial that is
-promoted goes on from its checkpoint, with the learning-rate schedule of the last rung.
+promoted goes on from its checkpoint, with the learning-rate schedule of the last rung. Who goes on, and whether another
+rung could change anything, is decided in `rungs.py`.
 """
 
 import shutil
@@ -22,14 +23,14 @@ from minitron_nas.distillation.training.lesson import Lesson
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.distillation.training.trainer import distill
 from minitron_nas.errors import TrialError
-from minitron_nas.execution.device import pick_device
 from minitron_nas.execution.runner import Job, Jobs, Outcome, last_line
 from minitron_nas.execution.settings import RunnerSettings
+from minitron_nas.models.loading import load_for_training
 from minitron_nas.progress import Progress, silent
 from minitron_nas.pruning.prepare import PreparedTeacher
-from minitron_nas.pruning.student import build_student
+from minitron_nas.search.rungs import Standing, going_on, is_decided, p_worse, quotas
+from minitron_nas.search.start import write_start
 from minitron_nas.space.enumerate import Candidate
-from minitron_nas.storage.atomic import whole_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class TrialRow:
     tokens: int
     outcome: Outcome
     promoted: bool
+    p_worse: float | None = None
 
     def to_row(self, size: str) -> dict[str, Any]:
         """Return the table's row."""
@@ -52,6 +54,9 @@ class TrialRow:
             "tokens": self.tokens,
             "kl_nats": value.get("kl_nats"),
             "loss_nats": value.get("loss_nats"),
+            "start_kl_nats": value.get("start_kl_nats"),
+            "repair": value.get("repair"),
+            "p_worse": self.p_worse,
             "promoted": self.promoted,
             "status": self.outcome.status,
             "error": last_line(self.outcome.error),
@@ -67,7 +72,7 @@ class ShortTraining:
     Attributes:
         distillation: Learning rate, batch and loss.
         rung_tokens: KD tokens at the end of each rung, ascending.
-        reduction: One in this many trials goes on to the next rung.
+        reduction: One in this many trials goes on to the next rung, and those that tie with the best.
         seed: Of the training.
     """
 
@@ -80,13 +85,16 @@ class ShortTraining:
         """Return the steps and batch of the last rung, along whose learning rates all rungs train."""
         return Schedule.resolve(self.distillation, self.rung_tokens[-1], sequence_length)
 
-    def planned_tokens(self, num_trials: int) -> int:
-        """Return the tokens of all trials together if none fails."""
-        total, previous = 0, 0
-        for tokens in self.rung_tokens:
-            total += num_trials * (tokens - previous)
-            num_trials, previous = ceil(num_trials / self.reduction), tokens
-        return total
+    def planned_tokens(self, num_trials: int, rung: int = 1) -> int:
+        """Return the tokens of all trials together from a rung on, if none fails or ties.
+
+        Args:
+            num_trials: Those that take part in it.
+            rung: From 1.
+        """
+        ends = (0, *self.rung_tokens)[rung - 1 :]
+        field = quotas(num_trials, len(ends) - 1, self.reduction)
+        return sum(trials * (end - begin) for trials, begin, end in zip(field, ends, ends[1:], strict=False))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for a worker."""
@@ -111,6 +119,7 @@ def tournament(
     training: ShortTraining,
     jobs: Jobs,
     checkpoints: Path,
+    calibration: Path | None = None,
     progress: Progress = silent,
 ) -> tuple[Candidate, list[TrialRow]]:
     """Train the finalists briefly, rung by rung, and return the winner and every trial's rungs.
@@ -122,25 +131,28 @@ def tournament(
         training: Rungs, reduction between them, and how trials are trained.
         jobs: Where and how trials run.
         checkpoints: A folder of checkpoints, which go when a trial has ended.
+        calibration: The text on which trials are repaired before they train; None to repair nothing.
         progress: Told about trial tokens.
 
     Raises:
         TrialError: If no trial of a rung completed.
     """
-    alive, rows = list(finalists), []
-    rungs = training.rung_tokens
-    schedule = training.schedule(files.train.open().input_ids.shape[1])
-    total, done = training.planned_tokens(len(alive)), 0
-    previous = 0
-    for rung, tokens in enumerate(rungs, start=1):
+    contest = _Contest(list(finalists), training, training.schedule(files.train.open().input_ids.shape[1]))
+    arguments = {
+        "prepared": prepared.to_dict(),
+        "files": files.to_dict(),
+        "training": training.to_dict(),
+        "calibration": str(calibration.absolute()) if calibration is not None else None,
+    }
+    done, previous = 0, 0
+    while not contest.is_over:
+        alive, tokens = contest.alive, training.rung_tokens[contest.rung - 1]
         todo = [
             Job(
-                f"{candidate.id}.rung-{rung}",
+                f"{candidate.id}.rung-{contest.rung}",
                 {
-                    "prepared": prepared.to_dict(),
+                    **arguments,
                     "architecture": candidate.architecture.to_dict(),
-                    "files": files.to_dict(),
-                    "training": training.to_dict(),
                     "stop_tokens": tokens,
                     "checkpoints": str(checkpoints.absolute() / candidate.id),
                 },
@@ -148,27 +160,55 @@ def tournament(
             for candidate in alive
         ]
         step, before = tokens - previous, done
+        total = before + training.planned_tokens(len(alive), contest.rung)
         outcomes = jobs.run(
             train_rung,
             todo,
-            lambda finished, _, step=step, before=before: progress(before + finished * step, total),  # type: ignore[misc]
+            lambda finished, _, step=step, before=before, total=total: progress(before + finished * step, total),  # type: ignore[misc]
         )
         done, previous = done + len(todo) * step, tokens
-        by_candidate = {c.id: outcomes[job.key] for c, job in zip(alive, todo, strict=True)}
-        ranked = _ranked(alive, by_candidate)
-        if not ranked:
-            errors = {last_line(outcome.error) or "its KL is not finite" for outcome in by_candidate.values()}
-            raise TrialError(f"no trial of rung {rung} completed with a finite KL: {'; '.join(sorted(errors))}")
-        keep = 1 if rung == len(rungs) else ceil(len(ranked) / training.reduction)
-        promoted = {candidate.id for candidate in ranked[:keep]}
-        seen = schedule.steps_for(tokens) * schedule.tokens_per_step
-        rows += [TrialRow(c, rung, seen, by_candidate[c.id], c.id in promoted) for c in alive]
+        contest.end_rung({c.id: outcomes[job.key] for c, job in zip(alive, todo, strict=True)})
         for candidate in alive:
-            if candidate.id not in promoted or rung == len(rungs):
+            if contest.is_over or candidate not in contest.alive:
                 shutil.rmtree(checkpoints / candidate.id, ignore_errors=True)
-        alive = [candidate for candidate in alive if candidate.id in promoted]
-    progress(total, total)
-    return alive[0], rows
+    progress(done, done)
+    return contest.alive[0], contest.rows
+
+
+class _Contest:
+    """Where a tournament stands.
+
+    Attributes:
+        alive: Who takes part in the rung; when it is over, the winner alone.
+        rung: From 1.
+        rows: Every trial's rungs that have ended.
+        is_over: Whether there is a winner.
+    """
+
+    def __init__(self, alive: list[Candidate], training: ShortTraining, schedule: Schedule) -> None:
+        self.alive, self.rung, self.is_over = alive, 1, False
+        self.rows: list[TrialRow] = []
+        self._training, self._schedule = training, schedule
+        self._quotas = quotas(len(alive), len(training.rung_tokens), training.reduction)
+        self._before: list[Standing] = []
+
+    def end_rung(self, outcomes: Mapping[str, Outcome]) -> None:
+        """Rank the trials of a rung, and go on to the next with those that are promoted."""
+        ranked = _ranked(self.alive, outcomes)
+        if not ranked:
+            errors = {last_line(outcome.error) or "its KL is not finite" for outcome in outcomes.values()}
+            raise TrialError(f"no trial of rung {self.rung} completed with a finite KL: {'; '.join(sorted(errors))}")
+        rungs = self._training.rung_tokens
+        self.is_over = self.rung == len(rungs) or is_decided(self._before, ranked)
+        quota = min(self._quotas[self.rung], ceil(len(ranked) / self._training.reduction))
+        promoted = [ranked[0].candidate] if self.is_over else going_on(ranked, quota)
+        seen = self._schedule.steps_for(rungs[self.rung - 1]) * self._schedule.tokens_per_step
+        p_values = {standing.candidate: p_worse(standing, ranked[0]) for standing in ranked[1:]}
+        self.rows += [
+            TrialRow(c, self.rung, seen, outcomes[c.id], c.id in promoted, p_values.get(c.id)) for c in self.alive
+        ]
+        self.alive = [candidate for candidate in self.alive if candidate.id in promoted]
+        self.rung, self._before = self.rung + 1, ranked
 
 
 def train_rung(
@@ -178,8 +218,9 @@ def train_rung(
     training: Mapping[str, Any],
     stop_tokens: int,
     checkpoints: str,
-) -> dict[str, float | None]:
-    """Train one candidate to the end of a rung, from where the rung before left it.
+    calibration: str | None = None,
+) -> dict[str, Any]:
+    """Train one candidate to the end of a rung, from where the rung before left it, or from what its student will be.
 
     Where this process sees several devices, as one does that Ray has given several to, each trains a part of the batch.
 
@@ -190,6 +231,7 @@ def train_rung(
         training: `ShortTraining.to_dict`.
         stop_tokens: KD tokens at the end of the rung.
         checkpoints: The trial's folder.
+        calibration: The text that repairs read; None to repair nothing.
     """
     short, training_files, folder = ShortTraining.from_dict(training), TrainingFiles.from_dict(files), Path(checkpoints)
     once = {"num_evaluations": 1, "report_to": (), "torch_compile": False}
@@ -197,32 +239,38 @@ def train_rung(
     schedule = short.schedule(training_files.train.open().input_ids.shape[1])
     stop_step = schedule.steps_for(stop_tokens)
 
-    def sliced() -> Any:
-        return build_student(PreparedTeacher.from_dict(prepared), Architecture(**architecture), torch.float32)
-
+    start = write_start(
+        PreparedTeacher.from_dict(prepared),
+        Architecture(**architecture),
+        Path(calibration) if calibration is not None else None,
+        training_files,
+        folder / "start",
+    )
     num_processes = most_processes(settings, schedule, torch.cuda.device_count())
     if num_processes > 1:
-        start = folder / "start"
-        if not start.exists():
-            with whole_folder(start) as unfinished:
-                sliced().save_pretrained(unfinished)
         out = folder / "training"
-        job = TrainingJob(start, training_files, settings, schedule, folder, short.seed, out, stop_step)
+        job = TrainingJob(folder / "start", training_files, settings, schedule, folder, short.seed, out, stop_step)
         result = run(job, RunnerSettings(kind="local", num_processes=num_processes))
     else:
         alone = settings.model_copy(update={"deepspeed": None})  # which only shards
         train, validation = training_files.streams(settings.asks_teacher)
-        student = sliced().to(pick_device())
         lesson = Lesson(train, validation, alone, schedule, short.seed)
-        result = distill(student, lesson, folder, stop_step)
-    return {"kl_nats": result.final.kl_nats, "loss_nats": result.final.loss_nats}
+        result = distill(load_for_training(folder / "start"), lesson, folder, stop_step)
+    return {
+        "kl_nats": result.final.kl_nats,
+        "loss_nats": result.final.loss_nats,
+        "sequence_kl_nats": list(result.sequence_kl_nats),
+        "start_kl_nats": start.kl_nats,
+        "repair": start.repair,
+    }
 
 
-def _ranked(alive: Sequence[Candidate], outcomes: Mapping[str, Outcome]) -> list[Candidate]:
-    """Completed candidates with a finite KL, best first; ties keep their order."""
-
-    def kl(candidate: Candidate) -> float:
-        value = outcomes[candidate.id].value
-        return float(value["kl_nats"]) if value is not None else float("inf")
-
-    return sorted((candidate for candidate in alive if isfinite(kl(candidate))), key=kl)
+def _ranked(alive: Sequence[Candidate], outcomes: Mapping[str, Outcome]) -> list[Standing]:
+    """Completed trials with a finite KL, best first; ties keep their order."""
+    values = {candidate.id: outcomes[candidate.id].value for candidate in alive}
+    standings = [
+        Standing(key, value["kl_nats"], value["sequence_kl_nats"])
+        for key, value in values.items()
+        if value is not None and isfinite(value["kl_nats"])
+    ]
+    return sorted(standings, key=lambda standing: standing.kl_nats)

@@ -57,6 +57,7 @@ class Lineage:
         start: What it was before training: `channels`, `repair`, `merge_heads`.
         correction: How its teacher was corrected.
         tokens_trained: Tokens of its own training.
+        exported_tokens: Of these, those after which its weights were reached: the best validation.
         learning_rate: The peak of it.
         settings: Of a correction.
         validation_loss_nats: Of a correction, `before` and `after`.
@@ -79,6 +80,7 @@ class Lineage:
     start: Mapping[str, Any] | None = None
     correction: Mapping[str, Any] | None = None
     tokens_trained: int | None = None
+    exported_tokens: int | None = None
     learning_rate: float | None = None
     settings: Mapping[str, Any] | None = None
     validation_loss_nats: Mapping[str, float] | None = None

@@ -99,11 +99,32 @@ TRIALS = Table(
         Column("tokens", _INT, "KD tokens seen by the end of the rung"),
         Column("kl_nats", _FLOAT, "validation KL(teacher || student) per token"),
         Column("loss_nats", _FLOAT, "validation next-token loss"),
-        Column("promoted", _BOOL, "whether the trial went on to the next rung, or won the last one"),
+        Column("start_kl_nats", _FLOAT, "validation KL before training, repaired as its student would be"),
+        Column("repair", _TEXT, "the better repair of its start: one_pass or in_sequence; none where nothing is"),
+        Column(
+            "p_worse",
+            _FLOAT,
+            "p-value of a paired one-sided t-test over validation sequences, that it is worse than the best of its "
+            "rung; null for the best",
+        ),
+        Column("promoted", _BOOL, "whether the trial went on to the next rung, or won"),
         Column("status", _TEXT, "completed, infeasible (out of memory), timeout (given up) or failed"),
         Column("error", _TEXT, "last line of the error; null if completed"),
         Column("num_parameters", _INT, "total parameters of the candidate"),
         Column("seconds", _FLOAT, "wall time of this rung, training and validation"),
+    ),
+)
+
+CORRELATIONS = Table(
+    "correlations.parquet",
+    ("size", "earlier", "later"),
+    (
+        Column("size", _TEXT, "label of the parameter budget"),
+        Column("earlier", _TEXT, "the cheaper look: screen, start (repaired, untrained) or rung N, by validation KL"),
+        Column("later", _TEXT, "the dearer look that it is held against"),
+        Column("num_candidates", _INT, "candidates that have both; an earlier look chose them"),
+        Column("spearman", _FLOAT, "Spearman's rank correlation; null for fewer than three candidates"),
+        Column("kendall", _FLOAT, "Kendall's tau-b; null for fewer than three candidates"),
     ),
 )
 
@@ -140,6 +161,7 @@ EVALUATIONS = Table(
         Column("num_parameters", _INT, "total parameters, tied embeddings counted once"),
         Column("num_embedding_parameters", _INT, "parameters of token embedding and untied output head"),
         Column("tokens_trained", _INT, "KD tokens of this model's own distillation"),
+        Column("exported_tokens", _INT, "of these, after how many its weights were reached: the best validation"),
         Column("untrained_kl_nats", _FLOAT, "validation KL before distillation; null for the teacher"),
         Column("kl_nats", _FLOAT, "validation KL(teacher || model) per token"),
         Column("loss_nats", _FLOAT, "validation next-token loss"),
@@ -172,7 +194,7 @@ BENCHMARKS = Table(
     ),
 )
 
-TABLES = (SCORES, CANDIDATES, EXCLUSIONS, TRIALS, CURVES, EVALUATIONS, BENCHMARKS)
+TABLES = (SCORES, CANDIDATES, EXCLUSIONS, TRIALS, CORRELATIONS, CURVES, EVALUATIONS, BENCHMARKS)
 
-RUN_TABLES = (CANDIDATES, EXCLUSIONS, TRIALS, CURVES, EVALUATIONS, BENCHMARKS)
+RUN_TABLES = (CANDIDATES, EXCLUSIONS, TRIALS, CORRELATIONS, CURVES, EVALUATIONS, BENCHMARKS)
 """Those that lie in a run folder, made of the rows of its stages."""

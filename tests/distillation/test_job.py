@@ -7,7 +7,7 @@ import pytest
 
 from minitron_nas.distillation import worker
 from minitron_nas.distillation.job import TRAINED, TrainingJob
-from minitron_nas.distillation.training.trainer import CurvePoint, TrainingResult
+from minitron_nas.distillation.training.curve import CurvePoint, TrainingResult
 from minitron_nas.errors import CheckpointError, NonFiniteLossError, PreemptedError, TrainingMemoryError
 
 
@@ -38,7 +38,7 @@ def test_a_profile_of_the_package_keeps_its_name(job):
 
 
 def test_result_and_progress_come_back(job):
-    result = TrainingResult((CurvePoint(0, 1.5, 5.0, None, None), CurvePoint(64, None, None, 1.25, 1e-3)))
+    result = TrainingResult((CurvePoint(0, 1.5, 5.0, None, None), CurvePoint(64, None, None, 1.25, 1e-3)), "loss_nats")
     assert (job.result(), job.progress()) == (None, None)
     job.write_result(result)
     job.write_progress(1, 6)

@@ -11,8 +11,8 @@ from minitron_nas.distillation.job import TRAINED
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.training.arguments import most_processes
 from minitron_nas.distillation.training.checkpoints import save_weights
+from minitron_nas.distillation.training.curve import CurvePoint, TrainingResult
 from minitron_nas.distillation.training.schedule import Schedule
-from minitron_nas.distillation.training.trainer import CurvePoint, TrainingResult
 from minitron_nas.errors import CheckpointError, NonFiniteLossError, TrainingProcessError
 from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.models.loading import load_for_training

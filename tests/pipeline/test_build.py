@@ -50,6 +50,7 @@ STUDENT_FILES = (
 )
 ROOT_FILES = (
     "candidates.parquet",
+    "correlations.parquet",
     "curves.parquet",
     "evaluations.parquet",
     "exclusions.parquet",
@@ -243,11 +244,21 @@ def test_the_student_has_the_shape_that_won_the_tournament(family: Family, size:
     assert chosen["num_parameters"] == row(family, size)["num_parameters"]
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_a_student_begins_as_the_trial_that_chose_it_did_and_is_no_worse(family: Family, size: str) -> None:
+    chosen = family.candidates[(family.candidates["size"] == size) & (family.candidates["outcome"] == "chosen")]
+    trials = family.trials[family.trials["size"] == size]
+    starts = trials[trials["candidate"] == chosen["candidate"].item()]["start_kl_nats"]
+    assert set(starts) == {row(family, size)["untrained_kl_nats"]}
+    assert row(family, size)["kl_nats"] <= 1.01 * starts.iloc[0]  # the student's weights are rounded
+
+
 def test_the_curves_begin_untrained_and_end_with_what_is_evaluated(family: Family) -> None:
     curve = family.curves[(family.curves["model"] == "60k") & (family.curves["split"] == "validation")]
     curve, measured = curve.sort_values("tokens"), row(family, "60k")
     assert curve["kl_nats"].iloc[0] == measured["untrained_kl_nats"]
-    assert curve["kl_nats"].iloc[-1] == pytest.approx(measured["kl_nats"], rel=0.02)
+    exported = curve[curve["tokens"] == measured["exported_tokens"]]
+    assert exported["kl_nats"].item() == curve["kl_nats"].min() == pytest.approx(measured["kl_nats"], rel=0.02)
     assert curve["tokens"].iloc[-1] == measured["tokens_trained"]
 
 

@@ -61,7 +61,12 @@ def test_repair_is_expected_for_what_is_pruned_alone(family: Family, estimate: A
     teacher = open_checkpoint(trained_teacher)
     flops = forward_flops_per_token(teacher.architecture, teacher.layout, 32)
     num_tokens = RunTokens(family.path / "tokens", TEXT, 0).part("calibration").num_tokens
-    assert repaired["90k distil"] - plain["90k distil"] == pytest.approx(3 * flops * num_tokens)
+    validation = RunTokens(family.path / "tokens", TEXT, 0).part("validation").num_tokens
+    of_student = 90_000 / teacher.num_parameters * flops
+    start = 3 * flops * num_tokens + 2 * of_student * validation
+    assert repaired["90k distil"] - plain["90k distil"] == pytest.approx(start)
+    finalists = load_plan(family.path / "plan.yaml").search.num_finalists
+    assert repaired["90k tournament"] - plain["90k tournament"] == pytest.approx(finalists * start)
     assert repaired["90k-depth distil"] > plain["90k-depth distil"]
     assert repaired["90k-random distil"] == plain["90k-random distil"]
 

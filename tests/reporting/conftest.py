@@ -10,7 +10,15 @@ import pytest
 import yaml
 
 from minitron_nas.storage.atomic import write_json, write_text
-from minitron_nas.storage.schemas import BENCHMARKS, CANDIDATES, CURVES, EVALUATIONS, EXCLUSIONS, TRIALS
+from minitron_nas.storage.schemas import (
+    BENCHMARKS,
+    CANDIDATES,
+    CORRELATIONS,
+    CURVES,
+    EVALUATIONS,
+    EXCLUSIONS,
+    TRIALS,
+)
 from minitron_nas.storage.tables import write_rows
 
 Row = dict[str, Any]
@@ -141,6 +149,7 @@ def evaluations() -> list[Row]:
         **TEACHER_SHAPE,
         **_costs(TEACHER_SHAPE),
         "tokens_trained": None,
+        "exported_tokens": None,
         "untrained_kl_nats": None,
         **_quality(0.0),
         "prefill_tokens_per_second": 4312.0,
@@ -175,6 +184,7 @@ def lineage(label: str) -> Row:
         "kept_layers": [layer for layer in range(source["num_hidden_layers"]) if layer not in dropped],
         "start": {"channels": "channels are rotated", "repair": "ridge"},
         "tokens_trained": KD_TOKENS,
+        "exported_tokens": KD_TOKENS,
         "learning_rate": 3e-4,
         "seed": 7,
         "dtype": "bfloat16",
@@ -209,6 +219,7 @@ def write_run(folder: Path) -> Path:
     write_rows(folder, CANDIDATES, candidates())
     write_rows(folder, EXCLUSIONS, _exclusions())
     write_rows(folder, TRIALS, trials())
+    write_rows(folder, CORRELATIONS, _correlations())
     write_rows(folder, CURVES, curves())
     write_rows(folder, EVALUATIONS, evaluations())
     write_rows(folder, BENCHMARKS, _benchmarks())
@@ -260,6 +271,13 @@ def _reason(label: str, place: int) -> str | None:
     return reasons[_outcome(label, place)]
 
 
+def _correlations() -> list[Row]:
+    """Of four trials at 110M, two exchanged their places after rung 1; at 94M one was lost, and two went on."""
+    looks = {"earlier": "screen", "later": "rung 1", "num_candidates": 4, "spearman": 0.8, "kendall": 2 / 3}
+    unknown = {"earlier": "rung 1", "later": "rung 2", "num_candidates": 2, "spearman": None, "kendall": None}
+    return [{"size": "110M", **looks}, {"size": "110M", **unknown}, {"size": "94M", **unknown}]
+
+
 def _exclusions() -> list[Row]:
     told = (
         ("size_window", "total parameters must lie within the size's tolerance or window", 129),
@@ -303,6 +321,7 @@ def _evaluation(label: str, place: int) -> Row:
         **shape,
         **_costs(shape),
         "tokens_trained": KD_TOKENS,
+        "exported_tokens": KD_TOKENS,
         "untrained_kl_nats": untrained,
         **_quality(trained),
         "prefill_tokens_per_second": prefill,

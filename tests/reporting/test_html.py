@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from minitron_nas.errors import RunFolderError
 from minitron_nas.reporting import html, sections
 from minitron_nas.reporting.html import render_report, write_report
+from minitron_nas.reporting.model_card import render_model_card
 from minitron_nas.reporting.run_record import RunRecord, plain_rows, read_run
 from minitron_nas.storage.schemas import CANDIDATES
 from minitron_nas.storage.tables import read_rows, write_rows
@@ -24,6 +25,7 @@ SHOWN = (
     "num_parameters",
     "num_hidden_layers",
     "tokens_trained",
+    "exported_tokens",
     "untrained_kl_nats",
     "kl_nats",
     "loss_nats",
@@ -206,6 +208,17 @@ def test_where_nothing_failed_nothing_is_said_of_it(run: RunRecord, without_plot
     assert "Candidates failed" not in render_report(replace(run, candidates=well))
 
 
+def test_what_training_harmed_stands_on_the_first_screen_and_in_the_card(run: RunRecord, without_plotly: None) -> None:
+    curves = run.curves.copy()
+    curves.loc[(curves["model"] == "110M") & (curves["tokens"] == 20_000_000), "kl_nats"] = 2.5
+    worse = replace(run, curves=curves)
+    sentence = "training made it worse: validation KL 1.914 nats before it, 2.500 after 20,000,000 tokens"
+    assert f"110M: {sentence}" in render_report(worse).split("<nav")[0]
+    assert sentence in render_model_card(worse, "110M")
+    assert sentence not in render_model_card(worse, "94M")
+    assert "made it worse" not in render_report(run)
+
+
 def test_a_complete_run_misses_nothing(page: Page) -> None:
     assert "not complete" not in page.text
 
@@ -223,6 +236,7 @@ def test_a_student_without_evaluation_is_told_from_its_lineage(run: RunRecord, w
         "hidden_size": (576, "576"),
         "intermediate_size": (1152, "1,152"),
         "tokens_trained": (20_000_000, "20M"),
+        "exported_tokens": (20_000_000, "20M"),
     }
 
 

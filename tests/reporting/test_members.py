@@ -34,6 +34,29 @@ def test_the_teacher_comes_first_then_each_size_with_its_baselines(run: RunRecor
     ]
 
 
+def harmed(run: RunRecord, model: str, end: float, exported: int) -> RunRecord:
+    """The run, had a model ended with another KL and been exported from elsewhere."""
+    curves = run.curves.copy()
+    mine = (curves["model"] == model) & (curves["split"] == "validation")
+    curves.loc[mine & (curves["tokens"] == 20_000_000), "kl_nats"] = end
+    return replace(changed(run, model, exported_tokens=exported), curves=curves)
+
+
+def test_a_model_that_ended_worse_than_it_began_says_so_with_both_numbers(run: RunRecord) -> None:
+    members = {member.name: member for member in list_members(harmed(run, "110M", end=2.5, exported=2_000_000))}
+    assert members["110M"].harm == (
+        "training made it worse: validation KL 1.914 nats before it, 2.500 after 20,000,000 tokens; of its weights "
+        "those after 2,000,000 tokens are kept"
+    )
+    assert {name for name, member in members.items() if member.harm} == {"110M"}
+
+
+def test_where_the_next_token_loss_is_learned_it_says_whether_there_was_harm(run: RunRecord) -> None:
+    plan = {**run.plan, "distillation": {"loss": "lm"}}
+    members = list_members(replace(harmed(run, "110M", end=2.5, exported=0), plan=plan))
+    assert [member.harm for member in members if member.harm] == []
+
+
 def test_a_ratio_is_to_the_teacher(run: RunRecord) -> None:
     student = list_members(run)[1]
     assert student.ratio("perplexity") == pytest.approx(student.value("perplexity") / student.teacher["perplexity"])

@@ -30,13 +30,10 @@ def test_candidates_past_the_limit_lose_those_never_sampled(run: RunRecord, monk
     )
 
 
-def test_rank_agreement_is_the_rank_correlation_of_untrained_and_first_rung(run: RunRecord) -> None:
-    # Untrained the four trials stand 1 2 3 4, after rung 1 they stand 2 1 3 4: 1 - 6 * 2 / (4 * 15) = 0.8
-    assert "rank correlation 0.80 (Spearman, 4 trials)" in sections.rank_agreement(run, "110M")
-
-
-def test_three_trials_are_too_few_for_a_rank_agreement(run: RunRecord) -> None:
-    assert sections.rank_agreement(run, "94M") == ""
+def test_rank_correlations_are_told_where_they_are_known(run: RunRecord) -> None:
+    known = {"earlier": "screen", "later": "rung 1", "num_candidates": 4, "spearman": 0.8, "kendall": 2 / 3}
+    assert sections.correlation_rows(run, "110M") == [{"size": "110M", **known}]
+    assert sections.correlation_rows(run, "94M") == []
 
 
 def test_what_each_rule_left_out_starts_with_the_largest_size_and_strictest_rule(run: RunRecord) -> None:

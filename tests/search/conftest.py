@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.models.loading import load_for_inference
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
+from minitron_nas.search import start
 from minitron_nas.space.enumerate import Candidate
 from minitron_nas.testing import tiny_checkpoint
 from minitron_nas.text.packing import pack
@@ -26,6 +28,7 @@ class Arena:
     architecture: Architecture
     prepared: PreparedTeacher
     files: TrainingFiles
+    calibration: Path
 
     def candidate(self, **shape: int) -> Candidate:
         architecture = self.architecture.reshaped(shape)
@@ -40,7 +43,8 @@ class Arena:
 @pytest.fixture(autouse=True)
 def _garbage_stays(monkeypatch):
     """Between trials garbage is collected, which takes longer than a tiny trial."""
-    monkeypatch.setattr(runner, "release_memory", lambda: None)
+    for module in (runner, start):
+        monkeypatch.setattr(module, "release_memory", lambda: None)
 
 
 @pytest.fixture(scope="session")
@@ -64,13 +68,15 @@ def arena(tmp_path_factory):
         tokens = pack([ids[:20], ids[20:]], 16)
         tokens.save(folder / f"{name}.safetensors")
         write_hidden_cache(model, tokens, folder / name, teacher.fingerprint)
+    pack([torch.randint(0, 320, (8 * 16,), generator=draw).numpy()], 16).save(folder / "calibration.safetensors")
     files = TrainingFiles(
         teacher.path,
         teacher.fingerprint,
         StreamFiles(folder / "train.safetensors", folder / "train"),
         StreamFiles(folder / "validation.safetensors", folder / "validation"),
     )
-    return Arena(teacher.architecture, PreparedTeacher.open(teacher.path, folder / "prepared"), files)
+    prepared = PreparedTeacher.open(teacher.path, folder / "prepared")
+    return Arena(teacher.architecture, prepared, files, folder / "calibration.safetensors")
 
 
 class CountingRunner(LocalRunner):

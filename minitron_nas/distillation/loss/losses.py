@@ -44,11 +44,14 @@ class Losses:
         kl_nats: KL(teacher || student) over all tokens that count; NaN without a teacher.
         loss_nats: Next-token loss over the tokens whose next token is in the same document.
         num_tokens: Tokens that the KL is averaged over.
+        sequence_kl_nats: The KL of each sequence, summed over its tokens, where sequences were told apart; models that
+            read the same sequences are compared by these.
     """
 
     kl_nats: float
     loss_nats: float
     num_tokens: int
+    sequence_kl_nats: tuple[float, ...] = ()
 
 
 class LossSums:
@@ -69,8 +72,8 @@ class LossSums:
         labels: Tensor,
         targets: HiddenTargets | None = None,
         mask: Tensor | None = None,
-    ) -> None:
-        """Add a batch.
+    ) -> Tensor:
+        """Add a batch, and return the KL of each of its tokens that counts, in nats, float64.
 
         Args:
             hidden: (num_tokens, hidden_size), the model's final hidden states.
@@ -82,14 +85,17 @@ class LossSums:
         if mask is not None and not mask.all():
             hidden, labels = hidden[mask], labels[mask]
             targets = None if targets is None else HiddenTargets(targets.hidden[mask], targets.head)
+        kls = [torch.zeros(0, dtype=torch.float64)]
         for rows in chunks(len(hidden)):
             part = None if targets is None else targets.of(rows)
-            compute = _fused_sums if is_worth_compiling(hidden[rows], head) else _chunk_sums
+            compute = _fused_losses if is_worth_compiling(hidden[rows], head) else _chunk_losses
             kl, loss = compute(hidden[rows], head, labels[rows], part)
-            self._kl += kl.item()
+            kls.append(kl.double().cpu())
+            self._kl += kls[-1].sum().item()
             self._loss += loss.item()
         self._tokens += len(hidden) if targets is not None else 0
         self._labels += int((labels != IGNORE_LABEL).sum())
+        return torch.cat(kls)
 
     def means(self) -> Losses:
         """Return the means so far."""
@@ -100,20 +106,20 @@ class LossSums:
         )
 
 
-def _chunk_sums(
+def _chunk_losses(
     hidden: Tensor, head: OutputHead, labels: Tensor, targets: HiddenTargets | None
 ) -> tuple[Tensor, Tensor]:
-    """Return the sums of KL(teacher || student) and of the next-token loss over a chunk, float64."""
+    """Return KL(teacher || student) of each token of a chunk, and the sum of its next-token losses, float64."""
     logits = head.logits(hidden)
     kl = logits.new_zeros(len(hidden))
     if targets is not None:
         common = _common_vocab_size(head, targets)
         kl = forward_kl(logits[:, :common], targets.logits()[:, :common])
     loss = nll_loss(log_softmax(logits, dim=-1), labels, ignore_index=IGNORE_LABEL, reduction="none")
-    return kl.double().sum(), loss.double().sum()
+    return kl, loss.double().sum()
 
 
-_fused_sums = compiled(_chunk_sums)
+_fused_losses = compiled(_chunk_losses)
 
 
 class DistillationLoss(NamedTuple):

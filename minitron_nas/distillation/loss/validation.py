@@ -1,5 +1,7 @@
 """Validation: KL to the teacher and next-token loss on held-out tokens."""
 
+from dataclasses import replace
+
 import torch
 
 from minitron_nas.distillation.loss.losses import Losses, LossSums
@@ -21,7 +23,7 @@ def validate(
     batch_sequences: int = 4,
     progress: Progress = silent,
 ) -> Losses:
-    """Measure a model on held-out tokens, computing in the device's dtype whatever the weights' is.
+    """Measure a model on held-out tokens, whole and by sequence, in the device's dtype whatever the weights' is.
 
     Args:
         model: On its device.
@@ -40,7 +42,7 @@ def validate(
     device = head.weight.device
     dtype = compute_dtype(device)
     cast_head = head.detached(dtype)
-    sums = LossSums()
+    sums, by_sequence = LossSums(), torch.zeros(tokens.num_sequences, dtype=torch.float64)
     done = 0
     try:
         for indices, batch in tokens.batches(batch_sequences):
@@ -54,9 +56,11 @@ def validate(
                     "validation takes the KL over the whole vocabulary, and the signal holds the most probable tokens "
                     "only; give it a cache of hidden states, or the teacher itself"
                 )
-            sums.add(flat, cast_head, labels, targets, batch.counted().flatten().to(device))
+            counted = batch.counted()
+            kls = sums.add(flat, cast_head, labels, targets, counted.flatten().to(device))
+            by_sequence.index_add_(0, indices[counted.nonzero()[:, 0]], kls)
             done += batch.num_tokens
             progress(done, tokens.num_tokens)
     finally:
         model.train(training)
-    return sums.means()
+    return replace(sums.means(), sequence_kl_nats=tuple(by_sequence.tolist()))

@@ -44,9 +44,12 @@ from minitron_nas.storage.weights import safetensors_header
 STUDENT = "student"
 """What the model is called among the modules that are trained."""
 
+WEIGHTS = "model.safetensors"
+"""The file of the trained weights in a checkpoint."""
+
 _MARK = "complete"
 _CHECKSUMS = ".checksums.json"
-_WEIGHTS, _OPTIMIZER = "model.safetensors", "optimizer.safetensors"
+_OPTIMIZER = "optimizer.safetensors"
 _FLOAT32_BYTES = 4
 
 Entry: TypeAlias = tuple[str, tuple[int, ...], Callable[[], Tensor]]
@@ -65,7 +68,7 @@ def save_state(checkpoint: Path, module: nn.Module, optimizer: Optimizer | ZeroO
         writes: Whether this process writes; one does.
     """
     trained = _trained(module)
-    save_weights(checkpoint / _WEIGHTS, module, writes)
+    save_weights(checkpoint / WEIGHTS, module, writes)
     _write(
         checkpoint / _OPTIMIZER,
         (
@@ -119,7 +122,7 @@ def load_weights(folder: Path, module: nn.Module) -> None:
     Raises:
         CheckpointError: If the file is missing, cut short, or not what was written.
     """
-    with _opened(folder / _WEIGHTS) as weights:
+    with _opened(folder / WEIGHTS) as weights:
         for name, parameter in _trained(module):
             set_weight(parameter, weights.read(name))
 
@@ -136,7 +139,7 @@ def copy_weights(checkpoint: Path, module: str, file: Path) -> None:
         CheckpointError: If the checkpoint is not what was written.
     """
     prefix = f"{module}."
-    with _opened(checkpoint / _WEIGHTS) as weights:
+    with _opened(checkpoint / WEIGHTS) as weights:
         tensors = [
             (name.removeprefix(prefix), weights.shape(name), partial(weights.read, name))
             for name in weights.checksums

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 
 from minitron_nas.distillation.settings import HOW_TO_TRAIN, DistillationSettings
 from minitron_nas.distillation.signals.teacher import TeacherSignal
+from minitron_nas.distillation.training.curve import Judge
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.storage.ledger import fingerprint
 from minitron_nas.text.tokens import PackedTokens
@@ -39,6 +40,7 @@ class Lesson:
         settings: Learning rate, loss and so on.
         schedule: Steps and batch.
         seed: Seeds what the model may draw (dropout).
+        judge: What validations are compared by.
     """
 
     train: Stream
@@ -46,6 +48,7 @@ class Lesson:
     settings: DistillationSettings
     schedule: Schedule
     seed: int
+    judge: Judge = "kl_nats"
 
     @property
     def identity(self) -> str:
@@ -57,5 +60,6 @@ class Lesson:
                 "top_k": self.settings.cached_top_k or self.settings.top_k,
                 "schedule": asdict(self.schedule),
                 "seed": self.seed,
+                "best": self.judge,
             }
         )

@@ -1,7 +1,7 @@
 """The one training loop, on Hugging Face's Trainer, for short and full distillation alike."""
 
 import json
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from signal import SIGTERM
 from typing import Any
@@ -17,10 +17,10 @@ from transformers.trainer import TRAINER_STATE_NAME
 from minitron_nas.distillation.loss.inner_states import InnerStates
 from minitron_nas.distillation.loss.intermediate import IntermediateLoss, intermediate_loss
 from minitron_nas.distillation.loss.validation import validate
-from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals.targets import HiddenTargets, TopKTargets
 from minitron_nas.distillation.signals.teacher import OnlineTeacher
 from minitron_nas.distillation.training.arguments import training_arguments, zero_stage
+from minitron_nas.distillation.training.best import BestWeights
 from minitron_nas.distillation.training.checkpoints import (
     STUDENT,
     copy_weights,
@@ -33,6 +33,7 @@ from minitron_nas.distillation.training.checkpoints import (
     step_of,
 )
 from minitron_nas.distillation.training.control import Control
+from minitron_nas.distillation.training.curve import SEQUENCE_KL, TrainingResult
 from minitron_nas.distillation.training.lesson import Lesson
 from minitron_nas.distillation.training.memory import TrainingMemory
 from minitron_nas.distillation.training.objective import Counted, Objective
@@ -52,44 +53,12 @@ from minitron_nas.storage.machine import machine_error
 from minitron_nas.text.tokens import PackedTokens
 
 
-@dataclass(frozen=True, slots=True)
-class CurvePoint:
-    """One point of a training or validation curve.
-
-    Attributes:
-        tokens: Seen so far.
-        kl_nats: KL(teacher || student) per token; None for training on anything else.
-        loss_nats: Next-token loss; None for training.
-        objective: Mean of what was minimised since the point before; None for validation.
-        learning_rate: None for validation.
-    """
-
-    tokens: int
-    kl_nats: float | None
-    loss_nats: float | None
-    objective: float | None
-    learning_rate: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingResult:
-    """What a distillation leaves: its curve, which ends with a validation."""
-
-    curve: tuple[CurvePoint, ...]
-
-    @property
-    def final(self) -> CurvePoint:
-        """The last validation."""
-        return [point for point in self.curve if point.learning_rate is None][-1]
-
-
 def distill(
     student: CausalLM,
     lesson: Lesson,
     folder: Path,
     stop_step: int | None = None,
     progress: Progress = silent,
-    validate_first: bool = False,
     trained: Path | None = None,
 ) -> TrainingResult:
     """Train a student to match the teacher, going on from the last whole checkpoint in `folder`.
@@ -99,14 +68,15 @@ def distill(
     step that is under way.
 
     Args:
-        student: A causal LM with float32 weights; it is trained in place.
+        student: A causal LM with float32 weights; it is trained in place, to the end.
         lesson: What it is taught, in which steps.
         folder: Checkpoints go here; delete it when the student is saved.
         stop_step: Stop here with a checkpoint although the schedule goes on; a later call with a
             higher `stop_step` continues.
         progress: Told about optimizer steps, in the first process.
-        validate_first: Whether the curve begins with a validation of the untrained student.
-        trained: A safetensors file; the first process writes the trained weights to it.
+        trained: A safetensors file; the first process writes the weights of the best validation to it, by what the
+            lesson's validations are judged by. The curve then begins with a validation of the untrained student,
+            whose weights count, too.
 
     Raises:
         CheckpointError: If the checkpoint to go on from is not what was written.
@@ -123,25 +93,27 @@ def distill(
     last_step = min(stop_step or schedule.num_steps, schedule.num_steps)
     identity = lesson.identity
     checkpoint = last_whole(folder, identity)
+    history, best = _history(checkpoint, last_step), None
+    if trained is not None:
+        best = BestWeights(folder, trained, last_step, lesson.judge, history, arguments.process_index == 0)
     matching = intermediate_loss(student.config, lesson.train.signal, settings, lesson.seed)
     if checkpoint is not None and step_of(checkpoint) >= last_step:
-        if trained is None:
+        if best is None:
             load_weights(checkpoint, Objective(student, settings, matching))
         elif arguments.process_index == 0:
-            copy_weights(checkpoint, STUDENT, trained)
-        history = json.loads((checkpoint / TRAINER_STATE_NAME).read_text())["log_history"]
-        return _result([entry for entry in history if entry["step"] <= last_step], settings, schedule)
+            best.export(partial(copy_weights, checkpoint, STUDENT))
+        return TrainingResult.of(history, settings, schedule, lesson.judge)
     if settings.gradient_checkpointing:
         # transformers 5.20 knows it under the second name, which later versions deprecate.
         enable = getattr(student, "activation_checkpointing_enable", None) or student.gradient_checkpointing_enable
         enable()
-    arguments.eval_on_start = validate_first and checkpoint is None
+    arguments.eval_on_start = best is not None and checkpoint is None
     if arguments.device.type == "cpu":
         hold_memory()
     asked_to_stop: list[int] = []
     with on_stop(asked_to_stop.append), compiled_modules(_layers(student) if settings.torch_compile else ()):
         control = Control(last_step, schedule.num_steps, settings, folder, identity, asked_to_stop, progress)
-        trainer = _DistillationTrainer(student, lesson, arguments, identity, matching, checkpoint, control)
+        trainer = _DistillationTrainer(student, lesson, arguments, identity, matching, checkpoint, control, best)
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except Exception as error:
@@ -153,9 +125,10 @@ def distill(
         if control.preempted:
             signum = next(iter(asked_to_stop), SIGTERM)  # it may have come to another process
             raise stopped(signum, f"the same command goes on from {last_whole(folder, identity)}")
-        if trained is not None:
-            save_weights(trained, student, trainer.is_world_process_zero())
-    return _result(trainer.state.log_history, settings, schedule)
+        if best is not None:
+            writes = trainer.is_world_process_zero()
+            best.export(lambda file: save_weights(file, student, writes))
+    return TrainingResult.of(trainer.state.log_history, settings, schedule, lesson.judge)
 
 
 class _SequenceDataset(Dataset[dict[str, Tensor]]):
@@ -203,6 +176,7 @@ class _DistillationTrainer(Trainer):
         matching: IntermediateLoss | None,
         checkpoint: Path | None,
         control: Control,
+        best: BestWeights | None,
     ) -> None:
         self._sequences = _SequenceDataset(lesson.train.tokens, lesson.schedule)
         self._objective = Objective(student, lesson.settings, matching)
@@ -210,7 +184,7 @@ class _DistillationTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.add_callback(control)
         self.loss_is_scaled_for_ga = False
-        self._lesson, self._identity = lesson, identity
+        self._lesson, self._identity, self._best = lesson, identity, best
         self._first_step = step_of(checkpoint) if checkpoint else 0
         self._teacher_states = None
         signal = lesson.train.signal
@@ -256,6 +230,10 @@ class _DistillationTrainer(Trainer):
             losses = validate(student, self._lesson.validation.tokens, self._lesson.validation.signal)
         metrics = {"eval_kl_nats": losses.kl_nats, "eval_loss_nats": losses.loss_nats}
         self.log(dict(metrics))
+        entry: dict[str, Any] = self.state.log_history[-1]
+        entry[SEQUENCE_KL] = list(losses.sequence_kl_nats)  # which no tracker takes
+        if self._best is not None:
+            self._best.judge(self.state.global_step, metrics, student)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -291,6 +269,8 @@ class _DistillationTrainer(Trainer):
         if self.is_world_process_zero():
             self.state.save_to_json(str(checkpoint / TRAINER_STATE_NAME))
             mark_whole(checkpoint, self._identity)
+        if self._best is not None:
+            self._best.stand()
         self.accelerator.wait_for_everyone()
 
     def _engine_optimizer(self) -> Optimizer | ZeroOptimizer:
@@ -321,16 +301,9 @@ def _memory(student: CausalLM, lesson: Lesson, arguments: TrainingArguments) -> 
     return memory.error(settings, micro, zero_stage(settings))
 
 
-def _result(history: list[dict[str, Any]], settings: DistillationSettings, schedule: Schedule) -> TrainingResult:
-    points = (_curve_point(entry, settings, schedule) for entry in history)
-    return TrainingResult(tuple(point for point in points if point is not None))
-
-
-def _curve_point(entry: dict[str, Any], settings: DistillationSettings, schedule: Schedule) -> CurvePoint | None:
-    tokens = entry["step"] * schedule.tokens_per_step
-    if "eval_kl_nats" in entry:
-        return CurvePoint(tokens, entry["eval_kl_nats"], entry["eval_loss_nats"], None, None)
-    if "loss" in entry:
-        kl = entry["loss"] if settings.minimises_kl else None
-        return CurvePoint(tokens, kl, None, entry["loss"], entry["learning_rate"])
-    return None
+def _history(checkpoint: Path | None, last_step: int) -> list[dict[str, Any]]:
+    """Return what had been logged up to a step when a checkpoint was written."""
+    if checkpoint is None:
+        return []
+    history = json.loads((checkpoint / TRAINER_STATE_NAME).read_text())["log_history"]
+    return [entry for entry in history if entry["step"] <= last_step]

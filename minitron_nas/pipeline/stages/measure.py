@@ -61,6 +61,7 @@ def _measure(run: Run, member: TrainedMember, model: Source, signal: Done) -> No
             "num_parameters": checkpoint.num_parameters,
             "num_embedding_parameters": count_embedding_parameters(checkpoint.architecture, checkpoint.layout),
             "tokens_trained": member.tokens_trained,
+            "exported_tokens": member.exported_tokens,
             "untrained_kl_nats": member.untrained_kl_nats,
             "kl_nats": losses.kl_nats,
             "loss_nats": losses.loss_nats,

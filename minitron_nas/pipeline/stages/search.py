@@ -13,6 +13,7 @@ from minitron_nas.pipeline.engine import Done, Left, Stage
 from minitron_nas.pipeline.hop import Hop
 from minitron_nas.pipeline.run import Run
 from minitron_nas.progress import Progress
+from minitron_nas.search.correlations import rank_correlations
 from minitron_nas.search.fates import candidate_rows, exclusion_rows, told_losses
 from minitron_nas.search.screen import sample_candidates, screen
 from minitron_nas.search.study import write_study
@@ -20,7 +21,7 @@ from minitron_nas.search.tournament import ShortTraining, tournament
 from minitron_nas.space.enumerate import Candidate, Enumeration, enumerate_candidates
 from minitron_nas.storage.atomic import read_json, write_json
 from minitron_nas.storage.ledger import fingerprint
-from minitron_nas.storage.schemas import CANDIDATES, EXCLUSIONS, TRIALS
+from minitron_nas.storage.schemas import CANDIDATES, CORRELATIONS, EXCLUSIONS, TRIALS
 from minitron_nas.storage.tables import read_rows
 
 
@@ -110,6 +111,7 @@ def _contest(run: Run, hop: Hop, found: Enumeration, screened: Done, finalists: 
             training,
             jobs.within("rungs"),
             jobs.results / "checkpoints",
+            run.tokens.file("calibration") if plan.repair == "ridge" else None,
             progress,
         )
         _tell_losses(run, f"{hop.label} tournament", {trial.candidate.id: trial.outcome for trial in trials})
@@ -123,6 +125,7 @@ def _contest(run: Run, hop: Hop, found: Enumeration, screened: Done, finalists: 
                 (CANDIDATES, [{**size, **row} for row in candidates]),
                 (EXCLUSIONS, [{**size, **row} for row in exclusion_rows(found)]),
                 (TRIALS, [trial.to_row(hop.label) for trial in trials]),
+                (CORRELATIONS, [{**size, **row} for row in rank_correlations(outcomes, trials)]),
             ),
         )
 

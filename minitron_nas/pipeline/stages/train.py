@@ -15,8 +15,8 @@ from minitron_nas.distillation.job import TrainingJob
 from minitron_nas.distillation.launch import train
 from minitron_nas.distillation.loss.validation import validate
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache
+from minitron_nas.distillation.training.curve import CurvePoint
 from minitron_nas.distillation.training.schedule import Schedule
-from minitron_nas.distillation.training.trainer import CurvePoint
 from minitron_nas.execution.device import release_memory
 from minitron_nas.models.loading import load_for_training
 from minitron_nas.pipeline import inputs
@@ -28,9 +28,9 @@ from minitron_nas.pipeline.run import Run
 from minitron_nas.pipeline.versions import versions
 from minitron_nas.progress import Progress
 from minitron_nas.pruning.export import export_student, proof_prompt, stored_dtype
-from minitron_nas.pruning.refit import repair_student
 from minitron_nas.pruning.start import TakenStart
-from minitron_nas.pruning.student import build_student, random_student
+from minitron_nas.pruning.student import random_student
+from minitron_nas.search.start import MeasuredStart, write_start
 from minitron_nas.storage.atomic import whole_folder
 from minitron_nas.storage.lineage import Lineage, Origin, read_lineage
 from minitron_nas.storage.schemas import CURVES
@@ -83,22 +83,25 @@ def train_member(run: Run, hop: Hop, role: Role, target: Architecture) -> tuple[
 
     def action(progress: Progress) -> Left:
         start = checkpoints / f"start-{stage.fingerprint}"
-        if not start.exists():
-            _write_start(run, hop, role, target, start, progress)
+        measured = _write_start(run, hop, role, target, start, progress)
         schedule = Schedule.resolve(plan.distillation, run.tokens.distillation_tokens, plan.text.sequence_length)
         files = hop.lessons.files
         job = TrainingJob(start, files, plan.distillation, schedule, checkpoints, plan.seed, checkpoints / "training")
         model, result = train(job, plan.runner, progress)
         untrained = _untrained_kl(run, hop, start, result.curve[0])
         rows = [_curve_row(name, hop.label, role, point) for point in result.curve]
-        lineage = _lineage(run, hop, role, target, schedule)
+        if result.harm is not None:
+            run.engine.note(f"{name}: {result.harm}")
+        exported = result.best.tokens
+        came = _lineage(run, hop, role, target, measured)
+        lineage = replace(came, tokens_trained=schedule.num_tokens, exported_tokens=exported)
         prompt = proof_prompt(files.validation.open())
         dtype = stored_dtype(run.teacher.checkpoint.path)
         proof = export_student(model, hop.source.checkpoint.path, folder, dtype, prompt, lineage)
         del model, result
         release_memory()
         path = str(folder.relative_to(run.folder.path))
-        member = TrainedMember(name, role, hop.label, path, schedule.num_tokens, untrained, proof)
+        member = TrainedMember(name, role, hop.label, path, schedule.num_tokens, exported, untrained, proof)
         return Left(member.to_dict(), rows=((CURVES, rows),))
 
     stage = Stage(
@@ -114,20 +117,18 @@ def train_member(run: Run, hop: Hop, role: Role, target: Architecture) -> tuple[
     return TrainedMember.from_dict(done.result), done
 
 
-def _write_start(run: Run, hop: Hop, role: Role, target: Architecture, folder: Path, progress: Progress) -> None:
+def _write_start(
+    run: Run, hop: Hop, role: Role, target: Architecture, folder: Path, progress: Progress
+) -> MeasuredStart | None:
     """Write the untrained model as a stock folder with float32 weights, for the training's processes to read."""
-    if role == "random_baseline":
-        model = random_student(hop.prepared, target, torch.float32, run.plan.seed)
-    else:
-        with run.folder.temporary() as work:
-            repaired = {}
-            if run.plan.repair == "ridge":
-                repaired = repair_student(hop.prepared, target, run.tokens.calibration, work, progress)
-            model = build_student(hop.prepared, target, torch.float32, repaired)
-    with whole_folder(folder) as unfinished:
-        model.save_pretrained(unfinished)
-    del model
-    release_memory()
+    if role != "random_baseline":
+        calibration = run.tokens.file("calibration") if run.plan.repair == "ridge" else None
+        return write_start(hop.prepared, target, calibration, hop.lessons.files, folder, progress)
+    if not folder.exists():
+        with whole_folder(folder) as unfinished:
+            random_student(hop.prepared, target, torch.float32, run.plan.seed).save_pretrained(unfinished)
+        release_memory()
+    return None
 
 
 def _untrained_kl(run: Run, hop: Hop, start: Path, first: CurvePoint) -> float | None:
@@ -140,9 +141,11 @@ def _untrained_kl(run: Run, hop: Hop, start: Path, first: CurvePoint) -> float |
     return validate(load_for_training(start), tokens, HiddenCache(cache, teacher.fingerprint, tokens)).kl_nats
 
 
-def _lineage(run: Run, hop: Hop, role: Role, target: Architecture, schedule: Schedule) -> Lineage:
+def _lineage(run: Run, hop: Hop, role: Role, target: Architecture, start: MeasuredStart | None) -> Lineage:
     plan, teacher, source = run.plan, run.teacher.checkpoint, hop.source
     taken = TakenStart.of(source.checkpoint, target, plan.start_settings)
+    if start is not None and start.choice is not None:
+        taken = replace(taken, repair=start.choice)
     correction = None
     if plan.correct is not None:
         before = read_lineage(teacher.path).corrected
@@ -156,8 +159,7 @@ def _lineage(run: Run, hop: Hop, role: Role, target: Architecture, schedule: Sch
         architecture=target.to_dict(),
         source_architecture=source.checkpoint.architecture.to_dict(),
         kept_layers=hop.prepared.order.kept_layers(target.num_hidden_layers),
-        start=None if role == "random_baseline" else {**asdict(taken), "merge_heads": plan.merge_heads},
-        tokens_trained=schedule.num_tokens,
+        start=None if start is None else {**asdict(taken), "merge_heads": plan.merge_heads},
         learning_rate=plan.distillation.learning_rate,
         seed=plan.seed,
         dtype=str(stored_dtype(teacher.path)).removeprefix("torch."),

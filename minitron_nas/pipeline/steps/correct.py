@@ -12,10 +12,11 @@ from minitron_nas.distillation.correction import Correction
 from minitron_nas.distillation.loss.losses import Losses
 from minitron_nas.distillation.loss.validation import validate
 from minitron_nas.distillation.settings import CorrectionSettings, CorrectionTraining, DistillationSettings
+from minitron_nas.distillation.training.curve import TrainingResult
 from minitron_nas.distillation.training.lesson import Lesson, Stream
 from minitron_nas.distillation.training.lora import add_adapters, merge_adapters, require_peft
 from minitron_nas.distillation.training.schedule import Schedule
-from minitron_nas.distillation.training.trainer import TrainingResult, distill
+from minitron_nas.distillation.training.trainer import distill
 from minitron_nas.execution.device import release_memory
 from minitron_nas.execution.preemption import going_on
 from minitron_nas.models.checkpoint import Checkpoint
@@ -153,7 +154,7 @@ class CorrectionRun:
             add_adapters(model, self.settings.lora_rank, self.seed)
         kind = "full" if self.settings.weights == "full" else f"lora-{self.settings.lora_rank}"
         train, validation = Stream(self.train, None), Stream(self.validation, None)
-        lesson = Lesson(train, validation, self.training, self.schedule, self.seed)
+        lesson = Lesson(train, validation, self.training, self.schedule, self.seed, "loss_nats")
         result = distill(model, lesson, checkpoints / kind, progress=progress)
         if self.settings.weights == "lora":
             merge_adapters(model)

@@ -11,8 +11,8 @@ from minitron_nas.distillation.launch import train
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals.caches import cached_parts, keep_signals
 from minitron_nas.distillation.training.arguments import check_engine, micro_batch
+from minitron_nas.distillation.training.curve import CurvePoint, TrainingResult
 from minitron_nas.distillation.training.schedule import Schedule
-from minitron_nas.distillation.training.trainer import CurvePoint, TrainingResult
 from minitron_nas.execution.choice import check_ray
 from minitron_nas.execution.preemption import going_on
 from minitron_nas.execution.settings import RunnerSettings
@@ -68,6 +68,9 @@ def distill(
     display: Display | None = None,
 ) -> Distilled:
     """Train a student to match a teacher with the same tokenizer, and write it as a stock folder.
+
+    What is written are the weights of the best validation by KL, the untrained ones included (with `loss=lm` or a
+    `correction`, by next-token loss). A student that training has left worse than it was is told on stderr.
 
     Checkpoints and what the teacher says lie in `OUT.work` until the student is written; a killed
     call that is repeated goes on where it was.
@@ -134,20 +137,28 @@ def distill(
         job = TrainingJob(source.path, files, settings, schedule, checkpoints, seed, work / "training")
         with display.stage("distil", f"{schedule.num_tokens:,} tokens in {schedule.num_steps} steps") as progress:
             model, result = train(job, runner, progress)
+        _tell_harm(display, result)
         lineage = Lineage(
             teacher=Origin(source_name(teacher), other.fingerprint),
             correction=None if correction is None else {"followed": str(correction)},
             source=Origin(source_name(student), source.fingerprint),
             architecture=source.architecture.to_dict(),
             tokens_trained=schedule.num_tokens,
+            exported_tokens=result.best.tokens,
             learning_rate=settings.learning_rate,
             seed=seed,
             versions=versions(),
         )
-        prompt = proof_prompt(splits.validation)
-        proof = export_student(model, source.path, folder, stored_dtype(source.path), prompt, lineage)
+        proof = export_student(
+            model, source.path, folder, stored_dtype(source.path), proof_prompt(splits.validation), lineage
+        )
         shutil.rmtree(work, ignore_errors=True)
     return Distilled(folder, result, proof)
+
+
+def _tell_harm(display: Display, result: TrainingResult) -> None:
+    if result.harm is not None:
+        display.note(result.harm)
 
 
 def _files(

@@ -47,6 +47,20 @@ def test_the_teacher_has_no_kl_to_its_own_cache(tmp_path, dtype):
     assert losses.num_tokens == 5 * 16
 
 
+@pytest.mark.usefixtures("_float32")
+def test_the_kl_of_each_sequence_is_what_it_has_alone_times_its_tokens():
+    teacher, student = (tiny_model(tiny_config("llama"), seed=seed) for seed in (1, 2))
+    generator = np.random.default_rng(3)
+    begun = TokenStream([np.r_[1, generator.integers(3, 320, size=40)] for _ in range(2)], 1)
+    for tokens, counts in ((some_tokens(5), [16] * 5), (pack(begun, 16), [16, 15, 15, 15, 15])):
+        signal, losses = OnlineTeacher(teacher), validate(student, tokens, OnlineTeacher(teacher))
+        alone = [validate(student, one, signal) for _, one in tokens.batches(1)]
+        assert [each.num_tokens for each in alone] == counts
+        expected = [each.kl_nats * each.num_tokens for each in alone]
+        assert losses.sequence_kl_nats == pytest.approx(expected, rel=1e-4)
+        assert sum(losses.sequence_kl_nats) == pytest.approx(losses.kl_nats * losses.num_tokens, rel=1e-9)
+
+
 @pytest.mark.parametrize("model_type", ["llama", "mistral", "nemotron", "qwen2"])
 @pytest.mark.usefixtures("_float32")
 def test_the_loss_of_a_single_document_is_that_of_transformers(model_type):

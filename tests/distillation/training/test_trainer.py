@@ -397,6 +397,50 @@ def test_a_finished_run_leaves_no_checkpoint(tmp_path):
     assert list(tmp_path.glob("checkpoint-*")) == []
 
 
+HARMING = changed(learning_rate=1.0, warmup_fraction=0.0, num_evaluations=4)
+"""Steps so large that no validation is better than the one before training."""
+
+
+def test_a_training_that_harms_exports_the_student_as_it_was_and_says_so(tmp_path):
+    start, student = a_student(), a_student()
+    _, result = train(tmp_path, student, settings=HARMING, trained=tmp_path / "out.safetensors")
+    assert_exported(tmp_path / "out.safetensors", start)
+    assert not torch.equal(student.lm_head.weight, start.lm_head.weight)
+    assert (result.curve[0].tokens, result.best) == (0, result.curve[0])
+    assert result.harm.startswith(f"training made it worse: validation KL {result.curve[0].kl_nats:.3f} nats before")
+
+
+def test_a_training_that_helps_exports_its_last_weights_and_keeps_no_others(tmp_path):
+    student, result = train(tmp_path / "run", trained=tmp_path / "out.safetensors")
+    assert result.best == result.final
+    assert result.harm is None
+    assert_exported(tmp_path / "out.safetensors", student)
+    _, same = train(tmp_path / "again", trained=tmp_path / "same.safetensors", settings=changed(num_evaluations=1))
+    assert same.final == result.final
+    assert (tmp_path / "same.safetensors").read_bytes() == (tmp_path / "out.safetensors").read_bytes()
+
+
+def test_the_best_weights_on_the_way_are_the_same_bytes_though_the_run_is_killed_after_them(tmp_path):
+    steps = {"learning_rate": 0.01, "warmup_fraction": 0.3, "min_learning_rate_fraction": 1.0}
+    settings = changed(**steps, num_evaluations=8, checkpoint_minutes=0.0)
+    _, expected = train(tmp_path / "whole", settings=settings, trained=tmp_path / "whole.safetensors")
+    assert 0 < expected.best.tokens < expected.final.tokens  # else this shows nothing
+    for step in (1, 2, 4, 7):
+        with pytest.raises(KeyboardInterrupt):
+            train(
+                tmp_path / "parts", settings=settings, trained=tmp_path / "parts.safetensors", progress=dying_at(step)
+            )
+    _, result = train(tmp_path / "parts", settings=settings, trained=tmp_path / "parts.safetensors")
+    assert result == expected
+    assert (tmp_path / "parts.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+def assert_exported(file, student):
+    stored = load_file(file)
+    assert stored.keys() == {name for name, _ in student.named_parameters()}
+    assert [name for name, weight in student.named_parameters() if not torch.equal(stored[name], weight)] == []
+
+
 def test_a_checkpoint_replaces_the_one_before(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, settings=changed(checkpoint_minutes=0.0), progress=dying_at(4))

@@ -45,7 +45,7 @@ def distill(student: Path, trained_teacher: Path, text_file: Path) -> Callable[.
 
     def call(out: Path, **changes: Any) -> Distilled:
         arguments = {"student": student, "teacher": trained_teacher, "data": text_file, "settings": SETTINGS}
-        return distilling.distill(**{**arguments, **changes}, out=out, text=TEXT, display=Quiet())
+        return distilling.distill(**{"display": Quiet(), **arguments, **changes}, out=out, text=TEXT)
 
     return call
 
@@ -271,6 +271,23 @@ def test_conventional_retraining_asks_the_teacher_about_validation_only(
     assert sum(spoken) == TEXT.validation_samples
     assert result.result.final.loss_nats is not None
     assert result.result.final.loss_nats < result.before.loss_nats
+
+
+def test_a_training_that_harms_leaves_the_student_as_it_was_and_says_so(
+    distill: Callable[..., Distilled], student: Path, tmp_path: Path
+) -> None:
+    told: list[str] = []
+
+    class Told(Quiet):
+        def note(self, text: str) -> None:
+            told.append(text)
+
+    harming = SETTINGS.model_copy(update={"learning_rate": 1.0})
+    result = distill(tmp_path / "out", settings=harming, display=Told())
+    stored, before = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (result.path, student))
+    assert [name for name, weight in stored.items() if not torch.equal(weight, before[name])] == []
+    assert json.loads((result.path / "lineage.json").read_text())["exported_tokens"] == 0
+    assert result.result.harm in told
 
 
 def test_text_that_is_missing_is_refused_before_any_work(distill: Callable[..., Distilled], tmp_path: Path) -> None:

@@ -1,0 +1,107 @@
+"""The weights of a training's best validation, kept beside its checkpoints.
+
+    best-STEP/model.safetensors, best-STEP/model.checksums.json
+
+The untrained student counts, so that no training leaves a student worse than it was. A checkpoint's curve names the
+best validation before it, whose weights stay until the next checkpoint is whole: a training that goes on from there
+finds them, whatever came after.
+"""
+
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed, nn
+
+from minitron_nas.distillation.training.checkpoints import STUDENT, WEIGHTS, copy_weights, save_weights
+from minitron_nas.distillation.training.curve import Judge, is_better
+from minitron_nas.models.causal_lm import CausalLM
+
+
+class BestWeights:
+    """Keeps the best weights of one training; all processes must call its methods."""
+
+    def __init__(
+        self,
+        folder: Path,
+        file: Path,
+        last_step: int,
+        judge: Judge,
+        history: Iterable[Mapping[str, Any]],
+        writes: bool,
+    ) -> None:
+        """Go on from what a checkpoint's curve says, and forget what lies there of anything else.
+
+        Args:
+            folder: Of the checkpoints.
+            file: A safetensors file, which gets the weights in the end.
+            last_step: Where the training ends.
+            judge: What validations are compared by.
+            history: What Trainer had logged; empty at the beginning.
+            writes: Whether this process writes; one does.
+        """
+        self._folder, self._file, self._last_step = folder, file, last_step
+        self._judge, self._writes = judge, writes
+        self._step: int | None = None
+        self._value: float | None = None
+        for entry in history:
+            value = entry.get(f"eval_{judge}")
+            if value is not None and is_better(value, self._value):
+                self._step, self._value = entry["step"], value
+        self.stand()
+
+    def judge(self, step: int, metrics: Mapping[str, float], student: CausalLM) -> None:
+        """Look at a validation, and save the weights if none was better and training goes on.
+
+        Args:
+            step: Optimizer steps so far.
+            metrics: What was measured, by Trainer's names.
+            student: What was validated.
+        """
+        value = metrics[f"eval_{self._judge}"]
+        # All processes save together, and no device need round as another does: the first decides.
+        if not _said_by_first(is_better(value, self._value), next(student.parameters()).device):
+            return
+        self._step, self._value = step, value
+        if step < self._last_step:
+            save_weights(self._place(step) / WEIGHTS, nn.ModuleDict({STUDENT: student}), self._writes)
+            self._forget_all_but(step, self._of_checkpoint)
+
+    def stand(self) -> None:
+        """A checkpoint is whole whose curve names these weights: forget those of the one before."""
+        self._of_checkpoint = self._step
+        self._forget_all_but(self._step)
+
+    def export(self, save_last: Callable[[Path], None]) -> None:
+        """Write the weights to the file.
+
+        Args:
+            save_last: Writes those that the training ended with to a file.
+
+        Raises:
+            CheckpointError: If the best are others, and not what was written.
+        """
+        if self._step in (None, self._last_step):
+            save_last(self._file)
+        elif self._writes:
+            copy_weights(self._folder / f"best-{self._step}", STUDENT, self._file)
+
+    def _place(self, step: int) -> Path:
+        return self._folder / f"best-{step}"
+
+    def _forget_all_but(self, *steps: int | None) -> None:
+        kept = [self._place(step) for step in steps if step is not None]
+        for place in self._folder.glob("best-*") if self._writes else ():
+            if place not in kept:
+                shutil.rmtree(place, ignore_errors=True)
+
+
+def _said_by_first(flag: bool, device: torch.device) -> bool:
+    """Return what the first process says."""
+    if not distributed.is_initialized():
+        return flag
+    told = torch.tensor([flag], dtype=torch.int32, device=device)
+    distributed.broadcast(told, 0)
+    return bool(told[0])

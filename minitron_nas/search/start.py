@@ -1,0 +1,124 @@
+"""What a finalist and a student are before any training: repaired in the way that suits their shape.
+
+Which way that is depends on the shape, so both are measured: in one pass, from second moments that all candidates
+share, and in sequence, layer after layer. The one whose KL to the teacher is lower on the held-out text is written.
+It is the same for the trial of a shape and for its student, so that no student begins worse than the trial that chose
+it.
+
+The repair in sequence takes about three forward passes of the source over the calibration text, and each of the two
+one forward pass of the student over the held-out text.
+"""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import torch
+
+from minitron_nas.architecture.spec import Architecture
+from minitron_nas.distillation.job import TrainingFiles
+from minitron_nas.distillation.loss.validation import validate
+from minitron_nas.execution.device import pick_device, release_memory
+from minitron_nas.models.causal_lm import CausalLM, moved
+from minitron_nas.progress import Progress, silent
+from minitron_nas.pruning.prepare import PreparedTeacher
+from minitron_nas.pruning.refit import refit_in_sequence
+from minitron_nas.pruning.repair_in_sequence import why_never_in_sequence
+from minitron_nas.pruning.student import build_student
+from minitron_nas.storage.atomic import read_json, whole_folder, write_json
+from minitron_nas.text.tokens import PackedTokens
+
+Way: TypeAlias = Literal["none", "one_pass", "in_sequence"]
+"""How a student was repaired."""
+
+_WORDS: Mapping[Way, str] = {"one_pass": "in one pass", "in_sequence": "layer after layer"}
+_MEASURED = "start.json"
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredStart:
+    """What a student is before any training.
+
+    Attributes:
+        repair: How it was repaired.
+        kl_nats: Its KL to the teacher on the held-out text.
+        other_kl_nats: The same, repaired in the other way; None where there is only one.
+    """
+
+    repair: Way
+    kl_nats: float
+    other_kl_nats: float | None = None
+
+    @property
+    def choice(self) -> str | None:
+        """How it was repaired and why, in words; None where there was no choice."""
+        if self.other_kl_nats is None or self.repair == "none":
+            return None
+        other: Way = "one_pass" if self.repair == "in_sequence" else "in_sequence"
+        return (
+            f"repaired {_WORDS[self.repair]}, where it begins with a KL of {self.kl_nats:.3f} nats "
+            f"({self.other_kl_nats:.3f} {_WORDS[other]})"
+        )
+
+
+def write_start(
+    prepared: PreparedTeacher,
+    target: Architecture,
+    calibration: Path | None,
+    files: TrainingFiles,
+    folder: Path,
+    progress: Progress = silent,
+) -> MeasuredStart:
+    """Write a student as a stock folder with float32 weights, unless it is there, and return what it is.
+
+    Args:
+        prepared: The ranked teacher.
+        target: The student's shape.
+        calibration: The text that repairs read; None to repair nothing.
+        files: The held-out stream with the teacher's hidden states.
+        folder: Where it goes, whole or not at all; what the repair needs lies beside it meanwhile.
+        progress: Told about the tokens of the repair.
+
+    Raises:
+        InvalidArchitectureError: If stock transformers would refuse the shape.
+        DiskSpaceError: If neither memory nor disk can hold the hidden states of the calibration text.
+    """
+    if folder.exists():
+        return MeasuredStart(**read_json(folder / _MEASURED))
+    held_out, device = files.held_out(), pick_device()
+    work = folder.with_name(f"{folder.name}.repair")
+    measured: dict[Way, float] = {}
+    with whole_folder(folder) as unfinished:
+        for way, student in _ways(prepared, target, calibration, work, progress):
+            kl = validate(moved(student, device), held_out.tokens, held_out.signal).kl_nats
+            if not measured or (isfinite(kl) and not kl >= min(measured.values())):
+                student.save_pretrained(unfinished)
+            measured[way] = kl
+            del student
+            release_memory()
+        start = _better(measured)
+        write_json(unfinished / _MEASURED, asdict(start))
+    shutil.rmtree(work, ignore_errors=True)
+    return start
+
+
+def _ways(
+    prepared: PreparedTeacher, target: Architecture, calibration: Path | None, work: Path, progress: Progress
+) -> Iterator[tuple[Way, CausalLM]]:
+    """Build the student in every way that its family knows, one at a time."""
+    repairs = calibration is not None and target != prepared.architecture
+    yield "one_pass" if repairs else "none", build_student(prepared, target, torch.float32)
+    if calibration is None or not repairs or why_never_in_sequence(prepared.layout) is not None:
+        return
+    repaired = refit_in_sequence(prepared, target, PackedTokens.load(calibration), work, progress)
+    yield "in_sequence", build_student(prepared, target, torch.float32, repaired)
+
+
+def _better(measured: Mapping[Way, float]) -> MeasuredStart:
+    """Return the first of the lowest; what is no number comes last."""
+    ranked = sorted(measured, key=lambda way: measured[way] if isfinite(measured[way]) else float("inf"))
+    others = [measured[way] for way in ranked[1:]]
+    return MeasuredStart(ranked[0], measured[ranked[0]], others[0] if others else None)
