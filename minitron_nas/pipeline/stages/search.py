@@ -2,8 +2,6 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from math import isfinite
 
 from minitron_nas.errors import TrialError
 from minitron_nas.execution.choice import make_runner
@@ -13,8 +11,12 @@ from minitron_nas.pipeline.engine import Done, Left, Stage
 from minitron_nas.pipeline.hop import Hop
 from minitron_nas.pipeline.run import Run
 from minitron_nas.progress import Progress
+from minitron_nas.search.exploration import Exploration, explore, make_sampler
 from minitron_nas.search.fates import candidate_rows, exclusion_rows, told_losses
-from minitron_nas.search.screen import sample_candidates, screen
+from minitron_nas.search.finalists import choose_finalists
+from minitron_nas.search.pool import Deployment, Pool
+from minitron_nas.search.proposals import PoolSampler
+from minitron_nas.search.screen import screen
 from minitron_nas.search.study import write_study
 from minitron_nas.search.tournament import ShortTraining, tournament
 from minitron_nas.space.enumerate import Candidate, Enumeration, enumerate_candidates
@@ -26,13 +28,20 @@ from minitron_nas.storage.tables import read_rows
 
 def find_shape(run: Run, hop: Hop) -> tuple[Candidate, Done]:
     """Screen the size's candidates, hold the tournament, and return the winner and the tournament's stage."""
-    source = hop.source.checkpoint
-    found = enumerate_candidates(run.plan.space, hop.size, source.architecture, source.layout)
-    by_id = {candidate.id: candidate for candidate in found.candidates}
-    screened = _screen(run, hop, found)
-    finalists = [by_id[key] for key in screened.result]
-    done = _contest(run, hop, found, screened, finalists)
-    return by_id[done.result], done
+    plan, source = run.plan, hop.source.checkpoint
+    found = enumerate_candidates(plan.space, hop.size, source.architecture, source.layout)
+    pool = Pool.of(
+        found,
+        source.architecture,
+        source.layout,
+        plan.text.sequence_length // 2,
+        Deployment(plan.search.batch_size, plan.search.context_tokens),
+        plan.search.bounds,
+    )
+    screened = _screen(run, hop, pool)
+    finalists = [pool.candidates[index] for index in screened.result]
+    done = _contest(run, hop, found, pool, screened, finalists)
+    return next(each for each in finalists if each.id == done.result), done
 
 
 def write_search(run: Run, tournaments: Sequence[Done]) -> None:
@@ -65,63 +74,84 @@ def _jobs(run: Run, hop: Hop) -> Jobs:
     return Jobs(make_runner(runner, run.folder.work / "ray"), folder / key, runner.max_failures)
 
 
-def _screen(run: Run, hop: Hop, found: Enumeration) -> Done:
-    plan, outcomes_file = run.plan, run.folder.screened(hop.label)
-    sampled = sample_candidates(found.candidates, plan.search, plan.seed)
+def _screen(run: Run, hop: Hop, pool: Pool) -> Done:
+    plan, explored_file = run.plan, run.folder.screened(hop.label)
+    settings = plan.search
+    most = min(settings.max_screened or len(pool), len(pool))
 
     def action(progress: Progress) -> Left:
         jobs = _jobs(run, hop).within("screen")
-        outcomes = screen(sampled, hop.prepared, hop.lessons.files, plan.search, jobs, progress)
-        _tell_losses(run, f"{hop.label} screen", outcomes)
-        finite = [candidate for candidate in sampled if _is_finite(outcomes[candidate.id])]
-        if not finite:
-            raise TrialError(
-                f"none of the {len(sampled)} candidates of {hop.label} that were screened has a finite KL to the "
-                "teacher; the model or the text is damaged, or numbers overflow: try another text, or start=select and "
-                "repair=none"
+        done = 0
+
+        def measure(candidates: Sequence[Candidate]) -> dict[str, Outcome]:
+            nonlocal done
+            before = done
+            done += len(candidates)
+            return screen(
+                candidates,
+                hop.prepared,
+                hop.lessons.files,
+                settings,
+                jobs,
+                lambda each, _: progress(before + each, most),
             )
-        ranked = sorted(finite, key=lambda candidate: outcomes[candidate.id].number("kl_nats") or 0.0)
-        # A tournament does not run again because the same screening took another time.
-        write_json(outcomes_file, {key: asdict(replace(outcome, seconds=0.0)) for key, outcome in outcomes.items()})
-        return Left([candidate.id for candidate in ranked[: plan.search.num_finalists]])
+
+        explored = explore(pool, make_sampler(pool, settings, plan.seed), settings, measure)
+        _tell_losses(run, f"{hop.label} screen", {each.key: each for each in explored.outcomes.values()})
+        kls = explored.kls()
+        if not kls:
+            raise TrialError(
+                f"none of the {len(explored.outcomes)} candidates of {hop.label} that were screened has a finite KL to "
+                "the teacher; the model or the text is damaged, or numbers overflow: try another text, or start=select "
+                "and repair=none"
+            )
+        write_json(explored_file, explored.to_dict())
+        return Left(choose_finalists(pool, kls, settings.others, settings.num_finalists))
 
     stage = Stage(
         f"{hop.label} screen",
-        f"untrained KL of {len(sampled)} of {len(found.candidates)} candidates",
+        f"untrained KL of up to {most:,} of {len(pool):,} candidates",
         inputs.of_search(plan, hop.size),
         needs=(run.tokens.done, *hop.needs),
-        outputs=[outcomes_file],
+        outputs=[explored_file],
         costly=True,
     )
     return run.engine.run(stage, action)
 
 
-def _contest(run: Run, hop: Hop, found: Enumeration, screened: Done, finalists: Sequence[Candidate]) -> Done:
+def _contest(
+    run: Run, hop: Hop, found: Enumeration, pool: Pool, screened: Done, finalists: Sequence[Candidate]
+) -> Done:
     plan, folder = run.plan, run.folder.trials(hop.label)
 
     def action(progress: Progress) -> Left:
-        jobs = _jobs(run, hop)
+        winner, trials = finalists[0], []
         rungs = plan.search.rung_tokens(run.tokens.distillation_tokens)
-        training = ShortTraining(plan.distillation, tuple(rungs), plan.search.reduction, plan.seed)
-        winner, trials = tournament(
-            finalists,
-            hop.prepared,
-            hop.lessons.files,
-            training,
-            jobs.within("rungs"),
-            jobs.results / "checkpoints",
-            progress,
+        if rungs:
+            jobs = _jobs(run, hop)
+            training = ShortTraining(plan.distillation, tuple(rungs), plan.search.reduction, plan.seed)
+            winner, trials = tournament(
+                finalists,
+                hop.prepared,
+                hop.lessons.files,
+                training,
+                jobs.within("rungs"),
+                jobs.results / "checkpoints",
+                progress,
+            )
+            _tell_losses(run, f"{hop.label} tournament", {trial.candidate.id: trial.outcome for trial in trials})
+        explored = Exploration.from_dict(read_json(run.folder.screened(hop.label)))
+        known = {index: outcome.number("kl_nats") for index, outcome in explored.outcomes.items()}
+        predicted = PoolSampler(pool, plan.search.others, plan.seed).predict(known)
+        candidates = candidate_rows(
+            pool, explored, predicted, trials, winner.id, plan.search.others or ("memory_bytes",)
         )
-        _tell_losses(run, f"{hop.label} tournament", {trial.candidate.id: trial.outcome for trial in trials})
-        outcomes = {key: Outcome(**values) for key, values in read_json(run.folder.screened(hop.label)).items()}
-        context = plan.text.sequence_length // 2
-        candidates = candidate_rows(found, hop.source.checkpoint.layout, context, outcomes, trials, winner)
         size = {"size": hop.label}
         return Left(
             winner.id,
             rows=(
-                (CANDIDATES, [{**size, **row} for row in candidates]),
-                (EXCLUSIONS, [{**size, **row} for row in exclusion_rows(found)]),
+                (CANDIDATES, ({**size, **row} for row in candidates)),
+                (EXCLUSIONS, [{**size, **row} for row in exclusion_rows(found, pool)]),
                 (TRIALS, [trial.to_row(hop.label) for trial in trials]),
             ),
         )
@@ -141,8 +171,3 @@ def _contest(run: Run, hop: Hop, found: Enumeration, screened: Done, finalists: 
 def _tell_losses(run: Run, what: str, outcomes: Mapping[str, Outcome]) -> None:
     if (told := told_losses(what, outcomes)) is not None:
         run.engine.note(told)
-
-
-def _is_finite(outcome: Outcome) -> bool:
-    kl = outcome.number("kl_nats")
-    return kl is not None and isfinite(kl)
