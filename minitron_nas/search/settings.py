@@ -89,6 +89,11 @@ class SearchSettings(Settings):
         return self.objectives[1:]
 
     @property
+    def weighed(self) -> tuple[str, ...]:
+        """What the front is told in beside KL: the other objectives, or memory where there are none."""
+        return self.others or ("memory_bytes",)
+
+    @property
     def bounds(self) -> tuple[Constraint, ...]:
         """The constraints, read."""
         return tuple(map(Constraint.parse, self.constraints))

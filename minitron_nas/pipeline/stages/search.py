@@ -53,8 +53,9 @@ def write_search(run: Run, tournaments: Sequence[Done]) -> None:
     """
 
     def action(_: Progress) -> Left:
-        candidates, trials = (read_rows(run.folder.path, table) for table in (CANDIDATES, TRIALS))
-        write_study(run.folder.study, candidates, trials)
+        candidates = read_rows(run.folder.path, CANDIDATES, [("outcome", "!=", "not_sampled")])
+        trials = read_rows(run.folder.path, TRIALS)
+        write_study(run.folder.study, candidates, trials, run.plan.search.weighed)
         return Left()
 
     stage = Stage(
@@ -143,9 +144,7 @@ def _contest(
         explored = Exploration.from_dict(read_json(run.folder.screened(hop.label)))
         known = {index: outcome.number("kl_nats") for index, outcome in explored.outcomes.items()}
         predicted = PoolSampler(pool, plan.search.others, plan.seed).predict(known)
-        candidates = candidate_rows(
-            pool, explored, predicted, trials, winner.id, plan.search.others or ("memory_bytes",)
-        )
+        candidates = candidate_rows(pool, explored, predicted, trials, winner.id, plan.search.weighed)
         size = {"size": hop.label}
         return Left(
             winner.id,
