@@ -1,12 +1,16 @@
 """What a shape costs: parameters, FLOPs and bytes, exact, for one shape or for arrays of them."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minitron_nas.architecture.layout import Axis, Layout, Sizes, TensorRow, axis_sizes
 from minitron_nas.architecture.spec import Architecture
+
+Integers: TypeAlias = NDArray[np.int64]
+Columns: TypeAlias = dict[str, Integers]
+"""One array per prunable size of a family, by the names of `SHAPE_FIELDS`, all of one length."""
 
 
 def count_parameters(architecture: Architecture, layout: Layout) -> int:
@@ -52,10 +56,7 @@ def count_embedding_parameters(architecture: Architecture, layout: Layout) -> in
         architecture: The model's shape.
         layout: The table of its family.
     """
-    sizes = axis_sizes(architecture)
-    return int(
-        sum(r.elements(sizes) for r in layout.rows if r.exists(architecture) and any(Axis.VOCAB in d for d in r.dims))
-    )
+    return int(_embedding_parameters(layout, architecture, axis_sizes(architecture)))
 
 
 def forward_flops_per_token(architecture: Architecture, layout: Layout, context_tokens: int) -> int:
@@ -71,14 +72,7 @@ def forward_flops_per_token(architecture: Architecture, layout: Layout, context_
         context_tokens: Mean number of tokens attended to.
     """
     sizes = axis_sizes(architecture)
-    per_layer = sum(
-        r.elements(sizes) * (architecture.num_experts_per_tok if r.per_expert else 1)
-        for r in layout.rows
-        if r.per_layer and len(r.dims) == 2 and r.exists(architecture)
-    )
-    attention = 4 * architecture.num_attention_heads * architecture.head_dim * context_tokens
-    head = 2 * architecture.vocab_size * architecture.hidden_size
-    return int(architecture.num_hidden_layers * (2 * per_layer + attention) + head)
+    return int(_forward_flops(layout, architecture, sizes, architecture.num_hidden_layers, context_tokens))
 
 
 def kv_cache_bytes_per_token(architecture: Architecture, bytes_per_value: int = 2) -> int:
@@ -90,6 +84,66 @@ def kv_cache_bytes_per_token(architecture: Architecture, bytes_per_value: int = 
     """
     per_layer = 2 * architecture.num_key_value_heads * architecture.head_dim
     return architecture.num_hidden_layers * per_layer * bytes_per_value
+
+
+def costs_of(layout: Layout, source: Architecture, columns: Columns, context_tokens: int) -> dict[str, Integers]:
+    """What many shapes cost, exactly.
+
+    Args:
+        layout: The family table.
+        source: The shape that they are cut from; says which optional tensors exist.
+        columns: An array for each prunable size of the family.
+        context_tokens: Mean number of tokens attended to, for the FLOPs.
+
+    Returns:
+        Arrays by name: `num_parameters`; `num_active_parameters`, which leaves out experts that a token is not sent
+        to; `num_embedding_parameters`; `forward_flops_per_token`; `kv_cache_bytes_per_token` in half precision.
+    """
+    sizes, num_layers = axis_sizes_of(source, columns), columns["num_hidden_layers"]
+    sent_to = sizes | {Axis.EXPERTS: source.num_experts_per_tok}
+    costs = {
+        "num_parameters": count_parameters_of(layout, source, sizes, num_layers),
+        "num_active_parameters": _active_parameters(layout, source, sizes, sent_to, num_layers),
+        "num_embedding_parameters": _embedding_parameters(layout, source, sizes),
+        "forward_flops_per_token": _forward_flops(layout, source, sizes, num_layers, context_tokens),
+        "kv_cache_bytes_per_token": num_layers * 4 * columns["num_key_value_heads"] * source.head_dim,
+    }
+    return {name: np.broadcast_to(values, num_layers.shape).astype(np.int64) for name, values in costs.items()}
+
+
+def axis_sizes_of(source: Architecture, columns: Columns) -> dict[Axis, Any]:
+    """Return the sizes of all axes: arrays for those that the columns name, the source's for the others.
+
+    Args:
+        source: The shape that the others are cut from.
+        columns: An array for each prunable size.
+    """
+    sizes: dict[Axis, Any] = dict(axis_sizes(source))
+    sizes |= {Axis(name): column for name, column in columns.items() if name in sizes}
+    return sizes | {Axis.GROUP_HEADS: columns["num_attention_heads"] // columns["num_key_value_heads"]}
+
+
+def _active_parameters(layout: Layout, source: Architecture, sizes: Sizes, sent_to: Sizes, num_layers: Any) -> Any:
+    """All parameters, with the experts' matrices counted as often as a token is sent to one."""
+    experts = [row for row in layout.rows if row.exists(source) and row.per_expert]
+    idle = sum(_in_all_experts(row, sizes) - _in_all_experts(row, sent_to) for row in experts)
+    return count_parameters_of(layout, source, sizes, num_layers) - idle * num_layers
+
+
+def _embedding_parameters(layout: Layout, source: Architecture, sizes: Sizes) -> Any:
+    rows = (row for row in layout.rows if row.exists(source) and any(Axis.VOCAB in each for each in row.dims))
+    return sum(row.elements(sizes) for row in rows)
+
+
+def _forward_flops(layout: Layout, source: Architecture, sizes: Sizes, num_layers: Any, context_tokens: int) -> Any:
+    per_layer = sum(
+        row.elements(sizes) * (source.num_experts_per_tok if row.per_expert else 1)
+        for row in layout.rows
+        if row.per_layer and len(row.dims) == 2 and row.exists(source)
+    )
+    num_heads = sizes[Axis.KV_GROUPS] * sizes[Axis.GROUP_HEADS]
+    attention = 4 * num_heads * source.head_dim * context_tokens
+    return num_layers * (2 * per_layer + attention) + 2 * source.vocab_size * sizes[Axis.HIDDEN]
 
 
 def _in_all_experts(table_row: TensorRow, sizes: Sizes) -> Any:

@@ -12,7 +12,7 @@ from minitron_nas.evaluation.settings import EvaluationSettings
 from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.importance.settings import ImportanceSettings
 from minitron_nas.pruning.settings import Repair, Start, StartSettings
-from minitron_nas.search.settings import SearchSettings
+from minitron_nas.search.settings import SearchSettings, procedure
 from minitron_nas.settings import Count, Settings, format_count, plan_error
 from minitron_nas.space.axes import SearchSpace, load_space
 from minitron_nas.storage.plain_yaml import load_yaml
@@ -78,6 +78,11 @@ class FamilyPlan(Settings):
     @classmethod
     def _named_runner(cls, value: Any) -> Any:
         return {"kind": value} if isinstance(value, str) else value
+
+    @field_validator("search", mode="before")
+    @classmethod
+    def _named_search(cls, value: Any) -> Any:
+        return procedure(value) if isinstance(value, str) else value
 
     @field_validator("correct", mode="before")
     @classmethod
@@ -179,6 +184,8 @@ def with_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[
                 inner = load_space(inner or "default").model_dump(mode="json")
             if parent == "runner" and isinstance(inner, str):
                 inner = {"kind": inner}
+            if parent == "search" and isinstance(inner, str):
+                inner = _procedure(inner)
             if inner is None or (parent == "correct" and isinstance(inner, bool)):
                 inner = {}
             if not isinstance(inner, dict):
@@ -194,6 +201,13 @@ def _read_yaml(text: str, origin: str) -> Any:
         return load_yaml(text)
     except ValueError as error:
         raise PlanError(f"{origin} is not YAML: {error}") from None
+
+
+def _procedure(name: str) -> dict[str, Any]:
+    try:
+        return procedure(name)
+    except ValueError as error:
+        raise PlanError(str(error)) from None
 
 
 def _copied(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -52,7 +52,11 @@ def candidate_rows(run: RunRecord) -> list[list[Any]]:
     """
     trained = best_trained(run.trials).set_index(["size", "candidate"])["kl_nats"].to_dict()
     sizes = run.sizes()
-    rows = plain_rows(run.candidates)
+    frame = run.candidates
+    if len(frame) > MAX_CANDIDATE_ROWS:
+        ranks = frame["outcome"].map({name: _outcome_rank({"outcome": name}) for name in frame["outcome"].unique()})
+        frame = frame.loc[ranks.sort_values(kind="stable").index[:MAX_CANDIDATE_ROWS]]
+    rows = plain_rows(frame)
     for row in rows:
         row["trained_kl_nats"] = trained.get((row["size"], row["candidate"]))
 
@@ -61,8 +65,6 @@ def candidate_rows(run: RunRecord) -> list[list[Any]]:
         known = (float("inf") if kl is None else kl for kl in kls)
         return (sizes.index(row["size"]), _outcome_rank(row), *known, row["candidate"])
 
-    if len(rows) > MAX_CANDIDATE_ROWS:
-        rows = sorted(rows, key=_outcome_rank)[:MAX_CANDIDATE_ROWS]
     return [[row[column] for column, _, _ in CANDIDATE_COLUMNS] for row in sorted(rows, key=order)]
 
 

@@ -1,51 +1,69 @@
 """What became of every candidate of a size, as rows of `candidates.parquet`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from minitron_nas.architecture.costs import (
-    count_embedding_parameters,
-    forward_flops_per_token,
-    kv_cache_bytes_per_token,
-)
-from minitron_nas.architecture.layout import Layout
 from minitron_nas.execution.runner import Outcome, last_line
+from minitron_nas.search.exploration import Exploration
 from minitron_nas.search.pareto import pareto_front
+from minitron_nas.search.pool import Pool, Values
 from minitron_nas.search.tournament import TrialRow
-from minitron_nas.space.enumerate import RULE_REASONS, Candidate, Enumeration
+from minitron_nas.space.enumerate import RULE_REASONS, Enumeration
+from minitron_nas.storage.schemas import CANDIDATES
+
+_BLOCK = 1 << 16
+"""Candidates that are written together."""
 
 
 def candidate_rows(
-    found: Enumeration,
-    layout: Layout,
-    context_tokens: int,
-    screened: Mapping[str, Outcome],
+    pool: Pool,
+    explored: Exploration,
+    predicted: Values | None,
     trials: Sequence[TrialRow],
-    winner: Candidate,
-) -> list[dict[str, Any]]:
-    """Return a row for each candidate of a size, without the size: its costs, its screening, its fate.
+    winner: str,
+    others: Sequence[str],
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for each candidate of a size, without the size: its costs, its screening, its fate.
 
     Args:
-        found: The candidates.
-        layout: The table of their family.
-        context_tokens: Mean number of tokens attended to, for the FLOPs.
-        screened: Outcomes of the screening by candidate id.
+        pool: The candidates.
+        explored: What was screened of them.
+        predicted: (num_candidates,), the KL that the surrogate expects; None without one.
         trials: Every rung of every trial, in the order of rungs.
-        winner: The candidate that was chosen.
+        winner: Id of the candidate that was chosen.
+        others: What the front weighs beside KL.
     """
-    rows = [_row(candidate, layout, context_tokens, screened.get(candidate.id)) for candidate in found.candidates]
-    front = pareto_front([(row["num_parameters"], _or_nan(row["screen_kl_nats"])) for row in rows])
+    kls = explored.kls()
+    costs = pool.costs(others)
+    on_front = {
+        index for index, on in zip(kls, pareto_front([(kls[each], *costs[each]) for each in kls]), strict=True) if on
+    }
     last = {trial.candidate.id: trial for trial in trials}
-    for row, on_front in zip(rows, front, strict=True):
+    for index, row in enumerate(_costed(pool)):
+        screened = explored.outcomes.get(index)
         key = row["candidate"]
-        outcome, reason = fate(screened.get(key), last.get(key), key == winner.id)
-        row |= {"on_front": on_front, "outcome": outcome, "reason": reason}
-    return rows
+        outcome, reason = fate(screened, last.get(key), key == winner)
+        yield row | {
+            "round": explored.rounds.get(index),
+            "predicted_kl_nats": None if predicted is None else float(predicted[index]),
+            "screen_kl_nats": screened.number("kl_nats") if screened is not None else None,
+            "screen_loss_nats": screened.number("loss_nats") if screened is not None else None,
+            "on_front": index in on_front,
+            "outcome": outcome,
+            "reason": reason,
+        }
 
 
-def exclusion_rows(found: Enumeration) -> list[dict[str, Any]]:
-    """Return a row of `exclusions.parquet`, without the size, for each rule that left shapes out."""
-    return [{"rule": rule, "reason": RULE_REASONS[rule], "num_shapes": count} for rule, count in found.excluded.items()]
+def exclusion_rows(found: Enumeration, pool: Pool) -> list[dict[str, Any]]:
+    """Return a row of `exclusions.parquet`, without the size, for each rule and constraint that left shapes out.
+
+    Args:
+        found: Says what the rules left out.
+        pool: Says what the constraints left out.
+    """
+    rules = [(rule, RULE_REASONS[rule], count) for rule, count in found.excluded.items()]
+    rules += [(text, "the plan's search.constraints", count) for text, count in pool.excluded.items() if count]
+    return [{"rule": rule, "reason": reason, "num_shapes": count} for rule, reason, count in rules]
 
 
 def fate(screened: Outcome | None, last: TrialRow | None, won: bool) -> tuple[str, str]:
@@ -57,11 +75,13 @@ def fate(screened: Outcome | None, last: TrialRow | None, won: bool) -> tuple[st
         won: Whether it was chosen.
     """
     if screened is None:
-        return "not_sampled", "the space was larger than search.max_screened and the sample left it out"
+        return "not_sampled", "it was not screened: others promised more, or search.max_screened was reached"
     if screened.status != "completed":
         return "failed", f"screening {screened.status}: {last_line(screened.error)}"
     if last is None:
-        return "screened_out", f"its untrained KL of {screened.number('kl_nats'):.3f} nats was not among the best"
+        untrained = f"{screened.number('kl_nats'):.3f} nats"
+        best, other = f"lowest untrained KL, {untrained}", f"its untrained KL of {untrained} was not among the best"
+        return ("chosen", f"{best}; none was trained") if won else ("screened_out", other)
     if last.outcome.status != "completed":
         return "failed", f"rung {last.rung} {last.outcome.status}: {last_line(last.outcome.error)}"
     kl = last.outcome.number("kl_nats")
@@ -87,19 +107,11 @@ def told_losses(what: str, outcomes: Mapping[str, Outcome]) -> str | None:
     return f"{what}: {', '.join(told)}; they took no further part" if told else None
 
 
-def _row(candidate: Candidate, layout: Layout, context_tokens: int, screened: Outcome | None) -> dict[str, Any]:
-    shape = candidate.architecture
-    return {
-        "candidate": candidate.id,
-        **shape.sizes(),
-        "num_parameters": candidate.num_parameters,
-        "num_embedding_parameters": count_embedding_parameters(shape, layout),
-        "forward_flops_per_token": forward_flops_per_token(shape, layout, context_tokens),
-        "kv_cache_bytes_per_token": kv_cache_bytes_per_token(shape),
-        "screen_kl_nats": screened.number("kl_nats") if screened is not None else None,
-        "screen_loss_nats": screened.number("loss_nats") if screened is not None else None,
-    }
-
-
-def _or_nan(value: float | None) -> float:
-    return float("nan") if value is None else value
+def _costed(pool: Pool) -> Iterator[dict[str, Any]]:
+    """Yield the shape and the costs of every candidate."""
+    names = [column.name for column in CANDIDATES.columns if column.name in pool.columns]
+    for start in range(0, len(pool), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        values = zip(*(pool.columns[name][block].tolist() for name in names), strict=True)
+        for candidate, row in zip(pool.candidates[block], values, strict=True):
+            yield {"candidate": candidate.id, **dict(zip(names, row, strict=True))}

@@ -1,22 +1,47 @@
 """The Pareto front."""
 
 from collections.abc import Sequence
-from math import isnan
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 
-def pareto_front(points: Sequence[Sequence[float]]) -> list[bool]:
+def pareto_front(points: Sequence[Sequence[float]] | ArrayLike) -> list[bool]:
     """Say for every point whether no other one is at least as good in all and better in one objective.
+
+    Points are taken in lexical order, in which none is dominated by a later one, and each is held against the front
+    so far: a million points take seconds unless most of them are on the front.
 
     Args:
         points: (num_points, num_objectives), every objective to be minimised. Points that are equal
             in all objectives are on the front together; NaN never is.
     """
-    return [
-        not any(isnan(value) for value in point) and not any(_dominates(other, point) for other in points)
-        for point in points
-    ]
+    values = np.asarray(points, dtype=float)
+    if not len(values):
+        return []
+    on_front = np.zeros(len(values), dtype=bool)
+    valid = np.flatnonzero(~np.isnan(values).any(axis=1))
+    if not len(valid):
+        return on_front.tolist()
+    distinct, place = np.unique(values[valid], axis=0, return_inverse=True)
+    on_front[valid] = _of_distinct(distinct)[place.ravel()]
+    return on_front.tolist()
 
 
-def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
-    pairs = list(zip(one, other, strict=True))
-    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
+def _of_distinct(points: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """The same for distinct points in lexical order."""
+    on_front = np.zeros(len(points), dtype=bool)
+    if points.shape[1] <= 2:
+        # Of two objectives the first ascends, so a point is on the front if the second is a new minimum.
+        last = points[:, -1]
+        on_front[0] = True
+        on_front[1:] = last[1:] < np.minimum.accumulate(last)[:-1]
+        if points.shape[1] == 1:
+            on_front[1:] = False
+        return on_front
+    alive = np.arange(len(points))
+    while len(alive):
+        first, alive = alive[0], alive[1:]
+        on_front[first] = True
+        alive = alive[~np.all(points[first] <= points[alive], axis=1)]
+    return on_front

@@ -1,35 +1,19 @@
-"""Screening: every candidate's untrained KL to the teacher."""
+"""Screening: the untrained KL of candidates to the teacher."""
 
-import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.job import TrainingFiles
 from minitron_nas.distillation.loss.validation import validate
-from minitron_nas.errors import TrialError
 from minitron_nas.execution.device import compute_dtype, pick_device
-from minitron_nas.execution.runner import Job, Jobs, Outcome, last_line
+from minitron_nas.execution.runner import Job, Jobs, Outcome
 from minitron_nas.models.causal_lm import moved
 from minitron_nas.progress import Progress, silent
 from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.student import build_student
 from minitron_nas.search.settings import SearchSettings
 from minitron_nas.space.enumerate import Candidate
-
-
-def sample_candidates(candidates: Sequence[Candidate], settings: SearchSettings, seed: int) -> list[Candidate]:
-    """Return all candidates, or a seeded sample of a large space, in their own order.
-
-    Args:
-        candidates: Of one size.
-        settings: Say how many are screened at most.
-        seed: Of the sample.
-    """
-    if len(candidates) <= settings.max_screened:
-        return list(candidates)
-    chosen = set(random.Random(seed).sample(range(len(candidates)), settings.max_screened))
-    return [candidate for index, candidate in enumerate(candidates) if index in chosen]
 
 
 def screen(
@@ -51,7 +35,7 @@ def screen(
         progress: Told about candidates.
 
     Raises:
-        TrialError: If too many candidates failed, or none could be measured.
+        TrialError: If too many candidates failed.
     """
     todo = [
         Job(
@@ -65,11 +49,7 @@ def screen(
         )
         for candidate in candidates
     ]
-    outcomes = jobs.run(screen_candidate, todo, progress)
-    if all(outcome.value is None for outcome in outcomes.values()):
-        errors = {last_line(outcome.error) or "" for outcome in outcomes.values()}
-        raise TrialError(f"no candidate could be measured: {'; '.join(sorted(errors))}")
-    return outcomes
+    return jobs.run(screen_candidate, todo, progress)
 
 
 def screen_candidate(

@@ -1,12 +1,14 @@
-"""The search as Optuna studies, for everything that reads Optuna; the only module that imports it.
+"""The search as Optuna studies, for everything that reads Optuna; with `optuna_sampler.py` all that imports it.
 
-The run's own tables stay the truth. The studies, one for each size, are written from them into a journal file, so
-that `optuna-dashboard study.journal` shows the search.
+The run's own tables stay the truth. The studies, two for each size, are written from them into a journal file, so
+that `optuna-dashboard study.journal` shows the search: what was screened, against every objective, and the trials, each
+with its KL untrained and after each rung.
 """
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.distributions import IntDistribution
@@ -19,32 +21,55 @@ from minitron_nas.storage.atomic import whole_file
 from minitron_nas.storage.tables import Row
 
 
-def write_study(path: Path, candidates: Sequence[Row], trials: Sequence[Row]) -> None:
-    """Write a study of each size's trials, whole or not at all.
+def write_study(path: Path, candidates: Sequence[Row], trials: Sequence[Row], others: Sequence[str]) -> None:
+    """Write two studies of each size, of its screening and of its trials, whole or not at all.
 
     Args:
         path: The journal file.
-        candidates: Rows of `candidates.parquet`; they give the ranges of the parameters.
+        candidates: Rows of `candidates.parquet` that were screened; they give the ranges of the parameters.
         trials: Rows of `trials.parquet`, in the order of rungs.
+        others: Objectives of the screening beside KL, columns of the candidates.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with whole_file(path) as partial:
         partial.unlink(missing_ok=True)
         storage = JournalStorage(JournalFileBackend(str(partial)))
-        for size in dict.fromkeys(row["size"] for row in trials):
-            study = optuna.create_study(study_name=size, storage=storage, direction="minimize")
-            study.set_user_attr("metric", "validation KL(teacher || student) per token, in nats")
+        for size in dict.fromkeys(row["size"] for row in candidates):
             shapes = {row["candidate"]: row for row in candidates if row["size"] == size}
-            for trial in _trials([row for row in trials if row["size"] == size], shapes):
-                study.add_trial(trial)
+            directions = ["minimize"] * (1 + len(others))
+            study = optuna.create_study(study_name=f"{size} screened", storage=storage, directions=directions)
+            study.set_user_attr("metrics", ["untrained KL(teacher || candidate) per token, in nats", *others])
+            study.add_trials([_screened(row, others, _distributions(shapes)) for row in shapes.values()])
+            own = [row for row in trials if row["size"] == size]
+            if own:
+                study = optuna.create_study(study_name=size, storage=storage, direction="minimize")
+                study.set_user_attr("metric", "validation KL(teacher || student) per token, in nats")
+                study.add_trials(_trials(own, shapes))
 
 
-def _trials(rows: Sequence[Row], shapes: Mapping[str, Row]) -> list[FrozenTrial]:
-    distributions = {
+def _distributions(shapes: Mapping[str, Row]) -> dict[str, IntDistribution]:
+    return {
         name: IntDistribution(min(sizes), max(sizes))
         for name in SHAPE_FIELDS
         if any(sizes := [shape[name] or 0 for shape in shapes.values()])
     }
+
+
+def _screened(shape: Row, others: Sequence[str], distributions: Mapping[str, IntDistribution]) -> FrozenTrial:
+    """One candidate of the screening; failed where it has no finite KL."""
+    kl = shape["screen_kl_nats"]
+    given: dict[str, Any] = {
+        "params": {name: shape[name] for name in distributions},
+        "distributions": dict(distributions),
+        "user_attrs": {"candidate": shape["candidate"], "round": shape["round"], "outcome": shape["outcome"]},
+    }
+    if kl is None or not isfinite(kl):
+        return create_trial(state=TrialState.FAIL, **given)
+    return create_trial(values=[kl, *(float(shape[name]) for name in others)], **given)
+
+
+def _trials(rows: Sequence[Row], shapes: Mapping[str, Row]) -> list[FrozenTrial]:
+    distributions = _distributions(shapes)
     by_candidate: dict[str, list[Row]] = {}
     for row in rows:
         by_candidate.setdefault(row["candidate"], []).append(row)
@@ -56,7 +81,9 @@ def _trial(
     rows: Sequence[Row], shape: Row, last_rung: int, distributions: Mapping[str, IntDistribution]
 ) -> FrozenTrial:
     done = {row["tokens"]: kl for row in rows if (kl := row["kl_nats"]) is not None and isfinite(kl)}
-    last = rows[-1]
+    last, untrained = rows[-1], shape["screen_kl_nats"]
+    if untrained is not None and isfinite(untrained):
+        done = {0: untrained, **done}
     if last["status"] != "completed" or last["tokens"] not in done:
         state = TrialState.FAIL
     else:

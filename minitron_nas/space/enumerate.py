@@ -10,14 +10,14 @@ from typing import Any, TypeAlias, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from minitron_nas.architecture.costs import count_parameters, count_parameters_of
-from minitron_nas.architecture.layout import Axis, Layout, axis_sizes
+from minitron_nas.architecture.costs import Columns, Integers, axis_sizes_of, count_parameters, count_parameters_of
+from minitron_nas.architecture.layout import Layout
 from minitron_nas.architecture.rules import RULES, Rule
 from minitron_nas.architecture.spec import SHAPE_FIELDS, Architecture
 from minitron_nas.errors import SpaceError
 from minitron_nas.settings import format_count
 from minitron_nas.space.axes import SearchSpace
-from minitron_nas.space.grid import BLOCK, Columns, Grid, Integers
+from minitron_nas.space.grid import BLOCK, Grid
 
 Check: TypeAlias = tuple[str, Callable[[Columns], Any]]
 """A rule's name, and the function from columns to truth values."""
@@ -86,6 +86,18 @@ class Candidates(Sequence[Candidate]):
             return Candidates(self._source, self._grid, self._numbers[index], self._num_parameters[index])
         position = range(len(self))[index]
         return next(iter(self[position : position + 1]))
+
+    def columns(self) -> Columns:
+        """Return the prunable sizes of all candidates, an array for each, (num_candidates,)."""
+        return self._grid.columns(self._numbers)
+
+    def taken(self, indices: Integers) -> "Candidates":
+        """Return some of them.
+
+        Args:
+            indices: (num_taken,), ascending.
+        """
+        return Candidates(self._source, self._grid, self._numbers[indices], self._num_parameters[indices])
 
     def __iter__(self) -> Iterator[Candidate]:
         """Build the candidates one after the other."""
@@ -186,7 +198,7 @@ def parameters_of(columns: Columns, source: Architecture, layout: Layout) -> Int
     Returns:
         (num_shapes,).
     """
-    sizes = _axis_arrays(columns, source)
+    sizes = axis_sizes_of(source, columns)
     return np.asarray(count_parameters_of(layout, source, sizes, columns["num_hidden_layers"]))
 
 
@@ -234,13 +246,7 @@ def _checks(space: SearchSpace, source: Architecture, layout: Layout) -> Iterato
 
 
 def _keeps(rule: Rule, source: Architecture, shapes: Columns) -> Any:
-    return rule.keeps(_axis_arrays(shapes, source), source)
-
-
-def _axis_arrays(columns: Columns, source: Architecture) -> dict[Axis, Any]:
-    sizes: dict[Axis, Any] = dict(axis_sizes(source))
-    sizes |= {Axis(name): column for name, column in columns.items() if name in sizes}
-    return sizes | {Axis.GROUP_HEADS: columns["num_attention_heads"] // columns["num_key_value_heads"]}
+    return rule.keeps(axis_sizes_of(source, shapes), source)
 
 
 def _nearest(counts: Integers, low: int, high: int) -> list[int]:

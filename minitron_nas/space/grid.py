@@ -4,19 +4,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from math import prod
-from typing import Self, TypeAlias
+from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
+from minitron_nas.architecture.costs import Columns, Integers
 from minitron_nas.architecture.layout import Layout
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import SpaceError
 from minitron_nas.space.axes import SpaceAxes
-
-Integers: TypeAlias = NDArray[np.int64]
-Columns: TypeAlias = dict[str, Integers]
-"""One array per prunable size of a family, all of one length."""
 
 BLOCK = 2**16
 """Combinations that are looked at together: few enough for their columns to stay in the cache."""

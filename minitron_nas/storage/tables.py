@@ -33,10 +33,20 @@ def write_rows(folder: Path, table: Table, rows: Iterable[Row]) -> None:
             writer.write_table(pa.Table.from_pylist(batch, schema=schema))
 
 
-def read_rows(folder: Path, table: Table) -> list[dict[str, Any]]:
-    """Read a table as plain rows; a table that was never written has none."""
+Filters: TypeAlias = list[tuple[str, str, Any]]
+"""Conditions that rows must meet, as pyarrow reads them: column, operator, value."""
+
+
+def read_rows(folder: Path, table: Table, filters: Filters | None = None) -> list[dict[str, Any]]:
+    """Read a table as plain rows; a table that was never written has none.
+
+    Args:
+        folder: Where the table lies.
+        table: Its schema.
+        filters: Which rows; all without it.
+    """
     path = folder / table.file_name
-    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist() if path.exists() else []
+    rows: list[dict[str, Any]] = pq.read_table(path, filters=filters).to_pylist() if path.exists() else []
     return rows
 
 

@@ -45,7 +45,7 @@ def test_every_setting_of_a_plan_is_described_with_its_default() -> None:
     assert "Default" not in rows["teacher"]["about"] + rows["correct"]["about"] + rows["space.window"]["about"]
     assert rows["space.tolerance"]["default"] == 0.05
     assert rows["space.axes.num_hidden_layers"]["about"].endswith(
-        " Default: {min_fraction: 0.75, multiple_of: 1, step_fraction: 0.0625}."
+        " Default: {min_fraction: 0.75, multiple_of: 1, step_fraction: 0.03125}."
     )
     for row in rows.values():
         if row["default"] is not None and row["name"] not in {"space", "sizes", "data", "teacher"}:

@@ -1,6 +1,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,14 +10,18 @@ from minitron_nas.distillation.job import StreamFiles, TrainingFiles
 from minitron_nas.distillation.signals.hidden_cache import write_hidden_cache
 from minitron_nas.execution import runner
 from minitron_nas.execution.local import LocalRunner
-from minitron_nas.families.catalog import count_parameters
+from minitron_nas.execution.runner import Outcome
+from minitron_nas.families.catalog import count_parameters, layout_of
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.models.loading import load_for_inference
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
 from minitron_nas.search import start
-from minitron_nas.space.enumerate import Candidate
+from minitron_nas.search.objectives import Constraint
+from minitron_nas.search.pool import Deployment, Pool
+from minitron_nas.space.axes import SearchSpace, load_space
+from minitron_nas.space.enumerate import Candidate, enumerate_candidates
 from minitron_nas.testing import tiny_checkpoint
 from minitron_nas.text.packing import pack
 
@@ -38,6 +43,57 @@ class Arena:
     def finalists(self) -> list[Candidate]:
         """Four shapes, of which the largest is by far the nearest to the teacher."""
         return [self.candidate(intermediate_size=neurons) for neurons in (20, 4, 46, 12)]
+
+
+SMOLLM2_AXES = {
+    "num_hidden_layers": {"values": list(range(20, 31))},
+    "hidden_size": {"values": [432, 504, 576]},
+    "intermediate_size": {"values": list(range(640, 1537, 128))},
+    "num_attention_heads": {"values": [6, 9]},
+    "num_key_value_heads": {"values": [2, 3]},
+}
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """A pool, and an untrained KL for each of its shapes that is shaped like SmolLM2's: each axis does its own harm,
+    pairs a little more, and no two shapes are equal."""
+
+    pool: Pool
+    kls: np.ndarray
+
+    def measure(self, candidates):
+        by_id = {candidate.id: kl for candidate, kl in zip(self.pool.candidates, self.kls, strict=True)}
+        return {each.id: Outcome(each.id, "completed", {"kl_nats": by_id[each.id]}, None, 0.0) for each in candidates}
+
+
+def smollm2_pool(size=94_000_000, axes=SMOLLM2_AXES, tolerance=0.025, constraints=(), latency=None):
+    source = load_space("smollm2-135m").source_architecture()
+    space = SearchSpace.model_validate({"axes": axes, "tolerance": tolerance})
+    layout = layout_of(source.model_type)
+    found = enumerate_candidates(space, size, source, layout)
+    bounds = [Constraint.parse(text) for text in constraints]
+    return Pool.of(found, source, layout, 128, Deployment(1, 4096), bounds, latency)
+
+
+def harm(pool):
+    columns, source = pool.columns, pool.source
+    lost = {name: 1 - columns[name] / getattr(source, name) for name in source.sizes()}
+    depth, width, neurons = lost["num_hidden_layers"] ** 1.15, lost["hidden_size"], lost["intermediate_size"] ** 1.6
+    heads = lost["num_attention_heads"] + lost["num_key_value_heads"]
+    alone = 4.2 * depth + 4.1 * width + 1.6 * neurons + 0.36 * heads
+    return 0.08 + alone + 1.5 * depth * width + 1.4 * neurons * (depth + width) + 0.3 * heads * (depth + neurons)
+
+
+@pytest.fixture(scope="session")
+def landscape():
+    pool = smollm2_pool()
+    return Landscape(pool, harm(pool))
+
+
+@pytest.fixture(scope="session")
+def make_pool():
+    return smollm2_pool
 
 
 @pytest.fixture(autouse=True)

@@ -6,11 +6,9 @@ import pytest
 import torch
 from torch.nn.functional import log_softmax
 
-from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.job import StreamFiles
 from minitron_nas.distillation.loss import validation
 from minitron_nas.distillation.signals.hidden_cache import write_hidden_cache
-from minitron_nas.errors import TrialError
 from minitron_nas.execution.local import LocalRunner
 from minitron_nas.execution.runner import Jobs
 from minitron_nas.execution.settings import RunnerSettings
@@ -19,9 +17,8 @@ from minitron_nas.models.loading import load_for_inference
 from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.student import build_student
 from minitron_nas.search import screen as module
-from minitron_nas.search.screen import sample_candidates, screen
+from minitron_nas.search.screen import screen
 from minitron_nas.search.settings import SearchSettings
-from minitron_nas.space.enumerate import Candidate
 
 
 def screened(arena, candidates, results, runner=None, max_failures=0, files=None, **settings):
@@ -132,13 +129,6 @@ def test_a_shape_that_does_not_fit_into_memory_stops_nothing(arena, tmp_path, mo
     assert outcomes[large.id].value is None
 
 
-def test_without_any_shape_that_fits_the_search_ends_with_the_reason(arena, tmp_path, monkeypatch):
-    out_of_memory_for(monkeypatch, *range(100))
-    message = r"^no candidate could be measured: torch\.OutOfMemoryError: 80 GB are not enough$"
-    with pytest.raises(TrialError, match=message):
-        screened(arena, arena.finalists, tmp_path)
-
-
 def out_of_memory_for(monkeypatch, *neurons):
     def build(prepared, target, dtype):
         if target.intermediate_size in neurons:
@@ -146,28 +136,3 @@ def out_of_memory_for(monkeypatch, *neurons):
         return build_student(prepared, target, dtype)
 
     monkeypatch.setattr(module, "build_student", build)
-
-
-def numbered(count):
-    shape = Architecture("llama", 1, 1, 1, 1, 1, 1, vocab_size=1)
-    return [Candidate(shape, number) for number in range(count)]
-
-
-def test_a_small_space_is_screened_whole():
-    candidates = numbered(5)
-    assert sample_candidates(candidates, SearchSettings(max_screened=5), seed=0) == candidates
-
-
-def test_of_a_large_space_a_sample_is_drawn_in_its_own_order():
-    sample = sample_candidates(numbered(100), SearchSettings(max_screened=7), seed=0)
-    numbers = [candidate.num_parameters for candidate in sample]
-    assert len(set(numbers)) == 7
-    assert numbers == sorted(numbers)
-
-
-def test_the_sample_rests_on_its_seed_alone():
-    settings, candidates = SearchSettings(max_screened=7), numbered(100)
-    zero, again, one = (sample_candidates(candidates, settings, seed) for seed in (0, 0, 1))
-    assert zero == again
-    assert zero != one
-    assert [candidate.num_parameters for candidate in zero] == [5, 33, 49, 53, 62, 65, 97]

@@ -33,8 +33,12 @@ ROWS = [
 ]
 
 
+UNTRAINED = [0.9, 0.8, 1.1, nan, None]
+OTHERS = ("memory_bytes",)
+
+
 def shapes(size="90k", candidates=CANDIDATES):
-    """Rows of candidates.parquet."""
+    """Rows of candidates.parquet that were screened."""
     return [
         {
             "size": size,
@@ -42,8 +46,12 @@ def shapes(size="90k", candidates=CANDIDATES):
             **dict.fromkeys(SHAPE_FIELDS),
             **c.architecture.sizes(),
             "num_parameters": c.num_parameters,
+            "memory_bytes": 2 * c.num_parameters,
+            "screen_kl_nats": UNTRAINED[number],
+            "round": 1 + number // 3,
+            "outcome": "stopped",
         }
-        for c in candidates
+        for number, c in enumerate(candidates)
     ]
 
 
@@ -63,7 +71,7 @@ def told(study):
 @pytest.fixture
 def journal(tmp_path):
     path = tmp_path / "study.journal"
-    write_study(path, shapes(), trials())
+    write_study(path, shapes(), trials(), OTHERS)
     return path
 
 
@@ -75,11 +83,11 @@ def test_optuna_reads_one_trial_per_shape_with_its_fate(journal):
     ]  # fmt: skip
 
 
-def test_every_rung_is_an_intermediate_value_at_its_tokens(journal):
+def test_every_rung_is_an_intermediate_value_at_its_tokens_after_the_screening(journal):
     assert [trial.intermediate_values for trial in load(journal).trials] == [
-        {100: 0.5, 200: 0.3, 300: 0.2},
-        {100: 0.6},
-        {100: 0.7},
+        {0: 0.9, 100: 0.5, 200: 0.3, 300: 0.2},
+        {0: 0.8, 100: 0.6},
+        {0: 1.1, 100: 0.7},
         {},
     ]
 
@@ -105,18 +113,32 @@ def test_parameters_are_the_five_sizes_over_the_range_of_all_candidates(journal)
     }
 
 
+def test_what_was_screened_is_a_study_of_all_objectives_with_its_front(journal):
+    study = load(journal, "90k screened")
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 3 + [TrialState.FAIL] * 2
+    assert [trial.values for trial in study.trials[:3]] == [[0.9, 2000], [0.8, 1998], [1.1, 1996]]
+    assert study.user_attrs["metrics"] == ["untrained KL(teacher || candidate) per token, in nats", "memory_bytes"]
+    assert [trial.number for trial in study.best_trials] == [1, 2]
+    assert study.trials[2].user_attrs == {"candidate": CANDIDATES[2].id, "round": 1, "outcome": "stopped"}
+
+
 def test_two_sizes_lie_in_one_file(journal):
     before = told(load(journal))
     smaller = trials([row(0, 1, 0.9, promoted=True)], "70k")
-    write_study(journal, [*shapes(), *shapes("70k", CANDIDATES[:1])], [*trials(), *smaller])
-    assert sorted(optuna.get_all_study_names(JournalStorage(JournalFileBackend(str(journal))))) == ["70k", "90k"]
+    write_study(journal, [*shapes(), *shapes("70k", CANDIDATES[:1])], [*trials(), *smaller], OTHERS)
+    assert sorted(optuna.get_all_study_names(JournalStorage(JournalFileBackend(str(journal))))) == [
+        "70k",
+        "70k screened",
+        "90k",
+        "90k screened",
+    ]
     assert told(load(journal)) == before
     assert load(journal, "70k").best_value == 0.9
 
 
 def test_writing_twice_leaves_the_same_study(journal):
     before = told(load(journal))
-    write_study(journal, shapes(), trials())
+    write_study(journal, shapes(), trials(), OTHERS)
     assert told(load(journal)) == before
 
 
@@ -127,14 +149,14 @@ def test_nothing_but_the_journal_is_left(journal):
 def test_a_study_that_breaks_off_leaves_the_old_one(journal):
     before = told(load(journal))
     with pytest.raises(KeyError):
-        write_study(journal, shapes(candidates=CANDIDATES[:1]), trials())
+        write_study(journal, shapes(candidates=CANDIDATES[:1]), trials(), OTHERS)
     assert told(load(journal)) == before
     assert [entry.name for entry in journal.parent.iterdir()] == ["study.journal"]
 
 
 def test_a_last_kl_that_is_no_number_is_a_failure_to_optuna(tmp_path):
     rows = [row(0, 1, 0.5, promoted=True), row(1, 1, 0.4, promoted=True), row(0, 2, nan), row(1, 2, 0.3, promoted=True)]
-    write_study(tmp_path / "study.journal", shapes(), trials(rows))
+    write_study(tmp_path / "study.journal", shapes(), trials(rows), OTHERS)
     found = load(tmp_path / "study.journal").trials
     assert [trial.state for trial in found] == [TrialState.FAIL, TrialState.COMPLETE]
-    assert found[0].intermediate_values == {100: 0.5}
+    assert found[0].intermediate_values == {0: 0.9, 100: 0.5}

@@ -2,10 +2,10 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from math import isfinite
+from pathlib import Path
 
 from minitron_nas.errors import TrialError
+from minitron_nas.evaluation.latency import LatencyModel
 from minitron_nas.execution.choice import make_runner
 from minitron_nas.execution.runner import Jobs, Outcome
 from minitron_nas.pipeline import inputs
@@ -14,8 +14,12 @@ from minitron_nas.pipeline.hop import Hop
 from minitron_nas.pipeline.run import Run
 from minitron_nas.progress import Progress
 from minitron_nas.search.correlations import rank_correlations
+from minitron_nas.search.exploration import Exploration, explore, make_sampler
 from minitron_nas.search.fates import candidate_rows, exclusion_rows, told_losses
-from minitron_nas.search.screen import sample_candidates, screen
+from minitron_nas.search.finalists import choose_finalists
+from minitron_nas.search.pool import Deployment, Pool
+from minitron_nas.search.proposals import PoolSampler
+from minitron_nas.search.screen import screen
 from minitron_nas.search.study import write_study
 from minitron_nas.search.tournament import ShortTraining, tournament
 from minitron_nas.space.enumerate import Candidate, Enumeration, enumerate_candidates
@@ -27,13 +31,31 @@ from minitron_nas.storage.tables import read_rows
 
 def find_shape(run: Run, hop: Hop) -> tuple[Candidate, Done]:
     """Screen the size's candidates, hold the tournament, and return the winner and the tournament's stage."""
-    source = hop.source.checkpoint
-    found = enumerate_candidates(run.plan.space, hop.size, source.architecture, source.layout)
-    by_id = {candidate.id: candidate for candidate in found.candidates}
-    screened = _screen(run, hop, found)
-    finalists = [by_id[key] for key in screened.result]
-    done = _contest(run, hop, found, screened, finalists)
-    return by_id[done.result], done
+    plan, source = run.plan, hop.source.checkpoint
+    found = enumerate_candidates(plan.space, hop.size, source.architecture, source.layout)
+    pool = Pool.of(
+        found,
+        source.architecture,
+        source.layout,
+        plan.text.sequence_length // 2,
+        Deployment(plan.search.batch_size, plan.search.context_tokens),
+        plan.search.bounds,
+        _latency(run),
+        run.teacher.checkpoint.architecture,
+    )
+    screened = _screen(run, hop, pool)
+    finalists = [pool.candidates[index] for index in screened.result]
+    done = _contest(run, hop, found, pool, screened, finalists)
+    return next(each for each in finalists if each.id == done.result), done
+
+
+def _latency(run: Run) -> LatencyModel | None:
+    """Return the latency model that the plan names, if it was made for this family and dtype."""
+    if run.plan.search.latency is None:
+        return None
+    model = LatencyModel.load(Path(run.plan.search.latency))
+    model.require_made_for(run.teacher.checkpoint.architecture)
+    return model
 
 
 def write_search(run: Run, tournaments: Sequence[Done]) -> None:
@@ -45,8 +67,9 @@ def write_search(run: Run, tournaments: Sequence[Done]) -> None:
     """
 
     def action(_: Progress) -> Left:
-        candidates, trials = (read_rows(run.folder.path, table) for table in (CANDIDATES, TRIALS))
-        write_study(run.folder.study, candidates, trials)
+        candidates = read_rows(run.folder.path, CANDIDATES, [("outcome", "!=", "not_sampled")])
+        trials = read_rows(run.folder.path, TRIALS)
+        write_study(run.folder.study, candidates, trials, run.plan.search.weighed)
         return Left()
 
     stage = Stage(
@@ -66,64 +89,84 @@ def _jobs(run: Run, hop: Hop) -> Jobs:
     return Jobs(make_runner(runner, run.folder.work / "ray"), folder / key, runner.max_failures)
 
 
-def _screen(run: Run, hop: Hop, found: Enumeration) -> Done:
-    plan, outcomes_file = run.plan, run.folder.screened(hop.label)
-    sampled = sample_candidates(found.candidates, plan.search, plan.seed)
+def _screen(run: Run, hop: Hop, pool: Pool) -> Done:
+    plan, explored_file = run.plan, run.folder.screened(hop.label)
+    settings = plan.search
+    most = min(settings.max_screened or len(pool), len(pool))
 
     def action(progress: Progress) -> Left:
         jobs = _jobs(run, hop).within("screen")
-        outcomes = screen(sampled, hop.prepared, hop.lessons.files, plan.search, jobs, progress)
-        _tell_losses(run, f"{hop.label} screen", outcomes)
-        finite = [candidate for candidate in sampled if _is_finite(outcomes[candidate.id])]
-        if not finite:
-            raise TrialError(
-                f"none of the {len(sampled)} candidates of {hop.label} that were screened has a finite KL to the "
-                "teacher; the model or the text is damaged, or numbers overflow: try another text, or start=select and "
-                "repair=none"
+        done = 0
+
+        def measure(candidates: Sequence[Candidate]) -> dict[str, Outcome]:
+            nonlocal done
+            before = done
+            done += len(candidates)
+            return screen(
+                candidates,
+                hop.prepared,
+                hop.lessons.files,
+                settings,
+                jobs,
+                lambda each, _: progress(before + each, most),
             )
-        ranked = sorted(finite, key=lambda candidate: outcomes[candidate.id].number("kl_nats") or 0.0)
-        # A tournament does not run again because the same screening took another time.
-        write_json(outcomes_file, {key: asdict(replace(outcome, seconds=0.0)) for key, outcome in outcomes.items()})
-        return Left([candidate.id for candidate in ranked[: plan.search.num_finalists]])
+
+        explored = explore(pool, make_sampler(pool, settings, plan.seed), settings, measure)
+        _tell_losses(run, f"{hop.label} screen", {each.key: each for each in explored.outcomes.values()})
+        kls = explored.kls()
+        if not kls:
+            raise TrialError(
+                f"none of the {len(explored.outcomes)} candidates of {hop.label} that were screened has a finite KL to "
+                "the teacher; the model or the text is damaged, or numbers overflow: try another text, or start=select "
+                "and repair=none"
+            )
+        write_json(explored_file, explored.to_dict())
+        return Left(choose_finalists(pool, kls, settings.others, settings.num_finalists))
 
     stage = Stage(
         f"{hop.label} screen",
-        f"untrained KL of {len(sampled)} of {len(found.candidates)} candidates",
+        f"untrained KL of up to {most:,} of {len(pool):,} candidates",
         inputs.of_search(plan, hop.size),
         needs=(run.tokens.done, *hop.needs),
-        outputs=[outcomes_file],
+        outputs=[explored_file],
         costly=True,
     )
     return run.engine.run(stage, action)
 
 
-def _contest(run: Run, hop: Hop, found: Enumeration, screened: Done, finalists: Sequence[Candidate]) -> Done:
+def _contest(
+    run: Run, hop: Hop, found: Enumeration, pool: Pool, screened: Done, finalists: Sequence[Candidate]
+) -> Done:
     plan, folder = run.plan, run.folder.trials(hop.label)
 
     def action(progress: Progress) -> Left:
-        jobs = _jobs(run, hop)
+        winner, trials = finalists[0], []
         rungs = plan.search.rung_tokens(run.tokens.distillation_tokens)
-        training = ShortTraining(plan.distillation, tuple(rungs), plan.search.reduction, plan.seed)
-        winner, trials = tournament(
-            finalists,
-            hop.prepared,
-            hop.lessons.files,
-            training,
-            jobs.within("rungs"),
-            jobs.results / "checkpoints",
-            run.tokens.file("calibration") if plan.repair == "ridge" else None,
-            progress,
-        )
-        _tell_losses(run, f"{hop.label} tournament", {trial.candidate.id: trial.outcome for trial in trials})
-        outcomes = {key: Outcome(**values) for key, values in read_json(run.folder.screened(hop.label)).items()}
-        context = plan.text.sequence_length // 2
-        candidates = candidate_rows(found, hop.source.checkpoint.layout, context, outcomes, trials, winner)
+        if rungs:
+            jobs = _jobs(run, hop)
+            training = ShortTraining(plan.distillation, tuple(rungs), plan.search.reduction, plan.seed)
+            winner, trials = tournament(
+                finalists,
+                hop.prepared,
+                hop.lessons.files,
+                training,
+                jobs.within("rungs"),
+                jobs.results / "checkpoints",
+                run.tokens.file("calibration") if plan.repair == "ridge" else None,
+                progress,
+            )
+            _tell_losses(run, f"{hop.label} tournament", {trial.candidate.id: trial.outcome for trial in trials})
+        explored = Exploration.from_dict(read_json(run.folder.screened(hop.label)))
+        outcomes = {outcome.key: outcome for outcome in explored.outcomes.values()}
+        known = {index: outcome.number("kl_nats") for index, outcome in explored.outcomes.items()}
+        predicted = PoolSampler(pool, plan.search.others, plan.seed).predict(known)
+        candidates = candidate_rows(pool, explored, predicted, trials, winner.id, plan.search.weighed)
         size = {"size": hop.label}
         return Left(
             winner.id,
             rows=(
-                (CANDIDATES, [{**size, **row} for row in candidates]),
-                (EXCLUSIONS, [{**size, **row} for row in exclusion_rows(found)]),
+                (CANDIDATES, ({**size, **row} for row in candidates)),
+                (EXCLUSIONS, [{**size, **row} for row in exclusion_rows(found, pool)]),
                 (TRIALS, [trial.to_row(hop.label) for trial in trials]),
                 (CORRELATIONS, [{**size, **row} for row in rank_correlations(outcomes, trials)]),
             ),
@@ -144,8 +187,3 @@ def _contest(run: Run, hop: Hop, found: Enumeration, screened: Done, finalists: 
 def _tell_losses(run: Run, what: str, outcomes: Mapping[str, Outcome]) -> None:
     if (told := told_losses(what, outcomes)) is not None:
         run.engine.note(told)
-
-
-def _is_finite(outcome: Outcome) -> bool:
-    kl = outcome.number("kl_nats")
-    return kl is not None and isfinite(kl)

@@ -1,0 +1,125 @@
+"""Exploring a pool: rounds of proposals and measurements, until nothing changes any more."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from math import isfinite
+from typing import Any, Self, TypeAlias
+
+import numpy as np
+
+from minitron_nas.errors import TrialError
+from minitron_nas.execution.runner import Outcome, last_line
+from minitron_nas.search.pool import Pool
+from minitron_nas.search.proposals import PoolSampler, RandomSampler, Sampler
+from minitron_nas.search.settings import SearchSettings
+from minitron_nas.space.enumerate import Candidate
+
+Measure: TypeAlias = Callable[[Sequence[Candidate]], Mapping[str, Outcome]]
+"""Measures candidates; returns outcomes by candidate id, values `kl_nats` and `loss_nats`."""
+
+_PREDICTED_BEST = 8
+"""Shapes whose order the surrogate must keep for the exploration to end."""
+
+_STILL_ROUNDS = 2
+"""Rounds in a row that must change nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exploration:
+    """What was measured of a pool.
+
+    Attributes:
+        outcomes: By index in the pool, in the order of the measurements; their keys are candidate ids.
+        rounds: In which round each was measured, from 1, by index.
+        ended: Why no more were, in words.
+    """
+
+    outcomes: Mapping[int, Outcome]
+    rounds: Mapping[int, int]
+    ended: str
+
+    def kls(self) -> dict[int, float]:
+        """Return the finite KLs by index, in the order of the measurements."""
+        found = {index: outcome.number("kl_nats") for index, outcome in self.outcomes.items()}
+        return {index: kl for index, kl in found.items() if kl is not None and isfinite(kl)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, without times: what is measured again is the same although it took another time."""
+        outcomes = {str(index): asdict(replace(outcome, seconds=0.0)) for index, outcome in self.outcomes.items()}
+        return {
+            "outcomes": outcomes,
+            "rounds": {str(index): each for index, each in self.rounds.items()},
+            "ended": self.ended,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` returned."""
+        outcomes = {int(index): Outcome(**outcome) for index, outcome in values["outcomes"].items()}
+        return cls(outcomes, {int(index): each for index, each in values["rounds"].items()}, values["ended"])
+
+
+def explore(pool: Pool, sampler: Sampler, settings: SearchSettings, measure: Measure) -> Exploration:
+    """Measure candidates round by round.
+
+    It ends when `max_screened` are measured or the pool is empty; with a sampler that predicts, also when two rounds in
+    a row have changed neither the best shape nor the eight that are predicted to be best.
+
+    Args:
+        pool: What is explored.
+        sampler: Proposes.
+        settings: Width of a round, and how many are measured at most.
+        measure: Measures; called once a round.
+
+    Raises:
+        TrialError: If none could be measured.
+    """
+    most = min(settings.max_screened or len(pool), len(pool))
+    outcomes, rounds = dict[int, Outcome](), dict[int, int]()
+    before, still = None, 0
+    for number in range(1, most + 1):
+        known = {index: outcome.number("kl_nats") for index, outcome in outcomes.items()}
+        proposed = sampler.propose(known, min(settings.round_size, most - len(outcomes)))
+        found = measure([pool.candidates[index] for index in proposed])
+        outcomes |= {index: found[pool.candidates[index].id] for index in proposed}
+        rounds |= dict.fromkeys(proposed, number)
+        if len(outcomes) == most:
+            break
+        now = _favourites(sampler, {index: outcome.number("kl_nats") for index, outcome in outcomes.items()})
+        still = still + 1 if now is not None and now == before else 0
+        before = now
+        if still == _STILL_ROUNDS:
+            return Exploration(outcomes, rounds, f"the best stayed the same over {_STILL_ROUNDS} rounds")
+    if all(outcome.value is None for outcome in outcomes.values()):
+        errors = {last_line(outcome.error) or "" for outcome in outcomes.values()}
+        raise TrialError(f"no candidate could be measured: {'; '.join(sorted(errors))}")
+    ended = "all were measured" if most == len(pool) else f"search.max_screened={most} were measured"
+    return Exploration(outcomes, rounds, ended)
+
+
+def make_sampler(pool: Pool, settings: SearchSettings, seed: int) -> Sampler:
+    """Return the sampler that the settings name.
+
+    Args:
+        pool: What is explored.
+        settings: Name it, and the objectives.
+        seed: Of its draws.
+    """
+    if settings.sampler == "random":
+        return RandomSampler(pool, seed)
+    if settings.sampler == "pool":
+        return PoolSampler(pool, settings.others, seed)
+    from minitron_nas.search.optuna_sampler import OptunaSampler  # deferred: importing optuna takes a second
+
+    return OptunaSampler(pool, settings.sampler, settings.others, seed)
+
+
+def _favourites(sampler: Sampler, known: Mapping[int, float | None]) -> tuple[int, frozenset[int]] | None:
+    """Return the best measured shape and those that are predicted to be best; None where nothing is predicted."""
+    predicted = sampler.predict(known) if isinstance(sampler, PoolSampler) else None
+    if predicted is None:
+        return None
+    finite = {index: kl for index, kl in known.items() if kl is not None and isfinite(kl)}
+    predicted[list(finite)] = list(finite.values())
+    best = np.argpartition(predicted, min(_PREDICTED_BEST, len(predicted)) - 1)[:_PREDICTED_BEST]
+    return min(finite, key=lambda index: finite[index]), frozenset(best.tolist())

@@ -1,0 +1,186 @@
+"""Which shapes of a pool are measured next: the samplers of the screening; the same seed gives the same proposals."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Protocol
+
+import numpy as np
+
+from minitron_nas.search.improvement import expected_hypervolume_gain, expected_improvement
+from minitron_nas.search.pareto import pareto_front
+from minitron_nas.search.pool import Pool, Values
+from minitron_nas.search.surrogate import Surrogate
+
+_FIRST_ROUND = 8
+"""Measured before a surrogate says anything."""
+
+_INCUMBENTS = 3
+"""Best shapes measured, around which mutations are looked for."""
+
+_SHORTLIST = 1024
+"""Most promising shapes among which a round's own are chosen one by one."""
+
+
+class Sampler(Protocol):
+    """Chooses shapes of a pool."""
+
+    def propose(self, measured: Mapping[int, float | None], num: int) -> list[int]:
+        """Return indices of shapes that were not measured, at most `num`, most promising first.
+
+        Args:
+            measured: KL by index; None or not finite where a shape could not be measured.
+            num: How many.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class RandomSampler:
+    """Draws evenly.
+
+    Attributes:
+        pool: What is drawn from.
+        seed: Of the draws.
+    """
+
+    pool: Pool
+    seed: int
+
+    def propose(self, measured: Mapping[int, float | None], num: int) -> list[int]:
+        """Return the next ones of a fixed order of the whole pool."""
+        order = np.random.default_rng(self.seed).permutation(len(self.pool))
+        chosen: list[int] = order[~np.isin(order, list(measured))][:num].tolist()
+        return chosen
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSampler:
+    """Looks at the whole pool through a surrogate.
+
+    The first shapes lie as far apart as the pool allows. Of every later round one half has the greatest expected
+    improvement, each chosen as if what the surrogate says of those before it had been measured; a quarter and one are
+    the nearest neighbours of the best so far; and the last is drawn at random, which keeps the surrogate honest.
+
+    Attributes:
+        pool: What is searched.
+        others: Objectives beside KL, columns of the pool; with any, improvement is that of the hypervolume.
+        seed: Of the draws.
+    """
+
+    pool: Pool
+    others: tuple[str, ...]
+    seed: int
+
+    def propose(self, measured: Mapping[int, float | None], num: int) -> list[int]:
+        """Return a round of proposals."""
+        features = scaled(self.pool)
+        left = np.setdiff1d(np.arange(len(features)), list(measured))
+        num = min(num, len(left))
+        known = _usable(measured)
+        if len(known) < min(_FIRST_ROUND, len(features)) or not features.shape[1]:
+            return spread(features, list(measured), num, self.seed)
+        num_random = 1 if num > 1 else 0
+        num_near = min(3 * num // 8, num - num_random)
+        chosen = self._improving(features, left, known, num - num_near - num_random)
+        chosen += self._near(features, left, known, chosen, num_near)
+        gone = dict.fromkeys([*measured, *chosen])
+        return chosen + RandomSampler(self.pool, self.seed).propose(gone, num - len(chosen))
+
+    def predict(self, measured: Mapping[int, float | None]) -> Values | None:
+        """Return the KL that the surrogate expects of every shape; None while too few are measured.
+
+        Args:
+            measured: KL by index.
+        """
+        known = _usable(measured)
+        features = scaled(self.pool)
+        if len(known) < _FIRST_ROUND or not features.shape[1]:
+            return None
+        expected: Values = np.exp(_fitted(features, known).predict(features)[0])
+        return expected
+
+    def _improving(self, features: Values, left: Values, known: Mapping[int, float], num: int) -> list[int]:
+        surrogate, chosen = _fitted(features, known), list[int]()
+        shortlist = left
+        for _ in range(num):
+            gains = self._gains(surrogate, features, shortlist, known)
+            if len(shortlist) > _SHORTLIST:
+                kept = np.sort(np.argsort(-gains, kind="stable")[:_SHORTLIST])
+                shortlist, gains = shortlist[kept], gains[kept]
+            best = int(np.argmax(gains))
+            chosen.append(int(shortlist[best]))
+            surrogate = surrogate.believing(features[shortlist[best : best + 1]])
+            shortlist = np.delete(shortlist, best)
+        return chosen
+
+    def _gains(self, surrogate: Surrogate, features: Values, shapes: Values, known: Mapping[int, float]) -> Values:
+        means, deviations = surrogate.predict(features[shapes])
+        if not self.others:
+            return expected_improvement(means, deviations, surrogate.values.min())
+        costs = np.log(self.pool.costs(self.others))
+        measured, at = np.log(list(known.values())), list(known)
+        return expected_hypervolume_gain(means, deviations, costs[shapes], measured, costs[at], self.seed)
+
+    def _near(
+        self, features: Values, left: Values, known: Mapping[int, float], taken: Sequence[int], num: int
+    ) -> list[int]:
+        """Return unmeasured shapes around the incumbents, one around each in turn."""
+        chosen = list[int]()
+        incumbents = _best(self.pool, self.others, known)
+        for number in range(num):
+            centre = features[incumbents[number % len(incumbents)]]
+            free = left[~np.isin(left, [*taken, *chosen])]
+            if len(free):
+                chosen.append(int(free[np.argmin(np.linalg.norm(features[free] - centre, axis=1))]))
+        return chosen
+
+
+def scaled(pool: Pool) -> Values:
+    """Return the pool's features, each axis scaled to a range of one."""
+    features = pool.features()
+    return features / np.maximum(np.ptp(features, axis=0), 1e-12) if features.size else features
+
+
+def spread(features: Values, taken: Sequence[int], num: int, seed: int) -> list[int]:
+    """Return shapes that lie far from each other: each the farthest from all before it, out of a random half.
+
+    Args:
+        features: (num_shapes, num_axes).
+        taken: Shapes that are there already.
+        num: How many.
+        seed: Of the halves, without which only corners would be taken.
+    """
+    random = np.random.default_rng(seed)
+    distances, chosen = np.full(len(features), np.inf), list[int]()
+    for index in taken:
+        distances = np.minimum(distances, np.linalg.norm(features - features[index], axis=1))
+    open_ = np.ones(len(features), dtype=bool)
+    open_[list(taken)] = False
+    for _ in range(min(num, int(open_.sum()))):
+        half = np.flatnonzero(open_ & (random.random(len(features)) < 0.5))
+        half = half if len(half) else np.flatnonzero(open_)
+        ranks = distances[half]
+        index = int(half[np.argmax(ranks)]) if np.isfinite(ranks).all() else int(half[random.integers(len(half))])
+        chosen.append(index)
+        open_[index] = False
+        distances = np.minimum(distances, np.linalg.norm(features - features[index], axis=1))
+    return chosen
+
+
+def _usable(measured: Mapping[int, float | None]) -> dict[int, float]:
+    """What has a logarithm."""
+    return {index: kl for index, kl in measured.items() if kl is not None and isfinite(kl) and kl > 0}
+
+
+def _fitted(features: Values, known: Mapping[int, float]) -> Surrogate:
+    return Surrogate.fit(features[list(known)], np.array(list(known.values())))
+
+
+def _best(pool: Pool, others: Sequence[str], known: Mapping[int, float]) -> list[int]:
+    """Return the incumbents: the lowest KLs, or the front where there are more objectives."""
+    ranked = sorted(known, key=lambda index: known[index])
+    if not others:
+        return ranked[:_INCUMBENTS]
+    costs = pool.costs(others)
+    front = pareto_front([(known[index], *costs[index]) for index in ranked])
+    return [index for index, on_front in zip(ranked, front, strict=True) if on_front]

@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+
+from minitron_nas.errors import TrialError
+from minitron_nas.execution.runner import Outcome
+from minitron_nas.search.exploration import Exploration, explore, make_sampler
+from minitron_nas.search.settings import SearchSettings
+
+
+def explored(landscape, measure=None, seed=0, **given):
+    settings = SearchSettings(**given)
+    return explore(landscape.pool, make_sampler(landscape.pool, settings, seed), settings, measure or landscape.measure)
+
+
+def test_it_ends_when_nothing_changes_any_more_and_has_the_best(landscape):
+    found = explored(landscape)
+    assert found.ended == "the best stayed the same over 2 rounds"
+    assert len(found.outcomes) < min(64, len(landscape.pool))
+    assert min(found.kls().values()) == pytest.approx(landscape.kls.min())
+    assert list(found.rounds.values()) == sorted(found.rounds.values())
+
+
+def test_it_ends_at_the_most_that_may_be_screened(landscape):
+    found = explored(landscape, max_screened=13, round_size=5)
+    assert found.ended == "search.max_screened=13 were measured"
+    assert [list(found.rounds.values()).count(number) for number in (1, 2, 3)] == [5, 5, 3]
+
+
+def test_without_a_limit_a_random_search_measures_all(landscape):
+    found = explored(landscape, sampler="random", max_screened=None)
+    assert found.ended == "all were measured"
+    assert found.kls() == {index: landscape.kls[index] for index in found.outcomes}
+    assert len(found.outcomes) == len(landscape.pool)
+
+
+def test_a_killed_exploration_goes_on_to_the_same_measurements(landscape):
+    whole, kept = explored(landscape), {}
+
+    def killed(candidates):
+        if len(kept) >= 16:
+            raise KeyboardInterrupt
+        kept.update(landscape.measure(candidates))
+        return kept
+
+    with pytest.raises(KeyboardInterrupt):
+        explored(landscape, killed)
+    measured = []
+
+    def resumed(candidates):
+        measured.extend(each.id for each in candidates if each.id not in kept)
+        kept.update(landscape.measure(candidates))
+        return kept
+
+    assert explored(landscape, resumed) == whole
+    assert len(measured) == len(whole.outcomes) - 16
+
+
+def test_it_is_written_and_read_without_the_time_that_it_took(landscape):
+    found = explored(landscape, max_screened=8)
+    timed = Exploration(
+        {index: Outcome(each.key, each.status, each.value, each.error, 7.0) for index, each in found.outcomes.items()},
+        found.rounds,
+        found.ended,
+    )
+    assert timed.to_dict() == found.to_dict()
+    assert Exploration.from_dict(timed.to_dict()) == found
+
+
+def test_what_is_not_finite_is_no_kl():
+    values = {0: {"kl_nats": 1.0}, 1: {"kl_nats": float("nan")}, 2: None}
+    outcomes = {
+        index: Outcome(str(index), "failed" if value is None else "completed", value, None, 0.0)
+        for index, value in values.items()
+    }
+    assert Exploration(outcomes, dict.fromkeys(outcomes, 1), "").kls() == {0: 1.0}
+    assert np.isnan(outcomes[1].number("kl_nats"))
+
+
+def test_without_any_shape_that_fits_it_ends_with_the_reason(landscape):
+    def too_large(candidates):
+        error = "Traceback ...\ntorch.OutOfMemoryError: 80 GB are not enough"
+        return {each.id: Outcome(each.id, "infeasible", None, error, 0.0) for each in candidates}
+
+    with pytest.raises(TrialError, match=r"^no candidate could be measured: torch\.OutOfMemoryError: 80 GB are not"):
+        explored(landscape, too_large, max_screened=10)
