@@ -18,6 +18,19 @@ _UNWANTED = ["*/*", "consolidated*"]
 _TIMEOUT_SECONDS = 5.0
 
 
+def download_config(name: str, timeout_seconds: float = _TIMEOUT_SECONDS) -> Path:
+    """Return a local folder with the `config.json` of a hub model; its weights need not be there.
+
+    Args:
+        name: `owner/name` or `owner/name@revision`.
+        timeout_seconds: As `download_snapshot` takes it.
+
+    Raises:
+        TeacherNotFoundError: If neither the hub nor its local cache has the model.
+    """
+    return _delivered(name, ["config.json"], timeout_seconds)
+
+
 def download_snapshot(name: str, timeout_seconds: float = _TIMEOUT_SECONDS) -> Path:
     """Return the local folder of a hub model, downloading what the local hub cache lacks.
 
@@ -29,15 +42,19 @@ def download_snapshot(name: str, timeout_seconds: float = _TIMEOUT_SECONDS) -> P
     Raises:
         TeacherNotFoundError: If neither the hub nor its local cache has the model.
     """
+    return _delivered(name, _WANTED, timeout_seconds)
+
+
+def _delivered(name: str, wanted: list[str], timeout_seconds: float) -> Path:
     repository, _, revision = name.partition("@")
     try:
         HfApi().model_info(repository, revision=revision or None, timeout=timeout_seconds)
         # By its name, not its commit: only then does the local cache know next time what the name stands for.
-        return _snapshot(repository, revision or None, local_files_only=False)
+        return _snapshot(repository, revision or None, wanted, local_files_only=False)
     except Exception as error:  # noqa: BLE001 - the HTTP client's own errors change with the hub's version
         failure = error
     try:
-        return _snapshot(repository, revision or None, local_files_only=True)
+        return _snapshot(repository, revision or None, wanted, local_files_only=True)
     except OSError:
         raise TeacherNotFoundError(
             f"{name}: no such folder here, not in the hub's local cache, and the Hugging Face hub did not "
@@ -47,11 +64,11 @@ def download_snapshot(name: str, timeout_seconds: float = _TIMEOUT_SECONDS) -> P
         ) from failure
 
 
-def _snapshot(repository: str, revision: str | None, *, local_files_only: bool) -> Path:
+def _snapshot(repository: str, revision: str | None, wanted: list[str], *, local_files_only: bool) -> Path:
     folder = snapshot_download(
         repository,
         revision=revision,
-        allow_patterns=_WANTED,
+        allow_patterns=wanted,
         ignore_patterns=_UNWANTED,
         local_files_only=local_files_only,
     )

