@@ -8,7 +8,7 @@ import torch
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.training.arguments import most_processes
 from minitron_nas.distillation.training.schedule import Schedule
-from minitron_nas.execution.device import pick_device, total_bytes
+from minitron_nas.execution.device import compute_dtype, pick_device, total_bytes
 from minitron_nas.execution.settings import RunnerSettings
 
 
@@ -20,19 +20,22 @@ class Devices:
         name: What a message calls one.
         number: How many there are.
         memory_bytes: Of each.
+        value_bytes: Of a number that they compute with.
         are_here: Whether they are this machine's; what else it has counts only then.
     """
 
     name: str
     number: int
     memory_bytes: int
+    value_bytes: int = 2
     are_here: bool = True
 
     @classmethod
     def here(cls) -> Self:
         """Return this machine's accelerators, or its CPUs, which work as one."""
         device = pick_device()
-        return cls(str(device), max(torch.cuda.device_count(), 1), total_bytes(device))
+        number = max(torch.cuda.device_count(), 1)
+        return cls(str(device), number, total_bytes(device), compute_dtype(device).itemsize)
 
     def of_a_trial(self, runner: RunnerSettings) -> int:
         """Return how many train one trial.

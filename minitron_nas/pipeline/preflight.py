@@ -108,7 +108,7 @@ def _check_text(plan: FamilyPlan, data: Data | None) -> None:
 
 
 def _check_disk(plan: FamilyPlan, teacher: Outline, data: Data | None, folder: RunFolder, devices: Devices) -> None:
-    room = Room.of(plan, teacher, plan.distillation.tokens or 0, devices.of_a_trial(plan.runner))
+    room = Room.of(plan, teacher, plan.distillation.tokens or 0, devices)
     purpose = f"this run ({plan.search.num_finalists} trials and {len(plan.sizes)} students)"
     require_free_bytes(folder.path, max(room.total - folder.written_bytes(), 0), purpose)
     if data is not None and not folder.tokens.exists():

@@ -5,8 +5,8 @@ from typing import Self
 
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals.top_k_cache import TOP_K_BYTES
-from minitron_nas.execution.device import compute_dtype, pick_device
 from minitron_nas.models.outline import Outline
+from minitron_nas.pipeline.devices import Devices
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pruning.start import moments_bytes
 from minitron_nas.text.tokens import token_dtype
@@ -43,14 +43,14 @@ class Room:
     others: int
 
     @classmethod
-    def of(cls, plan: FamilyPlan, teacher: Outline, train_tokens: int, devices_of_a_trial: int) -> Self:
+    def of(cls, plan: FamilyPlan, teacher: Outline, train_tokens: int, devices: Devices) -> Self:
         """Estimate it.
 
         Args:
             plan: The plan.
             teacher: The first teacher.
             train_tokens: Of a student.
-            devices_of_a_trial: Where there are several, a trial begins with weights in a file.
+            devices: What it runs on; where several train a trial, it begins with weights in a file.
         """
         sizes = plan.descending_sizes
         corrected = plan.correct is not None
@@ -59,12 +59,12 @@ class Room:
         models += len(sizes) * members * teacher.companions_bytes
         trained = teacher.num_parameters if corrected else sizes[0]
         checkpoints = trained * 2 * (_TRAINING_BYTES_PER_PARAMETER + _START_BYTES_PER_PARAMETER)
-        start = _START_BYTES_PER_PARAMETER if devices_of_a_trial > 1 else 0
+        start = _START_BYTES_PER_PARAMETER if devices.of_a_trial(plan.runner) > 1 else 0
         trials = plan.search.num_finalists * sizes[0] * (_TRAINING_BYTES_PER_PARAMETER + start)
         return cls(
             models=int(models),
             training=max(checkpoints, trials, _REPORT_BYTES),
-            teacher_states=_states_bytes(plan, teacher, train_tokens),
+            teacher_states=_states_bytes(plan, teacher, train_tokens, devices.value_bytes),
             moments=_moments_bytes(plan, teacher),
             others=_REPORT_BYTES + _tokens_bytes(plan, teacher, train_tokens) + _rankings_bytes(plan, teacher),
         )
@@ -75,13 +75,13 @@ class Room:
         return sum(asdict(self).values())
 
 
-def _states_bytes(plan: FamilyPlan, teacher: Outline, train_tokens: int) -> int:
+def _states_bytes(plan: FamilyPlan, teacher: Outline, train_tokens: int, value_bytes: int) -> int:
     """Return the bytes of what is kept of each KD teacher's words; a student that teaches is no wider than the first.
 
     Over held-out text all of them are kept, over training text as the plan says.
     """
     shape, text = teacher.architecture, plan.text
-    state = shape.hidden_size * compute_dtype(pick_device()).itemsize
+    state = shape.hidden_size * value_bytes
     held_out = text.validation_samples * text.sequence_length
     teachers = len(plan.sizes) if plan.kd_teacher == "previous" else 1
     return teachers * (held_out * state + train_tokens * _kept_bytes(plan.distillation, shape.vocab_size, state))

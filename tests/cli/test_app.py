@@ -319,7 +319,7 @@ def test_demo_builds_the_demo(
     from minitron_nas.models.checkpoint import open_checkpoint
 
     monkeypatch.setattr(
-        "minitron_nas.pipeline.demo.demo_teacher", lambda out: (open_checkpoint(trained_teacher), "owner/name")
+        "minitron_nas.pipeline.demo.demo_teacher", lambda out, progress: (open_checkpoint(trained_teacher), "owner/name")
     )
     told = run("demo", "--out", tmp_path / "run", "--set", "seed=3", "--json")
     assert (planned[0][0].teacher, planned[0][0].seed) == ("owner/name", 3)
@@ -450,7 +450,22 @@ def test_the_help_says_what_the_command_is_for(run: Callable[..., Output]) -> No
 
 
 @pytest.mark.parametrize(
-    "verb", ["build", "correct", "demo", "doctor", "enumerate", "ls", "score", "prune", "distill", "evaluate", "report"]
+    "verb",
+    [
+        "build",
+        "correct",
+        "demo",
+        "doctor",
+        "enumerate",
+        "init",
+        "ls",
+        "plan",
+        "score",
+        "prune",
+        "distill",
+        "evaluate",
+        "report",
+    ],
 )
 def test_every_verb_explains_itself_on_stdout(run: Callable[..., Output], verb: str) -> None:
     told = run(verb, "--help")

@@ -15,7 +15,7 @@ from minitron_nas.settings import parse_count
 def planned(monkeypatch: pytest.MonkeyPatch, trained_teacher: Path) -> list[FamilyPlan]:
     """The plans that a demo would carry out, with a small model in the place of SmolLM2."""
     plans: list[FamilyPlan] = []
-    monkeypatch.setattr(demo, "demo_teacher", lambda out: (open_checkpoint(trained_teacher), "owner/name"))
+    monkeypatch.setattr(demo, "demo_teacher", lambda out, progress: (open_checkpoint(trained_teacher), "owner/name"))
     monkeypatch.setattr(demo, "run_plan", lambda plan, out, display: plans.append(plan))
     return plans
 

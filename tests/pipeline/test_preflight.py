@@ -51,7 +51,7 @@ def teacher(trained_teacher: Path) -> Checkpoint:
 @pytest.fixture(autouse=True)
 def _bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """States take two bytes a value, as on a machine that computes in bfloat16."""
-    monkeypatch.setattr("minitron_nas.pipeline.room.compute_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr("minitron_nas.pipeline.devices.compute_dtype", lambda device: torch.bfloat16)
     monkeypatch.setattr("minitron_nas.pipeline.room._REPORT_BYTES", REPORT_BYTES)
 
 
@@ -130,7 +130,7 @@ def test_the_disk_must_hold_what_the_run_will_write(
 def test_states_that_are_computed_in_float32_take_twice_the_disk(
     teacher: Checkpoint, tiny_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minitron_nas.pipeline.room.compute_dtype", lambda device: torch.float32)
+    monkeypatch.setattr("minitron_nas.pipeline.devices.compute_dtype", lambda device: torch.float32)
     needed = 90_000 * 4 + 90_000 * TRAINING_BYTES + 1000 * 48 * 4 + MOMENTS_BYTES + beside_bytes(teacher, state_bytes=4)
     give_disk(monkeypatch, needed - 1)
     with pytest.raises(DiskSpaceError):
