@@ -64,13 +64,14 @@ def init(
     size: Annotated[list[str], typer.Option(help="Total parameters of a student, such as 8B or 94M; repeatable.")],
     out: Annotated[Path, typer.Option(help="The plan to write.")],
     data: MaybeData = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write a plan with comments, ready to edit."""
     from minitron_nas.cli.values import parse_data
     from minitron_nas.pipeline.template import write_template
 
     write_template(out, teacher, size, parse_data(data or ["embedded"]))
-    typer.echo(str(out))
+    print_json({"path": str(out)}) if as_json else typer.echo(str(out))
 
 
 def _planned(

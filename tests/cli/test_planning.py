@@ -44,21 +44,11 @@ def test_a_preset_is_planned_from_the_shape_that_it_carries(run: Callable[..., t
 
 
 def test_a_plan_that_cannot_run_is_refused_with_all_its_faults(run: Callable[..., tuple[int, str, str]]) -> None:
-    code, out, err = run(
-        *PAPER, *CLUSTER, "--set", "text.validation_samples=8", "--set", "distillation.deepspeed=zero-9"
-    )
+    batch = ("--set", "distillation.batch_sequences=4", "--set", "distillation.micro_batch_sequences=3")
+    code, out, err = run(*PAPER, *CLUSTER, *SHARDED, *batch)
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert err.startswith("minitron-nas: distillation.deepspeed: 'zero-9' is neither a file nor one of")
-    code, out, err = run(
-        *PAPER,
-        *CLUSTER,
-        "--set",
-        "distillation.batch_sequences=4",
-        "--set",
-        "sizes=[8B]",
-        "--set",
-        "distillation.micro_batch_sequences=3",
-    )
+    assert err.startswith("minitron-nas: a batch of 4 sequences does not divide into micro-batches of 3")
+    code, out, err = run(*PAPER, *CLUSTER, *batch)
     assert (code, out) == (2, "")
     assert err.startswith("minitron-nas: the plan has 2 faults: a batch of 4 sequences does not divide")
     assert "a trial of 8B takes at least 126 GB on each device" in err

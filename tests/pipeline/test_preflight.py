@@ -336,7 +336,7 @@ def test_what_a_run_is_said_to_need_lies_a_little_above_what_it_takes(
     monkeypatch.undo()  # the real size of a report
     told: list[int] = []
     monkeypatch.setattr(
-        "minitron_nas.pipeline.preflight.require_free_bytes", lambda folder, needed, purpose: told.append(needed)
+        "minitron_nas.pipeline.preflight.require_free_bytes", lambda folder, needed, *words: told.append(needed)
     )
     out, peak, over = tmp_path / "run", 0, threading.Event()
 
