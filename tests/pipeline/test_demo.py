@@ -32,6 +32,21 @@ def test_the_demo_can_be_changed(planned: list[FamilyPlan], tmp_path: Path) -> N
     assert (planned[0].distillation.tokens, planned[0].runner.kind) == (10**6, "local")
 
 
+def test_the_demos_teacher_is_fetched_behind_our_own_display(
+    planned: list[FamilyPlan], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers.utils import logging
+
+    def fetch(out: Path, progress: Any) -> tuple[None, str]:
+        assert not logging.is_progress_bar_enabled()
+        return None, "owner/name"
+
+    monkeypatch.setattr(demo, "demo_teacher", fetch)
+    logging.enable_progress_bar()  # as it is in a new process
+    demo.run_demo(tmp_path)
+    assert capsys.readouterr().err.startswith("teacher: fetch and check the demo's ...\n")
+
+
 def test_a_wrong_change_is_refused(planned: list[FamilyPlan], tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="unknown key 'tokens'"):
         demo.run_demo(tmp_path, ("tokens=1M",))
