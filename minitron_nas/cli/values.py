@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from minitron_nas.errors import PlanError
+from minitron_nas.execution.memory import parse_memory
 from minitron_nas.settings import parse_count
 from minitron_nas.text.data_source import read_sources
 from minitron_nas.text.settings import TextSettings
@@ -23,6 +24,22 @@ def parse_size(size: str) -> int:
         return parse_count(size)
     except ValueError as error:
         raise PlanError(f"--size: {error}") from None
+
+
+def parse_bytes(option: str, text: str) -> int:
+    """Read a size of memory, such as "80GB".
+
+    Args:
+        option: For the error.
+        text: What was given.
+
+    Raises:
+        PlanError: If it is none.
+    """
+    size = parse_memory(text)
+    if size is None:
+        raise PlanError(f"{option}={text!r} is no size of memory; write one such as 80GB")
+    return size
 
 
 def calibration_samples(text: TextSettings, tokens: str) -> TextSettings:

@@ -16,6 +16,12 @@ def pick_device() -> torch.device:
     return torch.device("cpu")
 
 
+def announce_device() -> None:
+    """Tell DeepSpeed, which transformers imports, that there is no accelerator, so that it need not search and warn."""
+    if pick_device().type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
 def compute_dtype(device: torch.device) -> torch.dtype:
     """Return bfloat16 where the device computes it natively, else float32.
 

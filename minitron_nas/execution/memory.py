@@ -62,15 +62,27 @@ def is_limited() -> bool:
     return total_memory() < int(psutil.virtual_memory().total)
 
 
+def parse_memory(text: str) -> int | None:
+    """Read a size of memory such as 8GB, 1500MB or 64GiB, in bytes; None if it is none.
+
+    Args:
+        text: What was given.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or not float(match[1]):
+        return None
+    power = " kmgt".index(match[2].lower() or " ")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+
+
 def _setting() -> int | None:
     text = os.environ.get(SETTING, "").strip()
     if not text:
         return None
-    match = _SIZE.fullmatch(text)
-    if match is None or not float(match[1]):
+    size = parse_memory(text)
+    if size is None:
         raise PlanError(f"{SETTING}={text!r} is no size of memory; write one such as 8GB or 1500MB, or unset it")
-    power = " kmgt".index(match[2].lower() or " ")
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+    return size
 
 
 def _job_limits() -> list[int]:

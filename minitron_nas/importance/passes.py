@@ -15,6 +15,7 @@ from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.loading import load_for_inference
+from minitron_nas.models.outline import Outline
 from minitron_nas.progress import Progress
 from minitron_nas.text.tokens import PackedTokens
 
@@ -23,7 +24,7 @@ _MARGIN_FRACTION = 0.2
 _MARGIN_BYTES = 1 << 30
 
 
-def whole_model_bytes(checkpoint: Checkpoint) -> int:
+def whole_model_bytes(checkpoint: Checkpoint | Outline) -> int:
     """Return the memory that running a whole model takes, in the type that this process computes in.
 
     Args:
@@ -33,7 +34,7 @@ def whole_model_bytes(checkpoint: Checkpoint) -> int:
     return int(weights * (1 + _MARGIN_FRACTION)) + _MARGIN_BYTES
 
 
-def fits_in_memory(checkpoint: Checkpoint, more_bytes: int = 0) -> bool:
+def fits_in_memory(checkpoint: Checkpoint | Outline, more_bytes: int = 0) -> bool:
     """Whether a whole model can be loaded now, in main memory and on this process' device.
 
     Args:
@@ -111,7 +112,7 @@ class CalibrationPass:
         release_memory()
 
 
-def require_whole_model(checkpoint: Checkpoint, depth: DepthSettings) -> None:
+def require_whole_model(checkpoint: Checkpoint | Outline, depth: DepthSettings) -> None:
     """Refuse to measure layers on a model that does not fit into memory.
 
     Args:

@@ -9,7 +9,6 @@ from typing import Any, Self
 from minitron_nas.architecture.costs import count_parameters
 from minitron_nas.architecture.layout import Layout
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.errors import PlanError
 from minitron_nas.models.checks import (
     check_tensors,
     check_tokenizer,
@@ -19,10 +18,12 @@ from minitron_nas.models.checks import (
 )
 from minitron_nas.models.config import read_architecture, read_config
 from minitron_nas.models.expected import ExpectedTensors
+from minitron_nas.models.outline import Outline, require_positions
 from minitron_nas.progress import Progress, silent
-from minitron_nas.storage.weights import TensorHeader
+from minitron_nas.storage.weights import TensorHeader, read_headers
 
 _FINGERPRINT_DIGITS = 16
+_COMPANIONS = {".json", ".jinja", ".model", ".txt", ".md"}
 _TOKENIZER_FILES = ("*token*.json", "vocab*", "merges.txt", "*.model", "chat_template*")
 
 
@@ -60,18 +61,19 @@ class Checkpoint:
             digest.update(f"{file.name} {len(content)} ".encode() + content)
         return digest.hexdigest()[:_FINGERPRINT_DIGITS]
 
+    def outline(self) -> Outline:
+        """Return its shape, and how much its files take."""
+        small = sum(file.stat().st_size for file in self.path.glob("*") if file.suffix in _COMPANIONS)
+        stored = sum(header.num_bytes for header in read_headers(self.path).values())
+        return Outline(self.path, self.architecture, self.layout, stored, small, self.config)
+
     def require_length(self, sequence_length: int) -> None:
         """Refuse sequences that are longer than a table of learned positions.
 
         Raises:
             PlanError: With both lengths.
         """
-        positions = self.architecture.max_position_embeddings
-        if 0 < positions < sequence_length:
-            raise PlanError(
-                f"{self.path} has learned {positions:,} positions, fewer than a sequence of {sequence_length:,} tokens "
-                f"has; choose a sequence length of {positions:,} or less (text.sequence_length)"
-            )
+        require_positions(self.path, self.architecture, sequence_length)
 
     def at(self, path: Path) -> Self:
         """Return the same checkpoint in another folder, to which its files were moved."""

@@ -11,14 +11,18 @@ from minitron_nas.architecture.layout import Axis, Layout
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import CheckpointError, MinitronNasError, TeacherNotFoundError
 from minitron_nas.families.catalog import layout_of
+from minitron_nas.models.outline import Outline
 from minitron_nas.storage.foreign import read_object, what_lies_instead
-from minitron_nas.storage.weights import TensorHeader, read_headers
+from minitron_nas.storage.weights import read_headers
 
 _CAUSAL_CLASSES = ("ForCausalLM", "LMHeadModel")
 _HEADS = "num_attention_heads"
 _LAYERS = "num_hidden_layers"
 _LABELS = "num_labels"
 """No size of a causal language model, but transformers makes a table of as many entries."""
+_MOST_LAYERS = 10_000
+_LONGEST_DIMENSION = 10_000_000
+"""Bounds for a config without weights beside it, so that nothing endless is made of a number in it."""
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -54,23 +58,33 @@ def read_architecture(path: Path, config: dict[str, Any], *, weights: bool = Tru
         UnknownFamilyError: If no table describes its model type.
         InvalidArchitectureError: If the shape cannot exist.
     """
-    _refuse_other_tasks(path, config)
-    layout = layout_of(str(config.get("model_type", "(none)")))
-    if config.get("quantization_config"):
-        raise CheckpointError(
-            f"{path} holds a quantised model; pruning needs plain floating-point weights: give the model "
-            "that it was quantised from, or dequantise it in transformers and save it again"
-        )
+    layout = _readable_layout(path, config)
     _refuse_other_readings(path, config)
-    if weights:
-        _check_sizes(path, config, layout, read_headers(path))
-    try:
-        filled = AutoConfig.from_pretrained(path, trust_remote_code=False).to_dict()
-        return architecture_of(filled, layout), layout
-    except MinitronNasError:
-        raise
-    except Exception as error:
-        raise CheckpointError(f"transformers refuses {path / 'config.json'}: {' '.join(str(error).split())}") from error
+    headers = read_headers(path)
+    longest = max((length for header in headers.values() for length in header.shape), default=0)
+    told = f"by the weights beside it: {len(headers)} tensors, none longer than {longest}; copy both again"
+    _check_sizes(path, config, layout, len(headers), longest, told)
+    return _filled_architecture(path, layout), layout
+
+
+def read_outline(path: Path, name: Path | str) -> Outline:
+    """Read the shape of a model whose `config.json` is there and whose weights need not be.
+
+    Args:
+        path: The folder of the `config.json`.
+        name: What the model is called.
+
+    Raises:
+        TeacherNotFoundError: If the folder does not exist.
+        CheckpointError: If it is not a causal language model in plain floating point, a size is beyond all models, or
+            transformers refuses the config.
+        UnknownFamilyError: If no table describes its model type.
+        InvalidArchitectureError: If the shape cannot exist.
+    """
+    config = read_config(path)
+    layout = _readable_layout(path, config)
+    _check_sizes(path, config, layout, _MOST_LAYERS, _LONGEST_DIMENSION, "no known model has more")
+    return Outline.of_config(name, config, _filled_architecture(path, layout), layout)
 
 
 def layer_lists(config: Mapping[str, Any], num_layers: int, kept_layers: Sequence[int]) -> dict[str, list[Any]]:
@@ -86,6 +100,28 @@ def layer_lists(config: Mapping[str, Any], num_layers: int, kept_layers: Sequenc
         for key, value in config.items()
         if isinstance(value, list) and "layer" in key and len(value) == num_layers
     }
+
+
+def _readable_layout(path: Path, config: dict[str, Any]) -> Layout:
+    """Return the table of a config's family, if it is one of a model in plain floating point."""
+    _refuse_other_tasks(path, config)
+    layout = layout_of(str(config.get("model_type", "(none)")))
+    if config.get("quantization_config"):
+        raise CheckpointError(
+            f"{path} holds a quantised model; pruning needs plain floating-point weights: give the model "
+            "that it was quantised from, or dequantise it in transformers and save it again"
+        )
+    return layout
+
+
+def _filled_architecture(path: Path, layout: Layout) -> Architecture:
+    try:
+        filled = AutoConfig.from_pretrained(path, trust_remote_code=False).to_dict()
+        return architecture_of(filled, layout)
+    except MinitronNasError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"transformers refuses {path / 'config.json'}: {' '.join(str(error).split())}") from error
 
 
 def _refuse_other_tasks(path: Path, config: dict[str, Any]) -> None:
@@ -119,12 +155,11 @@ def _refuse_other_readings(path: Path, config: dict[str, Any]) -> None:
         )
 
 
-def _check_sizes(path: Path, config: dict[str, Any], layout: Layout, headers: Mapping[str, TensorHeader]) -> None:
-    """Refuse sizes that no tensor of the weights could have."""
-    longest = max((length for header in headers.values() for length in header.shape), default=0)
+def _check_sizes(path: Path, config: dict[str, Any], layout: Layout, most_layers: int, longest: int, told: str) -> None:
+    """Refuse sizes that no tensor of the model could have."""
     axes = {axis.value for axis in layout.axes()} & set(Architecture.__slots__)
     for field in sorted({*axes, _LAYERS, _HEADS, Axis.HEAD_DIM.value, _LABELS}):
-        least, most = 0 if field == _LABELS else 1, len(headers) if field == _LAYERS else longest
+        least, most = 0 if field == _LABELS else 1, most_layers if field == _LAYERS else longest
         for key in layout.config_names(field):
             value = config.get(key)
             if value is None:
@@ -132,7 +167,4 @@ def _check_sizes(path: Path, config: dict[str, Any], layout: Layout, headers: Ma
             if not isinstance(value, int) or isinstance(value, bool):
                 raise CheckpointError(f"{path / 'config.json'}: {key}={value!r} must be an integer")
             if not least <= value <= most:
-                raise CheckpointError(
-                    f"{path / 'config.json'}: {key}={value} must lie in {least}..{most} by the weights beside it: "
-                    f"{len(headers)} tensors, none longer than {longest}; copy both again"
-                )
+                raise CheckpointError(f"{path / 'config.json'}: {key}={value} must lie in {least}..{most} {told}")

@@ -1,7 +1,6 @@
 """Downloading a teacher from the Hugging Face hub."""
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
@@ -21,7 +20,20 @@ _UNWANTED = ["*/*", "consolidated*"]
 _TIMEOUT_SECONDS = 5.0
 
 
-def download_snapshot(name: str, timeout_seconds: float = _TIMEOUT_SECONDS, wanted: Sequence[str] = _WANTED) -> Path:
+def download_config(name: str, timeout_seconds: float = _TIMEOUT_SECONDS) -> Path:
+    """Return a local folder with the `config.json` of a hub model; its weights need not be there.
+
+    Args:
+        name: `owner/name` or `owner/name@revision`.
+        timeout_seconds: As `download_snapshot` takes it.
+
+    Raises:
+        TeacherNotFoundError: If neither the hub nor its local cache has the model.
+    """
+    return _delivered(name, ["config.json"], timeout_seconds)
+
+
+def download_snapshot(name: str, timeout_seconds: float = _TIMEOUT_SECONDS) -> Path:
     """Return the local folder of a hub model, downloading what the local hub cache lacks.
 
     Args:
@@ -33,6 +45,10 @@ def download_snapshot(name: str, timeout_seconds: float = _TIMEOUT_SECONDS, want
     Raises:
         TeacherNotFoundError: If neither the hub nor its local cache has the model.
     """
+    return _delivered(name, _WANTED, timeout_seconds)
+
+
+def _delivered(name: str, wanted: list[str], timeout_seconds: float) -> Path:
     repository, _, revision = name.partition("@")
     try:
         HfApi().model_info(repository, revision=revision or None, timeout=timeout_seconds)
@@ -57,11 +73,11 @@ def commit_of(folder: Path) -> str | None:
     return path.name if path.parent.name == "snapshots" and _COMMIT.fullmatch(path.name) else None
 
 
-def _snapshot(repository: str, revision: str | None, wanted: Sequence[str], *, local_files_only: bool) -> Path:
+def _snapshot(repository: str, revision: str | None, wanted: list[str], *, local_files_only: bool) -> Path:
     folder = snapshot_download(
         repository,
         revision=revision,
-        allow_patterns=list(wanted),
+        allow_patterns=wanted,
         ignore_patterns=_UNWANTED,
         local_files_only=local_files_only,
     )

@@ -1,18 +1,17 @@
 """Where teachers come from: folders, GGUF files, wheels, the hub, or a live model."""
 
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-from minitron_nas.architecture.layout import Layout
-from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import TeacherNotFoundError
 from minitron_nas.models.agreement import check_agreement
 from minitron_nas.models.checkpoint import Checkpoint, open_checkpoint
-from minitron_nas.models.config import read_architecture, read_config
+from minitron_nas.models.config import read_outline
 from minitron_nas.models.gguf import convert_gguf
 from minitron_nas.models.gguf_file import is_gguf
-from minitron_nas.models.hub import HUB_NAME, download_snapshot
+from minitron_nas.models.hub import HUB_NAME, download_config, download_snapshot
 from minitron_nas.models.live import LiveModel, save_live_model
+from minitron_nas.models.outline import Outline
 from minitron_nas.models.wheel import PREFIX, gguf_of_wheel
 from minitron_nas.progress import Progress, silent
 from minitron_nas.storage.foreign import other_kind
@@ -57,29 +56,28 @@ def resolve_teacher(
     return checkpoint
 
 
-def resolve_shape(source: ModelSource, work_folder: Path) -> tuple[dict[str, Any], Architecture, Layout]:
-    """Return a model's config, shape and family; of a folder or on the hub its `config.json` is enough.
+def outline_teacher(source: ModelSource, work_folder: Path, progress: Progress = silent) -> Outline:
+    """Return a teacher's shape, and how much its files take; of a folder or a hub name it needs no weights.
 
     Args:
-        source: Where the model comes from.
+        source: Where the teacher comes from; files of other kinds are converted, as `resolve_teacher` does.
         work_folder: A folder of the caller's.
+        progress: Told the number of bytes converted.
 
     Raises:
         TeacherNotFoundError: If the source delivers nothing.
-        CheckpointError: If it is no causal language model.
+        CheckpointError: If what it delivers is no causal language model that can be pruned.
         UnknownFamilyError: If no table describes its model type.
     """
     check_source(source)
-    path = None if isinstance(source, tuple) else Path(source).expanduser()
-    if path is not None and path.is_dir():
-        config = read_config(path)
-        return config, *read_architecture(path, config, weights=False)
-    if isinstance(source, str) and HUB_NAME.fullmatch(source) and path is not None and not path.exists():
-        folder = download_snapshot(source, wanted=("config.json",))
-        config = read_config(folder)
-        return config, *read_architecture(folder, config, weights=False)
-    checkpoint = resolve_teacher(source, work_folder, read_values=False, compare=False)
-    return checkpoint.config, checkpoint.architecture, checkpoint.layout
+    if isinstance(source, tuple):
+        return resolve_teacher(source, work_folder, progress, read_values=False, compare=False).outline()
+    text, path = str(source), Path(source).expanduser()
+    if not path.exists() and HUB_NAME.fullmatch(text):
+        return read_outline(download_config(text), text)
+    if (path / "config.json").is_file() and not any(path.glob("*.safetensors*")):
+        return read_outline(path, path)
+    return resolve_teacher(source, work_folder, progress, read_values=False, compare=False).outline()
 
 
 def demo_teacher(work_folder: Path, progress: Progress = silent) -> tuple[Checkpoint, str]:

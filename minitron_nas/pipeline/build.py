@@ -13,6 +13,7 @@ from minitron_nas.models.checkpoint import Checkpoint, open_checkpoint
 from minitron_nas.models.checks import check_values
 from minitron_nas.models.hub import commit_of
 from minitron_nas.models.source import ModelSource, check_source, resolve_teacher, source_name
+from minitron_nas.pipeline.devices import Devices
 from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.pipeline.engine import Engine
 from minitron_nas.pipeline.family import Family
@@ -29,10 +30,11 @@ from minitron_nas.pipeline.stages.teach import let_speak
 from minitron_nas.pipeline.stages.tokenize import prepare_tokens
 from minitron_nas.pipeline.stages.train import depth_only_target, layer_counts, train_member
 from minitron_nas.pipeline.versions import versions
-from minitron_nas.pipeline.workload import estimate_workload
+from minitron_nas.pipeline.workload import TokenCounts, estimate_workload
 from minitron_nas.reporting.html import write_report
 from minitron_nas.reporting.model_card import write_model_card
 from minitron_nas.settings import Settings, format_count
+from minitron_nas.space.enumerate import Enumeration
 from minitron_nas.storage.run_folder import RunFolder
 from minitron_nas.text.data_source import read_sources
 from minitron_nas.text.sources import Data, data_fingerprint, data_name
@@ -98,10 +100,11 @@ def run_plan(
     data = data_name(plan.data) if data is None else data
     display = display or default_display()
     with folder.lock(), going_on(f"the same command goes on in {folder.path}"):
-        checkpoint = _begin(plan, folder, plan.teacher if teacher is None else teacher, data, display)
+        devices = Devices.here()
+        checkpoint, pools = _begin(plan, folder, plan.teacher if teacher is None else teacher, data, devices, display)
         engine = Engine(folder, display)
         tokens = prepare_tokens(engine, plan, checkpoint, data)
-        display.expect(estimate_workload(plan, checkpoint, tokens))
+        display.expect(estimate_workload(plan, checkpoint.outline(), pools, TokenCounts.of(tokens), devices))
         corrected = correct_teacher(engine, plan, Source("teacher", checkpoint), tokens)
         _build(Run(engine, plan, corrected, tokens))
     return Family(folder.path)
@@ -135,14 +138,19 @@ def _with_path(settings: AnySettings, name: str) -> AnySettings:
     return settings.model_copy(update={name: str(Path(value).absolute())})
 
 
-def _begin(plan: FamilyPlan, folder: RunFolder, source: ModelSource, data: Data, display: Display) -> Checkpoint:
-    """Check the teacher, refuse what cannot work, write the plan, and only then keep a live teacher."""
+def _begin(
+    plan: FamilyPlan, folder: RunFolder, source: ModelSource, data: Data, devices: Devices, display: Display
+) -> tuple[Checkpoint, dict[int, Enumeration]]:
+    """Check the teacher, refuse what cannot work, write the plan, and only then keep a live teacher.
+
+    Returns the teacher, and the shapes of each size.
+    """
     with display.stage("teacher", f"load and check {plan.teacher}") as progress:
         checkpoint = resolve_teacher(source, folder.given, progress, read_values=False, compare=False)
         if not folder.has_begun_with(checkpoint.fingerprint):
             check_values(checkpoint.path, checkpoint.headers, progress)
             check_agreement(checkpoint)
-    preflight(plan, checkpoint, folder)
+    pools = preflight(plan, checkpoint.outline(), data, folder, devices, folder.work / "ray")
     for line in about_text(data, plan.text):
         display.note(line)
     about = {
@@ -163,10 +171,10 @@ def _begin(plan: FamilyPlan, folder: RunFolder, source: ModelSource, data: Data,
             "weights are the same"
         )
     if checkpoint.path.parent != folder.given:
-        return checkpoint.at(checkpoint.path.absolute())
+        return checkpoint.at(checkpoint.path.absolute()), pools
     shutil.rmtree(folder.teacher, ignore_errors=True)
     os.replace(checkpoint.path, folder.teacher)
-    return checkpoint.at(folder.teacher)
+    return checkpoint.at(folder.teacher), pools
 
 
 def _plan_name(teacher: ModelSource) -> str:

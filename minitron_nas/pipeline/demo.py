@@ -5,7 +5,7 @@ from typing import Any
 
 from minitron_nas.models.source import demo_teacher
 from minitron_nas.pipeline.build import run_plan
-from minitron_nas.pipeline.display import Display
+from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.pipeline.family import Family
 from minitron_nas.pipeline.plan import make_plan, with_overrides
 from minitron_nas.text.sources import EMBEDDED
@@ -38,5 +38,7 @@ def run_demo(out: str | Path, overrides: tuple[str, ...] = (), display: Display 
     Raises:
         MinitronNasError: If the teacher cannot be fetched or the folder cannot be used.
     """
-    source = demo_teacher(Path(out))[1]
+    display = display or default_display()
+    with display.stage("teacher", "fetch and check the demo's") as progress:
+        source = demo_teacher(Path(out), progress)[1]
     return run_plan(make_plan(with_overrides({"teacher": source, **DEMO_SETTINGS}, overrides)), out, display=display)

@@ -1,5 +1,6 @@
 """What a person sees while a run works: a bar per stage and an estimate of the time left."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,8 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 
 from minitron_nas.errors import printable
+from minitron_nas.execution.device import announce_device
+from minitron_nas.pipeline.clock import Clock, StageWork
 from minitron_nas.progress import Progress, silent
 
 _LINE_SECONDS = 20.0
@@ -19,8 +22,8 @@ _LINE_SECONDS = 20.0
 class Display(Protocol):
     """Shows stages as they come and go."""
 
-    def expect(self, workload: Mapping[str, float]) -> None:
-        """Learn what each stage of the run will cost, in any one unit."""
+    def expect(self, workload: Mapping[str, StageWork]) -> None:
+        """Learn what each stage of the run will cost."""
 
     def skip(self, stage: str) -> None:
         """Note that an earlier process finished the stage."""
@@ -35,7 +38,7 @@ class Display(Protocol):
 class Quiet:
     """Shows nothing."""
 
-    def expect(self, workload: Mapping[str, float]) -> None:
+    def expect(self, workload: Mapping[str, StageWork]) -> None:
         """Show nothing."""
 
     def skip(self, stage: str) -> None:
@@ -56,9 +59,9 @@ class ConsoleDisplay:
     def __init__(self) -> None:
         """Start the clock."""
         self._console = Console(stderr=True, highlight=False, emoji=False)
-        self._clock = _Clock()
+        self._clock = Clock()
 
-    def expect(self, workload: Mapping[str, float]) -> None:
+    def expect(self, workload: Mapping[str, StageWork]) -> None:
         """Learn what each stage of the run will cost."""
         self._clock.expect(workload)
 
@@ -75,6 +78,7 @@ class ConsoleDisplay:
     def stage(self, stage: str, title: str) -> Iterator[Progress]:
         """Show a stage."""
         started = time.monotonic()
+        self._clock.begin(stage)
         shown = self._bars(stage, title) if self._console.is_terminal else self._lines(stage, title)
         with shown as progress:
             yield progress
@@ -87,11 +91,11 @@ class ConsoleDisplay:
         name, left = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[left]}", markup=False)
         columns = (name, BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), left)
         with Bars(*columns, console=self._console, transient=True) as bars:
-            task = bars.add_task(_shown(f"{stage}: {title}"), total=None, left=self._clock.left())
+            task = bars.add_task(_shown(f"{stage}: {title}"), total=None, left=self._left())
 
             def progress(done: int, total: int) -> None:
-                self._clock.advance(stage, done / max(total, 1))
-                bars.update(task, completed=done, total=total, left=self._clock.left())
+                self._clock.advance(done / max(total, 1))
+                bars.update(task, completed=done, total=total, left=self._left())
 
             yield progress
 
@@ -102,7 +106,7 @@ class ConsoleDisplay:
 
         def progress(done: int, total: int) -> None:
             nonlocal last
-            self._clock.advance(stage, done / max(total, 1))
+            self._clock.advance(done / max(total, 1))
             if time.monotonic() - last >= _LINE_SECONDS:
                 last = time.monotonic()
                 self._line(f"{stage}: {done / max(total, 1):.0%}")
@@ -110,40 +114,15 @@ class ConsoleDisplay:
         yield progress
 
     def _line(self, text: str) -> None:
-        left = self._clock.left()
+        left = self._left()
         self._print(f"{text}; {left}" if left else text)
+
+    def _left(self) -> str:
+        left = self._clock.left()
+        return "" if left is None else f"about {_duration(left)} left"
 
     def _print(self, text: str, style: str | None = None) -> None:
         self._console.print(_shown(text), style=style, soft_wrap=True, markup=False)
-
-
-class _Clock:
-    """Estimates the time left from the work that this process has done so far."""
-
-    def __init__(self) -> None:
-        self._started = time.monotonic()
-        self._workload: dict[str, float] = {}
-        self._fractions: dict[str, float] = {}
-        self._before = 0.0
-
-    def expect(self, workload: Mapping[str, float]) -> None:
-        self._workload = dict(workload)
-
-    def advance(self, stage: str, fraction: float) -> None:
-        self._fractions[stage] = fraction
-
-    def finish(self, stage: str, by_us: bool = True) -> None:
-        self._fractions[stage] = 1.0
-        if not by_us:
-            self._before += self._workload.get(stage, 0.0)
-
-    def left(self) -> str:
-        total = sum(self._workload.values())
-        done = sum(work * self._fractions.get(stage, 0.0) for stage, work in self._workload.items())
-        ours = done - self._before
-        if not total or done >= total or ours < 0.01 * total:
-            return ""
-        return f"about {_duration((time.monotonic() - self._started) * (total - done) / ours)} left"
 
 
 def _shown(text: str) -> str:
@@ -158,7 +137,13 @@ def _duration(seconds: float) -> str:
 
 
 def default_display() -> Display:
-    """Return the console display, or none where stderr is closed; libraries' own bars are silenced."""
+    """Return the console display, or none where stderr is closed; what libraries would say beside it is silenced.
+
+    That holds for the processes that are started from here on, too: they read the environment.
+    """
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(name, "1")
+    announce_device()
     import datasets
     from transformers.utils import logging
 

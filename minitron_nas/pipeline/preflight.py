@@ -1,153 +1,143 @@
 """What can be refused before any work starts."""
 
-import torch
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
-from minitron_nas.distillation.settings import DistillationSettings
-from minitron_nas.distillation.signals.top_k_cache import TOP_K_BYTES
+import datasets
+
 from minitron_nas.distillation.training.arguments import check_engine, micro_batch, zero_stage
 from minitron_nas.distillation.training.lora import require_peft
 from minitron_nas.distillation.training.memory import state_bytes
 from minitron_nas.distillation.training.schedule import Schedule
-from minitron_nas.errors import PlanError
+from minitron_nas.errors import MinitronNasError, PlanError
 from minitron_nas.execution.choice import check_cluster
-from minitron_nas.execution.device import compute_dtype, pick_device, total_bytes
 from minitron_nas.importance.depth import task_settings
 from minitron_nas.importance.depth_modes import free_runs
 from minitron_nas.importance.passes import require_whole_model
-from minitron_nas.models.checkpoint import Checkpoint
+from minitron_nas.models.outline import Outline
+from minitron_nas.pipeline.devices import Devices
 from minitron_nas.pipeline.plan import FamilyPlan
+from minitron_nas.pipeline.room import Room
 from minitron_nas.pipeline.stages.correct import correction_tokens
 from minitron_nas.pipeline.stages.train import layer_counts
 from minitron_nas.pruning.order import PruningOrder
-from minitron_nas.pruning.start import moments_bytes
 from minitron_nas.settings import format_count
-from minitron_nas.space.enumerate import enumerate_candidates
+from minitron_nas.space.enumerate import Enumeration, enumerate_candidates
 from minitron_nas.storage.atomic import require_free_bytes
 from minitron_nas.storage.run_folder import RunFolder
-from minitron_nas.storage.weights import read_headers
-from minitron_nas.text.tokens import token_dtype
-
-_TRAINING_BYTES_PER_PARAMETER = 12
-"""A checkpoint holds float32 weights and Adam's two moments."""
-
-_START_BYTES_PER_PARAMETER = 4
-"""A distillation begins with float32 weights in a file; a full one also ends so, and keeps its best on the way, at most
-twice."""
-
-_UNIT_BYTES = 24
-"""A score as a number and as a row, and a place in the order."""
-
-_COMPANIONS = {".json", ".jinja", ".model", ".txt", ".md"}
-
-_REPORT_BYTES = 5_000_000
-"""Most of it draws the figures; a new one is written beside the old."""
+from minitron_nas.text.sources import Data, open_sources, source_files
+from minitron_nas.text.unpacked import unpacked_bytes
 
 
-def preflight(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder) -> None:
-    """Refuse a plan that cannot work.
+def preflight(
+    plan: FamilyPlan, teacher: Outline, data: Data | None, folder: RunFolder, devices: Devices, work: Path
+) -> dict[int, Enumeration]:
+    """Refuse a plan that cannot work, with all of its faults, and return the shapes of each size.
 
     Every size is enumerated from the teacher. A later size is pruned from the student before it, so
     this finds what is unreachable already, not all of what will be.
+
+    Args:
+        plan: The plan.
+        teacher: The first teacher.
+        data: The text, if it is there.
+        folder: Where the run will lie.
+        devices: What it will run on; of devices elsewhere nothing is asked but their memory.
+        work: A folder for what is tried.
 
     Raises:
         PlanError: If DeepSpeed or a tracker cannot be used as asked, the batch does not divide, the teacher knows fewer
             positions than a sequence has, layers are to be measured on a teacher that does not fit into memory,
             the teacher cannot be corrected as asked, lm-eval does not know a task or cannot build it, or the Ray
             cluster does not answer or has no room for a trial, or no Ray can be started, or a device's memory is too
-            small for a trial.
+            small for a trial; or if there are several faults.
         MachineError: If Ray's folder cannot be written to.
         SpaceError: If a size is not below the teacher's, or no shape is within tolerance.
         InvalidArchitectureError: If a protected layer does not exist, or protected layers leave no block of
             the size that has to go.
-        DiskSpaceError: If the run will not fit.
+        DiskSpaceError: If the run will not fit, or the text that is unpacked.
+        DataError: If a file is missing or empty, or there is no such split.
     """
-    check_engine(plan.distillation)
-    teacher.require_length(plan.text.sequence_length)
-    _check_batch(plan)
-    PruningOrder.check_layers(teacher.architecture, plan.space.protected_layers)
-    _check_depth(plan, teacher)
-    _check_correction(plan)
-    check_tasks(plan)
-    if plan.runner.kind == "ray":
-        check_cluster(plan.runner, folder.work / "ray")
+    faults: list[MinitronNasError] = []
+    pools: dict[int, Enumeration] = {}
+    checks: list[Callable[[], object]] = [
+        lambda: _check_text(plan, data),
+        lambda: check_engine(plan.distillation),
+        lambda: teacher.require_length(plan.text.sequence_length),
+        lambda: _check_batch(plan),
+        lambda: _check_correction(plan),
+        lambda: check_tasks(plan),
+    ]
+    for check in checks:
+        with _kept(faults):
+            check()
+    with _kept(faults):
+        PruningOrder.check_layers(teacher.architecture, plan.space.protected_layers)
+        _check_depth(plan, teacher, devices)
     for size in plan.descending_sizes:
-        found = enumerate_candidates(plan.space, size, teacher.architecture, teacher.layout)
-        _check_memory(plan, size, min(candidate.num_parameters for candidate in found.candidates))
-    weights = sum(header.num_bytes for header in read_headers(teacher.path).values())
-    sizes = plan.descending_sizes
-    stored = weights / teacher.num_parameters
-    models = sum(sizes) * stored * (3 if plan.baselines else 1) + (weights if plan.correct is not None else 0)
-    trained = sizes[0] if plan.correct is None else teacher.num_parameters
-    checkpoints = trained * 2 * (_TRAINING_BYTES_PER_PARAMETER + 2 * _START_BYTES_PER_PARAMETER)
-    trials = plan.search.num_finalists * sizes[0] * (_TRAINING_BYTES_PER_PARAMETER + _START_BYTES_PER_PARAMETER)
-    moments = _moments_bytes(plan, teacher)
-    cache = (plan.distillation.tokens or 0) * _cached_token_bytes(plan.distillation, teacher)
-    beside = _tokens_bytes(plan, teacher) + _rankings_bytes(plan, teacher) + _companions_bytes(plan, teacher)
-    needed = int(models + max(checkpoints, trials, _REPORT_BYTES) + _REPORT_BYTES + moments + cache + beside)
-    purpose = f"this run ({plan.search.num_finalists} trials and {len(sizes)} students)"
-    require_free_bytes(folder.path, max(needed - folder.written_bytes(), 0), purpose)
+        with _kept(faults):
+            pools[size] = enumerate_candidates(plan.space, size, teacher.architecture, teacher.layout)
+            _check_memory(plan, size, pools[size], devices)
+    if devices.are_here:
+        with _kept(faults):
+            _check_disk(plan, teacher, data, folder, devices, pools)
+        if plan.runner.kind == "ray":
+            with _kept(faults):
+                check_cluster(plan.runner, work)
+    distinct = {str(fault): fault for fault in faults}
+    if len(distinct) == 1:
+        raise faults[0]
+    if distinct:
+        raise PlanError(f"the plan has {len(distinct)} faults: {'; '.join(distinct)}")
+    return pools
 
 
-def _cached_token_bytes(settings: DistillationSettings, teacher: Checkpoint) -> int:
-    """Return the bytes of what is kept of the teacher's words on one token of training text."""
-    shape = teacher.architecture
-    if not settings.caches_training:
-        return 0
-    if settings.cached_top_k is not None:
-        return min(settings.cached_top_k, shape.vocab_size) * TOP_K_BYTES
-    return shape.hidden_size * compute_dtype(pick_device()).itemsize
+@contextmanager
+def _kept(faults: list[MinitronNasError]) -> Iterator[None]:
+    """Keep a fault, so that others are found too."""
+    try:
+        yield
+    except MinitronNasError as fault:
+        faults.append(fault)
 
 
-def _moments_bytes(plan: FamilyPlan, teacher: Checkpoint) -> float:
-    """Return the bytes of the second moments of all models that are pruned; they grow with a model's size."""
-    pruned = [teacher.num_parameters, *plan.descending_sizes[:-1]]
-    whole = moments_bytes(teacher, "projections") if plan.repair == "ridge" else 0
-    return whole * sum(pruned) / teacher.num_parameters
+def _check_text(plan: FamilyPlan, data: Data | None) -> None:
+    for source in open_sources(data, plan.text) if data is not None else ():
+        source_files(source)
 
 
-def _tokens_bytes(plan: FamilyPlan, teacher: Checkpoint) -> int:
-    """Return the bytes of the run's tokens, and of the states that are kept of the teacher's over held-out text."""
-    text, shape = plan.text, teacher.architecture
-    token_bytes = token_dtype(shape.vocab_size).itemsize + token_dtype(text.sequence_length).itemsize
-    held_out = text.validation_samples * text.sequence_length
-    tokens = (plan.distillation.tokens or 0) + text.calibration_samples * text.sequence_length + held_out
-    return tokens * token_bytes + held_out * shape.hidden_size * compute_dtype(pick_device()).itemsize
+def _check_disk(
+    plan: FamilyPlan,
+    teacher: Outline,
+    data: Data | None,
+    folder: RunFolder,
+    devices: Devices,
+    pools: Mapping[int, Enumeration],
+) -> None:
+    trials = max((plan.search.num_trained(len(pool.candidates)) for pool in pools.values()), default=0)
+    room = Room.of(plan, teacher, plan.distillation.tokens or 0, trials, devices)
+    purpose = f"this run ({trials} trials and {len(plan.sizes)} students)"
+    require_free_bytes(folder.path, max(room.total - folder.written_bytes(), 0), purpose)
+    if data is not None and not folder.tokens.exists():
+        cache, unpacked = Path(datasets.config.HF_DATASETS_CACHE), unpacked_bytes(data, plan.text)
+        require_free_bytes(cache, unpacked, "text that is unpacked while it is read", "set HF_DATASETS_CACHE")
 
 
-def _rankings_bytes(plan: FamilyPlan, teacher: Checkpoint) -> int:
-    """Return the bytes of what is known of each model that is pruned: its text, scores, order and rotation."""
-    shape, text = teacher.architecture, plan.text
-    token_bytes = token_dtype(shape.vocab_size).itemsize + token_dtype(text.sequence_length).itemsize
-    units = shape.hidden_size + shape.num_hidden_layers * (shape.intermediate_size + shape.num_attention_heads)
-    rotation = 8 * shape.hidden_size**2 if plan.start == "rotate" else 0
-    each = text.calibration_samples * text.sequence_length * token_bytes + units * _UNIT_BYTES + rotation
-    return len(plan.sizes) * each
-
-
-def _companions_bytes(plan: FamilyPlan, teacher: Checkpoint) -> int:
-    """Return the bytes of what lies beside the weights of each member: tokenizer, templates, terms."""
-    small = sum(file.stat().st_size for file in teacher.path.glob("*") if file.suffix in _COMPANIONS)
-    return len(plan.sizes) * (3 if plan.baselines else 1) * small
-
-
-def _check_memory(plan: FamilyPlan, size: int, num_parameters: int) -> None:
-    """Refuse a size whose smallest candidate cannot be trained in a trial on this machine's devices."""
-    if plan.runner.address is not None:
+def _check_memory(plan: FamilyPlan, size: int, pool: Enumeration, devices: Devices) -> None:
+    """Refuse a size whose smallest candidate cannot be trained in a trial on the devices."""
+    if plan.runner.address is not None and devices.are_here:
         return
-    device, num_devices = pick_device(), _devices_of_a_trial(plan)
+    num_devices = devices.of_a_trial(plan.runner)
     stage = zero_stage(plan.distillation) if num_devices > 1 else 0
-    needed, there = sum(state_bytes(num_parameters, stage, num_devices)), total_bytes(device)
+    least = min(candidate.num_parameters for candidate in pool.candidates)
+    needed, there = sum(state_bytes(least, stage, num_devices)), devices.memory_bytes
     if needed > there:
         raise PlanError(
             f"a trial of {format_count(size)} takes at least {needed / 1e9:.3g} GB on each device for float32 weights, "
-            f"gradients and Adam's moments, and {device} has {there / 1e9:.3g} GB; choose smaller sizes, or shard each "
-            "trial over GPUs with distillation.deepspeed=zero-3 and runner.gpus_per_trial"
+            f"gradients and Adam's moments, and {devices.name} has {there / 1e9:.3g} GB; choose smaller sizes, or "
+            "shard each trial over GPUs with distillation.deepspeed=zero-3 and runner.gpus_per_trial"
         )
-
-
-def _devices_of_a_trial(plan: FamilyPlan) -> int:
-    seen = torch.cuda.device_count()
-    return max(min(seen, int(plan.runner.gpus_per_trial or 1)) if plan.runner.kind == "ray" else seen, 1)
 
 
 def _check_batch(plan: FamilyPlan) -> None:
@@ -180,12 +170,12 @@ def check_tasks(plan: FamilyPlan) -> None:
         Benchmarks(settings, setting).require_data()
 
 
-def _check_depth(plan: FamilyPlan, teacher: Checkpoint) -> None:
+def _check_depth(plan: FamilyPlan, teacher: Outline, devices: Devices) -> None:
     num_layers = teacher.architecture.num_hidden_layers
     protected = {layer % num_layers for layer in plan.space.protected_layers}
     counts = layer_counts(plan, teacher.architecture, teacher.layout, plan.descending_sizes[0])
     depth = plan.importance.depth
-    if depth.needs_model and any(count < num_layers for count in counts):
+    if devices.are_here and depth.needs_model and any(count < num_layers for count in counts):
         require_whole_model(teacher, depth)
     if depth.mode == "block":
         for count in sorted(counts - {num_layers}):

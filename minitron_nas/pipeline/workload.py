@@ -1,72 +1,248 @@
 """What a run will cost, stage by stage, before anything runs."""
 
-from minitron_nas.architecture.costs import count_parameters, forward_flops_per_token
-from minitron_nas.models.checkpoint import Checkpoint
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import ceil
+from statistics import fmean
+from typing import Self
+
+from minitron_nas.architecture.costs import forward_flops_per_token
+from minitron_nas.architecture.layout import Layout
+from minitron_nas.distillation.training.schedule import Schedule
+from minitron_nas.models.outline import Outline
+from minitron_nas.pipeline.clock import StageWork
+from minitron_nas.pipeline.devices import Devices
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pipeline.run import RunTokens
+from minitron_nas.pruning.start import moments_bytes
 from minitron_nas.settings import format_count
+from minitron_nas.space.enumerate import Candidate, Candidates, Enumeration
 
-_BACKWARD = 3
+BACKWARD = 3
 """Forward and backward together cost about three forward passes."""
 
 _REPAIR = 3
 """Repairing a finalist or a student in sequence takes about as long as three forward passes of its source. It is
 validated twice besides: so repaired, and repaired in one pass."""
 
+_SCORING = 2.5
+"""A pass that scores every part takes longer than one that only runs the model: it computes little of much it reads."""
+
 _CORRECTION_VALIDATIONS = 10
 """Of the teacher: before, eight on the way, and after."""
 
-_LOAD_SECONDS_AS_TOKENS = 1500
-"""Starting a process and loading a model takes about as long as this many tokens' forward pass."""
+_CUT_AS_TOKENS = 1500
+"""Cutting a candidate or student from its source takes about as long as this many tokens' forward pass."""
+
+_DECODED_AS_TOKENS = 50
+"""A token that is decoded alone takes as long as so many in a prompt: all weights are read for it."""
+
+_PROCESS_SECONDS = 15.0
+"""Starting a process that loads a model, on whatever device."""
+
+_COUNTED_CANDIDATES = 64
 
 
-def estimate_workload(plan: FamilyPlan, teacher: Checkpoint, tokens: RunTokens) -> dict[str, float]:
-    """Return the FLOPs that each stage of a run is expected to take.
+@dataclass(frozen=True, slots=True)
+class TokenCounts:
+    """Tokens that a run reads.
 
-    Students are taken to cost what their share of the teacher's parameters says.
+    Attributes:
+        distillation: KD tokens of one student.
+        train: Of the text that they are taken from.
+        validation: Held out.
+        calibration: For scores, rotation and repair.
+    """
+
+    distillation: int
+    train: int
+    validation: int
+    calibration: int
+
+    @classmethod
+    def planned(cls, plan: FamilyPlan, distillation_tokens: int) -> Self:
+        """Return what a plan asks for.
+
+        Args:
+            plan: The plan.
+            distillation_tokens: Of one student.
+        """
+        text, length = plan.text, plan.text.sequence_length
+        used = Schedule.resolve(plan.distillation, distillation_tokens, length).num_tokens
+        return cls(distillation_tokens, used, text.validation_samples * length, text.calibration_samples * length)
+
+    @classmethod
+    def of(cls, tokens: RunTokens) -> Self:
+        """Count the tokens that a run has read.
+
+        Args:
+            tokens: The run's.
+        """
+        return cls(
+            tokens.distillation_tokens,
+            *(tokens.part(name).num_tokens for name in ("train", "validation", "calibration")),
+        )
+
+
+def estimate_workload(
+    plan: FamilyPlan,
+    teacher: Outline,
+    pools: Mapping[int, Enumeration],
+    tokens: TokenCounts,
+    devices: Devices,
+) -> dict[str, StageWork]:
+    """Return what each stage of a run is expected to take, in the order in which stages run.
+
+    A student costs what the shapes of its size cost on average. Attention is counted over the whole sequence, as
+    the Minitron papers and figures of utilisation do, though causal kernels compute half of it.
 
     Args:
         plan: The plan.
         teacher: The first teacher.
-        tokens: The run's tokens.
+        pools: The shapes of each size.
+        tokens: What the run reads.
+        devices: What it runs on.
     """
-    context = plan.text.sequence_length // 2
-    teacher_flops = forward_flops_per_token(teacher.architecture, teacher.layout, context)
-    per_parameter = teacher_flops / count_parameters(teacher.architecture, teacher.layout)
-    validation = tokens.part("validation").num_tokens
-    calibration = tokens.part("calibration").num_tokens
-    train = tokens.part("train").num_tokens
-    rungs = plan.search.rung_tokens(tokens.distillation_tokens)
-    overhead = _LOAD_SECONDS_AS_TOKENS
-    cached = train if plan.distillation.caches_training else 0
-    work: dict[str, float] = {"teacher signal": teacher_flops * (validation + cached)}
-    if plan.correct is not None:
-        corrected = plan.correct.tokens or tokens.distillation_tokens
-        work["teacher correct"] = teacher_flops * (_BACKWARD * corrected + validation * _CORRECTION_VALIDATIONS)
-    source, source_flops = "teacher", float(teacher_flops)
-    for size in plan.descending_sizes:
-        label, flops = format_count(size), size * per_parameter
-        if plan.kd_teacher == "previous" and source != "teacher":
-            work[f"{source} signal"] = source_flops * (validation + cached)
-        work[f"{source} score"] = source_flops * calibration
-        if plan.start == "rotate" or plan.repair == "ridge":
-            work[f"{source} prepare"] = source_flops * calibration
-        screened = min((plan.search.screen_sequences or 10**9) * plan.text.sequence_length, validation)
-        work[f"{label} screen"] = flops * (screened + overhead) * plan.search.max_screened / 2
-        alive, trial_tokens, previous = float(plan.search.num_finalists), 0.0, 0
-        for rung in rungs:
-            trial_tokens += alive * (_BACKWARD * (rung - previous) + validation + 3 * overhead)
-            alive, previous = max(alive / plan.search.reduction, 1.0), rung
-        starting = _REPAIR * source_flops * calibration + 2 * flops * validation if plan.repair == "ridge" else 0.0
-        work[f"{label} tournament"] = flops * trial_tokens + plan.search.num_finalists * starting
-        training = _BACKWARD * tokens.distillation_tokens + validation * (1 + plan.distillation.num_evaluations)
-        names = [label, *([f"{label}-depth", f"{label}-random"] if plan.baselines else [])]
-        for name in names:
-            work[f"{name} distil"] = flops * (training + overhead)
-            if not name.endswith("-random"):
-                work[f"{name} distil"] += starting
-            # Speed is measured in turns with the teacher.
-            work[f"{name} evaluate"] = flops * (validation + 3 * overhead) + teacher_flops * 3 * overhead
-        source, source_flops = label, flops
-    work["teacher evaluate"] = teacher_flops * (validation + 3 * overhead)
-    return work
+    return dict(_Costs(plan, teacher, pools, tokens, devices).stages())
+
+
+def mean_forward_flops(candidates: Candidates, layout: Layout, sequence_length: int) -> float:
+    """Return the FLOPs of a forward pass, per token, of shapes on average; of many, some count.
+
+    Args:
+        candidates: The shapes; at least one.
+        layout: The table of their family.
+        sequence_length: Tokens of a sequence.
+    """
+    shapes = (candidate.architecture for candidate in some_candidates(candidates))
+    return fmean(forward_flops_per_token(shape, layout, sequence_length) for shape in shapes)
+
+
+def some_candidates(candidates: Candidates) -> list[Candidate]:
+    """Return some candidates of many, which lie evenly, the first among them; all of few.
+
+    Args:
+        candidates: Of one size.
+    """
+    step = max(ceil(len(candidates) / _COUNTED_CANDIDATES), 1)
+    return [candidates[index] for index in range(0, len(candidates), step)]
+
+
+class _Costs:
+    """The costs of one plan's stages; forward passes are in FLOPs per token."""
+
+    def __init__(
+        self,
+        plan: FamilyPlan,
+        teacher: Outline,
+        pools: Mapping[int, Enumeration],
+        tokens: TokenCounts,
+        devices: Devices,
+    ) -> None:
+        length = plan.text.sequence_length
+        self._plan, self._tokens, self._devices, self._pools = plan, tokens, devices, pools
+        self._teacher, self._layout = teacher, teacher.layout
+        self._schedule = Schedule.resolve(plan.distillation, tokens.distillation, length)
+        self._first = float(forward_flops_per_token(teacher.architecture, teacher.layout, length))
+        self._students = {
+            size: mean_forward_flops(pool.candidates, teacher.layout, length) for size, pool in pools.items()
+        }
+
+    def stages(self) -> Iterator[tuple[str, StageWork]]:
+        plan = self._plan
+        if plan.correct is not None:
+            yield "teacher correct", self._correct(plan.correct.tokens or self._tokens.distillation)
+        yield "teacher signal", self._signal(self._first)
+        yield "teacher evaluate", self._evaluate(self._first)
+        source, forward, share = "teacher", self._first, 1.0
+        for size in plan.descending_sizes:
+            label, student = format_count(size), self._students[size]
+            if plan.kd_teacher == "previous" and source != "teacher":
+                yield f"{source} signal", self._signal(forward)
+            yield f"{source} score", _on_one(forward * self._tokens.calibration, _SCORING)
+            if plan.start == "rotate" or plan.repair == "ridge":
+                yield f"{source} prepare", self._prepare(forward, share)
+            yield f"{label} screen", self._screen(size, student)
+            lecturer = forward if plan.kd_teacher == "previous" else self._first
+            yield f"{label} tournament", self._tournament(size, student, lecturer, forward)
+            for name in (label, *([f"{label}-depth", f"{label}-random"] if plan.baselines else [])):
+                repaired = plan.repair == "ridge" and not name.endswith("-random")
+                yield f"{name} distil", self._distil(student, lecturer, forward if repaired else 0.0)
+                yield f"{name} evaluate", self._evaluate(student, self._first)
+            source, forward, share = label, student, size / self._teacher.num_parameters
+
+    def _correct(self, num_tokens: int) -> StageWork:
+        return _on_one(self._first * (BACKWARD * num_tokens + self._tokens.validation * _CORRECTION_VALIDATIONS))
+
+    def _signal(self, forward: float) -> StageWork:
+        """Final hidden states need no output head; students have about the teacher's share of it."""
+        shape, settings = self._teacher.architecture, self._plan.distillation
+        headless = forward * (1 - 2 * shape.hidden_size * shape.vocab_size / self._first)
+        cached = self._tokens.train if settings.caches_training else 0
+        said = headless if settings.cached_top_k is None else forward
+        return _on_one(headless * self._tokens.validation + said * cached)
+
+    def _prepare(self, forward: float, share: float) -> StageWork:
+        """One pass for the rotation and one for the repair; a second moment is a product of its matrix' size."""
+        flops = 0.0
+        for readers, wanted in (("norms", self._plan.start == "rotate"), ("projections", self._plan.repair == "ridge")):
+            if wanted:
+                values = moments_bytes(self._teacher, readers) / 4  # type: ignore[arg-type]
+                flops += self._tokens.calibration * (forward + 2 * values * share)
+        return _on_one(flops)
+
+    def _screen(self, size: int, student: float) -> StageWork:
+        search, length = self._plan.search, self._plan.text.sequence_length
+        num_jobs = search.num_screened(len(self._pools[size].candidates))
+        read = min((search.screen_sequences or self._tokens.validation) * length, self._tokens.validation)
+        return self._jobs(num_jobs, student * (read + _CUT_AS_TOKENS), 1)
+
+    def _tournament(self, size: int, student: float, lecturer: float, source: float) -> StageWork:
+        search, devices = self._plan.search, self._devices.of_a_trial(self._plan.runner)
+        alive, previous = search.num_trained(len(self._pools[size].candidates)), 0
+        parts = [self._jobs(alive, self._start(student, source), 1)] if search.num_rungs else []
+        for rung in search.rung_tokens(self._tokens.distillation):
+            trial = self._training(rung - previous, student, lecturer) + student * (
+                self._tokens.validation + 2 * _CUT_AS_TOKENS
+            )
+            parts.append(self._jobs(alive, trial, devices))
+            alive, previous = ceil(alive / search.reduction), rung
+        return StageWork(sum(part.flops for part in parts), sum(part.path_flops for part in parts))
+
+    def _start(self, student: float, source: float) -> float:
+        """A student is repaired in two ways, and each is validated."""
+        if self._plan.repair == "none":
+            return 0.0
+        return source * _REPAIR * self._tokens.calibration + 2 * student * self._tokens.validation
+
+    def _training(self, num_tokens: int, student: float, lecturer: float) -> float:
+        settings = self._plan.distillation
+        beside = lecturer if settings.asks_teacher and not settings.caches_training else 0.0
+        return num_tokens * (BACKWARD * student + beside)
+
+    def _distil(self, student: float, lecturer: float, repaired_from: float) -> StageWork:
+        settings, runner = self._plan.distillation, self._plan.runner
+        shared = self._training(self._tokens.distillation, student, lecturer)
+        shared += student * self._tokens.validation * (1 + settings.num_evaluations)
+        alone = student * _CUT_AS_TOKENS + (self._start(student, repaired_from) if repaired_from else 0.0)
+        devices = self._devices.of_a_distillation(runner, settings, self._schedule)
+        return StageWork(shared + alone, shared / devices + alone)
+
+    def _evaluate(self, forward: float, beside: float = 0.0) -> StageWork:
+        """Speed is measured in turns with the teacher."""
+        asked = self._plan.evaluation
+        spoken = asked.prompt_tokens + asked.decode_tokens
+        timed = asked.prompt_tokens + asked.decode_tokens * _DECODED_AS_TOKENS
+        held_out, times = self._tokens.validation, asked.repeats + 1
+        flops = forward * held_out + (forward + beside) * times * spoken
+        return StageWork(flops, forward * held_out + (forward + beside) * times * timed, _PROCESS_SECONDS)
+
+    def _jobs(self, number: int, flops: float, devices: int) -> StageWork:
+        """Jobs of equal size, as many at once as there is room for."""
+        waves = ceil(number / self._devices.trials_at_once(self._plan.runner))
+        return StageWork(number * flops, waves * flops / devices)
+
+
+def _on_one(flops: float, slowness: float = 1.0) -> StageWork:
+    """Work of one device."""
+    return StageWork(flops, flops * slowness)

@@ -10,6 +10,7 @@ from minitron_nas.importance.moments import Readers
 from minitron_nas.importance.passes import CalibrationPass, fits_in_memory
 from minitron_nas.importance.tensor_folder import TensorFolder
 from minitron_nas.models.checkpoint import Checkpoint
+from minitron_nas.models.outline import Outline
 from minitron_nas.progress import Progress, silent
 from minitron_nas.pruning.refit import cuts_inputs
 from minitron_nas.pruning.repair_in_sequence import why_not_in_sequence
@@ -77,7 +78,7 @@ def _half(progress: Progress, number: int) -> Progress:
     return lambda done, total: progress(number * total + done, 2 * total)
 
 
-def moments_bytes(checkpoint: Checkpoint, readers: Readers) -> int:
+def moments_bytes(checkpoint: Checkpoint | Outline, readers: Readers) -> int:
     """Return the bytes of a model's second moments, float32.
 
     Args:

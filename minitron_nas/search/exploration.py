@@ -74,7 +74,7 @@ def explore(pool: Pool, sampler: Sampler, settings: SearchSettings, measure: Mea
     Raises:
         TrialError: If none could be measured.
     """
-    most = min(settings.max_screened or len(pool), len(pool))
+    most = settings.num_screened(len(pool))
     outcomes, rounds = dict[int, Outcome](), dict[int, int]()
     before, still = None, 0
     for number in range(1, most + 1):

@@ -99,6 +99,23 @@ class SearchSettings(Settings):
         """The constraints, read."""
         return tuple(map(Constraint.parse, self.constraints))
 
+    def num_screened(self, num_candidates: int) -> int:
+        """Return how many candidates of a size are screened at most.
+
+        Args:
+            num_candidates: Of the size.
+        """
+        return min(num_candidates, self.max_screened or num_candidates)
+
+    def num_trained(self, num_candidates: int) -> int:
+        """Return how many candidates of a size are trained at most.
+
+        Args:
+            num_candidates: Of the size.
+        """
+        screened = self.num_screened(num_candidates)
+        return min(screened, self.num_finalists or screened) if self.num_rungs else 0
+
     def rung_tokens(self, distillation_tokens: int) -> list[int]:
         """Return the KD tokens at the end of each rung, ascending."""
         last = self.tokens or max(distillation_tokens // 50, 1)

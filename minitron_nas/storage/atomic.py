@@ -96,8 +96,16 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def require_free_bytes(folder: Path, needed_bytes: int, purpose: str) -> None:
+def require_free_bytes(
+    folder: Path, needed_bytes: int, purpose: str, remedy: str = "choose another output folder"
+) -> None:
     """Refuse to start what the disk cannot hold.
+
+    Args:
+        folder: Where it goes; it need not exist yet.
+        needed_bytes: What it takes.
+        purpose: What it is.
+        remedy: What to do but free some space.
 
     Raises:
         DiskSpaceError: With the bytes needed and the bytes free.
@@ -106,5 +114,5 @@ def require_free_bytes(folder: Path, needed_bytes: int, purpose: str) -> None:
     if free_bytes < needed_bytes:
         raise DiskSpaceError(
             f"{purpose} needs {needed_bytes / 1e9:.2f} GB in {folder}, which has {free_bytes / 1e9:.2f} GB "
-            "free; free some space or choose another output folder"
+            f"free; free some space or {remedy}"
         )

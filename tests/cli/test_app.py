@@ -1,5 +1,7 @@
 import json
+import re
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -271,6 +273,42 @@ def test_without_json_a_result_is_told_in_words(
     assert lines[2].split() == ["num_tokens", "2"]
 
 
+def test_bars_of_libraries_do_not_stand_between_our_lines(
+    run: Callable[..., Output], trained_teacher: Path, tmp_path: Path
+) -> None:
+    from transformers.utils import logging
+
+    logging.enable_progress_bar()  # as it is in a new process
+    out = tmp_path / "student"
+    told = run(
+        *("prune", trained_teacher, "--shape", "hidden_size=42", "--scores", "random", "--out", out),
+        *("--start", "select", "--repair", "none"),
+    )
+    assert told.code == 0
+    assert "prune: " in told.err or "student: " in told.err
+    assert "Loading weights" not in told.err
+    assert "Writing model shards" not in told.err
+
+
+@pytest.mark.slow
+def test_a_command_of_its_own_says_on_stderr_what_is_ours_alone(trained_teacher: Path, tmp_path: Path) -> None:
+    shape = ("--shape", "hidden_size=42", "--scores", "random", "--start", "select", "--repair", "none")
+    command = [
+        sys.executable,
+        "-m",
+        "minitron_nas",
+        "prune",
+        str(trained_teacher),
+        *shape,
+        "--out",
+        str(tmp_path / "s"),
+    ]
+    told = subprocess.run(command, capture_output=True, text=True, check=True)
+    lines = told.stderr.splitlines()
+    assert lines
+    assert not [line for line in lines if not re.match(r"[a-z ]+: ", line)], told.stderr
+
+
 # build and demo
 
 
@@ -324,7 +362,8 @@ def test_demo_builds_the_demo(
     from minitron_nas.models.checkpoint import open_checkpoint
 
     monkeypatch.setattr(
-        "minitron_nas.pipeline.demo.demo_teacher", lambda out: (open_checkpoint(trained_teacher), "owner/name")
+        "minitron_nas.pipeline.demo.demo_teacher",
+        lambda out, progress: (open_checkpoint(trained_teacher), "owner/name"),
     )
     told = run("demo", "--out", tmp_path / "run", "--set", "seed=3", "--json")
     assert (planned[0][0].teacher, planned[0][0].seed) == ("owner/name", 3)
@@ -457,8 +496,8 @@ def test_the_help_says_what_the_command_is_for(run: Callable[..., Output]) -> No
 @pytest.mark.parametrize(
     "verb",
     [
-        *("build", "correct", "demo", "distill", "doctor", "enumerate", "evaluate", "latency", "ls", "prune"),
-        *("report", "score"),
+        *("build", "correct", "demo", "distill", "doctor", "enumerate", "evaluate", "init", "latency", "ls", "plan"),
+        *("prune", "report", "score"),
     ],
 )
 def test_every_verb_explains_itself_on_stdout(run: Callable[..., Output], verb: str) -> None:

@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minitron_nas.errors import CheckpointError, TeacherNotFoundError
 from minitron_nas.models import source as teacher
-from minitron_nas.models.source import DEMO_HUB, DEMO_WHEEL, demo_teacher, resolve_shape, resolve_teacher, source_name
+from minitron_nas.models.source import DEMO_HUB, DEMO_WHEEL, demo_teacher, outline_teacher, resolve_teacher, source_name
 from minitron_nas.testing import rewrite_tensors, tiny_checkpoint, tiny_config, tiny_model, tiny_tokenizer
 
 
@@ -19,8 +19,9 @@ def test_a_local_folder_is_used_where_it_lies(tmp_path, kind):
 
 def test_a_folder_of_a_config_alone_has_a_shape(tmp_path):
     tiny_config("qwen3").save_pretrained(tmp_path)
-    config, architecture, layout = resolve_shape(tmp_path, tmp_path)
-    assert (config["model_type"], layout.model_type) == ("qwen3", "qwen3")
+    outline = outline_teacher(tmp_path, tmp_path)
+    architecture = outline.architecture
+    assert (outline.config["model_type"], outline.layout.model_type) == ("qwen3", "qwen3")
     assert (architecture.hidden_size, architecture.head_dim, architecture.num_hidden_layers) == (48, 8, 4)
     with pytest.raises(CheckpointError):
         resolve_teacher(tmp_path, tmp_path)
@@ -29,15 +30,14 @@ def test_a_folder_of_a_config_alone_has_a_shape(tmp_path):
 def test_a_model_on_the_hub_has_a_shape_without_its_weights(tmp_path, monkeypatch):
     tiny_config("llama").save_pretrained(tmp_path)
     asked = []
-    monkeypatch.setattr(teacher, "download_snapshot", lambda name, wanted: asked.append((name, wanted)) or tmp_path)
-    _, architecture, _ = resolve_shape("owner/tiny", tmp_path)
-    assert asked == [("owner/tiny", ("config.json",))]
-    assert architecture.vocab_size == 320
+    monkeypatch.setattr(teacher, "download_config", lambda name: asked.append(name) or tmp_path)
+    assert outline_teacher("owner/tiny", tmp_path).architecture.vocab_size == 320
+    assert asked == ["owner/tiny"]
 
 
 def test_a_live_pair_has_the_shape_of_what_is_written_of_it(tmp_path):
     pair = (tiny_model(tiny_config("llama")), tiny_tokenizer())
-    assert resolve_shape(pair, tmp_path)[1] == resolve_teacher(pair, tmp_path / "again").architecture
+    assert outline_teacher(pair, tmp_path).architecture == resolve_teacher(pair, tmp_path / "again").architecture
 
 
 def test_a_live_pair_is_written_into_the_work_folder_with_the_same_logits_to_the_bit(tmp_path):

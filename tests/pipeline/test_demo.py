@@ -15,7 +15,7 @@ from minitron_nas.settings import parse_count
 def planned(monkeypatch: pytest.MonkeyPatch, trained_teacher: Path) -> list[FamilyPlan]:
     """The plans that a demo would carry out, with a small model in the place of SmolLM2."""
     plans: list[FamilyPlan] = []
-    monkeypatch.setattr(demo, "demo_teacher", lambda out: (open_checkpoint(trained_teacher), "owner/name"))
+    monkeypatch.setattr(demo, "demo_teacher", lambda out, progress: (open_checkpoint(trained_teacher), "owner/name"))
     monkeypatch.setattr(demo, "run_plan", lambda plan, out, display: plans.append(plan))
     return plans
 
@@ -30,6 +30,21 @@ def test_the_demo_builds_two_sizes_from_text_that_every_machine_has(planned: lis
 def test_the_demo_can_be_changed(planned: list[FamilyPlan], tmp_path: Path) -> None:
     demo.run_demo(tmp_path, ("distillation.tokens=1M", "runner=local"))
     assert (planned[0].distillation.tokens, planned[0].runner.kind) == (10**6, "local")
+
+
+def test_the_demos_teacher_is_fetched_behind_our_own_display(
+    planned: list[FamilyPlan], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers.utils import logging
+
+    def fetch(out: Path, progress: Any) -> tuple[None, str]:
+        assert not logging.is_progress_bar_enabled()
+        return None, "owner/name"
+
+    monkeypatch.setattr(demo, "demo_teacher", fetch)
+    logging.enable_progress_bar()  # as it is in a new process
+    demo.run_demo(tmp_path)
+    assert capsys.readouterr().err.startswith("teacher: fetch and check the demo's ...\n")
 
 
 def test_a_wrong_change_is_refused(planned: list[FamilyPlan], tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 import functools
+import gzip
 import shutil
 import threading
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,10 +17,11 @@ from minitron_nas.errors import DiskSpaceError, InvalidArchitectureError, PlanEr
 from minitron_nas.evaluation import lm_eval
 from minitron_nas.models.checkpoint import Checkpoint, open_checkpoint
 from minitron_nas.pipeline.build import build_family
+from minitron_nas.pipeline.devices import Devices
 from minitron_nas.pipeline.display import Quiet
 from minitron_nas.pipeline.plan import FamilyPlan, make_plan, with_overrides
 from minitron_nas.pipeline.preflight import preflight
-from minitron_nas.space.enumerate import enumerate_candidates
+from minitron_nas.space.enumerate import Enumeration, enumerate_candidates
 from minitron_nas.storage.run_folder import RunFolder
 
 ADAM_BYTES = 12
@@ -52,13 +55,18 @@ def teacher(trained_teacher: Path) -> Checkpoint:
 @pytest.fixture(autouse=True)
 def _bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """States take two bytes a value, as on a machine that computes in bfloat16."""
-    monkeypatch.setattr("minitron_nas.pipeline.preflight.compute_dtype", lambda device: torch.bfloat16)
-    monkeypatch.setattr("minitron_nas.pipeline.preflight._REPORT_BYTES", REPORT_BYTES)
+    monkeypatch.setattr("minitron_nas.pipeline.devices.compute_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr("minitron_nas.pipeline.room._REPORT_BYTES", REPORT_BYTES)
 
 
 def plan_of(settings: dict[str, Any], *overrides: str) -> FamilyPlan:
     values = {"teacher": "x", "sizes": ["90k"], "data": "x", "baselines": False, **settings}
     return make_plan(with_overrides(values, ("distillation.tokens=1k", "search.num_finalists=1", *overrides)))
+
+
+def checked(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder) -> dict[int, Enumeration]:
+    """The preflight of a text that is read as it lies, on this machine."""
+    return preflight(plan, teacher.outline(), "embedded", folder, Devices.here(), folder.path / "work")
 
 
 def give_disk(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
@@ -85,6 +93,11 @@ def give_disk(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
             ("sizes=[60k, 90k]",),
             150_000 * 4 + 90_000 * TRAINING_BYTES + 1000 * 48 * 2,
         ),
+        # the student that teaches the next one speaks over training and held-out text, too
+        (
+            ("sizes=[60k, 90k]", "kd_teacher=previous"),
+            150_000 * 4 + 90_000 * TRAINING_BYTES + 2 * 1000 * 48 * 2 + 16 * 64 * 48 * 2,
+        ),
     ],
     ids=[
         "least",
@@ -96,6 +109,7 @@ def give_disk(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
         "baselines",
         "correction",
         "two sizes",
+        "two teachers",
     ],
 )
 def test_the_disk_must_hold_what_the_run_will_write(
@@ -110,23 +124,23 @@ def test_the_disk_must_hold_what_the_run_will_write(
     needed += int(MOMENTS_BYTES * (1 if len(plan.sizes) == 1 else 1 + 90_000 / 138_768))
     needed += beside_bytes(teacher, len(plan.sizes), 3 if plan.baselines else 1)
     give_disk(monkeypatch, needed)
-    preflight(plan, teacher, folder)
+    checked(plan, teacher, folder)
     give_disk(monkeypatch, needed - 1)
     with pytest.raises(DiskSpaceError, match=r"this run \(\d trials and \d students\) needs 0\.0\d GB in .*free some"):
-        preflight(plan, teacher, folder)
+        checked(plan, teacher, folder)
     assert not folder.path.exists()
 
 
 def test_states_that_are_computed_in_float32_take_twice_the_disk(
     teacher: Checkpoint, tiny_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minitron_nas.pipeline.preflight.compute_dtype", lambda device: torch.float32)
+    monkeypatch.setattr("minitron_nas.pipeline.devices.compute_dtype", lambda device: torch.float32)
     needed = 90_000 * 4 + 90_000 * TRAINING_BYTES + 1000 * 48 * 4 + MOMENTS_BYTES + beside_bytes(teacher, state_bytes=4)
     give_disk(monkeypatch, needed - 1)
     with pytest.raises(DiskSpaceError):
-        preflight(plan_of(tiny_settings), teacher, RunFolder(tmp_path))
+        checked(plan_of(tiny_settings), teacher, RunFolder(tmp_path))
     give_disk(monkeypatch, needed)
-    preflight(plan_of(tiny_settings), teacher, RunFolder(tmp_path))
+    checked(plan_of(tiny_settings), teacher, RunFolder(tmp_path))
 
 
 def test_what_an_earlier_process_wrote_is_not_asked_for_again(
@@ -134,15 +148,15 @@ def test_what_an_earlier_process_wrote_is_not_asked_for_again(
 ) -> None:
     (tmp_path / "signals").write_bytes(bytes(1000 * 48 * 2))
     give_disk(monkeypatch, 90_000 * 4 + 90_000 * TRAINING_BYTES + MOMENTS_BYTES + beside_bytes(teacher))
-    preflight(plan_of(tiny_settings), teacher, RunFolder(tmp_path))
+    checked(plan_of(tiny_settings), teacher, RunFolder(tmp_path))
 
 
 def test_a_deepspeed_profile_that_cannot_be_used_is_refused_before_any_work(
     teacher: Checkpoint, tiny_settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    preflight(plan_of(tiny_settings, "distillation.deepspeed=zero-3"), teacher, RunFolder(tmp_path))
+    checked(plan_of(tiny_settings, "distillation.deepspeed=zero-3"), teacher, RunFolder(tmp_path))
     with pytest.raises(PlanError, match="'zero-9' is neither a file nor one of zero-0"):
-        preflight(plan_of(tiny_settings, "distillation.deepspeed=zero-9"), teacher, RunFolder(tmp_path))
+        checked(plan_of(tiny_settings, "distillation.deepspeed=zero-9"), teacher, RunFolder(tmp_path))
 
 
 @pytest.mark.parametrize("layer", [5, -6])
@@ -150,30 +164,30 @@ def test_a_protected_layer_must_exist(
     teacher: Checkpoint, tiny_settings: dict[str, Any], tmp_path: Path, layer: int
 ) -> None:
     with pytest.raises(InvalidArchitectureError, match=f"protected layer {layer} does not exist"):
-        preflight(plan_of(tiny_settings, f"space.protected_layers=[{layer}]"), teacher, RunFolder(tmp_path))
+        checked(plan_of(tiny_settings, f"space.protected_layers=[{layer}]"), teacher, RunFolder(tmp_path))
 
 
 def test_blocks_of_layers_must_find_room_between_protected_layers(
     teacher: Checkpoint, tiny_settings: dict[str, Any], tmp_path: Path
 ) -> None:
     overrides = ("importance.depth.mode=block", "space.axes.num_hidden_layers.values=[5, 3]")
-    preflight(plan_of(tiny_settings, *overrides), teacher, RunFolder(tmp_path))
+    checked(plan_of(tiny_settings, *overrides), teacher, RunFolder(tmp_path))
     with pytest.raises(
         InvalidArchitectureError, match=r"no 2 layers in a row are free of the protected layers \[0, 2, 4"
     ):
-        preflight(plan_of(tiny_settings, *overrides, "space.protected_layers=[0, 2, 4]"), teacher, RunFolder(tmp_path))
+        checked(plan_of(tiny_settings, *overrides, "space.protected_layers=[0, 2, 4]"), teacher, RunFolder(tmp_path))
 
 
 def test_layers_are_measured_only_on_a_teacher_that_fits_into_memory(
     teacher: Checkpoint, tiny_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000, total=2**40))
-    preflight(plan_of(tiny_settings), teacher, RunFolder(tmp_path))
+    checked(plan_of(tiny_settings), teacher, RunFolder(tmp_path))
     measured = plan_of(tiny_settings, "importance.depth.criterion=kl")
     with pytest.raises(PlanError, match=r"importance\.depth criterion=kl with mode=layers runs the whole model"):
-        preflight(measured, teacher, RunFolder(tmp_path))
+        checked(measured, teacher, RunFolder(tmp_path))
     same_depth = plan_of(tiny_settings, "importance.depth.criterion=kl", "space.axes.num_hidden_layers.values=[5]")
-    preflight(same_depth, teacher, RunFolder(tmp_path))
+    checked(same_depth, teacher, RunFolder(tmp_path))
 
 
 def test_layers_that_the_depth_only_baseline_drops_are_measured_too(
@@ -182,7 +196,7 @@ def test_layers_that_the_depth_only_baseline_drops_are_measured_too(
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000, total=2**40))
     overrides = ("importance.depth.criterion=kl", "space.axes.num_hidden_layers.values=[5]", "baselines=true")
     with pytest.raises(PlanError, match="runs the whole model"):
-        preflight(plan_of(tiny_settings, *overrides), teacher, RunFolder(tmp_path))
+        checked(plan_of(tiny_settings, *overrides), teacher, RunFolder(tmp_path))
 
 
 def test_a_batch_must_divide_before_any_work(
@@ -190,25 +204,25 @@ def test_a_batch_must_divide_before_any_work(
 ) -> None:
     overrides = ("distillation.batch_sequences=4", "distillation.micro_batch_sequences=3")
     with pytest.raises(PlanError, match="a batch of 4 sequences does not divide into micro-batches of 3"):
-        preflight(plan_of(tiny_settings, *overrides), teacher, RunFolder(tmp_path))
+        checked(plan_of(tiny_settings, *overrides), teacher, RunFolder(tmp_path))
 
 
 def test_every_size_is_enumerated_before_the_first_is_built(
     teacher: Checkpoint, tiny_settings: dict[str, Any], tmp_path: Path
 ) -> None:
     with pytest.raises(SpaceError, match=r"no shape has between 9,500 and 10,500 parameters \(size 10k\)"):
-        preflight(plan_of(tiny_settings, "sizes=[90k, 10k]"), teacher, RunFolder(tmp_path))
+        checked(plan_of(tiny_settings, "sizes=[90k, 10k]"), teacher, RunFolder(tmp_path))
 
 
 def test_a_correction_that_cannot_be_is_refused(
     teacher: Checkpoint, tiny_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(PlanError, match=r"correct.tokens=1,001 is more than the 1,000 tokens of distillation"):
-        preflight(plan_of(tiny_settings, "correct.tokens=1001"), teacher, RunFolder(tmp_path))
-    preflight(plan_of(tiny_settings, "correct.weights=lora"), teacher, RunFolder(tmp_path))
+        checked(plan_of(tiny_settings, "correct.tokens=1001"), teacher, RunFolder(tmp_path))
+    checked(plan_of(tiny_settings, "correct.weights=lora"), teacher, RunFolder(tmp_path))
     monkeypatch.setattr("minitron_nas.distillation.training.lora.find_spec", lambda name: None)
     with pytest.raises(PlanError, match="correct.weights=lora needs peft"):
-        preflight(plan_of(tiny_settings, "correct.weights=lora"), teacher, RunFolder(tmp_path))
+        checked(plan_of(tiny_settings, "correct.weights=lora"), teacher, RunFolder(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -231,7 +245,7 @@ def test_a_task_that_lm_eval_does_not_know_is_refused(
 ) -> None:
     monkeypatch.setattr(lm_eval, "TaskManager", functools.partial(TaskManager, include_defaults=False))
     with pytest.raises(PlanError, match=message):
-        preflight(plan_of(tiny_settings, override), teacher, RunFolder(tmp_path))
+        checked(plan_of(tiny_settings, override), teacher, RunFolder(tmp_path))
 
 
 def test_a_cluster_that_does_not_answer_is_refused_at_once(
@@ -244,7 +258,7 @@ def test_a_cluster_that_does_not_answer_is_refused_at_once(
     monkeypatch.setattr("minitron_nas.execution.ray_session.services.canonicalize_bootstrap_address", refuse)
     plan = plan_of(tiny_settings, "runner={kind: ray, address: auto}")
     with pytest.raises(PlanError, match=r"runner\.address=auto: no Ray cluster can be reached \(nobody there\)"):
-        preflight(plan, teacher, RunFolder(tmp_path))
+        checked(plan, teacher, RunFolder(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -270,11 +284,55 @@ def test_a_trial_that_no_device_can_hold_is_refused(
     candidates = enumerate_candidates(plan.space, 90_000, teacher.architecture, teacher.layout).candidates
     needed = bytes_per_parameter * min(candidate.num_parameters for candidate in candidates)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    monkeypatch.setattr("minitron_nas.pipeline.preflight.total_bytes", lambda device: needed)
-    preflight(plan, teacher, RunFolder(tmp_path))
-    monkeypatch.setattr("minitron_nas.pipeline.preflight.total_bytes", lambda device: needed - 1)
+    monkeypatch.setattr("minitron_nas.pipeline.devices.total_bytes", lambda device: needed)
+    checked(plan, teacher, RunFolder(tmp_path))
+    monkeypatch.setattr("minitron_nas.pipeline.devices.total_bytes", lambda device: needed - 1)
     with pytest.raises(PlanError, match=r"a trial of 90k takes at least 0\.00\d* GB on each device .* and cpu has"):
-        preflight(plan, teacher, RunFolder(tmp_path))
+        checked(plan, teacher, RunFolder(tmp_path))
+
+
+def test_text_that_is_unpacked_needs_its_own_disk(
+    teacher: Checkpoint, tiny_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = tmp_path / "text.txt.gz"
+    packed.write_bytes(gzip.compress(bytes(5_000_000)))
+    give_disk(monkeypatch, 4_999_999)
+    plan, folder, here = plan_of(tiny_settings, "distillation.tokens=1k"), RunFolder(tmp_path / "run"), Devices.here()
+    with pytest.raises(DiskSpaceError, match=r"text that is unpacked .* needs 0\.01 GB in .* or set HF_DATASETS_CACHE"):
+        preflight(plan, teacher.outline(), str(packed), folder, here, tmp_path)
+    give_disk(monkeypatch, 5_000_000)
+    preflight(plan, teacher.outline(), str(packed), folder, here, tmp_path)
+    folder.tokens.mkdir(parents=True)
+    give_disk(monkeypatch, 4_900_000)
+    preflight(plan, teacher.outline(), str(packed), folder, here, tmp_path)  # it has been read
+
+
+def test_all_faults_of_a_plan_are_told_at_once(
+    teacher: Checkpoint, tiny_settings: dict[str, Any], tmp_path: Path
+) -> None:
+    plan = plan_of(
+        tiny_settings,
+        "sizes=[90k, 10k]",
+        "space.protected_layers=[7]",
+        "distillation={tokens: 1k, batch_sequences: 4, micro_batch_sequences: 3, deepspeed: zero-9}",
+    )
+    with pytest.raises(PlanError, match=r"^the plan has 5 faults: ") as told:
+        preflight(plan, teacher.outline(), str(tmp_path / "no.txt"), RunFolder(tmp_path), Devices.here(), tmp_path)
+    for fault in ("no file matches", "'zero-9' is neither", "does not divide", "protected layer 7", "size 10k"):
+        assert str(told.value).count(fault) == 1
+
+
+def test_of_devices_elsewhere_only_their_memory_counts(
+    teacher: Checkpoint, tiny_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give_disk(monkeypatch, 0)
+    plan, folder = plan_of(tiny_settings, "runner={kind: ray, address: nowhere}"), RunFolder(tmp_path / "run")
+    there = Devices("a device", 8, 10**9, are_here=False)
+    assert list(preflight(plan, teacher.outline(), None, folder, there, tmp_path)) == [90_000]
+    with pytest.raises(
+        PlanError, match=r"a trial of 90k takes at least 0\.00\d* GB on each device .* a device has 0 GB"
+    ):
+        preflight(plan, teacher.outline(), None, folder, replace(there, memory_bytes=0), tmp_path)
 
 
 @pytest.mark.slow
@@ -288,14 +346,15 @@ def test_what_a_run_is_said_to_need_lies_a_little_above_what_it_takes(
     monkeypatch.undo()  # the real size of a report
     told: list[int] = []
     monkeypatch.setattr(
-        "minitron_nas.pipeline.preflight.require_free_bytes", lambda folder, needed, purpose: told.append(needed)
+        "minitron_nas.pipeline.preflight.require_free_bytes", lambda folder, needed, *words: told.append(needed)
     )
     out, peak, over = tmp_path / "run", 0, threading.Event()
 
     def watch() -> None:
         nonlocal peak
         while not over.wait(0.005):
-            peak = max(peak, used(out))
+            with suppress(FileNotFoundError):  # a folder that goes while it is looked into
+                peak = max(peak, used(out))
 
     watching = threading.Thread(target=watch)
     watching.start()

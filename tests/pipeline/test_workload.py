@@ -1,74 +1,142 @@
+"""What each stage is expected to cost."""
+
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from minitron_nas.architecture.costs import forward_flops_per_token
-from minitron_nas.models.checkpoint import open_checkpoint
-from minitron_nas.pipeline.engine import Done
+from minitron_nas.families.catalog import layout_of
+from minitron_nas.models.checkpoint import Checkpoint, open_checkpoint
+from minitron_nas.pipeline.clock import StageWork
+from minitron_nas.pipeline.devices import Devices
 from minitron_nas.pipeline.family import Family
-from minitron_nas.pipeline.plan import FamilyPlan, load_plan
-from minitron_nas.pipeline.run import RunTokens
-from minitron_nas.pipeline.workload import estimate_workload
-from minitron_nas.storage.ledger import Entry
+from minitron_nas.pipeline.plan import load_plan, make_plan, with_overrides
+from minitron_nas.pipeline.workload import TokenCounts, estimate_workload, mean_forward_flops, some_candidates
+from minitron_nas.pruning.start import moments_bytes
+from minitron_nas.space.axes import load_space
+from minitron_nas.space.enumerate import enumerate_candidates
 
-TEXT = Done(Entry("text", "", None, 0.0))
-LOADING = 1500
-"""Loading a model is counted as the forward pass of so many tokens."""
+ALONE = Devices("cpu", 1, 10**10)
+TOKENS = TokenCounts(distillation=10_000, train=9_984, validation=1_024, calibration=2_048)
+CUTTING = 1500
+"""Cutting a model is counted as the forward pass of so many tokens."""
+
+
+@pytest.fixture(scope="module")
+def teacher(trained_teacher: Path) -> Checkpoint:
+    return open_checkpoint(trained_teacher)
 
 
 @pytest.fixture
-def estimate(family: Family, trained_teacher: Path) -> Any:
-    def call(*overrides: str) -> dict[str, float]:
-        plan: FamilyPlan = load_plan(family.path / "plan.yaml", overrides)
-        return estimate_workload(
-            plan, open_checkpoint(trained_teacher), RunTokens(family.path / "tokens", TEXT, 10_000)
-        )
+def estimate(tiny_settings: dict[str, Any], teacher: Checkpoint) -> Any:
+    def call(*overrides: str, devices: Devices = ALONE) -> dict[str, StageWork]:
+        values = {"teacher": "x", "sizes": ["90k", "60k"], "data": "x", **tiny_settings}
+        plan = make_plan(with_overrides(values, overrides))
+        shape, layout = teacher.architecture, teacher.layout
+        pools = {size: enumerate_candidates(plan.space, size, shape, layout) for size in plan.descending_sizes}
+        return estimate_workload(plan, teacher.outline(), pools, TOKENS, devices)
 
     return call
 
 
-def test_every_stage_that_costs_anything_is_expected(family: Family, estimate: Any) -> None:
-    done = {json.loads(line)["stage"] for line in (family.path / "ledger.jsonl").read_text().splitlines()}
-    assert set(estimate()) == done - {"text", "study"}
-    assert set(estimate("start=select", "repair=none")) == done - {"text", "study", "teacher prepare", "90k prepare"}
+@pytest.fixture
+def forward(teacher: Checkpoint) -> int:
+    """FLOPs of a token in the teacher."""
+    return forward_flops_per_token(teacher.architecture, teacher.layout, 64)
 
 
-def test_the_expected_work_of_the_teacher_is_its_flops_times_its_tokens(
-    family: Family, estimate: Any, trained_teacher: Path
+def test_every_stage_that_costs_anything_is_expected_in_its_order(family: Family, estimate: Any) -> None:
+    done = [json.loads(line)["stage"] for line in (family.path / "ledger.jsonl").read_text().splitlines()]
+    named = [stage for stage in done if stage not in {"text", "study"}]
+    assert list(estimate()) == named
+    left_out = {"teacher prepare", "90k prepare"}
+    assert list(estimate("start=select", "repair=none")) == [stage for stage in named if stage not in left_out]
+
+
+def test_the_tokens_of_a_run_are_counted_and_those_of_a_plan_foreseen(family: Family) -> None:
+    plan = load_plan(family.path / "plan.yaml")
+    assert TokenCounts.planned(plan, 10_000) == TOKENS
+
+
+def test_the_teacher_speaks_over_all_that_is_cached_without_its_head(
+    estimate: Any, forward: int, teacher: Checkpoint
 ) -> None:
-    teacher = open_checkpoint(trained_teacher)
-    flops = forward_flops_per_token(teacher.architecture, teacher.layout, 32)
-    tokens = {
-        name: RunTokens(family.path / "tokens", TEXT, 0).part(name).num_tokens for name in ("validation", "train")
-    }
-    work = estimate()
-    assert work["teacher evaluate"] == flops * (tokens["validation"] + 3 * LOADING)
-    assert work["teacher signal"] == flops * (tokens["validation"] + tokens["train"])
+    headless = forward - 2 * 48 * teacher.architecture.vocab_size
+    assert estimate()["teacher signal"].flops == pytest.approx(headless * (1_024 + 9_984))
     for unneeded in ("distillation.teacher_signal=online", "distillation.loss=lm"):
-        assert estimate(unneeded)["teacher signal"] == flops * tokens["validation"]
+        assert estimate(unneeded)["teacher signal"].flops == pytest.approx(headless * 1_024)
+    top_k = estimate("distillation.teacher_signal=top_k")["teacher signal"].flops
+    assert top_k == pytest.approx(headless * 1_024 + forward * 9_984)
 
 
-def test_the_work_of_a_student_grows_with_its_size_and_tokens(family: Family, estimate: Any) -> None:
-    work = estimate("repair=none")
-    assert work["90k distil"] == work["90k-random distil"] == pytest.approx(1.5 * work["60k distil"])
-    assert estimate("distillation.num_evaluations=8")["60k distil"] > work["60k distil"]
+def test_evaluation_reads_all_weights_for_each_token_that_is_decoded(estimate: Any, forward: int) -> None:
+    work = estimate("evaluation={prompt_tokens: 8, decode_tokens: 2, repeats: 1}")["teacher evaluate"]
+    assert work.flops == forward * (1_024 + 2 * (8 + 2))
+    assert work.path_flops == forward * (1_024 + 2 * (8 + 2 * 50))
+    assert work.duration(1e9) == 15 + work.path_flops / 1e9
 
 
-def test_repair_is_expected_for_what_is_pruned_alone(family: Family, estimate: Any, trained_teacher: Path) -> None:
+def test_two_passes_prepare_a_source_and_each_multiplies_what_it_measures(
+    estimate: Any, forward: int, teacher: Checkpoint
+) -> None:
+    products = (moments_bytes(teacher, "norms") + moments_bytes(teacher, "projections")) / 2
+    assert estimate()["teacher prepare"].flops == pytest.approx(2_048 * (2 * forward + products))
+    one = 2_048 * (forward + moments_bytes(teacher, "norms") / 2)
+    assert estimate("repair=none")["teacher prepare"].flops == pytest.approx(one)
+
+
+def test_a_student_costs_what_the_shapes_of_its_size_cost(estimate: Any, teacher: Checkpoint) -> None:
+    plain, more = estimate("repair=none"), estimate("repair=none", "distillation.num_evaluations=8")
+    space = make_plan({"teacher": "x", "sizes": [1], "data": "x"}).space
+    shape, layout = teacher.architecture, teacher.layout
+    assert plain["90k distil"] == plain["90k-random distil"]
+    each = (more["60k distil"].flops - plain["60k distil"].flops) / 6 / 1_024
+    pool = enumerate_candidates(space, 60_000, shape, layout).candidates
+    assert each == pytest.approx(mean_forward_flops(pool, layout, 64), rel=0.15)  # of another space
+    assert plain["60k distil"].flops == pytest.approx(each * (3 * 10_000 + 3 * 1_024 + CUTTING))
+
+
+def test_repair_is_expected_for_what_is_pruned_alone(estimate: Any, forward: int) -> None:
     repaired, plain = estimate(), estimate("repair=none")
-    teacher = open_checkpoint(trained_teacher)
-    flops = forward_flops_per_token(teacher.architecture, teacher.layout, 32)
-    num_tokens = RunTokens(family.path / "tokens", TEXT, 0).part("calibration").num_tokens
-    validation = RunTokens(family.path / "tokens", TEXT, 0).part("validation").num_tokens
-    of_student = 90_000 / teacher.num_parameters * flops
-    start = 3 * flops * num_tokens + 2 * of_student * validation
-    assert repaired["90k distil"] - plain["90k distil"] == pytest.approx(start)
-    finalists = load_plan(family.path / "plan.yaml").search.num_finalists
-    assert repaired["90k tournament"] - plain["90k tournament"] == pytest.approx(finalists * start)
-    assert repaired["90k-depth distil"] > plain["90k-depth distil"]
+    assert repaired["90k distil"].flops - plain["90k distil"].flops > 3 * forward * 2_048
+    assert repaired["90k-depth distil"].flops > plain["90k-depth distil"].flops
     assert repaired["90k-random distil"] == plain["90k-random distil"]
+
+
+def test_a_teacher_that_runs_beside_its_student_is_counted(estimate: Any, forward: int) -> None:
+    online, cached = estimate("distillation.teacher_signal=online"), estimate()
+    assert online["90k distil"].flops - cached["90k distil"].flops == pytest.approx(forward * 10_000)
+    trained = 3 * 512 + 2 * 512  # three finalists in the first rung, two in the second
+    assert online["90k tournament"].flops - cached["90k tournament"].flops == pytest.approx(
+        forward * (3 * 500 + 2 * 500), rel=trained / 2500 - 1
+    )
+    assert estimate("distillation.loss=lm", "distillation.teacher_signal=online")["90k distil"] == cached["90k distil"]
+
+
+def test_devices_shorten_what_they_share(estimate: Any) -> None:
+    four = replace(ALONE, number=4)
+    ray = ("runner={kind: ray}", "repair=none", "search.max_screened=6")
+    one, many = estimate(*ray), estimate(*ray, devices=four)
+    assert many["teacher signal"] == one["teacher signal"]  # one device holds the teacher
+    assert many["90k screen"].flops == one["90k screen"].flops
+    assert many["90k screen"].path_flops == pytest.approx(one["90k screen"].path_flops * 2 / 6)  # two waves of six
+    shared = one["90k distil"].path_flops - many["90k distil"].path_flops
+    assert shared == pytest.approx(0.75 * one["90k distil"].flops, rel=0.1)
+
+
+def test_of_many_candidates_some_are_counted_that_lie_evenly() -> None:
+    space = load_space("minitron-15b-to-4b")
+    shape = space.source_architecture()
+    candidates = enumerate_candidates(space, 4 * 10**9, shape, layout_of(shape.model_type)).candidates
+    assert some_candidates(candidates) == list(candidates)
+    wide = load_space("default").model_copy(update={"tolerance": 0.3})
+    many = enumerate_candidates(wide, 10**10, shape, layout_of(shape.model_type)).candidates
+    some = some_candidates(many)
+    assert len(many) > 64 >= len(some) > 32
+    assert some[0] == many[0]
 
 
 def test_without_baselines_their_work_is_not_expected(estimate: Any) -> None:
@@ -79,8 +147,7 @@ def test_a_student_that_teaches_the_next_one_has_to_speak_too(estimate: Any) -> 
     assert set(estimate("kd_teacher=previous")) - set(estimate()) == {"90k signal"}
 
 
-def test_correcting_the_teacher_costs_training_and_ten_validations_of_it(family: Family, estimate: Any) -> None:
-    validation = RunTokens(family.path / "tokens", TEXT, 0).part("validation").num_tokens
-    flops = estimate()["teacher evaluate"] / (validation + 3 * LOADING)
-    assert estimate("correct.tokens=2k")["teacher correct"] == pytest.approx(flops * (3 * 2000 + 10 * validation))
-    assert estimate("correct.weights=full")["teacher correct"] == pytest.approx(flops * (3 * 10_000 + 10 * validation))
+def test_correcting_the_teacher_costs_training_and_ten_validations_of_it(estimate: Any, forward: int) -> None:
+    few, all_ = (estimate(settings)["teacher correct"] for settings in ("correct.tokens=2k", "correct.weights=full"))
+    assert few.flops == pytest.approx(forward * (3 * 2000 + 10 * 1_024))
+    assert all_.flops == pytest.approx(forward * (3 * 10_000 + 10 * 1_024))

@@ -29,6 +29,7 @@ PRESETS = {
     "minitron-15b-to-4b": Preset(15_628_775_424, ("4B",)),
     "minitron-15b-to-8b": Preset(15_628_775_424, ("8B",)),
     "mistral-7b-v0.3": Preset(7_248_023_552, ("5B", "4B")),
+    "mistral-nemo-12b": Preset(12_247_782_400, ("8B", "4B")),
     "mistral-nemo-12b-to-8b": Preset(12_247_782_400, ("8B",)),
     "qwen3-30b-a3b": Preset(30_532_122_624, ("20B", "15B")),
     "qwen3-4b": Preset(4_022_468_096, ("3B", "2B")),

@@ -16,7 +16,7 @@ from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.training.overrides import check_trainer
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.errors import PlanError
-from minitron_nas.execution.device import compute_dtype, pick_device
+from minitron_nas.execution.device import announce_device, compute_dtype, pick_device
 from minitron_nas.resources import resource, resource_names
 from minitron_nas.storage.atomic import read_json
 
@@ -50,8 +50,7 @@ def training_arguments(
         PlanError: If the batch does not divide into micro-batches, or DeepSpeed cannot be used as asked.
     """
     device = pick_device()
-    if device.type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, which Trainer imports, need not search and warn
+    announce_device()  # where a process was started by hand
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     micro = micro_batch(settings, schedule, num_processes)
     half = compute_dtype(device) == torch.bfloat16

@@ -5,6 +5,7 @@ from typing import Self
 
 from transformers import PreTrainedConfig
 
+from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.settings import CorrectionTraining, DistillationSettings
 from minitron_nas.errors import TrainingMemoryError
 
@@ -33,7 +34,7 @@ class TrainingMemory:
     def estimate(
         cls,
         num_parameters: int,
-        config: PreTrainedConfig,
+        config: PreTrainedConfig | Architecture,
         micro_batch_tokens: int,
         value_bytes: int,
         gradient_checkpointing: bool = False,
@@ -48,7 +49,7 @@ class TrainingMemory:
 
         Args:
             num_parameters: Of the student.
-            config: Its transformers config.
+            config: Its transformers config, or its shape, which has the same names.
             micro_batch_tokens: Tokens of one forward pass.
             value_bytes: Of an activation.
             gradient_checkpointing: Whether layers are recomputed.

@@ -92,7 +92,7 @@ def _jobs(run: Run, hop: Hop) -> Jobs:
 def _screen(run: Run, hop: Hop, pool: Pool) -> Done:
     plan, explored_file = run.plan, run.folder.screened(hop.label)
     settings = plan.search
-    most = min(settings.max_screened or len(pool), len(pool))
+    most = settings.num_screened(len(pool))
 
     def action(progress: Progress) -> Left:
         jobs = _jobs(run, hop).within("screen")

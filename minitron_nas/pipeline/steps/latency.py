@@ -15,7 +15,7 @@ from minitron_nas.evaluation.latency_terms import (
 )
 from minitron_nas.execution.device import available_bytes
 from minitron_nas.execution.preemption import going_on
-from minitron_nas.models.source import ModelSource, resolve_shape
+from minitron_nas.models.source import ModelSource, outline_teacher
 from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.space.axes import load_space
 from minitron_nas.space.enumerate import legal_columns, parameters_of
@@ -60,12 +60,13 @@ def measure_latency(
         raise LatencyError(f"{path} exists; remove it or name another file")
     require_writable(path.parent)
     with TemporaryDirectory() as work:
-        config, source, layout = resolve_shape(teacher, Path(work))
+        outline = outline_teacher(teacher, Path(work))
+    source, layout = outline.architecture, outline.layout
     columns = legal_columns(load_space(space), source, layout)
     lengths = Lengths(batch, prompt_tokens, context_tokens)
     setting = setting_of(source, layout, lengths)
     shapes = far_apart(columns, layer_sizes(setting), NUM_SHAPES)
-    bench = Bench(config, source, layout, lengths)
+    bench = Bench(outline.config, source, layout, lengths)
     fitting = parameters_of(columns, source, layout) * bench.dtype.itemsize <= _WHOLE_PART * available_bytes(
         bench.device
     )

@@ -1,0 +1,92 @@
+"""What is known of a model before any of its weights is read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from minitron_nas.architecture.costs import count_parameters
+from minitron_nas.architecture.layout import Layout
+from minitron_nas.architecture.spec import Architecture
+from minitron_nas.errors import PlanError
+
+_BYTES_OF_DTYPE = {"float32": 4, "float64": 8}
+_HALF_BYTES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """A model's shape, and how much its files take.
+
+    Attributes:
+        path: Its folder, or what it is called where it has none.
+        architecture: Its shape.
+        layout: The table of its family.
+        weights_bytes: Of its weights in files.
+        companions_bytes: Of what lies beside them and goes with every student: tokenizer, templates, terms.
+        config: Its `config.json`; empty where a shape is all that is known.
+    """
+
+    path: Path | str
+    architecture: Architecture
+    layout: Layout
+    weights_bytes: int
+    companions_bytes: int = 0
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of_shape(cls, name: str, architecture: Architecture, layout: Layout) -> Self:
+        """Return the outline of a shape alone, its weights in half precision.
+
+        Args:
+            name: What it is called.
+            architecture: The shape.
+            layout: The table of its family.
+        """
+        return cls(name, architecture, layout, count_parameters(architecture, layout) * _HALF_BYTES)
+
+    @classmethod
+    def of_config(cls, path: Path | str, config: dict[str, Any], architecture: Architecture, layout: Layout) -> Self:
+        """Return the outline of a model whose config alone is there.
+
+        Args:
+            path: Its folder, or its name.
+            config: The content of its `config.json`, which says in what type its weights are.
+            architecture: Its shape.
+            layout: The table of its family.
+        """
+        dtype = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
+        num_bytes = _BYTES_OF_DTYPE.get(dtype, _HALF_BYTES)
+        return cls(path, architecture, layout, count_parameters(architecture, layout) * num_bytes, config=config)
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of parameters, tied embeddings counted once."""
+        return count_parameters(self.architecture, self.layout)
+
+    def require_length(self, sequence_length: int) -> None:
+        """Refuse sequences that are longer than a table of learned positions.
+
+        Raises:
+            PlanError: With both lengths.
+        """
+        require_positions(self.path, self.architecture, sequence_length)
+
+
+def require_positions(path: Path | str, architecture: Architecture, sequence_length: int) -> None:
+    """Refuse sequences that are longer than a model's table of learned positions.
+
+    Args:
+        path: Of the model, for the message.
+        architecture: Its shape.
+        sequence_length: Tokens of a sequence.
+
+    Raises:
+        PlanError: With both lengths.
+    """
+    positions = architecture.max_position_embeddings
+    if 0 < positions < sequence_length:
+        raise PlanError(
+            f"{path} has learned {positions:,} positions, fewer than a sequence of {sequence_length:,} tokens has; "
+            f"choose a sequence length of {positions:,} or less (text.sequence_length)"
+        )

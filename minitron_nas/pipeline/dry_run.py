@@ -1,0 +1,121 @@
+"""`dry_run`: everything that is known of a run before it runs."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from minitron_nas.execution.throughput import measure_throughput
+from minitron_nas.families.catalog import layout_of
+from minitron_nas.models.outline import Outline
+from minitron_nas.models.source import outline_teacher
+from minitron_nas.pipeline.devices import Devices
+from minitron_nas.pipeline.forecast import Forecast
+from minitron_nas.pipeline.plan import FamilyPlan
+from minitron_nas.pipeline.preflight import preflight
+from minitron_nas.pipeline.workload import TokenCounts
+from minitron_nas.settings import format_count
+from minitron_nas.space.axes import SearchSpace
+from minitron_nas.storage.run_folder import RunFolder
+from minitron_nas.text.survey import about_text
+from minitron_nas.text.token_log import ONE_PASS_TOKENS
+from minitron_nas.text.unpacked import text_bytes, unpacked_bytes
+
+_BYTES_PER_TOKEN = 4
+"""Of English, about."""
+
+SOURCE_OF_THE_SPACE = "the source shape of the space"
+"""What a plan without a teacher calls its teacher."""
+
+
+@dataclass(frozen=True, slots=True)
+class DryRun:
+    """A forecast, and what it rests on.
+
+    Attributes:
+        forecast: What the plan would do and cost.
+        text: A line for each source of text: what would be read of it.
+        unpacked_bytes: Disk that the text takes beside the run folder while it is read.
+        notes: What was assumed.
+    """
+
+    forecast: Forecast
+    text: tuple[str, ...]
+    unpacked_bytes: int
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        beside = {"text": self.text, "unpacked_bytes": self.unpacked_bytes, "notes": self.notes}
+        return {**self.forecast.to_dict(), **beside}
+
+    def lines(self) -> Iterator[str]:
+        """Say it, a line at a time."""
+        yield from self.text
+        yield from self.forecast.lines()
+        if self.unpacked_bytes:
+            yield f"         and {self.unpacked_bytes / 1e9:.3g} GB for text that is unpacked while it is read"
+        yield from (f"note     {note}" for note in self.notes)
+
+
+def dry_run(
+    plan: FamilyPlan,
+    out: Path,
+    reads_text: bool = True,
+    devices: Devices | None = None,
+    flops_per_second: float | None = None,
+) -> DryRun:
+    """Foresee a run: refuse what cannot work, count what is to be done; nothing is written and no weight is read.
+
+    Args:
+        plan: The plan; its teacher may be `SOURCE_OF_THE_SPACE`.
+        out: Where the run would lie.
+        reads_text: Whether the plan's data are there to be looked at.
+        devices: What it would run on elsewhere; without it, on this machine.
+        flops_per_second: Of one device that trains; measured here without it.
+
+    Raises:
+        MinitronNasError: With all faults of the plan.
+    """
+    data = plan.data if reads_text else None
+    here = Devices.here()
+    with TemporaryDirectory() as work:
+        teacher = _outline(plan, Path(work))
+        pools = preflight(plan, teacher, data, RunFolder(out.absolute()), devices or here, Path(work) / "ray")
+    text = tuple(about_text(data, plan.text)) if data is not None else ()
+    tokens, notes = plan.distillation.tokens, list[str]()
+    if tokens is None:
+        tokens, note = _assumed_tokens(plan, reads_text)
+        notes.append(note)
+    if flops_per_second is None:
+        flops_per_second = measure_throughput()
+        notes.append(f"FLOPs per second are half of what matrix products reach here on {here.name}, measured just now")
+    forecast = Forecast.of(plan, teacher, pools, TokenCounts.planned(plan, tokens), devices or here, flops_per_second)
+    return DryRun(forecast, text, unpacked_bytes(data, plan.text) if data is not None else 0, tuple(notes))
+
+
+def _outline(plan: FamilyPlan, work: Path) -> Outline:
+    if plan.teacher != SOURCE_OF_THE_SPACE:
+        return outline_teacher(plan.teacher, work)
+    return _source_outline(plan.space)
+
+
+def _source_outline(space: SearchSpace) -> Outline:
+    shape = space.source_architecture()
+    return Outline.of_shape(SOURCE_OF_THE_SPACE, shape, layout_of(shape.model_type))
+
+
+def _assumed_tokens(plan: FamilyPlan, reads_text: bool) -> tuple[int, str]:
+    """Return the tokens of one pass over the text, and how they were found."""
+    num_bytes = text_bytes(plan.data, plan.text) if reads_text else None
+    if num_bytes is None:
+        return ONE_PASS_TOKENS, (
+            "distillation.tokens is not set, and how much text there is shows when it is read: "
+            f"{format_count(ONE_PASS_TOKENS)} tokens are assumed, the most that one pass takes"
+        )
+    tokens = min(max(num_bytes // _BYTES_PER_TOKEN, 1), ONE_PASS_TOKENS)
+    return tokens, (
+        f"distillation.tokens is not set: one pass over the text is taken for {format_count(tokens)} tokens, one for "
+        f"each {_BYTES_PER_TOKEN} bytes"
+    )

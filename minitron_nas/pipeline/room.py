@@ -1,0 +1,121 @@
+"""`Room`: what a run will write, in bytes."""
+
+from dataclasses import asdict, dataclass
+from typing import Self
+
+from minitron_nas.distillation.settings import DistillationSettings
+from minitron_nas.distillation.signals.top_k_cache import TOP_K_BYTES
+from minitron_nas.models.outline import Outline
+from minitron_nas.pipeline.devices import Devices
+from minitron_nas.pipeline.plan import FamilyPlan
+from minitron_nas.pruning.start import moments_bytes
+from minitron_nas.text.tokens import token_dtype
+
+_TRAINING_BYTES_PER_PARAMETER = 12
+"""A checkpoint holds float32 weights and Adam's two moments."""
+
+_START_BYTES_PER_PARAMETER = 4
+"""A distillation begins with float32 weights in a file; a full one also ends so, and keeps its best on the way, at most
+twice."""
+
+_UNIT_BYTES = 24
+"""A score as a number and as a row, and a place in the order."""
+
+_REPORT_BYTES = 5_000_000
+"""Most of it draws the figures; a new one is written beside the old."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """The most that lies in a run folder at a time, in bytes.
+
+    Attributes:
+        models: Students, baselines and a corrected teacher, with what lies beside their weights.
+        training: Checkpoints of the largest training, or of all trials.
+        teacher_states: What teachers say over the text.
+        moments: Second moments of what is pruned.
+        others: Tokens, scores, rotations and the report.
+    """
+
+    models: int
+    training: int
+    teacher_states: int
+    moments: int
+    others: int
+
+    @classmethod
+    def of(cls, plan: FamilyPlan, teacher: Outline, train_tokens: int, num_trials: int, devices: Devices) -> Self:
+        """Estimate it.
+
+        Args:
+            plan: The plan.
+            teacher: The first teacher.
+            train_tokens: Of a student.
+            num_trials: Finalists of a size, at most.
+            devices: What it runs on; where several train a trial, it begins with weights in a file.
+        """
+        sizes = plan.descending_sizes
+        corrected = plan.correct is not None
+        stored, members = teacher.weights_bytes / teacher.num_parameters, 3 if plan.baselines else 1
+        models = sum(sizes) * stored * members + teacher.weights_bytes * corrected
+        models += len(sizes) * members * teacher.companions_bytes
+        trained = teacher.num_parameters if corrected else sizes[0]
+        checkpoints = trained * 2 * (_TRAINING_BYTES_PER_PARAMETER + 2 * _START_BYTES_PER_PARAMETER)
+        trials = num_trials * sizes[0] * (_TRAINING_BYTES_PER_PARAMETER + _START_BYTES_PER_PARAMETER)
+        return cls(
+            models=int(models),
+            training=max(checkpoints, trials, _REPORT_BYTES),
+            teacher_states=_states_bytes(plan, teacher, train_tokens, devices.value_bytes),
+            moments=_moments_bytes(plan, teacher),
+            others=_REPORT_BYTES + _tokens_bytes(plan, teacher, train_tokens) + _rankings_bytes(plan, teacher),
+        )
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(asdict(self).values())
+
+
+def _states_bytes(plan: FamilyPlan, teacher: Outline, train_tokens: int, value_bytes: int) -> int:
+    """Return the bytes of what is kept of each KD teacher's words; a student that teaches is no wider than the first.
+
+    Over held-out text all of them are kept, over training text as the plan says.
+    """
+    shape, text = teacher.architecture, plan.text
+    state = shape.hidden_size * value_bytes
+    held_out = text.validation_samples * text.sequence_length
+    teachers = len(plan.sizes) if plan.kd_teacher == "previous" else 1
+    return teachers * (held_out * state + train_tokens * _kept_bytes(plan.distillation, shape.vocab_size, state))
+
+
+def _kept_bytes(settings: DistillationSettings, vocab_size: int, state_bytes: int) -> int:
+    """Return the bytes of what is kept of a teacher's words on one token of training text."""
+    if not settings.caches_training:
+        return 0
+    top_k = settings.cached_top_k
+    return state_bytes if top_k is None else min(top_k, vocab_size) * TOP_K_BYTES
+
+
+def _moments_bytes(plan: FamilyPlan, teacher: Outline) -> int:
+    """Return the bytes of the second moments of all models that are pruned; they grow with a model's size."""
+    pruned = [teacher.num_parameters, *plan.descending_sizes[:-1]]
+    whole = moments_bytes(teacher, "projections") if plan.repair == "ridge" else 0
+    return int(whole * sum(pruned) / teacher.num_parameters)
+
+
+def _token_bytes(plan: FamilyPlan, teacher: Outline) -> int:
+    return token_dtype(teacher.architecture.vocab_size).itemsize + token_dtype(plan.text.sequence_length).itemsize
+
+
+def _tokens_bytes(plan: FamilyPlan, teacher: Outline, train_tokens: int) -> int:
+    sequences = plan.text.calibration_samples + plan.text.validation_samples
+    return (train_tokens + sequences * plan.text.sequence_length) * _token_bytes(plan, teacher)
+
+
+def _rankings_bytes(plan: FamilyPlan, teacher: Outline) -> int:
+    """Return the bytes of what is known of each model that is pruned: its text, scores, order and rotation."""
+    shape, text = teacher.architecture, plan.text
+    units = shape.hidden_size + shape.num_hidden_layers * (shape.intermediate_size + shape.num_attention_heads)
+    rotation = 8 * shape.hidden_size**2 if plan.start == "rotate" else 0
+    calibration = text.calibration_samples * text.sequence_length * _token_bytes(plan, teacher)
+    return len(plan.sizes) * (calibration + units * _UNIT_BYTES + rotation)
