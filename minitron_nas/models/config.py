@@ -41,7 +41,7 @@ def read_config(path: Path) -> dict[str, Any]:
     return read_object(file)
 
 
-def read_architecture(path: Path, config: dict[str, Any], *, weights: bool = True) -> tuple[Architecture, Layout]:
+def read_architecture(path: Path, config: dict[str, Any]) -> tuple[Architecture, Layout]:
     """Read the shape of a folder and find its family.
 
     transformers fills in what `config.json` leaves out, so that a shape never rests on our defaults. Before it does,
@@ -50,7 +50,6 @@ def read_architecture(path: Path, config: dict[str, Any], *, weights: bool = Tru
     Args:
         path: The folder.
         config: The content of its `config.json`.
-        weights: Whether there are weights whose header to hold the sizes against.
 
     Raises:
         CheckpointError: If it is not a causal language model in plain floating point, a size is beyond what the

@@ -40,7 +40,6 @@ def download_snapshot(name: str, timeout_seconds: float = _TIMEOUT_SECONDS) -> P
         name: `owner/name` or `owner/name@revision`.
         timeout_seconds: How long to wait for the hub's first answer; without one the hub's local
             cache is used.
-        wanted: Names or patterns of the files; by default all that a model needs.
 
     Raises:
         TeacherNotFoundError: If neither the hub nor its local cache has the model.

@@ -72,7 +72,8 @@ def expected_hypervolume_gain(
         first = (means[shortlist] + node * deviations[shortlist] - low[0]) / span[0]
         shapes = np.column_stack([first, optimistic[shortlist, 1:]])
         gains[shortlist] += weight * np.array([np.count_nonzero(np.all(shape <= points, axis=1)) for shape in shapes])
-    return gains / _SAMPLES * _REFERENCE ** front.shape[1]
+    gained: Values = gains / _SAMPLES * _REFERENCE ** front.shape[1]
+    return gained
 
 
 def _least_behind(shapes: Values, front: Values) -> Sequence[int]:

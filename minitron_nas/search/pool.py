@@ -139,7 +139,8 @@ class Pool:
 def _memory(columns: Mapping[str, NDArray[Any]], deployment: Deployment) -> NDArray[Any]:
     weights: NDArray[Any] = BYTES_PER_PARAMETER * columns["num_parameters"]
     cached = deployment.batch_size * deployment.context_tokens
-    return weights + cached * columns["kv_cache_bytes_per_token"]
+    total: NDArray[Any] = weights + cached * columns["kv_cache_bytes_per_token"]
+    return total
 
 
 def _timed(latency: Latency, sizes: Columns, against: Architecture) -> dict[str, NDArray[Any]]:

@@ -14,6 +14,7 @@ import optuna
 from optuna.distributions import IntDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from minitron_nas.architecture.spec import SHAPE_FIELDS
@@ -36,7 +37,7 @@ def write_study(path: Path, candidates: Sequence[Row], trials: Sequence[Row], ot
         storage = JournalStorage(JournalFileBackend(str(partial)))
         for size in dict.fromkeys(row["size"] for row in candidates):
             shapes = {row["candidate"]: row for row in candidates if row["size"] == size}
-            directions = ["minimize"] * (1 + len(others))
+            directions = [StudyDirection.MINIMIZE] * (1 + len(others))
             study = optuna.create_study(study_name=f"{size} screened", storage=storage, directions=directions)
             study.set_user_attr("metrics", ["untrained KL(teacher || candidate) per token, in nats", *others])
             study.add_trials([_screened(row, others, _distributions(shapes)) for row in shapes.values()])

@@ -21,7 +21,7 @@ from minitron_nas.search.pool import Deployment, Pool
 from minitron_nas.search.proposals import PoolSampler
 from minitron_nas.search.screen import screen
 from minitron_nas.search.study import write_study
-from minitron_nas.search.tournament import ShortTraining, tournament
+from minitron_nas.search.tournament import ShortTraining, TrialRow, tournament
 from minitron_nas.space.enumerate import Candidate, Enumeration, enumerate_candidates
 from minitron_nas.storage.atomic import read_json, write_json
 from minitron_nas.storage.ledger import fingerprint
@@ -140,7 +140,7 @@ def _contest(
     plan, folder = run.plan, run.folder.trials(hop.label)
 
     def action(progress: Progress) -> Left:
-        winner, trials = finalists[0], []
+        winner, trials = finalists[0], list[TrialRow]()
         rungs = plan.search.rung_tokens(run.tokens.distillation_tokens)
         if rungs:
             jobs = _jobs(run, hop)
