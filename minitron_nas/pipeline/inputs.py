@@ -5,6 +5,7 @@ A setting that stands here makes a stage run again when it changes; one that onl
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from minitron_nas.architecture.spec import Architecture
@@ -16,6 +17,7 @@ from minitron_nas.pipeline.member import TrainedMember
 from minitron_nas.pipeline.plan import FamilyPlan, deciding
 from minitron_nas.pipeline.run import Source
 from minitron_nas.pruning.settings import StartSettings
+from minitron_nas.storage.atomic import read_json
 
 _SPEED = {"prompt_tokens", "decode_tokens", "repeats"}
 """What of the evaluation's settings says how speed is measured; the others are of lm-eval's tasks."""
@@ -67,10 +69,20 @@ def of_preparation(
     }
 
 
+def of_latency(plan: FamilyPlan, teacher: Checkpoint) -> dict[str, Any]:
+    """Shapes are timed: of which family and sizes, and over how much."""
+    return {
+        "teacher": teacher.architecture.to_dict(),
+        "axes": plan.space.axes.model_dump(mode="json"),
+        "lengths": [plan.search.batch_size, plan.evaluation.prompt_tokens],
+    }
+
+
 def of_search(plan: FamilyPlan, size: int) -> dict[str, Any]:
     """A shape is found: all of the plan that decides anything, but for the other sizes."""
-    deciders = {key: value for key, value in deciding(plan.to_dict()).items() if key != "sizes"}
-    return {"plan": deciders, "size": size, "start": "the better repair", "cut": "paired test"}
+    deciders = {key: value for key, value in deciding(plan.to_dict()).items() if key not in {"sizes", "search.latency"}}
+    latency = read_json(Path(plan.search.latency)) if plan.search.latency is not None else None
+    return {"plan": deciders, "size": size, "latency": latency, "start": "the better repair", "cut": "paired test"}
 
 
 def of_study(tournaments: Sequence[Done]) -> dict[str, Any]:

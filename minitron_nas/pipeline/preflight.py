@@ -11,6 +11,7 @@ from minitron_nas.distillation.training.lora import require_peft
 from minitron_nas.distillation.training.memory import state_bytes
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.errors import MinitronNasError, PlanError
+from minitron_nas.evaluation.latency import LatencyModel
 from minitron_nas.execution.choice import check_cluster
 from minitron_nas.importance.depth import task_settings
 from minitron_nas.importance.depth_modes import free_runs
@@ -64,6 +65,7 @@ def preflight(
     checks: list[Callable[[], object]] = [
         lambda: _check_text(plan, data),
         lambda: check_engine(plan.distillation),
+        lambda: _check_latency(plan, teacher),
         lambda: teacher.require_length(plan.text.sequence_length),
         lambda: _check_batch(plan),
         lambda: _check_correction(plan),
@@ -100,6 +102,11 @@ def _kept(faults: list[MinitronNasError]) -> Iterator[None]:
         yield
     except MinitronNasError as fault:
         faults.append(fault)
+
+
+def _check_latency(plan: FamilyPlan, teacher: Outline) -> None:
+    if plan.search.latency is not None:
+        LatencyModel.load(Path(plan.search.latency)).require_made_for(teacher.architecture)
 
 
 def _check_text(plan: FamilyPlan, data: Data | None) -> None:

@@ -68,6 +68,28 @@ def candidate_rows(run: RunRecord) -> list[list[Any]]:
     return [[row[column] for column, _, _ in CANDIDATE_COLUMNS] for row in sorted(rows, key=order)]
 
 
+def held_against(candidates: pd.DataFrame, size: str) -> str:
+    """Say how far from the teacher the choice of a size began beside a random shape and the largest one.
+
+    Args:
+        candidates: Of the run.
+        size: The label.
+
+    Returns:
+        A sentence; empty while nothing was chosen, and where neither was screened.
+    """
+    mine = candidates[candidates["size"] == size].dropna(subset=["screen_kl_nats"])
+    chosen = mine[mine["outcome"] == "chosen"]["screen_kl_nats"]
+    others = [
+        f"{words} {numerals.nats(float(found.iloc[0]))}"
+        for name, words in (("random", "a random shape"), ("largest", "the one with the most parameters"))
+        if not (found := mine[mine["reference"] == name]["screen_kl_nats"]).empty
+    ]
+    if chosen.empty or not others:
+        return ""
+    return f"Untrained KL: the choice {numerals.nats(float(chosen.iloc[0]))}, {', '.join(others)}"
+
+
 def outcome_counts(candidates: pd.DataFrame, size: str) -> str:
     """Say how many candidates of one size ended how, e.g. "12 candidates: 1 chosen, 11 not sampled"."""
     outcomes = candidates[candidates["size"] == size]["outcome"].value_counts()

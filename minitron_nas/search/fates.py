@@ -22,6 +22,7 @@ def candidate_rows(
     trials: Sequence[TrialRow],
     winner: str,
     others: Sequence[str],
+    held_against: Mapping[str, int],
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for each candidate of a size, without the size: its costs, its screening, its fate.
 
@@ -32,6 +33,7 @@ def candidate_rows(
         trials: Every rung of every trial, in the order of rungs.
         winner: Id of the candidate that was chosen.
         others: What the front weighs beside KL.
+        held_against: Indices of what the choice is held against, by name.
     """
     kls = explored.kls()
     costs = pool.costs(others)
@@ -39,6 +41,7 @@ def candidate_rows(
         index for index, on in zip(kls, pareto_front([(kls[each], *costs[each]) for each in kls]), strict=True) if on
     }
     last = {trial.candidate.id: trial for trial in trials}
+    names = {index: name for name, index in held_against.items()}
     for index, row in enumerate(_costed(pool)):
         screened = explored.outcomes.get(index)
         key = row["candidate"]
@@ -49,6 +52,7 @@ def candidate_rows(
             "screen_kl_nats": screened.number("kl_nats") if screened is not None else None,
             "screen_loss_nats": screened.number("loss_nats") if screened is not None else None,
             "on_front": index in on_front,
+            "reference": names.get(index),
             "outcome": outcome,
             "reason": reason,
         }

@@ -155,7 +155,7 @@ def _timed(latency: Latency, sizes: Columns, against: Architecture) -> dict[str,
 
 def _constrained(constraint: Constraint, columns: Mapping[str, NDArray[Any]], deployment: Deployment) -> NDArray[Any]:
     if constraint.column in TIMED and constraint.column not in columns:
-        raise SpaceError(f"{constraint.text}: that needs a latency model; name one as search.latency")
+        raise SpaceError(f"{constraint.text}: that needs a latency model")
     if constraint.batch_size is None and constraint.context_tokens is None:
         return columns[constraint.column]
     batch_size = constraint.batch_size or deployment.batch_size

@@ -53,13 +53,28 @@ class RandomSampler:
         return chosen
 
 
+def references(pool: Pool, seed: int) -> dict[str, int]:
+    """Return what is always screened, to hold the choice against: a shape drawn at random, and the largest.
+
+    Args:
+        pool: The size's candidates; of equally large ones the first counts.
+        seed: Of the draw.
+
+    Returns:
+        Indices by the names `random` and `largest`.
+    """
+    drawn = RandomSampler(pool, seed).propose({}, 1)[0]
+    return {"random": drawn, "largest": int(np.argmax(pool.columns["num_parameters"]))}
+
+
 @dataclass(frozen=True, slots=True)
 class PoolSampler:
     """Looks at the whole pool through a surrogate.
 
-    The first shapes lie as far apart as the pool allows. Of every later round one half has the greatest expected
-    improvement, each chosen as if what the surrogate says of those before it had been measured; a quarter and one are
-    the nearest neighbours of the best so far; and the last is drawn at random, which keeps the surrogate honest.
+    Of the first shapes two are the references, the others lie as far apart as the pool allows. Of every later round one
+    half has the greatest expected improvement, each chosen as if what the surrogate says of those before it had been
+    measured; three in eight are the nearest neighbours of the best so far; and the last is drawn at random, which keeps
+    the surrogate honest.
 
     Attributes:
         pool: What is searched.
@@ -78,7 +93,9 @@ class PoolSampler:
         num = min(num, len(left))
         known = _usable(measured)
         if len(known) < min(_FIRST_ROUND, len(features)) or not features.shape[1]:
-            return spread(features, list(measured), num, self.seed)
+            new = [index for index in dict.fromkeys(references(self.pool, self.seed).values()) if index not in measured]
+            first = new[:num]
+            return first + spread(features, [*measured, *first], num - len(first), self.seed)
         num_random = 1 if num > 1 else 0
         num_near = min(3 * num // 8, num - num_random)
         chosen = self._improving(features, left, known, num - num_near - num_random)

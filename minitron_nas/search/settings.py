@@ -1,9 +1,9 @@
 """Settings of the search; no torch."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from minitron_nas.search.objectives import TIMED, Constraint, Objective
 from minitron_nas.settings import Count, Settings
@@ -35,7 +35,8 @@ class SearchSettings(Settings):
             `memory_bytes <= 6GB at batch 8, context 32k`; speed-ups are relative to the first teacher.
         batch_size: Sequences at a time that memory is counted for.
         context_tokens: Tokens of each that keys and values are counted for.
-        latency: A file of `minitron-nas latency`, which predicts seconds.
+        latency: A file of `minitron-nas latency`, which predicts seconds; without it the run measures one where
+            seconds are weighed or constrained.
         max_screened: Candidates whose untrained KL is measured at most; null for all.
         round_size: Candidates that are screened before the sampler looks again; as many as run at a time, or more.
         screen_sequences: Validation sequences of the screening; all without it.
@@ -74,16 +75,6 @@ class SearchSettings(Settings):
             raise ValueError(f"objectives {', '.join(objectives)} must begin with kl and name each once")
         return objectives
 
-    @model_validator(mode="after")
-    def _seconds_are_predicted(self) -> Self:
-        timed = [name for name in (*self.others, *(each.column for each in self.bounds)) if name in TIMED]
-        if timed and self.latency is None:
-            raise ValueError(
-                f"{timed[0]} is predicted by a latency model; make one with `minitron-nas latency` and name it as "
-                "search.latency"
-            )
-        return self
-
     @property
     def others(self) -> tuple[str, ...]:
         """The objectives beside KL."""
@@ -93,6 +84,11 @@ class SearchSettings(Settings):
     def weighed(self) -> tuple[str, ...]:
         """What the front is told in beside KL: the other objectives, or memory where there are none."""
         return self.others or ("memory_bytes",)
+
+    @property
+    def asks_for_seconds(self) -> bool:
+        """Whether an objective or a constraint is predicted by a latency model."""
+        return any(name in TIMED for name in (*self.others, *(each.column for each in self.bounds)))
 
     @property
     def bounds(self) -> tuple[Constraint, ...]:

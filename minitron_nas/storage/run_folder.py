@@ -107,6 +107,11 @@ class RunFolder:
         return self.path / "rows" / stage.replace(" ", "-")
 
     @property
+    def latency(self) -> Path:
+        """What predicts the seconds of shapes, where the run measured it itself."""
+        return self.path / "latency.json"
+
+    @property
     def study(self) -> Path:
         """The search as an Optuna study."""
         return self.path / "study.journal"

@@ -83,6 +83,7 @@ CANDIDATES = Table(
             _BOOL,
             "on the front of what was screened, in KL and the other objectives (or memory)",
         ),
+        Column("reference", _TEXT, "random or largest where it is screened to hold the choice against; null otherwise"),
         Column("outcome", _TEXT, "chosen, stopped, failed, screened_out or not_sampled"),
         Column("reason", _TEXT, "why the candidate went no further, in words"),
     ),

@@ -64,9 +64,7 @@ def test_speedups_are_relative_to_the_source(make_pool):
 
 
 def test_a_constraint_on_time_needs_a_latency_model(make_pool):
-    with pytest.raises(
-        SpaceError, match=r"decode_speedup >= 2: that needs a latency model; name one as search\.latency"
-    ):
+    with pytest.raises(SpaceError, match=r"decode_speedup >= 2: that needs a latency model"):
         make_pool(constraints=["decode_speedup >= 2"])
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from minitron_nas.search.exploration import make_sampler
-from minitron_nas.search.proposals import PoolSampler, RandomSampler
+from minitron_nas.search.proposals import PoolSampler, RandomSampler, references
 from minitron_nas.search.settings import SearchSettings
 
 NAMES = ("pool", "random", "tpe", "gp", "nsga2")
@@ -71,6 +71,16 @@ def test_a_shape_that_cannot_be_measured_is_not_proposed_again_and_stops_nothing
         assert not set(proposed) & set(measured)
         measured |= {index: failure if place == 0 else landscape.kls[index] for place, index in enumerate(proposed)}
     assert len(measured) == 24
+
+
+def test_the_first_round_holds_the_largest_and_a_random_shape_to_hold_the_choice_against(landscape):
+    held_against = references(landscape.pool, 3)
+    first = PoolSampler(landscape.pool, (), 3).propose({}, 8)
+    assert first[:2] == [held_against["random"], held_against["largest"]]
+    assert held_against["random"] == RandomSampler(landscape.pool, 3).propose({}, 1)[0]
+    sizes = landscape.pool.columns["num_parameters"]
+    assert sizes[held_against["largest"]] == sizes.max()
+    assert len(set(first)) == 8
 
 
 def test_one_proposal_of_a_round_is_that_of_chance(landscape):

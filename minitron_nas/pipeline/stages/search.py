@@ -6,19 +6,21 @@ from pathlib import Path
 
 from minitron_nas.errors import TrialError
 from minitron_nas.evaluation.latency import LatencyModel
+from minitron_nas.evaluation.latency_design import Lengths
 from minitron_nas.execution.choice import make_runner
 from minitron_nas.execution.runner import Jobs, Outcome
 from minitron_nas.pipeline import inputs
 from minitron_nas.pipeline.engine import Done, Left, Stage
 from minitron_nas.pipeline.hop import Hop
 from minitron_nas.pipeline.run import Run
+from minitron_nas.pipeline.steps.latency import TITLE, latency_of
 from minitron_nas.progress import Progress
 from minitron_nas.search.correlations import rank_correlations
 from minitron_nas.search.exploration import Exploration, explore, make_sampler
 from minitron_nas.search.fates import candidate_rows, exclusion_rows, told_losses
 from minitron_nas.search.finalists import choose_finalists
 from minitron_nas.search.pool import Deployment, Pool
-from minitron_nas.search.proposals import PoolSampler
+from minitron_nas.search.proposals import PoolSampler, references
 from minitron_nas.search.screen import screen
 from minitron_nas.search.study import write_study
 from minitron_nas.search.tournament import ShortTraining, TrialRow, tournament
@@ -32,6 +34,7 @@ from minitron_nas.storage.tables import read_rows
 def find_shape(run: Run, hop: Hop) -> tuple[Candidate, Done]:
     """Screen the size's candidates, hold the tournament, and return the winner and the tournament's stage."""
     plan, source = run.plan, hop.source.checkpoint
+    latency, measured = _latency(run)
     found = enumerate_candidates(plan.space, hop.size, source.architecture, source.layout)
     pool = Pool.of(
         found,
@@ -40,22 +43,41 @@ def find_shape(run: Run, hop: Hop) -> tuple[Candidate, Done]:
         plan.text.sequence_length // 2,
         Deployment(plan.search.batch_size, plan.search.context_tokens),
         plan.search.bounds,
-        _latency(run),
+        latency,
         run.teacher.checkpoint.architecture,
     )
-    screened = _screen(run, hop, pool)
+    screened = _screen(run, hop, pool, measured)
     finalists = [pool.candidates[index] for index in screened.result]
     done = _contest(run, hop, found, pool, screened, finalists)
     return next(each for each in finalists if each.id == done.result), done
 
 
-def _latency(run: Run) -> LatencyModel | None:
-    """Return the latency model that the plan names, if it was made for this family and dtype."""
-    if run.plan.search.latency is None:
-        return None
-    model = LatencyModel.load(Path(run.plan.search.latency))
-    model.require_made_for(run.teacher.checkpoint.architecture)
-    return model
+def _latency(run: Run) -> tuple[LatencyModel | None, tuple[Done, ...]]:
+    """Return what predicts seconds: what the plan names, or what is measured here where it asks for seconds."""
+    settings, teacher, path = run.plan.search, run.teacher.checkpoint, run.folder.latency
+    if settings.latency is not None:
+        model = LatencyModel.load(Path(settings.latency))
+        model.require_made_for(teacher.architecture)
+        return model, ()
+    if not settings.asks_for_seconds:
+        return None, ()
+    tokens = run.plan.evaluation.prompt_tokens
+
+    def action(progress: Progress) -> Left:
+        lengths = Lengths(settings.batch_size, tokens, tokens)
+        latency_of(teacher.outline(), run.plan.space, lengths, progress).save(path)
+        return Left()
+
+    stage = Stage(
+        "latency",
+        TITLE,
+        inputs.of_latency(run.plan, teacher),
+        needs=run.teacher.made_by,
+        outputs=[path],
+        costly=True,
+    )
+    done = run.engine.run(stage, action)
+    return LatencyModel.load(path), (done,)
 
 
 def write_search(run: Run, tournaments: Sequence[Done]) -> None:
@@ -89,7 +111,7 @@ def _jobs(run: Run, hop: Hop) -> Jobs:
     return Jobs(make_runner(runner, run.folder.work / "ray"), folder / key, runner.max_failures)
 
 
-def _screen(run: Run, hop: Hop, pool: Pool) -> Done:
+def _screen(run: Run, hop: Hop, pool: Pool, measured: Sequence[Done]) -> Done:
     plan, explored_file = run.plan, run.folder.screened(hop.label)
     settings = plan.search
     most = settings.num_screened(len(pool))
@@ -127,7 +149,7 @@ def _screen(run: Run, hop: Hop, pool: Pool) -> Done:
         f"{hop.label} screen",
         f"untrained KL of up to {most:,} of {len(pool):,} candidates",
         inputs.of_search(plan, hop.size),
-        needs=(run.tokens.done, *hop.needs),
+        needs=(run.tokens.done, *hop.needs, *measured),
         outputs=[explored_file],
         costly=True,
     )
@@ -160,7 +182,8 @@ def _contest(
         outcomes = {outcome.key: outcome for outcome in explored.outcomes.values()}
         known = {index: outcome.number("kl_nats") for index, outcome in explored.outcomes.items()}
         predicted = PoolSampler(pool, plan.search.others, plan.seed).predict(known)
-        candidates = candidate_rows(pool, explored, predicted, trials, winner.id, plan.search.weighed)
+        weighed, held_against = plan.search.weighed, references(pool, plan.seed)
+        candidates = candidate_rows(pool, explored, predicted, trials, winner.id, weighed, held_against)
         size = {"size": hop.label}
         return Left(
             winner.id,

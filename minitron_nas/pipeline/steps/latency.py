@@ -15,9 +15,11 @@ from minitron_nas.evaluation.latency_terms import (
 )
 from minitron_nas.execution.device import available_bytes
 from minitron_nas.execution.preemption import going_on
+from minitron_nas.models.outline import Outline
 from minitron_nas.models.source import ModelSource, outline_teacher
 from minitron_nas.pipeline.display import Display, default_display
-from minitron_nas.space.axes import load_space
+from minitron_nas.progress import Progress, silent
+from minitron_nas.space.axes import SearchSpace, load_space
 from minitron_nas.space.enumerate import legal_columns, parameters_of
 from minitron_nas.storage.machine import require_writable
 
@@ -26,6 +28,8 @@ NUM_SHAPES = 24
 
 NUM_WHOLE = 4
 """Whole models, which only test the fit."""
+
+TITLE = f"{2 * NUM_SHAPES} stacks of layers, {NUM_WHOLE} whole models"
 
 _WHOLE_PART = 0.5
 """The most of the memory that is free which a whole model may take."""
@@ -61,27 +65,41 @@ def measure_latency(
     require_writable(path.parent)
     with TemporaryDirectory() as work:
         outline = outline_teacher(teacher, Path(work))
-    source, layout = outline.architecture, outline.layout
-    columns = legal_columns(load_space(space), source, layout)
     lengths = Lengths(batch, prompt_tokens, context_tokens)
-    setting = setting_of(source, layout, lengths)
-    shapes = far_apart(columns, layer_sizes(setting), NUM_SHAPES)
-    bench = Bench(outline.config, source, layout, lengths)
-    fitting = parameters_of(columns, source, layout) * bench.dtype.itemsize <= _WHOLE_PART * available_bytes(
-        bench.device
-    )
-    wholes = at_random({name: sizes[fitting] for name, sizes in columns.items()}, NUM_WHOLE)
-    title = f"{2 * len(shapes)} stacks of layers, {len(wholes)} whole models"
-    total = len(shapes) + len(wholes)
-    with going_on(f"nothing was written to {path}; the same command begins again"):
-        with display.stage("latency", title) as progress:
-            stacks, tested = [], []
-            for done, shape in enumerate(shapes):
-                progress(done, total)
-                stacks.append(bench.layer(shape))
-            for done, whole in enumerate(wholes, start=len(shapes)):
-                progress(done, total)
-                tested.append(bench.whole(whole))
-        model = fit_latency(setting, stacks, tested)
+    with (
+        going_on(f"nothing was written to {path}; the same command begins again"),
+        display.stage("latency", TITLE) as progress,
+    ):
+        model = latency_of(outline, load_space(space), lengths, progress)
         model.save(path)
     return model
+
+
+def latency_of(outline: Outline, space: SearchSpace, lengths: Lengths, progress: Progress = silent) -> LatencyModel:
+    """Measure stacks of layers on this machine, and fit a model of all shapes to them.
+
+    Args:
+        outline: The teacher, whose config is there.
+        space: The sizes that candidates have.
+        lengths: Batch, prompt and context.
+        progress: Told about shapes.
+
+    Raises:
+        LatencyError: If times stay implausible.
+    """
+    source, layout = outline.architecture, outline.layout
+    columns = legal_columns(space, source, layout)
+    setting = setting_of(source, layout, lengths)
+    shapes = far_apart(columns, layer_sizes(setting), NUM_SHAPES)
+    bench = Bench(dict(outline.config), source, layout, lengths)
+    most = _WHOLE_PART * available_bytes(bench.device)
+    fitting = parameters_of(columns, source, layout) * bench.dtype.itemsize <= most
+    wholes = at_random({name: sizes[fitting] for name, sizes in columns.items()}, NUM_WHOLE)
+    total, stacks, tested = len(shapes) + len(wholes), [], []
+    for done, shape in enumerate(shapes):
+        progress(done, total)
+        stacks.append(bench.layer(shape))
+    for done, whole in enumerate(wholes, start=len(shapes)):
+        progress(done, total)
+        tested.append(bench.whole(whole))
+    return fit_latency(setting, stacks, tested)

@@ -1,0 +1,178 @@
+"""A search with several objectives and a constraint, in a run; small searches are part of every other run."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from minitron_nas.architecture.spec import Architecture
+from minitron_nas.errors import LatencyError, SpaceError
+from minitron_nas.evaluation.latency import LatencyModel, PhaseModel
+from minitron_nas.evaluation.latency_terms import Setting
+from minitron_nas.models.checkpoint import open_checkpoint
+from minitron_nas.search.pareto import pareto_front
+from minitron_nas.storage.lineage import read_lineage
+from minitron_nas.storage.schemas import CANDIDATES, EXCLUSIONS, TRIALS
+from minitron_nas.storage.tables import read_rows
+
+SPACE = {
+    "axes": {
+        "num_hidden_layers": {"values": [3, 4, 5]},
+        "hidden_size": {"values": [36, 42, 48]},
+        "intermediate_size": {"min_fraction": 0.25, "step_fraction": 0.03125, "multiple_of": 2},
+        "num_attention_heads": {"values": [3, 6]},
+        "num_key_value_heads": {"values": [1, 2]},
+    },
+    "tolerance": 0.15,
+}
+BOUND = "decode_speedup >= 1.2"
+
+
+@pytest.fixture(scope="module")
+def latency(trained_teacher, tmp_path_factory):
+    """A millisecond a layer to decode, ten for the rest; twice that for a prompt."""
+    shape = open_checkpoint(trained_teacher, read_values=False).architecture
+    setting = Setting(
+        model_type=shape.model_type,
+        vocab_size=shape.vocab_size,
+        head_dim=shape.head_dim,
+        num_experts_per_tok=0,
+        neurons="intermediate_size",
+        device="a device",
+        dtype="float32",
+        threads=2,
+        batch=1,
+        prompt_tokens=8,
+        context_tokens=8,
+        torch="2",
+        transformers="5",
+    )
+    phases = {
+        name: PhaseModel(
+            outside={"constant": factor * 0.001}, layer={"constant": factor * 0.001}, r_squared=1.0, layer_error=0.0
+        )
+        for name, factor in (("prefill", 2), ("decode", 1))
+    }
+    path = tmp_path_factory.mktemp("latency") / "latency.json"
+    LatencyModel(setting=setting, num_measurements=48, **phases).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def search(build, latency):
+    def call(out, *overrides):
+        return build(
+            out,
+            "search.num_rungs=0",
+            "search.max_screened=20",
+            "search.screen_sequences=4",
+            "search.objectives=[kl,memory_bytes,decode_seconds]",
+            f"search.constraints=[{BOUND}]",
+            f"search.latency={latency}",
+            *overrides,
+            space=SPACE,
+        )
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def searched(search, tmp_path_factory):
+    return search(tmp_path_factory.mktemp("searched") / "run")
+
+
+@pytest.fixture
+def rows(searched):
+    return read_rows(searched.path, CANDIDATES)
+
+
+def test_what_the_constraint_forbids_is_no_candidate_and_is_counted(searched, rows, trained_teacher):
+    layers = open_checkpoint(trained_teacher, read_values=False).architecture.num_hidden_layers
+    assert {row["num_hidden_layers"] for row in rows} == {
+        number for number in SPACE["axes"]["num_hidden_layers"]["values"] if (layers + 1) / (number + 1) >= 1.2
+    }
+    excluded = {row["rule"]: row["num_shapes"] for row in read_rows(searched.path, EXCLUSIONS)}
+    assert excluded[BOUND] > 0
+
+
+def test_every_candidate_has_its_costs_and_what_the_surrogate_expects(rows):
+    assert len(rows) > 20
+    for row in rows:
+        assert row["decode_seconds"] == pytest.approx(0.001 * (row["num_hidden_layers"] + 1))
+        assert row["prefill_seconds"] == pytest.approx(0.002 * (row["num_hidden_layers"] + 1))
+        assert row["memory_bytes"] == 2 * row["num_parameters"] + 4096 * row["kv_cache_bytes_per_token"]
+        assert row["predicted_kl_nats"] > 0
+
+
+def test_the_screening_went_in_rounds_and_its_front_is_told(rows):
+    screened = [row for row in rows if row["round"] is not None]
+    assert sorted(row["round"] for row in screened) == [1] * 8 + [2] * 8 + [3] * 4
+    front = pareto_front([(row["screen_kl_nats"], row["memory_bytes"], row["decode_seconds"]) for row in screened])
+    assert [row["on_front"] for row in screened] == front
+    assert 1 < sum(front) < len(screened)
+    assert not any(row["on_front"] for row in rows if row["round"] is None)
+    known = np.array([(row["predicted_kl_nats"], row["screen_kl_nats"]) for row in screened])
+    assert np.corrcoef(np.log(known.T))[0, 1] > 0.9
+
+
+def test_a_random_shape_and_the_largest_stand_beside_the_choice(searched, rows):
+    held_against = {row["reference"]: row for row in rows if row["reference"] is not None}
+    assert set(held_against) == {"random", "largest"}
+    assert held_against["largest"]["num_parameters"] == max(row["num_parameters"] for row in rows)
+    chosen = next(row["screen_kl_nats"] for row in rows if row["outcome"] == "chosen")
+    assert all(chosen <= row["screen_kl_nats"] for row in held_against.values())
+    told = " ".join(searched.report.read_text().split())
+    random, largest = (held_against[name]["screen_kl_nats"] for name in ("random", "largest"))
+    assert (
+        f"Untrained KL: the choice {chosen:.3f}, a random shape {random:.3f}, "
+        f"the one with the most parameters {largest:.3f}." in told
+    )
+
+
+def test_without_rungs_the_best_of_the_screening_is_the_student(searched, rows):
+    best = min((row for row in rows if row["round"] is not None), key=lambda row: row["screen_kl_nats"])
+    assert best["outcome"] == "chosen"
+    assert read_rows(searched.path, TRIALS) == []
+    assert Architecture(**read_lineage(searched.members[0].path).architecture).id == best["candidate"]
+
+
+def test_optuna_reads_what_was_screened_against_all_objectives(searched, rows):
+    storage = JournalStorage(JournalFileBackend(str(searched.path / "study.journal")))
+    study = optuna.load_study(study_name="90k screened", storage=storage)
+    assert len(study.trials) == 20
+    front = {row["candidate"] for row in rows if row["on_front"]}
+    assert {trial.user_attrs["candidate"] for trial in study.best_trials} == front
+
+
+def test_a_latency_model_that_says_something_else_makes_the_search_again(search, searched, latency, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(searched.path, folder)
+    before = (folder / "ledger.jsonl").read_text().count('"90k screen"')
+    search(folder)
+    assert (folder / "ledger.jsonl").read_text().count('"90k screen"') == before == 1
+    content = latency.read_text()
+    try:
+        latency.write_text(json.dumps({**json.loads(content), "num_measurements": 50}))
+        search(folder)
+    finally:
+        latency.write_text(content)
+    assert (folder / "ledger.jsonl").read_text().count('"90k screen"') == 2
+
+
+def test_a_constraint_that_nothing_keeps_to_is_refused_with_the_nearest(search, tmp_path):
+    with pytest.raises(SpaceError, match="no candidate keeps to decode_speedup >= 9: of .* the nearest has"):
+        search(tmp_path / "run", "search.constraints=['decode_speedup >= 9']")
+
+
+def test_a_latency_model_of_another_family_is_refused_before_anything_is_written(search, latency, tmp_path):
+    other = Path(tmp_path / "other.json")
+    content = json.loads(latency.read_text())
+    other.write_text(json.dumps({**content, "setting": {**content["setting"], "vocab_size": 7}}))
+    with pytest.raises(LatencyError, match="vocab_size=7 where"):
+        search(tmp_path / "run", f"search.latency={other}")
+    assert not (tmp_path / "run" / "plan.yaml").exists()
