@@ -10,7 +10,9 @@ from minitron_nas.execution.throughput import measure_throughput
 from minitron_nas.families.catalog import layout_of
 from minitron_nas.models.outline import Outline
 from minitron_nas.models.source import outline_teacher
+from minitron_nas.models.wheel import PREFIX
 from minitron_nas.pipeline.devices import Devices
+from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.pipeline.forecast import Forecast
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pipeline.preflight import preflight
@@ -65,6 +67,7 @@ def dry_run(
     reads_text: bool = True,
     devices: Devices | None = None,
     flops_per_second: float | None = None,
+    display: Display | None = None,
 ) -> DryRun:
     """Foresee a run: refuse what cannot work, count what is to be done; nothing is written and no weight is read.
 
@@ -74,14 +77,15 @@ def dry_run(
         reads_text: Whether the plan's data are there to be looked at.
         devices: What it would run on elsewhere; without it, on this machine.
         flops_per_second: Of one device that trains; measured here without it.
+        display: Shows progress; on stderr by default.
 
     Raises:
         MinitronNasError: With all faults of the plan.
     """
-    data = plan.data if reads_text else None
+    data, display = plan.data if reads_text else None, display or default_display()
     here = Devices.here()
     with TemporaryDirectory() as work:
-        teacher = _outline(plan, Path(work))
+        teacher = _outline(plan, Path(work), display)
         pools = preflight(plan, teacher, data, RunFolder(out.absolute()), devices or here, Path(work) / "ray")
     text = tuple(about_text(data, plan.text)) if data is not None else ()
     tokens, notes = plan.distillation.tokens, list[str]()
@@ -95,10 +99,13 @@ def dry_run(
     return DryRun(forecast, text, unpacked_bytes(data, plan.text) if data is not None else 0, tuple(notes))
 
 
-def _outline(plan: FamilyPlan, work: Path) -> Outline:
-    if plan.teacher != SOURCE_OF_THE_SPACE:
+def _outline(plan: FamilyPlan, work: Path, display: Display) -> Outline:
+    if plan.teacher == SOURCE_OF_THE_SPACE:
+        return _source_outline(plan.space)
+    if not (plan.teacher.startswith(PREFIX) or Path(plan.teacher).is_file()):
         return outline_teacher(plan.teacher, work)
-    return _source_outline(plan.space)
+    with display.stage("teacher", f"convert {plan.teacher}") as progress:
+        return outline_teacher(plan.teacher, work, progress)
 
 
 def _source_outline(space: SearchSpace) -> Outline:

@@ -141,7 +141,7 @@ class Forecast:
         room = Room.of(plan, teacher, tokens.train, trials, devices)
         forward = forward_flops_per_token(teacher.architecture, teacher.layout, plan.text.sequence_length)
         return cls(
-            teacher=str(teacher.path),
+            teacher=plan.teacher,
             num_parameters=teacher.num_parameters,
             step_flops=step_flops(forward, schedule),
             steps=schedule.num_steps,
