@@ -7,11 +7,12 @@ import pytest
 pytestmark = pytest.mark.timeout(900)
 
 
+@pytest.mark.slow  # the outcomes of each job are held by tests/execution/test_ray_tune.py
 @pytest.mark.parametrize(
     "search",
     [
         ["90k tournament", "study"],
-        pytest.param(["90k screen", "90k tournament", "study"], marks=pytest.mark.slow),
+        ["90k screen", "90k tournament", "study"],
     ],
     ids=len,
 )

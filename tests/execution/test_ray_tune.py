@@ -120,6 +120,7 @@ def _ctrl_c():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_ctrl_c")
 def test_ctrl_c_ends_the_search_and_keeps_only_what_had_ended(one_ray, tmp_path):
     def interrupt(done, total):

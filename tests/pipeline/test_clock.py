@@ -2,26 +2,20 @@
 
 import pytest
 
-from minitron_nas.families.catalog import layout_of
-from minitron_nas.models.outline import Outline
 from minitron_nas.pipeline.clock import Clock, StageWork
-from minitron_nas.pipeline.demo import DEMO_SETTINGS
-from minitron_nas.pipeline.devices import Devices
-from minitron_nas.pipeline.plan import make_plan
-from minitron_nas.pipeline.workload import TokenCounts, estimate_workload
-from minitron_nas.space.enumerate import enumerate_candidates
 
-RECORDED_SECONDS = {
-    "teacher signal": 168.1,
-    "teacher evaluate": 476.6,
-    "teacher score": 463.8,
-    "teacher prepare": 237.4,
-    "110M screen": 385.5,
-    "110M tournament": 714.7,
-    "110M distil": 1065.8,
-    "110M evaluate": 290.9,
+RECORDED = {
+    "teacher signal": (168.1, StageWork(5.418e12, 5.418e12)),
+    "teacher evaluate": (476.6, StageWork(1.504e12, 3.302e12, 15.0)),
+    "teacher score": (463.8, StageWork(4.697e12, 11.741e12)),
+    "teacher prepare": (237.4, StageWork(12.702e12, 12.702e12)),
+    "110M screen": (385.5, StageWork(10.040e12, 10.040e12)),
+    "110M tournament": (714.7, StageWork(18.530e12, 18.530e12)),
+    "110M distil": (1065.8, StageWork(32.456e12, 32.456e12)),
+    "110M evaluate": (290.9, StageWork(1.238e12, 2.717e12, 15.0)),
 }
-"""Of the demo, up to where it was stopped, on two cores without bfloat16 that had other work to do as well."""
+"""Seconds and expected work of a demo, up to where it was stopped, on two cores without bfloat16 that had other work to
+do as well. Finalists were not yet repaired in sequence then, and speed was not yet measured in turns."""
 
 
 @pytest.fixture
@@ -42,20 +36,11 @@ def run(clock: Clock, now: list[float], stage: str, seconds: float) -> None:
     clock.finish(stage)
 
 
-def demo_workload() -> dict[str, StageWork]:
-    plan = make_plan({"teacher": "x", **DEMO_SETTINGS})
-    shape = plan.space.source_architecture()
-    teacher = Outline.of_shape("SmolLM2-135M", shape, layout_of(shape.model_type))
-    pools = {size: enumerate_candidates(plan.space, size, shape, teacher.layout) for size in plan.descending_sizes}
-    return estimate_workload(plan, teacher, pools, TokenCounts.planned(plan, 20_000), Devices("cpu", 1, 10**10))
-
-
 def test_a_recorded_run_is_foreseen_within_half_from_its_first_finished_stage_on(now: list[float]) -> None:
-    work = demo_workload()
     clock = Clock()
-    clock.expect({stage: work[stage] for stage in RECORDED_SECONDS})
-    total = sum(RECORDED_SECONDS.values())
-    for stage, seconds in list(RECORDED_SECONDS.items())[:-1]:
+    clock.expect({stage: work for stage, (_, work) in RECORDED.items()})
+    total = sum(seconds for seconds, _ in RECORDED.values())
+    for stage, (seconds, _) in list(RECORDED.items())[:-1]:
         run(clock, now, stage, seconds)
         left = clock.left()
         assert left is not None

@@ -198,7 +198,7 @@ def test_a_trial_that_really_fails_is_told_and_the_others_go_on(
 
     monkeypatch.setattr(screen_module, "screen_candidate", failing_once)
     run = repeat(begun(tmp_path / "run", "90k screen"), display=Listening())
-    (failed,) = [line for line in told if not line.startswith("text: ")]
+    (failed,) = [line for line in told if line.startswith("90k screen")]
     assert re.fullmatch(r"90k screen: 1 of 2 failed \(.*: ValueError: a defect\); they took no further part", failed)
     assert "rung" not in told[0]
     assert "a defect" in run.report.read_text().split("<nav")[0]

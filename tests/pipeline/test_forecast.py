@@ -98,9 +98,7 @@ def test_memory_is_that_of_the_training_and_of_what_runs_beside_it() -> None:
 def test_it_is_told_in_lines_and_as_plain_values(tiny_settings: dict[str, Any]) -> None:
     found = forecast_of(minitron("8B"), NEMOTRON, 94 * 10**9)
     lines = list(found.lines())
-    assert lines[0] == (
-        "teacher  x: 15,628,775,424 parameters; a training step of this shape would take 4.4e17 FLOPs"
-    )
+    assert lines[0] == ("teacher  x: 15,628,775,424 parameters; a training step of this shape would take 4.4e17 FLOPs")
     assert lines[1].startswith("tokens   94,000,000,000 for each student: 19,921 steps of 1,152 sequences of 4,096; ")
     told = {line.split()[0]: line.split()[1:] for line in lines if line}
     assert told["total"][0] == f"{found.flops:.1e}".replace("e+", "e")
