@@ -25,7 +25,7 @@ from minitron_nas.pipeline.run import Run, Source
 from minitron_nas.pipeline.stages.correct import correct_teacher
 from minitron_nas.pipeline.stages.measure import evaluate_member, teacher_member
 from minitron_nas.pipeline.stages.prepare import prepare_source
-from minitron_nas.pipeline.stages.search import find_shape, write_search
+from minitron_nas.pipeline.stages.search import find_shapes, write_search
 from minitron_nas.pipeline.stages.teach import let_speak
 from minitron_nas.pipeline.stages.tokenize import prepare_tokens
 from minitron_nas.pipeline.stages.train import depth_only_target, layer_counts, train_member
@@ -33,7 +33,7 @@ from minitron_nas.pipeline.versions import versions
 from minitron_nas.pipeline.workload import TokenCounts, estimate_workload
 from minitron_nas.reporting.html import write_report
 from minitron_nas.reporting.model_card import write_model_card
-from minitron_nas.settings import Settings, format_count
+from minitron_nas.settings import Settings
 from minitron_nas.space.enumerate import Enumeration
 from minitron_nas.storage.run_folder import RunFolder
 from minitron_nas.text.data_source import read_sources
@@ -190,38 +190,45 @@ def _build(run: Run) -> None:
     plan, folder, teacher = run.plan, run.folder, run.teacher
     first = lessons = let_speak(run, teacher)
     evaluate_member(run, teacher_member(run), teacher, first.signal)
-    source, tournaments = teacher, []
+    source, tournaments, cards = teacher, [], list[str]()
     for size in plan.descending_sizes:
         if plan.kd_teacher == "previous" and source is not teacher:
             lessons = let_speak(run, source)
         shape, layout = source.checkpoint.architecture, source.checkpoint.layout
         prepared, prepared_by = prepare_source(run, source, layer_counts(plan, shape, layout, size))
         hop = Hop(size, source, prepared, prepared_by, lessons, first.signal)
-        winner, contest = find_shape(run, hop)
+        chosen, contest = find_shapes(run, hop)
         tournaments.append(contest)
-        source = _train_and_measure(run, hop, winner.architecture)
-        write_model_card(folder.student(hop.label), folder.path)
+        students = _train_and_measure(run, hop, [candidate.architecture for candidate in chosen])
+        for student in students:
+            write_model_card(folder.student(student.name), folder.path)
+        cards += [student.name for student in students]
+        source = students[0]
         write_report(folder.path)
     write_search(run, tournaments)
     run.engine.finish()
     shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)
-    for size in plan.descending_sizes:
-        write_model_card(folder.student(format_count(size)), folder.path)
+    for card in cards:
+        write_model_card(folder.student(card), folder.path)
     write_report(folder.path)
 
 
-def _train_and_measure(run: Run, hop: Hop, winner: Architecture) -> Source:
-    """Train a size's student and its baselines, measure them, and return the student."""
-    targets: dict[Role, Architecture] = {"student": winner}
+def _train_and_measure(run: Run, hop: Hop, chosen: list[Architecture]) -> list[Source]:
+    """Train a size's students and the baselines of the first, measure them, and return the students."""
+    roles: list[tuple[Role, Architecture, int]] = [
+        ("student", target, number) for number, target in enumerate(chosen, 1)
+    ]
     if run.plan.baselines:
         checkpoint = hop.source.checkpoint
         protected = run.plan.space.protected_layers
         depth_only = depth_only_target(checkpoint.architecture, checkpoint.layout, hop.size, protected)
-        targets |= {"depth_baseline": depth_only, "random_baseline": winner}
-    models = {}
-    for role, target in targets.items():
-        member, done = train_member(run, hop, role, target)
+        roles += [("depth_baseline", depth_only, 1), ("random_baseline", chosen[0], 1)]
+    students = []
+    for role, target, number in roles:
+        member, done = train_member(run, hop, role, target, number)
         checkpoint = open_checkpoint(run.folder.path / member.path, read_values=False)
-        models[role] = Source(member.name, checkpoint, (done,))
-        evaluate_member(run, member, models[role], hop.first_signal)
-    return models["student"]
+        model = Source(member.name, checkpoint, (done,))
+        evaluate_member(run, member, model, hop.first_signal)
+        if role == "student":
+            students.append(model)
+    return students

@@ -14,7 +14,8 @@ class TrainedMember:
     """A model with what its training has shown.
 
     Attributes:
-        name: "teacher", the size's label, or the label with -depth or -random.
+        name: "teacher", the size's label, that of a further student with -2, -3 ..., or of a baseline with -depth or
+            -random.
         role: What it is in the family.
         size: The label of its size; None for the teacher.
         path: Its stock folder, relative to the run folder where it lies inside.

@@ -12,7 +12,7 @@ from minitron_nas.evaluation.settings import EvaluationSettings
 from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.importance.settings import ImportanceSettings
 from minitron_nas.pruning.settings import Repair, Start, StartSettings
-from minitron_nas.search.settings import SearchSettings, procedure
+from minitron_nas.search.settings import First, SearchSettings, procedure
 from minitron_nas.settings import Count, Settings, format_count, plan_error
 from minitron_nas.space.axes import SearchSpace, load_space
 from minitron_nas.storage.plain_yaml import load_yaml
@@ -41,6 +41,10 @@ class FamilyPlan(Settings):
         correct: Fine-tunes the teacher on the training text first; what comes out is the model that is pruned,
             the first teacher of all students and the one they are measured against. `true` takes the defaults; off
             without it.
+        members_per_size: How many students of a size are distilled: points of its front in KL and the search's other
+            objectives, or in KL and memory. The next size is pruned from the first.
+        choose: Which point of the front comes first: `kl`, the lowest; or `knee`, the one nearest to the best of every
+            objective.
         baselines: Whether to train, for each size and on the same tokens, a depth-only student and a
             randomly initialised one of the same shape.
         seed: Of every random draw.
@@ -54,6 +58,8 @@ class FamilyPlan(Settings):
     start: Start = "rotate"
     repair: Repair = "ridge"
     merge_heads: bool = False
+    members_per_size: Annotated[int, Field(ge=1)] = 1
+    choose: First = "kl"
     baselines: bool = True
     seed: Annotated[int, Field(ge=0)] = 0
     text: TextSettings = TextSettings()
@@ -102,6 +108,16 @@ class FamilyPlan(Settings):
             raise ValueError(
                 f"space.window serves one size, and {len(self.sizes)} are given "
                 f"({', '.join(map(format_count, self.sizes))}); give one size, or a space with a tolerance instead"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _as_many_finalists_as_members(self) -> Self:
+        finalists = self.search.num_finalists
+        if finalists is not None and finalists < self.members_per_size:
+            raise ValueError(
+                f"members_per_size={self.members_per_size} exceeds search.num_finalists={finalists}; "
+                "train at least as many finalists as there shall be members"
             )
         return self
 

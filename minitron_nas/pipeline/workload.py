@@ -165,7 +165,9 @@ class _Costs:
             yield f"{label} screen", self._screen(size, student)
             lecturer = forward if plan.kd_teacher == "previous" else self._first
             yield f"{label} tournament", self._tournament(size, student, lecturer, forward)
-            for name in (label, *([f"{label}-depth", f"{label}-random"] if plan.baselines else [])):
+            baselines = [f"{label}-depth", f"{label}-random"] if plan.baselines else []
+            more = [f"{label}-{number}" for number in range(2, plan.members_per_size + 1)]
+            for name in (label, *more, *baselines):
                 repaired = plan.repair == "ridge" and not name.endswith("-random")
                 yield f"{name} distil", self._distil(student, lecturer, forward if repaired else 0.0)
                 yield f"{name} evaluate", self._evaluate(student, self._first)

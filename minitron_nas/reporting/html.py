@@ -72,7 +72,7 @@ def _content(run: RunRecord) -> dict[str, Any]:
         "teacher": members[0],
         "teacher_name": display_name(run.teacher["source"]),
         "students": [member for member in members if member.role == "student"],
-        "comparisons": {size: comparison(members, size) for size in sizes},
+        "comparisons": {each.name: comparison(members, each.name) for each in members if each.role == "student"},
         "missing": sections.missing_parts(run),
         "failures": sections.failures(run),
         "uncertain": uncertain_speeds(members),

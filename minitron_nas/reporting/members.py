@@ -88,13 +88,14 @@ def list_members(run: RunRecord) -> list[ReportedMember]:
     """
     rows = plain_rows(run.evaluations)
     evaluated = {row["model"] for row in rows}
-    rows += [_from_lineage(size, run) for size in run.lineages if size not in evaluated]
+    rows += [_from_lineage(name, run) for name in run.lineages if name not in evaluated]
     teacher = next((row for row in rows if row["role"] == "teacher"), None)
     if teacher is None:
         teacher = {**run.teacher, "model": "teacher", "size": None, "role": "teacher"}
         rows.append(teacher)
     sizes = run.sizes()
-    rows.sort(key=lambda row: (-1 if row["size"] is None else sizes.index(row["size"]), ROLES.index(row["role"])))
+    places = {size: place for place, size in enumerate(sizes)}
+    rows.sort(key=lambda row: (places.get(row["size"], -1), ROLES.index(row["role"]), len(row["model"]), row["model"]))
     return [
         ReportedMember(
             row["model"], row["role"], row["size"], row, teacher, _tolerance(row, run.lineages), _harm(row, run)
@@ -113,12 +114,17 @@ def uncertain_speeds(members: list[ReportedMember]) -> list[str]:
     ]
 
 
-def comparison(members: list[ReportedMember], size: str) -> str:
-    """Say how one size's student stands against its baselines, whoever is ahead; empty if unknown."""
-    mine = {member.role: member for member in members if member.size == size}
-    student = mine.pop("student", None)
+def comparison(members: list[ReportedMember], name: str) -> str:
+    """Say how a student stands against the baselines of its size, whoever is ahead; empty if unknown.
+
+    Args:
+        members: Of the run.
+        name: The student's.
+    """
+    student = next((member for member in members if member.name == name), None)
     kl = student.value("kl_nats") if student else None
-    baselines = [member for member in mine.values() if member.value("kl_nats")]
+    others = [member for member in members if student and member.size == student.size and member.role != "student"]
+    baselines = [member for member in others if member.value("kl_nats")]
     if student is None or kl is None or not baselines:
         return ""
     told = [
@@ -145,20 +151,20 @@ def _differences(student: ReportedMember, baseline: ReportedMember) -> str:
     return f" ({', '.join(told)})" if told else ""
 
 
-def _from_lineage(size: str, run: RunRecord) -> dict[str, Any]:
-    lineage = run.lineages[size]
-    chosen = run.candidates[(run.candidates["size"] == size) & (run.candidates["outcome"] == "chosen")]
+def _from_lineage(name: str, run: RunRecord) -> dict[str, Any]:
+    lineage = run.lineages[name]
+    chosen = run.candidates[(run.candidates["size"] == lineage.size) & (run.candidates["outcome"] == "chosen")]
     tokens = {"tokens_trained": lineage.tokens_trained, "exported_tokens": lineage.exported_tokens}
     known = {**lineage.architecture, **tokens}
     if len(chosen) == 1:
         known["num_parameters"] = int(chosen["num_parameters"].iloc[0])
-    return {**known, "model": size, "size": size, "role": "student"}
+    return {**known, "model": name, "size": lineage.size or name, "role": "student"}
 
 
 def _tolerance(row: Mapping[str, Any], lineages: Mapping[str, Lineage]) -> float | None:
-    if row["role"] != "student" or row["size"] not in lineages:
+    if row["role"] != "student" or row["model"] not in lineages:
         return None
-    proof = lineages[row["size"]].proof
+    proof = lineages[row["model"]].proof
     return None if proof is None else proof.tolerance
 
 

@@ -69,7 +69,7 @@ def _content(run: RunRecord, size: str) -> dict[str, Any]:
     source = lineage.teacher.name or run.teacher["source"]
     base_model = hub_name(source)
     student = next(member for member in members if member.name == size)
-    compared = [member for member in members if member.role == "teacher" or member.size == size]
+    compared = [member for member in members if member.role == "teacher" or member.size == (lineage.size or size)]
     return {
         "front_matter": Markup(_front_matter(base_model)),  # noqa: S704 - YAML's own writer quotes it
         "size": size,

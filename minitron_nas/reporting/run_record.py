@@ -37,7 +37,7 @@ class RunRecord:
         plan: The resolved plan.
         versions: Package versions that the run began with.
         teacher: Source, fingerprint and number of parameters, as far as known.
-        lineages: Where each student comes from, by size.
+        lineages: Where each student comes from, by its name.
     """
 
     name: str
@@ -57,7 +57,9 @@ class RunRecord:
     def sizes(self) -> list[str]:
         """Return the labels of all sizes that are planned or left a trace in the run, largest first."""
         frames = (self.candidates, self.exclusions, self.trials, self.curves, self.evaluations)
-        labels = {label for frame in frames for label in frame["size"].dropna()} | set(self.lineages)
+        labels = {label for frame in frames for label in frame["size"].dropna()} | {
+            one.size or name for name, one in self.lineages.items()
+        }
         labels |= {format_count(parse_count(size)) for size in self.plan.get("sizes") or ()}
         return sorted(labels, key=parse_count, reverse=True)
 

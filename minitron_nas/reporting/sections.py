@@ -149,8 +149,8 @@ def benchmark_table(run: RunRecord, names: Sequence[str]) -> list[dict[str, Any]
 def checks(run: RunRecord) -> list[tuple[str, bool | None, str]]:
     """Return what was checked: (claim, whether it holds or None if unknown, the evidence)."""
     found: list[tuple[str, bool | None, str]] = []
-    for size in sorted(run.lineages, key=run.sizes().index):
-        lineage = run.lineages[size]
+    sizes = run.sizes()
+    for size, lineage in sorted(run.lineages.items(), key=lambda item: (sizes.index(item[1].size or item[0]), item[0])):
         proof = lineage.proof
         claim = f"{size} reloads with stock transformers and gives the same logits"
         evidence = "no proof"

@@ -1,6 +1,6 @@
 """What became of every candidate of a size, as rows of `candidates.parquet`."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from minitron_nas.execution.runner import Outcome, last_line
@@ -20,7 +20,7 @@ def candidate_rows(
     explored: Exploration,
     predicted: Values | None,
     trials: Sequence[TrialRow],
-    winner: str,
+    chosen: Collection[str],
     others: Sequence[str],
     held_against: Mapping[str, int],
 ) -> Iterator[dict[str, Any]]:
@@ -31,7 +31,7 @@ def candidate_rows(
         explored: What was screened of them.
         predicted: (num_candidates,), the KL that the surrogate expects; None without one.
         trials: Every rung of every trial, in the order of rungs.
-        winner: Id of the candidate that was chosen.
+        chosen: Ids of the candidates that were chosen.
         others: What the front weighs beside KL.
         held_against: Indices of what the choice is held against, by name.
     """
@@ -45,7 +45,7 @@ def candidate_rows(
     for index, row in enumerate(_costed(pool)):
         screened = explored.outcomes.get(index)
         key = row["candidate"]
-        outcome, reason = fate(screened, last.get(key), key == winner)
+        outcome, reason = fate(screened, last.get(key), key in chosen)
         yield row | {
             "round": explored.rounds.get(index),
             "predicted_kl_nats": None if predicted is None else float(predicted[index]),

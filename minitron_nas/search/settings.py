@@ -10,6 +10,9 @@ from minitron_nas.settings import Count, Settings
 
 SamplerName: TypeAlias = Literal["pool", "random", "tpe", "gp", "nsga2"]
 
+First: TypeAlias = Literal["kl", "knee"]
+"""Which point of a front comes first: that with the lowest KL, or the one nearest to the best of every objective."""
+
 PROCEDURES: Mapping[str, Mapping[str, Any]] = {
     "default": {},
     "exhaustive": {"sampler": "random", "max_screened": None, "num_finalists": None, "num_rungs": 1},

@@ -28,6 +28,7 @@ from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.models.loading import load_for_training
 from minitron_nas.progress import Progress, silent
 from minitron_nas.pruning.prepare import PreparedTeacher
+from minitron_nas.search.choice import Choice
 from minitron_nas.search.rungs import Standing, going_on, is_decided, p_worse, quotas
 from minitron_nas.search.start import write_start
 from minitron_nas.space.enumerate import Candidate
@@ -120,9 +121,10 @@ def tournament(
     jobs: Jobs,
     checkpoints: Path,
     calibration: Path | None = None,
+    choice: Choice | None = None,
     progress: Progress = silent,
-) -> tuple[Candidate, list[TrialRow]]:
-    """Train the finalists briefly, rung by rung, and return the winner and every trial's rungs.
+) -> tuple[list[Candidate], list[TrialRow]]:
+    """Train the finalists briefly, rung by rung, and return the chosen, the first one first, and every trial's rungs.
 
     Args:
         finalists: Best first.
@@ -132,12 +134,14 @@ def tournament(
         jobs: Where and how trials run.
         checkpoints: A folder of checkpoints, which go when a trial has ended.
         calibration: The text on which trials are repaired before they train; None to repair nothing.
+        choice: How many are chosen, and by what; the one with the lowest KL without it.
         progress: Told about trial tokens.
 
     Raises:
         TrialError: If no trial of a rung completed.
     """
-    contest = _Contest(list(finalists), training, training.schedule(files.train.open().input_ids.shape[1]))
+    schedule = training.schedule(files.train.open().input_ids.shape[1])
+    contest = _Contest(list(finalists), training, schedule, choice or Choice())
     arguments = {
         "prepared": prepared.to_dict(),
         "files": files.to_dict(),
@@ -172,21 +176,22 @@ def tournament(
             if contest.is_over or candidate not in contest.alive:
                 shutil.rmtree(checkpoints / candidate.id, ignore_errors=True)
     progress(done, done)
-    return contest.alive[0], contest.rows
+    return contest.alive, contest.rows
 
 
 class _Contest:
     """Where a tournament stands.
 
     Attributes:
-        alive: Who takes part in the rung; when it is over, the winner alone.
+        alive: Who takes part in the rung; when it is over, the chosen, the first one first.
         rung: From 1.
         rows: Every trial's rungs that have ended.
-        is_over: Whether there is a winner.
+        is_over: Whether it is decided.
     """
 
-    def __init__(self, alive: list[Candidate], training: ShortTraining, schedule: Schedule) -> None:
+    def __init__(self, alive: list[Candidate], training: ShortTraining, schedule: Schedule, choice: Choice) -> None:
         self.alive, self.rung, self.is_over = alive, 1, False
+        self._choice = choice
         self.rows: list[TrialRow] = []
         self._training, self._schedule = training, schedule
         self._quotas = quotas(len(alive), len(training.rung_tokens), training.reduction)
@@ -199,15 +204,20 @@ class _Contest:
             errors = {last_line(outcome.error) or "its KL is not finite" for outcome in outcomes.values()}
             raise TrialError(f"no trial of rung {self.rung} completed with a finite KL: {'; '.join(sorted(errors))}")
         rungs = self._training.rung_tokens
-        self.is_over = self.rung == len(rungs) or is_decided(self._before, ranked)
-        quota = min(self._quotas[self.rung], ceil(len(ranked) / self._training.reduction))
-        promoted = [ranked[0].candidate] if self.is_over else going_on(ranked, quota)
+        choice = self._choice
+        single = choice.num_members == 1 and not choice.by_front
+        self.is_over = self.rung == len(rungs) or (single and is_decided(self._before, ranked))
+        quota = max(min(self._quotas[self.rung], ceil(len(ranked) / self._training.reduction)), choice.num_members)
+        promoted = choice.members(ranked) if self.is_over else going_on(choice.ranked(ranked), quota)
         seen = self._schedule.steps_for(rungs[self.rung - 1]) * self._schedule.tokens_per_step
         p_values = {standing.candidate: p_worse(standing, ranked[0]) for standing in ranked[1:]}
         self.rows += [
             TrialRow(c, self.rung, seen, outcomes[c.id], c.id in promoted, p_values.get(c.id)) for c in self.alive
         ]
-        self.alive = [candidate for candidate in self.alive if candidate.id in promoted]
+        by_id = {candidate.id: candidate for candidate in self.alive}
+        self.alive = (
+            [by_id[key] for key in promoted] if self.is_over else [each for each in self.alive if each.id in promoted]
+        )
         self.rung, self._before = self.rung + 1, ranked
 
 

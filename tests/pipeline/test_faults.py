@@ -207,14 +207,14 @@ def test_a_trial_that_really_fails_is_told_and_the_others_go_on(
 def test_a_finished_student_has_its_card_though_the_next_size_fails(
     build: Callable[..., Family], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    find_shape = module.find_shape
+    find_shapes = module.find_shapes
 
     def failing(run: Any, hop: Any) -> Any:
         if hop.label == "60k":
             raise TrialError("all trials failed")
-        return find_shape(run, hop)
+        return find_shapes(run, hop)
 
-    monkeypatch.setattr(module, "find_shape", failing)
+    monkeypatch.setattr(module, "find_shapes", failing)
     with pytest.raises(TrialError):
         build(tmp_path / "run", sizes=["90k", "60k"])
     card = (tmp_path / "run" / "students" / "90k" / "README.md").read_text()

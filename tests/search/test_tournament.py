@@ -16,6 +16,7 @@ from minitron_nas.progress import silent
 from minitron_nas.pruning.student import build_student
 from minitron_nas.search import start as starting
 from minitron_nas.search import tournament as module
+from minitron_nas.search.choice import Choice
 from minitron_nas.search.tournament import ShortTraining, TrialRow, tournament, train_rung
 from minitron_nas.storage.atomic import read_json
 from minitron_nas.storage.schemas import TRIALS
@@ -27,7 +28,7 @@ RUNGS = [32, 64, 128]
 
 
 def held(arena, folder, finalists=None, runner=None, rung_tokens=RUNGS, max_failures=9, progress=silent, reduction=2):
-    return tournament(
+    (winner,), rows = tournament(
         arena.finalists if finalists is None else finalists,
         arena.prepared,
         arena.files,
@@ -36,6 +37,7 @@ def held(arena, folder, finalists=None, runner=None, rung_tokens=RUNGS, max_fail
         folder / "checkpoints",
         progress=progress,
     )
+    return winner, rows
 
 
 def told(rows):
@@ -435,3 +437,19 @@ def one_rung(arena, files, checkpoints, stop_tokens=32, calibration=None, **chan
 def test_a_trial_that_learns_from_the_text_alone_opens_no_teacher_for_it(arena, tmp_path):
     files = replace(without_cache(arena.files), teacher=tmp_path / "nowhere")
     assert one_rung(arena, files, tmp_path, loss="lm")["kl_nats"] > 0
+
+
+def test_two_members_are_the_best_and_the_one_of_the_front_that_is_far_from_it(arena, tmp_path):
+    costs = {candidate.id: (float(candidate.architecture.intermediate_size),) for candidate in arena.finalists}
+    chosen, rows = tournament(
+        arena.finalists,
+        arena.prepared,
+        arena.files,
+        ShortTraining(DISTILLATION, tuple(RUNGS), 2, seed=3),
+        Jobs(LocalRunner(), tmp_path / "results", 9),
+        tmp_path / "checkpoints",
+        choice=Choice(2, costs=costs, by_front=True),
+    )
+    assert [candidate.architecture.intermediate_size for candidate in chosen] == [46, 4]
+    last = [row for row in rows if row.rung == len(RUNGS)]
+    assert {row.candidate for row in last if row.promoted} == set(chosen)

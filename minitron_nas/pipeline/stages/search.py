@@ -12,15 +12,18 @@ from minitron_nas.execution.runner import Jobs, Outcome
 from minitron_nas.pipeline import inputs
 from minitron_nas.pipeline.engine import Done, Left, Stage
 from minitron_nas.pipeline.hop import Hop
+from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pipeline.run import Run
 from minitron_nas.pipeline.steps.latency import TITLE, latency_of
 from minitron_nas.progress import Progress
+from minitron_nas.search.choice import Choice
 from minitron_nas.search.correlations import rank_correlations
 from minitron_nas.search.exploration import Exploration, explore, make_sampler
 from minitron_nas.search.fates import candidate_rows, exclusion_rows, told_losses
 from minitron_nas.search.finalists import choose_finalists
 from minitron_nas.search.pool import Deployment, Pool
 from minitron_nas.search.proposals import PoolSampler, references
+from minitron_nas.search.rungs import Standing
 from minitron_nas.search.screen import screen
 from minitron_nas.search.study import write_study
 from minitron_nas.search.tournament import ShortTraining, TrialRow, tournament
@@ -31,8 +34,8 @@ from minitron_nas.storage.schemas import CANDIDATES, CORRELATIONS, EXCLUSIONS, T
 from minitron_nas.storage.tables import read_rows
 
 
-def find_shape(run: Run, hop: Hop) -> tuple[Candidate, Done]:
-    """Screen the size's candidates, hold the tournament, and return the winner and the tournament's stage."""
+def find_shapes(run: Run, hop: Hop) -> tuple[list[Candidate], Done]:
+    """Screen the size's candidates, hold the tournament, and return the chosen, the first one first, and its stage."""
     plan, source = run.plan, hop.source.checkpoint
     latency, measured = _latency(run)
     found = enumerate_candidates(plan.space, hop.size, source.architecture, source.layout)
@@ -49,7 +52,8 @@ def find_shape(run: Run, hop: Hop) -> tuple[Candidate, Done]:
     screened = _screen(run, hop, pool, measured)
     finalists = [pool.candidates[index] for index in screened.result]
     done = _contest(run, hop, found, pool, screened, finalists)
-    return next(each for each in finalists if each.id == done.result), done
+    by_id = {candidate.id: candidate for candidate in finalists}
+    return [by_id[key] for key in done.result], done
 
 
 def _latency(run: Run) -> tuple[LatencyModel | None, tuple[Done, ...]]:
@@ -162,12 +166,14 @@ def _contest(
     plan, folder = run.plan, run.folder.trials(hop.label)
 
     def action(progress: Progress) -> Left:
-        winner, trials = finalists[0], list[TrialRow]()
+        explored = Exploration.from_dict(read_json(run.folder.screened(hop.label)))
+        choice, trials, kls = _choice(plan, pool, screened.result), list[TrialRow](), explored.kls()
+        ids = choice.members([Standing(pool.candidates[index].id, kls[index], ()) for index in screened.result])
         rungs = plan.search.rung_tokens(run.tokens.distillation_tokens)
         if rungs:
             jobs = _jobs(run, hop)
             training = ShortTraining(plan.distillation, tuple(rungs), plan.search.reduction, plan.seed)
-            winner, trials = tournament(
+            chosen, trials = tournament(
                 finalists,
                 hop.prepared,
                 hop.lessons.files,
@@ -175,18 +181,19 @@ def _contest(
                 jobs.within("rungs"),
                 jobs.results / "checkpoints",
                 run.tokens.file("calibration") if plan.repair == "ridge" else None,
+                choice,
                 progress,
             )
+            ids = [candidate.id for candidate in chosen]
             _tell_losses(run, f"{hop.label} tournament", {trial.candidate.id: trial.outcome for trial in trials})
-        explored = Exploration.from_dict(read_json(run.folder.screened(hop.label)))
         outcomes = {outcome.key: outcome for outcome in explored.outcomes.values()}
         known = {index: outcome.number("kl_nats") for index, outcome in explored.outcomes.items()}
         predicted = PoolSampler(pool, plan.search.others, plan.seed).predict(known)
         weighed, held_against = plan.search.weighed, references(pool, plan.seed)
-        candidates = candidate_rows(pool, explored, predicted, trials, winner.id, weighed, held_against)
+        candidates = candidate_rows(pool, explored, predicted, trials, ids, weighed, held_against)
         size = {"size": hop.label}
         return Left(
-            winner.id,
+            ids,
             rows=(
                 (CANDIDATES, ({**size, **row} for row in candidates)),
                 (EXCLUSIONS, [{**size, **row} for row in exclusion_rows(found, pool)]),
@@ -205,6 +212,12 @@ def _contest(
     done = run.engine.run(stage, action)
     shutil.rmtree(folder, ignore_errors=True)
     return done
+
+
+def _choice(plan: FamilyPlan, pool: Pool, finalists: Sequence[int]) -> Choice:
+    costs = pool.costs(plan.search.weighed)
+    weighed = {pool.candidates[index].id: tuple(costs[index].tolist()) for index in finalists}
+    return Choice(plan.members_per_size, plan.choose, weighed, bool(plan.search.others))
 
 
 def _tell_losses(run: Run, what: str, outcomes: Mapping[str, Outcome]) -> None:

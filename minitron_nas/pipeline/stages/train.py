@@ -75,9 +75,17 @@ def layer_counts(plan: FamilyPlan, source: Architecture, layout: Layout, size: i
     return counts | {depth_only_target(source, layout, size, protected).num_hidden_layers}
 
 
-def train_member(run: Run, hop: Hop, role: Role, target: Architecture) -> tuple[TrainedMember, Done]:
-    """Distil one model on the run's tokens, export it with its proof, and return it and the stage that did it."""
-    plan, name = run.plan, f"{hop.label}{_SUFFIXES[role]}"
+def train_member(run: Run, hop: Hop, role: Role, target: Architecture, number: int = 1) -> tuple[TrainedMember, Done]:
+    """Distil one model on the run's tokens, export it with its proof, and return it and the stage that did it.
+
+    Args:
+        run: The run.
+        hop: The size.
+        role: What the model is.
+        target: Its shape.
+        number: Which of the size's students it is, from 1.
+    """
+    plan, name = run.plan, f"{hop.label}{_SUFFIXES[role]}{f'-{number}' if number > 1 else ''}"
     folder = run.folder.student(name) if role == "student" else run.folder.baseline(name)
     checkpoints = run.folder.checkpoints(name)
 

@@ -176,3 +176,20 @@ def test_a_latency_model_of_another_family_is_refused_before_anything_is_written
     with pytest.raises(LatencyError, match="vocab_size=7 where"):
         search(tmp_path / "run", f"search.latency={other}")
     assert not (tmp_path / "run" / "plan.yaml").exists()
+
+
+def test_two_members_of_a_size_are_points_of_its_front(search, searched, latency, tmp_path):
+    found = search(tmp_path / "run", "members_per_size=2", "search.num_finalists=6", "search.screen_sequences=2")
+    rows = read_rows(found.path, CANDIDATES)
+    chosen = {row["candidate"]: row for row in rows if row["outcome"] == "chosen"}
+    shapes = [Architecture(**read_lineage(found.path / "students" / name).architecture).id for name in ("90k", "90k-2")]
+    assert set(shapes) == set(chosen)
+    first, second = (chosen[shape] for shape in shapes)
+    assert first["screen_kl_nats"] < second["screen_kl_nats"]
+    assert second["memory_bytes"] < first["memory_bytes"] or second["decode_seconds"] < first["decode_seconds"]
+    assert {member.name for member in found.members} == {"90k", "90k-2"}
+    done = [json.loads(line)["stage"] for line in (found.path / "ledger.jsonl").read_text().splitlines()]
+    assert [stage for stage in done if stage.endswith("distil")] == ["90k distil", "90k-2 distil"]
+    told = found.report.read_text()
+    assert "90k-2" in told
+    assert "90k-2" in (found.path / "students" / "90k-2" / "README.md").read_text()
