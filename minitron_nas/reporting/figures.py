@@ -79,7 +79,11 @@ def speed_figure(evaluations: pd.DataFrame) -> go.Figure:
         return empty_figure("no data yet: no model's speed was measured")
     figure = _figure(420)
     for role in _TRAINED_ROLES:
-        found = [{**row, "label": row["size"]} for row in models if row["role"] == role]
+        found = [
+            {**row, "label": row["model"] if role == "student" else row["size"]}
+            for row in models
+            if row["role"] == role
+        ]
         _add_points(figure, found, role, "decode_speedup")
     _mark_teacher(figure, 1.0, "left")
     shown = padded([1.0, *(row["decode_speedup"] for row in models)])
@@ -96,9 +100,10 @@ def curve_figure(curves: pd.DataFrame, size: str) -> go.Figure:
     figure = _figure(360)
     for role in _TRAINED_ROLES:
         for split in ("train", "validation"):
-            found = [row for row in rows if row["role"] == role and row["split"] == split]
-            if found:
-                figure.add_trace(_curve(found, role, split))
+            own = [row for row in rows if row["role"] == role and row["split"] == split]
+            for place, model in enumerate(dict.fromkeys(row["model"] for row in own)):
+                found = [row for row in own if row["model"] == model]
+                figure.add_trace(_curve(found, role, split, shown=place == 0))
     figure.update_xaxes(title="KD tokens", exponentformat="B", rangemode="tozero")
     figure.update_yaxes(kl_axis(row["kl_nats"] for row in rows))
     return figure
@@ -209,7 +214,7 @@ def _mark_teacher(figure: go.Figure, x: float, side: str) -> None:
     )
 
 
-def _curve(rows: Sequence[Row], role: str, split: str) -> go.Scatter:
+def _curve(rows: Sequence[Row], role: str, split: str, shown: bool) -> go.Scatter:
     look = LOOKS[role]
     validation = split == "validation"
     return go.Scatter(
@@ -217,7 +222,7 @@ def _curve(rows: Sequence[Row], role: str, split: str) -> go.Scatter:
         y=[row["kl_nats"] for row in rows],
         name=look.name if validation else f"{look.name}, training",
         legendgroup=role,
-        showlegend=validation,
+        showlegend=validation and shown,
         mode="lines+markers" if validation else "lines",
         opacity=1.0 if validation else 0.35,
         line={"color": look.colour, "width": look.width, "dash": look.dash if validation else "solid"},

@@ -37,7 +37,8 @@ def missing_parts(run: RunRecord) -> list[str]:
         (run.curves, "no distillation curves: no student was distilled yet"),
         (run.evaluations, "no evaluations: quality, speed and memory were not measured yet"),
     )
-    missing = [sentence for frame, sentence in parts if frame.empty]
+    untrained = (run.plan.get("search") or {}).get("num_rungs") == 0
+    missing = [sentence for frame, sentence in parts if frame.empty and not (untrained and frame is run.trials)]
     evaluated = set(run.evaluations["model"])
     if evaluated:
         missing += [f"no evaluation of {size}" for size in run.sizes() if size not in evaluated]
@@ -87,7 +88,7 @@ def held_against(candidates: pd.DataFrame, size: str) -> str:
     ]
     if chosen.empty or not others:
         return ""
-    return f"Untrained KL: the choice {numerals.nats(float(chosen.iloc[0]))}, {', '.join(others)}"
+    return f"Untrained KL: the choice {numerals.nats(float(chosen.min()))}, {', '.join(others)}"
 
 
 def outcome_counts(candidates: pd.DataFrame, size: str) -> str:

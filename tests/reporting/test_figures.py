@@ -96,6 +96,14 @@ def test_the_curves_of_one_size_are_validation_with_markers_and_thin_training(ru
     assert len({trace.line.dash for trace in curves.data if "markers" in trace.mode}) == 3
 
 
+def test_two_students_of_a_size_are_two_curves_with_one_entry_in_the_legend(run: RunRecord) -> None:
+    mine = run.curves[(run.curves["size"] == "94M") & (run.curves["role"] == "student")]
+    both = pd.concat([run.curves, mine.assign(model="94M-2", kl_nats=mine["kl_nats"] * 2)])
+    validation = [each for each in figures.curve_figure(both, "94M").data if each.name == "student"]
+    assert [trace.showlegend for trace in validation] == [True, False]
+    assert list(validation[1].y) == [2 * kl for kl in validation[0].y]
+
+
 def test_a_failed_trial_ends_in_a_cross_at_its_untrained_height(run: RunRecord) -> None:
     failed = traces(figures.rung_figure(run.candidates, run.trials, "94M"))["failed or out of memory"]
     assert list(failed.x)[:2] == [0, 1]

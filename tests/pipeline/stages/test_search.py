@@ -190,6 +190,8 @@ def test_two_members_of_a_size_are_points_of_its_front(search, searched, latency
     assert {member.name for member in found.members} == {"90k", "90k-2"}
     done = [json.loads(line)["stage"] for line in (found.path / "ledger.jsonl").read_text().splitlines()]
     assert [stage for stage in done if stage.endswith("distil")] == ["90k distil", "90k-2 distil"]
+    assert "on the front with an untrained KL of" in second["reason"]
     told = found.report.read_text()
     assert "90k-2" in told
+    assert "no candidate was trained yet" not in told
     assert "90k-2" in (found.path / "students" / "90k-2" / "README.md").read_text()
