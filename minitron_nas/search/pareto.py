@@ -9,8 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 def pareto_front(points: Sequence[Sequence[float]] | ArrayLike) -> list[bool]:
     """Say for every point whether no other one is at least as good in all and better in one objective.
 
-    Points are taken in an order in which none is dominated by a later one: by the sum of their ranks, so that those that
-    dominate most come first. A million points take seconds unless most of them are on the front.
+    One or two objectives are one sort. With more, points are taken by the sum of their ranks: none is dominated by a
+    later one, and those that dominate most come first. The time grows with points times points on the front.
 
     Args:
         points: (num_points, num_objectives), every objective to be minimised. Points that are equal

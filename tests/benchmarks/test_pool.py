@@ -63,7 +63,7 @@ print(json.dumps({
 @pytest.mark.slow
 @pytest.mark.parametrize("others", [(), ("memory_bytes",)], ids=["kl", "kl and memory"])
 def test_a_round_over_a_million_shapes_takes_seconds_and_little_memory(others: tuple[str, ...]) -> None:
-    """Print shapes, seconds, peak memory and how far the best of 32 is behind; 5 s (8 s for a front) and 2 GB must hold."""
+    """Print shapes, seconds, peak memory and the regret after 32; 5 s (8 s for a front) and 2 GB must hold."""
     output = subprocess.run([sys.executable, "-c", ROUND, *others], capture_output=True, text=True, check=True)
     figures = json.loads(output.stdout.strip().splitlines()[-1])
     print(
