@@ -21,6 +21,7 @@ from minitron_nas.pipeline.devices import Devices
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pipeline.room import Room
 from minitron_nas.pipeline.stages.correct import correction_tokens
+from minitron_nas.pipeline.stages.search import pool_of
 from minitron_nas.pipeline.stages.train import layer_counts
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.settings import format_count
@@ -54,7 +55,8 @@ def preflight(
             cluster does not answer or has no room for a trial, or no Ray can be started, or a device's memory is too
             small for a trial; or if there are several faults.
         MachineError: If Ray's folder cannot be written to.
-        SpaceError: If a size is not below the teacher's, or no shape is within tolerance.
+        LatencyError: If the plan's latency model cannot be used for this teacher.
+        SpaceError: If a size is not below the teacher's, or no shape is within tolerance or keeps to the constraints.
         InvalidArchitectureError: If a protected layer does not exist, or protected layers leave no block of
             the size that has to go.
         DiskSpaceError: If the run will not fit, or the text that is unpacked.
@@ -65,7 +67,6 @@ def preflight(
     checks: list[Callable[[], object]] = [
         lambda: _check_text(plan, data),
         lambda: check_engine(plan.distillation),
-        lambda: _check_latency(plan, teacher),
         lambda: teacher.require_length(plan.text.sequence_length),
         lambda: _check_batch(plan),
         lambda: _check_correction(plan),
@@ -74,12 +75,16 @@ def preflight(
     for check in checks:
         with _kept(faults):
             check()
+    latency = None
+    with _kept(faults):
+        latency = _latency(plan, teacher)
     with _kept(faults):
         PruningOrder.check_layers(teacher.architecture, plan.space.protected_layers)
         _check_depth(plan, teacher, devices)
     for size in plan.descending_sizes:
         with _kept(faults):
             pools[size] = enumerate_candidates(plan.space, size, teacher.architecture, teacher.layout)
+            pool_of(plan, pools[size], teacher.architecture, teacher.layout, latency, teacher.architecture)
             _check_memory(plan, size, pools[size], devices)
     if devices.are_here:
         with _kept(faults):
@@ -104,9 +109,12 @@ def _kept(faults: list[MinitronNasError]) -> Iterator[None]:
         faults.append(fault)
 
 
-def _check_latency(plan: FamilyPlan, teacher: Outline) -> None:
-    if plan.search.latency is not None:
-        LatencyModel.load(Path(plan.search.latency)).require_made_for(teacher.architecture)
+def _latency(plan: FamilyPlan, teacher: Outline) -> LatencyModel | None:
+    if plan.search.latency is None:
+        return None
+    model = LatencyModel.load(Path(plan.search.latency))
+    model.require_made_for(teacher.architecture)
+    return model
 
 
 def _check_text(plan: FamilyPlan, data: Data | None) -> None:

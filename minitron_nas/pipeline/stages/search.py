@@ -4,6 +4,8 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from minitron_nas.architecture.layout import Layout
+from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import TrialError
 from minitron_nas.evaluation.latency import LatencyModel
 from minitron_nas.evaluation.latency_design import Lengths
@@ -21,6 +23,7 @@ from minitron_nas.search.correlations import rank_correlations
 from minitron_nas.search.exploration import Exploration, explore, make_sampler
 from minitron_nas.search.fates import candidate_rows, exclusion_rows, told_losses
 from minitron_nas.search.finalists import choose_finalists
+from minitron_nas.search.objectives import TIMED
 from minitron_nas.search.pool import Deployment, Pool
 from minitron_nas.search.proposals import PoolSampler, references
 from minitron_nas.search.rungs import Standing
@@ -39,21 +42,40 @@ def find_shapes(run: Run, hop: Hop) -> tuple[list[Candidate], Done]:
     plan, source = run.plan, hop.source.checkpoint
     latency, measured = _latency(run)
     found = enumerate_candidates(plan.space, hop.size, source.architecture, source.layout)
-    pool = Pool.of(
-        found,
-        source.architecture,
-        source.layout,
-        plan.text.sequence_length // 2,
-        Deployment(plan.search.batch_size, plan.search.context_tokens),
-        plan.search.bounds,
-        latency,
-        run.teacher.checkpoint.architecture,
-    )
+    pool = pool_of(plan, found, source.architecture, source.layout, latency, run.teacher.checkpoint.architecture)
     screened = _screen(run, hop, pool, measured)
     finalists = [pool.candidates[index] for index in screened.result]
     done = _contest(run, hop, found, pool, screened, finalists)
     by_id = {candidate.id: candidate for candidate in finalists}
     return [by_id[key] for key in done.result], done
+
+
+def pool_of(
+    plan: FamilyPlan,
+    found: Enumeration,
+    source: Architecture,
+    layout: Layout,
+    latency: LatencyModel | None,
+    against: Architecture,
+) -> Pool:
+    """Return what a plan's search may choose from.
+
+    Args:
+        plan: Says what is allowed, and what memory is counted for.
+        found: All shapes of the size.
+        source: The shape that they are cut from.
+        layout: The table of its family.
+        latency: Predicts seconds; without it constraints on them are left for later.
+        against: The shape that speed-ups are relative to.
+
+    Raises:
+        SpaceError: If no shape keeps to the constraints.
+    """
+    search = plan.search
+    bounds = [bound for bound in search.bounds if latency is not None or bound.column not in TIMED]
+    deployment = Deployment(search.batch_size, search.context_tokens)
+    attended = plan.text.sequence_length // 2
+    return Pool.of(found, source, layout, attended, deployment, bounds, latency, against)
 
 
 def _latency(run: Run) -> tuple[LatencyModel | None, tuple[Done, ...]]:

@@ -167,6 +167,7 @@ def test_a_latency_model_that_says_something_else_makes_the_search_again(search,
 def test_a_constraint_that_nothing_keeps_to_is_refused_with_the_nearest(search, tmp_path):
     with pytest.raises(SpaceError, match="no candidate keeps to decode_speedup >= 9: of .* the nearest has"):
         search(tmp_path / "run", "search.constraints=['decode_speedup >= 9']")
+    assert not (tmp_path / "run" / "plan.yaml").exists()
 
 
 def test_a_latency_model_of_another_family_is_refused_before_anything_is_written(search, latency, tmp_path):
