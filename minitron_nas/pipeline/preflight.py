@@ -11,7 +11,6 @@ from minitron_nas.distillation.training.lora import require_peft
 from minitron_nas.distillation.training.memory import state_bytes
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.errors import MinitronNasError, PlanError
-from minitron_nas.evaluation.latency import LatencyModel
 from minitron_nas.execution.choice import check_cluster
 from minitron_nas.importance.depth import task_settings
 from minitron_nas.importance.depth_modes import free_runs
@@ -21,7 +20,7 @@ from minitron_nas.pipeline.devices import Devices
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pipeline.room import Room
 from minitron_nas.pipeline.stages.correct import correction_tokens
-from minitron_nas.pipeline.stages.search import pool_of
+from minitron_nas.pipeline.stages.search import named_latency, pool_of
 from minitron_nas.pipeline.stages.train import layer_counts
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.settings import format_count
@@ -77,7 +76,7 @@ def preflight(
             check()
     latency = None
     with _kept(faults):
-        latency = _latency(plan, teacher)
+        latency = named_latency(plan, teacher.architecture)
     with _kept(faults):
         PruningOrder.check_layers(teacher.architecture, plan.space.protected_layers)
         _check_depth(plan, teacher, devices)
@@ -107,14 +106,6 @@ def _kept(faults: list[MinitronNasError]) -> Iterator[None]:
         yield
     except MinitronNasError as fault:
         faults.append(fault)
-
-
-def _latency(plan: FamilyPlan, teacher: Outline) -> LatencyModel | None:
-    if plan.search.latency is None:
-        return None
-    model = LatencyModel.load(Path(plan.search.latency))
-    model.require_made_for(teacher.architecture)
-    return model
 
 
 def _check_text(plan: FamilyPlan, data: Data | None) -> None:

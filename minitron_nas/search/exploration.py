@@ -76,16 +76,16 @@ def explore(pool: Pool, sampler: Sampler, settings: SearchSettings, measure: Mea
     """
     most = settings.num_screened(len(pool))
     outcomes, rounds = dict[int, Outcome](), dict[int, int]()
-    before, still = None, 0
+    known, before, still = dict[int, float | None](), None, 0
     for number in range(1, most + 1):
-        known = {index: outcome.number("kl_nats") for index, outcome in outcomes.items()}
         proposed = sampler.propose(known, min(settings.round_size, most - len(outcomes)))
         found = measure([pool.candidates[index] for index in proposed])
         outcomes |= {index: found[pool.candidates[index].id] for index in proposed}
         rounds |= dict.fromkeys(proposed, number)
+        known |= {index: outcomes[index].number("kl_nats") for index in proposed}
         if len(outcomes) == most:
             break
-        now = _favourites(sampler, {index: outcome.number("kl_nats") for index, outcome in outcomes.items()})
+        now = _favourites(sampler, known)
         still = still + 1 if now is not None and now == before else 0
         before = now
         if still == _STILL_ROUNDS:

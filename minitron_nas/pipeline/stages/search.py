@@ -78,15 +78,29 @@ def pool_of(
     return Pool.of(found, source, layout, attended, deployment, bounds, latency, against)
 
 
+def named_latency(plan: FamilyPlan, teacher: Architecture) -> LatencyModel | None:
+    """Return the latency model that a plan names, None where it names none.
+
+    Args:
+        plan: The plan.
+        teacher: The shape of the first teacher.
+
+    Raises:
+        LatencyError: If it cannot be read, or was made for other models.
+    """
+    if plan.search.latency is None:
+        return None
+    model = LatencyModel.load(Path(plan.search.latency))
+    model.require_made_for(teacher)
+    return model
+
+
 def _latency(run: Run) -> tuple[LatencyModel | None, tuple[Done, ...]]:
     """Return what predicts seconds: what the plan names, or what is measured here where it asks for seconds."""
     settings, teacher, path = run.plan.search, run.teacher.checkpoint, run.folder.latency
-    if settings.latency is not None:
-        model = LatencyModel.load(Path(settings.latency))
-        model.require_made_for(teacher.architecture)
-        return model, ()
-    if not settings.asks_for_seconds:
-        return None, ()
+    named = named_latency(run.plan, teacher.architecture)
+    if named is not None or not settings.asks_for_seconds:
+        return named, ()
     tokens = run.plan.evaluation.prompt_tokens
 
     def action(progress: Progress) -> Left:
@@ -209,8 +223,7 @@ def _contest(
             ids = [candidate.id for candidate in chosen]
             _tell_losses(run, f"{hop.label} tournament", {trial.candidate.id: trial.outcome for trial in trials})
         outcomes = {outcome.key: outcome for outcome in explored.outcomes.values()}
-        known = {index: outcome.number("kl_nats") for index, outcome in explored.outcomes.items()}
-        predicted = PoolSampler(pool, plan.search.others, plan.seed).predict(known)
+        predicted = PoolSampler(pool, plan.search.others, plan.seed).predict(explored.kls())
         weighed, held_against = plan.search.weighed, references(pool, plan.seed)
         candidates = candidate_rows(pool, explored, predicted, trials, ids, weighed, held_against)
         size = {"size": hop.label}

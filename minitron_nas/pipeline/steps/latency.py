@@ -4,15 +4,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from minitron_nas.errors import LatencyError
-from minitron_nas.evaluation.latency import (
-    LatencyModel,
-)
+from minitron_nas.evaluation.latency import LatencyModel
 from minitron_nas.evaluation.latency_bench import Bench, setting_of
 from minitron_nas.evaluation.latency_design import Lengths, at_random, far_apart
 from minitron_nas.evaluation.latency_fit import fit_latency
-from minitron_nas.evaluation.latency_terms import (
-    layer_sizes,
-)
+from minitron_nas.evaluation.latency_terms import layer_sizes
 from minitron_nas.execution.device import available_bytes
 from minitron_nas.execution.preemption import going_on
 from minitron_nas.models.outline import Outline
