@@ -57,7 +57,9 @@ class Settings(BaseModel):
             return values
         many = {name for name, field in cls.model_fields.items() if get_origin(field.annotation) is tuple}
         return {
-            name: (value,) if name in many and isinstance(value, str | int | float) else value
+            name: (value,)
+            if name in many and isinstance(value, str | int | float) and not isinstance(value, bool)
+            else value
             for name, value in values.items()
         }
 

@@ -149,6 +149,7 @@ def tiny_settings() -> dict[str, Any]:
             "num_evaluations": 2,
         },
         "evaluation": {"prompt_tokens": 8, "decode_tokens": 2, "repeats": 1},
+        "baselines": ["depth_only", "random_weights"],
         "runner": {"kind": "local"},
     }
 

@@ -18,20 +18,21 @@ from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.pipeline.engine import Engine
 from minitron_nas.pipeline.family import Family
 from minitron_nas.pipeline.hop import Hop
-from minitron_nas.pipeline.member import Role
+from minitron_nas.pipeline.member import Baseline, Role
 from minitron_nas.pipeline.plan import FamilyPlan, deciding, make_plan, with_overrides
 from minitron_nas.pipeline.preflight import preflight
 from minitron_nas.pipeline.run import Run, Source
 from minitron_nas.pipeline.stages.correct import correct_teacher
 from minitron_nas.pipeline.stages.measure import evaluate_member, teacher_member
 from minitron_nas.pipeline.stages.prepare import prepare_source
-from minitron_nas.pipeline.stages.search import find_shapes, write_search
+from minitron_nas.pipeline.stages.search import Found, find_shapes, write_search
 from minitron_nas.pipeline.stages.teach import let_speak
 from minitron_nas.pipeline.stages.tokenize import prepare_tokens
 from minitron_nas.pipeline.stages.train import depth_only_target, layer_counts, train_member
 from minitron_nas.pipeline.versions import versions
 from minitron_nas.pipeline.workload import TokenCounts, estimate_workload
 from minitron_nas.reporting.html import write_report
+from minitron_nas.reporting.members import ROLE_NAMES
 from minitron_nas.reporting.model_card import write_model_card
 from minitron_nas.settings import Settings
 from minitron_nas.space.enumerate import Enumeration
@@ -197,9 +198,9 @@ def _build(run: Run) -> None:
         shape, layout = source.checkpoint.architecture, source.checkpoint.layout
         prepared, prepared_by = prepare_source(run, source, layer_counts(plan, shape, layout, size))
         hop = Hop(size, source, prepared, prepared_by, lessons, first.signal)
-        chosen, contest = find_shapes(run, hop)
-        tournaments.append(contest)
-        students = _train_and_measure(run, hop, [candidate.architecture for candidate in chosen])
+        found = find_shapes(run, hop)
+        tournaments.append(found.tournament)
+        students = _train_and_measure(run, hop, found)
         for student in students:
             write_model_card(folder.student(student.name), folder.path)
         cards += [student.name for student in students]
@@ -213,16 +214,13 @@ def _build(run: Run) -> None:
     write_report(folder.path)
 
 
-def _train_and_measure(run: Run, hop: Hop, chosen: list[Architecture]) -> list[Source]:
+def _train_and_measure(run: Run, hop: Hop, found: Found) -> list[Source]:
     """Train a size's students and the baselines of the first, measure them, and return the students."""
+    chosen = [candidate.architecture for candidate in found.chosen]
     roles: list[tuple[Role, Architecture, int]] = [
         ("student", target, number) for number, target in enumerate(chosen, 1)
     ]
-    if run.plan.baselines:
-        checkpoint = hop.source.checkpoint
-        protected = run.plan.space.protected_layers
-        depth_only = depth_only_target(checkpoint.architecture, checkpoint.layout, hop.size, protected)
-        roles += [("depth_baseline", depth_only, 1), ("random_baseline", chosen[0], 1)]
+    roles += [(role, target, 1) for role, target in _baselines(run, hop, found).items()]
     students = []
     for role, target, number in roles:
         member, done = train_member(run, hop, role, target, number)
@@ -232,3 +230,27 @@ def _train_and_measure(run: Run, hop: Hop, chosen: list[Architecture]) -> list[S
         if role == "student":
             students.append(model)
     return students
+
+
+def _baselines(run: Run, hop: Hop, found: Found) -> dict[Baseline, Architecture]:
+    """Return the shapes of the baselines that the plan asks for; what would be trained twice is trained once."""
+    source, protected = hop.source.checkpoint, run.plan.space.protected_layers
+    targets: dict[Baseline, Architecture] = {
+        "depth_only": depth_only_target(source.architecture, source.layout, hop.size, protected),
+        "random_shape": found.held_against["random"].architecture,
+        "largest_shape": found.held_against["largest"].architecture,
+        "random_weights": found.chosen[0].architecture,
+    }
+    trained = {candidate.architecture: "the student" for candidate in reversed(found.chosen)}
+    baselines = dict[Baseline, Architecture]()
+    for role in run.plan.baselines:
+        target = targets[role]
+        if role != "random_weights":
+            if target in trained:
+                run.engine.note(
+                    f"{hop.label}: {ROLE_NAMES[role]} is not trained: its shape is that of {trained[target]}"
+                )
+                continue
+            trained[target] = f"the {ROLE_NAMES[role]}"
+        baselines[role] = target
+    return baselines

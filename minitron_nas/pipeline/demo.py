@@ -13,9 +13,8 @@ from minitron_nas.text.sources import EMBEDDED
 DEMO_SETTINGS: dict[str, Any] = {
     "sizes": ["110M", "94M"],
     "data": EMBEDDED,
-    "space": "smollm2-135m",
     "text": {"sequence_length": 256, "calibration_samples": 64, "validation_samples": 16},
-    "search": {"max_screened": 12, "screen_sequences": 8, "num_finalists": 4, "num_rungs": 2, "tokens": "4k"},
+    "search": {"max_screened": 16, "screen_sequences": 8, "num_finalists": 3, "num_rungs": 2, "tokens": "4k"},
     "distillation": {
         "tokens": "20k",
         "batch_sequences": 4,

@@ -258,7 +258,7 @@ def _sizes(
             num_finalists=trained,
             rung_tokens=rungs,
             trial_tokens=short.planned_tokens(trained),
-            student_tokens=schedule.num_tokens * (plan.members_per_size + (2 if plan.baselines else 0)),
+            student_tokens=schedule.num_tokens * (plan.members_per_size + len(plan.baselines)),
             step_flops=step_flops(forward, schedule),
             flops=sum(stage.flops for stage in own),
             hours=sum(stage.hours for stage in own),

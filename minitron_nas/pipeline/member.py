@@ -6,7 +6,29 @@ from typing import Any, Literal, Self, TypeAlias
 
 from minitron_nas.storage.lineage import Proof
 
-Role: TypeAlias = Literal["teacher", "student", "depth_baseline", "random_baseline"]
+Baseline: TypeAlias = Literal["depth_only", "random_shape", "largest_shape", "random_weights"]
+"""What a student is held against: its source with whole layers dropped and nothing else; a shape of the pool drawn at
+random, and the one with the most parameters, cut and trained as it is; its own shape without the source's weights."""
+
+DEFAULT_BASELINES: tuple[Baseline, ...] = ("depth_only", "random_shape")
+
+Role: TypeAlias = Literal["teacher", "student", Baseline]
+
+
+def member_name(size: str, role: Role, number: int = 1) -> str:
+    """Return what a model is called.
+
+    Args:
+        size: The label of its size.
+        role: What it is in the family; not the teacher.
+        number: Which of the size's students it is, from 1.
+
+    Returns:
+        The size's label, that of a further student with -2, -3 ..., that of a baseline with its role: `4B-depth-only`.
+    """
+    if role != "student":
+        return f"{size}-{role.replace('_', '-')}"
+    return size if number == 1 else f"{size}-{number}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,8 +36,7 @@ class TrainedMember:
     """A model with what its training has shown.
 
     Attributes:
-        name: "teacher", the size's label, that of a further student with -2, -3 ..., or of a baseline with -depth or
-            -random.
+        name: "teacher", or what `member_name` says.
         role: What it is in the family.
         size: The label of its size; None for the teacher.
         path: Its stock folder, relative to the run folder where it lies inside.

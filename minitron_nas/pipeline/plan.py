@@ -11,6 +11,7 @@ from minitron_nas.errors import PlanError
 from minitron_nas.evaluation.settings import EvaluationSettings
 from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.importance.settings import ImportanceSettings
+from minitron_nas.pipeline.member import DEFAULT_BASELINES, Baseline
 from minitron_nas.pruning.settings import Repair, Start, StartSettings
 from minitron_nas.search.settings import First, SearchSettings, procedure
 from minitron_nas.settings import Count, Settings, format_count, plan_error
@@ -45,8 +46,10 @@ class FamilyPlan(Settings):
             objectives, or in KL and memory. The next size is pruned from the first.
         choose: Which point of the front comes first: `kl`, the lowest; or `knee`, the one nearest to the best of every
             objective.
-        baselines: Whether to train, for each size and on the same tokens, a depth-only student and a
-            randomly initialised one of the same shape.
+        baselines: What else is trained for each size, on the same tokens, to hold its student against: `depth_only`
+            drops whole layers and nothing else; `random_shape` and `largest_shape` are a shape of the pool drawn at
+            random and the one with the most parameters, cut as the student is; `random_weights` is the student's shape
+            without the teacher's weights. `true` is the default's, `false` none.
         seed: Of every random draw.
     """
 
@@ -60,7 +63,7 @@ class FamilyPlan(Settings):
     merge_heads: bool = False
     members_per_size: Annotated[int, Field(ge=1)] = 1
     choose: First = "kl"
-    baselines: bool = True
+    baselines: tuple[Baseline, ...] = DEFAULT_BASELINES
     seed: Annotated[int, Field(ge=0)] = 0
     text: TextSettings = TextSettings()
     importance: ImportanceSettings = ImportanceSettings()
@@ -90,10 +93,22 @@ class FamilyPlan(Settings):
     def _named_search(cls, value: Any) -> Any:
         return procedure(value) if isinstance(value, str) else value
 
+    @field_validator("baselines", mode="before")
+    @classmethod
+    def _switched_baselines(cls, value: Any) -> Any:
+        return (DEFAULT_BASELINES if value else ()) if isinstance(value, bool) else value
+
     @field_validator("correct", mode="before")
     @classmethod
     def _switched_correction(cls, value: Any) -> Any:
         return ({} if value else None) if isinstance(value, bool) else value
+
+    @field_validator("baselines")
+    @classmethod
+    def _distinct_baselines(cls, value: tuple[Baseline, ...]) -> tuple[Baseline, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError(f"baselines {', '.join(value)} are not distinct; name each once")
+        return value
 
     @model_validator(mode="after")
     def _distinct_sizes(self) -> Self:

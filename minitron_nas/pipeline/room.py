@@ -56,7 +56,7 @@ class Room:
         """
         sizes = plan.descending_sizes
         corrected = plan.correct is not None
-        stored, members = teacher.weights_bytes / teacher.num_parameters, plan.members_per_size + 2 * plan.baselines
+        stored, members = teacher.weights_bytes / teacher.num_parameters, plan.members_per_size + len(plan.baselines)
         models = sum(sizes) * stored * members + teacher.weights_bytes * corrected
         models += len(sizes) * members * teacher.companions_bytes
         trained = teacher.num_parameters if corrected else sizes[0]

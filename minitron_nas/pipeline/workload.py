@@ -12,6 +12,7 @@ from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.models.outline import Outline
 from minitron_nas.pipeline.clock import StageWork
 from minitron_nas.pipeline.devices import Devices
+from minitron_nas.pipeline.member import Role, member_name
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pipeline.run import RunTokens
 from minitron_nas.pruning.start import moments_bytes
@@ -165,10 +166,9 @@ class _Costs:
             yield f"{label} screen", self._screen(size, student)
             lecturer = forward if plan.kd_teacher == "previous" else self._first
             yield f"{label} tournament", self._tournament(size, student, lecturer, forward)
-            baselines = [f"{label}-depth", f"{label}-random"] if plan.baselines else []
-            more = [f"{label}-{number}" for number in range(2, plan.members_per_size + 1)]
-            for name in (label, *more, *baselines):
-                repaired = plan.repair == "ridge" and not name.endswith("-random")
+            members: list[tuple[Role, int]] = [("student", number) for number in range(1, plan.members_per_size + 1)]
+            for role, number in (*members, *((baseline, 1) for baseline in plan.baselines)):
+                name, repaired = member_name(label, role, number), plan.repair == "ridge" and role != "random_weights"
                 yield f"{name} distil", self._distil(student, lecturer, forward if repaired else 0.0)
                 yield f"{name} evaluate", self._evaluate(student, self._first)
             source, forward, share = label, student, size / self._teacher.num_parameters

@@ -16,7 +16,7 @@ from minitron_nas.reporting.members import ROLE_NAMES
 
 Row: TypeAlias = Mapping[str, Any]
 
-NEUTRAL, BLUE, ORANGE, PURPLE = "#7d858c", "#2f7ed8", "#d9660a", "#a65fc0"
+NEUTRAL, BLUE, ORANGE, PURPLE, GREEN = "#7d858c", "#2f7ed8", "#d9660a", "#a65fc0", "#2b8a5b"
 KL_TITLE = "KL to the teacher (nats"
 
 
@@ -34,8 +34,10 @@ class Look:
 
 LOOKS = {
     "student": Look(ROLE_NAMES["student"], BLUE, "diamond", 13),
-    "depth_baseline": Look(ROLE_NAMES["depth_baseline"], ORANGE, "triangle-down", 12, "dash"),
-    "random_baseline": Look(ROLE_NAMES["random_baseline"], PURPLE, "x", 10, "dot"),
+    "depth_only": Look(ROLE_NAMES["depth_only"], ORANGE, "triangle-down", 12, "dash"),
+    "random_shape": Look(ROLE_NAMES["random_shape"], GREEN, "cross", 11, "dashdot"),
+    "largest_shape": Look(ROLE_NAMES["largest_shape"], GREEN, "square", 10, "longdash"),
+    "random_weights": Look(ROLE_NAMES["random_weights"], PURPLE, "x", 10, "dot"),
     "trial": Look("trial, best rung", BLUE, "circle-open", 9),
     "screened": Look("candidate, untrained", NEUTRAL, "circle-open", 5),
 }

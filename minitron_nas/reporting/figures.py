@@ -21,12 +21,13 @@ from minitron_nas.reporting.figure_style import (
     page_layout,
     rung_axis,
 )
+from minitron_nas.reporting.members import ROLES
 from minitron_nas.reporting.run_record import best_trained, plain_rows
 from minitron_nas.search.pareto import pareto_front
 from minitron_nas.settings import parse_count
 
 _OUTLINE = 1.5  # also how thick hollow markers are drawn
-_TRAINED_ROLES = ("random_baseline", "depth_baseline", "student")  # the student is drawn on top
+_TRAINED_ROLES = tuple(role for role in reversed(ROLES) if role != "teacher")  # the student is drawn on top
 
 
 def plotly_script() -> str:

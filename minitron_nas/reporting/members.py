@@ -10,13 +10,15 @@ from minitron_nas.reporting import numerals
 from minitron_nas.reporting.run_record import RunRecord, plain_rows
 from minitron_nas.storage.lineage import Lineage
 
-ROLES = ("teacher", "student", "depth_baseline", "random_baseline")
 ROLE_NAMES = {
     "teacher": "teacher",
     "student": "student",
-    "depth_baseline": "depth-only baseline",
-    "random_baseline": "random-weights baseline",
+    "depth_only": "depth-only baseline",
+    "random_shape": "random-shape baseline",
+    "largest_shape": "largest-shape baseline",
+    "random_weights": "random-weights baseline",
 }
+ROLES = tuple(ROLE_NAMES)
 _SAME_FRACTION = 0.005
 _SPEEDS = {"prefill_tokens_per_second": "prefill", "decode_tokens_per_second": "decode"}
 
@@ -82,7 +84,7 @@ class ReportedMember:
 
 
 def list_members(run: RunRecord) -> list[ReportedMember]:
-    """Return the teacher, then per size (largest first) student, depth-only and random baseline.
+    """Return the teacher, then per size (largest first) its students and their baselines.
 
     A student that has no evaluation yet stands there with what its lineage says.
     """

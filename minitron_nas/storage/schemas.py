@@ -145,7 +145,7 @@ CURVES = Table(
     (
         Column("model", _TEXT, "name of the model, as in evaluations.parquet"),
         Column("size", _TEXT, "label of the parameter budget"),
-        Column("role", _TEXT, "student, depth_baseline or random_baseline"),
+        Column("role", _TEXT, "student, depth_only, random_shape, largest_shape or random_weights"),
         Column("split", _TEXT, "train or validation"),
         Column("tokens", _INT, "KD tokens seen"),
         Column(
@@ -164,9 +164,11 @@ EVALUATIONS = Table(
     "evaluations.parquet",
     ("model",),
     (
-        Column("model", _TEXT, "teacher, the size's label, that with -2 for a second student, with -depth or -random"),
+        Column(
+            "model", _TEXT, "teacher, the size's label, that with -2 for a second student, a baseline's with its role"
+        ),
         Column("size", _TEXT, "label of the parameter budget; null for the teacher"),
-        Column("role", _TEXT, "teacher, student, depth_baseline or random_baseline"),
+        Column("role", _TEXT, "teacher, student, depth_only, random_shape, largest_shape or random_weights"),
         Column("path", _TEXT, "folder of the model, relative to the run folder where it lies inside"),
         *_SHAPE,
         Column("num_parameters", _INT, "total parameters, tied embeddings counted once"),

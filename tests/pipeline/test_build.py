@@ -26,7 +26,7 @@ from minitron_nas.errors import (
 from minitron_nas.families.catalog import count_parameters
 from minitron_nas.importance.scores import load_calibration
 from minitron_nas.pipeline.build import build_family
-from minitron_nas.pipeline.display import Quiet
+from minitron_nas.pipeline.display import ConsoleDisplay, Quiet
 from minitron_nas.pipeline.family import Family
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.storage.run_folder import RunFolder
@@ -161,7 +161,7 @@ def test_a_student_generates_text_with_the_teachers_tokenizer(family: Family, tr
 def test_a_student_is_closer_to_the_teacher_than_untrained_and_far_closer_than_from_a_random_start(
     family: Family, size: str
 ) -> None:
-    student, random_start = row(family, size), row(family, f"{size}-random")
+    student, random_start = row(family, size), row(family, f"{size}-random-weights")
     assert student["kl_nats"] < 0.95 * student["untrained_kl_nats"]
     assert student["kl_nats"] < 0.5 * random_start["kl_nats"]
     assert student["tokens_trained"] == random_start["tokens_trained"] > 0
@@ -202,7 +202,7 @@ def test_layers_leave_in_blocks_where_the_plan_says_so_those_of_the_depth_only_b
     depth = ("criterion=kl", "mode=block", "num_sequences=4")
     run = build(tmp_path / "run", "baselines=true", *(f"importance.depth.{each}" for each in depth)).path
     order = PruningOrder.load(RunFolder(run).prepared("teacher") / "order.safetensors")
-    baseline = json.loads((run / "baselines" / "90k-depth" / "lineage.json").read_text())
+    baseline = json.loads((run / "baselines" / "90k-depth-only" / "lineage.json").read_text())
     count = baseline["architecture"]["num_hidden_layers"]
     assert count == 3
     assert {row + 1 for row, known in enumerate(order.layers.any(dim=1).tolist()) if known} == {3, 4, 5}
@@ -212,15 +212,46 @@ def test_layers_leave_in_blocks_where_the_plan_says_so_those_of_the_depth_only_b
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_the_random_baseline_has_the_students_shape_and_the_other_one_fewer_layers_only(
+def test_the_random_weights_have_the_students_shape_and_the_other_one_fewer_layers_only(
     family: Family, size: str
 ) -> None:
     shape = ["num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"]
-    student, depth, random_start = (row(family, name) for name in (size, f"{size}-depth", f"{size}-random"))
+    student, depth, random_start = (
+        row(family, name) for name in (size, f"{size}-depth-only", f"{size}-random-weights")
+    )
     source = row(family, "teacher" if size == "90k" else "90k")
     assert [random_start[name] for name in shape] == [student[name] for name in shape]
     assert [depth[name] for name in shape[1:]] == [source[name] for name in shape[1:]]
     assert depth["num_hidden_layers"] < source["num_hidden_layers"]
+
+
+def test_the_choice_is_held_against_other_shapes_of_its_pool_cut_and_trained_as_it_was(
+    build: Callable[..., Family], tmp_path: Path
+) -> None:
+    wanted = "baselines=[depth_only,random_shape,largest_shape]"
+    of_two_widths = "space.axes.hidden_size.values=[36, 42]"  # the largest has fewer layers, the best has not
+    run = build(tmp_path / "run", wanted, of_two_widths, "search.max_screened=4", "seed=2")
+    pool = run.candidates.set_index("candidate")
+    models = run.evaluations.set_index("role")
+    assert set(models.index) == {"teacher", "student", "depth_only", "random_shape", "largest_shape"}
+    for role, name in (("random_shape", "random"), ("largest_shape", "largest")):
+        drawn = pool[pool["reference"] == name].iloc[0]
+        assert models.loc[role, "num_parameters"] == drawn["num_parameters"]
+        assert models.loc[role, "untrained_kl_nats"] <= drawn["screen_kl_nats"] + 1e-6  # the better of two repairs
+        assert models.loc[role, "tokens_trained"] == models.loc["student", "tokens_trained"]
+
+
+def test_a_shape_is_not_trained_twice_as_its_own_baseline(
+    build: Callable[..., Family], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shapes = {"num_hidden_layers": {"values": [5]}, "hidden_size": {"values": [36]}}
+    space = {"axes": shapes, "tolerance": 0.2}
+    run = build(tmp_path / "run", "baselines=[random_shape,largest_shape]", space=space, display=ConsoleDisplay())
+    assert len(run.candidates) == 1
+    assert list(run.evaluations["role"]) == ["teacher", "student"]
+    told = capsys.readouterr().err.replace("\n", " ")
+    assert "90k: random-shape baseline is not trained: its shape is that of the student" in told
+    assert "90k: largest-shape baseline is not trained: its shape is that of the student" in told
 
 
 def test_the_second_size_is_pruned_from_the_first_student(family: Family) -> None:

@@ -4,11 +4,12 @@ from typing import Any
 import pytest
 
 from minitron_nas.errors import PlanError
+from minitron_nas.families.catalog import layout_of
 from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.pipeline import demo
-from minitron_nas.pipeline.listing import enumerate_size
 from minitron_nas.pipeline.plan import FamilyPlan
-from minitron_nas.settings import parse_count
+from minitron_nas.space.axes import load_space
+from minitron_nas.space.enumerate import enumerate_candidates
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def test_the_demo_builds_two_sizes_from_text_that_every_machine_has(planned: lis
     demo.run_demo(tmp_path)
     (plan,) = planned
     assert (plan.teacher, plan.sizes, plan.data) == ("owner/name", (110_000_000, 94_000_000), "embedded")
-    assert (plan.baselines, plan.runner.kind) == (True, "ray")
+    assert (plan.baselines, plan.runner.kind) == (("depth_only", "random_shape"), "ray")
 
 
 def test_the_demo_can_be_changed(planned: list[FamilyPlan], tmp_path: Path) -> None:
@@ -52,8 +53,12 @@ def test_a_wrong_change_is_refused(planned: list[FamilyPlan], tmp_path: Path) ->
         demo.run_demo(tmp_path, ("tokens=1M",))
 
 
-@pytest.mark.parametrize("size", ["110M", "94M"])
-def test_each_size_of_the_demo_has_a_choice_of_candidates(size: str) -> None:
-    settings: dict[str, Any] = demo.DEMO_SETTINGS
-    assert size in settings["sizes"]
-    assert len(enumerate_size(settings["space"], parse_count(size)).candidates) > settings["search"]["num_finalists"]
+def test_each_size_of_the_demo_searches_a_large_pool(planned: list[FamilyPlan], tmp_path: Path) -> None:
+    demo.run_demo(tmp_path)
+    (plan,) = planned
+    teacher, layout = load_space("smollm2-135m").source_architecture(), layout_of("llama")
+    first = enumerate_candidates(plan.space, plan.sizes[0], teacher, layout).candidates
+    assert len(first) >= 200
+    for student in list(first)[::20]:  # whichever it is
+        second = enumerate_candidates(plan.space, plan.sizes[1], student.architecture, layout).candidates
+        assert len(second) > 3 * plan.search.max_screened

@@ -113,9 +113,28 @@ def overridden(*overrides: str, **values: object) -> FamilyPlan:
     return make_plan(with_overrides(LEAST | values, overrides))
 
 
+@pytest.mark.parametrize(
+    ("written", "baselines"),
+    [
+        ("true", ("depth_only", "random_shape")),
+        ("false", ()),
+        ("largest_shape", ("largest_shape",)),
+        ("[random_weights, depth_only]", ("random_weights", "depth_only")),
+    ],
+)
+def test_baselines_are_switched_or_named(written: str, baselines: tuple[str, ...]) -> None:
+    assert overridden(f"baselines={written}").baselines == baselines
+
+
+@pytest.mark.parametrize("written", ["[depth_only, depth_only]", "depth", "1"])
+def test_a_baseline_that_is_unknown_or_named_twice_is_refused(written: str) -> None:
+    with pytest.raises(PlanError, match="baselines"):
+        overridden(f"baselines={written}")
+
+
 def test_an_override_reaches_a_nested_setting() -> None:
     plan = overridden("distillation.tokens=100M", "search.num_rungs=1", "baselines=false", "seed=7")
-    assert (plan.distillation.tokens, plan.search.num_rungs, plan.baselines, plan.seed) == (10**8, 1, False, 7)
+    assert (plan.distillation.tokens, plan.search.num_rungs, plan.baselines, plan.seed) == (10**8, 1, (), 7)
 
 
 def test_an_override_can_be_a_list() -> None:

@@ -60,7 +60,7 @@ def _bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def plan_of(settings: dict[str, Any], *overrides: str) -> FamilyPlan:
-    values = {"teacher": "x", "sizes": ["90k"], "data": "x", "baselines": False, **settings}
+    values = {"teacher": "x", "sizes": ["90k"], "data": "x", **settings, "baselines": False}
     return make_plan(with_overrides(values, ("distillation.tokens=1k", "search.num_finalists=1", *overrides)))
 
 

@@ -92,7 +92,7 @@ def test_a_student_costs_what_the_shapes_of_its_size_cost(estimate: Any, teacher
     plain, more = estimate("repair=none"), estimate("repair=none", "distillation.num_evaluations=8")
     space = make_plan({"teacher": "x", "sizes": [1], "data": "x"}).space
     shape, layout = teacher.architecture, teacher.layout
-    assert plain["90k distil"] == plain["90k-random distil"]
+    assert plain["90k distil"] == plain["90k-random-weights distil"]
     each = (more["60k distil"].flops - plain["60k distil"].flops) / 6 / 1_024
     pool = enumerate_candidates(space, 60_000, shape, layout).candidates
     assert each == pytest.approx(mean_forward_flops(pool, layout, 64), rel=0.15)  # of another space
@@ -102,8 +102,8 @@ def test_a_student_costs_what_the_shapes_of_its_size_cost(estimate: Any, teacher
 def test_repair_is_expected_for_what_is_pruned_alone(estimate: Any, forward: int) -> None:
     repaired, plain = estimate(), estimate("repair=none")
     assert repaired["90k distil"].flops - plain["90k distil"].flops > 3 * forward * 2_048
-    assert repaired["90k-depth distil"].flops > plain["90k-depth distil"].flops
-    assert repaired["90k-random distil"] == plain["90k-random distil"]
+    assert repaired["90k-depth-only distil"].flops > plain["90k-depth-only distil"].flops
+    assert repaired["90k-random-weights distil"] == plain["90k-random-weights distil"]
 
 
 def test_a_teacher_that_runs_beside_its_student_is_counted(estimate: Any, forward: int) -> None:

@@ -45,7 +45,7 @@ QUALITY = {
 }
 CHOSEN = {"110M": (28, 576, 1152, 9, 3), "94M": (26, 512, 1152, 9, 3)}
 RUNG_KL = {1: (0.671, 0.624, 0.752, 0.817), 2: (0.402, 0.439)}
-ROLES = {"student": "", "depth_baseline": "-depth", "random_baseline": "-random"}
+ROLES = {"student": "", "depth_only": "-depth-only", "random_weights": "-random-weights"}
 
 
 def num_parameters(shape: Row) -> int:
@@ -311,7 +311,7 @@ def _evaluation(label: str, place: int) -> Row:
     role, suffix = list(ROLES.items())[place]
     untrained, trained, prefill, decode = QUALITY[label][place]
     shape = dict(zip(TEACHER_SHAPE, CHOSEN[label], strict=True))
-    if role == "depth_baseline":
+    if role == "depth_only":
         shape = {**TEACHER_SHAPE, "num_hidden_layers": {"110M": 23, "94M": 18}[label]}
     return {
         "model": label + suffix,

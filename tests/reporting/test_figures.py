@@ -78,7 +78,7 @@ def test_each_size_has_a_line_in_the_band_of_its_tolerance_and_the_teacher_a_lin
 
 def test_hovering_names_the_model_and_its_shape(pareto: Any) -> None:
     hover = traces(pareto)["depth-only baseline"].hovertext[0]
-    assert hover.startswith("<b>110M-depth</b><br>l23-h576-f1536-q9-k3<br>109,734,336 parameters<br>KL 0.298")
+    assert hover.startswith("<b>110M-depth-only</b><br>l23-h576-f1536-q9-k3<br>109,734,336 parameters<br>KL 0.298")
 
 
 def test_a_wide_span_of_kl_is_logarithmic_and_a_narrow_one_starts_at_zero(run: RunRecord, pareto: Any) -> None:

@@ -26,11 +26,11 @@ def test_the_teacher_comes_first_then_each_size_with_its_baselines(run: RunRecor
     assert [member.name for member in list_members(shuffled)] == [
         "teacher",
         "110M",
-        "110M-depth",
-        "110M-random",
+        "110M-depth-only",
+        "110M-random-weights",
         "94M",
-        "94M-depth",
-        "94M-random",
+        "94M-depth-only",
+        "94M-random-weights",
     ]
 
 
@@ -73,7 +73,7 @@ def test_the_ratio_of_a_speed_is_the_one_that_was_measured_in_turns(run: RunReco
 
 def test_a_speed_that_stayed_unsteady_is_named(run: RunRecord) -> None:
     assert uncertain_speeds(list_members(run)) == []
-    told = uncertain_speeds(list_members(changed(run, "94M-depth", prefill_spread=0.31)))
+    told = uncertain_speeds(list_members(changed(run, "94M-depth-only", prefill_spread=0.31)))
     assert told == ["94M depth-only baseline: prefill speed spreads by 31\N{NO-BREAK SPACE}% of its median"]
 
 
@@ -84,12 +84,12 @@ def test_a_proof_holds_up_to_its_tolerance(run: RunRecord, difference: float, pr
 
 
 def test_a_student_that_loses_to_a_baseline_is_said_to_lose(run: RunRecord) -> None:
-    told = comparison(list_members(changed(run, "110M-depth", kl_nats=0.1)), "110M")
+    told = comparison(list_members(changed(run, "110M-depth-only", kl_nats=0.1)), "110M")
     assert told.startswith("KL 0.214 is 114\N{NO-BREAK SPACE}% higher than the depth-only baseline's 0.100 and 61")
 
 
 def test_a_baseline_with_other_parameters_or_tokens_is_said_to_have_them(run: RunRecord) -> None:
-    uneven = changed(run, "94M-random", num_parameters=99_000_000, tokens_trained=10_000_000)
+    uneven = changed(run, "94M-random-weights", num_parameters=99_000_000, tokens_trained=10_000_000)
     assert comparison(list_members(uneven), "94M").endswith(
         "0.804 (99M parameters against 91.65M, 10M KD tokens against 20M)"
     )

@@ -52,7 +52,7 @@ def test_everything_has_its_place(folder):
     assert folder.study == root / "study.journal"
     assert folder.given.parent == folder.work == root / "work"
     assert folder.student("110M") == root / "students" / "110M"
-    assert folder.baseline("110M-depth") == root / "baselines" / "110M-depth"
+    assert folder.baseline("110M-depth-only") == root / "baselines" / "110M-depth-only"
     assert folder.checkpoints("110M") == root / "checkpoints" / "110M"
     assert not root.exists()
 

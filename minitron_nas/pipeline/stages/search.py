@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from minitron_nas.architecture.layout import Layout
@@ -37,8 +38,23 @@ from minitron_nas.storage.schemas import CANDIDATES, CORRELATIONS, EXCLUSIONS, T
 from minitron_nas.storage.tables import read_rows
 
 
-def find_shapes(run: Run, hop: Hop) -> tuple[list[Candidate], Done]:
-    """Screen the size's candidates, hold the tournament, and return the chosen, the first one first, and its stage."""
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the search of a size has come to.
+
+    Attributes:
+        chosen: The members-to-be, the first one first.
+        held_against: Shapes that the choice is held against, by name (`references`).
+        tournament: The stage that chose them.
+    """
+
+    chosen: list[Candidate]
+    held_against: dict[str, Candidate]
+    tournament: Done
+
+
+def find_shapes(run: Run, hop: Hop) -> Found:
+    """Screen the size's candidates, hold the tournament, and return what was chosen."""
     plan, source = run.plan, hop.source.checkpoint
     latency, measured = _latency(run)
     found = enumerate_candidates(plan.space, hop.size, source.architecture, source.layout)
@@ -47,7 +63,8 @@ def find_shapes(run: Run, hop: Hop) -> tuple[list[Candidate], Done]:
     finalists = [pool.candidates[index] for index in screened.result]
     done = _contest(run, hop, found, pool, screened, finalists)
     by_id = {candidate.id: candidate for candidate in finalists}
-    return [by_id[key] for key in done.result], done
+    held_against = {name: pool.candidates[index] for name, index in references(pool, plan.seed).items()}
+    return Found([by_id[key] for key in done.result], held_against, done)
 
 
 def pool_of(

@@ -22,7 +22,7 @@ from minitron_nas.models.loading import load_for_training
 from minitron_nas.pipeline import inputs
 from minitron_nas.pipeline.engine import Done, Left, Stage
 from minitron_nas.pipeline.hop import Hop
-from minitron_nas.pipeline.member import Role, TrainedMember
+from minitron_nas.pipeline.member import Role, TrainedMember, member_name
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pipeline.run import Run
 from minitron_nas.pipeline.versions import versions
@@ -35,11 +35,12 @@ from minitron_nas.storage.atomic import whole_folder
 from minitron_nas.storage.lineage import Lineage, Origin, read_lineage
 from minitron_nas.storage.schemas import CURVES
 
-_SUFFIXES: dict[Role, str] = {"student": "", "depth_baseline": "-depth", "random_baseline": "-random"}
 _TITLES: dict[Role, str] = {
     "student": "full distillation of",
-    "depth_baseline": "baseline: depth only,",
-    "random_baseline": "baseline: the same shape from random weights,",
+    "depth_only": "baseline: depth only,",
+    "random_shape": "baseline: a shape drawn at random,",
+    "largest_shape": "baseline: the shape with the most parameters,",
+    "random_weights": "baseline: the same shape from random weights,",
 }
 
 
@@ -59,7 +60,7 @@ def depth_only_target(source: Architecture, layout: Layout, size: int, protected
 
 
 def layer_counts(plan: FamilyPlan, source: Architecture, layout: Layout, size: int) -> set[int]:
-    """Return the numbers of layers that candidates of the plan's space have, and the depth-only baseline.
+    """Return the numbers of layers that candidates of the plan's space have, and the depth-only baseline if wanted.
 
     Args:
         plan: Names the space.
@@ -70,7 +71,7 @@ def layer_counts(plan: FamilyPlan, source: Architecture, layout: Layout, size: i
     protected, num_layers = plan.space.protected_layers, source.num_hidden_layers
     least = max(len({layer % num_layers for layer in protected}), 1)
     counts = {size for size in plan.space.axes.sizes("num_hidden_layers", source) if least <= size <= num_layers}
-    if not plan.baselines:
+    if "depth_only" not in plan.baselines:
         return counts
     return counts | {depth_only_target(source, layout, size, protected).num_hidden_layers}
 
@@ -85,7 +86,7 @@ def train_member(run: Run, hop: Hop, role: Role, target: Architecture, number: i
         target: Its shape.
         number: Which of the size's students it is, from 1.
     """
-    plan, name = run.plan, f"{hop.label}{_SUFFIXES[role]}{f'-{number}' if number > 1 else ''}"
+    plan, name = run.plan, member_name(hop.label, role, number)
     folder = run.folder.student(name) if role == "student" else run.folder.baseline(name)
     checkpoints = run.folder.checkpoints(name)
 
@@ -129,7 +130,7 @@ def _write_start(
     run: Run, hop: Hop, role: Role, target: Architecture, folder: Path, progress: Progress
 ) -> MeasuredStart | None:
     """Write the untrained model as a stock folder with float32 weights, for the training's processes to read."""
-    if role != "random_baseline":
+    if role != "random_weights":
         calibration = run.tokens.file("calibration") if run.plan.repair == "ridge" else None
         return write_start(hop.prepared, target, calibration, hop.lessons.files, folder, progress)
     if not folder.exists():
