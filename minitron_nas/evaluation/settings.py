@@ -1,10 +1,14 @@
 """Settings of evaluation; no torch."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, StringConstraints, field_validator
 
 from minitron_nas.settings import Settings
+from minitron_nas.text.data_source import OWN, NamedText
+
+TextName: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 
 
 class EvaluationSettings(Settings):
@@ -15,6 +19,10 @@ class EvaluationSettings(Settings):
         decode_tokens: Tokens of the measured decoding, batch 1, with a key-value cache.
         repeats: Rounds, after one to warm up, in which a model and its teacher are timed in turns; medians count.
             While a spread is above a tenth there are as many again, up to three times as many.
+        texts: Held-out texts of other kinds, by names: files, a folder or a hub dataset's name, or a mapping such as
+            `{path: wiki.parquet, column: body, split: test}`. As many sequences of each are read as of the plan's own
+            held-out text, and wherever a model's KL is measured it is the mean over all of them, in the search and in
+            the choice of a training's best weights too; `texts.parquet` has that of each text.
         tasks: lm-eval tasks.
         include_path: Folder of the user's own lm-eval task files.
         limit: Documents of each task; all without it.
@@ -25,8 +33,23 @@ class EvaluationSettings(Settings):
     prompt_tokens: Annotated[int, Field(ge=2)] = 512
     decode_tokens: Annotated[int, Field(ge=1)] = 32
     repeats: Annotated[int, Field(ge=1)] = 5
+    texts: dict[TextName, NamedText] = Field(default_factory=dict)
     tasks: tuple[str, ...] = ()
     include_path: str | None = None
     limit: Annotated[int, Field(ge=1)] | None = None
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
     batch_size: Annotated[int, Field(ge=1)] = 8
+
+    @field_validator("texts", mode="before")
+    @classmethod
+    def _paths_alone(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return {name: {"path": text} if isinstance(text, str) else text for name, text in value.items()}
+
+    @field_validator("texts")
+    @classmethod
+    def _no_name_twice(cls, value: dict[str, NamedText]) -> dict[str, NamedText]:
+        if OWN in value:
+            raise ValueError(f"{OWN!r} is what the plan's own text is called; call the other text otherwise")
+        return value

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from minitron_nas.architecture.spec import Architecture
+from minitron_nas.evaluation.settings import EvaluationSettings
 from minitron_nas.execution.preemption import going_on
 from minitron_nas.models.agreement import check_agreement
 from minitron_nas.models.checkpoint import Checkpoint, open_checkpoint
@@ -38,7 +39,7 @@ from minitron_nas.settings import Settings
 from minitron_nas.space.enumerate import Enumeration
 from minitron_nas.storage.run_folder import RunFolder
 from minitron_nas.text.data_source import read_sources
-from minitron_nas.text.sources import Data, data_fingerprint, data_name
+from minitron_nas.text.sources import Data, absolute_name, data_fingerprint, data_name
 from minitron_nas.text.survey import about_text
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
@@ -124,11 +125,19 @@ def _located(plan: FamilyPlan, is_live: bool) -> FamilyPlan:
         "teacher": plan.teacher if is_live else _plan_name(plan.teacher),
         "data": data if isinstance(data, str) else read_sources(data),
         "importance": plan.importance.model_copy(update={"depth": _with_path(depth, "include_path")}),
-        "evaluation": _with_path(evaluation, "include_path"),
+        "evaluation": _with_texts(_with_path(evaluation, "include_path")),
         "distillation": _with_path(distillation, "deepspeed"),
         "search": _with_path(plan.search, "latency"),
     }
     return plan.model_copy(update=changes)
+
+
+def _with_texts(evaluation: EvaluationSettings) -> EvaluationSettings:
+    """Return the settings, held-out texts by their absolute paths."""
+    texts = {
+        name: text.model_copy(update={"path": absolute_name(text.path)}) for name, text in evaluation.texts.items()
+    }
+    return evaluation.model_copy(update={"texts": texts})
 
 
 def _with_path(settings: AnySettings, name: str) -> AnySettings:

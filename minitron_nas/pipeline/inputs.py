@@ -3,7 +3,7 @@
 A setting that stands here makes a stage run again when it changes; one that only says how work is done does not.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,11 @@ def of_text(plan: FamilyPlan, teacher: Checkpoint, data_fingerprint: str) -> dic
         "teacher": teacher.fingerprint,
         "tokenizer": teacher.tokenizer_fingerprint(),
     }
+
+
+def of_held_out(plan: FamilyPlan, looks: Mapping[str, str]) -> dict[str, Any]:
+    """Held-out texts of other kinds become tokens: which, and what their files look like."""
+    return {"texts": plan.evaluation.model_dump(include={"texts"}), "looks": dict(looks), "seed": plan.seed}
 
 
 def of_correction(plan: FamilyPlan, teacher: Checkpoint, num_tokens: int) -> dict[str, Any]:

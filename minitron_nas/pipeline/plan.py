@@ -146,6 +146,11 @@ class FamilyPlan(Settings):
         """What students are before any training."""
         return StartSettings(self.start, self.repair, self.merge_heads)
 
+    @property
+    def num_held_out_texts(self) -> int:
+        """The plan's own, and those that it names beside."""
+        return 1 + len(self.evaluation.texts)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as they stand in `plan.yaml`."""
         return self.model_dump(mode="json")
@@ -158,7 +163,8 @@ def deciding(plan: Mapping[str, Any]) -> dict[str, Any]:
         plan: Plain values, as they stand in `plan.yaml`.
     """
     free = ("runner.", "evaluation.", *(f"distillation.{name}." for name in HOW_TO_TRAIN))
-    return {key: value for key, value in _flat(plan) if not f"{key}.".startswith(free)}
+    decides = "evaluation.texts."
+    return {k: value for k, value in _flat(plan) if f"{k}.".startswith(decides) or not f"{k}.".startswith(free)}
 
 
 def make_plan(values: Mapping[str, Any], origin: str = "the plan") -> FamilyPlan:

@@ -10,7 +10,7 @@ from minitron_nas.distillation.training.arguments import check_engine, micro_bat
 from minitron_nas.distillation.training.lora import require_peft
 from minitron_nas.distillation.training.memory import state_bytes
 from minitron_nas.distillation.training.schedule import Schedule
-from minitron_nas.errors import MinitronNasError, PlanError
+from minitron_nas.errors import DataError, MinitronNasError, PlanError
 from minitron_nas.execution.choice import check_cluster
 from minitron_nas.importance.depth import task_settings
 from minitron_nas.importance.depth_modes import free_runs
@@ -21,13 +21,14 @@ from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pipeline.room import Room
 from minitron_nas.pipeline.stages.correct import correction_tokens
 from minitron_nas.pipeline.stages.search import named_latency, pool_of
+from minitron_nas.pipeline.stages.tokenize import held_out_sources
 from minitron_nas.pipeline.stages.train import layer_counts
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.settings import format_count
 from minitron_nas.space.enumerate import Enumeration, enumerate_candidates
 from minitron_nas.storage.atomic import require_free_bytes
 from minitron_nas.storage.run_folder import RunFolder
-from minitron_nas.text.sources import Data, open_sources, source_files
+from minitron_nas.text.sources import Data, absolute_name, open_sources, source_files
 from minitron_nas.text.unpacked import unpacked_bytes
 
 
@@ -59,7 +60,7 @@ def preflight(
         InvalidArchitectureError: If a protected layer does not exist, or protected layers leave no block of
             the size that has to go.
         DiskSpaceError: If the run will not fit, or the text that is unpacked.
-        DataError: If a file is missing or empty, or there is no such split.
+        DataError: If a file is missing or empty, or there is no such split, or held-out text is trained on.
     """
     faults: list[MinitronNasError] = []
     pools: dict[int, Enumeration] = {}
@@ -109,8 +110,17 @@ def _kept(faults: list[MinitronNasError]) -> Iterator[None]:
 
 
 def _check_text(plan: FamilyPlan, data: Data | None) -> None:
-    for source in open_sources(data, plan.text) if data is not None else ():
-        source_files(source)
+    trained = [source_files(source) for source in open_sources(data, plan.text)] if data is not None else []
+    for source in held_out_sources(plan):
+        absolute_name(str(source.data))  # which must be there
+        both = {file.resolve() for file in source_files(source)} & {
+            file.resolve() for files in trained for file in files
+        }
+        if both:
+            raise DataError(
+                f"{source.name} reads {min(both)}, which is trained on too; held-out text must be other text: name "
+                "another file, or another split"
+            )
 
 
 def _check_disk(

@@ -83,7 +83,7 @@ def _states_bytes(plan: FamilyPlan, teacher: Outline, train_tokens: int, value_b
     """
     shape, text = teacher.architecture, plan.text
     state = shape.hidden_size * value_bytes
-    held_out = text.validation_samples * text.sequence_length
+    held_out = text.validation_samples * plan.num_held_out_texts * text.sequence_length
     teachers = len(plan.sizes) if plan.kd_teacher == "previous" else 1
     return teachers * (held_out * state + train_tokens * _kept_bytes(plan.distillation, shape.vocab_size, state))
 
@@ -108,7 +108,7 @@ def _token_bytes(plan: FamilyPlan, teacher: Outline) -> int:
 
 
 def _tokens_bytes(plan: FamilyPlan, teacher: Outline, train_tokens: int) -> int:
-    sequences = plan.text.calibration_samples + plan.text.validation_samples
+    sequences = plan.text.calibration_samples + plan.text.validation_samples * plan.num_held_out_texts
     return (train_tokens + sequences * plan.text.sequence_length) * _token_bytes(plan, teacher)
 
 

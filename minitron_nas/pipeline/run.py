@@ -7,7 +7,11 @@ from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.pipeline.engine import Done, Engine
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.storage.run_folder import RunFolder
+from minitron_nas.text.data_source import OWN
 from minitron_nas.text.tokens import PackedTokens
+
+HELD_OUT = "held_out.safetensors"
+"""The plan's own validation text and those that it names, in turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,11 +22,13 @@ class RunTokens:
         folder: Where the parts lie.
         done: The stage that wrote them.
         distillation_tokens: KD tokens of one student.
+        texts: The held-out texts that take turns in the part `validation`; the plan's own comes first.
     """
 
     folder: Path
     done: Done
     distillation_tokens: int
+    texts: tuple[str, ...] = (OWN,)
 
     def part(self, name: str) -> PackedTokens:
         """Open calibration, validation or train."""
@@ -34,7 +40,7 @@ class RunTokens:
 
     def file(self, name: str) -> Path:
         """The file of a part."""
-        return self.folder / f"{name}.safetensors"
+        return self.folder / (HELD_OUT if name == "validation" and len(self.texts) > 1 else f"{name}.safetensors")
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,7 +70,8 @@ class TokenCounts:
         """
         text, length = plan.text, plan.text.sequence_length
         used = Schedule.resolve(plan.distillation, distillation_tokens, length).num_tokens
-        return cls(distillation_tokens, used, text.validation_samples * length, text.calibration_samples * length)
+        validation = text.validation_samples * plan.num_held_out_texts * length
+        return cls(distillation_tokens, used, validation, text.calibration_samples * length)
 
     @classmethod
     def of(cls, tokens: RunTokens) -> Self:
@@ -196,7 +197,8 @@ class _Costs:
     def _screen(self, size: int, student: float) -> StageWork:
         search, length = self._plan.search, self._plan.text.sequence_length
         num_jobs = search.num_screened(len(self._pools[size].candidates))
-        read = min((search.screen_sequences or self._tokens.validation) * length, self._tokens.validation)
+        wanted = (search.screen_sequences or self._tokens.validation) * self._plan.num_held_out_texts
+        read = min(wanted * length, self._tokens.validation)
         return self._jobs(num_jobs, student * (read + _CUT_AS_TOKENS), 1)
 
     def _tournament(self, size: int, student: float, lecturer: float, source: float) -> StageWork:

@@ -14,6 +14,7 @@ from minitron_nas.reporting import figures, numerals, sections
 from minitron_nas.reporting.members import comparison, list_members, uncertain_speeds
 from minitron_nas.reporting.run_record import RunRecord, read_run
 from minitron_nas.reporting.teacher_name import display_name
+from minitron_nas.reporting.texts import disagreements, member_texts, text_names
 from minitron_nas.resources import resource
 from minitron_nas.storage.atomic import write_text
 from minitron_nas.storage.machine import require_writable
@@ -73,6 +74,9 @@ def _content(run: RunRecord) -> dict[str, Any]:
         "teacher_name": display_name(run.teacher["source"]),
         "students": [member for member in members if member.role == "student"],
         "comparisons": {each.name: comparison(members, each.name) for each in members if each.role == "student"},
+        "texts": text_names(run),
+        "by_text": member_texts(run),
+        "disagreements": disagreements(run, members),
         "missing": sections.missing_parts(run),
         "failures": sections.failures(run),
         "uncertain": uncertain_speeds(members),

@@ -19,6 +19,7 @@ from minitron_nas.storage.schemas import (
     CURVES,
     EVALUATIONS,
     EXCLUSIONS,
+    TEXTS,
     TRIALS,
     Table,
 )
@@ -49,6 +50,7 @@ class RunRecord:
     exclusions: pd.DataFrame
     trials: pd.DataFrame
     correlations: pd.DataFrame
+    texts: pd.DataFrame
     curves: pd.DataFrame
     evaluations: pd.DataFrame
     benchmarks: pd.DataFrame
@@ -101,6 +103,7 @@ def read_run(folder: Path) -> RunRecord:
         exclusions=_frame(folder, EXCLUSIONS),
         trials=_frame(folder, TRIALS),
         correlations=_frame(folder, CORRELATIONS),
+        texts=_frame(folder, TEXTS),
         curves=_frame(folder, CURVES),
         evaluations=_frame(folder, EVALUATIONS),
         benchmarks=_frame(folder, BENCHMARKS),

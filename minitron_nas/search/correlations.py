@@ -29,7 +29,7 @@ def rank_correlations(screened: Mapping[str, Outcome], trials: Sequence[TrialRow
         _put(looks["start"], trial.candidate.id, trial.outcome.number("start_kl_nats"))
         _put(looks.setdefault(f"rung {trial.rung}", {}), trial.candidate.id, trial.outcome.number("kl_nats"))
     return [
-        {"earlier": earlier, "later": later, **_agreement(looks[earlier], looks[later])}
+        {"earlier": earlier, "later": later, **agreement(looks[earlier], looks[later])}
         for earlier, later in combinations(looks, 2)
     ]
 
@@ -39,7 +39,13 @@ def _put(look: dict[str, float], candidate: str, kl: float | None) -> None:
         look[candidate] = kl
 
 
-def _agreement(earlier: Mapping[str, float], later: Mapping[str, float]) -> dict[str, Any]:
+def agreement(earlier: Mapping[str, float], later: Mapping[str, float]) -> dict[str, Any]:
+    """Return `num_candidates`, `spearman` and `kendall` of candidates that were measured twice.
+
+    Args:
+        earlier: KL by candidate id.
+        later: The same of another look.
+    """
     from scipy.stats import kendalltau, spearmanr  # deferred: importing it takes a second
 
     both = [candidate for candidate in earlier if candidate in later]

@@ -12,7 +12,6 @@ from minitron_nas.models.causal_lm import moved
 from minitron_nas.progress import Progress, silent
 from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.student import build_student
-from minitron_nas.search.settings import SearchSettings
 from minitron_nas.space.enumerate import Candidate
 
 
@@ -20,17 +19,19 @@ def screen(
     candidates: Sequence[Candidate],
     prepared: PreparedTeacher,
     files: TrainingFiles,
-    settings: SearchSettings,
+    num_sequences: int | None,
     jobs: Jobs,
     progress: Progress = silent,
 ) -> dict[str, Outcome]:
-    """Measure untrained candidates; returns outcomes by candidate id, values `kl_nats` and `loss_nats`.
+    """Measure untrained candidates; returns outcomes by candidate id.
+
+    Their values are `kl_nats`, `loss_nats`, and `sequence_kl_nats`, the KL of each sequence, summed over its tokens.
 
     Args:
         candidates: What to measure.
         prepared: The ranked teacher that they are cut from.
         files: The held-out stream with the teacher's hidden states.
-        settings: Say how many of its sequences are read.
+        num_sequences: How many of its sequences are read; None for all.
         jobs: Where and how they run.
         progress: Told about candidates.
 
@@ -44,7 +45,7 @@ def screen(
                 "prepared": prepared.to_dict(),
                 "architecture": candidate.architecture.to_dict(),
                 "files": files.to_dict(),
-                "num_sequences": settings.screen_sequences,
+                "num_sequences": num_sequences,
             },
         )
         for candidate in candidates
@@ -57,7 +58,7 @@ def screen_candidate(
     architecture: Mapping[str, Any],
     files: Mapping[str, Any],
     num_sequences: int | None,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Slice one candidate and validate it as it is.
 
     Args:
@@ -72,4 +73,5 @@ def screen_candidate(
     held_out = TrainingFiles.from_dict(files).held_out()
     tokens = held_out.tokens.first(num_sequences or held_out.tokens.num_sequences)
     losses = validate(moved(student, device), tokens, held_out.signal)
-    return {"kl_nats": losses.kl_nats, "loss_nats": losses.loss_nats}
+    by_sequence = list(losses.sequence_kl_nats)
+    return {"kl_nats": losses.kl_nats, "loss_nats": losses.loss_nats, "sequence_kl_nats": by_sequence}

@@ -42,7 +42,7 @@ class SearchSettings(Settings):
             seconds are weighed or constrained.
         max_screened: Candidates whose untrained KL is measured at most; null for all.
         round_size: Candidates that are screened before the sampler looks again; as many as run at a time, or more.
-        screen_sequences: Validation sequences of the screening; all without it.
+        screen_sequences: Validation sequences of the screening, of each held-out text; all without it.
         num_finalists: Candidates of the screening that are trained; null for all that were screened.
         tokens: KD tokens of the last rung; without it, 2 % of a student's tokens, which is what the
             papers spent (1.8B of 94B).

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +131,28 @@ CORRELATIONS = Table(
     ("size", "earlier", "later"),
     (
         Column("size", _TEXT, "label of the parameter budget"),
-        Column("earlier", _TEXT, "the cheaper look: screen, start (repaired, untrained) or rung N, by validation KL"),
+        Column(
+            "earlier",
+            _TEXT,
+            "the cheaper look: screen, start (repaired, untrained) or rung N, by validation KL; or screen on TEXT",
+        ),
         Column("later", _TEXT, "the dearer look that it is held against"),
         Column("num_candidates", _INT, "candidates that have both; an earlier look chose them"),
         Column("spearman", _FLOAT, "Spearman's rank correlation; null for fewer than three candidates"),
         Column("kendall", _FLOAT, "Kendall's tau-b; null for fewer than three candidates"),
+    ),
+)
+
+TEXTS = Table(
+    "texts.parquet",
+    ("size", "model", "look", "text"),
+    (
+        Column("size", _TEXT, "label of the parameter budget; null for the teacher"),
+        Column("model", _TEXT, "shape id of a candidate, or name of a model as in evaluations.parquet"),
+        Column("look", _TEXT, "screen, rung N, or member: the model as it was exported"),
+        Column("text", _TEXT, "data, the plan's own held-out text, or a name of evaluation.texts"),
+        Column("kl_nats", _FLOAT, "KL(teacher || model) per token of this text"),
+        Column("loss_nats", _FLOAT, "next-token loss on this text; null for candidates"),
     ),
 )
 
@@ -207,7 +224,7 @@ BENCHMARKS = Table(
     ),
 )
 
-TABLES = (SCORES, CANDIDATES, EXCLUSIONS, TRIALS, CORRELATIONS, CURVES, EVALUATIONS, BENCHMARKS)
+TABLES = (SCORES, CANDIDATES, EXCLUSIONS, TRIALS, CORRELATIONS, TEXTS, CURVES, EVALUATIONS, BENCHMARKS)
 
-RUN_TABLES = (CANDIDATES, EXCLUSIONS, TRIALS, CORRELATIONS, CURVES, EVALUATIONS, BENCHMARKS)
+RUN_TABLES = (CANDIDATES, EXCLUSIONS, TRIALS, CORRELATIONS, TEXTS, CURVES, EVALUATIONS, BENCHMARKS)
 """Those that lie in a run folder, made of the rows of its stages."""

@@ -1,4 +1,4 @@
-"""`DataSource`: one source of a blend, and how a plan writes blends; no torch."""
+"""`NamedText` and `DataSource`: a text, one source of a blend, and how a plan writes blends; no torch."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,23 +9,34 @@ from pydantic import Field, ValidationError
 from minitron_nas.errors import PlanError
 from minitron_nas.settings import Settings, plan_error
 
+OWN = "data"
+"""What a plan's own text is called beside the texts that it names."""
 
-class DataSource(Settings):
-    """A source of a blend.
+
+class NamedText(Settings):
+    """A text, and what of it is read.
 
     Attributes:
         path: Text, jsonl or parquet files, a glob, a folder, a hub dataset's name, or "embedded".
-        weight: Its share of the tokens, relative to the weights of the other sources.
         column: Instead of `text.column`.
         config: Instead of `text.config`.
         split: Instead of `text.split`.
     """
 
     path: str
-    weight: Annotated[float, Field(gt=0, lt=math.inf)]
     column: str | None = None
     config: str | None = None
     split: str | None = None
+
+
+class DataSource(NamedText):
+    """A source of a blend.
+
+    Attributes:
+        weight: Its share of the tokens, relative to the weights of the other sources.
+    """
+
+    weight: Annotated[float, Field(gt=0, lt=math.inf)]
 
 
 def read_sources(blend: Mapping[str, Any] | Sequence[Any]) -> tuple[DataSource, ...]:

@@ -14,7 +14,7 @@ from xxhash import xxh3_64
 
 from minitron_nas.errors import DataError
 from minitron_nas.storage.ledger import fingerprint
-from minitron_nas.text.data_source import DataSource, blend_entries, read_sources
+from minitron_nas.text.data_source import DataSource, NamedText, blend_entries, read_sources
 from minitron_nas.text.document import Document, document_columns, document_digest, document_of
 from minitron_nas.text.embedded import embedded_documents
 from minitron_nas.text.files import is_path, one_line, open_files, read_parts
@@ -76,6 +76,29 @@ def open_sources(data: Data, settings: TextSettings) -> list[TextSource]:
     ]
 
 
+def named_source(text: NamedText, settings: TextSettings, name: str) -> TextSource:
+    """Return a text that a plan names beside its data.
+
+    Args:
+        text: The text.
+        settings: Column, config and split where it does not name its own.
+        name: What errors call it.
+    """
+    return TextSource(name, text.path, 1.0, _own_settings(text, settings))
+
+
+def absolute_name(path: str) -> str:
+    """Return a path, a glob or a folder from the root on, so that it can be read from anywhere; a hub name as it is.
+
+    Args:
+        path: What the user gave.
+
+    Raises:
+        DataError: If a file is missing or empty.
+    """
+    return _source_name(path)
+
+
 def data_name(data: Data) -> str | list[dict[str, Any]]:
     """Return how a plan names the data: paths and names, or what tells a `datasets` object from others.
 
@@ -108,6 +131,15 @@ def data_fingerprint(data: Data, settings: TextSettings) -> str:
     sources = open_sources(data, settings)
     looks = [[_look(file) for file in source_files(source)] for source in sources]
     return fingerprint({"data": data_name(data), "files": looks})
+
+
+def source_fingerprint(source: TextSource) -> str:
+    """Return what `data_fingerprint` does, of one source.
+
+    Args:
+        source: The source.
+    """
+    return fingerprint({"data": _source_name(source.data), "files": [_look(file) for file in source_files(source)]})
 
 
 def source_files(source: TextSource) -> list[Path]:
@@ -199,7 +231,7 @@ def _named_blend(blend: Blended) -> tuple[tuple[DataSource, ...], list[Any]]:
     return read_sources(named), given
 
 
-def _own_settings(source: DataSource, settings: TextSettings) -> TextSettings:
+def _own_settings(source: NamedText, settings: TextSettings) -> TextSettings:
     own = source.model_dump(include={"column", "config", "split"}, exclude_none=True)
     return settings.model_copy(update=own)
 

@@ -18,12 +18,11 @@ from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.student import build_student
 from minitron_nas.search import screen as module
 from minitron_nas.search.screen import screen
-from minitron_nas.search.settings import SearchSettings
 
 
-def screened(arena, candidates, results, runner=None, max_failures=0, files=None, **settings):
+def screened(arena, candidates, results, runner=None, max_failures=0, files=None, num_sequences=None):
     jobs = Jobs(runner or LocalRunner(), results, max_failures)
-    return screen(candidates, arena.prepared, files or arena.files, SearchSettings(**settings), jobs)
+    return screen(candidates, arena.prepared, files or arena.files, num_sequences, jobs)
 
 
 @pytest.fixture
@@ -78,7 +77,7 @@ def test_fewer_sequences_are_the_first_ones(arena, tmp_path):
     tokens.save(tmp_path / "two.safetensors")
     write_hidden_cache(load_for_inference(arena.files.teacher), tokens, tmp_path / "two", "teacher")
     candidate = arena.finalists[0]
-    fewer = screened(arena, [candidate], tmp_path / "fewer", screen_sequences=2)
+    fewer = screened(arena, [candidate], tmp_path / "fewer", num_sequences=2)
     held_out = StreamFiles(tmp_path / "two.safetensors", tmp_path / "two")
     files = replace(arena.files, validation=held_out, fingerprint="teacher")
     two = screened(arena, [candidate], tmp_path / "results", files=files)
@@ -105,7 +104,7 @@ def test_a_worker_in_another_folder_finds_the_files(arena, tmp_path, monkeypatch
     candidate = arena.finalists[0]
     prepared = PreparedTeacher.open(Path("teacher"), Path("prepared"))
     jobs = Jobs(Elsewhere(), tmp_path / "results", 0)
-    outcomes = screen([candidate], prepared, files, SearchSettings(), jobs)
+    outcomes = screen([candidate], prepared, files, None, jobs)
     assert os.getcwd() == str(tmp_path)
     assert outcomes[candidate.id].status == "completed"
 

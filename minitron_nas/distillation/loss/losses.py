@@ -46,12 +46,14 @@ class Losses:
         num_tokens: Tokens that the KL is averaged over.
         sequence_kl_nats: The KL of each sequence, summed over its tokens, where sequences were told apart; models that
             read the same sequences are compared by these.
+        sequence_loss_nats: The next-token loss of each sequence, summed likewise.
     """
 
     kl_nats: float
     loss_nats: float
     num_tokens: int
     sequence_kl_nats: tuple[float, ...] = ()
+    sequence_loss_nats: tuple[float, ...] = ()
 
 
 class LossSums:
@@ -72,8 +74,8 @@ class LossSums:
         labels: Tensor,
         targets: HiddenTargets | None = None,
         mask: Tensor | None = None,
-    ) -> Tensor:
-        """Add a batch, and return the KL of each of its tokens that counts, in nats, float64.
+    ) -> tuple[Tensor, Tensor]:
+        """Add a batch, and return the KL and the next-token loss of each of its tokens that counts, in nats, float64.
 
         Args:
             hidden: (num_tokens, hidden_size), the model's final hidden states.
@@ -85,17 +87,18 @@ class LossSums:
         if mask is not None and not mask.all():
             hidden, labels = hidden[mask], labels[mask]
             targets = None if targets is None else HiddenTargets(targets.hidden[mask], targets.head)
-        kls = [torch.zeros(0, dtype=torch.float64)]
+        kls, losses = ([torch.zeros(0, dtype=torch.float64)] for _ in range(2))
         for rows in chunks(len(hidden)):
             part = None if targets is None else targets.of(rows)
             compute = _fused_losses if is_worth_compiling(hidden[rows], head) else _chunk_losses
             kl, loss = compute(hidden[rows], head, labels[rows], part)
             kls.append(kl.double().cpu())
+            losses.append(loss.double().cpu())
             self._kl += kls[-1].sum().item()
-            self._loss += loss.item()
+            self._loss += losses[-1].sum().item()
         self._tokens += len(hidden) if targets is not None else 0
         self._labels += int((labels != IGNORE_LABEL).sum())
-        return torch.cat(kls)
+        return torch.cat(kls), torch.cat(losses)
 
     def means(self) -> Losses:
         """Return the means so far."""
@@ -109,14 +112,14 @@ class LossSums:
 def _chunk_losses(
     hidden: Tensor, head: OutputHead, labels: Tensor, targets: HiddenTargets | None
 ) -> tuple[Tensor, Tensor]:
-    """Return KL(teacher || student) of each token of a chunk, and the sum of its next-token losses, float64."""
+    """Return KL(teacher || student) and the next-token loss of each token of a chunk; 0 where there is no next."""
     logits = head.logits(hidden)
     kl = logits.new_zeros(len(hidden))
     if targets is not None:
         common = _common_vocab_size(head, targets)
         kl = forward_kl(logits[:, :common], targets.logits()[:, :common])
     loss = nll_loss(log_softmax(logits, dim=-1), labels, ignore_index=IGNORE_LABEL, reduction="none")
-    return kl, loss.double().sum()
+    return kl, loss
 
 
 _fused_losses = compiled(_chunk_losses)

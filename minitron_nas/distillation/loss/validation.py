@@ -42,7 +42,7 @@ def validate(
     device = head.weight.device
     dtype = compute_dtype(device)
     cast_head = head.detached(dtype)
-    sums, by_sequence = LossSums(), torch.zeros(tokens.num_sequences, dtype=torch.float64)
+    sums, by_sequence = LossSums(), torch.zeros(2, tokens.num_sequences, dtype=torch.float64)
     done = 0
     try:
         for indices, batch in tokens.batches(batch_sequences):
@@ -57,10 +57,11 @@ def validate(
                     "only; give it a cache of hidden states, or the teacher itself"
                 )
             counted = batch.counted()
-            kls = sums.add(flat, cast_head, labels, targets, counted.flatten().to(device))
-            by_sequence.index_add_(0, indices[counted.nonzero()[:, 0]], kls)
+            found = sums.add(flat, cast_head, labels, targets, counted.flatten().to(device))
+            by_sequence.index_add_(1, indices[counted.nonzero()[:, 0]], torch.stack(found))
             done += batch.num_tokens
             progress(done, tokens.num_tokens)
     finally:
         model.train(training)
-    return replace(sums.means(), sequence_kl_nats=tuple(by_sequence.tolist()))
+    kls, losses = by_sequence.tolist()
+    return replace(sums.means(), sequence_kl_nats=tuple(kls), sequence_loss_nats=tuple(losses))

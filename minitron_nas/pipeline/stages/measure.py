@@ -1,9 +1,12 @@
 """The stages that measure: every member beside the teacher and its baselines."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from math import exp
+from typing import Any
 
 from minitron_nas.architecture.costs import count_embedding_parameters
+from minitron_nas.distillation.loss.losses import Losses
 from minitron_nas.distillation.loss.validation import validate
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache
 from minitron_nas.evaluation.speed import measure_speed
@@ -14,7 +17,9 @@ from minitron_nas.pipeline.engine import Done, Left, Stage
 from minitron_nas.pipeline.member import TrainedMember
 from minitron_nas.pipeline.run import Run, Source
 from minitron_nas.progress import Progress
-from minitron_nas.storage.schemas import BENCHMARKS, EVALUATIONS
+from minitron_nas.storage.schemas import BENCHMARKS, EVALUATIONS, TEXTS
+from minitron_nas.text.held_out import means_by_text
+from minitron_nas.text.tokens import PackedTokens
 
 
 def teacher_member(run: Run) -> TrainedMember:
@@ -69,7 +74,7 @@ def _measure(run: Run, member: TrainedMember, model: Source, signal: Done) -> No
             **asdict(speed),
             "proof_max_abs_difference": member.proof.max_abs_difference if member.proof is not None else None,
         }
-        return Left(rows=((EVALUATIONS, [row]),))
+        return Left(rows=((EVALUATIONS, [row]), (TEXTS, _by_text(run.tokens.texts, member, losses, held_out))))
 
     stage = Stage(
         f"{member.name} evaluate",
@@ -78,6 +83,21 @@ def _measure(run: Run, member: TrainedMember, model: Source, signal: Done) -> No
         needs=(run.tokens.done, signal, *model.made_by),
     )
     run.engine.run(stage, action)
+
+
+def _by_text(
+    texts: Sequence[str], member: TrainedMember, losses: Losses, held_out: PackedTokens
+) -> list[dict[str, Any]]:
+    """Return a member's rows of `texts.parquet`; none where there is one text."""
+    if len(texts) == 1:
+        return []
+    kls = means_by_text(losses.sequence_kl_nats, held_out.num_counted(), len(texts))
+    nats = means_by_text(losses.sequence_loss_nats, held_out.num_labels(), len(texts))
+    about = {"size": member.size, "model": member.name, "look": "member"}
+    return [
+        {**about, "text": text, "kl_nats": kl, "loss_nats": loss}
+        for text, kl, loss in zip(texts, kls, nats, strict=True)
+    ]
 
 
 def _benchmark(run: Run, member: TrainedMember, model: Source) -> None:

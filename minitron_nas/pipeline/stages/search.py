@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from minitron_nas.architecture.layout import Layout
 from minitron_nas.architecture.spec import Architecture
@@ -19,6 +20,7 @@ from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pipeline.run import Run
 from minitron_nas.pipeline.steps.latency import TITLE, latency_of
 from minitron_nas.progress import Progress
+from minitron_nas.search.by_text import kls_by_text, text_correlations
 from minitron_nas.search.choice import Choice
 from minitron_nas.search.correlations import rank_correlations
 from minitron_nas.search.exploration import Exploration, explore, make_sampler
@@ -34,7 +36,7 @@ from minitron_nas.search.tournament import ShortTraining, TrialRow, tournament
 from minitron_nas.space.enumerate import Candidate, Enumeration, enumerate_candidates
 from minitron_nas.storage.atomic import read_json, write_json
 from minitron_nas.storage.ledger import fingerprint
-from minitron_nas.storage.schemas import CANDIDATES, CORRELATIONS, EXCLUSIONS, TRIALS
+from minitron_nas.storage.schemas import CANDIDATES, CORRELATIONS, EXCLUSIONS, TEXTS, TRIALS
 from minitron_nas.storage.tables import read_rows
 
 
@@ -172,6 +174,7 @@ def _screen(run: Run, hop: Hop, pool: Pool, measured: Sequence[Done]) -> Done:
     plan, explored_file = run.plan, run.folder.screened(hop.label)
     settings = plan.search
     most = settings.num_screened(len(pool))
+    num_sequences = settings.screen_sequences and settings.screen_sequences * len(run.tokens.texts)
 
     def action(progress: Progress) -> Left:
         jobs = _jobs(run, hop).within("screen")
@@ -185,7 +188,7 @@ def _screen(run: Run, hop: Hop, pool: Pool, measured: Sequence[Done]) -> Done:
                 candidates,
                 hop.prepared,
                 hop.lessons.files,
-                settings,
+                num_sequences,
                 jobs,
                 lambda each, _: progress(before + each, most),
             )
@@ -243,14 +246,18 @@ def _contest(
         predicted = PoolSampler(pool, plan.search.others, plan.seed).predict(explored.kls())
         weighed, held_against = plan.search.weighed, references(pool, plan.seed)
         candidates = candidate_rows(pool, explored, predicted, trials, ids, weighed, held_against)
-        size = {"size": hop.label}
+        size, correlations, by_text = {"size": hop.label}, rank_correlations(outcomes, trials), list[dict[str, Any]]()
+        if len(texts := run.tokens.texts) > 1:
+            by_text = kls_by_text(outcomes, trials, run.tokens.part("validation").num_counted(), texts)
+            correlations += text_correlations(by_text, texts)
         return Left(
             ids,
             rows=(
                 (CANDIDATES, ({**size, **row} for row in candidates)),
                 (EXCLUSIONS, [{**size, **row} for row in exclusion_rows(found, pool)]),
                 (TRIALS, [trial.to_row(hop.label) for trial in trials]),
-                (CORRELATIONS, [{**size, **row} for row in rank_correlations(outcomes, trials)]),
+                (CORRELATIONS, [{**size, **row} for row in correlations]),
+                (TEXTS, [{**size, **row} for row in by_text]),
             ),
         )
 

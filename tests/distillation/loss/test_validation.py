@@ -59,6 +59,10 @@ def test_the_kl_of_each_sequence_is_what_it_has_alone_times_its_tokens():
         expected = [each.kl_nats * each.num_tokens for each in alone]
         assert losses.sequence_kl_nats == pytest.approx(expected, rel=1e-4)
         assert sum(losses.sequence_kl_nats) == pytest.approx(losses.kl_nats * losses.num_tokens, rel=1e-9)
+        labels = tokens.num_labels().tolist()
+        expected = [each.loss_nats * number for each, number in zip(alone, labels, strict=True)]
+        assert losses.sequence_loss_nats == pytest.approx(expected, rel=1e-4)
+        assert sum(losses.sequence_loss_nats) == pytest.approx(losses.loss_nats * sum(labels), rel=1e-9)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "mistral", "nemotron", "qwen2"])
