@@ -13,15 +13,15 @@ from minitron_nas.text.sources import EMBEDDED
 DEMO_SETTINGS: dict[str, Any] = {
     "sizes": ["110M", "94M"],
     "data": EMBEDDED,
-    "text": {"sequence_length": 256, "calibration_samples": 64, "validation_samples": 16},
-    "search": {"max_screened": 16, "screen_sequences": 8, "num_finalists": 3, "num_rungs": 2, "tokens": "4k"},
+    "text": {"sequence_length": 256, "calibration_samples": 64, "validation_samples": 12},
+    "search": {"max_screened": 16, "screen_sequences": 4, "num_finalists": 3, "num_rungs": 2, "tokens": "4k"},
     "distillation": {
         "tokens": "20k",
         "batch_sequences": 4,
         "micro_batch_sequences": 4,
         "num_evaluations": 3,
     },
-    "evaluation": {"prompt_tokens": 256, "decode_tokens": 32},
+    "evaluation": {"prompt_tokens": 256, "decode_tokens": 32, "texts": {"benchmarks": "embedded-benchmarks"}},
 }
 """Small enough for two cores and half an hour; a real run would raise every number."""
 

@@ -4,6 +4,8 @@ The text is the language manual that ships with CPython, and the docstrings of t
 of the installed packages that minitron_nas depends on. Their source files are read and parsed; nothing of
 them is imported or run. The text is read on the user's own machine and is never shipped.
 
+A second, smaller text is of another kind: what lm-eval's tasks say of their benchmarks, most of it abstracts of papers.
+
 The same installed versions give the same documents in the same order; other versions give other text.
 """
 
@@ -15,7 +17,7 @@ import re
 import sysconfig
 import textwrap
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -73,6 +75,19 @@ def embedded_documents() -> Iterator[str]:
     yield from _manual_documents(seen)
     for folder in source_folders():
         yield from folder_documents(folder, seen)
+
+
+def benchmark_documents() -> Iterator[str]:
+    """English documents of another kind: what the tasks of lm-eval say of their benchmarks.
+
+    Yields:
+        One document per task that says enough, in the order of paths.
+    """
+    spec, seen = importlib.util.find_spec("lm_eval"), set[str]()
+    if spec is None or spec.origin is None:
+        return
+    for path in sorted(Path(spec.origin).parent.glob("tasks/**/*.md")):
+        yield from _packed(_unseen_paragraphs(path.read_text(encoding="utf-8", errors="ignore"), seen))
 
 
 def source_folders() -> Iterator[Path]:
@@ -200,3 +215,10 @@ def _packed(texts: Iterable[str]) -> Iterator[str]:
         document = f"{document}\n\n{text}" if document else text
     if len(document) >= _MIN_DOCUMENT_CHARACTERS:
         yield document
+
+
+EMBEDDED_TEXTS: dict[str, Callable[[], Iterator[str]]] = {
+    "embedded": embedded_documents,
+    "embedded-benchmarks": benchmark_documents,
+}
+"""What finds each text that every machine has, by the name that a plan calls it."""

@@ -16,14 +16,15 @@ from minitron_nas.errors import DataError
 from minitron_nas.storage.ledger import fingerprint
 from minitron_nas.text.data_source import DataSource, NamedText, blend_entries, read_sources
 from minitron_nas.text.document import Document, document_columns, document_digest, document_of
-from minitron_nas.text.embedded import embedded_documents
+from minitron_nas.text.embedded import EMBEDDED_TEXTS
 from minitron_nas.text.files import is_path, one_line, open_files, read_parts
 from minitron_nas.text.formats import READABLE
 from minitron_nas.text.listing import Listing, list_files
 from minitron_nas.text.settings import TextSettings
 
 EMBEDDED = "embedded"
-"""The name of the text that every machine has: Python's and the installed packages' documentation."""
+"""The name of the text that every machine has: Python's and the installed packages' documentation. A smaller one of
+another kind is `embedded-benchmarks`."""
 
 Table: TypeAlias = datasets.Dataset | datasets.IterableDataset
 SingleData: TypeAlias = str | Path | Table
@@ -158,7 +159,7 @@ def source_listing(source: TextSource) -> Listing:
     Args:
         source: The source.
     """
-    if not isinstance(source.data, str | Path) or source.data == EMBEDDED:
+    if not isinstance(source.data, str | Path) or source.data in EMBEDDED_TEXTS:
         return Listing()
     return list_files(str(source.data), source.settings)
 
@@ -269,8 +270,8 @@ def _shuffled(data: SingleData, settings: TextSettings, seed: int) -> Iterable[D
     if isinstance(data, datasets.IterableDataset):
         stream = data.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER)
         return _rows(stream, settings.column, "the IterableDataset", partial(_number_of_stream, seed))
-    if data == EMBEDDED:
-        documents = list(embedded_documents())
+    if isinstance(data, str) and data in EMBEDDED_TEXTS:
+        documents = list(EMBEDDED_TEXTS[data]())
         random.Random(seed).shuffle(documents)
         return documents
     files = list_files(str(data), settings).files

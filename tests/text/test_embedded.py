@@ -9,6 +9,7 @@ import pytest
 
 from minitron_nas.text import embedded as embedded_text
 from minitron_nas.text.embedded import (
+    benchmark_documents,
     embedded_documents,
     folder_documents,
     prose_paragraphs,
@@ -171,6 +172,14 @@ def test_a_user_script_with_the_name_of_a_package_is_not_read(tmp_path: Path, mo
 
 def test_two_passes_give_the_same_documents() -> None:
     assert list(islice(embedded_documents(), 120)) == list(islice(embedded_documents(), 120))
+
+
+def test_the_text_about_benchmarks_is_prose_and_fills_a_demos_validation_twice() -> None:
+    documents = list(benchmark_documents())
+    assert len(set(documents)) == len(documents) > 50
+    assert sum(min(len(document), 1_000) for document in documents) > 2 * 12 * 1_000
+    assert not set(documents) & set(islice(embedded_documents(), 500))
+    assert not any("```" in document or "@inproceedings" in document for document in documents)
 
 
 def test_reading_the_text_imports_neither_torch_nor_numpy() -> None:

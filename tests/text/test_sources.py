@@ -8,8 +8,9 @@ import pytest
 
 from minitron_nas.errors import DataError
 from minitron_nas.text.conversation import Conversation
+from minitron_nas.text.embedded import EMBEDDED_TEXTS
 from minitron_nas.text.settings import TextSettings
-from minitron_nas.text.sources import EMBEDDED, data_name, open_sources, read_documents, read_in_order
+from minitron_nas.text.sources import data_name, open_sources, read_documents, read_in_order
 
 TEXTS = [f"This is document {number}." for number in range(20)]
 
@@ -108,8 +109,8 @@ def test_the_seed_alone_decides_the_order(tmp_path, form):
 
 
 def test_the_embedded_text_needs_no_file(monkeypatch):
-    monkeypatch.setattr("minitron_nas.text.sources.embedded_documents", lambda: iter(TEXTS))
-    assert sorted(documents(EMBEDDED)) == sorted(TEXTS)
+    monkeypatch.setitem(EMBEDDED_TEXTS, "embedded-benchmarks", lambda: iter(TEXTS))
+    assert sorted(documents("embedded-benchmarks")) == sorted(TEXTS)
 
 
 def test_a_hub_dataset_is_streamed_with_the_configuration_and_split_of_the_settings(monkeypatch):
