@@ -31,8 +31,12 @@ def test_nan_is_never_on_the_front_and_beats_nobody():
     assert pareto_front([(1, nan), (2, 5), (3, 6), (nan, nan)]) == [False, True, False, False]
 
 
-@settings(max_examples=40)
-@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 4)), max_size=12))
+def lists_of(num_objectives):
+    return st.lists(st.tuples(*[st.integers(0, 4)] * num_objectives), max_size=12)
+
+
+@settings(max_examples=120)
+@given(st.one_of(lists_of(2), lists_of(3), lists_of(4)))
 def test_a_point_is_on_the_front_unless_another_one_beats_it(points):
     def beats(one, other):
         return one != other and all(a <= b for a, b in zip(one, other, strict=True))
