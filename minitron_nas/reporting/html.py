@@ -11,7 +11,9 @@ from markupsafe import Markup
 
 from minitron_nas.evaluation.turns import WIDE_SPREAD
 from minitron_nas.reporting import figures, numerals, sections
+from minitron_nas.reporting.latency import latency_evidence
 from minitron_nas.reporting.members import comparison, list_members, uncertain_speeds
+from minitron_nas.reporting.neighbours import COST_NAMES, neighbours
 from minitron_nas.reporting.run_record import RunRecord, read_run
 from minitron_nas.reporting.teacher_name import display_name
 from minitron_nas.reporting.texts import disagreements, member_texts, text_names
@@ -74,6 +76,10 @@ def _content(run: RunRecord) -> dict[str, Any]:
         "teacher_name": display_name(run.teacher["source"]),
         "students": [member for member in members if member.role == "student"],
         "comparisons": {each.name: comparison(members, each.name) for each in members if each.role == "student"},
+        "neighbours": {size: neighbours(run, size) for size in sizes},
+        "cost_names": COST_NAMES,
+        "latency": run.latency,
+        "latency_evidence": latency_evidence(run.latency, members),
         "texts": text_names(run),
         "by_text": member_texts(run),
         "disagreements": disagreements(run, members),

@@ -49,6 +49,14 @@ def percent(fraction: float | None) -> str:
     return MISSING if fraction is None else f"{fraction * 100:.0f}\N{NO-BREAK SPACE}%"
 
 
+def change(fraction: float | None) -> str:
+    """Write a relative change: -0.0512 becomes a minus sign and "5.1 %"."""
+    if fraction is None:
+        return MISSING
+    sign = "" if not round(fraction, 3) else "+" if fraction > 0 else "\N{MINUS SIGN}"
+    return f"{sign}{abs(fraction) * 100:.1f}\N{NO-BREAK SPACE}%"
+
+
 def memory(num_bytes: float | None) -> str:
     """Write bytes with a decimal unit: 612000000 becomes "612 MB"."""
     if num_bytes is None:

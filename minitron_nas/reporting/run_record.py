@@ -8,10 +8,12 @@ from typing import Any
 
 import pandas as pd
 
-from minitron_nas.errors import RunFolderError
+from minitron_nas.errors import LatencyError, RunFolderError
+from minitron_nas.evaluation.latency import LatencyModel
 from minitron_nas.settings import format_count, parse_count
 from minitron_nas.storage.lineage import LINEAGE, Lineage, read_lineage
 from minitron_nas.storage.plain_yaml import load_yaml
+from minitron_nas.storage.run_folder import RunFolder
 from minitron_nas.storage.schemas import (
     BENCHMARKS,
     CANDIDATES,
@@ -39,6 +41,7 @@ class RunRecord:
         versions: Package versions that the run began with.
         teacher: Source, fingerprint and number of parameters, as far as known.
         lineages: Where each student comes from, by its name.
+        latency: What predicted seconds in the search; None where nothing did.
     """
 
     name: str
@@ -55,6 +58,7 @@ class RunRecord:
     evaluations: pd.DataFrame
     benchmarks: pd.DataFrame
     lineages: Mapping[str, Lineage]
+    latency: LatencyModel | None
 
     def sizes(self) -> list[str]:
         """Return the labels of all sizes that are planned or left a trace in the run, largest first."""
@@ -108,7 +112,16 @@ def read_run(folder: Path) -> RunRecord:
         evaluations=_frame(folder, EVALUATIONS),
         benchmarks=_frame(folder, BENCHMARKS),
         lineages={path.parent.name: read_lineage(path.parent) for path in students},
+        latency=_latency(folder),
     )
+
+
+def _latency(folder: Path) -> LatencyModel | None:
+    """Read the run's latency model; of a format that is not this version's there is nothing to tell."""
+    try:
+        return LatencyModel.load(RunFolder(folder).latency)
+    except LatencyError:
+        return None
 
 
 def plain_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
