@@ -31,20 +31,25 @@ def prefill(model: CausalLM, prompt: Tensor) -> tuple[Tensor, Any]:
     return output.logits[:, -1:].argmax(dim=-1), output.past_key_values
 
 
-def decode(model: CausalLM, tokens: Tensor, cache: Any, num_tokens: int) -> None:
-    """Write some tokens, each from the one before.
+def decode(model: CausalLM, tokens: Tensor, cache: Any, num_tokens: int) -> Tensor:
+    """Write some tokens, each the most probable after those before.
 
     Args:
         model: On its device.
         tokens: (batch, 1), what comes first.
         cache: Of what comes before; it grows.
         num_tokens: How many.
+
+    Returns:
+        (batch, num_tokens).
     """
     # transformers 5.24 renames the argument and warns of its old name.
     name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    written = [tokens[:, :0]]
     for _ in range(num_tokens):
-        output = model(input_ids=tokens, use_cache=True, **{name: cache})
-        tokens = output.logits[:, -1:].argmax(dim=-1)
+        output = model(input_ids=written[-1] if len(written) > 1 else tokens, use_cache=True, **{name: cache})
+        written.append(output.logits[:, -1:].argmax(dim=-1))
+    return torch.cat(written, dim=1)
 
 
 def timed(device: torch.device, action: Callable[[], Any]) -> tuple[float, Any]:

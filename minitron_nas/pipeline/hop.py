@@ -16,10 +16,12 @@ class Lessons:
     Attributes:
         files: The text and what the KD teacher says over it.
         signal: The stage in which it spoke.
+        continuations: How it goes on greedily from the beginnings of held-out sequences, as token ids.
     """
 
     files: TrainingFiles
     signal: Done
+    continuations: list[list[int]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import Any
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.settings import HOW_TO_TRAIN
 from minitron_nas.distillation.signals.folder import FORMAT
+from minitron_nas.evaluation.continuations import NEW_TOKENS, NUM_PROMPTS
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.pipeline.engine import Done
 from minitron_nas.pipeline.member import TrainedMember
@@ -47,8 +48,9 @@ def of_correction(plan: FamilyPlan, teacher: Checkpoint, num_tokens: int) -> dic
 
 
 def of_signal(teacher: Checkpoint, parts: dict[str, int | None]) -> dict[str, Any]:
-    """A teacher speaks: over which parts of the text, and what of it is kept."""
-    return {"teacher": teacher.fingerprint, "parts": parts, "format": FORMAT}
+    """A teacher speaks: over which parts of the text, what of it is kept, and how it goes on by itself."""
+    continued = [NUM_PROMPTS, NEW_TOKENS]
+    return {"teacher": teacher.fingerprint, "parts": parts, "format": FORMAT, "continued": continued}
 
 
 def of_scores(plan: FamilyPlan, source: Source) -> dict[str, Any]:

@@ -91,6 +91,31 @@ def held_against(candidates: pd.DataFrame, size: str) -> str:
     return f"Untrained KL: the choice {numerals.nats(float(chosen.min()))}, {', '.join(others)}"
 
 
+def generation(trials: pd.DataFrame, size: str) -> str:
+    """Say whether the trial with the lowest KL of a size's last rung also writes most like the teacher.
+
+    Args:
+        trials: Of the run.
+        size: The label.
+
+    Returns:
+        A sentence; empty where fewer than two trials of the last rung have continued text.
+    """
+    mine = trials[trials["size"] == size]
+    last = mine[mine["rung"] == mine["rung"].max()].dropna(subset=["agreement_tokens", "kl_nats"])
+    if len(last) < 2:
+        return ""
+    nearest, alike = (last.loc[last["kl_nats"].idxmin()], last.loc[last["agreement_tokens"].idxmax()])
+    told = f"{nearest['candidate']} has the lowest KL and follows the teacher's own continuations for "
+    shared = f"{nearest['agreement_tokens']:.1f} tokens"
+    if nearest["agreement_tokens"] == alike["agreement_tokens"]:
+        return f"{told}{shared}, the longest of {len(last)} trials"
+    return (
+        f"KL and generation disagree: {told}{shared}, {alike['candidate']} for {alike['agreement_tokens']:.1f} with "
+        f"a KL of {numerals.nats(float(alike['kl_nats']))} against {numerals.nats(float(nearest['kl_nats']))}"
+    )
+
+
 def outcome_counts(candidates: pd.DataFrame, size: str) -> str:
     """Say how many candidates of one size ended how, e.g. "12 candidates: 1 chosen, 11 not sampled"."""
     outcomes = candidates[candidates["size"] == size]["outcome"].value_counts()

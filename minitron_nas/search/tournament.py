@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, isfinite
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Self
 
 import torch
@@ -23,6 +24,7 @@ from minitron_nas.distillation.training.lesson import Lesson
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.distillation.training.trainer import distill
 from minitron_nas.errors import TrialError
+from minitron_nas.evaluation.continuations import agreement, continuations
 from minitron_nas.execution.runner import Job, Jobs, Outcome, last_line
 from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.models.loading import load_for_training
@@ -45,9 +47,15 @@ class TrialRow:
     promoted: bool
     p_worse: float | None = None
 
-    def to_row(self, size: str) -> dict[str, Any]:
-        """Return the table's row."""
+    def to_row(self, size: str, teacher: Sequence[Sequence[int]] = ()) -> dict[str, Any]:
+        """Return the table's row.
+
+        Args:
+            size: The label.
+            teacher: How the teacher continues held-out text.
+        """
         value = self.outcome.value or {}
+        written = value.get("written")
         return {
             "size": size,
             "candidate": self.candidate.id,
@@ -58,6 +66,7 @@ class TrialRow:
             "start_kl_nats": value.get("start_kl_nats"),
             "repair": value.get("repair"),
             "p_worse": self.p_worse,
+            "agreement_tokens": fmean(agreement(written, teacher)) if written and teacher else None,
             "promoted": self.promoted,
             "status": self.outcome.status,
             "error": last_line(self.outcome.error),
@@ -256,6 +265,7 @@ def train_rung(
         training_files,
         folder / "start",
     )
+    written = None  # where several processes train, none of them has the student as a whole
     num_processes = most_processes(settings, schedule, torch.cuda.device_count())
     if num_processes > 1:
         out = folder / "training"
@@ -265,13 +275,16 @@ def train_rung(
         alone = settings.model_copy(update={"deepspeed": None})  # which only shards
         train, validation = training_files.streams(settings.asks_teacher)
         lesson = Lesson(train, validation, alone, schedule, short.seed)
-        result = distill(load_for_training(folder / "start"), lesson, folder, stop_step)
+        student = load_for_training(folder / "start")
+        result = distill(student, lesson, folder, stop_step)
+        written = continuations(student, validation.tokens)
     return {
         "kl_nats": result.final.kl_nats,
         "loss_nats": result.final.loss_nats,
         "sequence_kl_nats": list(result.sequence_kl_nats),
         "start_kl_nats": start.kl_nats,
         "repair": start.repair,
+        "written": written,
     }
 
 

@@ -118,6 +118,12 @@ TRIALS = Table(
             "p-value of a paired one-sided t-test over validation sequences, that it is worse than the best of its "
             "rung; null for the best",
         ),
+        Column(
+            "agreement_tokens",
+            _FLOAT,
+            "tokens of a greedy continuation of held-out text that are the teacher's own before the first that is not, "
+            "mean over up to 16 prompts, of 32; null where several processes trained the trial",
+        ),
         Column("promoted", _BOOL, "whether the trial went on to the next rung, or won"),
         Column("status", _TEXT, "completed, infeasible (out of memory), timeout (given up) or failed"),
         Column("error", _TEXT, "last line of the error; null if completed"),

@@ -59,6 +59,10 @@ def test_candidates_are_screened_and_trained_on_as_much_of_each_text(family: Fam
     assert held_out.input_ids[::2].tolist() == own.input_ids.tolist()
 
 
+def test_trials_tell_how_long_they_follow_what_the_teacher_writes(family: Family) -> None:
+    assert family.trials["agreement_tokens"].between(0, 32).all()
+
+
 def test_how_far_the_texts_agree_on_the_order_is_recorded(family: Family) -> None:
     rows = read_frame(family.path, CORRELATIONS).set_index("earlier")
     row = rows.loc["screen on data"]

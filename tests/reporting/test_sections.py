@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from minitron_nas.reporting import sections
@@ -62,3 +63,29 @@ def test_a_students_teacher_may_be_the_plans_after_correction(run: RunRecord) ->
     correction = {"tokens": 1000, "teacher": run.teacher["fingerprint"]}
     lineage = replace(run.lineages["94M"], teacher=Origin(None, "of the corrected"), correction=correction)
     assert [holds for _, holds, _ in sections.checks(replace(run, lineages={"94M": lineage}))] == [True, True]
+
+
+def last_rung(*trials: tuple[str, float | None, float | None]) -> pd.DataFrame:
+    rows = [
+        {"size": "94M", "candidate": name, "rung": 2, "kl_nats": kl, "agreement_tokens": shared}
+        for name, kl, shared in trials
+    ]
+    early = [{**row, "rung": 1, "agreement_tokens": 32.0} for row in rows]
+    return pd.DataFrame([*early, *rows])
+
+
+def test_the_lowest_kl_is_held_against_what_trials_write() -> None:
+    agreeing = last_rung(("a", 0.5, 7.25), ("b", 0.6, 4.0))
+    told = sections.generation(agreeing, "94M")
+    assert told.startswith("a has the lowest KL")
+    assert told.endswith("7.2 tokens, the longest of 2 trials")
+    disagreeing = last_rung(("a", 0.5, 3.0), ("b", 0.6, 4.5), ("c", 0.7, None))
+    assert sections.generation(disagreeing, "94M") == (
+        "KL and generation disagree: a has the lowest KL and follows the teacher's own continuations for 3.0 tokens, b "
+        "for 4.5 with a KL of 0.600 against 0.500"
+    )
+
+
+def test_one_trial_or_none_that_has_written_is_held_against_nothing() -> None:
+    assert sections.generation(last_rung(("a", 0.5, 7.2), ("b", 0.6, None)), "94M") == ""
+    assert sections.generation(last_rung(("a", 0.5, 7.2)), "110M") == ""

@@ -235,8 +235,10 @@ def test_rows_say_the_tokens_seen_which_are_whole_steps(arena, tmp_path, monkeyp
 def test_rows_fill_their_table(arena, tmp_path, scripted):
     scripted({20: [3.0, 2.0, 1.0], 4: [4.0], 46: [2.0, 2.5], 12: ValueError("a defect")})
     _, rows = held(arena, tmp_path)
-    write_rows(tmp_path, TRIALS, [row.to_row("90k") for row in rows])
+    rows[0].outcome.value["written"] = [[1, 2, 3], [4, 5, 6]]
+    write_rows(tmp_path, TRIALS, [row.to_row("90k", [[1, 2, 9], [4, 5, 6]]) for row in rows])
     found = read_rows(tmp_path, TRIALS)
+    assert found[1]["agreement_tokens"] is None
     assert found[0] == {
         "size": "90k",
         "candidate": "l2-h24-f20-q6-k2",
@@ -250,6 +252,7 @@ def test_rows_fill_their_table(arena, tmp_path, scripted):
         "promoted": True,
         "status": "completed",
         "error": None,
+        "agreement_tokens": 2.5,
         "num_parameters": arena.finalists[0].num_parameters,
         "seconds": found[0]["seconds"],
     }

@@ -1,7 +1,6 @@
 """Which signal the teacher gives over which part of the text: writing its caches once, opening them anywhere."""
 
 from collections.abc import Callable, Mapping
-from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ from minitron_nas.distillation.signals.folder import SignalFolder, read_about
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache, write_hidden_cache
 from minitron_nas.distillation.signals.teacher import OnlineTeacher, TeacherSignal
 from minitron_nas.distillation.signals.top_k_cache import TopKCache, write_top_k_cache
-from minitron_nas.execution.device import release_memory
 from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.loading import load_for_inference
 from minitron_nas.progress import Progress, silent
@@ -62,17 +60,17 @@ def keep_signal(
 
 
 def keep_signals(
-    teacher: Path,
+    load: Callable[[], CausalLM],
     fingerprint: str,
     parts: Mapping[str, int | None],
     texts: Mapping[str, PackedTokens],
     paths: Mapping[str, Path],
     progress: Progress = silent,
 ) -> None:
-    """Write the caches of a teacher over several parts of the text; it is loaded once, if at all.
+    """Write the caches of a teacher over several parts of the text.
 
     Args:
-        teacher: A stock folder.
+        load: Returns the teacher, the same each time; not called where all caches are whole.
         fingerprint: Of the teacher.
         parts: What is kept of each part, as `cached_parts` says.
         texts: The streams.
@@ -83,7 +81,6 @@ def keep_signals(
         DiskSpaceError: If the disk cannot hold a cache.
         CacheError: If a shard reads back otherwise than it was written.
     """
-    load = cache(partial(load_for_inference, teacher))
     total, done = sum(texts[part].num_tokens for part in parts), 0
     for part, top_k in parts.items():
         tokens = texts[part]
@@ -96,8 +93,6 @@ def keep_signals(
             lambda now, _, before=done: progress(before + now, total),  # type: ignore[misc]
         )
         done += tokens.num_tokens
-    load.cache_clear()
-    release_memory()
 
 
 def open_signal(teacher: Path, fingerprint: str, tokens: PackedTokens, path: Path | None) -> TeacherSignal:

@@ -255,7 +255,7 @@ def _contest(
             rows=(
                 (CANDIDATES, ({**size, **row} for row in candidates)),
                 (EXCLUSIONS, [{**size, **row} for row in exclusion_rows(found, pool)]),
-                (TRIALS, [trial.to_row(hop.label) for trial in trials]),
+                (TRIALS, [trial.to_row(hop.label, hop.lessons.continuations) for trial in trials]),
                 (CORRELATIONS, [{**size, **row} for row in correlations]),
                 (TEXTS, [{**size, **row} for row in by_text]),
             ),

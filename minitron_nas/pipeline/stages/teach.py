@@ -1,7 +1,12 @@
 """The stage in which the KD teacher speaks once."""
 
+from functools import cache, partial
+
 from minitron_nas.distillation.job import StreamFiles, TrainingFiles
 from minitron_nas.distillation.signals.caches import cached_parts, keep_signals
+from minitron_nas.evaluation.continuations import continuations
+from minitron_nas.execution.device import release_memory
+from minitron_nas.models.loading import load_for_inference
 from minitron_nas.pipeline import inputs
 from minitron_nas.pipeline.engine import Left, Stage
 from minitron_nas.pipeline.hop import Lessons
@@ -29,8 +34,12 @@ def let_speak(run: Run, teacher: Source) -> Lessons:
 
     def action(progress: Progress) -> Left:
         texts = {part: tokens.part(part) for part in parts}
-        keep_signals(checkpoint.path, checkpoint.fingerprint, parts, texts, caches, progress)
-        return Left()
+        load = cache(partial(load_for_inference, checkpoint.path))
+        keep_signals(load, checkpoint.fingerprint, parts, texts, caches, progress)
+        written = continuations(load(), texts["validation"])
+        load.cache_clear()
+        release_memory()
+        return Left({"continuations": written})
 
     stage = Stage(
         f"{teacher.name} signal",
@@ -43,4 +52,5 @@ def let_speak(run: Run, teacher: Source) -> Lessons:
     )
     done = run.engine.run(stage, action)
     train, validation = (StreamFiles(tokens.file(part), caches.get(part)) for part in ("train", "validation"))
-    return Lessons(TrainingFiles(checkpoint.path, checkpoint.fingerprint, train, validation), done)
+    files = TrainingFiles(checkpoint.path, checkpoint.fingerprint, train, validation)
+    return Lessons(files, done, done.result["continuations"])

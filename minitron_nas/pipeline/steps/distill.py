@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 
 from minitron_nas.distillation.correction import Correction
@@ -14,9 +15,11 @@ from minitron_nas.distillation.training.arguments import check_engine, micro_bat
 from minitron_nas.distillation.training.curve import CurvePoint, TrainingResult
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.execution.choice import check_ray
+from minitron_nas.execution.device import release_memory
 from minitron_nas.execution.preemption import going_on
 from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.models.checkpoint import Checkpoint
+from minitron_nas.models.loading import load_for_inference
 from minitron_nas.models.source import ModelSource, resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.pipeline.steps.text import read_splits
@@ -178,6 +181,9 @@ def _files(
     for part, top_k in parts.items():
         said = "hidden" if top_k is None else f"top-{top_k}"
         caches[part] = signals / f"{said}-{teacher.fingerprint}-{texts[part].fingerprint}"
-    keep_signals(teacher.path, teacher.fingerprint, parts, texts, caches, progress)
+    load = cache(partial(load_for_inference, teacher.path))
+    keep_signals(load, teacher.fingerprint, parts, texts, caches, progress)
+    load.cache_clear()
+    release_memory()
     train, validation = (StreamFiles(tokens[part], caches.get(part)) for part in ("train", "validation"))
     return TrainingFiles(teacher.path, teacher.fingerprint, train, validation)

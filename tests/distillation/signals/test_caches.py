@@ -1,11 +1,12 @@
 """Which signal a part of the text gets, that its cache is written once, and what opening gives."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 
 from minitron_nas.distillation.settings import DistillationSettings
-from minitron_nas.distillation.signals import caches
 from minitron_nas.distillation.signals.caches import cached_parts, keep_signal, keep_signals, open_signal
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache
 from minitron_nas.distillation.signals.teacher import OnlineTeacher
@@ -79,14 +80,14 @@ def test_a_cache_of_something_else_or_with_a_hole_is_written_again(tmp_path, cha
     open_signal(tmp_path / "nowhere", wanted["fingerprint"], wanted["tokens"], tmp_path)
 
 
-def test_several_parts_are_written_with_one_teacher_and_one_progress(tmp_path, monkeypatch):
+def test_several_parts_are_written_with_one_teacher_and_one_progress(tmp_path):
     teacher, seen = Teacher(), []
-    monkeypatch.setattr(caches, "load_for_inference", teacher.load)
+    load = functools.cache(teacher.load)
     texts = {"validation": some_tokens(2), "train": some_tokens(5, seed=8)}
     paths = {name: tmp_path / name for name in texts}
     for _ in range(2):
         parts = {"validation": None, "train": 9}
-        keep_signals(tmp_path, "teacher", parts, texts, paths, lambda done, total: seen.append((done, total)))
+        keep_signals(load, "teacher", parts, texts, paths, lambda done, total: seen.append((done, total)))
     assert teacher.times == 1
     assert seen == [(32, 112), (96, 112), (112, 112), (32, 112), (112, 112)]
     assert isinstance(open_signal(tmp_path, "teacher", texts["validation"], paths["validation"]), HiddenCache)

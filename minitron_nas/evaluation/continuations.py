@@ -1,0 +1,63 @@
+"""What models write by themselves: greedy continuations of held-out text, and how long they follow the teacher's.
+
+KL is taken over text that others wrote. A model that generates reads what it has written itself, where small errors add
+up, and answers of multiple choice survive what generation does not (arXiv 2603.24652).
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from minitron_nas.evaluation.clock import decode, prefill
+from minitron_nas.execution.device import compute_dtype
+from minitron_nas.models.causal_lm import CausalLM
+from minitron_nas.text.tokens import PackedTokens
+
+NUM_PROMPTS = 16
+"""Held-out sequences whose beginnings are continued, or all where there are fewer."""
+
+NEW_TOKENS = 32
+"""Of each continuation; fewer where sequences are short."""
+
+_PROMPT_TOKENS = 64
+
+
+@torch.no_grad()
+def continuations(model: CausalLM, tokens: PackedTokens) -> list[list[int]]:
+    """Continue the beginnings of held-out sequences greedily, in the device's dtype whatever the weights' is.
+
+    Args:
+        model: On its device.
+        tokens: The held-out sequences; at most half of each is read as a prompt.
+
+    Returns:
+        The token ids that each prompt is continued with, at most `NEW_TOKENS` and as many for each.
+    """
+    training, device = model.training, model.device
+    model.eval()
+    dtype = compute_dtype(device)
+    whole = tokens.input_ids.shape[1]
+    length = min(_PROMPT_TOKENS, max(whole // 2, 1))
+    num_new = min(NEW_TOKENS, max(whole - length, 1))
+    prompts = tokens.first(NUM_PROMPTS).in_memory().input_ids[:, :length].to(device)
+    try:
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype not in (torch.float32, model.dtype)):
+            first, cache = prefill(model, prompts)
+            written: list[list[int]] = torch.cat([first, decode(model, first, cache, num_new - 1)], dim=1).tolist()
+    finally:
+        model.train(training)
+    return written
+
+
+def agreement(written: Sequence[Sequence[int]], teacher: Sequence[Sequence[int]]) -> list[int]:
+    """Return how many tokens of each continuation are the teacher's, before the first that is not.
+
+    Args:
+        written: By the model.
+        teacher: By the teacher, after the same prompts.
+    """
+    shared = []
+    for own, other in zip(written, teacher, strict=True):
+        equal = [one == two for one, two in zip(own, other, strict=True)]
+        shared.append(equal.index(False) if False in equal else len(equal))
+    return shared

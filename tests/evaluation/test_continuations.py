@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+import torch
+
+from minitron_nas.evaluation import continuations as module
+from minitron_nas.evaluation.continuations import NEW_TOKENS, agreement, continuations
+from minitron_nas.testing import tiny_config, tiny_model
+from minitron_nas.text.packing import pack
+from minitron_nas.text.tokens import PackedTokens
+
+
+@pytest.fixture
+def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "compute_dtype", lambda device: torch.float32)
+
+
+def some_tokens(num_sequences: int, length: int = 96) -> PackedTokens:
+    return pack([np.random.default_rng(7).integers(3, 320, size=num_sequences * length)], length)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "gpt2"])
+@pytest.mark.usefixtures("_float32")
+def test_text_is_continued_as_transformers_generates_greedily(model_type: str) -> None:
+    model, tokens = tiny_model(tiny_config(model_type)), some_tokens(3, 24)
+    prompts = tokens.input_ids[:, :12]
+    expected = model.generate(
+        input_ids=prompts,
+        attention_mask=torch.ones_like(prompts),
+        do_sample=False,
+        max_new_tokens=12,
+        min_new_tokens=12,
+        pad_token_id=0,
+        eos_token_id=319,  # which is never reached: it is forbidden until the end
+    )[:, 12:]
+    written = torch.tensor(continuations(model, tokens))
+    assert written.shape == (3, 12)
+    differs = (written != expected).any(dim=1)
+    # An end of text that transformers forbids is the one way in which they may part.
+    assert not differs.any() or (written[differs] == 319).any()
+
+
+@pytest.mark.usefixtures("_float32")
+def test_a_training_model_stays_one_and_few_prompts_of_a_moderate_length_are_read() -> None:
+    model = tiny_model(tiny_config("llama")).train()
+    written = continuations(model, some_tokens(20))
+    assert model.training
+    assert (len(written), len(written[0])) == (16, NEW_TOKENS)
+
+
+def test_agreement_ends_where_the_first_token_differs() -> None:
+    assert agreement([[1, 2, 3], [1, 9, 3], [9, 2, 3]], [[1, 2, 3]] * 3) == [3, 1, 0]
+    assert agreement([[4] * 8], [[4] * 8]) == [8]
