@@ -84,9 +84,13 @@ def _least_behind(shapes: Values, front: Values) -> Sequence[int]:
 
 def _behind(shapes: Values, front: Values) -> Values:
     """Return by how much a shape would have to be better in every objective to be on the front; negative if it is."""
+    columns = [np.ascontiguousarray(column) for column in shapes.T]  # far quicker than rows of two or three numbers
     behind = np.full(len(shapes), -np.inf)
     for point in front:
-        behind = np.maximum(behind, np.min(shapes - point, axis=1))
+        least = columns[0] - point[0]
+        for column, value in zip(columns[1:], point[1:], strict=True):
+            np.minimum(least, column - value, out=least)
+        np.maximum(behind, least, out=behind)
     return behind
 
 

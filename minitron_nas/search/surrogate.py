@@ -10,6 +10,8 @@ Source: Rasmussen and Williams 2006, sections 2.2 and 5.4.
 """
 
 import warnings
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Self
 
@@ -22,6 +24,9 @@ from minitron_nas.search.pool import Values
 
 _BLOCK = 1 << 15
 """Shapes that are predicted together, so that a million of them take little memory."""
+
+_THREADS = 4
+"""Blocks that are predicted at a time; numpy lets go of the interpreter while it computes."""
 
 _LENGTHS, _VARIANCES, _NOISES = (0.05, 20.0), (1e-3, 1e3), (1e-6, 1e-2)
 
@@ -72,12 +77,16 @@ class Surrogate:
             features: (num_shapes, num_axes), scaled as those that it was fitted to.
         """
         means, deviations = np.empty(len(features)), np.empty(len(features))
-        for start in range(0, len(features), _BLOCK):
-            block = slice(start, start + _BLOCK)
-            with warnings.catch_warnings():
-                # Where two shapes lie side by side, rounding makes a variance of zero negative; it is set to zero.
-                warnings.filterwarnings("ignore", "Predicted variances smaller than 0", UserWarning)
-                means[block], deviations[block] = self.process.predict(features[block], return_std=True)
+
+        def fill(block: slice) -> None:
+            means[block], deviations[block] = self.process.predict(features[block], return_std=True)
+
+        blocks = [slice(start, start + _BLOCK) for start in range(0, len(features), _BLOCK)]
+        with warnings.catch_warnings():
+            # Where two shapes lie side by side, rounding makes a variance of zero negative; it is set to zero.
+            warnings.filterwarnings("ignore", "Predicted variances smaller than 0", UserWarning)
+            with ThreadPoolExecutor(_THREADS) as threads:
+                deque(threads.map(fill, blocks), maxlen=0)
         return means, deviations
 
     @classmethod
