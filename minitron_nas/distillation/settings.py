@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from minitron_nas.settings import Count, Settings
 
 LogitLoss: TypeAlias = Literal["forward_kl", "reverse_kl", "jsd", "mse", "cosine", "lm"]
-SignalKind: TypeAlias = Literal["hidden_cache", "top_k", "online"]
+SignalKind: TypeAlias = Literal["auto", "hidden_cache", "top_k", "online"]
 
 HOW_TO_TRAIN = (
     *("checkpoint_minutes", "deepspeed", "gradient_checkpointing", "micro_batch_sequences"),
@@ -49,10 +49,11 @@ class DistillationSettings(Settings):
             numbers count from the end.
         intermediate_loss: `cosine` or `mse`.
         max_grad_norm: Gradients are clipped to this L2 norm.
-        teacher_signal: `hidden_cache` runs the teacher once and stores its final hidden states, which say
-            all that it says; `top_k` stores the log-probabilities of its `top_k` most probable tokens, 1024
-            unless given, which is less to store than hidden states of more than 3 x `top_k` values; `online`
-            runs it beside the student. Validation always has the whole distribution.
+        teacher_signal: `auto` settles on one of the others before work starts, so that what is kept of the teacher
+            takes at most half of the free disk. `hidden_cache` runs the teacher once and stores its final hidden
+            states, which say all that it says; `top_k` stores the log-probabilities of its `top_k` most probable
+            tokens, 1024 unless given, which is less to store than hidden states of more than 3 x `top_k` values;
+            `online` runs it beside the student. Validation always has the whole distribution.
         num_evaluations: Points on the validation curve after the untrained one.
         checkpoint_minutes: Time between checkpoints, from which a killed run goes on.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
@@ -84,7 +85,7 @@ class DistillationSettings(Settings):
     intermediate_layers: Annotated[tuple[tuple[int, int], ...], Field(min_length=1)] = ((-3, -3),)
     intermediate_loss: Literal["cosine", "mse"] = "cosine"
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    teacher_signal: SignalKind = "hidden_cache"
+    teacher_signal: SignalKind = "auto"
     num_evaluations: Annotated[int, Field(ge=1)] = 8
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 15.0
     gradient_checkpointing: bool = False
@@ -106,8 +107,8 @@ class DistillationSettings(Settings):
 
     @property
     def caches_training(self) -> bool:
-        """Whether the teacher's signal over the training tokens is written before training."""
-        return self.asks_teacher and self.teacher_signal != "online"
+        """Whether the teacher's signal over the training tokens is written before training, as `auto` would have it."""
+        return self.asks_teacher and self.teacher_signal != "online" and self.intermediate == "none"
 
     @property
     def cached_top_k(self) -> int | None:
@@ -136,7 +137,7 @@ class DistillationSettings(Settings):
                 f"intermediate={self.intermediate} is weighed against a loss on the teacher's logits, and loss=lm has "
                 "none; set intermediate=none, or choose another loss"
             )
-        if self.intermediate != "none" and self.teacher_signal != "online":
+        if self.intermediate != "none" and self.teacher_signal not in ("auto", "online"):
             raise ValueError(
                 f"intermediate={self.intermediate} needs hidden states inside the teacher, and "
                 f"teacher_signal={self.teacher_signal} holds none; set teacher_signal=online"

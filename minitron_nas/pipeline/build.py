@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from minitron_nas.architecture.spec import Architecture
+from minitron_nas.distillation.signals.choice import free_bytes_for
 from minitron_nas.evaluation.settings import EvaluationSettings
 from minitron_nas.execution.preemption import going_on
 from minitron_nas.models.agreement import check_agreement
@@ -22,6 +23,7 @@ from minitron_nas.pipeline.hop import Hop
 from minitron_nas.pipeline.member import Baseline, Role
 from minitron_nas.pipeline.plan import FamilyPlan, deciding, make_plan, with_overrides
 from minitron_nas.pipeline.preflight import preflight
+from minitron_nas.pipeline.room import assumed_tokens, settled
 from minitron_nas.pipeline.run import Run, Source
 from minitron_nas.pipeline.stages.correct import correct_teacher
 from minitron_nas.pipeline.stages.measure import evaluate_member, teacher_member
@@ -103,7 +105,8 @@ def run_plan(
     display = display or default_display()
     with folder.lock(), going_on(f"the same command goes on in {folder.path}"):
         devices = Devices.here()
-        checkpoint, pools = _begin(plan, folder, plan.teacher if teacher is None else teacher, data, devices, display)
+        source = plan.teacher if teacher is None else teacher
+        plan, checkpoint, pools = _begin(plan, folder, source, data, devices, display)
         engine = Engine(folder, display)
         tokens = prepare_tokens(engine, plan, checkpoint, data)
         display.expect(estimate_workload(plan, checkpoint.outline(), pools, TokenCounts.of(tokens), devices))
@@ -150,18 +153,19 @@ def _with_path(settings: AnySettings, name: str) -> AnySettings:
 
 def _begin(
     plan: FamilyPlan, folder: RunFolder, source: ModelSource, data: Data, devices: Devices, display: Display
-) -> tuple[Checkpoint, dict[int, Enumeration]]:
+) -> tuple[FamilyPlan, Checkpoint, dict[int, Enumeration]]:
     """Check the teacher, refuse what cannot work, write the plan, and only then keep a live teacher.
 
-    Returns the teacher, and the shapes of each size.
+    Returns the plan with nothing left open, the teacher, and the shapes of each size.
     """
     with display.stage("teacher", f"load and check {plan.teacher}") as progress:
         checkpoint = resolve_teacher(source, folder.given, progress, read_values=False, compare=False)
         if not folder.has_begun_with(checkpoint.fingerprint):
             check_values(checkpoint.path, checkpoint.headers, progress)
             check_agreement(checkpoint)
+    plan, signal = _settled(plan, checkpoint, folder, devices)
     pools = preflight(plan, checkpoint.outline(), data, folder, devices, folder.work / "ray")
-    for line in about_text(data, plan.text):
+    for line in (*about_text(data, plan.text), *([signal] if signal else [])):
         display.note(line)
     about = {
         "versions": versions(),
@@ -181,10 +185,20 @@ def _begin(
             "weights are the same"
         )
     if checkpoint.path.parent != folder.given:
-        return checkpoint.at(checkpoint.path.absolute()), pools
+        return plan, checkpoint.at(checkpoint.path.absolute()), pools
     shutil.rmtree(folder.teacher, ignore_errors=True)
     os.replace(checkpoint.path, folder.teacher)
-    return checkpoint.at(folder.teacher), pools
+    return plan, checkpoint.at(folder.teacher), pools
+
+
+def _settled(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder, devices: Devices) -> tuple[FamilyPlan, str]:
+    """Return the plan with its teacher signal settled, once for a folder, and why."""
+    if plan.distillation.teacher_signal == "auto" and folder.plan.exists() and folder.ledger.exists():
+        kept = folder.read_plan()["plan"]["distillation"].get("teacher_signal", "auto")
+        distillation = plan.distillation.model_copy(update={"teacher_signal": kept})
+        plan = plan.model_copy(update={"distillation": distillation})
+    num_tokens = assumed_tokens(plan) if plan.distillation.teacher_signal == "auto" else None
+    return settled(plan, teacher.outline(), num_tokens, free_bytes_for(folder.path), devices.value_bytes)
 
 
 def _plan_name(teacher: ModelSource) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from minitron_nas.distillation.signals.choice import free_bytes_for
 from minitron_nas.execution.throughput import measure_throughput
 from minitron_nas.families.catalog import layout_of
 from minitron_nas.models.outline import Outline
@@ -16,16 +17,14 @@ from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.pipeline.forecast import Forecast
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pipeline.preflight import preflight
+from minitron_nas.pipeline.room import BYTES_PER_TOKEN, assumed_tokens, settled
 from minitron_nas.pipeline.workload import TokenCounts
 from minitron_nas.settings import format_count
 from minitron_nas.space.axes import SearchSpace
 from minitron_nas.storage.run_folder import RunFolder
 from minitron_nas.text.survey import about_text
 from minitron_nas.text.token_log import ONE_PASS_TOKENS
-from minitron_nas.text.unpacked import text_bytes, unpacked_bytes
-
-_BYTES_PER_TOKEN = 4
-"""Of English, about."""
+from minitron_nas.text.unpacked import unpacked_bytes
 
 SOURCE_OF_THE_SPACE = "the source shape of the space"
 """What a plan without a teacher calls its teacher."""
@@ -86,12 +85,14 @@ def dry_run(
     here = Devices.here()
     with TemporaryDirectory() as work:
         teacher = _outline(plan, Path(work), display)
+        known = assumed_tokens(plan) if reads_text else plan.distillation.tokens
+        plan, signal = settled(plan, teacher, known, free_bytes_for(out.absolute()), (devices or here).value_bytes)
         pools = preflight(plan, teacher, data, RunFolder(out.absolute()), devices or here, Path(work) / "ray")
     text = tuple(about_text(data, plan.text)) if data is not None else ()
-    tokens, notes = plan.distillation.tokens, list[str]()
+    tokens, notes = plan.distillation.tokens, [signal] if signal else []
     if tokens is None:
-        tokens, note = _assumed_tokens(plan, reads_text)
-        notes.append(note)
+        tokens = known or ONE_PASS_TOKENS
+        notes.append(_how_assumed(known))
     if flops_per_second is None:
         flops_per_second = measure_throughput()
         notes.append(f"FLOPs per second are half of what matrix products reach here on {here.name}, measured just now")
@@ -113,16 +114,14 @@ def _source_outline(space: SearchSpace) -> Outline:
     return Outline.of_shape(SOURCE_OF_THE_SPACE, shape, layout_of(shape.model_type))
 
 
-def _assumed_tokens(plan: FamilyPlan, reads_text: bool) -> tuple[int, str]:
-    """Return the tokens of one pass over the text, and how they were found."""
-    num_bytes = text_bytes(plan.data, plan.text) if reads_text else None
-    if num_bytes is None:
-        return ONE_PASS_TOKENS, (
+def _how_assumed(tokens: int | None) -> str:
+    """Say how the tokens of one pass over the text were found."""
+    if tokens is None:
+        return (
             "distillation.tokens is not set, and how much text there is shows when it is read: "
             f"{format_count(ONE_PASS_TOKENS)} tokens are assumed, the most that one pass takes"
         )
-    tokens = min(max(num_bytes // _BYTES_PER_TOKEN, 1), ONE_PASS_TOKENS)
-    return tokens, (
+    return (
         f"distillation.tokens is not set: one pass over the text is taken for {format_count(tokens)} tokens, one for "
-        f"each {_BYTES_PER_TOKEN} bytes"
+        f"each {BYTES_PER_TOKEN} bytes"
     )

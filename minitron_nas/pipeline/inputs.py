@@ -47,10 +47,16 @@ def of_correction(plan: FamilyPlan, teacher: Checkpoint, num_tokens: int) -> dic
     return {"teacher": teacher.fingerprint, "correct": settings, "tokens": num_tokens, "seed": plan.seed}
 
 
-def of_signal(teacher: Checkpoint, parts: dict[str, int | None]) -> dict[str, Any]:
+def of_signal(teacher: Checkpoint, parts: dict[str, int | None], num_short: int) -> dict[str, Any]:
     """A teacher speaks: over which parts of the text, what of it is kept, and how it goes on by itself."""
     continued = [NUM_PROMPTS, NEW_TOKENS]
-    return {"teacher": teacher.fingerprint, "parts": parts, "format": FORMAT, "continued": continued}
+    return {
+        "teacher": teacher.fingerprint,
+        "parts": parts,
+        "format": FORMAT,
+        "continued": continued,
+        "trials": num_short,
+    }
 
 
 def of_scores(plan: FamilyPlan, source: Source) -> dict[str, Any]:

@@ -151,6 +151,20 @@ class FamilyPlan(Settings):
         """The plan's own, and those that it names beside."""
         return 1 + len(self.evaluation.texts)
 
+    def trial_tokens(self, distillation_tokens: int) -> int:
+        """Return the KD tokens over which the teacher speaks for trials alone.
+
+        Trials always learn from its final hidden states, which are few. Where a student's are kept too, or states
+        inside the teacher are asked for, there is nothing to add.
+
+        Args:
+            distillation_tokens: Of one student.
+        """
+        settings, rungs = self.distillation, self.search.rung_tokens(distillation_tokens)
+        kept = settings.caches_training and settings.cached_top_k is None
+        alone = rungs and settings.asks_teacher and not kept and settings.intermediate == "none"
+        return rungs[-1] if alone else 0
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as they stand in `plan.yaml`."""
         return self.model_dump(mode="json")

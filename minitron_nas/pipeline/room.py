@@ -3,13 +3,14 @@
 from dataclasses import asdict, dataclass
 from typing import Self
 
-from minitron_nas.distillation.settings import DistillationSettings
-from minitron_nas.distillation.signals.top_k_cache import TOP_K_BYTES
+from minitron_nas.distillation.signals.choice import Speech, kept_bytes, settle
 from minitron_nas.models.outline import Outline
 from minitron_nas.pipeline.devices import Devices
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pruning.start import moments_bytes
+from minitron_nas.text.token_log import ONE_PASS_TOKENS
 from minitron_nas.text.tokens import token_dtype
+from minitron_nas.text.unpacked import text_bytes
 
 _TRAINING_BYTES_PER_PARAMETER = 12
 """A checkpoint holds float32 weights and Adam's two moments."""
@@ -17,6 +18,9 @@ _TRAINING_BYTES_PER_PARAMETER = 12
 _START_BYTES_PER_PARAMETER = 4
 """A distillation begins with float32 weights in a file; a full one also ends so, and keeps its best on the way, at most
 twice."""
+
+BYTES_PER_TOKEN = 4
+"""Of English, about."""
 
 _UNIT_BYTES = 24
 """A score as a number and as a row, and a place in the order."""
@@ -76,24 +80,53 @@ class Room:
         return sum(asdict(self).values())
 
 
+def settled(
+    plan: FamilyPlan, teacher: Outline, num_tokens: int | None, free_bytes: int, value_bytes: int
+) -> tuple[FamilyPlan, str]:
+    """Return a plan whose teacher signal is settled, and why it is that one; see `settle`.
+
+    Args:
+        plan: The plan.
+        teacher: The first teacher.
+        num_tokens: KD tokens of one student; None where that is not known before the text is read.
+        free_bytes: Of the disk that the run lies on.
+        value_bytes: Of a number that teachers compute with.
+    """
+    shape = teacher.architecture
+    whole = None if num_tokens is None else num_tokens * _num_teachers(plan)
+    speech = Speech(whole, shape.vocab_size, shape.hidden_size * value_bytes)
+    distillation, told = settle(plan.distillation, speech, free_bytes)
+    return plan.model_copy(update={"distillation": distillation}), told
+
+
+def assumed_tokens(plan: FamilyPlan) -> int | None:
+    """Return the KD tokens of one student: the plan's, or those of one pass over its text; None where it has no files.
+
+    Args:
+        plan: The plan.
+    """
+    if plan.distillation.tokens is not None:
+        return plan.distillation.tokens
+    num_bytes = text_bytes(plan.data, plan.text)
+    return None if num_bytes is None else min(max(num_bytes // BYTES_PER_TOKEN, 1), ONE_PASS_TOKENS)
+
+
+def _num_teachers(plan: FamilyPlan) -> int:
+    return len(plan.sizes) if plan.kd_teacher == "previous" else 1
+
+
 def _states_bytes(plan: FamilyPlan, teacher: Outline, train_tokens: int, value_bytes: int) -> int:
     """Return the bytes of what is kept of each KD teacher's words; a student that teaches is no wider than the first.
 
-    Over held-out text all of them are kept, over training text as the plan says.
+    Over held-out text and that of trials all of them are kept, over training text as the plan says.
     """
     shape, text = teacher.architecture, plan.text
     state = shape.hidden_size * value_bytes
     held_out = text.validation_samples * plan.num_held_out_texts * text.sequence_length
-    teachers = len(plan.sizes) if plan.kd_teacher == "previous" else 1
-    return teachers * (held_out * state + train_tokens * _kept_bytes(plan.distillation, shape.vocab_size, state))
-
-
-def _kept_bytes(settings: DistillationSettings, vocab_size: int, state_bytes: int) -> int:
-    """Return the bytes of what is kept of a teacher's words on one token of training text."""
-    if not settings.caches_training:
-        return 0
-    top_k = settings.cached_top_k
-    return state_bytes if top_k is None else min(top_k, vocab_size) * TOP_K_BYTES
+    held_out += plan.trial_tokens(train_tokens)
+    return _num_teachers(plan) * (
+        held_out * state + train_tokens * kept_bytes(plan.distillation, shape.vocab_size, state)
+    )
 
 
 def _moments_bytes(plan: FamilyPlan, teacher: Outline) -> int:

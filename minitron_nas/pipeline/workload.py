@@ -183,7 +183,8 @@ class _Costs:
         headless = forward * (1 - 2 * shape.hidden_size * shape.vocab_size / self._first)
         cached = self._tokens.train if settings.caches_training else 0
         said = headless if settings.cached_top_k is None else forward
-        return _on_one(headless * self._tokens.validation + said * cached)
+        heard = self._tokens.validation + self._plan.trial_tokens(self._tokens.distillation)
+        return _on_one(headless * heard + said * cached)
 
     def _prepare(self, forward: float, share: float) -> StageWork:
         """One pass for the rotation and one for the repair; a second moment is a product of its matrix' size."""
@@ -205,8 +206,9 @@ class _Costs:
         search, devices = self._plan.search, self._devices.of_a_trial(self._plan.runner)
         alive, previous = search.num_trained(len(self._pools[size].candidates)), 0
         parts = [self._jobs(alive, self._start(student, source), 1)] if search.num_rungs else []
+        beside = 0.0 if self._plan.trial_tokens(self._tokens.distillation) else lecturer
         for rung in search.rung_tokens(self._tokens.distillation):
-            trial = self._training(rung - previous, student, lecturer) + student * (
+            trial = self._training(rung - previous, student, beside) + student * (
                 self._tokens.validation + 2 * _CUT_AS_TOKENS
             )
             parts.append(self._jobs(alive, trial, devices))

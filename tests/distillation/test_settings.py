@@ -79,7 +79,7 @@ def test_the_papers_found_the_pure_forward_kl_of_all_logits_best_so_it_is_the_de
             "teacher_signal=top_k knows the most probable tokens alone, and loss=cosine compares whole distributions",
         ),
         (
-            {"intermediate": "auto"},
+            {"intermediate": "auto", "teacher_signal": "hidden_cache"},
             "intermediate=auto needs hidden states inside the teacher, and teacher_signal=hidden_cache holds none; set",
         ),
         (
@@ -116,8 +116,8 @@ def test_the_next_token_loss_alone_asks_no_teacher(values, asks, caches):
     assert (settings.asks_teacher, settings.caches_training) == (asks, caches)
 
 
-def test_the_search_learns_from_a_cache_of_hidden_states_by_default():
-    assert DistillationSettings().teacher_signal == "hidden_cache"
+def test_by_default_a_cache_of_hidden_states_is_meant_until_the_signal_is_settled():
+    assert DistillationSettings().teacher_signal == "auto"
 
 
 def test_a_cache_of_the_most_probable_tokens_keeps_a_thousand_unless_told_otherwise():

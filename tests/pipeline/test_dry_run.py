@@ -44,7 +44,9 @@ def test_a_config_and_a_text_are_enough_and_nothing_is_written(plan: Any, tmp_pa
     found = dry_run(plan(), tmp_path / "run", flops_per_second=1e9)
     assert found.text == (f"text: {tmp_path / 'text.txt'}: 1 file, 24 kB",)
     assert found.forecast.tokens.distillation == 10_000
-    assert (found.notes, found.unpacked_bytes) == ((), 0)
+    (signal,) = found.notes
+    assert signal.startswith("teacher_signal: hidden_cache; final hidden states of 10k tokens take ")
+    assert found.unpacked_bytes == 0
     assert sorted(tmp_path.rglob("*")) == before
     assert next(found.lines()) == found.text[0]
     values = json.loads(json.dumps(found.to_dict()))
@@ -55,17 +57,17 @@ def test_a_config_and_a_text_are_enough_and_nothing_is_written(plan: Any, tmp_pa
 def test_without_a_number_of_tokens_they_are_taken_from_the_text(plan: Any, tmp_path: Path) -> None:
     found = dry_run(plan("distillation.tokens=null"), tmp_path, flops_per_second=1e9)
     assert found.forecast.tokens.distillation == 6_000
-    assert "taken for 6k tokens, one for each 4 bytes" in found.notes[0]
+    assert "taken for 6k tokens, one for each 4 bytes" in found.notes[1]
     unread = dry_run(plan("distillation.tokens=null"), tmp_path, reads_text=False, flops_per_second=1e9)
     assert unread.forecast.tokens.distillation == 10**9
-    assert (unread.text, "1B tokens are assumed" in unread.notes[0]) == ((), True)
+    assert (unread.text, "1B tokens are assumed" in unread.notes[1]) == ((), True)
 
 
 def test_a_pace_that_is_not_given_is_measured(plan: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("minitron_nas.pipeline.dry_run.measure_throughput", lambda: 2e9)
     found = dry_run(plan(), tmp_path)
     assert found.forecast.flops_per_second == 2e9
-    assert "measured just now" in found.notes[0]
+    assert "measured just now" in found.notes[1]
 
 
 def test_a_space_that_carries_its_source_needs_no_teacher(plan: Any, tmp_path: Path) -> None:

@@ -79,13 +79,18 @@ def give_disk(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     [
         # one student, what its training leaves, the cache of the teacher's states
         ((), 90_000 * 4 + 90_000 * TRAINING_BYTES + 1000 * 48 * 2),
-        (("distillation.teacher_signal=online",), 90_000 * 4 + 90_000 * TRAINING_BYTES),
+        # whatever students learn from, trials have a cache of their own thousand tokens
+        (("distillation.teacher_signal=online",), 90_000 * 4 + 90_000 * TRAINING_BYTES + 1000 * 48 * 2),
+        (
+            ("distillation.teacher_signal=online", "search.num_rungs=0"),
+            90_000 * 4 + 90_000 * TRAINING_BYTES,
+        ),
         (("distillation.loss=lm",), 90_000 * 4 + 90_000 * TRAINING_BYTES),
         (
             ("distillation.teacher_signal=top_k", "distillation.top_k=100"),
-            90_000 * 4 + 90_000 * TRAINING_BYTES + 1000 * 100 * 6,
+            90_000 * 4 + 90_000 * TRAINING_BYTES + 1000 * 100 * 6 + 1000 * 48 * 2,
         ),
-        (("distillation.teacher_signal=top_k",), 90_000 * 4 + 90_000 * TRAINING_BYTES + 1000 * 320 * 6),
+        (("distillation.teacher_signal=top_k",), 90_000 * 4 + 90_000 * TRAINING_BYTES + 1000 * (320 * 6 + 48 * 2)),
         (("search.num_finalists=3",), 90_000 * 4 + 3 * 90_000 * (ADAM_BYTES + 4) + 1000 * 48 * 2),
         (("baselines=true",), 3 * 90_000 * 4 + 90_000 * TRAINING_BYTES + 1000 * 48 * 2),
         (("correct.tokens=1k",), 90_000 * 4 + 138_768 * 4 + 138_768 * TRAINING_BYTES + 1000 * 48 * 2),
@@ -102,6 +107,7 @@ def give_disk(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     ids=[
         "least",
         "online",
+        "online, no trials",
         "no teacher",
         "top 100",
         "top 1024 of 320",

@@ -228,11 +228,14 @@ def _contest(
         rungs = plan.search.rung_tokens(run.tokens.distillation_tokens)
         if rungs:
             jobs = _jobs(run, hop)
-            training = ShortTraining(plan.distillation, tuple(rungs), plan.search.reduction, plan.seed)
+            distillation = plan.distillation
+            if hop.lessons.trials is not hop.lessons.files:
+                distillation = distillation.model_copy(update={"teacher_signal": "hidden_cache"})
+            training = ShortTraining(distillation, tuple(rungs), plan.search.reduction, plan.seed)
             chosen, trials = tournament(
                 finalists,
                 hop.prepared,
-                hop.lessons.files,
+                hop.lessons.trials,
                 training,
                 jobs.within("rungs"),
                 jobs.results / "checkpoints",

@@ -1,9 +1,11 @@
 """The stage in which the KD teacher speaks once."""
 
+from dataclasses import replace
 from functools import cache, partial
 
 from minitron_nas.distillation.job import StreamFiles, TrainingFiles
 from minitron_nas.distillation.signals.caches import cached_parts, keep_signals
+from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.evaluation.continuations import continuations
 from minitron_nas.execution.device import release_memory
 from minitron_nas.models.loading import load_for_inference
@@ -30,9 +32,15 @@ def let_speak(run: Run, teacher: Source) -> Lessons:
     """
     settings, checkpoint, tokens = run.plan.distillation, teacher.checkpoint, run.tokens
     parts = cached_parts(settings)
+    num_short = _num_short_sequences(run)
+    if num_short:
+        parts["trials"] = None
+    short = tokens.file("trials")
     caches = {part: run.folder.signal(checkpoint.fingerprint, part) for part in parts}
 
     def action(progress: Progress) -> Left:
+        if num_short:
+            tokens.part("train").first(num_short).save(short)
         texts = {part: tokens.part(part) for part in parts}
         load = cache(partial(load_for_inference, checkpoint.path))
         keep_signals(load, checkpoint.fingerprint, parts, texts, caches, progress)
@@ -44,13 +52,24 @@ def let_speak(run: Run, teacher: Source) -> Lessons:
     stage = Stage(
         f"{teacher.name} signal",
         f"{teacher.name} speaks once ({_SAID[settings.teacher_signal]})",
-        inputs.of_signal(checkpoint, parts),
+        inputs.of_signal(checkpoint, parts, num_short),
         needs=(tokens.done, *teacher.made_by),
-        outputs=list(caches.values()),
+        outputs=[*caches.values(), *([short] if num_short else [])],
         costly=True,
         self_checked=SHARD_SUFFIX,
     )
     done = run.engine.run(stage, action)
     train, validation = (StreamFiles(tokens.file(part), caches.get(part)) for part in ("train", "validation"))
     files = TrainingFiles(checkpoint.path, checkpoint.fingerprint, train, validation)
-    return Lessons(files, done, done.result["continuations"])
+    trials = replace(files, train=StreamFiles(short, caches["trials"])) if num_short else files
+    return Lessons(files, trials, done, done.result["continuations"])
+
+
+def _num_short_sequences(run: Run) -> int:
+    """Return over how many sequences of the training text the teacher speaks for trials alone."""
+    length = run.plan.text.sequence_length
+    num_tokens = run.plan.trial_tokens(run.tokens.distillation_tokens)
+    if not num_tokens:
+        return 0
+    schedule = Schedule.resolve(run.plan.distillation, num_tokens, length)
+    return schedule.num_steps * schedule.batch_sequences

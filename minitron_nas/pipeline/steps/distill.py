@@ -11,11 +11,12 @@ from minitron_nas.distillation.job import StreamFiles, TrainingFiles, TrainingJo
 from minitron_nas.distillation.launch import train
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals.caches import cached_parts, keep_signals
+from minitron_nas.distillation.signals.choice import Speech, folder_bytes, free_bytes_for, settle
 from minitron_nas.distillation.training.arguments import check_engine, micro_batch
 from minitron_nas.distillation.training.curve import CurvePoint, TrainingResult
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.execution.choice import check_ray
-from minitron_nas.execution.device import release_memory
+from minitron_nas.execution.device import compute_dtype, pick_device, release_memory
 from minitron_nas.execution.preemption import going_on
 from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.models.checkpoint import Checkpoint
@@ -108,9 +109,7 @@ def distill(
     several = (runner.num_processes or 1) > 1 or settings.deepspeed is not None
     if runner.kind == "ray" and (runner.address is not None or several):
         check_ray(runner)
-    followed = Correction(Path(correction)) if correction is not None else None
-    if followed is not None:
-        followed.require_usable(settings)
+    followed, settings = _followed(correction, settings)
     for line in about_text(data, text):
         display.note(line)
     work = folder.with_name(f"{folder.name}.work")
@@ -132,8 +131,10 @@ def distill(
             "train": splits.train.first(schedule.num_steps * schedule.batch_sequences),
             "validation": splits.validation,
         }
+        kept = Path(signals) if signals is not None else work
+        settings = _settled(settings, other, schedule, kept, display)
         with display.stage("signal", "the teacher speaks once") as progress:
-            files = _files(settings, other, parts, work, Path(signals) if signals is not None else work, progress)
+            files = _files(settings, other, parts, work, kept, progress)
         if followed is not None:
             files = replace(files, correction=followed.out)
         checkpoints = work / f"checkpoints-{source.fingerprint}-{other.fingerprint}"
@@ -157,6 +158,31 @@ def distill(
         )
         shutil.rmtree(work, ignore_errors=True)
     return Distilled(folder, result, proof)
+
+
+def _followed(
+    correction: str | Path | None, settings: DistillationSettings
+) -> tuple[Correction | None, DistillationSettings]:
+    """Return the correction that the teacher follows, if any, and the settings, in which it then runs beside."""
+    if correction is None:
+        return None, settings
+    if settings.teacher_signal == "auto":
+        settings = settings.model_copy(update={"teacher_signal": "online"})
+    followed = Correction(Path(correction))
+    followed.require_usable(settings)
+    return followed, settings
+
+
+def _settled(
+    settings: DistillationSettings, teacher: Checkpoint, schedule: Schedule, folder: Path, display: Display
+) -> DistillationSettings:
+    """Return the settings with a teacher signal that the disk has room for, and say why it is that one."""
+    shape, value_bytes = teacher.architecture, compute_dtype(pick_device()).itemsize
+    speech = Speech(schedule.num_tokens, shape.vocab_size, shape.hidden_size * value_bytes)
+    settings, told = settle(settings, speech, free_bytes_for(folder) + folder_bytes(folder))
+    if told:
+        display.note(told)
+    return settings
 
 
 def _tell_harm(display: Display, result: TrainingResult) -> None:

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from minitron_nas.distillation.job import TrainingFiles
-from minitron_nas.distillation.signals import caches
 from minitron_nas.distillation.signals import folder as signal_folder
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache
 from minitron_nas.distillation.signals.teacher import OnlineTeacher
@@ -16,8 +15,10 @@ from minitron_nas.distillation.signals.top_k_cache import TopKCache
 from minitron_nas.models.checkpoint import Checkpoint, open_checkpoint
 from minitron_nas.pipeline.display import Quiet
 from minitron_nas.pipeline.engine import Engine, Left, Stage
+from minitron_nas.pipeline.hop import Lessons
 from minitron_nas.pipeline.plan import make_plan, with_overrides
 from minitron_nas.pipeline.run import Run, RunTokens, Source
+from minitron_nas.pipeline.stages import teach
 from minitron_nas.pipeline.stages.teach import let_speak
 from minitron_nas.storage.run_folder import RunFolder
 from minitron_nas.testing import tiny_checkpoint
@@ -39,33 +40,40 @@ def some_tokens(num_sequences: int, seed: int) -> PackedTokens:
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The teachers that were loaded."""
-    loaded, load = [], caches.load_for_inference
+    loaded, load = [], teach.load_for_inference
 
     def watched(path: Path) -> Any:
         loaded.append(path)
         return load(path)
 
-    monkeypatch.setattr(caches, "load_for_inference", watched)
+    monkeypatch.setattr(teach, "load_for_inference", watched)
     return loaded
 
 
 @pytest.fixture
-def speak(teacher: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Speak:
+def lessons(teacher: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Lessons]:
     """Run the stage in one run folder, over twelve sequences of training and four of validation text."""
     monkeypatch.setattr(signal_folder, "_SHARD_BYTES", 1)  # a shard of each batch of four
     parts = {name: some_tokens(count, seed=count) for name, count in (("calibration", 2), ("validation", 4))}
 
-    def call(*overrides: str, seed: int = 9) -> TrainingFiles:
+    def call(*overrides: str, seed: int = 9) -> Lessons:
         train = some_tokens(12, seed)
         for name, part in {**parts, "train": train}.items():
             part.save(tmp_path / "tokens" / f"{name}.safetensors")
-        plan = make_plan(with_overrides({"teacher": "x", "sizes": [1], "data": "x"}, overrides))
+        settled = ("distillation.teacher_signal=hidden_cache", *overrides)
+        plan = make_plan(with_overrides({"teacher": "x", "sizes": [1], "data": "x"}, settled))
         engine, source = Engine(RunFolder(tmp_path), Quiet()), Source("teacher", teacher)
         text = engine.run(Stage("text", "tokens", {"seed": seed}), lambda progress: Left(seed))
         run = Run(engine, plan, source, RunTokens(tmp_path / "tokens", text, train.num_tokens))
-        return let_speak(run, source).files
+        return let_speak(run, source)
 
     return call
+
+
+@pytest.fixture
+def speak(lessons: Callable[..., Lessons]) -> Speak:
+    """The same, for what students learn from."""
+    return lambda *overrides, **seed: lessons(*overrides, **seed).files
 
 
 @pytest.mark.parametrize(
@@ -77,8 +85,34 @@ def test_training_gets_the_signal_of_the_plan_and_validation_hidden_states(
     train, validation = speak(f"distillation.teacher_signal={signal}").streams()
     assert (type(train.signal), type(validation.signal)) == (kind, HiddenCache)
     assert (train.tokens.num_sequences, validation.tokens.num_sequences) == (12, 4)
-    folders = ["validation"] if signal == "online" else ["train", "validation"]
+    folders = {"online": ["trials", "validation"], "top_k": ["train", "trials", "validation"]}.get(
+        signal, ["train", "validation"]
+    )
     assert sorted(path.name for path in (tmp_path / "signals" / teacher.fingerprint).iterdir()) == folders
+
+
+@pytest.mark.parametrize("signal", ["hidden_cache", "top_k", "online"])
+def test_trials_learn_the_same_text_from_a_cache_whatever_students_learn_from(
+    lessons: Callable[..., Lessons], signal: str
+) -> None:
+    found = lessons(f"distillation.teacher_signal={signal}", "search.tokens=128", "distillation.batch_sequences=2")
+    whole, short = found.files.train.open(), found.trials.streams()[0]
+    assert isinstance(short.signal, HiddenCache)
+    if signal == "hidden_cache":
+        assert found.trials == found.files
+    else:
+        num = short.tokens.num_sequences
+        assert 0 < num < whole.num_sequences
+        assert torch.equal(short.tokens.input_ids, whole.input_ids[:num])
+
+
+def test_where_nothing_is_tried_or_inner_states_are_matched_trials_get_no_cache(
+    lessons: Callable[..., Lessons],
+) -> None:
+    untried = lessons("distillation.teacher_signal=online", "search.num_rungs=0")
+    assert untried.trials == untried.files
+    matched = lessons("distillation={teacher_signal: online, intermediate: always}")
+    assert matched.trials == matched.files
 
 
 def test_the_teacher_is_loaded_once_for_all_parts_and_not_again_when_the_run_goes_on(

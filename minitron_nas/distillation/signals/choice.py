@@ -1,0 +1,123 @@
+"""Which signal a training gets where the plan leaves it open: what the disk can hold."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from minitron_nas.distillation.settings import DistillationSettings, SignalKind
+from minitron_nas.distillation.signals.top_k_cache import TOP_K_BYTES
+from minitron_nas.settings import format_count
+from minitron_nas.storage.atomic import existing_parent
+
+CACHE_SHARE = 0.5
+"""The most of the free disk that what the teacher says over the training text may take."""
+
+_KEPT: Mapping[SignalKind, str] = {"hidden_cache": "final hidden states", "top_k": "the most probable tokens"}
+"""What is kept, the better first."""
+
+_WHOLE = ("mse", "cosine")
+"""Losses that compare whole distributions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Speech:
+    """How much a KD teacher says.
+
+    Attributes:
+        num_tokens: Of the training text, of all KD teachers together; None where that is not known before it is read.
+        vocab_size: Of the teacher.
+        state_bytes: Of one final hidden state.
+    """
+
+    num_tokens: int | None
+    vocab_size: int
+    state_bytes: int
+
+    def num_bytes(self, settings: DistillationSettings) -> int:
+        """Return the bytes that are kept of it, as settings say; of an unknown number of tokens those of none."""
+        return (self.num_tokens or 0) * kept_bytes(settings, self.vocab_size, self.state_bytes)
+
+
+def kept_bytes(settings: DistillationSettings, vocab_size: int, state_bytes: int) -> int:
+    """Return the bytes of what is kept of a teacher's words on one token of training text.
+
+    Args:
+        settings: Which signal there is.
+        vocab_size: Of the teacher.
+        state_bytes: Of one final hidden state.
+    """
+    if not settings.caches_training:
+        return 0
+    top_k = settings.cached_top_k
+    return state_bytes if top_k is None else min(top_k, vocab_size) * TOP_K_BYTES
+
+
+def settle(settings: DistillationSettings, speech: Speech, free_bytes: int) -> tuple[DistillationSettings, str]:
+    """Choose a signal where `teacher_signal` is `auto`: a cache if the disk has room for it, else the teacher itself.
+
+    Final hidden states are all that the teacher says, and come first; the most probable tokens where they alone fit
+    and are less to keep; else the teacher runs beside every student, which costs its forward pass each time.
+
+    Args:
+        settings: How a student learns.
+        speech: How much the teacher says.
+        free_bytes: Of the disk where it would be kept.
+
+    Returns:
+        The settings with a signal that is settled, and why, in a line; that is empty where nothing was open.
+    """
+    if settings.teacher_signal != "auto":
+        return settings, ""
+    if not settings.asks_teacher:
+        return _with(settings, "hidden_cache"), ""
+    if settings.intermediate != "none":
+        return _with(settings, "online"), "teacher_signal: online, for hidden states inside the teacher are matched"
+    if speech.num_tokens is None:
+        return _with(settings, "hidden_cache"), (
+            "teacher_signal: hidden_cache; how much text there is shows when it is read, and what the teacher says "
+            f"over a token takes {speech.state_bytes:,} bytes; set distillation.tokens to have it held against the disk"
+        )
+    room = CACHE_SHARE * free_bytes
+    said = []
+    for kind in _KEPT:
+        if kind == "top_k" and settings.loss in _WHOLE:
+            continue
+        chosen = _with(settings, kind)
+        needed = speech.num_bytes(chosen)
+        words = f"{_KEPT[kind]} of {format_count(speech.num_tokens)} tokens take {_size(needed)}"
+        if needed <= room:
+            before = f"{'; '.join(said)}, more than half of the {_size(free_bytes)} that are free; " if said else ""
+            after = "" if said else f", at most half of the {_size(free_bytes)} that are free"
+            return chosen, f"teacher_signal: {kind}; {before}{words}{after}"
+        said.append(words)
+    return _with(settings, "online"), (
+        f"teacher_signal: online, the teacher runs beside every student; {' and '.join(said)}, more than half of the "
+        f"{_size(free_bytes)} that are free"
+    )
+
+
+def free_bytes_for(folder: Path) -> int:
+    """Return the free bytes of the disk that a folder lies on, or will lie on.
+
+    Args:
+        folder: It need not exist yet.
+    """
+    return shutil.disk_usage(existing_parent(folder)).free
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return the bytes of the files below a folder; none where it is not there.
+
+    Args:
+        folder: Where an earlier call may have kept what the teacher says.
+    """
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _with(settings: DistillationSettings, kind: SignalKind) -> DistillationSettings:
+    return settings.model_copy(update={"teacher_signal": kind})
+
+
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:.3g} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.3g} MB"

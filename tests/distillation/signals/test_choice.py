@@ -1,0 +1,48 @@
+"""Which signal is settled on, by what the disk can hold."""
+
+import pytest
+
+from minitron_nas.distillation.settings import DistillationSettings
+from minitron_nas.distillation.signals.choice import Speech, settle
+
+LARGE = Speech(100_000_000, 128_256, 4096 * 2)  # 819 GB of hidden states, 614 GB of 1024 tokens each
+
+
+@pytest.mark.parametrize(
+    ("free_gb", "kind"), [(1_700, "hidden_cache"), (1_639, "hidden_cache"), (1_600, "top_k"), (1_200, "online")]
+)
+def test_a_cache_takes_at_most_half_of_the_free_disk(free_gb: int, kind: str) -> None:
+    settings, told = settle(DistillationSettings(), LARGE, free_gb * 10**9)
+    assert settings.teacher_signal == kind
+    assert told.startswith(f"teacher_signal: {kind}")
+    assert "819 GB" in told
+    assert ("614 GB" in told) == (kind != "hidden_cache")
+
+
+def test_a_loss_over_whole_distributions_never_gets_the_most_probable_tokens() -> None:
+    settings, told = settle(DistillationSettings(loss="mse"), LARGE, 1_600 * 10**9)
+    assert settings.teacher_signal == "online"
+    assert "most probable" not in told
+
+
+def test_what_was_named_stays_and_is_not_explained() -> None:
+    for kind in ("hidden_cache", "top_k", "online"):
+        named = DistillationSettings(teacher_signal=kind)
+        assert settle(named, LARGE, 0) == (named, "")
+
+
+def test_hidden_states_inside_the_teacher_need_it_beside_the_student() -> None:
+    matching = DistillationSettings(intermediate="always")
+    assert not matching.caches_training
+    assert settle(matching, LARGE, 10**18)[0].teacher_signal == "online"
+
+
+def test_text_of_unknown_length_is_cached_and_that_is_said() -> None:
+    settings, told = settle(DistillationSettings(), Speech(None, 128_256, 8192), 0)
+    assert settings.teacher_signal == "hidden_cache"
+    assert "8,192 bytes" in told
+    assert "set distillation.tokens" in told
+
+
+def test_a_training_without_a_teacher_has_nothing_to_settle() -> None:
+    assert settle(DistillationSettings(loss="lm"), LARGE, 0)[1] == ""
