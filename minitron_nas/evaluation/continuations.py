@@ -7,6 +7,7 @@ up, and answers of multiple choice survive what generation does not (arXiv 2603.
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from minitron_nas.evaluation.clock import decode, prefill
 from minitron_nas.execution.device import compute_dtype
@@ -22,6 +23,16 @@ NEW_TOKENS = 32
 _PROMPT_TOKENS = 64
 
 
+def prompts(tokens: PackedTokens) -> Tensor:
+    """Return the beginnings of held-out sequences that are continued, (num_prompts, num_tokens), int64.
+
+    Args:
+        tokens: The held-out sequences.
+    """
+    length = min(_PROMPT_TOKENS, max(tokens.input_ids.shape[1] // 2, 1))
+    return tokens.first(NUM_PROMPTS).in_memory().input_ids[:, :length]
+
+
 @torch.no_grad()
 def continuations(model: CausalLM, tokens: PackedTokens) -> list[list[int]]:
     """Continue the beginnings of held-out sequences greedily, in the device's dtype whatever the weights' is.
@@ -35,14 +46,11 @@ def continuations(model: CausalLM, tokens: PackedTokens) -> list[list[int]]:
     """
     training, device = model.training, model.device
     model.eval()
-    dtype = compute_dtype(device)
-    whole = tokens.input_ids.shape[1]
-    length = min(_PROMPT_TOKENS, max(whole // 2, 1))
-    num_new = min(NEW_TOKENS, max(whole - length, 1))
-    prompts = tokens.first(NUM_PROMPTS).in_memory().input_ids[:, :length].to(device)
+    dtype, read = compute_dtype(device), prompts(tokens).to(device)
+    num_new = min(NEW_TOKENS, max(tokens.input_ids.shape[1] - read.shape[1], 1))
     try:
         with torch.autocast(device.type, dtype=dtype, enabled=dtype not in (torch.float32, model.dtype)):
-            first, cache = prefill(model, prompts)
+            first, cache = prefill(model, read)
             written: list[list[int]] = torch.cat([first, decode(model, first, cache, num_new - 1)], dim=1).tolist()
     finally:
         model.train(training)
@@ -61,3 +69,14 @@ def agreement(written: Sequence[Sequence[int]], teacher: Sequence[Sequence[int]]
         equal = [one == two for one, two in zip(own, other, strict=True)]
         shared.append(equal.index(False) if False in equal else len(equal))
     return shared
+
+
+def repetition(written: Sequence[Sequence[int]]) -> float:
+    """Return the share of runs of four tokens that have stood in the same continuation before.
+
+    Args:
+        written: By a model; text that repeats itself has many, text of people hardly any.
+    """
+    runs = [[tuple(own[start : start + 4]) for start in range(len(own) - 3)] for own in written]
+    total = sum(map(len, runs))
+    return 1 - sum(len(set(own)) for own in runs) / total if total else 0.0

@@ -120,7 +120,7 @@ def of_training(plan: FamilyPlan, role: str, target: Architecture) -> dict[str, 
 
 
 def of_measurement(plan: FamilyPlan, member: TrainedMember, checkpoint: Checkpoint) -> dict[str, Any]:
-    """A model is measured: loss, KL, speed and memory."""
+    """A model is measured: loss, KL, what it writes, speed and memory."""
     speed = {**plan.evaluation.model_dump(include=_SPEED), "in_turns_with": "teacher"}
     return {"model": checkpoint.fingerprint, "member": member.to_dict(), "speed": speed}
 

@@ -90,6 +90,8 @@ def _content(run: RunRecord) -> dict[str, Any]:
         "figures": _figures(run, sizes, members[0].value("num_parameters")),
         "outcomes": {size: sections.outcome_counts(run.candidates, size) for size in sizes},
         "held_against": {size: sections.held_against(run.candidates, size) for size in sizes},
+        "samples": sections.samples(run, models),
+        "titles": {member.name: member.title for member in members},
         "generation": {size: sections.generation(run.trials, size) for size in sizes},
         "correlations": {size: sections.correlation_rows(run, size) for size in sizes},
         "columns": sections.CANDIDATE_COLUMNS,

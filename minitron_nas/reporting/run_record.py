@@ -21,6 +21,7 @@ from minitron_nas.storage.schemas import (
     CURVES,
     EVALUATIONS,
     EXCLUSIONS,
+    SAMPLES,
     TEXTS,
     TRIALS,
     Table,
@@ -56,6 +57,7 @@ class RunRecord:
     texts: pd.DataFrame
     curves: pd.DataFrame
     evaluations: pd.DataFrame
+    samples: pd.DataFrame
     benchmarks: pd.DataFrame
     lineages: Mapping[str, Lineage]
     latency: LatencyModel | None
@@ -110,6 +112,7 @@ def read_run(folder: Path) -> RunRecord:
         texts=_frame(folder, TEXTS),
         curves=_frame(folder, CURVES),
         evaluations=_frame(folder, EVALUATIONS),
+        samples=_frame(folder, SAMPLES),
         benchmarks=_frame(folder, BENCHMARKS),
         lineages={path.parent.name: read_lineage(path.parent) for path in students},
         latency=_latency(folder),

@@ -91,6 +91,20 @@ def held_against(candidates: pd.DataFrame, size: str) -> str:
     return f"Untrained KL: the choice {numerals.nats(float(chosen.min()))}, {', '.join(others)}"
 
 
+def samples(run: RunRecord, models: Sequence[str]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return for each held-out beginning its text, and how each model that was measured goes on.
+
+    Args:
+        run: The run.
+        models: Names of its models, in the order of the report.
+    """
+    found = list[tuple[str, list[tuple[str, str]]]]()
+    for _, rows in run.samples.sort_values("prompt", kind="stable").groupby("prompt"):
+        texts = dict(zip(rows["model"], rows["text"], strict=True))
+        found.append((str(rows["prompt_text"].iloc[0]), [(name, texts[name]) for name in models if name in texts]))
+    return found
+
+
 def generation(trials: pd.DataFrame, size: str) -> str:
     """Say whether the trial with the lowest KL of a size's last rung also writes most like the teacher.
 

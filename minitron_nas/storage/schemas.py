@@ -202,6 +202,13 @@ EVALUATIONS = Table(
         Column("kl_nats", _FLOAT, "validation KL(teacher || model) per token"),
         Column("loss_nats", _FLOAT, "validation next-token loss"),
         Column("perplexity", _FLOAT, "exp(loss_nats)"),
+        Column(
+            "agreement_tokens",
+            _FLOAT,
+            "tokens of its greedy continuations of held-out text that are the teacher's own before the first that is "
+            "not, mean over up to 16 prompts, of 32",
+        ),
+        Column("repeated_share", _FLOAT, "share of four tokens in a row that its continuation has had before"),
         Column("prefill_tokens_per_second", _FLOAT, "median of rounds, batch 1, bf16 or fp32 as evaluated"),
         Column("decode_tokens_per_second", _FLOAT, "median of rounds, with a key-value cache, batch 1"),
         Column(
@@ -212,6 +219,18 @@ EVALUATIONS = Table(
         Column("decode_spread", _FLOAT, "the same of decoding"),
         Column("peak_memory_bytes", _INT, "peak of the measuring process (CPU: resident set; CUDA: allocated)"),
         Column("proof_max_abs_difference", _FLOAT, "largest logit difference between memory and reloaded folder"),
+    ),
+)
+
+SAMPLES = Table(
+    "samples.parquet",
+    ("model", "prompt"),
+    (
+        Column("size", _TEXT, "label of the parameter budget; null for the teacher"),
+        Column("model", _TEXT, "name of the model, as in evaluations.parquet"),
+        Column("prompt", _INT, "number of the held-out beginning, from 1"),
+        Column("prompt_text", _TEXT, "that beginning"),
+        Column("text", _TEXT, "how the model goes on greedily"),
     ),
 )
 
@@ -230,7 +249,7 @@ BENCHMARKS = Table(
     ),
 )
 
-TABLES = (SCORES, CANDIDATES, EXCLUSIONS, TRIALS, CORRELATIONS, TEXTS, CURVES, EVALUATIONS, BENCHMARKS)
+TABLES = (SCORES, CANDIDATES, EXCLUSIONS, TRIALS, CORRELATIONS, TEXTS, CURVES, EVALUATIONS, SAMPLES, BENCHMARKS)
 
-RUN_TABLES = (CANDIDATES, EXCLUSIONS, TRIALS, CORRELATIONS, TEXTS, CURVES, EVALUATIONS, BENCHMARKS)
+RUN_TABLES = (CANDIDATES, EXCLUSIONS, TRIALS, CORRELATIONS, TEXTS, CURVES, EVALUATIONS, SAMPLES, BENCHMARKS)
 """Those that lie in a run folder, made of the rows of its stages."""

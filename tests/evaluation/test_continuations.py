@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from minitron_nas.evaluation import continuations as module
-from minitron_nas.evaluation.continuations import NEW_TOKENS, agreement, continuations
+from minitron_nas.evaluation.continuations import NEW_TOKENS, agreement, continuations, prompts, repetition
 from minitron_nas.testing import tiny_config, tiny_model
 from minitron_nas.text.packing import pack
 from minitron_nas.text.tokens import PackedTokens
@@ -50,3 +50,16 @@ def test_a_training_model_stays_one_and_few_prompts_of_a_moderate_length_are_rea
 def test_agreement_ends_where_the_first_token_differs() -> None:
     assert agreement([[1, 2, 3], [1, 9, 3], [9, 2, 3]], [[1, 2, 3]] * 3) == [3, 1, 0]
     assert agreement([[4] * 8], [[4] * 8]) == [8]
+
+
+def test_prompts_are_beginnings_of_at_most_half_a_sequence() -> None:
+    tokens = some_tokens(20)
+    assert torch.equal(prompts(tokens), tokens.input_ids[:16, :48])
+    assert prompts(some_tokens(2, 200)).shape == (2, 64)
+
+
+def test_repetition_counts_runs_of_four_that_have_been_before() -> None:
+    assert repetition([[1, 2, 3, 4, 5, 6, 7]]) == 0
+    assert repetition([[1, 2, 3, 4, 1, 2, 3, 4]]) == pytest.approx(1 / 5)
+    assert repetition([[7] * 8, [1, 2, 3, 4, 5, 6, 7, 8]]) == pytest.approx(4 / 10)
+    assert repetition([[1, 2, 3]]) == 0

@@ -13,7 +13,7 @@ from minitron_nas.errors import DataError, RunFolderError
 from minitron_nas.pipeline.build import build_family
 from minitron_nas.pipeline.display import Quiet
 from minitron_nas.pipeline.family import Family
-from minitron_nas.storage.schemas import CORRELATIONS, TEXTS
+from minitron_nas.storage.schemas import CORRELATIONS, SAMPLES, TEXTS
 from minitron_nas.storage.tables import read_frame
 from minitron_nas.text.tokens import PackedTokens
 
@@ -61,6 +61,19 @@ def test_candidates_are_screened_and_trained_on_as_much_of_each_text(family: Fam
 
 def test_trials_tell_how_long_they_follow_what_the_teacher_writes(family: Family) -> None:
     assert family.trials["agreement_tokens"].between(0, 32).all()
+
+
+def test_every_member_continues_the_same_beginnings(family: Family) -> None:
+    models = family.evaluations.set_index("model")
+    assert models.loc["teacher", "agreement_tokens"] == 32
+    assert models["agreement_tokens"].between(0, 32).all()
+    assert models["repeated_share"].between(0, 1).all()
+    samples = read_frame(family.path, SAMPLES)
+    assert set(samples["model"]) == set(models.index)
+    assert (samples.groupby("prompt")["prompt_text"].nunique() == 1).all()
+    assert samples["prompt_text"].nunique() == 4
+    page = family.report.read_text()
+    assert page.split('id="samples"')[1].split("</section>")[0].count("<dd>") == len(samples)
 
 
 def test_how_far_the_texts_agree_on_the_order_is_recorded(family: Family) -> None:

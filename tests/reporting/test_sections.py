@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from minitron_nas.reporting import sections
+from minitron_nas.reporting.html import render_report
 from minitron_nas.reporting.run_record import RunRecord, read_run
 from minitron_nas.storage.lineage import Origin
 
@@ -89,3 +90,31 @@ def test_the_lowest_kl_is_held_against_what_trials_write() -> None:
 def test_one_trial_or_none_that_has_written_is_held_against_nothing() -> None:
     assert sections.generation(last_rung(("a", 0.5, 7.2), ("b", 0.6, None)), "94M") == ""
     assert sections.generation(last_rung(("a", 0.5, 7.2)), "110M") == ""
+
+
+def test_samples_stand_by_prompt_each_with_all_models_in_their_order(run: RunRecord) -> None:
+    rows = [
+        {
+            "size": size,
+            "model": model,
+            "prompt": prompt,
+            "prompt_text": f"beginning {prompt}",
+            "text": f"{model} {prompt}",
+        }
+        for at in (2, 1)
+        for size, model in (("94M", "94M"), (None, "teacher"), ("94M", "gone"))
+    ]
+    with_samples = replace(run, samples=pd.DataFrame(rows))
+    assert sections.samples(with_samples, ["teacher", "110M", "94M"]) == [
+        ("beginning 1", [("teacher", "teacher 1"), ("94M", "94M 1")]),
+        ("beginning 2", [("teacher", "teacher 2"), ("94M", "94M 2")]),
+    ]
+    assert sections.samples(run, ["teacher"]) == []
+
+
+def test_what_a_model_writes_cannot_write_into_the_page(run: RunRecord) -> None:
+    text = "<script>alert(1)</script>"
+    row = {"size": None, "model": "teacher", "prompt": 1, "prompt_text": text, "text": text}
+    page = render_report(replace(run, samples=pd.DataFrame([row])))
+    assert text not in page
+    assert page.count("&lt;script&gt;alert(1)") == 2

@@ -2,13 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import islice
 from math import exp
+from statistics import fmean
 from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from minitron_nas.architecture.costs import count_embedding_parameters
 from minitron_nas.distillation.loss.losses import Losses
 from minitron_nas.distillation.loss.validation import validate
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache
+from minitron_nas.evaluation.continuations import agreement, continuations, prompts, repetition
 from minitron_nas.evaluation.speed import measure_speed
 from minitron_nas.execution.device import release_memory
 from minitron_nas.models.loading import load_for_inference
@@ -17,9 +22,12 @@ from minitron_nas.pipeline.engine import Done, Left, Stage
 from minitron_nas.pipeline.member import TrainedMember
 from minitron_nas.pipeline.run import Run, Source
 from minitron_nas.progress import Progress
-from minitron_nas.storage.schemas import BENCHMARKS, EVALUATIONS, TEXTS
+from minitron_nas.storage.schemas import BENCHMARKS, EVALUATIONS, SAMPLES, TEXTS
 from minitron_nas.text.held_out import means_by_text
 from minitron_nas.text.tokens import PackedTokens
+
+_NUM_SAMPLES = 4
+"""Prompts that the report shows with what each model makes of them."""
 
 
 def teacher_member(run: Run) -> TrainedMember:
@@ -53,6 +61,7 @@ def _measure(run: Run, member: TrainedMember, model: Source, signal: Done) -> No
         said = HiddenCache(cache, teacher.fingerprint, held_out)
         loaded = load_for_inference(checkpoint.path)
         losses = validate(loaded, held_out, said, progress=progress)
+        written = continuations(loaded, held_out)
         del loaded
         release_memory()
         beside = None if member.role == "teacher" else teacher.path
@@ -71,10 +80,14 @@ def _measure(run: Run, member: TrainedMember, model: Source, signal: Done) -> No
             "kl_nats": losses.kl_nats,
             "loss_nats": losses.loss_nats,
             "perplexity": exp(losses.loss_nats),
+            "agreement_tokens": fmean(agreement(written, signal.result["continuations"])),
+            "repeated_share": repetition(written),
             **asdict(speed),
             "proof_max_abs_difference": member.proof.max_abs_difference if member.proof is not None else None,
         }
-        return Left(rows=((EVALUATIONS, [row]), (TEXTS, _by_text(run.tokens.texts, member, losses, held_out))))
+        by_text = _by_text(run.tokens.texts, member, losses, held_out)
+        samples = _samples(AutoTokenizer.from_pretrained(teacher.path), member, held_out, written)
+        return Left(rows=((EVALUATIONS, [row]), (TEXTS, by_text), (SAMPLES, samples)))
 
     stage = Stage(
         f"{member.name} evaluate",
@@ -83,6 +96,18 @@ def _measure(run: Run, member: TrainedMember, model: Source, signal: Done) -> No
         needs=(run.tokens.done, signal, *model.made_by),
     )
     run.engine.run(stage, action)
+
+
+def _samples(
+    tokenizer: PreTrainedTokenizerBase, member: TrainedMember, held_out: PackedTokens, written: list[list[int]]
+) -> list[dict[str, Any]]:
+    """Return a member's rows of `samples.parquet`."""
+    about = {"size": member.size, "model": member.name}
+    texts = zip(prompts(held_out).tolist(), written, strict=True)
+    return [
+        {**about, "prompt": number, "prompt_text": tokenizer.decode(prompt), "text": tokenizer.decode(own)}
+        for number, (prompt, own) in enumerate(islice(texts, _NUM_SAMPLES), 1)
+    ]
 
 
 def _by_text(
