@@ -97,9 +97,9 @@ def test_samples_stand_by_prompt_each_with_all_models_in_their_order(run: RunRec
         {
             "size": size,
             "model": model,
-            "prompt": prompt,
-            "prompt_text": f"beginning {prompt}",
-            "text": f"{model} {prompt}",
+            "prompt": at,
+            "prompt_text": f"beginning {at}",
+            "text": f"{model} {at}",
         }
         for at in (2, 1)
         for size, model in (("94M", "94M"), (None, "teacher"), ("94M", "gone"))
