@@ -47,9 +47,9 @@ def family(made_once: Callable[..., Path]) -> Family:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_student_is_within_two_percent_of_its_size(family: Family, size: str) -> None:
+def test_a_student_is_within_five_percent_of_its_size(family: Family, size: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(family.path / "students" / size, trust_remote_code=False)
-    assert abs(model.num_parameters() - SIZES[size]) <= 0.02 * SIZES[size]
+    assert abs(model.num_parameters() - SIZES[size]) <= 0.05 * SIZES[size]
 
 
 @pytest.mark.parametrize("size", SIZES)
