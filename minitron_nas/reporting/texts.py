@@ -8,7 +8,7 @@ import pandas as pd
 
 from minitron_nas.reporting import numerals
 from minitron_nas.reporting.members import ROLE_NAMES, ReportedMember
-from minitron_nas.reporting.run_record import RunRecord
+from minitron_nas.reporting.run_record import RunRecord, plain_rows
 
 _SAME_FRACTION = 0.005
 """KLs that differ by less say nothing."""
@@ -30,8 +30,8 @@ def text_names(run: RunRecord) -> list[str]:
 def member_texts(run: RunRecord) -> dict[str, dict[str, TextCell]]:
     """Return each member's cells by member and text."""
     cells = dict[str, dict[str, TextCell]]()
-    for row in run.texts[run.texts["look"] == "member"].itertuples():
-        cells.setdefault(str(row.model), {})[str(row.text)] = TextCell(float(row.kl_nats), exp(float(row.loss_nats)))
+    for row in plain_rows(run.texts[run.texts["look"] == "member"]):
+        cells.setdefault(row["model"], {})[row["text"]] = TextCell(row["kl_nats"], exp(row["loss_nats"]))
     return cells
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from minitron_nas.distillation.settings import DistillationSettings, SignalKind
 from minitron_nas.distillation.signals.top_k_cache import TOP_K_BYTES
 from minitron_nas.settings import format_count
-from minitron_nas.storage.atomic import existing_parent
+from minitron_nas.storage.machine import existing_parent
 
 CACHE_SHARE = 0.5
 """The most of the free disk that what the teacher says over the training text may take."""
@@ -79,7 +79,7 @@ def settle(settings: DistillationSettings, speech: Speech, free_bytes: int) -> t
             f"over a token takes {speech.state_bytes:,} bytes; set distillation.tokens to have it held against the disk"
         )
     room = CACHE_SHARE * free_bytes
-    said = []
+    said = list[str]()
     for kind in _KEPT:
         if kind == "top_k" and settings.loss in _WHOLE:
             continue
