@@ -1,9 +1,10 @@
 """Settings of distillation; no torch."""
 
 import warnings
+from math import inf, nan
 from typing import Annotated, ClassVar, Literal, Self, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from minitron_nas.settings import Count, Settings
 
@@ -16,8 +17,27 @@ HOW_TO_TRAIN = (
 )
 """Settings of a distillation that say how it is done: what comes out is the same but for rounding."""
 
+DEFAULT_LEARNING_RATE = 1e-4
+"""Peak where none is given and none is found; P2 (arXiv 2408.11796, table 4) trained its 4B models with it."""
+
+PROBES_FIT = 40
+"""Short trainings at one learning rate that would take all tokens of a student: four may take a tenth."""
+
 _HARMFUL_TOP_K = 100
 _CACHED_TOP_K = 1024
+
+
+def _rate(value: object) -> float | Literal["auto"]:
+    """Read a learning rate, or the word that has one looked for."""
+    if value == "auto":
+        return "auto"
+    try:
+        rate = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else nan
+    except ValueError:
+        rate = nan
+    if not 0 < rate < inf:
+        raise ValueError(f"{value!r} is no learning rate; write a number above 0 such as 1e-4, or auto")
+    return rate
 
 
 class DistillationSettings(Settings):
@@ -25,7 +45,9 @@ class DistillationSettings(Settings):
 
     Attributes:
         tokens: KD tokens of one student; without it, one pass over the training text, at most 1B.
-        learning_rate: Peak of the cosine schedule.
+        learning_rate: Peak of the cosine schedule: a number, or `auto`, for which 1e-4 and a few higher rates are
+            tried on a size's first student, in short trainings that together take at most a tenth of its tokens; the
+            one with the lowest validation KL is that of all students of the size.
         min_learning_rate_fraction: End of the schedule, as a fraction of the peak.
         warmup_fraction: Share of the steps with linearly rising learning rate.
         weight_decay: Of AdamW.
@@ -69,7 +91,7 @@ class DistillationSettings(Settings):
     """Of the plan, for messages."""
 
     tokens: Count | None = None
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    learning_rate: Annotated[float | Literal["auto"], BeforeValidator(_rate)] = DEFAULT_LEARNING_RATE
     min_learning_rate_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -93,6 +115,19 @@ class DistillationSettings(Settings):
     deepspeed: str | None = None
     report_to: tuple[str, ...] = ()
     run_name: str | None = None
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate after warm-up; the default where one is still to be looked for."""
+        return DEFAULT_LEARNING_RATE if self.learning_rate == "auto" else self.learning_rate
+
+    def at_rate(self, learning_rate: float) -> Self:
+        """Return the same with a learning rate that is a number.
+
+        Args:
+            learning_rate: The peak of the schedule.
+        """
+        return self.model_copy(update={"learning_rate": learning_rate})
 
     @property
     def asks_teacher(self) -> bool:

@@ -17,7 +17,7 @@ from minitron_nas.models.hub import commit_of
 from minitron_nas.models.source import ModelSource, check_source, resolve_teacher, source_name
 from minitron_nas.pipeline.devices import Devices
 from minitron_nas.pipeline.display import Display, default_display
-from minitron_nas.pipeline.engine import Engine
+from minitron_nas.pipeline.engine import Done, Engine
 from minitron_nas.pipeline.family import Family
 from minitron_nas.pipeline.hop import Hop
 from minitron_nas.pipeline.member import Baseline, Role
@@ -28,6 +28,7 @@ from minitron_nas.pipeline.run import Run, Source
 from minitron_nas.pipeline.stages.correct import correct_teacher
 from minitron_nas.pipeline.stages.measure import evaluate_member, teacher_member
 from minitron_nas.pipeline.stages.prepare import prepare_source
+from minitron_nas.pipeline.stages.rate import find_learning_rate
 from minitron_nas.pipeline.stages.search import Found, find_shapes, write_search
 from minitron_nas.pipeline.stages.teach import let_speak
 from minitron_nas.pipeline.stages.tokenize import prepare_tokens
@@ -214,22 +215,25 @@ def _build(run: Run) -> None:
     plan, folder, teacher = run.plan, run.folder, run.teacher
     first = lessons = let_speak(run, teacher)
     evaluate_member(run, teacher_member(run), teacher, first.signal)
-    source, tournaments, cards = teacher, [], list[str]()
+    source, searched, cards = teacher, list[Done](), list[str]()
+    learning_rate = plan.distillation.peak_learning_rate
     for size in plan.descending_sizes:
         if plan.kd_teacher == "previous" and source is not teacher:
             lessons = let_speak(run, source)
         shape, layout = source.checkpoint.architecture, source.checkpoint.layout
         prepared, prepared_by = prepare_source(run, source, layer_counts(plan, shape, layout, size))
-        hop = Hop(size, source, prepared, prepared_by, lessons, first.signal)
+        hop = Hop(size, source, prepared, prepared_by, lessons, first.signal, learning_rate)
         found = find_shapes(run, hop)
-        tournaments.append(found.tournament)
+        hop, tried = find_learning_rate(run, hop, found.chosen[0].architecture)
+        learning_rate = hop.learning_rate
+        searched += [found.tournament, *tried]
         students = _train_and_measure(run, hop, found)
         for student in students:
             write_model_card(folder.student(student.name), folder.path)
         cards += [student.name for student in students]
         source = students[0]
         write_report(folder.path)
-    write_search(run, tournaments)
+    write_search(run, searched)
     run.engine.finish()
     shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)
     for card in cards:

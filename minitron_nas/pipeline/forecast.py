@@ -20,6 +20,7 @@ from minitron_nas.pipeline.workload import (
     mean_forward_flops,
     some_candidates,
 )
+from minitron_nas.search.rates import MOST_PROBES, probe_schedule
 from minitron_nas.search.tournament import ShortTraining
 from minitron_nas.settings import format_count
 from minitron_nas.space.enumerate import Enumeration
@@ -58,6 +59,7 @@ class SizeForecast:
         num_finalists: Those that are trained briefly.
         rung_tokens: KD tokens at the end of each rung.
         trial_tokens: KD tokens of all trials together.
+        probe_tokens: KD tokens, at most, of the trainings in which learning rates are tried.
         student_tokens: KD tokens of the student and its baselines together.
         step_flops: Of one training step of a student, by the mean of its shapes.
         flops: Of all stages of the size.
@@ -72,6 +74,7 @@ class SizeForecast:
     num_finalists: int
     rung_tokens: tuple[int, ...]
     trial_tokens: int
+    probe_tokens: int
     student_tokens: int
     step_flops: float
     flops: float
@@ -198,7 +201,7 @@ class Forecast:
                 f"{size.num_shapes:>9,}",
                 f"{size.num_screened:>9,}",
                 f"{size.num_finalists:>8,}",
-                f"{format_count(size.trial_tokens + size.student_tokens):>10}",
+                f"{format_count(size.trial_tokens + size.probe_tokens + size.student_tokens):>10}",
                 f"{_flops(size.step_flops):>9}",
                 f"{_flops(size.flops):>8}",
                 f"{_hours(size.hours):>9}",
@@ -244,6 +247,7 @@ def _sizes(
 ) -> Iterator[SizeForecast]:
     schedule = Schedule.resolve(plan.distillation, tokens.distillation, plan.text.sequence_length)
     rungs = tuple(plan.search.rung_tokens(tokens.distillation))
+    probe = probe_schedule(plan.distillation, schedule)
     short = ShortTraining(plan.distillation, rungs, plan.search.reduction, plan.seed)
     for size in plan.descending_sizes:
         pool, label = pools[size], format_count(size)
@@ -258,6 +262,7 @@ def _sizes(
             num_finalists=trained,
             rung_tokens=rungs,
             trial_tokens=short.planned_tokens(trained),
+            probe_tokens=0 if probe is None else MOST_PROBES * probe.num_tokens,
             student_tokens=schedule.num_tokens * (plan.members_per_size + len(plan.baselines)),
             step_flops=step_flops(forward, schedule),
             flops=sum(stage.flops for stage in own),

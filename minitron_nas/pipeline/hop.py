@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from minitron_nas.distillation.job import TrainingFiles
+from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.pipeline.engine import Done
 from minitron_nas.pipeline.run import Source
 from minitron_nas.pruning.prepare import PreparedTeacher
@@ -26,6 +27,14 @@ class Lessons:
     signal: Done
     continuations: list[list[int]]
 
+    def of_trials(self, settings: DistillationSettings) -> DistillationSettings:
+        """Return the settings of a distillation as short trainings have them, whose signal may be another.
+
+        Args:
+            settings: Of a student.
+        """
+        return settings if self.trials is self.files else settings.model_copy(update={"teacher_signal": "hidden_cache"})
+
 
 @dataclass(frozen=True, slots=True)
 class Hop:
@@ -38,6 +47,8 @@ class Hop:
         prepared_by: The stage that did it.
         lessons: Text and signals.
         first_signal: The stage in which the first teacher spoke, against which all are measured.
+        learning_rate: Peak of its trainings: of trials the plan's, or where that is `auto` the one that was found at
+            the size before; of students the one that was found at this size.
     """
 
     size: int
@@ -46,6 +57,7 @@ class Hop:
     prepared_by: Done
     lessons: Lessons
     first_signal: Done
+    learning_rate: float
 
     @property
     def label(self) -> str:

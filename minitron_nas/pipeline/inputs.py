@@ -18,6 +18,7 @@ from minitron_nas.pipeline.member import TrainedMember
 from minitron_nas.pipeline.plan import FamilyPlan, deciding
 from minitron_nas.pipeline.run import Source
 from minitron_nas.pruning.settings import StartSettings
+from minitron_nas.search.rates import RULE
 from minitron_nas.storage.atomic import read_json
 
 _SPEED = {"prompt_tokens", "decode_tokens", "repeats"}
@@ -91,27 +92,34 @@ def of_latency(plan: FamilyPlan, teacher: Checkpoint) -> dict[str, Any]:
     }
 
 
-def of_search(plan: FamilyPlan, size: int) -> dict[str, Any]:
-    """A shape is found: all of the plan that decides anything, but for the other sizes."""
+def of_search(plan: FamilyPlan, size: int, learning_rate: float) -> dict[str, Any]:
+    """A shape is found: all of the plan that decides anything, but for the other sizes, and the rate of the trials."""
     deciders = {key: value for key, value in deciding(plan.to_dict()).items() if key not in {"sizes", "search.latency"}}
+    deciders["distillation.learning_rate"] = learning_rate
     latency = read_json(Path(plan.search.latency)) if plan.search.latency is not None else None
     return {"plan": deciders, "size": size, "latency": latency, "start": "the better repair", "cut": "paired test"}
 
 
-def of_study(tournaments: Sequence[Done]) -> dict[str, Any]:
-    """The search is told as Optuna tells it: what the tournaments said in the tables."""
-    return {"rows": [[output.identity for output in done.entry.rows] for done in tournaments]}
+def of_rate(plan: FamilyPlan, target: Architecture) -> dict[str, Any]:
+    """Learning rates are tried on a student: which rates, and how."""
+    return {**of_training(plan, "student", target, plan.distillation.peak_learning_rate), "probes": RULE}
 
 
-def of_training(plan: FamilyPlan, role: str, target: Architecture) -> dict[str, Any]:
+def of_study(told: Sequence[Done]) -> dict[str, Any]:
+    """The search is told as Optuna tells it: what its stages said in the tables."""
+    return {"rows": [[output.identity for output in done.entry.rows] for done in told]}
+
+
+def of_training(plan: FamilyPlan, role: str, target: Architecture, learning_rate: float) -> dict[str, Any]:
     """A model is distilled: its shape, its start, how it learns, and which of its weights are kept."""
+    distillation = plan.distillation.at_rate(learning_rate)
     return {
         "kept": "best validation",
         "repair": "the better",
         "kd_teacher": plan.kd_teacher,
         "target": target.to_dict(),
         "role": role,
-        "distillation": plan.distillation.model_dump(exclude=set(HOW_TO_TRAIN)),
+        "distillation": distillation.model_dump(exclude=set(HOW_TO_TRAIN)),
         "seed": plan.seed,
         "protected": plan.space.protected_layers,
         "importance": plan.importance.model_dump(),

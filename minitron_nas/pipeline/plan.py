@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from minitron_nas.distillation.settings import HOW_TO_TRAIN, CorrectionSettings, DistillationSettings
+from minitron_nas.distillation.settings import HOW_TO_TRAIN, PROBES_FIT, CorrectionSettings, DistillationSettings
 from minitron_nas.errors import PlanError
 from minitron_nas.evaluation.settings import EvaluationSettings
 from minitron_nas.execution.settings import RunnerSettings
@@ -152,7 +152,7 @@ class FamilyPlan(Settings):
         return 1 + len(self.evaluation.texts)
 
     def trial_tokens(self, distillation_tokens: int) -> int:
-        """Return the KD tokens over which the teacher speaks for trials alone.
+        """Return the KD tokens over which the teacher speaks for trials alone, and where learning rates are tried.
 
         Trials always learn from its final hidden states, which are few. Where a student's are kept too, or states
         inside the teacher are asked for, there is nothing to add.
@@ -162,8 +162,9 @@ class FamilyPlan(Settings):
         """
         settings, rungs = self.distillation, self.search.rung_tokens(distillation_tokens)
         kept = settings.caches_training and settings.cached_top_k is None
-        alone = rungs and settings.asks_teacher and not kept and settings.intermediate == "none"
-        return rungs[-1] if alone else 0
+        alone = settings.asks_teacher and not kept and settings.intermediate == "none"
+        short = [*rungs[-1:], *([distillation_tokens // PROBES_FIT] if settings.learning_rate == "auto" else [])]
+        return max(short, default=0) if alone else 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as they stand in `plan.yaml`."""

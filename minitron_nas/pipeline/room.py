@@ -8,6 +8,7 @@ from minitron_nas.models.outline import Outline
 from minitron_nas.pipeline.devices import Devices
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pruning.start import moments_bytes
+from minitron_nas.search.rates import MOST_PROBES
 from minitron_nas.text.token_log import ONE_PASS_TOKENS
 from minitron_nas.text.tokens import token_dtype
 from minitron_nas.text.unpacked import text_bytes
@@ -35,7 +36,7 @@ class Room:
 
     Attributes:
         models: Students, baselines and a corrected teacher, with what lies beside their weights.
-        training: Checkpoints of the largest training, or of all trials.
+        training: Checkpoints of the largest training, of all trials, or of all learning rates that are tried.
         teacher_states: What teachers say over the text.
         moments: Second moments of what is pruned.
         others: Tokens, scores, rotations and the report.
@@ -66,9 +67,11 @@ class Room:
         trained = teacher.num_parameters if corrected else sizes[0]
         checkpoints = trained * 2 * (_TRAINING_BYTES_PER_PARAMETER + 2 * _START_BYTES_PER_PARAMETER)
         trials = num_trials * sizes[0] * (_TRAINING_BYTES_PER_PARAMETER + _START_BYTES_PER_PARAMETER)
+        probes = sizes[0] * (MOST_PROBES * _TRAINING_BYTES_PER_PARAMETER + _START_BYTES_PER_PARAMETER)
+        probed = plan.distillation.learning_rate == "auto"
         return cls(
             models=int(models),
-            training=max(checkpoints, trials, _REPORT_BYTES),
+            training=max(checkpoints, trials, probes * probed, _REPORT_BYTES),
             teacher_states=_states_bytes(plan, teacher, train_tokens, devices.value_bytes),
             moments=_moments_bytes(plan, teacher),
             others=_REPORT_BYTES + _tokens_bytes(plan, teacher, train_tokens) + _rankings_bytes(plan, teacher),

@@ -16,6 +16,7 @@ from minitron_nas.pipeline.member import Role, member_name
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pipeline.run import RunTokens
 from minitron_nas.pruning.start import moments_bytes
+from minitron_nas.search.rates import MOST_PROBES, probe_schedule
 from minitron_nas.settings import format_count
 from minitron_nas.space.enumerate import Candidate, Candidates, Enumeration
 
@@ -145,6 +146,7 @@ class _Costs:
         self._plan, self._tokens, self._devices, self._pools = plan, tokens, devices, pools
         self._teacher, self._layout = teacher, teacher.layout
         self._schedule = Schedule.resolve(plan.distillation, tokens.distillation, length)
+        self._probe = probe_schedule(plan.distillation, self._schedule)
         self._first = float(forward_flops_per_token(teacher.architecture, teacher.layout, length))
         self._students = {
             size: mean_forward_flops(pool.candidates, teacher.layout, length) for size, pool in pools.items()
@@ -167,6 +169,8 @@ class _Costs:
             yield f"{label} screen", self._screen(size, student)
             lecturer = forward if plan.kd_teacher == "previous" else self._first
             yield f"{label} tournament", self._tournament(size, student, lecturer, forward)
+            if self._probe is not None:
+                yield f"{label} rate", self._rate(self._probe, student, lecturer, forward)
             members: list[tuple[Role, int]] = [("student", number) for number in range(1, plan.members_per_size + 1)]
             for role, number in (*members, *((baseline, 1) for baseline in plan.baselines)):
                 name, repaired = member_name(label, role, number), plan.repair == "ridge" and role != "random_weights"
@@ -213,6 +217,15 @@ class _Costs:
             )
             parts.append(self._jobs(alive, trial, devices))
             alive, previous = ceil(alive / search.reduction), rung
+        return StageWork(sum(part.flops for part in parts), sum(part.path_flops for part in parts))
+
+    def _rate(self, probe: Schedule, student: float, lecturer: float, source: float) -> StageWork:
+        """Three rates at a time, and then, at most, one more."""
+        beside = 0.0 if self._plan.trial_tokens(self._tokens.distillation) else lecturer
+        validated = student * (self._tokens.validation + _CUT_AS_TOKENS)
+        flops = self._training(probe.num_tokens, student, beside) + validated
+        devices, start = self._devices.of_a_trial(self._plan.runner), _on_one(self._start(student, source))
+        parts = [start, *(self._jobs(number, flops, devices) for number in (MOST_PROBES - 1, 1))]
         return StageWork(sum(part.flops for part in parts), sum(part.path_flops for part in parts))
 
     def _start(self, student: float, source: float) -> float:

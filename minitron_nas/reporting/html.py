@@ -94,6 +94,7 @@ def _content(run: RunRecord) -> dict[str, Any]:
         "titles": {member.name: member.title for member in members},
         "generation": {size: sections.generation(run.trials, size) for size in sizes},
         "correlations": {size: sections.correlation_rows(run, size) for size in sizes},
+        "rates": {size: sections.rate_rows(run, size) for size in sizes},
         "columns": sections.CANDIDATE_COLUMNS,
         "first_rows": rows[:FIRST_ROWS],
         "num_rows": len(rows),

@@ -21,6 +21,7 @@ from minitron_nas.storage.schemas import (
     CURVES,
     EVALUATIONS,
     EXCLUSIONS,
+    RATES,
     SAMPLES,
     TEXTS,
     TRIALS,
@@ -53,6 +54,7 @@ class RunRecord:
     candidates: pd.DataFrame
     exclusions: pd.DataFrame
     trials: pd.DataFrame
+    rates: pd.DataFrame
     correlations: pd.DataFrame
     texts: pd.DataFrame
     curves: pd.DataFrame
@@ -108,6 +110,7 @@ def read_run(folder: Path) -> RunRecord:
         candidates=_frame(folder, CANDIDATES),
         exclusions=_frame(folder, EXCLUSIONS),
         trials=_frame(folder, TRIALS),
+        rates=_frame(folder, RATES),
         correlations=_frame(folder, CORRELATIONS),
         texts=_frame(folder, TEXTS),
         curves=_frame(folder, CURVES),

@@ -168,6 +168,11 @@ def correlation_rows(run: RunRecord, size: str) -> Sequence[Row]:
     return plain_rows(known)
 
 
+def rate_rows(run: RunRecord, size: str) -> Sequence[Row]:
+    """Return the learning rates that were tried at a size, ascending."""
+    return plain_rows(run.rates[run.rates["size"] == size].sort_values("learning_rate"))
+
+
 def benchmark_table(run: RunRecord, names: Sequence[str]) -> list[dict[str, Any]]:
     """Return one row per task, metric and setting, with a value per model where there is one.
 

@@ -1,8 +1,8 @@
 """The search as Optuna studies, for everything that reads Optuna; with `optuna_sampler.py` all that imports it.
 
-The run's own tables stay the truth. The studies, two for each size, are written from them into a journal file, so
-that `optuna-dashboard study.journal` shows the search: what was screened, against every objective, and the trials, each
-with its KL untrained and after each rung.
+The run's own tables stay the truth. The studies, up to three for each size, are written from them into a journal file,
+so that `optuna-dashboard study.journal` shows the search: what was screened, against every objective, the trials, each
+with its KL untrained and after each rung, and the learning rates that were tried on the winner.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import IntDistribution
+from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
@@ -22,14 +22,17 @@ from minitron_nas.storage.atomic import whole_file
 from minitron_nas.storage.tables import Row
 
 
-def write_study(path: Path, candidates: Sequence[Row], trials: Sequence[Row], others: Sequence[str]) -> None:
-    """Write two studies of each size, of its screening and of its trials, whole or not at all.
+def write_study(
+    path: Path, candidates: Sequence[Row], trials: Sequence[Row], others: Sequence[str], rates: Sequence[Row] = ()
+) -> None:
+    """Write the studies of each size, of its screening, its trials and its learning rates, whole or not at all.
 
     Args:
         path: The journal file.
         candidates: Rows of `candidates.parquet` that were screened; they give the ranges of the parameters.
         trials: Rows of `trials.parquet`, in the order of rungs.
         others: Objectives of the screening beside KL, columns of the candidates.
+        rates: Rows of `rates.parquet`.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with whole_file(path) as partial:
@@ -46,6 +49,11 @@ def write_study(path: Path, candidates: Sequence[Row], trials: Sequence[Row], ot
                 study = optuna.create_study(study_name=size, storage=storage, direction="minimize")
                 study.set_user_attr("metric", "validation KL(teacher || student) per token, in nats")
                 study.add_trials(_trials(own, shapes))
+            tried = [row for row in rates if row["size"] == size]
+            if tried:
+                study = optuna.create_study(study_name=f"{size} rates", storage=storage, direction="minimize")
+                study.set_user_attr("metric", "validation KL(teacher || student) per token, in nats")
+                study.add_trials([_rate(row, [each["learning_rate"] for each in tried]) for row in tried])
 
 
 def _distributions(shapes: Mapping[str, Row]) -> dict[str, IntDistribution]:
@@ -67,6 +75,17 @@ def _screened(shape: Row, others: Sequence[str], distributions: Mapping[str, Int
     if kl is None or not isfinite(kl):
         return create_trial(state=TrialState.FAIL, **given)
     return create_trial(values=[kl, *(float(shape[name]) for name in others)], **given)
+
+
+def _rate(row: Row, all_rates: Sequence[float]) -> FrozenTrial:
+    """One learning rate that was tried; failed where it has no KL."""
+    return create_trial(
+        state=TrialState.COMPLETE if row["status"] == "completed" else TrialState.FAIL,
+        value=row["kl_nats"],
+        params={"learning_rate": row["learning_rate"]},
+        distributions={"learning_rate": FloatDistribution(min(all_rates), max(all_rates), log=True)},
+        user_attrs={name: row[name] for name in ("candidate", "tokens", "chosen", "status")},
+    )
 
 
 def _trials(rows: Sequence[Row], shapes: Mapping[str, Row]) -> list[FrozenTrial]:

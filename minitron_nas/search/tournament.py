@@ -20,6 +20,7 @@ from minitron_nas.distillation.job import TrainingFiles, TrainingJob
 from minitron_nas.distillation.launch import run
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.training.arguments import most_processes
+from minitron_nas.distillation.training.curve import TrainingResult
 from minitron_nas.distillation.training.lesson import Lesson
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.distillation.training.trainer import distill
@@ -27,6 +28,7 @@ from minitron_nas.errors import TrialError
 from minitron_nas.evaluation.continuations import agreement, continuations
 from minitron_nas.execution.runner import Job, Jobs, Outcome, last_line
 from minitron_nas.execution.settings import RunnerSettings
+from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.loading import load_for_training
 from minitron_nas.progress import Progress, silent
 from minitron_nas.pruning.prepare import PreparedTeacher
@@ -241,8 +243,6 @@ def train_rung(
 ) -> dict[str, Any]:
     """Train one candidate to the end of a rung, from where the rung before left it, or from what its student will be.
 
-    Where this process sees several devices, as one does that Ray has given several to, each trains a part of the batch.
-
     Args:
         prepared: `PreparedTeacher.to_dict`.
         architecture: The candidate's shape, `Architecture.to_dict`.
@@ -253,8 +253,6 @@ def train_rung(
         calibration: The text that repairs read; None to repair nothing.
     """
     short, training_files, folder = ShortTraining.from_dict(training), TrainingFiles.from_dict(files), Path(checkpoints)
-    once = {"num_evaluations": 1, "report_to": (), "torch_compile": False}
-    settings = short.distillation.model_copy(update=once)
     schedule = short.schedule(training_files.train.open().input_ids.shape[1])
     stop_step = schedule.steps_for(stop_tokens)
 
@@ -265,19 +263,11 @@ def train_rung(
         training_files,
         folder / "start",
     )
-    written = None  # where several processes train, none of them has the student as a whole
-    num_processes = most_processes(settings, schedule, torch.cuda.device_count())
-    if num_processes > 1:
-        out = folder / "training"
-        job = TrainingJob(folder / "start", training_files, settings, schedule, folder, short.seed, out, stop_step)
-        result = run(job, RunnerSettings(kind="local", num_processes=num_processes))
-    else:
-        alone = settings.model_copy(update={"deepspeed": None})  # which only shards
-        train, validation = training_files.streams(settings.asks_teacher)
-        lesson = Lesson(train, validation, alone, schedule, short.seed)
-        student = load_for_training(folder / "start")
-        result = distill(student, lesson, folder, stop_step)
-        written = continuations(student, validation.tokens)
+    result, student = train_shortly(
+        folder / "start", training_files, short.distillation, schedule, short.seed, folder, stop_step
+    )
+    # Where several processes train, none of them has the student as a whole.
+    written = continuations(student, training_files.validation.open()) if student is not None else None
     return {
         "kl_nats": result.final.kl_nats,
         "loss_nats": result.final.loss_nats,
@@ -286,6 +276,43 @@ def train_rung(
         "repair": start.repair,
         "written": written,
     }
+
+
+def train_shortly(
+    start: Path,
+    files: TrainingFiles,
+    distillation: DistillationSettings,
+    schedule: Schedule,
+    seed: int,
+    folder: Path,
+    stop_step: int,
+) -> tuple[TrainingResult, CausalLM | None]:
+    """Train a student without a word to trackers, validate it once at the end, and leave its checkpoints.
+
+    Where this process sees several devices, as one does that Ray has given several to, each trains a part of the batch.
+
+    Args:
+        start: The untrained student, a stock folder.
+        files: Streams and signals.
+        distillation: How it learns.
+        schedule: Steps and batch.
+        seed: Of the training.
+        folder: Of the checkpoints.
+        stop_step: Where it stops.
+
+    Returns:
+        Its curve, and the student as it stands then; None where several processes train, of which none has it whole.
+    """
+    once = {"num_evaluations": 1, "report_to": (), "torch_compile": False}
+    settings = distillation.model_copy(update=once)
+    num_processes = most_processes(settings, schedule, torch.cuda.device_count())
+    if num_processes > 1:
+        job = TrainingJob(start, files, settings, schedule, folder, seed, folder / "training", stop_step)
+        return run(job, RunnerSettings(kind="local", num_processes=num_processes)), None
+    alone = settings.model_copy(update={"deepspeed": None})  # which only shards
+    train, validation = files.streams(settings.asks_teacher)
+    student = load_for_training(start)
+    return distill(student, Lesson(train, validation, alone, schedule, seed), folder, stop_step), student
 
 
 def _ranked(alive: Sequence[Candidate], outcomes: Mapping[str, Outcome]) -> list[Standing]:

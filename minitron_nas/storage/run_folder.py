@@ -90,6 +90,10 @@ class RunFolder:
         """Results and checkpoints of a size's screening and tournament while they are under way."""
         return self.path / "trials" / size
 
+    def rates(self, size: str) -> Path:
+        """Results and checkpoints of a size's learning rates while they are tried."""
+        return self.path / "trials" / f"{size}-rate"
+
     def student(self, size: str) -> Path:
         """A finished student: a stock Hugging Face folder."""
         return self.path / "students" / size

@@ -132,6 +132,28 @@ TRIALS = Table(
     ),
 )
 
+RATES = Table(
+    "rates.parquet",
+    ("size", "candidate", "learning_rate"),
+    (
+        Column("size", _TEXT, "label of the parameter budget"),
+        Column("candidate", _TEXT, "shape id of the size's first student, on which rates are tried"),
+        Column("learning_rate", _FLOAT, "peak learning rate of a short training"),
+        Column("tokens", _INT, "its KD tokens"),
+        Column("start_kl_nats", _FLOAT, "validation KL before training"),
+        Column("kl_nats", _FLOAT, "validation KL(teacher || student) per token at its end; null if not completed"),
+        Column("loss_nats", _FLOAT, "validation next-token loss at its end; null if not completed"),
+        Column("chosen", _BOOL, "whether the students of the size are trained at this rate"),
+        Column(
+            "status",
+            _TEXT,
+            "completed, diverged (no finite loss or KL), infeasible (out of memory), timeout (given up) or failed",
+        ),
+        Column("error", _TEXT, "last line of the error; null if completed"),
+        Column("seconds", _FLOAT, "wall time, training and validation"),
+    ),
+)
+
 CORRELATIONS = Table(
     "correlations.parquet",
     ("size", "earlier", "later"),
@@ -249,7 +271,7 @@ BENCHMARKS = Table(
     ),
 )
 
-TABLES = (SCORES, CANDIDATES, EXCLUSIONS, TRIALS, CORRELATIONS, TEXTS, CURVES, EVALUATIONS, SAMPLES, BENCHMARKS)
+TABLES = (SCORES, CANDIDATES, EXCLUSIONS, TRIALS, RATES, CORRELATIONS, TEXTS, CURVES, EVALUATIONS, SAMPLES, BENCHMARKS)
 
-RUN_TABLES = (CANDIDATES, EXCLUSIONS, TRIALS, CORRELATIONS, TEXTS, CURVES, EVALUATIONS, SAMPLES, BENCHMARKS)
+RUN_TABLES = (CANDIDATES, EXCLUSIONS, TRIALS, RATES, CORRELATIONS, TEXTS, CURVES, EVALUATIONS, SAMPLES, BENCHMARKS)
 """Those that lie in a run folder, made of the rows of its stages."""

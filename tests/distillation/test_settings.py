@@ -16,6 +16,24 @@ def test_tokens_may_be_written_with_a_suffix(written, tokens):
 
 
 @pytest.mark.parametrize(
+    ("written", "rate", "peak"), [("auto", "auto", 1e-4), ("1e-3", 1e-3, 1e-3), (2e-4, 2e-4, 2e-4), (1, 1.0, 1.0)]
+)
+def test_a_learning_rate_is_a_number_or_is_looked_for(written, rate, peak):
+    settings = DistillationSettings(learning_rate=written)
+    assert (settings.learning_rate, settings.peak_learning_rate) == (rate, peak)
+    assert settings.at_rate(0.5).learning_rate == 0.5
+
+
+@pytest.mark.parametrize("written", ["fast", 0, -1e-4, "nan", "inf", True, None, [1e-4]])
+def test_what_is_no_learning_rate_is_refused_in_one_line(written):
+    with pytest.raises(
+        ValidationError, match=r"is no learning rate; write a number above 0 such as 1e-4, or auto"
+    ) as e:
+        DistillationSettings(learning_rate=written)
+    assert len(e.value.errors()) == 1
+
+
+@pytest.mark.parametrize(
     ("model", "field", "value"),
     [
         (TextSettings, "sequence_length", 7),

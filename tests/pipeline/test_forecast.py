@@ -61,6 +61,19 @@ def test_the_papers_plan_has_their_steps_candidates_and_tokens() -> None:
     assert size.step_flops == pytest.approx(2.5e17, rel=0.1)  # by the mean of its shapes, most with fewer heads
 
 
+def test_learning_rates_are_looked_for_within_a_tenth_of_the_tokens() -> None:
+    fixed, auto = (
+        forecast_of(minitron("8B", f"distillation.learning_rate={rate}"), NEMOTRON, 94 * 10**9)
+        for rate in (1e-4, "auto")
+    )
+    assert fixed.sizes[0].probe_tokens == 0
+    assert auto.sizes[0].probe_tokens == 4 * 1992 * 288 * 4096 <= 94 * 10**9 / 10
+    assert "8B rate" in {stage.name for stage in auto.stages if stage.size == "8B"}
+    assert auto.sizes[0].flops > fixed.sizes[0].flops
+    smaller = minitron("8B", "distillation.learning_rate=auto", "search.num_finalists=1")
+    assert forecast_of(smaller, NEMOTRON, 94 * 10**9).disk.training >= 4 * 12 * 8 * 10**9
+
+
 def test_stages_sum_up_to_sizes_and_to_the_whole() -> None:
     plan = make_plan(
         {"teacher": "x", "sizes": ["110M", "94M"], "data": "x", "space": "smollm2-135m", "kd_teacher": "previous"}

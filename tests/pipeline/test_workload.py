@@ -143,6 +143,21 @@ def test_of_many_candidates_some_are_counted_that_lie_evenly() -> None:
     assert some[0] == many[0]
 
 
+def test_learning_rates_that_are_tried_cost_a_start_and_four_short_trainings(estimate: Any) -> None:
+    plain = ("repair=none", "text.sequence_length=32")
+    fixed, auto = estimate(*plain), estimate(*plain, "distillation.learning_rate=auto")
+    assert list(auto) == [
+        name
+        for stage in fixed
+        for name in ((stage, f"{stage.split()[0]} rate") if stage.endswith("tournament") else (stage,))
+    ]
+    each = auto["90k rate"].flops / 4
+    by_token = fixed["90k distil"].flops / (3 * 10_000 + 3 * 1_024 + CUTTING)
+    assert each == pytest.approx(by_token * (3 * 224 + 1_024 + CUTTING))  # seven sequences: a fortieth of 10,000 tokens
+    few = estimate(*plain, "distillation.learning_rate=auto", "distillation.batch_sequences=32")
+    assert not [stage for stage in few if stage.endswith("rate")]
+
+
 def test_without_baselines_their_work_is_not_expected(estimate: Any) -> None:
     assert not [stage for stage in estimate("baselines=false") if "-" in stage]
 

@@ -17,6 +17,7 @@ from minitron_nas.storage.schemas import (
     CURVES,
     EVALUATIONS,
     EXCLUSIONS,
+    RATES,
     TRIALS,
 )
 from minitron_nas.storage.tables import write_rows
@@ -219,6 +220,7 @@ def write_run(folder: Path) -> Path:
     write_rows(folder, CANDIDATES, candidates())
     write_rows(folder, EXCLUSIONS, _exclusions())
     write_rows(folder, TRIALS, trials())
+    write_rows(folder, RATES, _rates())
     write_rows(folder, CORRELATIONS, _correlations())
     write_rows(folder, CURVES, curves())
     write_rows(folder, EVALUATIONS, evaluations())
@@ -269,6 +271,27 @@ def _reason(label: str, place: int) -> str | None:
         "not_sampled": "the sampler had its 8 candidates before this one",
     }
     return reasons[_outcome(label, place)]
+
+
+def _rates() -> list[Row]:
+    """Three rates at 110M, of which the highest diverged."""
+    tried = ((3e-4, 0.271, None), (1e-4, 0.302, None), (1e-3, None, "its KL is nan"))
+    return [
+        {
+            "size": "110M",
+            "candidate": candidates()[0]["candidate"],
+            "learning_rate": rate,
+            "tokens": KD_TOKENS // 40,
+            "start_kl_nats": 0.388,
+            "kl_nats": kl,
+            "loss_nats": None if kl is None else kl + 2.9,
+            "chosen": rate == 3e-4,
+            "status": "completed" if error is None else "diverged",
+            "error": error,
+            "seconds": 61.0,
+        }
+        for rate, kl, error in tried
+    ]
 
 
 def _correlations() -> list[Row]:

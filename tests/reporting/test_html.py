@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minitron_nas.errors import RunFolderError
-from minitron_nas.reporting import html, sections
+from minitron_nas.reporting import html, numerals, sections
 from minitron_nas.reporting.html import render_report, write_report
 from minitron_nas.reporting.model_card import render_model_card
 from minitron_nas.reporting.run_record import RunRecord, plain_rows, read_run
@@ -248,6 +248,12 @@ def test_the_table_holds_every_candidate_and_its_reason(page: Page) -> None:
     assert [row["outcome"] for row in rows[:4]] == ["chosen", "stopped", "stopped", "stopped"]
     assert rows[4]["reason"] == "its untrained KL was not among the 4 lowest"
     assert rows[0]["trained_kl_nats"] == pytest.approx(0.402)
+
+
+def test_learning_rates_that_were_tried_are_told_with_what_became_of_them(page: Page) -> None:
+    told = " ".join(page.text.split())
+    assert "1e-4500k0.3880.302completed 3e-4500k0.3880.271chosen" in told
+    assert f"0.001500k0.388{numerals.MISSING}diverged: its KL is nan" in told
 
 
 def test_every_figure_has_a_place_to_be_drawn_in(page: Page) -> None:

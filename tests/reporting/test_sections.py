@@ -38,6 +38,16 @@ def test_rank_correlations_are_told_where_they_are_known(run: RunRecord) -> None
     assert sections.correlation_rows(run, "94M") == []
 
 
+def test_learning_rates_stand_in_their_order_where_they_were_tried(run: RunRecord) -> None:
+    rows = sections.rate_rows(run, "110M")
+    assert [(row["learning_rate"], row["kl_nats"], row["chosen"]) for row in rows] == [
+        (1e-4, 0.302, False),
+        (3e-4, 0.271, True),
+        (1e-3, None, False),
+    ]
+    assert sections.rate_rows(run, "94M") == []
+
+
 def test_what_each_rule_left_out_starts_with_the_largest_size_and_strictest_rule(run: RunRecord) -> None:
     rows = [(row["size"], row["num_shapes"]) for row in sections.exclusion_rows(run)]
     assert rows == [("110M", 129), ("110M", 34), ("110M", 12), ("94M", 138), ("94M", 43), ("94M", 21)]

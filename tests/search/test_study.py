@@ -136,6 +136,22 @@ def test_two_sizes_lie_in_one_file(journal):
     assert load(journal, "70k").best_value == 0.9
 
 
+def test_learning_rates_are_a_study_of_their_own(journal):
+    tried = [
+        {"size": "90k", "candidate": "a", "tokens": 9, "chosen": kl == 0.3, "learning_rate": rate, "kl_nats": kl}
+        | {"status": "diverged" if kl is None else "completed"}
+        for rate, kl in ((3e-5, 0.4), (1e-4, 0.3), (3e-4, None))
+    ]
+    write_study(journal, [*shapes(), *shapes("70k", CANDIDATES[:1])], trials(), OTHERS, tried)
+    study = load(journal, "90k rates")
+    assert [(trial.params["learning_rate"], trial.value) for trial in study.trials] == [
+        (row["learning_rate"], row["kl_nats"]) for row in tried
+    ]
+    assert study.trials[2].state == TrialState.FAIL
+    assert study.best_trial.user_attrs == {"candidate": "a", "tokens": 9, "chosen": True, "status": "completed"}
+    assert "70k rates" not in optuna.get_all_study_names(JournalStorage(JournalFileBackend(str(journal))))
+
+
 def test_writing_twice_leaves_the_same_study(journal):
     before = told(load(journal))
     write_study(journal, shapes(), trials(), OTHERS)

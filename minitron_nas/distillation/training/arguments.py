@@ -67,7 +67,7 @@ def training_arguments(
         max_steps=schedule.num_steps,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=schedule.batch_sequences // (micro * num_processes),
-        learning_rate=settings.learning_rate,
+        learning_rate=settings.peak_learning_rate,
         weight_decay=settings.weight_decay,
         adam_beta2=settings.adam_beta2,
         max_grad_norm=settings.max_grad_norm,

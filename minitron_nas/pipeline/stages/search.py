@@ -36,7 +36,7 @@ from minitron_nas.search.tournament import ShortTraining, TrialRow, tournament
 from minitron_nas.space.enumerate import Candidate, Enumeration, enumerate_candidates
 from minitron_nas.storage.atomic import read_json, write_json
 from minitron_nas.storage.ledger import fingerprint
-from minitron_nas.storage.schemas import CANDIDATES, CORRELATIONS, EXCLUSIONS, TEXTS, TRIALS
+from minitron_nas.storage.schemas import CANDIDATES, CORRELATIONS, EXCLUSIONS, RATES, TEXTS, TRIALS
 from minitron_nas.storage.tables import read_rows
 
 
@@ -139,25 +139,26 @@ def _latency(run: Run) -> tuple[LatencyModel | None, tuple[Done, ...]]:
     return LatencyModel.load(path), (done,)
 
 
-def write_search(run: Run, tournaments: Sequence[Done]) -> None:
+def write_search(run: Run, told: Sequence[Done]) -> None:
     """Write the search of all sizes as Optuna studies, for everything that reads Optuna.
 
     Args:
         run: The run.
-        tournaments: The stages whose trials it tells.
+        told: The stages whose trials it tells: tournaments, and those in which learning rates were tried.
     """
 
     def action(_: Progress) -> Left:
         candidates = read_rows(run.folder.path, CANDIDATES, [("outcome", "!=", "not_sampled")])
         trials = read_rows(run.folder.path, TRIALS)
-        write_study(run.folder.study, candidates, trials, run.plan.search.weighed)
+        rates = read_rows(run.folder.path, RATES)
+        write_study(run.folder.study, candidates, trials, run.plan.search.weighed, rates)
         return Left()
 
     stage = Stage(
         "study",
         "the search, as Optuna tells it",
-        inputs.of_study(tournaments),
-        needs=tournaments,
+        inputs.of_study(told),
+        needs=told,
         outputs=[run.folder.study],
     )
     run.engine.run(stage, action)
@@ -166,7 +167,9 @@ def write_search(run: Run, tournaments: Sequence[Done]) -> None:
 def _jobs(run: Run, hop: Hop) -> Jobs:
     """Where the size's jobs run; what has been measured for other inputs is not taken for theirs."""
     folder, runner = run.folder.trials(hop.label), run.plan.runner
-    key = fingerprint([inputs.of_search(run.plan, hop.size), [done.entry.digest for done in hop.needs]])
+    key = fingerprint(
+        [inputs.of_search(run.plan, hop.size, hop.learning_rate), [done.entry.digest for done in hop.needs]]
+    )
     return Jobs(make_runner(runner, run.folder.work / "ray"), folder / key, runner.max_failures)
 
 
@@ -208,7 +211,7 @@ def _screen(run: Run, hop: Hop, pool: Pool, measured: Sequence[Done]) -> Done:
     stage = Stage(
         f"{hop.label} screen",
         f"untrained KL of up to {most:,} of {len(pool):,} candidates",
-        inputs.of_search(plan, hop.size),
+        inputs.of_search(plan, hop.size, hop.learning_rate),
         needs=(run.tokens.done, *hop.needs, *measured),
         outputs=[explored_file],
         costly=True,
@@ -228,9 +231,7 @@ def _contest(
         rungs = plan.search.rung_tokens(run.tokens.distillation_tokens)
         if rungs:
             jobs = _jobs(run, hop)
-            distillation = plan.distillation
-            if hop.lessons.trials is not hop.lessons.files:
-                distillation = distillation.model_copy(update={"teacher_signal": "hidden_cache"})
+            distillation = hop.lessons.of_trials(plan.distillation.at_rate(hop.learning_rate))
             training = ShortTraining(distillation, tuple(rungs), plan.search.reduction, plan.seed)
             chosen, trials = tournament(
                 finalists,
@@ -267,7 +268,7 @@ def _contest(
     stage = Stage(
         f"{hop.label} tournament",
         f"short distillation of {len(finalists)} finalists in rungs",
-        inputs.of_search(plan, hop.size),
+        inputs.of_search(plan, hop.size, hop.learning_rate),
         needs=(run.tokens.done, *hop.needs, screened),
         costly=True,
     )

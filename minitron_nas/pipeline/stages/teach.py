@@ -14,6 +14,7 @@ from minitron_nas.pipeline.engine import Left, Stage
 from minitron_nas.pipeline.hop import Lessons
 from minitron_nas.pipeline.run import Run, Source
 from minitron_nas.progress import Progress
+from minitron_nas.search.rates import probe_schedule
 from minitron_nas.storage.shards import SHARD_SUFFIX
 
 _SAID = {
@@ -71,5 +72,7 @@ def _num_short_sequences(run: Run) -> int:
     num_tokens = run.plan.trial_tokens(run.tokens.distillation_tokens)
     if not num_tokens:
         return 0
-    schedule = Schedule.resolve(run.plan.distillation, num_tokens, length)
-    return schedule.num_steps * schedule.batch_sequences
+    settings = run.plan.distillation
+    student = Schedule.resolve(settings, run.tokens.distillation_tokens, length)
+    shorts = (Schedule.resolve(settings, num_tokens, length), probe_schedule(settings, student))
+    return max(each.num_steps * each.batch_sequences for each in shorts if each is not None)

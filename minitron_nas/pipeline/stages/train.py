@@ -93,9 +93,10 @@ def train_member(run: Run, hop: Hop, role: Role, target: Architecture, number: i
     def action(progress: Progress) -> Left:
         start = checkpoints / f"start-{stage.fingerprint}"
         measured = _write_start(run, hop, role, target, start, progress)
-        schedule = Schedule.resolve(plan.distillation, run.tokens.distillation_tokens, plan.text.sequence_length)
+        settings = plan.distillation.at_rate(hop.learning_rate)
+        schedule = Schedule.resolve(settings, run.tokens.distillation_tokens, plan.text.sequence_length)
         files = hop.lessons.files
-        job = TrainingJob(start, files, plan.distillation, schedule, checkpoints, plan.seed, checkpoints / "training")
+        job = TrainingJob(start, files, settings, schedule, checkpoints, plan.seed, checkpoints / "training")
         model, result = train(job, plan.runner, progress)
         untrained = _untrained_kl(run, hop, start, result.curve[0])
         rows = [_curve_row(name, hop.label, role, point) for point in result.curve]
@@ -116,7 +117,7 @@ def train_member(run: Run, hop: Hop, role: Role, target: Architecture, number: i
     stage = Stage(
         f"{name} distil",
         f"{_TITLES[role]} {target.id}",
-        inputs.of_training(plan, role, target),
+        inputs.of_training(plan, role, target, hop.learning_rate),
         needs=(run.tokens.done, *hop.needs),
         outputs=[folder],
         costly=True,
@@ -169,7 +170,7 @@ def _lineage(run: Run, hop: Hop, role: Role, target: Architecture, start: Measur
         source_architecture=source.checkpoint.architecture.to_dict(),
         kept_layers=hop.prepared.order.kept_layers(target.num_hidden_layers),
         start=None if start is None else {**asdict(taken), "merge_heads": plan.merge_heads},
-        learning_rate=plan.distillation.learning_rate,
+        learning_rate=hop.learning_rate,
         seed=plan.seed,
         dtype=str(stored_dtype(teacher.path)).removeprefix("torch."),
         versions=versions(),

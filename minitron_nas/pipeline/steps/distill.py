@@ -2,22 +2,23 @@
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
 from minitron_nas.distillation.correction import Correction
 from minitron_nas.distillation.job import StreamFiles, TrainingFiles, TrainingJob
 from minitron_nas.distillation.launch import train
-from minitron_nas.distillation.settings import DistillationSettings
+from minitron_nas.distillation.settings import HOW_TO_TRAIN, DistillationSettings
 from minitron_nas.distillation.signals.caches import cached_parts, keep_signals
 from minitron_nas.distillation.signals.choice import Speech, folder_bytes, free_bytes_for, settle
 from minitron_nas.distillation.training.arguments import check_engine, micro_batch
 from minitron_nas.distillation.training.curve import CurvePoint, TrainingResult
 from minitron_nas.distillation.training.schedule import Schedule
-from minitron_nas.execution.choice import check_ray
+from minitron_nas.execution.choice import check_ray, make_runner
 from minitron_nas.execution.device import compute_dtype, pick_device, release_memory
 from minitron_nas.execution.preemption import going_on
+from minitron_nas.execution.runner import Jobs
 from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.loading import load_for_inference
@@ -27,6 +28,8 @@ from minitron_nas.pipeline.steps.text import read_splits
 from minitron_nas.pipeline.versions import versions
 from minitron_nas.progress import Progress
 from minitron_nas.pruning.export import export_student, proof_prompt, stored_dtype
+from minitron_nas.search.rates import RULE, Probing, find_rate, probe_schedule, told_rates, why_no_probes
+from minitron_nas.storage.ledger import fingerprint
 from minitron_nas.storage.lineage import Lineage, Origin, Proof
 from minitron_nas.storage.machine import require_writable
 from minitron_nas.storage.run_folder import new_folder, require_new_folder
@@ -138,7 +141,9 @@ def distill(
         if followed is not None:
             files = replace(files, correction=followed.out)
         checkpoints = work / f"checkpoints-{source.fingerprint}-{other.fingerprint}"
-        job = TrainingJob(source.path, files, settings, schedule, checkpoints, seed, work / "training")
+        job = _at_a_rate(
+            TrainingJob(source.path, files, settings, schedule, checkpoints, seed, work / "training"), runner, display
+        )
         with display.stage("distil", f"{schedule.num_tokens:,} tokens in {schedule.num_steps} steps") as progress:
             model, result = train(job, runner, progress)
         _tell_harm(display, result)
@@ -149,7 +154,7 @@ def distill(
             architecture=source.architecture.to_dict(),
             tokens_trained=schedule.num_tokens,
             exported_tokens=result.best.tokens,
-            learning_rate=settings.learning_rate,
+            learning_rate=job.settings.peak_learning_rate,
             seed=seed,
             versions=versions(),
         )
@@ -183,6 +188,28 @@ def _settled(
     if told:
         display.note(told)
     return settings
+
+
+def _at_a_rate(job: TrainingJob, runner: RunnerSettings, display: Display) -> TrainingJob:
+    """Return a training whose learning rate is a number; where it is `auto`, a few are tried first."""
+    settings, default = job.settings, job.settings.peak_learning_rate
+    if settings.learning_rate != "auto":
+        return job
+    probe = probe_schedule(settings, job.schedule)
+    if probe is None or job.files.correction is not None:
+        follows = f"no learning rate is looked for while the teacher changes; {default:g} is taken"
+        display.note(why_no_probes(job.schedule, default) if probe is None else follows)
+        return replace(job, settings=settings.at_rate(default))
+    texts = [part.tokens.name for part in (job.files.train, job.files.validation)]
+    decided = settings.model_dump(exclude=set(HOW_TO_TRAIN))
+    work = job.checkpoints / f"rates-{fingerprint([texts, decided, asdict(job.schedule), job.seed, RULE])}"
+    here = runner if runner.address is not None else runner.model_copy(update={"kind": "local"})
+    jobs = Jobs(make_runner(here, work / "ray"), work / "results", runner.max_failures)
+    probing = Probing(settings, probe, job.seed)
+    with display.stage("rate", "a few learning rates are tried") as progress:
+        rate, probes = find_rate(job.student, job.files, probing, jobs, work / "checkpoints", progress)
+    display.note(told_rates(rate, probes))
+    return replace(job, settings=settings.at_rate(rate))
 
 
 def _tell_harm(display: Display, result: TrainingResult) -> None:
