@@ -45,9 +45,9 @@ class DistillationSettings(Settings):
 
     Attributes:
         tokens: KD tokens of one student; without it, one pass over the training text, at most 1B.
-        learning_rate: Peak of the cosine schedule: a number, or `auto`, for which 1e-4 and a few higher rates are
-            tried on a size's first student, in short trainings that together take at most a tenth of its tokens; the
-            one with the lowest validation KL is that of all students of the size.
+        learning_rate: Peak of the cosine schedule: a number, or `auto` to look for one. Then 1e-4 and a few higher
+            rates are tried on a size's first student, in short trainings that together take at most a tenth of its
+            tokens, and the one with the lowest validation KL is that of all students of the size.
         min_learning_rate_fraction: End of the schedule, as a fraction of the peak.
         warmup_fraction: Share of the steps with linearly rising learning rate.
         weight_decay: Of AdamW.
