@@ -293,3 +293,20 @@ def test_what_decides_a_plans_students_is_all_but_how_work_is_done() -> None:
     assert deciding(overridden(*free).to_dict()) == before
     assert {"seed", "distillation.tokens", "space.protected_layers", "sizes"} <= before.keys()
     assert not [key for key in before if key.startswith(("runner", "evaluation"))]
+
+
+@pytest.mark.parametrize(
+    ("distillation", "num_rungs", "tokens"),
+    [
+        ({"teacher_signal": "online"}, 3, 2_000),
+        ({"teacher_signal": "online", "learning_rate": "auto"}, 3, 2_500),
+        ({"teacher_signal": "online", "learning_rate": "auto"}, 0, 2_500),
+        ({"teacher_signal": "online"}, 0, 0),
+        ({"teacher_signal": "hidden_cache", "learning_rate": "auto"}, 3, 0),
+    ],
+)
+def test_a_teacher_speaks_over_as_much_as_the_longest_short_training_reads(
+    distillation: dict[str, object], num_rungs: int, tokens: int
+) -> None:
+    given = {"teacher": "x", "sizes": ["1M"], "data": "x", "search": {"num_rungs": num_rungs}}
+    assert make_plan({**given, "distillation": distillation}).trial_tokens(100_000) == tokens
