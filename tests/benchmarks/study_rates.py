@@ -40,7 +40,9 @@ def lessons(teacher: Checkpoint, text: str, settings: DistillationSettings, leng
     for name, tokens in parts.items():
         tokens.save(files[name].tokens)
     caches = {name: file.cache for name, file in files.items() if file.cache is not None}
-    keep_signals(teacher.path, teacher.fingerprint, cached_parts(settings), parts, caches, silent)
+    keep_signals(
+        partial(load_for_inference, teacher.path), teacher.fingerprint, cached_parts(settings), parts, caches, silent
+    )
     return TrainingFiles(teacher.path, teacher.fingerprint, files["train"], files["validation"])
 
 
