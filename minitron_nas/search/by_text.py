@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from minitron_nas.execution.runner import Outcome
+from minitron_nas.search.contest import TrialRow
 from minitron_nas.search.correlations import agreement
-from minitron_nas.search.tournament import TrialRow
 from minitron_nas.text.held_out import means_by_text
 
 

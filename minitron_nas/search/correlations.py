@@ -6,7 +6,7 @@ from math import isfinite
 from typing import Any
 
 from minitron_nas.execution.runner import Outcome
-from minitron_nas.search.tournament import TrialRow
+from minitron_nas.search.contest import TrialRow
 
 _FEWEST = 3
 """Fewer have no order worth a correlation."""

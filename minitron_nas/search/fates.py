@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from minitron_nas.execution.runner import Outcome, last_line
+from minitron_nas.search.contest import TrialRow
 from minitron_nas.search.exploration import Exploration
 from minitron_nas.search.pareto import pareto_front
 from minitron_nas.search.pool import Pool, Values
-from minitron_nas.search.tournament import TrialRow
 from minitron_nas.space.enumerate import RULE_REASONS, Enumeration
 from minitron_nas.storage.schemas import CANDIDATES
 

@@ -1,16 +1,14 @@
 """The tournament: short distillation in rungs, after each of which the worse trials stop.
 
 Rungs are synchronous, so that the result does not depend on which trial is faster. A trial that is
-promoted goes on from its checkpoint, with the learning-rate schedule of the last rung. Who goes on, and whether another
-rung could change anything, is decided in `rungs.py`.
+promoted goes on from its checkpoint, with the learning-rate schedule of the last rung. What the rungs decide is in
+`contest.py`.
 """
 
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, isfinite
 from pathlib import Path
-from statistics import fmean
 from typing import Any, Self
 
 import torch
@@ -24,57 +22,18 @@ from minitron_nas.distillation.training.curve import TrainingResult
 from minitron_nas.distillation.training.lesson import Lesson
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.distillation.training.trainer import distill
-from minitron_nas.errors import TrialError
-from minitron_nas.evaluation.continuations import agreement, continuations
-from minitron_nas.execution.runner import Job, Jobs, Outcome, last_line
+from minitron_nas.evaluation.continuations import continuations
+from minitron_nas.execution.runner import Job, Jobs
 from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.loading import load_for_training
 from minitron_nas.progress import Progress, silent
 from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.search.choice import Choice
-from minitron_nas.search.rungs import Standing, going_on, is_decided, p_worse, quotas
+from minitron_nas.search.contest import Contest, TrialRow
+from minitron_nas.search.rungs import quotas
 from minitron_nas.search.start import write_start
 from minitron_nas.space.enumerate import Candidate
-
-
-@dataclass(frozen=True, slots=True)
-class TrialRow:
-    """One rung of one trial, as in `trials.parquet`."""
-
-    candidate: Candidate
-    rung: int
-    tokens: int
-    outcome: Outcome
-    promoted: bool
-    p_worse: float | None = None
-
-    def to_row(self, size: str, teacher: Sequence[Sequence[int]] = ()) -> dict[str, Any]:
-        """Return the table's row.
-
-        Args:
-            size: The label.
-            teacher: How the teacher continues held-out text.
-        """
-        value = self.outcome.value or {}
-        written = value.get("written")
-        return {
-            "size": size,
-            "candidate": self.candidate.id,
-            "rung": self.rung,
-            "tokens": self.tokens,
-            "kl_nats": value.get("kl_nats"),
-            "loss_nats": value.get("loss_nats"),
-            "start_kl_nats": value.get("start_kl_nats"),
-            "repair": value.get("repair"),
-            "p_worse": self.p_worse,
-            "agreement_tokens": fmean(agreement(written, teacher)) if written and teacher else None,
-            "promoted": self.promoted,
-            "status": self.outcome.status,
-            "error": last_line(self.outcome.error),
-            "num_parameters": self.candidate.num_parameters,
-            "seconds": self.outcome.seconds,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +111,8 @@ def tournament(
         TrialError: If no trial of a rung completed.
     """
     schedule = training.schedule(files.train.open().input_ids.shape[1])
-    contest = _Contest(list(finalists), training, schedule, choice or Choice())
+    seen = [schedule.steps_for(tokens) * schedule.tokens_per_step for tokens in training.rung_tokens]
+    contest = Contest(finalists, seen, training.reduction, choice or Choice())
     arguments = {
         "prepared": prepared.to_dict(),
         "files": files.to_dict(),
@@ -188,48 +148,6 @@ def tournament(
                 shutil.rmtree(checkpoints / candidate.id, ignore_errors=True)
     progress(done, done)
     return contest.alive, contest.rows
-
-
-class _Contest:
-    """Where a tournament stands.
-
-    Attributes:
-        alive: Who takes part in the rung; when it is over, the chosen, the first one first.
-        rung: From 1.
-        rows: Every trial's rungs that have ended.
-        is_over: Whether it is decided.
-    """
-
-    def __init__(self, alive: list[Candidate], training: ShortTraining, schedule: Schedule, choice: Choice) -> None:
-        self.alive, self.rung, self.is_over = alive, 1, False
-        self._choice = choice
-        self.rows: list[TrialRow] = []
-        self._training, self._schedule = training, schedule
-        self._quotas = quotas(len(alive), len(training.rung_tokens), training.reduction)
-        self._before: list[Standing] = []
-
-    def end_rung(self, outcomes: Mapping[str, Outcome]) -> None:
-        """Rank the trials of a rung, and go on to the next with those that are promoted."""
-        ranked = _ranked(self.alive, outcomes)
-        if not ranked:
-            errors = {last_line(outcome.error) or "its KL is not finite" for outcome in outcomes.values()}
-            raise TrialError(f"no trial of rung {self.rung} completed with a finite KL: {'; '.join(sorted(errors))}")
-        rungs = self._training.rung_tokens
-        choice = self._choice
-        single = choice.num_members == 1 and not choice.by_front
-        self.is_over = self.rung == len(rungs) or (single and is_decided(self._before, ranked))
-        quota = max(min(self._quotas[self.rung], ceil(len(ranked) / self._training.reduction)), choice.num_members)
-        promoted = choice.members(ranked) if self.is_over else going_on(choice.ranked(ranked), quota)
-        seen = self._schedule.steps_for(rungs[self.rung - 1]) * self._schedule.tokens_per_step
-        p_values = {standing.candidate: p_worse(standing, ranked[0]) for standing in ranked[1:]}
-        self.rows += [
-            TrialRow(c, self.rung, seen, outcomes[c.id], c.id in promoted, p_values.get(c.id)) for c in self.alive
-        ]
-        by_id = {candidate.id: candidate for candidate in self.alive}
-        self.alive = (
-            [by_id[key] for key in promoted] if self.is_over else [each for each in self.alive if each.id in promoted]
-        )
-        self.rung, self._before = self.rung + 1, ranked
 
 
 def train_rung(
@@ -313,14 +231,3 @@ def train_shortly(
     train, validation = files.streams(settings.asks_teacher)
     student = load_for_training(start)
     return distill(student, Lesson(train, validation, alone, schedule, seed), folder, stop_step), student
-
-
-def _ranked(alive: Sequence[Candidate], outcomes: Mapping[str, Outcome]) -> list[Standing]:
-    """Completed trials with a finite KL, best first; ties keep their order."""
-    values = {candidate.id: outcomes[candidate.id].value for candidate in alive}
-    standings = [
-        Standing(key, value["kl_nats"], value["sequence_kl_nats"])
-        for key, value in values.items()
-        if value is not None and isfinite(value["kl_nats"])
-    ]
-    return sorted(standings, key=lambda standing: standing.kl_nats)

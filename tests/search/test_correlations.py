@@ -3,8 +3,8 @@
 import pytest
 
 from minitron_nas.execution.runner import Outcome
+from minitron_nas.search.contest import TrialRow
 from minitron_nas.search.correlations import rank_correlations
-from minitron_nas.search.tournament import TrialRow
 
 
 def outcome(**values):

@@ -3,8 +3,8 @@
 import pytest
 
 from minitron_nas.execution.runner import Outcome
+from minitron_nas.search.contest import TrialRow
 from minitron_nas.search.fates import fate
-from minitron_nas.search.tournament import TrialRow
 
 SCREENED = Outcome("key", "completed", {"kl_nats": 1.25, "loss_nats": 4.0}, None, 1.0)
 

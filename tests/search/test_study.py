@@ -8,8 +8,8 @@ from optuna.trial import TrialState
 
 from minitron_nas.architecture.spec import SHAPE_FIELDS, Architecture
 from minitron_nas.execution.runner import Outcome
+from minitron_nas.search.contest import TrialRow
 from minitron_nas.search.study import write_study
-from minitron_nas.search.tournament import TrialRow
 from minitron_nas.space.enumerate import Candidate
 
 SOURCE = Architecture("llama", 4, 48, 96, 6, 2, 8, vocab_size=320)

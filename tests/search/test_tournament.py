@@ -17,7 +17,8 @@ from minitron_nas.pruning.student import build_student
 from minitron_nas.search import start as starting
 from minitron_nas.search import tournament as module
 from minitron_nas.search.choice import Choice
-from minitron_nas.search.tournament import ShortTraining, TrialRow, tournament, train_rung
+from minitron_nas.search.contest import TrialRow
+from minitron_nas.search.tournament import ShortTraining, tournament, train_rung
 from minitron_nas.storage.atomic import read_json
 from minitron_nas.storage.schemas import TRIALS
 from minitron_nas.storage.tables import read_rows, write_rows

@@ -22,6 +22,7 @@ from minitron_nas.pipeline.steps.latency import TITLE, latency_of
 from minitron_nas.progress import Progress
 from minitron_nas.search.by_text import kls_by_text, text_correlations
 from minitron_nas.search.choice import Choice
+from minitron_nas.search.contest import TrialRow
 from minitron_nas.search.correlations import rank_correlations
 from minitron_nas.search.exploration import Exploration, explore, make_sampler
 from minitron_nas.search.fates import candidate_rows, exclusion_rows, told_losses
@@ -32,7 +33,7 @@ from minitron_nas.search.proposals import PoolSampler, references
 from minitron_nas.search.rungs import Standing
 from minitron_nas.search.screen import screen
 from minitron_nas.search.study import write_study
-from minitron_nas.search.tournament import ShortTraining, TrialRow, tournament
+from minitron_nas.search.tournament import ShortTraining, tournament
 from minitron_nas.space.enumerate import Candidate, Enumeration, enumerate_candidates
 from minitron_nas.storage.atomic import read_json, write_json
 from minitron_nas.storage.ledger import fingerprint
