@@ -13,6 +13,7 @@ import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Self
 
 import numpy as np
@@ -53,11 +54,8 @@ class Surrogate:
             features: (num_measured, num_axes), each axis scaled to about one.
             kls: (num_measured,), positive, in nats.
         """
-        num_axes = features.shape[1]
-        linear = ConstantKernel(1.0, _VARIANCES) * DotProduct(1.0, _VARIANCES)
-        bent = ConstantKernel(0.1, _VARIANCES) * Matern(np.ones(num_axes), _LENGTHS, nu=2.5)
-        kernel = linear + bent + WhiteKernel(1e-4, _NOISES)
-        return cls._fitted(GaussianProcessRegressor(kernel, normalize_y=True, random_state=0), features, np.log(kls))
+        values = np.log(kls)
+        return cls(_maximised(features.shape[1], features.tobytes(), values.tobytes()), features, values)
 
     def believing(self, features: Values) -> Self:
         """Return the same process as if what it says of more shapes had been measured (Ginsbourger et al. 2010).
@@ -68,7 +66,7 @@ class Surrogate:
         means, _ = self.predict(features)
         process = GaussianProcessRegressor(self.process.kernel_, optimizer=None, normalize_y=True)
         both = np.concatenate([self.features, features]), np.concatenate([self.values, means])
-        return self._fitted(process, *both)
+        return type(self)(process.fit(*both), *both)
 
     def predict(self, features: Values) -> tuple[Values, Values]:
         """Return mean and standard deviation of log KL.
@@ -89,10 +87,15 @@ class Surrogate:
                 deque(threads.map(fill, blocks), maxlen=0)
         return means, deviations
 
-    @classmethod
-    def _fitted(cls, process: GaussianProcessRegressor, features: Values, values: Values) -> Self:
-        with warnings.catch_warnings():
-            # A length scale at its bound says that an axis is linear, which is an answer.
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            process.fit(features, values)
-        return cls(process, features, values)
+
+@lru_cache(maxsize=1)
+def _maximised(num_axes: int, features: bytes, values: bytes) -> GaussianProcessRegressor:
+    """Fit a process; kept for the same measurements, which a round predicts from and proposes from."""
+    linear = ConstantKernel(1.0, _VARIANCES) * DotProduct(1.0, _VARIANCES)
+    bent = ConstantKernel(0.1, _VARIANCES) * Matern(np.ones(num_axes), _LENGTHS, nu=2.5)
+    kernel = linear + bent + WhiteKernel(1e-4, _NOISES)
+    process = GaussianProcessRegressor(kernel, normalize_y=True, random_state=0)
+    with warnings.catch_warnings():
+        # A length scale at its bound says that an axis is linear, which is an answer.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return process.fit(np.frombuffer(features).reshape(-1, num_axes), np.frombuffer(values))

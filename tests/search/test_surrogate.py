@@ -43,3 +43,11 @@ def test_believing_a_shape_changes_no_mean_and_makes_it_certain(fitted):
 def test_the_same_measurements_give_the_same_process(fitted, points):
     again = Surrogate.fit(points[:20], planted(points[:20]))
     assert np.array_equal(again.predict(points)[0], fitted.predict(points)[0])
+
+
+def test_the_same_measurements_are_fitted_once():
+    features = np.linspace(0, 1, 16).reshape(8, 2)
+    kls = np.linspace(1, 2, 8)
+    first = Surrogate.fit(features, kls)
+    assert Surrogate.fit(features.copy(), kls.copy()).process is first.process
+    assert Surrogate.fit(features, kls[::-1]).process is not first.process
