@@ -37,7 +37,7 @@ from threadpoolctl import threadpool_limits
 from minitron_nas.search.pool import Values
 from minitron_nas.search.settings import SearchSettings, procedure
 
-POOLS = ("94M", "8B to 4B", "8B to 4B, fine")
+POOLS = ("94M", "8B to 4B", "8B to 4B fine")
 CORRELATIONS = (0.2, 0.5, 0.8, 0.95)
 WORKERS = (1, 8, 128)
 NUM_SEEDS = 50

@@ -67,6 +67,8 @@ def show_fit() -> None:
     source, starts = load_space("smollm2-135m").source_architecture(), read_measured("starts")
     rows = [[row[axis] for axis in AXES] + [row["near"]] for row in read_measured("pools").values()]
     num_of_pools = len(rows)
+    if not rows:
+        raise SystemExit("there is no measured/pools.json to fit to; study_search.py makes it")
     for name, sizes in STARTS.items():
         start = starts[f"starts | {name} | rotation, repair in one pass | 32,768 tokens"]
         rows.append([*(source.reshaped(sizes).sizes()[axis] for axis in AXES), start["near"]["kl_nats"]])

@@ -250,7 +250,7 @@ def pool_of(name: str) -> tuple[Pool, Mapping[str, int]]:
     """Return a pool by the name that tables give it, and the index of each candidate id.
 
     Args:
-        name: `94M` of SmolLM2, `8B to 4B`, both of the space `default`, or `8B to 4B, fine` of smaller steps.
+        name: `94M` of SmolLM2, `8B to 4B`, both of the space `default`, or `8B to 4B fine` of smaller steps.
     """
     space = FINE if name.endswith("fine") else load_space("default")
     source = load_space("smollm2-135m").source_architecture() if name == "94M" else LLAMA_8B
