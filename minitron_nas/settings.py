@@ -14,6 +14,13 @@ from minitron_nas.errors import PlanError
 _SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 _COUNT = re.compile(r"(\d+(?:\.\d+)?(?:e\+?\d{1,2})?)\s*([kmbt]?)", re.IGNORECASE)
 
+BYTES = {"b": 1} | {
+    f"{prefix}{middle}b": base**power
+    for middle, base in (("", 1000), ("i", 1024))
+    for power, prefix in enumerate("kmgt", start=1)
+}
+"""Bytes of each unit, by its name in lower case."""
+
 
 def parse_count(value: object) -> int:
     """Read a count such as 8e9, "110M", "4.5B" or "64k".
@@ -39,6 +46,14 @@ def format_count(count: int) -> str:
         if float(digits) >= 1:
             return digits + (suffix.upper() if suffix != "k" else "k")
     return str(count)
+
+
+def format_bytes(num_bytes: int) -> str:
+    """Write bytes with a unit, to the byte: 1536000 becomes "1.536MB"."""
+    for unit in ("TB", "GB", "MB", "kB"):
+        if num_bytes >= BYTES[unit.lower()]:
+            return f"{Decimal(num_bytes) / BYTES[unit.lower()]}{unit}"
+    return f"{num_bytes}B"
 
 
 Count = Annotated[int, BeforeValidator(parse_count)]

@@ -21,25 +21,37 @@ class Listed(StrEnum):
 @app.command("enumerate")
 def enumerate_(
     space: Annotated[str, typer.Option(help="A preset's name or a YAML file.")],
-    size: Annotated[str, typer.Option(help="Total parameters, such as 4B.")],
+    size: Annotated[str, typer.Option(help="Total parameters, such as 4B; or memory=6GB, decode=2.0x, prefill=1.5x.")],
     teacher: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="The model to prune, where the space carries no source shape."),
     ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences that memory=... counts the KV cache of.")] = 1,
+    context_tokens: Annotated[str, typer.Option(help="Tokens of each of them.")] = "4096",
+    latency: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="A file of `minitron-nas latency`, which decode=... and prefill=... need."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List every candidate of a size, and how many shapes each rule left out."""
-    from minitron_nas.cli.values import parse_size
+    from minitron_nas.cli.values import parse_size, parse_tokens
     from minitron_nas.pipeline.listing import enumerate_size
 
+    wanted, context = parse_size(size), parse_tokens("--context-tokens", context_tokens)
     with stdout_for_results():
-        found = enumerate_size(space, parse_size(size), teacher)
+        found = enumerate_size(space, wanted, teacher, batch_size, context, latency)
+    values = found.values.tolist()
     if as_json:
-        rows = [{**c.architecture.sizes(), "num_parameters": c.num_parameters} for c in found.candidates]
+        rows = [
+            {**each.architecture.sizes(), "num_parameters": each.num_parameters, wanted.column: value}
+            for each, value in zip(found.candidates, values, strict=True)
+        ]
         print_json({"candidates": rows, "excluded": found.excluded})
         return
-    for candidate in found.candidates:
-        typer.echo(f"{candidate.id:<36} {candidate.num_parameters:>18,}")
+    for candidate, value in zip(found.candidates, values, strict=True):
+        told = "" if wanted.unit == "parameters" else f" {wanted.told(value):>18}"
+        typer.echo(f"{candidate.id:<36} {candidate.num_parameters:>18,}{told}")
     left_out = ", ".join(f"{count} by {rule}" for rule, count in found.excluded.items()) or "none"
     typer.echo(f"{len(found.candidates)} candidates; left out: {left_out}")
 

@@ -17,7 +17,7 @@ MaybeTeacher = Annotated[
 ]
 Sizes = Annotated[
     Optional[list[str]],  # noqa: UP045
-    typer.Option(help="Total parameters of a student, such as 8B or 94M; repeatable."),
+    typer.Option(help="Total parameters of a student, such as 94M; or memory=6GB, decode=2.0x; repeatable."),
 ]
 
 
@@ -61,7 +61,10 @@ def plan_(
 @app.command()
 def init(
     teacher: Teacher,
-    size: Annotated[list[str], typer.Option(help="Total parameters of a student, such as 8B or 94M; repeatable.")],
+    size: Annotated[
+        list[str],
+        typer.Option(help="Total parameters of a student, such as 94M; or memory=6GB, decode=2.0x; repeatable."),
+    ],
     out: Annotated[Path, typer.Option(help="The plan to write.")],
     data: MaybeData = None,
     as_json: AsJson = False,

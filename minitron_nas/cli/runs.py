@@ -18,7 +18,7 @@ def build(
     teacher: Annotated[Optional[str], typer.Argument(help="Hub name, folder, GGUF file or wheel.")] = None,  # noqa: UP045
     size: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(help="Total parameters of a student, such as 8B or 94M; repeatable."),
+        typer.Option(help="Total parameters of a student, such as 94M; or memory=6GB, decode=2.0x; repeatable."),
     ] = None,
     data: MaybeData = None,
     plan: Annotated[Optional[Path], typer.Option(help="A YAML plan instead of the arguments above.")] = None,  # noqa: UP045

@@ -8,20 +8,21 @@ from typing import Any
 from minitron_nas.errors import PlanError
 from minitron_nas.execution.memory import parse_memory
 from minitron_nas.settings import parse_count
+from minitron_nas.space.size import Size
 from minitron_nas.text.data_source import read_sources
 from minitron_nas.text.settings import TextSettings
 
 _WEIGHTED = re.compile(r"(?P<path>.+?)=(?P<weight>[\d.]+(?:e[+-]?\d+)?)(?P<keys>(?:,(?:column|config|split)=[^,=]+)*)")
 
 
-def parse_size(size: str) -> int:
-    """Read total parameters, such as "4.5B".
+def parse_size(size: str) -> Size:
+    """Read a size, such as "4.5B" or "memory=6GB".
 
     Raises:
-        PlanError: If it is no count.
+        PlanError: If it is none.
     """
     try:
-        return parse_count(size)
+        return Size.parse(size)
     except ValueError as error:
         raise PlanError(f"--size: {error}") from None
 
@@ -42,6 +43,22 @@ def parse_bytes(option: str, text: str) -> int:
     return size
 
 
+def parse_tokens(option: str, text: str) -> int:
+    """Read a number of tokens, such as "64k".
+
+    Args:
+        option: For the error.
+        text: What was given.
+
+    Raises:
+        PlanError: If it is no count.
+    """
+    try:
+        return parse_count(text)
+    except ValueError as error:
+        raise PlanError(f"{option}: {error}") from None
+
+
 def calibration_samples(text: TextSettings, tokens: str) -> TextSettings:
     """Return text settings with as many calibration samples as a number of tokens fills.
 
@@ -52,10 +69,7 @@ def calibration_samples(text: TextSettings, tokens: str) -> TextSettings:
     Raises:
         PlanError: If it is no count, or fills no sample.
     """
-    try:
-        samples = parse_count(tokens) // text.sequence_length
-    except ValueError as error:
-        raise PlanError(f"--tokens: {error}") from None
+    samples = parse_tokens("--tokens", tokens) // text.sequence_length
     if not samples:
         raise PlanError(f"--tokens {tokens} is less than one sample of {text.sequence_length} tokens; give more")
     return text.model_copy(update={"calibration_samples": samples})

@@ -54,7 +54,7 @@ class Residual(Settings):
         points = np.asarray(self.points) / self.length_scales
         weights = np.asarray(self.weights)
         blocks = (given[start : start + _BLOCK] for start in range(0, len(given), _BLOCK))
-        logarithms: Reals = np.concatenate([matern(block, points) @ weights for block in blocks])
+        logarithms: Reals = np.concatenate([np.zeros(0), *(matern(block, points) @ weights for block in blocks)])
         return np.exp(logarithms)
 
 
@@ -237,6 +237,21 @@ class LatencyModel(Settings):
             raise LatencyError(f"{plan_error(error, cls, str(path))}; {advice}") from None
         except (OSError, ValueError, RecursionError) as error:
             raise LatencyError(f"{path} holds no latency model: {error}; {advice}") from None
+
+    @classmethod
+    def load_for(cls, path: Path, architecture: Architecture) -> Self:
+        """Read what `save` wrote, for models of a family.
+
+        Args:
+            path: The file.
+            architecture: A shape of the family.
+
+        Raises:
+            LatencyError: If it cannot be read, or was made for other models.
+        """
+        model = cls.load(path)
+        model.require_made_for(architecture)
+        return model
 
 
 def _distinct(columns: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

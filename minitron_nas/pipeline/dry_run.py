@@ -18,7 +18,9 @@ from minitron_nas.pipeline.forecast import Forecast
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pipeline.preflight import preflight
 from minitron_nas.pipeline.room import BYTES_PER_TOKEN, assumed_tokens, settled
+from minitron_nas.pipeline.stages.latency import measures_latency
 from minitron_nas.pipeline.workload import TokenCounts
+from minitron_nas.search.costing import needs_latency
 from minitron_nas.settings import format_count
 from minitron_nas.space.axes import SearchSpace
 from minitron_nas.storage.run_folder import RunFolder
@@ -81,6 +83,8 @@ def dry_run(
     Raises:
         MinitronNasError: With all faults of the plan.
     """
+    if measures_latency(plan) and (speeds := [str(size) for size in plan.sizes if size.is_speed]):
+        raise needs_latency(f"what {', '.join(speeds)} would cost")
     data, display = plan.data if reads_text else None, display or default_display()
     here = Devices.here()
     with TemporaryDirectory() as work:

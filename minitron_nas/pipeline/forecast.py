@@ -24,11 +24,13 @@ from minitron_nas.search.rates import MOST_PROBES, probe_schedule
 from minitron_nas.search.tournament import ShortTraining
 from minitron_nas.settings import format_count
 from minitron_nas.space.enumerate import Enumeration
+from minitron_nas.space.size import Size
 
 _SIZES_HEAD = (
-    "                                           KD     FLOPs                       GB of a device",
-    "size        shapes  screened  trained    tokens    a step    FLOPs     hours     trial   student",
+    ("", "                                   KD     FLOPs                       GB of a device"),
+    ("size", "    shapes  screened  trained    tokens    a step    FLOPs     hours     trial   student"),
 )
+"""Two lines, each from the column of labels, which is as wide as the longest, to the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,7 @@ class Forecast:
         cls,
         plan: FamilyPlan,
         teacher: Outline,
-        pools: Mapping[int, Enumeration],
+        pools: Mapping[Size, Enumeration],
         tokens: TokenCounts,
         devices: Devices,
         flops_per_second: float,
@@ -140,8 +142,7 @@ class Forecast:
         schedule = Schedule.resolve(plan.distillation, tokens.distillation, plan.text.sequence_length)
         work = estimate_workload(plan, teacher, pools, tokens, devices)
         stages = tuple(_stages(plan, work, flops_per_second))
-        trials = max(plan.search.num_trained(len(pool.candidates)) for pool in pools.values())
-        room = Room.of(plan, teacher, tokens.train, trials, devices)
+        room = Room.of(plan, teacher, pools, tokens.train, devices)
         forward = forward_flops_per_token(teacher.architecture, teacher.layout, plan.text.sequence_length)
         return cls(
             teacher=plan.teacher,
@@ -194,10 +195,11 @@ class Forecast:
             yield f"{stage.name:<24} {_flops(stage.flops):>8} {_hours(stage.hours):>9}"
         yield f"{'total':<24} {_flops(self.flops):>8} {_hours(self.hours):>9}"
         yield ""
-        yield from _SIZES_HEAD
+        width = max(8, *(len(size.size) for size in self.sizes))
+        yield from (f"{first:<{width}}{rest}" for first, rest in _SIZES_HEAD)
         for size in self.sizes:
             cells = (
-                f"{size.size:<8}",
+                f"{size.size:<{width}}",
                 f"{size.num_shapes:>9,}",
                 f"{size.num_screened:>9,}",
                 f"{size.num_finalists:>8,}",
@@ -228,7 +230,7 @@ def step_flops(forward_flops: float, schedule: Schedule) -> float:
 
 def _stages(plan: FamilyPlan, work: Mapping[str, StageWork], flops_per_second: float) -> Iterator[StageForecast]:
     """Yield a forecast of each stage; what is done with a source is done for the size that is cut from it."""
-    labels = [format_count(size) for size in plan.descending_sizes]
+    labels = [size.label for size in plan.descending_sizes]
     size: str | None = None
     for name, stage in work.items():
         source, _, kind = name.rpartition(" ")
@@ -240,7 +242,7 @@ def _stages(plan: FamilyPlan, work: Mapping[str, StageWork], flops_per_second: f
 def _sizes(
     plan: FamilyPlan,
     teacher: Outline,
-    pools: Mapping[int, Enumeration],
+    pools: Mapping[Size, Enumeration],
     tokens: TokenCounts,
     devices: Devices,
     stages: tuple[StageForecast, ...],
@@ -250,7 +252,7 @@ def _sizes(
     probe = probe_schedule(plan.distillation, schedule)
     short = ShortTraining(plan.distillation, rungs, plan.search.reduction, plan.seed)
     for size in plan.descending_sizes:
-        pool, label = pools[size], format_count(size)
+        pool, label = pools[size], size.label
         own = [stage for stage in stages if stage.size == label]
         forward = mean_forward_flops(pool.candidates, teacher.layout, plan.text.sequence_length)
         trained = plan.search.num_trained(len(pool.candidates))

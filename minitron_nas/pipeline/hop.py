@@ -7,7 +7,8 @@ from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.pipeline.engine import Done
 from minitron_nas.pipeline.run import Source
 from minitron_nas.pruning.prepare import PreparedTeacher
-from minitron_nas.settings import format_count
+from minitron_nas.search.costing import Costing
+from minitron_nas.space.size import Size
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +42,9 @@ class Hop:
     """One step down the family: a size, the model that it is pruned from, and what its students learn from.
 
     Attributes:
-        size: Total parameters.
+        size: How large its students are to be.
         source: The model that it is pruned from.
+        costing: What shapes that are cut from it cost.
         prepared: The same, ranked and rotated.
         prepared_by: The stage that did it.
         lessons: Text and signals.
@@ -51,8 +53,9 @@ class Hop:
             the size before; of students the one that was found at this size.
     """
 
-    size: int
+    size: Size
     source: Source
+    costing: Costing
     prepared: PreparedTeacher
     prepared_by: Done
     lessons: Lessons
@@ -61,8 +64,8 @@ class Hop:
 
     @property
     def label(self) -> str:
-        """The size as people say it."""
-        return format_count(self.size)
+        """What its models, files and folders are called."""
+        return self.size.label
 
     @property
     def needs(self) -> tuple[Done, ...]:

@@ -19,6 +19,7 @@ from minitron_nas.pipeline.plan import FamilyPlan, deciding
 from minitron_nas.pipeline.run import Source
 from minitron_nas.pruning.settings import StartSettings
 from minitron_nas.search.rates import RULE
+from minitron_nas.space.size import Size
 from minitron_nas.storage.atomic import read_json
 
 _SPEED = {"prompt_tokens", "decode_tokens", "repeats"}
@@ -92,12 +93,18 @@ def of_latency(plan: FamilyPlan, teacher: Checkpoint) -> dict[str, Any]:
     }
 
 
-def of_search(plan: FamilyPlan, size: int, learning_rate: float) -> dict[str, Any]:
+def of_search(plan: FamilyPlan, size: Size, learning_rate: float) -> dict[str, Any]:
     """A shape is found: all of the plan that decides anything, but for the other sizes, and the rate of the trials."""
     deciders = {key: value for key, value in deciding(plan.to_dict()).items() if key not in {"sizes", "search.latency"}}
     deciders["distillation.learning_rate"] = learning_rate
     latency = read_json(Path(plan.search.latency)) if plan.search.latency is not None else None
-    return {"plan": deciders, "size": size, "latency": latency, "start": "the better repair", "cut": "paired test"}
+    return {
+        "plan": deciders,
+        "size": size.written,
+        "latency": latency,
+        "start": "the better repair",
+        "cut": "paired test",
+    }
 
 
 def of_rate(plan: FamilyPlan, target: Architecture) -> dict[str, Any]:

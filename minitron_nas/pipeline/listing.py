@@ -7,24 +7,38 @@ from typing import Any
 
 import yaml
 
+from minitron_nas.evaluation.latency import LatencyModel
 from minitron_nas.families.catalog import layout_of, layouts
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.resources import resource_names
+from minitron_nas.search.costing import Costing, Deployment
 from minitron_nas.settings import Settings, attribute_docs, settings_within
 from minitron_nas.space.axes import AxisValues, SearchSpace, load_space
 from minitron_nas.space.enumerate import Enumeration, enumerate_candidates
+from minitron_nas.space.size import Size
 
 
-def enumerate_size(space_name: str, size: int, teacher: str | None = None) -> Enumeration:
+def enumerate_size(
+    space_name: str,
+    size: Size | float | str,
+    teacher: str | None = None,
+    batch_size: int = 1,
+    context_tokens: int = 4096,
+    latency: str | Path | None = None,
+) -> Enumeration:
     """Enumerate a space for its own source shape, or for a teacher.
 
     Args:
         space_name: A preset's name or a YAML file.
-        size: Total parameters.
+        size: How large a student is to be.
         teacher: The model to prune; needed where the space carries no source shape.
+        batch_size: Sequences at a time that memory is counted for.
+        context_tokens: Tokens of each that keys and values are counted for.
+        latency: A file of `minitron-nas latency`, which a size that is told in speed needs.
 
     Raises:
         SpaceError: If there is no such space, or no candidate.
+        LatencyError: If the file cannot be read, or was made for other models.
     """
     space = load_space(space_name)
     if teacher is None:
@@ -34,7 +48,10 @@ def enumerate_size(space_name: str, size: int, teacher: str | None = None) -> En
 
         with TemporaryDirectory() as work:
             source = resolve_teacher(teacher, Path(work), compare=False).architecture
-    return enumerate_candidates(space, size, source, layout_of(source.model_type))
+    size, layout = Size.parse(size), layout_of(source.model_type)
+    model = None if latency is None else LatencyModel.load_for(Path(latency), source)
+    costing = Costing(source, layout, context_tokens, Deployment(batch_size, context_tokens), model)
+    return enumerate_candidates(space, size, source, layout, costing.measure(size))
 
 
 def list_known(what: str) -> list[dict[str, Any]]:

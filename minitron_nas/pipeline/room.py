@@ -1,5 +1,6 @@
 """`Room`: what a run will write, in bytes."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Self
 
@@ -9,6 +10,8 @@ from minitron_nas.pipeline.devices import Devices
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pruning.start import moments_bytes
 from minitron_nas.search.rates import MOST_PROBES
+from minitron_nas.space.enumerate import Enumeration, expected_parameters
+from minitron_nas.space.size import Size
 from minitron_nas.text.token_log import ONE_PASS_TOKENS
 from minitron_nas.text.tokens import token_dtype
 from minitron_nas.text.unpacked import text_bytes
@@ -49,31 +52,38 @@ class Room:
     others: int
 
     @classmethod
-    def of(cls, plan: FamilyPlan, teacher: Outline, train_tokens: int, num_trials: int, devices: Devices) -> Self:
+    def of(
+        cls,
+        plan: FamilyPlan,
+        teacher: Outline,
+        pools: Mapping[Size, Enumeration],
+        train_tokens: int,
+        devices: Devices,
+    ) -> Self:
         """Estimate it.
 
         Args:
             plan: The plan.
             teacher: The first teacher.
+            pools: The shapes of each size, as far as they are known.
             train_tokens: Of a student.
-            num_trials: Finalists of a size, at most.
             devices: What it runs on; where several train a trial, it begins with weights in a file.
         """
-        sizes = plan.descending_sizes
+        sizes = _parameters(plan, teacher, pools)
         corrected = plan.correct is not None
         stored, members = teacher.weights_bytes / teacher.num_parameters, plan.members_per_size + len(plan.baselines)
         models = sum(sizes) * stored * members + teacher.weights_bytes * corrected
         models += len(sizes) * members * teacher.companions_bytes
-        trained = teacher.num_parameters if corrected else sizes[0]
+        trained = teacher.num_parameters if corrected else max(sizes)
         checkpoints = trained * 2 * (_TRAINING_BYTES_PER_PARAMETER + 2 * _START_BYTES_PER_PARAMETER)
-        trials = num_trials * sizes[0] * (_TRAINING_BYTES_PER_PARAMETER + _START_BYTES_PER_PARAMETER)
-        probes = sizes[0] * (MOST_PROBES * _TRAINING_BYTES_PER_PARAMETER + _START_BYTES_PER_PARAMETER)
+        trials = num_trials(plan, pools) * max(sizes) * (_TRAINING_BYTES_PER_PARAMETER + _START_BYTES_PER_PARAMETER)
+        probes = max(sizes) * (MOST_PROBES * _TRAINING_BYTES_PER_PARAMETER + _START_BYTES_PER_PARAMETER)
         probed = plan.distillation.learning_rate == "auto"
         return cls(
             models=int(models),
             training=max(checkpoints, trials, probes * probed, _REPORT_BYTES),
             teacher_states=_states_bytes(plan, teacher, train_tokens, devices.value_bytes),
-            moments=_moments_bytes(plan, teacher),
+            moments=_moments_bytes(plan, teacher, sizes),
             others=_REPORT_BYTES + _tokens_bytes(plan, teacher, train_tokens) + _rankings_bytes(plan, teacher),
         )
 
@@ -118,6 +128,21 @@ def _num_teachers(plan: FamilyPlan) -> int:
     return len(plan.sizes) if plan.kd_teacher == "previous" else 1
 
 
+def num_trials(plan: FamilyPlan, pools: Mapping[Size, Enumeration]) -> int:
+    """Return how many finalists a size has at most.
+
+    Args:
+        plan: The plan.
+        pools: The shapes of each size.
+    """
+    return max((plan.search.num_trained(len(pool.candidates)) for pool in pools.values()), default=0)
+
+
+def _parameters(plan: FamilyPlan, teacher: Outline, pools: Mapping[Size, Enumeration]) -> list[int]:
+    """Return the total parameters of a student of each size, in the order in which they are built."""
+    return [expected_parameters(size, pools.get(size), teacher.num_parameters) for size in plan.descending_sizes]
+
+
 def _states_bytes(plan: FamilyPlan, teacher: Outline, train_tokens: int, value_bytes: int) -> int:
     """Return the bytes of what is kept of each KD teacher's words; a student that teaches is no wider than the first.
 
@@ -132,9 +157,9 @@ def _states_bytes(plan: FamilyPlan, teacher: Outline, train_tokens: int, value_b
     )
 
 
-def _moments_bytes(plan: FamilyPlan, teacher: Outline) -> int:
+def _moments_bytes(plan: FamilyPlan, teacher: Outline, sizes: Sequence[int]) -> int:
     """Return the bytes of the second moments of all models that are pruned; they grow with a model's size."""
-    pruned = [teacher.num_parameters, *plan.descending_sizes[:-1]]
+    pruned = [teacher.num_parameters, *sizes[:-1]]
     whole = moments_bytes(teacher, "projections") if plan.repair == "ridge" else 0
     return int(whole * sum(pruned) / teacher.num_parameters)
 

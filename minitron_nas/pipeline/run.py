@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from minitron_nas.evaluation.latency import LatencyModel
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.pipeline.engine import Done, Engine
 from minitron_nas.pipeline.plan import FamilyPlan
@@ -67,12 +68,16 @@ class Run:
         plan: What it is to do.
         teacher: The first teacher, corrected where the plan says so; all members are measured against it.
         tokens: Its text.
+        latency: Predicts the seconds of shapes; None where nothing asks for them.
+        latency_measured: The stage that measured it; none where the plan names it.
     """
 
     engine: Engine
     plan: FamilyPlan
     teacher: Source
     tokens: RunTokens
+    latency: LatencyModel | None = None
+    latency_measured: tuple[Done, ...] = ()
 
     @property
     def folder(self) -> RunFolder:

@@ -17,8 +17,8 @@ from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pipeline.run import RunTokens
 from minitron_nas.pruning.start import moments_bytes
 from minitron_nas.search.rates import MOST_PROBES, probe_schedule
-from minitron_nas.settings import format_count
-from minitron_nas.space.enumerate import Candidate, Candidates, Enumeration
+from minitron_nas.space.enumerate import Candidate, Candidates, Enumeration, expected_parameters
+from minitron_nas.space.size import Size
 
 BACKWARD = 3
 """Forward and backward together cost about three forward passes."""
@@ -90,7 +90,7 @@ class TokenCounts:
 def estimate_workload(
     plan: FamilyPlan,
     teacher: Outline,
-    pools: Mapping[int, Enumeration],
+    pools: Mapping[Size, Enumeration],
     tokens: TokenCounts,
     devices: Devices,
 ) -> dict[str, StageWork]:
@@ -138,7 +138,7 @@ class _Costs:
         self,
         plan: FamilyPlan,
         teacher: Outline,
-        pools: Mapping[int, Enumeration],
+        pools: Mapping[Size, Enumeration],
         tokens: TokenCounts,
         devices: Devices,
     ) -> None:
@@ -160,7 +160,7 @@ class _Costs:
         yield "teacher evaluate", self._evaluate(self._first)
         source, forward, share = "teacher", self._first, 1.0
         for size in plan.descending_sizes:
-            label, student = format_count(size), self._students[size]
+            label, student = size.label, self._students[size]
             if plan.kd_teacher == "previous" and source != "teacher":
                 yield f"{source} signal", self._signal(forward)
             yield f"{source} score", _on_one(forward * self._tokens.calibration, _SCORING)
@@ -176,7 +176,8 @@ class _Costs:
                 name, repaired = member_name(label, role, number), plan.repair == "ridge" and role != "random_weights"
                 yield f"{name} distil", self._distil(student, lecturer, forward if repaired else 0.0)
                 yield f"{name} evaluate", self._evaluate(student, self._first)
-            source, forward, share = label, student, size / self._teacher.num_parameters
+            whole = self._teacher.num_parameters
+            source, forward, share = label, student, expected_parameters(size, self._pools[size], whole) / whole
 
     def _correct(self, num_tokens: int) -> StageWork:
         return _on_one(self._first * (BACKWARD * num_tokens + self._tokens.validation * _CORRECTION_VALIDATIONS))
@@ -199,14 +200,14 @@ class _Costs:
                 flops += self._tokens.calibration * (forward + 2 * values * share)
         return _on_one(flops)
 
-    def _screen(self, size: int, student: float) -> StageWork:
+    def _screen(self, size: Size, student: float) -> StageWork:
         search, length = self._plan.search, self._plan.text.sequence_length
         num_jobs = search.num_screened(len(self._pools[size].candidates))
         wanted = (search.screen_sequences or self._tokens.validation) * self._plan.num_held_out_texts
         read = min(wanted * length, self._tokens.validation)
         return self._jobs(num_jobs, student * (read + _CUT_AS_TOKENS), 1)
 
-    def _tournament(self, size: int, student: float, lecturer: float, source: float) -> StageWork:
+    def _tournament(self, size: Size, student: float, lecturer: float, source: float) -> StageWork:
         search, devices = self._plan.search, self._devices.of_a_trial(self._plan.runner)
         alive, previous = search.num_trained(len(self._pools[size].candidates)), 0
         parts = [self._jobs(alive, self._start(student, source), 1)] if search.num_rungs else []

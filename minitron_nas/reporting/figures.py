@@ -24,7 +24,7 @@ from minitron_nas.reporting.figure_style import (
 from minitron_nas.reporting.members import ROLES
 from minitron_nas.reporting.run_record import best_trained, plain_rows
 from minitron_nas.search.pareto import pareto_front
-from minitron_nas.settings import parse_count
+from minitron_nas.space.size import Size
 
 _OUTLINE = 1.5  # also how thick hollow markers are drawn
 _TRAINED_ROLES = tuple(role for role in reversed(ROLES) if role != "teacher")  # the student is drawn on top
@@ -147,13 +147,14 @@ def _figure(height: int) -> go.Figure:
 
 
 def _add_windows(figure: go.Figure, size_windows: Mapping[str, tuple[int, int]]) -> None:
-    """Draw each size as a line in the band of parameters that its candidates may have."""
+    """Draw each size as the band of parameters that its candidates may have, and as a line where it is told in them."""
     for label, (low, high) in size_windows.items():
-        size = parse_count(label)
-        line = {"color": NEUTRAL, "width": 1, "dash": "dot"}
+        size, x = Size.of_label(label), float(low)
         figure.add_vrect(low, high, fillcolor=NEUTRAL, opacity=0.13, line_width=0, layer="below")
-        figure.add_vline(size, line=line, layer="below")
-        place = {"x": size, "y": 1, "yref": "paper", "yanchor": "top", "xanchor": "left"}
+        if size.unit == "parameters":
+            x = size.value
+            figure.add_vline(x, line={"color": NEUTRAL, "width": 1, "dash": "dot"}, layer="below")
+        place = {"x": x, "y": 1, "yref": "paper", "yanchor": "top", "xanchor": "left"}
         figure.add_annotation(text=escape(label), showarrow=False, **place)
 
 

@@ -89,6 +89,7 @@ def _content(run: RunRecord) -> dict[str, Any]:
         "wide_spread": WIDE_SPREAD,
         "figures": _figures(run, sizes, members[0].value("num_parameters")),
         "outcomes": {size: sections.outcome_counts(run.candidates, size) for size in sizes},
+        "asked_of": {size: sections.asked_of(run, size) for size in sizes},
         "held_against": {size: sections.held_against(run.candidates, size) for size in sizes},
         "samples": sections.samples(run, models),
         "titles": {member.name: member.title for member in members},

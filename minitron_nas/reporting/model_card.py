@@ -15,7 +15,7 @@ from minitron_nas.errors import RunFolderError, printable
 from minitron_nas.reporting import numerals
 from minitron_nas.reporting.members import comparison, list_members
 from minitron_nas.reporting.run_record import RunRecord, read_run
-from minitron_nas.reporting.sections import benchmark_table, words
+from minitron_nas.reporting.sections import asked_of, benchmark_table, words
 from minitron_nas.reporting.teacher_name import display_name, hub_name
 from minitron_nas.resources import resource
 from minitron_nas.storage.atomic import write_text
@@ -73,6 +73,7 @@ def _content(run: RunRecord, size: str) -> dict[str, Any]:
     return {
         "front_matter": Markup(_front_matter(base_model)),  # noqa: S704 - YAML's own writer quotes it
         "size": size,
+        "asked_of": asked_of(run, lineage.size or size),
         "base_model": base_model,
         "teacher_name": display_name(source),
         "lineage": lineage,

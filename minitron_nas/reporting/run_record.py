@@ -10,7 +10,8 @@ import pandas as pd
 
 from minitron_nas.errors import LatencyError, RunFolderError
 from minitron_nas.evaluation.latency import LatencyModel
-from minitron_nas.settings import format_count, parse_count
+from minitron_nas.settings import parse_count
+from minitron_nas.space.size import Size
 from minitron_nas.storage.lineage import LINEAGE, Lineage, read_lineage
 from minitron_nas.storage.plain_yaml import load_yaml
 from minitron_nas.storage.run_folder import RunFolder
@@ -70,17 +71,18 @@ class RunRecord:
         labels = {label for frame in frames for label in frame["size"].dropna()} | {
             one.size or name for name, one in self.lineages.items()
         }
-        labels |= {format_count(parse_count(size)) for size in self.plan.get("sizes") or ()}
-        return sorted(labels, key=parse_count, reverse=True)
+        labels |= {Size.parse(size).label for size in self.plan.get("sizes") or ()}
+        return sorted(labels, key=lambda label: Size.of_label(label).rank, reverse=True)
 
     def size_windows(self) -> dict[str, tuple[int, int]]:
         """Return the least and greatest parameters allowed for each size.
 
-        They come from the plan's space; where the plan only names a preset, from the candidates.
+        They come from the plan's space; where the plan only names a preset, or the size is not told in parameters,
+        from the candidates.
         """
         space = self.plan.get("space")
         rules = space if isinstance(space, dict) else self.plan
-        windows = {label: _planned_window(rules, parse_count(label)) for label in self.sizes()}
+        windows = {label: _planned_window(rules, Size.of_label(label)) for label in self.sizes()}
         found = self.candidates.groupby("size")["num_parameters"].agg(["min", "max"])
         seen = {str(label): (int(low), int(high)) for label, low, high in found.itertuples()}
         chosen = {label: window or seen.get(label) for label, window in windows.items()}
@@ -157,11 +159,14 @@ def _frame(folder: Path, table: Table) -> pd.DataFrame:
     return frame.replace([math.inf, -math.inf], math.nan)
 
 
-def _planned_window(rules: Mapping[str, Any], size: int) -> tuple[int, int] | None:
+def _planned_window(rules: Mapping[str, Any], size: Size) -> tuple[int, int] | None:
+    if size.unit != "parameters":
+        return None
     if rules.get("window"):
         low, high = rules["window"]
         return parse_count(low), parse_count(high)
     tolerance = rules.get("tolerance")
     if tolerance is None:
         return None
-    return round(size * (1 - tolerance)), round(size * (1 + tolerance))
+    low, high = size.window(tolerance)
+    return int(low), int(high)

@@ -7,6 +7,7 @@ import pandas as pd
 
 from minitron_nas.reporting import numerals
 from minitron_nas.reporting.run_record import RunRecord, best_trained, plain_rows
+from minitron_nas.space.size import Size
 
 Row: TypeAlias = Mapping[str, Any]
 
@@ -67,6 +68,24 @@ def candidate_rows(run: RunRecord) -> list[list[Any]]:
         return (sizes.index(row["size"]), _outcome_rank(row), *known, row["candidate"])
 
     return [[row[column] for column, _, _ in CANDIDATE_COLUMNS] for row in sorted(rows, key=order)]
+
+
+def asked_of(run: RunRecord, size: str) -> str:
+    """Say what a size asks of its models where it is not told in parameters; empty otherwise.
+
+    Args:
+        run: The run.
+        size: The label.
+    """
+    asked, search = Size.of_label(size), run.plan.get("search") or {}
+    if asked.unit == "parameters":
+        return ""
+    if asked.is_speed:
+        return f"at least {asked.told(asked.value)} {asked.words}, as the latency model predicts it"
+    counted = (search.get(name) for name in ("batch_size", "context_tokens"))
+    batch, context = (numerals.whole(number) for number in counted)
+    told = asked.told(asked.value)
+    return f"at most {told} for 16-bit weights and the keys and values of {batch} x {context} tokens"
 
 
 def held_against(candidates: pd.DataFrame, size: str) -> str:

@@ -5,9 +5,10 @@ from typing import Any
 
 from minitron_nas.execution.runner import Outcome, last_line
 from minitron_nas.search.contest import TrialRow
+from minitron_nas.search.costing import Values
 from minitron_nas.search.exploration import Exploration
 from minitron_nas.search.pareto import pareto_front
-from minitron_nas.search.pool import Pool, Values
+from minitron_nas.search.pool import Pool
 from minitron_nas.space.enumerate import RULE_REASONS, Enumeration
 from minitron_nas.storage.schemas import CANDIDATES
 

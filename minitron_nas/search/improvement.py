@@ -6,8 +6,8 @@ import numpy as np
 from numpy.polynomial.hermite_e import hermegauss
 from scipy.stats import norm
 
+from minitron_nas.search.costing import Values
 from minitron_nas.search.pareto import pareto_front
-from minitron_nas.search.pool import Values
 
 _SHORTLIST = 512
 """Shapes whose gain in hypervolume is computed; the others are predicted further behind the front."""

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from minitron_nas.settings import parse_count
+from minitron_nas.settings import BYTES, parse_count
 
 Objective: TypeAlias = Literal["kl", "num_parameters", "memory_bytes", "prefill_seconds", "decode_seconds"]
 """What may be minimised; all but KL are known before anything is measured."""
@@ -33,7 +33,6 @@ TIMED = ("prefill_seconds", "decode_seconds", "prefill_speedup", "decode_speedup
 _DEPLOYED = ("memory_bytes",)
 _CONSTRAINT = re.compile(r"\s*(\w+)\s*(<=|>=)\s*([\d.]+(?:e\d+)?)\s*([a-z]*)\s*(?:at\s+(.*\S))?\s*", re.IGNORECASE)
 _CONDITION = re.compile(r"(batch|context)\s+([\d.]+\s*[kmb]?)", re.IGNORECASE)
-_BYTES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +100,9 @@ def _conditions(text: str, conditions: str) -> dict[str, int]:
 
 def _limit(text: str, column: str, number: str, unit: str) -> float:
     if "bytes" in column:
-        if unit and unit not in _BYTES:
-            raise ValueError(f"{text!r}: {unit!r} is no unit of bytes; choose from {', '.join(_BYTES)}, such as 6GB")
-        return float(Decimal(number) * _BYTES[unit or "b"])
+        if unit and unit not in BYTES:
+            raise ValueError(f"{text!r}: {unit!r} is no unit of bytes; choose from {', '.join(BYTES)}, such as 6GB")
+        return float(Decimal(number) * BYTES[unit or "b"])
     if column in TIMED:
         scale = {"": 1.0, "s": 1.0, "ms": 1e-3} if column.endswith("_seconds") else {"": 1.0, "x": 1.0}
         if unit not in scale:

@@ -7,9 +7,10 @@ from typing import Protocol
 
 import numpy as np
 
+from minitron_nas.search.costing import Values
 from minitron_nas.search.improvement import expected_hypervolume_gain, expected_improvement
 from minitron_nas.search.pareto import pareto_front
-from minitron_nas.search.pool import Pool, Values
+from minitron_nas.search.pool import Pool
 from minitron_nas.search.surrogate import Surrogate
 
 _FIRST_ROUND = 8

@@ -39,7 +39,7 @@ class SearchSettings(Settings):
         batch_size: Sequences at a time that memory is counted for.
         context_tokens: Tokens of each that keys and values are counted for.
         latency: A file of `minitron-nas latency`, which predicts seconds; without it the run measures one where
-            seconds are weighed or constrained.
+            seconds are weighed or constrained, or a size is told in speed.
         max_screened: Candidates whose untrained KL is measured at most; null for all.
         round_size: Candidates that are screened before the sampler looks again; as many as run at a time, or more.
         screen_sequences: Validation sequences of the screening, of each held-out text; all without it.

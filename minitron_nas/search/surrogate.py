@@ -21,7 +21,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct, Matern, WhiteKernel
 
-from minitron_nas.search.pool import Values
+from minitron_nas.search.costing import Values
 
 _BLOCK = 1 << 15
 """Shapes that are predicted together, so that a million of them take little memory."""

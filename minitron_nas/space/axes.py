@@ -9,6 +9,7 @@ from minitron_nas.architecture.spec import SHAPE_FIELDS, Architecture
 from minitron_nas.errors import SpaceError
 from minitron_nas.resources import resource, resource_names
 from minitron_nas.settings import Count, Settings, format_count, plan_error
+from minitron_nas.space.size import Size
 from minitron_nas.storage.plain_yaml import load_yaml
 
 _NAME_FRACTION = 0.9
@@ -99,7 +100,8 @@ class SearchSpace(Settings):
     Attributes:
         description: What it is for, in a line.
         axes: The sizes that each axis may take.
-        tolerance: Greatest relative distance of a candidate's total parameters from the size.
+        tolerance: Greatest relative distance of a candidate's total parameters from the size; a size in memory takes
+            shapes from twice that below it, one in speed up to twice that above it, and none that misses it.
         window: Least and greatest total parameters of one size; replaces `tolerance`. The size may be up to a
             tenth below the window, as Llama-3.1-Minitron-4B is below its 4.5 billion, and not above it.
         protected_layers: Layers that depth pruning never drops, negative ones from the end.
@@ -119,22 +121,28 @@ class SearchSpace(Settings):
             raise ValueError(f"window: {self.window[0]} exceeds {self.window[1]}; write the least size first")
         return self
 
-    def size_window(self, size: int) -> tuple[int, int]:
-        """Return the least and greatest total parameters allowed for a size.
+    def size_window(self, size: Size | float | str) -> tuple[float, float]:
+        """Return the least and greatest value allowed for a size, in its unit.
 
         Raises:
             SpaceError: If the space has a window and the size does not belong to it.
         """
-        if self.window is not None:
-            self._require_inside(size, *self.window)
-            return self.window
-        return round(size * (1 - self.tolerance)), round(size * (1 + self.tolerance))
+        size = Size.parse(size)
+        if self.window is None:
+            return size.window(self.tolerance)
+        self._require_inside(size, *self.window)
+        return self.window
 
-    def _require_inside(self, size: int, low: int, high: int) -> None:
+    def _require_inside(self, size: Size, low: int, high: int) -> None:
         least = round(_NAME_FRACTION * low)
-        if not least <= size <= high:
+        if size.unit != "parameters":
             raise SpaceError(
-                f"size {format_count(size)} is outside of the space's window of {format_count(low)} to "
+                f"size {size} is not told in parameters, and the space's window of {format_count(low)} to "
+                f"{format_count(high)} is; choose a space with a tolerance instead of a window"
+            )
+        if not least <= size.value <= high:
+            raise SpaceError(
+                f"size {size} is outside of the space's window of {format_count(low)} to "
                 f"{format_count(high)}, which serves sizes from {format_count(least)} to {format_count(high)}; "
                 "choose such a size, or a space with a tolerance instead of a window"
             )

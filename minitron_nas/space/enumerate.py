@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from operator import eq
 from typing import Any, TypeAlias, overload
@@ -10,17 +10,20 @@ from typing import Any, TypeAlias, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from minitron_nas.architecture.costs import Columns, Integers, axis_sizes_of, count_parameters, count_parameters_of
+from minitron_nas.architecture.costs import Columns, Integers, axis_sizes_of, count_parameters_of
 from minitron_nas.architecture.layout import Layout
 from minitron_nas.architecture.rules import RULES, Rule
 from minitron_nas.architecture.spec import SHAPE_FIELDS, Architecture
 from minitron_nas.errors import SpaceError
-from minitron_nas.settings import format_count
 from minitron_nas.space.axes import SearchSpace
 from minitron_nas.space.grid import BLOCK, Grid
+from minitron_nas.space.size import Size
 
 Check: TypeAlias = tuple[str, Callable[[Columns], Any]]
 """A rule's name, and the function from columns to truth values."""
+
+Measure: TypeAlias = Callable[[Columns], NDArray[Any]]
+"""What shapes have in the unit of a size: from columns, (num_shapes,) each, to (num_shapes,)."""
 
 WINDOW_RULE = "size_window"
 _SPACE_RULES = {
@@ -28,7 +31,7 @@ _SPACE_RULES = {
     "pruning_only_removes": "no size may exceed the source's",
     "pruning_removes_something": "the source itself is no candidate",
     "protected_layers_stay": "depth pruning never drops a protected layer",
-    WINDOW_RULE: "total parameters must lie within the size's tolerance or window",
+    WINDOW_RULE: "total parameters, or what else the size is told in, must lie within its tolerance or window",
 }
 RULE_REASONS = {rule.name: rule.reason for rule in RULES} | _SPACE_RULES
 """Every rule that can leave a shape out, with its reason."""
@@ -87,6 +90,11 @@ class Candidates(Sequence[Candidate]):
         position = range(len(self))[index]
         return next(iter(self[position : position + 1]))
 
+    @property
+    def num_parameters(self) -> Integers:
+        """Total parameters of all candidates, (num_candidates,)."""
+        return self._num_parameters
+
     def columns(self) -> Columns:
         """Return the prunable sizes of all candidates, an array for each, (num_candidates,)."""
         return self._grid.columns(self._numbers)
@@ -111,13 +119,22 @@ class Candidates(Sequence[Candidate]):
 
 @dataclass(frozen=True, slots=True)
 class Enumeration:
-    """The candidates of one size, and how many raw combinations each rule left out."""
+    """The candidates of one size, and how many raw combinations each rule left out.
+
+    Attributes:
+        candidates: In a stable order.
+        values: (num_candidates,), what they have in the unit of the size; follows from the candidates.
+        excluded: Combinations by the rule that left them out.
+    """
 
     candidates: Candidates
+    values: NDArray[Any] = field(compare=False)
     excluded: dict[str, int]
 
 
-def enumerate_candidates(space: SearchSpace, size: int, source: Architecture, layout: Layout) -> Enumeration:
+def enumerate_candidates(
+    space: SearchSpace, size: Size | float | str, source: Architecture, layout: Layout, measure: Measure | None = None
+) -> Enumeration:
     """List every legal shape of a space within a size's window.
 
     The order is stable: more layers first, then fewer heads, fewer groups, more channels, fewer
@@ -126,40 +143,56 @@ def enumerate_candidates(space: SearchSpace, size: int, source: Architecture, la
 
     Args:
         space: What may change.
-        size: Total parameters wanted.
+        size: Total parameters wanted, or a `Size`.
         source: The shape to prune.
         layout: The source's family table.
+        measure: Of the size's column; needed where the size is not told in parameters.
 
     Raises:
         SpaceError: If the source's family lacks an axis of the space, the size is not below the
             source's, or no shape lies within the window; the message names the nearest reachable
             sizes and the rule that blocks.
     """
-    source_parameters = count_parameters(source, layout)
+    size = Size.parse(size)
+    if size.unit == "parameters":
+        measure = partial(parameters_of, source=source, layout=layout)
+    if measure is None:
+        raise SpaceError(f"size {size} needs a `measure` of {size.column}; see minitron_nas.search.costing.Costing")
     low, high = space.size_window(size)
-    if size >= source_parameters:
-        raise SpaceError(
-            f"size {format_count(size)} is not below the source's {source_parameters:,} parameters; "
-            "choose a smaller size"
-        )
+    whole = {name: np.array([getattr(source, name)]) for name in layout.shape_fields()}
+    _require_below(size, measure(whole)[0].item())
     grid = Grid.of(space.axes, source, layout)
     checks = list(_checks(space, source, layout))
     tally: Counter[str] = Counter()
-    near: list[int] = []
-    kept: list[tuple[Integers, Integers]] = []
+    near: list[float] = []
+    kept: list[tuple[NDArray[Any], ...]] = []
     for block in grid.blocks():
         numbers, columns, left_out = _sift(block, grid.columns(block), checks)
-        counts = parameters_of(columns, source, layout)
-        inside = (counts >= low) & (counts <= high)
-        kept.append((numbers[inside], counts[inside]))
-        near += _nearest(counts, low, high)
+        values = measure(columns)
+        inside = (values >= low) & (values <= high)
+        kept.append((numbers[inside], values[inside]))
+        near += _nearest(values, low, high)
         tally.update(left_out)
         tally[WINDOW_RULE] += _num_false(inside)
     excluded = {rule: tally[rule] for rule in (*(rule for rule, _ in checks), WINDOW_RULE) if tally[rule]}
-    numbers, counts = (np.concatenate(parts) for parts in zip(*kept, strict=True))
+    numbers, values = (np.concatenate(parts) for parts in zip(*kept, strict=True))
     if not len(numbers):
         raise SpaceError(_nothing_reachable(size, low, high, near, excluded) + _advice(space, source, near))
-    return Enumeration(Candidates(source, grid, numbers, counts), excluded)
+    counts = values if size.unit == "parameters" else parameters_of(grid.columns(numbers), source, layout)
+    return Enumeration(Candidates(source, grid, numbers, counts), values, excluded)
+
+
+def expected_parameters(size: Size, found: Enumeration | None, most: int) -> int:
+    """Return the total parameters that a student of a size has, about.
+
+    Args:
+        size: Itself the answer where it is told in parameters.
+        found: Its shapes, of which the largest counts; None where they are not known yet.
+        most: The answer then.
+    """
+    if size.unit == "parameters":
+        return int(size.value)
+    return most if found is None else int(found.candidates.num_parameters.max())
 
 
 def legal_columns(space: SearchSpace, source: Architecture, layout: Layout, most: int = 2**17) -> Columns:
@@ -249,23 +282,33 @@ def _keeps(rule: Rule, source: Architecture, shapes: Columns) -> Any:
     return rule.keeps(axis_sizes_of(source, shapes), source)
 
 
-def _nearest(counts: Integers, low: int, high: int) -> list[int]:
-    """Return the greatest count below a window and the least above it, where there are such."""
-    below, above = counts[counts < low], counts[counts > high]
-    return ([int(below.max())] if len(below) else []) + ([int(above.min())] if len(above) else [])
+def _require_below(size: Size, source: float) -> None:
+    """Refuse a size that the source meets uncut."""
+    if size.is_below(source):
+        return
+    beyond, wanted = ("above", "greater") if size.is_speed else ("below", "smaller")
+    raise SpaceError(
+        f"size {size} is not {beyond} the source's {size.told(source)} {size.words}; choose a {wanted} size"
+    )
 
 
-def _nothing_reachable(size: int, low: int, high: int, near: list[int], excluded: dict[str, int]) -> str:
-    nearest = _nearest(np.array(near, dtype=np.int64), low, high)
-    reachable = " and ".join(f"{count:,}" for count in nearest) or "none"
+def _nearest(values: NDArray[Any], low: float, high: float) -> list[float]:
+    """Return the greatest value below a window and the least above it, where there are such."""
+    below, above = values[values < low], values[values > high]
+    return ([below.max().item()] if len(below) else []) + ([above.min().item()] if len(above) else [])
+
+
+def _nothing_reachable(size: Size, low: float, high: float, near: list[float], excluded: dict[str, int]) -> str:
+    nearest = _nearest(np.array(near), low, high)
+    reachable = " and ".join(map(size.told, nearest)) or "none"
     blocking = ", ".join(f"{rule} ({count} shapes)" for rule, count in excluded.items())
     return (
-        f"no shape has between {low:,} and {high:,} parameters (size {format_count(size)}); "
+        f"no shape has between {size.told(low)} and {size.told(high)} {size.words} (size {size}); "
         f"nearest reachable: {reachable}; left out by: {blocking}; "
     )
 
 
-def _advice(space: SearchSpace, source: Architecture, near: list[int]) -> str:
+def _advice(space: SearchSpace, source: Architecture, near: list[float]) -> str:
     """Say what to do where nothing is reachable: above all, whether the space is for another model."""
     made_for = space.source or {}
     other = [name for name in SHAPE_FIELDS if name in made_for and made_for[name] != getattr(source, name)]

@@ -34,7 +34,7 @@ from replay_policies import Asha, Policy, Product, SuccessiveHalving, Workers
 from scipy.stats import spearmanr
 from threadpoolctl import threadpool_limits
 
-from minitron_nas.search.pool import Values
+from minitron_nas.search.costing import Values
 from minitron_nas.search.settings import SearchSettings, procedure
 
 POOLS = ("94M", "8B to 4B", "8B to 4B fine")

@@ -6,7 +6,7 @@ import numpy as np
 from replay_landscapes import AXES, cuts, read_measured, terms
 from scipy.optimize import least_squares
 
-from minitron_nas.search.pool import Values
+from minitron_nas.search.costing import Values
 from minitron_nas.space.axes import load_space
 
 PENALTIES = np.logspace(-4, 0, 9)

@@ -33,7 +33,8 @@ from minitron_nas.architecture.spec import Architecture
 from minitron_nas.execution.runner import Outcome
 from minitron_nas.families.catalog import layout_of
 from minitron_nas.search.exploration import Exploration, explore, make_sampler
-from minitron_nas.search.pool import Deployment, Pool, Values
+from minitron_nas.search.costing import Costing, Deployment, Values
+from minitron_nas.search.pool import Pool
 from minitron_nas.search.proposals import scaled
 from minitron_nas.search.settings import SearchSettings
 from minitron_nas.space.axes import SearchSpace, load_space
@@ -257,7 +258,7 @@ def pool_of(name: str) -> tuple[Pool, Mapping[str, int]]:
     size = 94_000_000 if name == "94M" else 4_000_000_000
     layout = layout_of(source.model_type)
     found = enumerate_candidates(space, size, source, layout)
-    pool = Pool.of(found, source, layout, 1024, Deployment(1, 4096))
+    pool = Pool.of(found, Costing(source, layout, 1024, Deployment(1, 4096)))
     return pool, places_in(pool)
 
 

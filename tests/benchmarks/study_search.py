@@ -29,9 +29,10 @@ from minitron_nas.families.catalog import layout_of
 from minitron_nas.pipeline.display import default_display
 from minitron_nas.pruning.settings import RANDOM_TOKENS
 from minitron_nas.pruning.student import build_student
+from minitron_nas.search.costing import Costing, Deployment
 from minitron_nas.search.exploration import explore, make_sampler
 from minitron_nas.search.improvement import expected_improvement
-from minitron_nas.search.pool import Deployment, Pool
+from minitron_nas.search.pool import Pool
 from minitron_nas.search.proposals import RandomSampler, scaled
 from minitron_nas.search.settings import SearchSettings
 from minitron_nas.settings import format_count, parse_count
@@ -72,7 +73,7 @@ def recorded(size: str, rows: Mapping[str, Any]) -> tuple[Pool, dict[str, np.nda
     source = load_space("smollm2-135m").source_architecture()
     layout = layout_of(source.model_type)
     found = enumerate_candidates(load_space("default"), parse_count(size), source, layout)
-    pool = Pool.of(found, source, layout, 256, Deployment(1, 4096))
+    pool = Pool.of(found, Costing(source, layout, 256, Deployment(1, 4096)))
     places = {candidate.id: index for index, candidate in enumerate(pool.candidates)}
     kept = {places[key.partition(" | ")[2]]: row for key, row in rows.items() if key.startswith(f"{size} | ")}
     indices = np.array(sorted(kept))

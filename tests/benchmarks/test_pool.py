@@ -16,7 +16,8 @@ import numpy as np
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.families.catalog import layout_of
 from minitron_nas.search.pareto import pareto_front
-from minitron_nas.search.pool import Deployment, Pool
+from minitron_nas.search.costing import Costing, Deployment
+from minitron_nas.search.pool import Pool
 from minitron_nas.search.proposals import PoolSampler
 from minitron_nas.space.axes import SearchSpace
 from minitron_nas.space.enumerate import enumerate_candidates
@@ -35,7 +36,7 @@ space = SearchSpace.model_validate({
 source, layout = Architecture("llama", 32, 4096, 14336, 32, 8, 128, 128256), layout_of("llama")
 found = enumerate_candidates(space, 4_000_000_000, source, layout)
 started = time.perf_counter()
-pool = Pool.of(found, source, layout, 1024, Deployment(8, 32_000))
+pool = Pool.of(found, Costing(source, layout, 1024, Deployment(8, 32_000)))
 costed = time.perf_counter()
 features = pool.features()
 kls = np.exp(-features.sum(axis=1) + 0.3 * features[:, 0] * features[:, 1])

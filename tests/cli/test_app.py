@@ -90,7 +90,47 @@ def test_enumerate_lists_a_line_per_candidate_and_what_was_left_out(run: Callabl
     assert lines[-1] == "18 candidates; left out: 222 by size_window"
 
 
+def test_enumerate_lists_shapes_of_a_size_in_memory_with_what_they_take(run: Callable[..., Output]) -> None:
+    command = ("enumerate", "--space", "smollm2-135m", "--size", "memory=350MB", "--batch-size", 8)
+    context = ("--context-tokens", "1k")
+    found = run(*command, *context, "--json").json()["candidates"]
+    assert len(found) > 5
+    for row in found:
+        keys = row["num_hidden_layers"] * row["num_key_value_heads"] * 64
+        assert row["memory_bytes"] == 2 * row["num_parameters"] + 8000 * 4 * keys
+        assert 336_000_000 <= row["memory_bytes"] <= 350_000_000
+    *lines, last = run(*command, *context).out.splitlines()
+    assert last.startswith(f"{len(found)} candidates; left out: ")
+    assert [line.split()[-1] for line in lines] == [
+        f"{row['memory_bytes'] / 1e6:.6f}".rstrip("0").rstrip(".") + "MB" for row in found
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (("--size", "memory=350Mb"), "--size: size 'memory=350Mb': Mb stands for bits; write bytes"),
+        (("--size", "memory=1GB"), "size memory=1GB is not below the source's 363.401856MB of memory"),
+        (("--size", "decode=1.5x"), "size decode=1.5x: that needs a latency model; `minitron-nas latency TEACHER"),
+        (("--size", "94M", "--context-tokens", "long"), "--context-tokens: 'long' is not a count"),
+    ],
+)
+def test_enumerate_refuses_a_size_that_it_cannot_measure(
+    run: Callable[..., Output], arguments: tuple[str, ...], fault: str
+) -> None:
+    output = run("enumerate", "--space", "smollm2-135m", *arguments)
+    assert (output.code, output.out, output.err.count("\n")) == (2, "", 1)
+    assert output.err.startswith(f"minitron-nas: {fault}")
+
+
 # prune, distill, evaluate
+
+
+def test_prune_takes_sizes_in_parameters_alone(run: Callable[..., Output], tmp_path: Path) -> None:
+    output = run("prune", "nowhere", "--size", "memory=6GB", "--data", "embedded", "--out", tmp_path / "out")
+    assert output.code == 2
+    assert "prune takes a size in total parameters, such as 94M, and size memory=6GB is told in memory" in output.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_prune_distill_and_evaluate_follow_one_another(
@@ -320,7 +360,7 @@ def test_build_turns_its_arguments_into_a_plan(
         *("--set", "runner=local", "--set", "distillation.tokens=100M", "--json"),
     )
     ((plan, out),) = planned
-    assert (plan.teacher, plan.sizes, plan.data) == ("owner/name", (8 * 10**9, 4 * 10**9), str(text_file))
+    assert (plan.teacher, [*map(str, plan.sizes)], plan.data) == ("owner/name", ["8B", "4B"], str(text_file))
     assert (plan.runner.kind, plan.distillation.tokens, out) == ("local", 10**8, tmp_path / "run")
     result = told.json()
     assert [member["name"] for member in result["members"]] == ["teacher", "90k"]
@@ -346,7 +386,7 @@ def test_build_reads_a_plan_and_overrides_it(run: Callable[..., Output], planned
     file.write_text(yaml.safe_dump({"teacher": "owner/name", "sizes": ["8B"], "data": "embedded"}))
     told = run("build", "--plan", file, "--out", tmp_path / "run", "--set", "sizes=[4B]")
     ((plan, _),) = planned
-    assert plan.sizes == (4 * 10**9,)
+    assert plan.to_dict()["sizes"] == [4 * 10**9]
     lines = told.out.splitlines()
     assert len(lines) == 3
     assert "KL 0.2500 nats   perplexity 8.00" in lines[1]

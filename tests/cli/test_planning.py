@@ -75,7 +75,7 @@ def test_what_is_missing_is_said(
 def test_a_written_plan_is_planned(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     file = tmp_path / "plan.yaml"
     assert run("init", "owner/name", "--size", "8B", "--size", "4B", "--out", file) == (0, f"{file}\n", "")
-    assert load_plan(file).sizes == (8 * 10**9, 4 * 10**9)
+    assert load_plan(file).to_dict()["sizes"] == [8 * 10**9, 4 * 10**9]
     code, _, err = run("init", "owner/name", "--size", "8B", "--out", file)
     assert (code, "exists; choose another file" in err) == (2, True)
 

@@ -10,6 +10,16 @@ def test_a_size_that_is_no_count_is_refused(size: str) -> None:
         parse_size(size)
 
 
+def test_a_size_may_be_told_in_other_units() -> None:
+    assert [parse_size(size).label for size in ("4.5B", "memory=6GB", "decode=2x")] == [
+        "4.5B",
+        "memory-6GB",
+        "decode-2.0x",
+    ]
+    with pytest.raises(PlanError, match=r"--size: size 'weight=6GB': 'weight' is no unit of a size"):
+        parse_size("weight=6GB")
+
+
 @pytest.mark.parametrize("name", ["corpus/*.parquet", "owner/name", "/folder/a=b/*.jsonl", "a=b", "a=0.3=b"])
 def test_one_name_is_no_blend(name):
     assert parse_data([name]) == name

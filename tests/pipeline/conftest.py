@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
+from minitron_nas.evaluation.latency import LatencyModel, PhaseModel
+from minitron_nas.evaluation.latency_terms import Setting
 from minitron_nas.evaluation.speed import Speed
+from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.pipeline.build import build_family
 from minitron_nas.pipeline.display import Quiet
 from minitron_nas.pipeline.family import Family
@@ -68,6 +71,36 @@ def build(trained_teacher: Path, text_file: Path, tiny_settings: dict[str, Any],
         return build_family(**{**defaults, **tiny_settings, **changes}, out=out, overrides=(*least, *overrides))
 
     return call
+
+
+@pytest.fixture(scope="session")
+def latency(trained_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A latency model: a millisecond a layer to decode, one for the rest; twice that for a prompt."""
+    shape = open_checkpoint(trained_teacher, read_values=False).architecture
+    setting = Setting(
+        model_type=shape.model_type,
+        vocab_size=shape.vocab_size,
+        head_dim=shape.head_dim,
+        num_experts_per_tok=0,
+        neurons="intermediate_size",
+        device="a device",
+        dtype="float32",
+        threads=2,
+        batch=1,
+        prompt_tokens=8,
+        context_tokens=8,
+        torch="2",
+        transformers="5",
+    )
+    phases = {
+        name: PhaseModel(
+            outside={"constant": factor * 0.001}, layer={"constant": factor * 0.001}, r_squared=1.0, layer_error=0.0
+        )
+        for name, factor in (("prefill", 2), ("decode", 1))
+    }
+    path = tmp_path_factory.mktemp("latency") / "latency.json"
+    LatencyModel(setting=setting, num_measurements=48, **phases).save(path)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from minitron_nas.distillation.settings import CorrectionSettings, DistillationS
 from minitron_nas.errors import MinitronNasError, PlanError, SpaceError
 from minitron_nas.pipeline.plan import FamilyPlan, deciding, load_plan, make_plan, with_overrides
 from minitron_nas.space.axes import load_space
+from minitron_nas.space.size import Size
 
 LEAST = {"teacher": "owner/name", "sizes": ["110M"], "data": "embedded"}
 
@@ -21,11 +22,11 @@ LEAST = {"teacher": "owner/name", "sizes": ["110M"], "data": "embedded"}
     ],
 )
 def test_sizes_are_read_as_people_write_them(sizes: list[object], counts: tuple[int, ...]) -> None:
-    assert make_plan(LEAST | {"sizes": sizes}).sizes == counts
+    assert make_plan(LEAST | {"sizes": sizes}).sizes == tuple(map(Size.parse, counts))
 
 
 def test_sizes_are_built_in_descending_order() -> None:
-    assert make_plan(LEAST | {"sizes": ["4B", "8B", "2B"]}).descending_sizes == [8 * 10**9, 4 * 10**9, 2 * 10**9]
+    assert make_plan(LEAST | {"sizes": ["4B", "8B", "2B"]}).descending_sizes == [*map(Size.parse, ["8B", "4B", "2B"])]
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,7 @@ def test_an_override_reaches_a_nested_setting() -> None:
 
 def test_an_override_can_be_a_list() -> None:
     plan = overridden("sizes=[8B, 4B]", "space.protected_layers=[0, 1, -1]", "evaluation.tasks=[arc_easy]")
-    assert plan.sizes == (8 * 10**9, 4 * 10**9)
+    assert plan.to_dict()["sizes"] == [8 * 10**9, 4 * 10**9]
     assert plan.space.protected_layers == (0, 1, -1)
     assert plan.evaluation.tasks == ("arc_easy",)
 
@@ -148,7 +149,7 @@ def test_one_value_is_a_list_of_one() -> None:
     plan = overridden(
         "sizes=8B", "space.protected_layers=0", "evaluation.tasks=arc_easy", "distillation.report_to=wandb"
     )
-    assert (plan.sizes, plan.space.protected_layers) == ((8 * 10**9,), (0,))
+    assert (plan.to_dict()["sizes"], plan.space.protected_layers) == ([8 * 10**9], (0,))
     assert (plan.evaluation.tasks, plan.distillation.report_to) == (("arc_easy",), ("wandb",))
 
 
@@ -214,7 +215,7 @@ def test_a_plan_comes_from_yaml_and_overrides_come_last(tmp_path: Path) -> None:
     file = tmp_path / "family.yaml"
     file.write_text("teacher: owner/name\nsizes: [110M]\ndata: embedded\nseed: 3\nrunner: local\n")
     plan = load_plan(file, ["sizes=[94M]"])
-    assert (plan.teacher, plan.sizes, plan.seed, plan.runner.kind) == ("owner/name", (94_000_000,), 3, "local")
+    assert (plan.teacher, [*map(str, plan.sizes)], plan.seed, plan.runner.kind) == ("owner/name", ["94M"], 3, "local")
 
 
 def test_a_plan_survives_its_run_folder(tmp_path: Path) -> None:
@@ -310,3 +311,33 @@ def test_a_teacher_speaks_over_as_much_as_the_longest_short_training_reads(
 ) -> None:
     given = {"teacher": "x", "sizes": ["1M"], "data": "x", "search": {"num_rungs": num_rungs}}
     assert make_plan({**given, "distillation": distillation}).trial_tokens(100_000) == tokens
+
+
+def test_sizes_in_memory_and_speed_are_read_written_and_ordered() -> None:
+    plan = make_plan(LEAST | {"sizes": ["memory=3GB", "memory=6GiB"]})
+    assert [size.label for size in plan.descending_sizes] == ["memory-6.442450944GB", "memory-3GB"]
+    assert plan.to_dict()["sizes"] == ["memory=3GB", "memory=6.442450944GB"]
+    assert make_plan(plan.to_dict()) == plan
+    faster = overridden("sizes=[decode=2x, decode=1.5x]")
+    assert [size.label for size in faster.descending_sizes] == ["decode-1.5x", "decode-2.0x"]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (["memory=6GB", 4e9], r"sizes memory=6GB, 4B are of several units, .* give all in one unit"),
+        (["decode=2x", "prefill=2x"], r"sizes decode=2.0x, prefill=2.0x are of several units"),
+        (["memory=1GB", "memory=1000MB"], r"sizes memory=1GB, memory=1GB are not distinct"),
+        (["memory=6Gb"], r"sizes\.0: size 'memory=6Gb': Gb stands for bits"),
+        (["speed=2"], r"sizes\.0: size 'speed=2': 'speed' is no unit of a size"),
+    ],
+)
+def test_sizes_in_other_units_that_will_not_do_are_refused(sizes: list[object], message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        make_plan(LEAST | {"sizes": sizes})
+
+
+def test_a_speed_asks_for_a_latency_model_and_memory_does_not() -> None:
+    assert overridden("sizes=decode=2x").asks_for_seconds
+    assert overridden("sizes=memory=1GB", "search.objectives=[kl, decode_seconds]").asks_for_seconds
+    assert not overridden("sizes=memory=1GB").asks_for_seconds

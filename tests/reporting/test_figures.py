@@ -134,3 +134,11 @@ def test_a_tag_in_a_name_is_escaped_in_the_hover_text(run: RunRecord) -> None:
     evaluations = run.evaluations.assign(model="<b>|</b>")
     hover = traces(figures.speed_figure(evaluations))["student"].hovertext[0]
     assert hover.startswith("<b>&lt;b&gt;|&lt;/b&gt;</b><br>")
+
+
+def test_a_size_in_memory_is_a_band_without_a_line(run: RunRecord) -> None:
+    windows = {"memory-300MB": (90_000_000, 110_000_000)}
+    drawn = figures.pareto_figure(run.candidates, run.trials, run.evaluations, windows)
+    assert [(shape.type, shape.x0, shape.x1) for shape in drawn.layout.shapes] == [("rect", 90_000_000, 110_000_000)]
+    (label,) = drawn.layout.annotations
+    assert (label.text, label.x) == ("memory-300MB", 90_000_000)

@@ -6,10 +6,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from minitron_nas.errors import RunFolderError
 from minitron_nas.reporting.run_record import best_trained, plain_rows, read_run
-from minitron_nas.storage.schemas import EVALUATIONS
+from minitron_nas.storage.schemas import CANDIDATES, EVALUATIONS
 from minitron_nas.storage.tables import write_rows
 
 
@@ -29,6 +30,22 @@ def test_a_plan_without_tolerance_takes_its_windows_from_the_candidates(finished
     run.plan["space"].clear()  # type: ignore[attr-defined]
     counts = run.candidates[run.candidates["size"] == "110M"]["num_parameters"]
     assert run.size_windows()["110M"] == (counts.min(), counts.max())
+
+
+def test_sizes_in_memory_and_speed_are_told_largest_first_with_windows_from_their_candidates(new_run: Path) -> None:
+    plan = new_run / "plan.yaml"
+    content = yaml.safe_load(plan.read_text())
+    content["plan"]["sizes"] = ["memory=250MB", "memory=300MB"]
+    plan.write_text(yaml.safe_dump(content))
+    shapes = [{"size": "memory-300MB", "candidate": str(n), "num_parameters": n * 10**6} for n in (90, 110, 100)]
+    write_rows(new_run, CANDIDATES, shapes)
+    run = read_run(new_run)
+    assert run.sizes() == ["memory-300MB", "memory-250MB"]
+    assert run.size_windows() == {"memory-300MB": (90_000_000, 110_000_000)}
+    content["plan"]["sizes"] = ["decode=2.0x", "decode=1.5x"]
+    plan.write_text(yaml.safe_dump(content))
+    (new_run / CANDIDATES.file_name).unlink()
+    assert read_run(new_run).sizes() == ["decode-1.5x", "decode-2.0x"]
 
 
 def test_the_best_rung_of_a_trial_is_the_one_with_the_least_kl(finished_run: Path) -> None:

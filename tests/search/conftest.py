@@ -18,8 +18,9 @@ from minitron_nas.models.loading import load_for_inference
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
 from minitron_nas.search import start
+from minitron_nas.search.costing import Costing, Deployment
 from minitron_nas.search.objectives import Constraint
-from minitron_nas.search.pool import Deployment, Pool
+from minitron_nas.search.pool import Pool
 from minitron_nas.space.axes import SearchSpace, load_space
 from minitron_nas.space.enumerate import Candidate, enumerate_candidates
 from minitron_nas.testing import tiny_checkpoint
@@ -73,7 +74,7 @@ def smollm2_pool(size=94_000_000, axes=SMOLLM2_AXES, tolerance=0.025, constraint
     layout = layout_of(source.model_type)
     found = enumerate_candidates(space, size, source, layout)
     bounds = [Constraint.parse(text) for text in constraints]
-    return Pool.of(found, source, layout, 128, Deployment(1, 4096), bounds, latency)
+    return Pool.of(found, Costing(source, layout, 128, Deployment(1, 4096), latency), bounds)
 
 
 def harm(pool):

@@ -3,14 +3,12 @@
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from minitron_nas.architecture.layout import Layout
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import TrialError
 from minitron_nas.evaluation.latency import LatencyModel
-from minitron_nas.evaluation.latency_design import Lengths
 from minitron_nas.execution.choice import make_runner
 from minitron_nas.execution.runner import Jobs, Outcome
 from minitron_nas.pipeline import inputs
@@ -18,23 +16,24 @@ from minitron_nas.pipeline.engine import Done, Left, Stage
 from minitron_nas.pipeline.hop import Hop
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pipeline.run import Run
-from minitron_nas.pipeline.steps.latency import TITLE, latency_of
 from minitron_nas.progress import Progress
 from minitron_nas.search.by_text import kls_by_text, text_correlations
 from minitron_nas.search.choice import Choice
 from minitron_nas.search.contest import TrialRow
 from minitron_nas.search.correlations import rank_correlations
+from minitron_nas.search.costing import Costing, Deployment
 from minitron_nas.search.exploration import Exploration, explore, make_sampler
 from minitron_nas.search.fates import candidate_rows, exclusion_rows, told_losses
 from minitron_nas.search.finalists import choose_finalists
 from minitron_nas.search.objectives import TIMED
-from minitron_nas.search.pool import Deployment, Pool
+from minitron_nas.search.pool import Pool
 from minitron_nas.search.proposals import PoolSampler, references
 from minitron_nas.search.rungs import Standing
 from minitron_nas.search.screen import screen
 from minitron_nas.search.study import write_study
 from minitron_nas.search.tournament import ShortTraining, tournament
 from minitron_nas.space.enumerate import Candidate, Enumeration, enumerate_candidates
+from minitron_nas.space.size import Size
 from minitron_nas.storage.atomic import read_json, write_json
 from minitron_nas.storage.ledger import fingerprint
 from minitron_nas.storage.schemas import CANDIDATES, CORRELATIONS, EXCLUSIONS, RATES, TEXTS, TRIALS
@@ -58,11 +57,10 @@ class Found:
 
 def find_shapes(run: Run, hop: Hop) -> Found:
     """Screen the size's candidates, hold the tournament, and return what was chosen."""
-    plan, source = run.plan, hop.source.checkpoint
-    latency, measured = _latency(run)
-    found = enumerate_candidates(plan.space, hop.size, source.architecture, source.layout)
-    pool = pool_of(plan, found, source.architecture, source.layout, latency, run.teacher.checkpoint.architecture)
-    screened = _screen(run, hop, pool, measured)
+    plan = run.plan
+    found = shapes_of(plan, hop.size, hop.costing)
+    pool = pool_of(plan, found, hop.costing)
+    screened = _screen(run, hop, pool)
     finalists = [pool.candidates[index] for index in screened.result]
     done = _contest(run, hop, found, pool, screened, finalists)
     by_id = {candidate.id: candidate for candidate in finalists}
@@ -70,74 +68,49 @@ def find_shapes(run: Run, hop: Hop) -> Found:
     return Found([by_id[key] for key in done.result], held_against, done)
 
 
-def pool_of(
-    plan: FamilyPlan,
-    found: Enumeration,
-    source: Architecture,
-    layout: Layout,
-    latency: LatencyModel | None,
-    against: Architecture,
-) -> Pool:
+def costing_of(
+    plan: FamilyPlan, source: Architecture, layout: Layout, latency: LatencyModel | None, against: Architecture
+) -> Costing:
+    """Return what shapes cost in the terms of a plan.
+
+    Args:
+        plan: Says what memory is counted for.
+        source: The shape that they are cut from.
+        layout: The table of its family.
+        latency: Predicts seconds; None where it is not known yet.
+        against: The shape that speed-ups are relative to.
+    """
+    deployment = Deployment(plan.search.batch_size, plan.search.context_tokens)
+    return Costing(source, layout, plan.text.sequence_length // 2, deployment, latency, against)
+
+
+def shapes_of(plan: FamilyPlan, size: Size, costing: Costing) -> Enumeration:
+    """Return all shapes of a size.
+
+    Args:
+        plan: Names the space.
+        size: The size.
+        costing: Says what shapes have in its unit.
+
+    Raises:
+        SpaceError: If there is none; says how near shapes come.
+    """
+    return enumerate_candidates(plan.space, size, costing.source, costing.layout, costing.measure(size))
+
+
+def pool_of(plan: FamilyPlan, found: Enumeration, costing: Costing) -> Pool:
     """Return what a plan's search may choose from.
 
     Args:
-        plan: Says what is allowed, and what memory is counted for.
+        plan: Says what is allowed.
         found: All shapes of the size.
-        source: The shape that they are cut from.
-        layout: The table of its family.
-        latency: Predicts seconds; without it constraints on them are left for later.
-        against: The shape that speed-ups are relative to.
+        costing: Says what they cost; without a latency model constraints on seconds are left for later.
 
     Raises:
         SpaceError: If no shape keeps to the constraints.
     """
-    search = plan.search
-    bounds = [bound for bound in search.bounds if latency is not None or bound.column not in TIMED]
-    deployment = Deployment(search.batch_size, search.context_tokens)
-    attended = plan.text.sequence_length // 2
-    return Pool.of(found, source, layout, attended, deployment, bounds, latency, against)
-
-
-def named_latency(plan: FamilyPlan, teacher: Architecture) -> LatencyModel | None:
-    """Return the latency model that a plan names, None where it names none.
-
-    Args:
-        plan: The plan.
-        teacher: The shape of the first teacher.
-
-    Raises:
-        LatencyError: If it cannot be read, or was made for other models.
-    """
-    if plan.search.latency is None:
-        return None
-    model = LatencyModel.load(Path(plan.search.latency))
-    model.require_made_for(teacher)
-    return model
-
-
-def _latency(run: Run) -> tuple[LatencyModel | None, tuple[Done, ...]]:
-    """Return what predicts seconds: what the plan names, or what is measured here where it asks for seconds."""
-    settings, teacher, path = run.plan.search, run.teacher.checkpoint, run.folder.latency
-    named = named_latency(run.plan, teacher.architecture)
-    if named is not None or not settings.asks_for_seconds:
-        return named, ()
-    tokens = run.plan.evaluation.prompt_tokens
-
-    def action(progress: Progress) -> Left:
-        lengths = Lengths(settings.batch_size, tokens, tokens)
-        latency_of(teacher.outline(), run.plan.space, lengths, progress).save(path)
-        return Left()
-
-    stage = Stage(
-        "latency",
-        TITLE,
-        inputs.of_latency(run.plan, teacher),
-        needs=run.teacher.made_by,
-        outputs=[path],
-        costly=True,
-    )
-    done = run.engine.run(stage, action)
-    return LatencyModel.load(path), (done,)
+    timed = costing.latency is not None
+    return Pool.of(found, costing, [bound for bound in plan.search.bounds if timed or bound.column not in TIMED])
 
 
 def write_search(run: Run, told: Sequence[Done]) -> None:
@@ -174,7 +147,7 @@ def _jobs(run: Run, hop: Hop) -> Jobs:
     return Jobs(make_runner(runner, run.folder.work / "ray"), folder / key, runner.max_failures)
 
 
-def _screen(run: Run, hop: Hop, pool: Pool, measured: Sequence[Done]) -> Done:
+def _screen(run: Run, hop: Hop, pool: Pool) -> Done:
     plan, explored_file = run.plan, run.folder.screened(hop.label)
     settings = plan.search
     most = settings.num_screened(len(pool))
@@ -213,7 +186,7 @@ def _screen(run: Run, hop: Hop, pool: Pool, measured: Sequence[Done]) -> Done:
         f"{hop.label} screen",
         f"untrained KL of up to {most:,} of {len(pool):,} candidates",
         inputs.of_search(plan, hop.size, hop.learning_rate),
-        needs=(run.tokens.done, *hop.needs, *measured),
+        needs=(run.tokens.done, *hop.needs, *run.latency_measured),
         outputs=[explored_file],
         costly=True,
     )

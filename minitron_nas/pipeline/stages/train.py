@@ -6,10 +6,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from minitron_nas.architecture.costs import count_parameters
-from minitron_nas.architecture.layout import Layout
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.job import TrainingJob
 from minitron_nas.distillation.launch import train
@@ -30,7 +29,9 @@ from minitron_nas.progress import Progress
 from minitron_nas.pruning.export import export_student, proof_prompt, stored_dtype
 from minitron_nas.pruning.start import TakenStart
 from minitron_nas.pruning.student import random_student
+from minitron_nas.search.costing import Costing
 from minitron_nas.search.start import MeasuredStart, write_start
+from minitron_nas.space.size import Size
 from minitron_nas.storage.atomic import whole_folder
 from minitron_nas.storage.lineage import Lineage, Origin, read_lineage
 from minitron_nas.storage.schemas import CURVES
@@ -44,36 +45,37 @@ _TITLES: dict[Role, str] = {
 }
 
 
-def depth_only_target(source: Architecture, layout: Layout, size: int, protected: Collection[int]) -> Architecture:
-    """Return the source with only unprotected layers dropped, as near to a size as whole layers allow.
+def depth_only_target(costing: Costing, size: Size, protected: Collection[int]) -> Architecture:
+    """Return a model's shape with only unprotected layers dropped, as near to a size as whole layers allow.
 
     Args:
-        source: The shape to prune.
-        layout: The table of its family.
-        size: Total parameters.
+        costing: Says which shape is pruned, and what others have in the unit of the size.
+        size: How large it is to be.
         protected: Layers that stay, negative ones from the end.
     """
+    source = costing.source
     fewest = max(len({layer % source.num_hidden_layers for layer in protected}), 1)
-    fewest = min(fewest, source.num_hidden_layers - 1)
-    shapes = [replace(source, num_hidden_layers=layers) for layers in range(fewest, source.num_hidden_layers)]
-    return min(shapes, key=lambda shape: abs(count_parameters(shape, layout) - size))
+    layers = np.arange(min(fewest, source.num_hidden_layers - 1), source.num_hidden_layers)
+    whole = {name: np.full_like(layers, getattr(source, name)) for name in costing.layout.shape_fields()}
+    values = costing.measure(size)({**whole, "num_hidden_layers": layers})
+    return replace(source, num_hidden_layers=int(layers[np.abs(values - size.value).argmin()]))
 
 
-def layer_counts(plan: FamilyPlan, source: Architecture, layout: Layout, size: int) -> set[int]:
+def layer_counts(plan: FamilyPlan, costing: Costing, size: Size) -> set[int]:
     """Return the numbers of layers that candidates of the plan's space have, and the depth-only baseline if wanted.
 
     Args:
         plan: Names the space.
-        source: The shape to prune.
-        layout: The table of its family.
-        size: Total parameters.
+        costing: Says which shape is pruned, and what others have in the unit of the size.
+        size: How large students are to be.
     """
-    protected, num_layers = plan.space.protected_layers, source.num_hidden_layers
+    protected, num_layers = plan.space.protected_layers, costing.source.num_hidden_layers
     least = max(len({layer % num_layers for layer in protected}), 1)
-    counts = {size for size in plan.space.axes.sizes("num_hidden_layers", source) if least <= size <= num_layers}
+    steps = plan.space.axes.sizes("num_hidden_layers", costing.source)
+    counts = {step for step in steps if least <= step <= num_layers}
     if "depth_only" not in plan.baselines:
         return counts
-    return counts | {depth_only_target(source, layout, size, protected).num_hidden_layers}
+    return counts | {depth_only_target(costing, size, protected).num_hidden_layers}
 
 
 def train_member(run: Run, hop: Hop, role: Role, target: Architecture, number: int = 1) -> tuple[TrainedMember, Done]:

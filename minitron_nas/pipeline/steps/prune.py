@@ -34,6 +34,7 @@ from minitron_nas.pruning.settings import Repair, Start, StartSettings
 from minitron_nas.pruning.start import TakenStart, measure_start, possible_start
 from minitron_nas.space.axes import SearchSpace, load_space
 from minitron_nas.space.enumerate import Candidate, enumerate_candidates
+from minitron_nas.space.size import Size
 from minitron_nas.storage.lineage import Lineage, Origin, Proof
 from minitron_nas.storage.run_folder import new_folder, require_new_folder
 from minitron_nas.storage.weights import TensorHeader
@@ -65,7 +66,7 @@ def prune(
     out: str | Path,
     shape: Mapping[str, int] | None = None,
     *,
-    size: int | None = None,
+    size: Size | float | str | None = None,
     scores: str | Path | None = None,
     data: Data | None = None,
     text: TextSettings | None = None,
@@ -110,7 +111,8 @@ def prune(
         MinitronNasError: If something that was given cannot be used; says what to do.
     """
     importance = importance or ImportanceSettings()
-    _check_together(shape, size, scores, data, drop_layers)
+    wanted = None if size is None else _in_parameters(size)
+    _check_together(shape, wanted, scores, data, drop_layers)
     has_text = data is not None or scores not in {MAGNITUDE, RANDOM}
     asked = StartSettings(
         start or ("rotate" if has_text else "select"), repair or ("ridge" if has_text else "none"), merge_heads
@@ -126,7 +128,7 @@ def prune(
         source, layout = checkpoint.architecture, checkpoint.layout
         named = drop_from(source, shape or {}, drop_layers) if drop_layers is not None else None
         protected = space.protected_layers if named is None else ()
-        target = _target(checkpoint, shape or {}, size, named, space)
+        target = _target(checkpoint, shape or {}, wanted, named, space)
         PruningOrder.check_layers(source, protected, target.num_hidden_layers)
         taken = TakenStart.of(checkpoint, target, asked)
         rotates = possible_start(asked.channels, checkpoint)[0] == "rotate" and target.hidden_size < source.hidden_size
@@ -219,6 +221,20 @@ def _without_text(scores: str | Path | None) -> PlanError:
 
 def _prompt(source: Architecture, seed: int) -> Tensor:
     return torch.randint(0, source.vocab_size, (1, PROOF_TOKENS), generator=torch.Generator().manual_seed(seed))
+
+
+def _in_parameters(size: Size | float | str) -> int:
+    """Return a size that is told in parameters as their number."""
+    try:
+        read = Size.parse(size)
+    except ValueError as error:
+        raise PlanError(f"size: {error}") from None
+    if read.unit != "parameters":
+        raise PlanError(
+            f"prune takes a size in total parameters, such as 94M, and size {read} is told in {read.unit}; "
+            "`minitron-nas enumerate` lists the shapes of such a size, and prune takes one of them as its shape"
+        )
+    return int(read.value)
 
 
 def _check_together(

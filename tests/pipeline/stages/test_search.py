@@ -12,8 +12,6 @@ from optuna.storages.journal import JournalFileBackend
 
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import LatencyError, SpaceError
-from minitron_nas.evaluation.latency import LatencyModel, PhaseModel
-from minitron_nas.evaluation.latency_terms import Setting
 from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.search.pareto import pareto_front
 from minitron_nas.storage.lineage import read_lineage
@@ -31,36 +29,6 @@ SPACE = {
     "tolerance": 0.15,
 }
 BOUND = "decode_speedup >= 1.2"
-
-
-@pytest.fixture(scope="module")
-def latency(trained_teacher, tmp_path_factory):
-    """A millisecond a layer to decode, ten for the rest; twice that for a prompt."""
-    shape = open_checkpoint(trained_teacher, read_values=False).architecture
-    setting = Setting(
-        model_type=shape.model_type,
-        vocab_size=shape.vocab_size,
-        head_dim=shape.head_dim,
-        num_experts_per_tok=0,
-        neurons="intermediate_size",
-        device="a device",
-        dtype="float32",
-        threads=2,
-        batch=1,
-        prompt_tokens=8,
-        context_tokens=8,
-        torch="2",
-        transformers="5",
-    )
-    phases = {
-        name: PhaseModel(
-            outside={"constant": factor * 0.001}, layer={"constant": factor * 0.001}, r_squared=1.0, layer_error=0.0
-        )
-        for name, factor in (("prefill", 2), ("decode", 1))
-    }
-    path = tmp_path_factory.mktemp("latency") / "latency.json"
-    LatencyModel(setting=setting, num_measurements=48, **phases).save(path)
-    return path
 
 
 @pytest.fixture(scope="module")
