@@ -14,7 +14,7 @@ from minitron_nas.errors import PlanError
 _SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 _COUNT = re.compile(r"(\d+(?:\.\d+)?(?:e\+?\d{1,2})?)\s*([kmbt]?)", re.IGNORECASE)
 
-BYTES = {"b": 1} | {
+BYTES: dict[str, int] = {"b": 1} | {
     f"{prefix}{middle}b": base**power
     for middle, base in (("", 1000), ("i", 1024))
     for power, prefix in enumerate("kmgt", start=1)

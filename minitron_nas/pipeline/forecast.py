@@ -190,10 +190,11 @@ class Forecast:
             f"{_flops(self.flops_per_second)} FLOPs per second each"
         )
         yield ""
-        yield f"{'stage':<24} {'FLOPs':>8} {'hours':>9}"
+        width = max(24, *(len(stage.name) for stage in self.stages))
+        yield f"{'stage':<{width}} {'FLOPs':>8} {'hours':>9}"
         for stage in self.stages:
-            yield f"{stage.name:<24} {_flops(stage.flops):>8} {_hours(stage.hours):>9}"
-        yield f"{'total':<24} {_flops(self.flops):>8} {_hours(self.hours):>9}"
+            yield f"{stage.name:<{width}} {_flops(stage.flops):>8} {_hours(stage.hours):>9}"
+        yield f"{'total':<{width}} {_flops(self.flops):>8} {_hours(self.hours):>9}"
         yield ""
         width = max(8, *(len(size.size) for size in self.sizes))
         yield from (f"{first:<{width}}{rest}" for first, rest in _SIZES_HEAD)

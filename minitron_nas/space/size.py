@@ -19,8 +19,8 @@ _COLUMNS: dict[Unit, str] = {
 _WORDS: dict[Unit, str] = {
     "parameters": "parameters",
     "memory": "of memory",
-    "prefill": "times the teacher's prefill speed",
-    "decode": "times the teacher's decode speed",
+    "prefill": "of the teacher's prefill speed",
+    "decode": "of the teacher's decode speed",
 }
 _EXAMPLES = "memory=6GB, decode=2.0x or prefill=1.5x"
 _AMOUNT = re.compile(r"(\d{1,12}(?:\.\d{1,12})?)\s*([a-z]*)", re.IGNORECASE)
@@ -142,7 +142,7 @@ class Size:
 
     @property
     def words(self) -> str:
-        """What follows a value: "parameters", "of memory", "times the teacher's decode speed"."""
+        """What follows a value: "parameters", "of memory", "of the teacher's decode speed"."""
         return _WORDS[self.unit]
 
 

@@ -63,7 +63,7 @@ CANDIDATES = Table(
     "candidates.parquet",
     ("size", "candidate"),
     (
-        Column("size", _TEXT, "label of the parameter budget, e.g. 110M"),
+        Column("size", _TEXT, "label of the size, e.g. 110M or memory-6GB"),
         Column("candidate", _TEXT, "shape id"),
         *_SHAPE,
         Column("num_parameters", _INT, "total parameters, tied embeddings counted once"),
@@ -93,7 +93,7 @@ EXCLUSIONS = Table(
     "exclusions.parquet",
     ("size", "rule"),
     (
-        Column("size", _TEXT, "label of the parameter budget"),
+        Column("size", _TEXT, "label of the size"),
         Column("rule", _TEXT, "the first rule that left the shapes out"),
         Column("reason", _TEXT, "what the rule protects"),
         Column("num_shapes", _INT, "raw combinations of the space that the rule left out"),
@@ -104,7 +104,7 @@ TRIALS = Table(
     "trials.parquet",
     ("size", "candidate", "rung"),
     (
-        Column("size", _TEXT, "label of the parameter budget"),
+        Column("size", _TEXT, "label of the size"),
         Column("candidate", _TEXT, "shape id"),
         Column("rung", _INT, "rung of the tournament, from 1"),
         Column("tokens", _INT, "KD tokens seen by the end of the rung"),
@@ -158,7 +158,7 @@ CORRELATIONS = Table(
     "correlations.parquet",
     ("size", "earlier", "later"),
     (
-        Column("size", _TEXT, "label of the parameter budget"),
+        Column("size", _TEXT, "label of the size"),
         Column(
             "earlier",
             _TEXT,
@@ -175,7 +175,7 @@ TEXTS = Table(
     "texts.parquet",
     ("size", "model", "look", "text"),
     (
-        Column("size", _TEXT, "label of the parameter budget; null for the teacher"),
+        Column("size", _TEXT, "label of the size; null for the teacher"),
         Column("model", _TEXT, "shape id of a candidate, or name of a model as in evaluations.parquet"),
         Column("look", _TEXT, "screen, rung N, or member: the model as it was exported"),
         Column("text", _TEXT, "data, the plan's own held-out text, or a name of evaluation.texts"),
@@ -189,7 +189,7 @@ CURVES = Table(
     ("model", "split", "tokens"),
     (
         Column("model", _TEXT, "name of the model, as in evaluations.parquet"),
-        Column("size", _TEXT, "label of the parameter budget"),
+        Column("size", _TEXT, "label of the size"),
         Column("role", _TEXT, "student, depth_only, random_shape, largest_shape or random_weights"),
         Column("split", _TEXT, "train or validation"),
         Column("tokens", _INT, "KD tokens seen"),
@@ -212,7 +212,7 @@ EVALUATIONS = Table(
         Column(
             "model", _TEXT, "teacher, the size's label, that with -2 for a second student, a baseline's with its role"
         ),
-        Column("size", _TEXT, "label of the parameter budget; null for the teacher"),
+        Column("size", _TEXT, "label of the size; null for the teacher"),
         Column("role", _TEXT, "teacher, student, depth_only, random_shape, largest_shape or random_weights"),
         Column("path", _TEXT, "folder of the model, relative to the run folder where it lies inside"),
         *_SHAPE,

@@ -129,7 +129,7 @@ def test_enumerate_refuses_a_size_that_it_cannot_measure(
 def test_prune_takes_sizes_in_parameters_alone(run: Callable[..., Output], tmp_path: Path) -> None:
     output = run("prune", "nowhere", "--size", "memory=6GB", "--data", "embedded", "--out", tmp_path / "out")
     assert output.code == 2
-    assert "prune takes a size in total parameters, such as 94M, and size memory=6GB is told in memory" in output.err
+    assert "prune takes a size in total parameters, such as 94M, and memory=6GB is none" in output.err
     assert not (tmp_path / "out").exists()
 
 

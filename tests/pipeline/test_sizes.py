@@ -81,7 +81,7 @@ def test_a_size_in_speed_takes_its_shapes_from_the_latency_model_that_the_plan_n
     assert {row["num_hidden_layers"] for row in rows} == {4}  # 6 / 5 = 1.2; 6 / 4 is beyond 1.2 x (1 + 2 x 0.05)
     assert all(row["decode_seconds"] == pytest.approx(0.001 * whole / 1.2) for row in rows)
     assert [member.name for member in found.members] == ["decode-1.2x"]
-    assert "at least 1.2x times the teacher's decode speed" in found.report.read_text().replace("&#39;", "'")
+    assert "at least 1.2x of the teacher's decode speed" in found.report.read_text().replace("&#39;", "'")
 
 
 def test_a_speed_out_of_reach_is_refused_before_anything_is_written(

@@ -29,7 +29,7 @@ def test_what_a_size_in_memory_or_speed_asks_is_said_in_words(run: RunRecord) ->
         "at most 6GB for 16-bit weights and the keys and values of 8 x 32,000 tokens"
     )
     assert sections.asked_of(asked, "decode-2.0x") == (
-        "at least 2.0x times the teacher's decode speed, as the latency model predicts it"
+        "at least 2.0x of the teacher's decode speed, as the latency model predicts it"
     )
     assert sections.asked_of(asked, "94M") == ""
 

@@ -107,7 +107,7 @@ def test_a_size_in_parameters_needs_no_measure_and_is_the_same_however_it_is_giv
 def test_a_speed_that_the_source_has_already_is_refused():
     with pytest.raises(
         SpaceError,
-        match=r"size decode=1.5x is not above the source's 2.0x times the teacher's decode speed; choose a greater",
+        match=r"size decode=1.5x is not above the source's 2.0x of the teacher's decode speed; choose a greater",
     ):
         enumerate_candidates(SPACE, "decode=1.5x", SOURCE, LAYOUT, lambda columns: 2 * layers_kept(columns))
 
@@ -129,7 +129,7 @@ def test_a_speed_out_of_reach_is_refused_with_one_that_is_reached():
     with pytest.raises(SpaceError) as refused:
         enumerate_candidates(space, "decode=2x", SOURCE, LAYOUT, layers_kept)
     assert (
-        "no shape has between 2.0x and 2.2x times the teacher's decode speed (size decode=2.0x); nearest reachable: "
+        "no shape has between 2.0x and 2.2x of the teacher's decode speed (size decode=2.0x); nearest reachable: "
         "1.5x; left out by: " in str(refused.value)
     )
     found = enumerate_candidates(space, "decode=1.5x", SOURCE, LAYOUT, layers_kept)

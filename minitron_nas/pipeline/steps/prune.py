@@ -231,8 +231,8 @@ def _in_parameters(size: Size | float | str) -> int:
         raise PlanError(f"size: {error}") from None
     if read.unit != "parameters":
         raise PlanError(
-            f"prune takes a size in total parameters, such as 94M, and size {read} is told in {read.unit}; "
-            "`minitron-nas enumerate` lists the shapes of such a size, and prune takes one of them as its shape"
+            f"prune takes a size in total parameters, such as 94M, and {read} is none; `minitron-nas enumerate` lists "
+            "the shapes of such a size, and prune takes one of them as its shape"
         )
     return int(read.value)
 
