@@ -78,9 +78,10 @@ def _print_family(family: "Family", as_json: bool) -> None:
         rows = [{**asdict(member), "path": str(member.path)} for member in members]
         print_json({"members": rows, "report": str(family.report)})
         return
+    width = max(10, *(len(member.name) for member in members))
     for member in members:
         typer.echo(
-            f"{member.name:<10} {member.num_parameters:>16,} parameters   KL {member.kl_nats:.4f} nats   "
+            f"{member.name:<{width}} {member.num_parameters:>16,} parameters   KL {member.kl_nats:.4f} nats   "
             f"perplexity {member.perplexity:.2f}   {member.path}"
         )
     typer.echo(f"report: {family.report}")

@@ -87,6 +87,7 @@ def test_a_residual_multiplies_what_it_was_measured_at_and_leaves_what_is_far():
     distance = np.sqrt(5.0)
     expected = (1 + distance + distance**2 / 3) * np.exp(-distance)
     assert np.log(half_away) == pytest.approx(expected * np.log(1.5))
+    assert residual.factor({name: sizes[:0] for name, sizes in columns(SHAPE).items()}).shape == (0,)
 
 
 def test_a_file_gives_back_the_model_to_the_bit(tmp_path):

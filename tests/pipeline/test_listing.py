@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from minitron_nas.errors import SpaceError, TeacherNotFoundError
+from minitron_nas.errors import LatencyError, SpaceError, TeacherNotFoundError
 from minitron_nas.pipeline.listing import enumerate_size, list_known
 from minitron_nas.pipeline.plan import make_plan, with_overrides
 from minitron_nas.testing import tiny_checkpoint
@@ -30,6 +30,25 @@ def test_a_space_without_a_source_is_enumerated_for_a_teacher(tmp_path: Path) ->
 def test_a_space_without_a_source_asks_for_a_teacher() -> None:
     with pytest.raises(SpaceError, match="carries no source shape; name a teacher"):
         enumerate_size("default", 4 * 10**9)
+
+
+def test_a_size_in_speed_is_enumerated_with_a_latency_model(trained_teacher: Path, latency: Path) -> None:
+    found = enumerate_size("default", "decode=1.2x", str(trained_teacher), latency=latency)
+    assert set(found.candidates.columns()["num_hidden_layers"].tolist()) == {4}  # (5 + 1) / (4 + 1)
+    with pytest.raises(SpaceError, match=r"size decode=1\.2x: that needs a latency model"):
+        enumerate_size("smollm2-135m", "decode=1.2x")
+    with pytest.raises(LatencyError, match="vocab_size=320 where 49152 is needed"):
+        enumerate_size("smollm2-135m", "decode=1.2x", latency=latency)
+
+
+def test_memory_is_counted_for_the_sequences_that_are_asked_for() -> None:
+    for batch_size, context_tokens in ((1, 4096), (8, 1000)):
+        found = enumerate_size("smollm2-135m", "memory=300MB", None, batch_size, context_tokens)
+        columns = found.candidates.columns()
+        keys = 2 * 2 * 64 * columns["num_hidden_layers"] * columns["num_key_value_heads"]
+        taken = 2 * found.candidates.num_parameters + batch_size * context_tokens * keys
+        assert found.values.tolist() == taken.tolist()
+        assert 288_000_000 <= taken.min() <= taken.max() <= 300_000_000
 
 
 def test_every_setting_of_a_plan_is_described_with_its_default() -> None:
