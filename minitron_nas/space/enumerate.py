@@ -149,11 +149,14 @@ def enumerate_candidates(
         measure: Of the size's column; needed where the size is not told in parameters.
 
     Raises:
-        SpaceError: If the source's family lacks an axis of the space, the size is not below the
+        SpaceError: If the size is none, the source's family lacks an axis of the space, the size is not below the
             source's, or no shape lies within the window; the message names the nearest reachable
             sizes and the rule that blocks.
     """
-    size = Size.parse(size)
+    try:
+        size = Size.parse(size)
+    except ValueError as error:
+        raise SpaceError(str(error)) from None
     if size.unit == "parameters":
         measure = partial(parameters_of, source=source, layout=layout)
     if measure is None:

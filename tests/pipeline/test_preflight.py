@@ -334,7 +334,7 @@ def test_of_devices_elsewhere_only_their_memory_counts(
     give_disk(monkeypatch, 0)
     plan, folder = plan_of(tiny_settings, "runner={kind: ray, address: nowhere}"), RunFolder(tmp_path / "run")
     there = Devices("a device", 8, 10**9, are_here=False)
-    assert list(preflight(plan, teacher.outline(), None, folder, there, tmp_path)) == [90_000]
+    assert [*map(str, preflight(plan, teacher.outline(), None, folder, there, tmp_path))] == ["90k"]
     with pytest.raises(
         PlanError, match=r"a trial of 90k takes at least 0\.00\d* GB on each device .* a device has 0 GB"
     ):

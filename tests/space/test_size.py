@@ -100,6 +100,8 @@ def test_a_size_in_parameters_needs_no_measure_and_is_the_same_however_it_is_giv
     plain = enumerate_candidates(SPACE, 94_000_000, SOURCE, LAYOUT)
     assert plain == enumerate_candidates(SPACE, "94M", SOURCE, LAYOUT)
     assert plain.values.tolist() == [each.num_parameters for each in plain.candidates]
+    with pytest.raises(SpaceError, match="'huge' is not a count"):
+        enumerate_candidates(SPACE, "huge", SOURCE, LAYOUT)
     with pytest.raises(SpaceError, match="size memory=1GB needs a `measure` of memory_bytes"):
         enumerate_candidates(SPACE, "memory=1GB", SOURCE, LAYOUT)
 
