@@ -32,8 +32,8 @@ from scipy.stats import spearmanr
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.execution.runner import Outcome
 from minitron_nas.families.catalog import layout_of
-from minitron_nas.search.exploration import Exploration, explore, make_sampler
 from minitron_nas.search.costing import Costing, Deployment, Values
+from minitron_nas.search.exploration import Exploration, explore, make_sampler
 from minitron_nas.search.pool import Pool
 from minitron_nas.search.proposals import scaled
 from minitron_nas.search.settings import SearchSettings
