@@ -30,6 +30,25 @@ TEXT_CHARACTERS = 300_000
 TEACHER_SIZES = {"hidden_size": 48, "intermediate_size": 128, "num_hidden_layers": 5, "tied": True}
 
 
+TRIED_THROUGHOUT = frozenset({
+    "gemma2", "gemma3_text", "gpt2", "gpt_neox", "granite", "llama", "mistral", "mixtral", "nemotron", "olmo2", "phi3",
+    "qwen2", "qwen3", "qwen3_moe", "smollm3", "starcoder2",
+})  # fmt: skip
+"""Families between which every kind of tensor, norm and layer occurs."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test over all families, call the others slow: `tests/conformance` takes them through every step."""
+    families: dict[str, set[str]] = {}
+    tried = [(item, str(item.callspec.params.get("model_type"))) for item in items if hasattr(item, "callspec")]
+    for item, family in tried:
+        families.setdefault(item.nodeid.partition("[")[0], set()).add(family)
+    for item, family in tried:
+        if families[item.nodeid.partition("[")[0]] >= TRIED_THROUGHOUT and family not in TRIED_THROUGHOUT:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seeds() -> None:
     """Give every test the same random numbers, whichever tests ran before it."""

@@ -1,6 +1,7 @@
 """Which families exist: the tables of this package and those of others, looked up by `model_type`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
@@ -11,30 +12,54 @@ from minitron_nas.architecture.layout import Layout
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import UnknownFamilyError
 from minitron_nas.families import (
+    arcee,
+    cohere,
+    cohere2,
+    cwm,
+    ernie4_5,
+    exaone4,
+    gemma,
     gemma2,
     gemma3_text,
+    glm,
+    glm4,
     gpt2,
     gpt_neox,
     granite,
+    granite_swa,
+    helium,
+    hunyuan_v1_dense,
+    internlm3,
+    iquestcoder,
     llama,
+    ministral,
+    ministral3,
     mistral,
     mixtral,
     nemotron,
     olmo2,
+    olmo3,
+    olmoe,
+    phi,
     phi3,
     qwen2,
     qwen3,
     qwen3_moe,
+    seed_oss,
     smollm3,
+    stablelm,
     starcoder2,
+    vaultgemma,
 )
 
 ENTRY_POINT_GROUP = "minitron_nas.families"
 """Entry points of this group name a `Layout` in another package."""
 
 _MODULES = (
-    gemma2, gemma3_text, gpt2, gpt_neox, granite, llama, mistral, mixtral, nemotron, olmo2, phi3, qwen2, qwen3,
-    qwen3_moe, smollm3, starcoder2,
+    arcee, cohere, cohere2, cwm, ernie4_5, exaone4, gemma, gemma2, gemma3_text, glm, glm4, gpt2, gpt_neox, granite,
+    granite_swa, helium, hunyuan_v1_dense, internlm3, iquestcoder, llama, ministral, ministral3, mistral, mixtral,
+    nemotron, olmo2, olmo3, olmoe, phi, phi3, qwen2, qwen3, qwen3_moe, seed_oss, smollm3, stablelm, starcoder2,
+    vaultgemma,
 )  # fmt: skip
 
 
@@ -73,6 +98,23 @@ def layout_of(model_type: str) -> Layout:
             f"model type {model_type!r} is no known family; known: {', '.join(layouts())}; "
             "minitron_nas/families/README.md tells how to add one"
         ) from None
+
+
+@contextmanager
+def with_layout(layout: Layout) -> Iterator[None]:
+    """Let a table stand for its model type, known or not, for the duration of the block.
+
+    Args:
+        layout: The table, of a family that is being tried.
+    """
+    known = layouts()
+    before = dict(known)
+    known[layout.model_type] = layout
+    try:
+        yield
+    finally:
+        known.clear()
+        known.update(before)
 
 
 def count_parameters(config: Mapping[str, Any] | Architecture | Any) -> int:

@@ -64,6 +64,8 @@ def layer_model(
             tensors[place.name] = torch.zeros_like(embedding)
         elif place.row.dims == (VOCAB, HIDDEN):
             tensors[place.name] = embedding
+        elif VOCAB in place.row.dims:
+            tensors[place.name] = torch.zeros(place.row.shape(alone), dtype=dtype)
         else:
             tensors[place.name] = read(place.row.name.format(layer=layer, expert=place.expert))
     model = model_from_tensors(content, tensors, dtype)

@@ -111,9 +111,12 @@ def _patterns(config: Mapping[str, Any], filled: PreTrainedConfig) -> dict[str, 
     return found
 
 
-def _period(marked: Sequence[bool], stated: int | None) -> int | None:
-    """The n of "every n-th layer is marked", the stated one if it holds; None if no n holds."""
-    periods = [*([stated] if stated else []), *range(1, len(marked) + 2)]
+def _period(marked: Sequence[bool], stated: int | str | None) -> int | None:
+    """The n of "every n-th layer is marked", the stated one if it holds; None if no n holds.
+
+    EXAONE 4 may state a pattern such as "LLLG" instead; the n that it stands for takes its place.
+    """
+    periods = [*([stated] if isinstance(stated, int) and stated else []), *range(1, len(marked) + 2)]
     return next((n for n in periods if marked and all(m == ((i + 1) % n == 0) for i, m in enumerate(marked))), None)
 
 

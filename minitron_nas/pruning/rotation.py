@@ -130,7 +130,7 @@ class Rotation:
         energies: (num_norms, hidden_size), float64: the share of each norm's input that lies along
             each direction; rows sum to 1.
         gains: (num_norms, hidden_size), float64, as applied.
-        biases: (num_norms, hidden_size), float64; no rows where norms have none.
+        biases: (num_norms, hidden_size), float64; 0 for a LayerNorm without one; no rows where norms are RMSNorms.
         balances: (num_norms,), float64: rms(W) / rms(W diag(gain)) over the matrices W that read it.
     """
 
@@ -166,11 +166,12 @@ class Rotation:
         gains = torch.stack([_vector(headers[place.name]) + layout.norm_offset for place in norms])
         own = {row.module: row for row in layout.rows if layout.norm_of_bias(row) is not None}
         biases = [_vector(headers[own[p.row.module].name.format(layer=p.layer)]) for p in norms if p.row.module in own]
+        num_biases = len(norms) if layout.norm_centres else 0
         return cls(
             basis,
             energies / energies.sum(dim=1, keepdim=True),
             gains,
-            torch.stack(biases) if biases else torch.zeros(0, size, dtype=torch.float64),
+            torch.stack(biases) if biases else torch.zeros(num_biases, size, dtype=torch.float64),
             _balances(norms, gains, headers, architecture, layout),
         )
 

@@ -11,12 +11,15 @@ from minitron_nas.testing.tiny import (
     tiny_model,
     tiny_tokenizer,
 )
+from minitron_nas.testing.use import USES, check_use
 
 __all__ = [
     "CHECKS",
     "SPECIAL_TOKENS",
+    "USES",
     "Subject",
     "check_family",
+    "check_use",
     "conformance_shapes",
     "rewrite_tensors",
     "tiny_checkpoint",

@@ -5,7 +5,7 @@ does, never with what this package does with the table elsewhere, and names the 
 be named.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from minitron_nas.distillation.signals.targets import HiddenTargets
 from minitron_nas.distillation.signals.teacher import final_hidden
 from minitron_nas.importance.moments import second_moments
 from minitron_nas.importance.tensor_folder import TensorFolder
+from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.layer_model import LayerOutput, embed, layer_model, run_layer, states_of
 from minitron_nas.models.stock import model_from_tensors, read_tensor
 from minitron_nas.pruning.export import write_student
@@ -248,16 +249,15 @@ def _ways(teacher: Subject, target: Architecture) -> dict[str, PreparedTeacher]:
 def _check_units_of(subject: Subject, target: Architecture, name: str) -> None:
     pruned = pruned_axes(subject.architecture, target)
     generator = torch.Generator().manual_seed(1)
-    with masked(subject, target, writers_only=True) as model:
+    tensors = written_off(subject, target, writers_only=True)
+    with masked(subject, target, writers_only=True, tensors=tensors) as model:
         base = subject.logits(model)
-        tensors = written_off(subject, target, writers_only=True)
         for row in subject.layout.rows:
             if not row.exists(subject.architecture) or not _reads(subject.layout, row, pruned):
                 continue
             for wanted in (False, True):
                 noisy = with_noise(subject, target, tensors, row, wanted, generator)
-                with masked(subject, target, writers_only=True, tensors=noisy) as other:
-                    difference = (subject.logits(other) - base).abs().max().item()
+                difference = (_logits_with(subject, target, model, row, noisy) - base).abs().max().item()
                 if wanted:
                     assert difference > _TOLERANCE, (
                         f"tensor {row.name!r}: the entries that the table gives to the {name} that stay have no effect"
@@ -267,6 +267,33 @@ def _check_units_of(subject: Subject, target: Architecture, name: str) -> None:
                         f"tensor {row.name!r}: entries that the table gives to {name} that are cut off still "
                         f"change the logits by {difference:.3g}; its axes or their order are wrong"
                     )
+
+
+@torch.no_grad()
+def _logits_with(
+    subject: Subject, target: Architecture, model: CausalLM, row: TensorRow, tensors: Mapping[str, Tensor]
+) -> Tensor:
+    """Logits of a masked teacher with another tensor in every layer; the model is changed and changed back.
+
+    Where it does not hold the tensor as it is stored (experts, norms that look at some entries), another is built.
+    """
+    places = [place for place in subject.layout.tensors(subject.architecture) if place.row is row]
+    names = [
+        f"{subject.layout.module_of(row)}.{row.name.rpartition('.')[2]}".format(layer=p.layer, expert=p.expert)
+        for p in places
+    ]
+    parameters = dict(model.named_parameters())
+    beside_a_norm = any(each.is_norm and each.module == row.module for each in subject.layout.rows)
+    if row.per_expert or beside_a_norm or not all(name in parameters for name in names):
+        with masked(subject, target, writers_only=True, tensors=tensors) as other:
+            return subject.logits(other)
+    before = [parameters[name].clone() for name in names]
+    for place, name in zip(places, names, strict=True):
+        parameters[name].copy_(tensors[place.name])
+    logits = subject.logits(model)
+    for name, values in zip(names, before, strict=True):
+        parameters[name].copy_(values)
+    return logits
 
 
 def _reads(layout: Layout, row: TensorRow, pruned: set[Axis]) -> bool:

@@ -1,4 +1,4 @@
-"""Every family table against transformers, and the README's example of a new one."""
+"""Every family table against transformers, what people do with a family, and the README's example of a new one."""
 
 import re
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from transformers import AutoConfig
 
 import minitron_nas.families
 from minitron_nas.families.catalog import layouts
-from minitron_nas.testing import CHECKS, Subject, check_family, tiny_config
+from minitron_nas.testing import CHECKS, USES, Subject, check_family, check_use, tiny_config
 from minitron_nas.testing.conformance import check_masked_teacher, check_units
 
 
@@ -24,14 +24,54 @@ ROPES = (
     rope("yarn", factor=2.0, original_max_position_embeddings=64),
     rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64),
 )
+BIAS, WINDOW = {"attention_bias": True}, {"sliding_window": 5}
+BIASES = {**BIAS, "mlp_bias": True}
+YARN = {"rope_type": "yarn", "rope_theta": 5e5, "factor": 8.0, "original_max_position_embeddings": 64}
 VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
     "gpt_neox": ({"attention_bias": False},),
-    "llama": ({"attention_bias": True, "mlp_bias": True}, {"num_key_value_heads": 6}, *ROPES),
-    "nemotron": ({"attention_bias": True, "mlp_bias": True},),
+    "llama": ({**BIASES}, {"num_key_value_heads": 6}, *ROPES),
+    "nemotron": ({**BIASES},),
     "phi3": (rope("longrope", short_factor=[1.0] * 4, long_factor=[2.0] * 4, original_max_position_embeddings=64),),
-    "qwen3": ({"attention_bias": True},),
+    "qwen3": ({**BIAS},),
     "starcoder2": ({"use_bias": False},),
 }
+WHOLE: dict[str, tuple[dict[str, Any], ...]] = {
+    "arcee": ({**BIASES}, {"tied": True}),
+    "cohere": ({"tied": True, "logit_scale": 0.25, **BIAS}, {}),
+    "cohere2": ({"tied": True, "logit_scale": 0.25, **WINDOW, **BIAS}, {}),
+    "cwm": ({"mlp_bias": True, **WINDOW}, {"tied": True}),
+    "ernie4_5": ({"tied": True, "use_bias": True}, {}),
+    "exaone4": (
+        {"sliding_window_pattern": 2, **WINDOW},
+        {"tied": True, "sliding_window": None, "layer_types": ["full_attention"] * 4},
+    ),
+    "gemma": ({"tied": True, **BIAS}, {}),
+    "glm": ({}, {"tied": True, "attention_bias": False}),
+    "glm4": ({}, {"tied": True, "attention_bias": False}),
+    "granite_swa": (
+        {"tied": True, "layer_rope_theta": [1e4, 0, 5e3, 0], "logits_scaling": 2.0, **WINDOW, **BIASES},
+        {"attention_multiplier": 0.3, "embedding_multiplier": 3.0, "residual_multiplier": 0.5},
+    ),
+    "helium": ({**BIASES}, {"tied": True}),
+    "hunyuan_v1_dense": ({**rope("dynamic", alpha=1000.0, factor=1.0), **BIAS}, {"tied": True}),
+    "internlm3": ({**BIASES}, {"tied": True}),
+    "iquestcoder": ({**BIASES}, {"tied": True}),
+    "ministral": ({"layer_types": ["sliding_attention", "full_attention"] * 2, **WINDOW}, {"tied": True}),
+    "ministral3": (
+        rope("yarn", factor=16.0, original_max_position_embeddings=4, llama_4_scaling_beta=0.1),
+        {"tied": True},
+    ),
+    "olmo3": (
+        {"rope_parameters": {"full_attention": YARN, "sliding_attention": {"rope_type": "default"}}, **WINDOW, **BIAS},
+        {"tied": True},
+    ),
+    "olmoe": ({}, {"tied": True, **BIAS}),
+    "phi": ({}, {"tied": True}),
+    "seed_oss": ({"mlp_bias": True}, {"tied": True, "attention_bias": False}),
+    "stablelm": ({"use_qkv_bias": True}, {"tied": True}),
+    "vaultgemma": ({"tied": True, **WINDOW, **BIAS}, {}),
+}
+"""Variants of families that are tried as a whole: the first of each always, the others when there is time."""
 
 
 def _short(value: Any) -> str:
@@ -41,6 +81,7 @@ def _short(value: Any) -> str:
 KINDS = [
     pytest.param(name, changes, id="-".join([name, *(f"{key}={_short(value)}" for key, value in changes.items())]))
     for name in layouts()
+    if name not in WHOLE
     for changes in ({"tied": False}, {"tied": True}, *VARIANTS.get(name, ()))
 ]
 
@@ -91,6 +132,7 @@ def test_the_table_is_right(
             name, tied, marks=[] if tied == AutoConfig.for_model(name).tie_word_embeddings else pytest.mark.slow
         )
         for name in layouts()
+        if name not in WHOLE
         for tied in (False, True)
     ],
 )
@@ -101,11 +143,32 @@ def test_a_student_loads_in_stock_transformers_and_generates(
     check(subject(name, {"tied": tied}))
 
 
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        pytest.param(name, changes, id=f"{name}-{number}", marks=[pytest.mark.slow] if number else [])
+        for name, variants in WHOLE.items()
+        for number, changes in enumerate(variants)
+    ],
+)
+def test_a_table_is_right_and_every_step_works_with_it(tmp_path: Path, name: str, changes: dict[str, Any]) -> None:
+    subject = Subject.make(layouts()[name], tiny_config(name, **changes), tmp_path)
+    for check in (*CHECKS, *USES):
+        check(subject)
+
+
+@pytest.mark.parametrize("name", [name for name in layouts() if name not in WHOLE])
+def test_every_step_works_with_a_family(subject: Callable[..., Subject], name: str) -> None:
+    for check in USES:
+        check(subject(name, {"tied": AutoConfig.for_model(name).tie_word_embeddings}))
+
+
 def test_the_readmes_example_is_a_family_that_passes(tmp_path: Path) -> None:
     readme = Path(minitron_nas.families.__file__).with_name("README.md").read_text(encoding="utf-8")
     table = next(block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "LAYOUT = " in block)
     names: dict[str, Any] = {}
     exec(table, names)
     sizes = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 6}
-    config = AutoConfig.for_model("stablelm", vocab_size=320, num_key_value_heads=2, use_qkv_bias=True, **sizes)
-    check_family(names["LAYOUT"], config, tmp_path)
+    config = AutoConfig.for_model("jais2", vocab_size=320, num_key_value_heads=2, head_dim=8, **sizes)
+    check_family(names["LAYOUT"], config, tmp_path / "family")
+    check_use(names["LAYOUT"], config, tmp_path / "use")

@@ -35,9 +35,7 @@ def test_a_models_head_gives_the_models_logits(model_type, changes, scaling, sof
     ("model_type", "changes", "has_bias", "scaling"),
     [("cohere", {"logit_scale": 0.25}, False, 4.0), ("phi", {}, True, 1.0)],
 )
-def test_a_scale_that_multiplies_and_a_bias_are_honoured_though_no_table_knows_such_a_family(
-    model_type, changes, has_bias, scaling
-):
+def test_a_scale_that_multiplies_and_a_bias_are_honoured(model_type, changes, has_bias, scaling):
     sizes = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     tokens = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
     config = AutoConfig.for_model(model_type, vocab_size=32, **sizes, **tokens, **changes)

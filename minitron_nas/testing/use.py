@@ -1,0 +1,211 @@
+"""What people do with a family, tried on a tiny random model: score, choose layers, prune, distil.
+
+`check_use(layout, config, folder)` takes the public steps one after the other, each with an oracle that
+does not come from the step itself. The checks of `conformance.py` say that a table is right; these say
+that nothing which reads it stumbles over the family.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from minitron_nas.architecture.costs import count_parameters
+from minitron_nas.architecture.layout import Axis, Layout
+from minitron_nas.architecture.spec import Architecture
+from minitron_nas.distillation.loss.validation import validate
+from minitron_nas.distillation.settings import DistillationSettings
+from minitron_nas.distillation.signals.teacher import OnlineTeacher
+from minitron_nas.distillation.training.lesson import Lesson, Stream
+from minitron_nas.distillation.training.schedule import Schedule
+from minitron_nas.distillation.training.trainer import distill
+from minitron_nas.families.catalog import with_layout
+from minitron_nas.importance.baselines import magnitude_scores
+from minitron_nas.importance.depth import WholeModel, kl_to_whole, logit_error, make_criterion, next_token_loss
+from minitron_nas.importance.depth_modes import layer_table
+from minitron_nas.importance.layer_removal import without_layers
+from minitron_nas.importance.score import score_importance
+from minitron_nas.importance.scores import ImportanceScores
+from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
+from minitron_nas.models.checkpoint import open_checkpoint
+from minitron_nas.pipeline.display import Quiet
+from minitron_nas.pipeline.steps.prune import prune
+from minitron_nas.pruning.order import PruningOrder
+from minitron_nas.pruning.student import build_student
+from minitron_nas.space.axes import SearchSpace, SpaceAxes
+from minitron_nas.storage.weights import read_headers
+from minitron_nas.testing.masked import masked, written_off
+from minitron_nas.testing.shapes import conformance_shapes
+from minitron_nas.testing.subject import Subject, plain_experts
+from minitron_nas.text.tokens import PackedTokens
+
+_NOTHING = 1e-6
+"""Of a score that has to be 0, and of logits in float64 with norms and rotary positions in float32, tenfold."""
+_SCHEDULE = Schedule(num_steps=4, batch_sequences=2, sequence_length=12)
+_LEARNING_RATE = 1e-3
+
+
+def check_use(layout: Layout, config: PreTrainedConfig, folder: Path, seed: int = 0) -> None:
+    """Run every check of `USES` on a family table.
+
+    Args:
+        layout: The table.
+        config: As `check_family` takes it.
+        folder: An empty folder for a few megabytes of checkpoints.
+        seed: Of weights, ranking and prompt.
+
+    Raises:
+        AssertionError: If a step does something else than it should; names the tensor where one can be named.
+        CheckpointError: If a tensor of the model is not in the table, or has another shape.
+    """
+    subject = Subject.make(layout, config, folder, seed)
+    for check in USES:
+        check(subject)
+
+
+def check_scores(subject: Subject) -> None:
+    """Activations and weights score what the teacher lacks with 0, and what it has higher.
+
+    The teacher is the one in which all that a student lacks is zero.
+    """
+    source, layout = subject.architecture, subject.layout
+    target = source.reshaped(conformance_shapes(layout, source)["all"])
+    tensors = written_off(subject, target)
+    with masked(subject, target, tensors=tensors) as teacher:
+        active = score_importance(teacher, source, layout, subject.text, ImportanceSettings())
+    folder = subject.folder / "masked"
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors")
+    heavy = magnitude_scores(read_headers(folder), source, layout)
+    order = subject.prepared.order
+    kept_layers = order.kept_layers(target.num_hidden_layers)
+    writers = {axis: layout.writer(axis).name for axis in (Axis.GROUP_HEADS, layout.neuron_axis)}
+    for kind, scores in (("activation", active), ("magnitude", heavy)):
+        reads = ", ".join(row.name for row in layout.readers())
+        _check_part(f"{kind} score of channels, read by {reads}", scores.hidden, order.hidden, target.hidden_size)
+        for layer in kept_layers:
+            groups = f"{kind} score of KV groups, read by {writers[Axis.GROUP_HEADS]}"
+            _check_part(groups, scores.kv_groups[layer], order.kv_groups[layer], target.num_key_value_heads)
+            _check_neurons(kind, writers[layout.neuron_axis], scores, order, layer, target)
+    gone = [layer for layer in range(source.num_hidden_layers) if layer not in kept_layers]
+    assert active.layers[gone].abs().max() <= _NOTHING, (
+        f"layers {gone} add nothing to the residual stream, but have Block Importance {active.layers[gone].tolist()}; "
+        f"{layout.layer_module} puts out something else than its first output"
+    )
+    if layout.has_experts:
+        for layer in kept_layers:
+            removed = order.experts[layer][target.num_experts :]
+            assert not active.experts[layer][removed].any(), f"layer {layer}: experts without a token have a score"
+
+
+@torch.no_grad()
+def check_depth(subject: Subject) -> None:
+    """A teacher without a layer computes what a student without it does, and every criterion says the same of both."""
+    model, layout, source, text = subject.model, subject.layout, subject.architecture, subject.text
+    kept = [layer for layer in range(source.num_hidden_layers) if layer != 1]
+    order = replace(subject.prepared.order, layers=layer_table({len(kept): kept}, source.num_hidden_layers))
+    shape = source.reshaped({"num_hidden_layers": len(kept)})
+    student = plain_experts(build_student(replace(subject.prepared, order=order), shape, torch.float64)).eval()
+    with without_layers(model, layout, [1]):
+        logits = subject.logits(model)
+    assert torch.equal(logits, subject.logits(student)), (
+        f"{layout.layer_module.format(layer=1)} is skipped otherwise than cut; a layer has to take hidden states first "
+        "and put them out first"
+    )
+    whole = WholeModel.of(model, text)
+    expected = {
+        "loss": next_token_loss(student, text),
+        "kl": kl_to_whole(student, text, whole),
+        "logit_mse": logit_error(student, text, whole),
+    }
+    for name in ("block_importance", *expected):
+        settings = DepthSettings.model_validate({"criterion": name})
+        (score,) = make_criterion(model, layout, settings, text, subject.prepared.path, 0)(frozenset(), [range(1, 2)])
+        assert 0 < score < float("inf"), f"criterion {name} scores a layer with {score}"
+        assert score == expected.get(name, score), f"criterion {name} is {score}, of the student {expected[name]}"
+
+
+@torch.no_grad()
+def check_packing(subject: Subject) -> None:
+    """Documents that are packed into one sequence do not see each other."""
+    ids, border = subject.prompt[:1], subject.prompt.shape[1] // 3
+    positions = torch.cat([torch.arange(border), torch.arange(ids.shape[1] - border)])[None]
+    packed = subject.model(input_ids=ids, position_ids=positions, use_cache=False).logits
+    parts = (ids[:, :border], ids[:, border:])
+    alone = torch.cat([subject.model(input_ids=part, use_cache=False).logits for part in parts], dim=1)
+    difference = (packed - alone).abs().max().item()
+    assert difference <= 10 * _NOTHING, f"packed documents change each other by {difference:.3g}"
+
+
+def check_steps(subject: Subject) -> None:
+    """The step `prune` gives a stock folder from every kind of score, to a shape and to a size; cutting nothing, too.
+
+    Its own proof compares the logits of what stock transformers reloads with those of the student in memory.
+    """
+    layout = subject.layout
+    teacher = Subject.make(layout, subject.model.config, subject.folder / "steps", dtype=torch.float32)
+    source, path = teacher.architecture, teacher.prepared.path
+    scores = teacher.folder / "scores"
+    active = score_importance(teacher.model, source, layout, teacher.text, ImportanceSettings())
+    with with_layout(layout):
+        active.save(scores, {"source": open_checkpoint(path).fingerprint}, teacher.text)
+        shape = conformance_shapes(layout, source)["all"]
+        pruned = prune(path, teacher.folder / "shape", shape, scores=scores, display=Quiet())
+        assert pruned.architecture == source.reshaped(shape), f"pruned to {pruned.architecture}, not to {shape}"
+        ffn = layout.neuron_axis.value
+        fewer = getattr(source, ffn) * 3 // 4 // 8 * 8
+        axes = {ffn: {"values": [fewer, getattr(source, ffn)]}}
+        space = SearchSpace(axes=SpaceAxes.model_validate(axes), tolerance=0.01)
+        smaller = source.reshaped({ffn: fewer})
+        size = count_parameters(smaller, layout)
+        pruned = prune(path, teacher.folder / "size", size=size, scores="magnitude", space=space, display=Quiet())
+        assert pruned.architecture == smaller, f"of size {size:,} it has shape {pruned.architecture.id}"
+        same = {"num_hidden_layers": source.num_hidden_layers}
+        pruned = prune(path, teacher.folder / "nothing", same, scores="random", display=Quiet())
+    model = plain_experts(AutoModelForCausalLM.from_pretrained(pruned.path, trust_remote_code=False))
+    assert torch.equal(teacher.logits(model), teacher.logits(teacher.model)), (
+        "a student that keeps everything has other logits than the teacher when stock transformers has reloaded it"
+    )
+
+
+def check_distils(subject: Subject) -> None:
+    """A few steps of distillation bring a student nearer to its teacher on the text that it is taught on."""
+    source, layout = subject.architecture, subject.layout
+    target = source.reshaped(conformance_shapes(layout, source)["all"])
+    student = build_student(subject.prepared, target, torch.float32)
+    text = PackedTokens(subject.prompt, subject.text.position_ids.contiguous())
+    stream = Stream(text, OnlineTeacher(subject.model.float()))
+    settings = DistillationSettings(learning_rate=_LEARNING_RATE, num_evaluations=1)
+    before = validate(student, text, stream.signal, 2).kl_nats
+    with with_layout(layout):
+        distill(student, Lesson(stream, stream, settings, _SCHEDULE, seed=0), subject.folder / "training")
+    after = validate(student, text, stream.signal, 2).kl_nats
+    subject.model.double()
+    assert after < 0.98 * before, f"distillation took KL to the teacher from {before:.4f} to {after:.4f} nats"
+
+
+USES: tuple[Callable[[Subject], None], ...] = (check_scores, check_depth, check_packing, check_steps, check_distils)
+"""All checks, in the order of a run."""
+
+
+def _check_part(part: str, scores: Tensor, ranking: Tensor, num_kept: int) -> None:
+    kept, removed = scores[ranking[:num_kept]], scores[ranking[num_kept:]]
+    assert not removed.any(), f"{part}: {removed.max():.3g} where the teacher has nothing"
+    assert (kept > 0).double().mean() > 0.5, f"{part}: 0 where the teacher has something"  # a ReLU may never open
+
+
+def _check_neurons(
+    kind: str, row: str, scores: ImportanceScores, order: PruningOrder, layer: int, target: Architecture
+) -> None:
+    part = f"{kind} score of neurons, read by {row}"
+    if not target.num_experts:
+        _check_part(part, scores.neurons[layer], order.neurons[layer], target.intermediate_size)
+        return
+    num_kept = target.moe_intermediate_size or target.intermediate_size
+    for expert in order.kept_experts(layer, target.num_experts):
+        removed = scores.neurons[layer, expert][order.neurons[layer, expert][num_kept:]]
+        assert not removed.any(), f"{part}: {removed.max():.3g} where expert {expert} has nothing"
