@@ -145,7 +145,7 @@ def check_packing(subject: Subject) -> None:
 
 
 def check_steps(subject: Subject) -> None:
-    """The step `prune` gives a stock folder, to a shape by activation and to a size by weights; so does cutting nothing.
+    """`prune` gives stock folders: to a shape by activation, to a size by weights; cutting nothing changes nothing.
 
     The step's own proof compares the logits of what stock transformers reloads with those of the student in memory.
     """
