@@ -1,4 +1,4 @@
-"""OLMoE: experts, and norms over the queries and keys of all heads together."""
+"""OLMoE: experts, and norms over the queries and keys of all heads, of which there are hidden_size channels."""
 
 from minitron_nas.architecture.layout import EXPERTS, HIDDEN, KEYS, NEURONS, QUERIES, VOCAB, Layout, norm, row
 
@@ -25,6 +25,8 @@ LAYOUT = Layout(
         norm("model.norm.weight", HIDDEN),
         row("lm_head.weight", VOCAB, HIDDEN, unless="tie_word_embeddings"),
     ),
+    head_dim_is_derived=True,
+    config_keys={"head_dim": ()},
     defaults={"num_experts": 64, "num_experts_per_tok": 8},
     requires={"clip_qkv": (None,)},
 )

@@ -33,8 +33,7 @@ def masked(
         tensors: The teacher's tensors, if not those that `written_off` gives.
     """
     content = tensors if tensors is not None else written_off(subject, target, writers_only)
-    model = plain_experts(model_from_tensors(dict(subject.prepared.config), dict(content), torch.float64))
-    model.eval()
+    model = _with_tensors(subject, content)
     modules = dict(model.named_modules())
     for place in subject.layout.tensors(subject.architecture):
         if place.row.is_norm and (place.row.dims != (HIDDEN,) or subject.layout.norm_centres):
@@ -51,6 +50,17 @@ def masked(
                 removed[id(modules[name].get_parameter("weight"))] = ~mask
     with _Router(removed):
         yield model
+
+
+def place_in_memory(subject: Subject, place: TensorPlace) -> str:
+    """Return the name that a tensor has in the loaded model, unless this holds it together with others.
+
+    Args:
+        subject: The teacher.
+        place: A tensor of the teacher.
+    """
+    module = subject.layout.module_of(place.row).format(layer=place.layer, expert=place.expert)
+    return f"{module}.{place.row.name.rpartition('.')[2]}"
 
 
 def written_off(subject: Subject, target: Architecture, writers_only: bool = False) -> dict[str, Tensor]:
@@ -146,6 +156,21 @@ def pruned_axes(source: Architecture, target: Architecture) -> set[Axis]:
     """
     fields = {axis for axis in Axis if axis is not Axis.QKV}
     return {axis for axis in fields if getattr(source, axis.value) != getattr(target, axis.value)}
+
+
+def _with_tensors(subject: Subject, tensors: Mapping[str, Tensor]) -> CausalLM:
+    """Build the teacher around other tensors: a copy of it where it holds them as they are stored, or else anew."""
+    model = copy.deepcopy(subject.model)
+    parameters = dict(model.named_parameters())
+    places = list(subject.layout.tensors(subject.architecture))
+    names = {place.name: place_in_memory(subject, place) for place in places}
+    if set(names.values()) != parameters.keys():
+        model = plain_experts(model_from_tensors(dict(subject.prepared.config), dict(tensors), torch.float64))
+        return model.eval()
+    with torch.no_grad():
+        for stored, name in names.items():
+            parameters[name].copy_(tensors[stored])
+    return model
 
 
 def _narrow(module: nn.Module, mask: Tensor) -> None:
