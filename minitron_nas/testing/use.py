@@ -48,6 +48,7 @@ from minitron_nas.testing.subject import Subject, plain_experts
 
 _NOTHING = 1e-6
 """Of a score that has to be 0, and of logits in float64 with norms and rotary positions in float32, tenfold."""
+_EXACTLY = 1e-9
 _SCHEDULE = Schedule(num_steps=4, batch_sequences=2, sequence_length=12)
 _LEARNING_RATE = 1e-3
 
@@ -145,7 +146,7 @@ def check_packing(subject: Subject) -> None:
 
 
 def check_steps(subject: Subject) -> None:
-    """`prune` gives stock folders: to a shape by activation, to a size by weights; cutting nothing changes nothing.
+    """`prune` takes every axis to a size, repaired, in a stock folder; cutting nothing gives the teacher.
 
     The step's own proof compares the logits of what stock transformers reloads with those of the student in memory.
     """
@@ -153,18 +154,14 @@ def check_steps(subject: Subject) -> None:
     teacher = Subject.make(layout, subject.model.config, subject.folder / "steps", dtype=torch.float32)
     source, path, scores = teacher.architecture, teacher.prepared.path, teacher.folder / "scores"
     active = score_importance(teacher.model, source, layout, teacher.text, ImportanceSettings())
-    shape = conformance_shapes(layout, source)["all"]
-    ffn = layout.neuron_axis.value
-    smaller = source.reshaped({ffn: getattr(source, ffn) * 3 // 4 // 8 * 8})
-    axes = {ffn: {"values": [getattr(smaller, ffn), getattr(source, ffn)]}}
-    space = SearchSpace(axes=SpaceAxes.model_validate(axes), tolerance=0.01)
-    size = count_parameters(smaller, layout)
+    target = source.reshaped(conformance_shapes(layout, source)["all"])
+    sizes = {name: (getattr(target, name), getattr(source, name)) for name in layout.shape_fields()}
+    axes = SpaceAxes.model_validate({name: {"values": both} for name, both in sizes.items()})
+    space, size = SearchSpace(axes=axes, tolerance=_EXACTLY), count_parameters(target, layout)
     with with_layout(layout):
         active.save(scores, {"source": open_checkpoint(path).fingerprint}, teacher.text)
-        pruned = prune(path, teacher.folder / "shape", shape, scores=scores, display=Quiet())
-        by_size = prune(path, teacher.folder / "size", size=size, scores="magnitude", space=space, display=Quiet())
-    assert pruned.architecture == source.reshaped(shape), f"pruned to {pruned.architecture}, not to {shape}"
-    assert by_size.architecture == smaller, f"of size {size:,} it has shape {by_size.architecture.id}"
+        pruned = prune(path, teacher.folder / "pruned", size=size, scores=scores, space=space, display=Quiet())
+    assert pruned.architecture == target, f"of size {size:,} it has shape {pruned.architecture.id}, not {target.id}"
     student: Any = AutoModelForCausalLM.from_pretrained(pruned.path, trust_remote_code=False)
     tied = student.get_input_embeddings().weight is student.get_output_embeddings().weight
     assert tied == source.tie_word_embeddings, "the student's embeddings are not tied as the teacher's are"
