@@ -23,7 +23,8 @@ LayerOutput: TypeAlias = Tensor | tuple[Tensor, ...]
 """Hidden states, alone or before whatever else a module puts out."""
 
 _NUM_ROWS = 8
-_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_TOKEN_IDS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
+"""Rows that there are; some configs have to name a first token, and a row that pads would be zero."""
 
 
 def layer_model(
@@ -56,7 +57,7 @@ def layer_model(
     content = {
         **with_sizes({**config, **layer_lists(filled, architecture.num_hidden_layers, [layer])}, alone, layout),
         **dict.fromkeys(layout.config_names("vocab_size"), len(embedding)),
-        **dict.fromkeys(_TOKEN_IDS),
+        **_TOKEN_IDS,
     }
     tensors = {}
     for place in layout.tensors(alone):
