@@ -387,6 +387,7 @@ def test_the_papers_own_models_have_their_totals(hidden: int, heads: int, neuron
                 "head_dim": 128,
                 "vocab_size": 102400,
                 "sliding_window_pattern": "LLLG",
+                "layer_types": [*["sliding_attention"] * 3, "full_attention"] * 16,
             },
             32_003_216_384,
             id="EXAONE-4.0-32B",

@@ -77,6 +77,12 @@ def test_finishing_twice_changes_nothing(model_type):
     assert finished(once) == once
 
 
+def test_a_pattern_in_letters_becomes_the_number_that_it_stands_for():
+    kinds = [*["sliding_attention"] * 3, "full_attention"]
+    written = finished(tiny_config("exaone4", layer_types=kinds, sliding_window_pattern="LLLG"))
+    assert (written["sliding_window_pattern"], written["layer_types"]) == (4, kinds)
+
+
 @pytest.mark.parametrize("keys", [{"rope_theta": 3e4, "rope_scaling": {"type": "linear", "factor": 2.0}}, {}])
 def test_a_config_in_the_old_form_gets_the_new_one(keys):
     config = {key: value for key, value in tiny_config("llama").to_dict().items() if key != "rope_parameters"}

@@ -16,8 +16,8 @@ from minitron_nas.testing import rewrite_tensors, tiny_checkpoint
 from minitron_nas.text.tokens import PackedTokens
 
 ROTATABLE = ("llama", "mistral", "qwen2", "qwen3", "phi3", "granite", "smollm3", "mixtral", "qwen3_moe")
-CENTRED = ("nemotron", "starcoder2", "gpt_neox")
-NOT = ("gemma2", "gemma3_text", "olmo2")
+CENTRED = ("nemotron", "starcoder2", "gpt_neox", "cohere", "phi")
+NOT = ("exaone4", "gemma2", "gemma3_text", "glm4", "olmo2", "olmo3")
 IDS = torch.randint(0, 320, (8, 24), generator=torch.Generator().manual_seed(1))
 TEXT = PackedTokens(IDS, torch.arange(24).expand_as(IDS))
 LOW = 24
