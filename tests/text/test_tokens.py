@@ -251,8 +251,8 @@ def distance_to_documents_alone(model, documents=BORDERS):
 
 
 def attentions(model_type):
-    """Gemma 2 and VaultGemma cap attention scores, which sdpa cannot; transformers takes eager for them."""
-    return ["eager"] if model_type in {"gemma2", "vaultgemma"} else ["eager", "sdpa"]
+    """Some cap attention scores or have sinks, which sdpa cannot; transformers takes eager for them."""
+    return ["eager"] if model_type in {"gemma2", "granite_swa", "vaultgemma"} else ["eager", "sdpa"]
 
 
 @pytest.mark.parametrize(
