@@ -166,7 +166,8 @@ def _with_tensors(subject: Subject, tensors: Mapping[str, Tensor]) -> CausalLM:
     names = {place.name: place_in_memory(subject, place) for place in places}
     if set(names.values()) != parameters.keys():
         model = plain_experts(model_from_tensors(dict(subject.prepared.config), dict(tensors), torch.float64))
-        return model.eval()
+        model.eval()
+        return model
     with torch.no_grad():
         for stored, name in names.items():
             parameters[name].copy_(tensors[stored])
