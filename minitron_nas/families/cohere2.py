@@ -22,7 +22,5 @@ LAYOUT = Layout(
         row("lm_head.weight", VOCAB, HIDDEN, unless="tie_word_embeddings"),
     ),
     norm="layer",
-    head_dim_is_derived=True,
-    config_keys={"head_dim": ()},
     defaults={"tie_word_embeddings": True},
 )

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from minitron_nas.architecture.costs import count_parameters
 from minitron_nas.architecture.layout import HIDDEN, Axis, Layout, TensorRow
@@ -31,7 +31,7 @@ from minitron_nas.pruning.export import write_student
 from minitron_nas.pruning.parts import whole
 from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.rotation import Rotation, why_not_rotatable
-from minitron_nas.pruning.student import build_student, turned_cuts
+from minitron_nas.pruning.student import build_student, student_config, turned_cuts
 from minitron_nas.storage.lineage import Lineage
 from minitron_nas.testing.masked import masked, place_in_memory, pruned_axes, with_noise, written_off
 from minitron_nas.testing.shapes import conformance_shapes, unit_shapes
@@ -106,7 +106,10 @@ def check_masked_teacher(subject: Subject) -> None:
     whole = subject.logits(subject.model)
     for name, shape in conformance_shapes(subject.layout, subject.architecture).items():
         target = subject.architecture.reshaped(shape)
-        student = plain_experts(build_student(subject.prepared, target, torch.float64))
+        try:
+            student = plain_experts(build_student(subject.prepared, target, torch.float64))
+        except RuntimeError as error:
+            raise AssertionError(f"pruning {name} to {shape}: {_misfit(subject, target) or error}") from error
         with masked(subject, target) as teacher:
             expected = subject.logits(teacher)
         difference = (subject.logits(student) - expected).abs().max().item()
@@ -245,6 +248,22 @@ def _ways(teacher: Subject, target: Architecture) -> dict[str, PreparedTeacher]:
         rotation = Rotation.of(moments, prepared.headers, teacher.architecture, layout)
         ways["rotated"] = replace(ways.get("merged", ways["repaired"]), rotation=rotation)
     return ways
+
+
+def _misfit(subject: Subject, target: Architecture) -> str | None:
+    """Name a tensor to which the table gives another shape in a student than transformers does."""
+    config = AutoConfig.for_model(**student_config(subject.prepared, target))
+    with torch.device("meta"):
+        shell = AutoModelForCausalLM.from_config(config)
+    wanted = {name: tuple(parameter.shape) for name, parameter in shell.named_parameters()}
+    for place in subject.layout.tensors(target):
+        name, shape = place_in_memory(subject, place), place.row.shape(target)
+        if wanted.get(name, shape) != shape:
+            return (
+                f"tensor {place.name!r} gets shape {shape}, transformers makes it {wanted[name]}; a size follows from "
+                "others there (head_dim_is_derived), or has another name in the config (config_keys)"
+            )
+    return None
 
 
 def _check_units_of(subject: Subject, target: Architecture, name: str) -> None:

@@ -57,6 +57,10 @@ WRONG: dict[str, tuple[Callable[[], Layout], str]] = {
         lambda: with_dims("llama", "v_proj.weight", dim(Axis.HEAD_DIM, Axis.KV_GROUPS), HIDDEN),
         "self_attn.v_proj.weight",
     ),
+    "a size that follows from others": (
+        lambda: replace(layout_of("helium"), head_dim_is_derived=False),
+        "layers.0.self_attn.o_proj.weight' gets shape",
+    ),
 }
 
 
