@@ -17,8 +17,8 @@ class Lessons:
 
     Attributes:
         files: The text and what the KD teacher says over it.
-        trials: The same for short trainings: always with a cache of its final hidden states, unless states inside it
-            are to be matched.
+        trials: The same for short trainings: with a cache of its final hidden states, unless that is large or states
+            inside it are to be matched.
         signal: The stage in which it spoke.
         continuations: How it goes on greedily from the beginnings of held-out sequences, as token ids.
     """

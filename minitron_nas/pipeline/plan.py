@@ -25,6 +25,10 @@ PlannedSize = Annotated[Size, PlainValidator(Size.parse), PlainSerializer(lambda
 """A size as a plan holds it: a number of parameters, or such as "memory=6GB"."""
 
 
+_MOST_TRIAL_STATES = 10**10
+"""The most values of hidden states that are kept for trials alone: 20 GB in 16 bits, 2.4M tokens of an 8B model."""
+
+
 class FamilyPlan(Settings):
     """What to build, from what, and how.
 
@@ -171,20 +175,22 @@ class FamilyPlan(Settings):
         """The plan's own, and those that it names beside."""
         return 1 + len(self.evaluation.texts)
 
-    def trial_tokens(self, distillation_tokens: int) -> int:
+    def trial_tokens(self, distillation_tokens: int, hidden_size: int) -> int:
         """Return the KD tokens over which the teacher speaks for trials alone, and where learning rates are tried.
 
-        Trials always learn from its final hidden states, which are few. Where a student's are kept too, or states
-        inside the teacher are asked for, there is nothing to add.
+        Trials learn from its final hidden states, which are few; where they are not, from what students learn from.
+        Where a student's are kept too, or states inside the teacher are asked for, there is nothing to add.
 
         Args:
             distillation_tokens: Of one student.
+            hidden_size: Of the teacher.
         """
         settings, rungs = self.distillation, self.search.rung_tokens(distillation_tokens)
         kept = settings.caches_training and settings.cached_top_k is None
         alone = settings.asks_teacher and not kept and settings.intermediate == "none"
         short = [*rungs[-1:], *([distillation_tokens // PROBES_FIT] if settings.learning_rate == "auto" else [])]
-        return max(short, default=0) if alone else 0
+        num_tokens = max(short, default=0) if alone else 0
+        return num_tokens if num_tokens * hidden_size <= _MOST_TRIAL_STATES else 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as they stand in `plan.yaml`."""

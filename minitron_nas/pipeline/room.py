@@ -151,7 +151,7 @@ def _states_bytes(plan: FamilyPlan, teacher: Outline, train_tokens: int, value_b
     shape, text = teacher.architecture, plan.text
     state = shape.hidden_size * value_bytes
     held_out = text.validation_samples * plan.num_held_out_texts * text.sequence_length
-    held_out += plan.trial_tokens(train_tokens)
+    held_out += plan.trial_tokens(train_tokens, shape.hidden_size)
     return _num_teachers(plan) * (
         held_out * state + train_tokens * kept_bytes(plan.distillation, shape.vocab_size, state)
     )

@@ -146,6 +146,7 @@ class _Costs:
         self._plan, self._tokens, self._devices, self._pools = plan, tokens, devices, pools
         self._teacher, self._layout = teacher, teacher.layout
         self._schedule = Schedule.resolve(plan.distillation, tokens.distillation, length)
+        self._trial_tokens = plan.trial_tokens(tokens.distillation, teacher.architecture.hidden_size)
         self._probe = probe_schedule(plan.distillation, self._schedule)
         self._first = float(forward_flops_per_token(teacher.architecture, teacher.layout, length))
         self._students = {
@@ -188,7 +189,7 @@ class _Costs:
         headless = forward * (1 - 2 * shape.hidden_size * shape.vocab_size / self._first)
         cached = self._tokens.train if settings.caches_training else 0
         said = headless if settings.cached_top_k is None else forward
-        heard = self._tokens.validation + self._plan.trial_tokens(self._tokens.distillation)
+        heard = self._tokens.validation + self._trial_tokens
         return _on_one(headless * heard + said * cached)
 
     def _prepare(self, forward: float, share: float) -> StageWork:
@@ -211,7 +212,7 @@ class _Costs:
         search, devices = self._plan.search, self._devices.of_a_trial(self._plan.runner)
         alive, previous = search.num_trained(len(self._pools[size].candidates)), 0
         parts = [self._jobs(alive, self._start(student, source), 1)] if search.num_rungs else []
-        beside = 0.0 if self._plan.trial_tokens(self._tokens.distillation) else lecturer
+        beside = 0.0 if self._trial_tokens else lecturer
         for rung in search.rung_tokens(self._tokens.distillation):
             trial = self._training(rung - previous, student, beside) + student * (
                 self._tokens.validation + 2 * _CUT_AS_TOKENS
@@ -222,7 +223,7 @@ class _Costs:
 
     def _rate(self, probe: Schedule, student: float, lecturer: float, source: float) -> StageWork:
         """Three rates at a time, and then, at most, one more."""
-        beside = 0.0 if self._plan.trial_tokens(self._tokens.distillation) else lecturer
+        beside = 0.0 if self._trial_tokens else lecturer
         validated = student * (self._tokens.validation + _CUT_AS_TOKENS)
         flops = self._training(probe.num_tokens, student, beside) + validated
         devices, start = self._devices.of_a_trial(self._plan.runner), _on_one(self._start(student, source))

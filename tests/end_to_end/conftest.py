@@ -206,6 +206,7 @@ def build(trained_teacher: Path, text_file: Path, tiny_settings: dict[str, Any])
     sets = [
         f"--set={section}.{key}={json.dumps(value)}"
         for section, values in settings.items()
+        if isinstance(values, dict)
         for key, value in values.items()
     ]
     more = ("runner=local", "baselines=false", "distillation.tokens=6k", "distillation.checkpoint_minutes=0")

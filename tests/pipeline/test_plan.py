@@ -310,7 +310,14 @@ def test_a_teacher_speaks_over_as_much_as_the_longest_short_training_reads(
     distillation: dict[str, object], num_rungs: int, tokens: int
 ) -> None:
     given = {"teacher": "x", "sizes": ["1M"], "data": "x", "search": {"num_rungs": num_rungs}}
-    assert make_plan({**given, "distillation": distillation}).trial_tokens(100_000) == tokens
+    plan = make_plan({**given, "distillation": distillation})
+    assert plan.trial_tokens(100_000, 4096) == tokens
+
+
+def test_states_of_trials_that_are_many_are_not_kept() -> None:
+    plan = overridden("distillation.teacher_signal=online", "search.tokens=2.4M")
+    assert plan.trial_tokens(10**9, 4096) == 2_400_000
+    assert plan.trial_tokens(10**9, 5120) == 0
 
 
 def test_sizes_in_memory_and_speed_are_read_written_and_ordered() -> None:

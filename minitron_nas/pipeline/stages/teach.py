@@ -33,7 +33,7 @@ def let_speak(run: Run, teacher: Source) -> Lessons:
     """
     settings, checkpoint, tokens = run.plan.distillation, teacher.checkpoint, run.tokens
     parts = cached_parts(settings)
-    num_short = _num_short_sequences(run)
+    num_short = _num_short_sequences(run, checkpoint.architecture.hidden_size)
     if num_short:
         parts["trials"] = None
     short = tokens.file("trials")
@@ -66,10 +66,10 @@ def let_speak(run: Run, teacher: Source) -> Lessons:
     return Lessons(files, trials, done, done.result["continuations"])
 
 
-def _num_short_sequences(run: Run) -> int:
+def _num_short_sequences(run: Run, hidden_size: int) -> int:
     """Return over how many sequences of the training text the teacher speaks for trials alone."""
     length = run.plan.text.sequence_length
-    num_tokens = run.plan.trial_tokens(run.tokens.distillation_tokens)
+    num_tokens = run.plan.trial_tokens(run.tokens.distillation_tokens, hidden_size)
     if not num_tokens:
         return 0
     settings = run.plan.distillation
