@@ -48,9 +48,9 @@ def check_origin(checkpoint: Checkpoint, origin: Path, prefix: str) -> None:
     shown = ", ".join([*made_up[:_SHOWN], *(["..."] if made_up[_SHOWN:] else [])])
     raise CheckpointError(
         f"{len(made_up)} matrices of the live model ({shown}) have nothing to do with what {origin} holds, which it "
-        f"was loaded from{held}: transformers makes up at random what it does not find. Give the folder, or a model whose "
-        "loading reported no missing keys; if these weights are meant, save the model with save_pretrained and give "
-        "that folder"
+        f"was loaded from{held}: transformers makes up at random what it does not find. Give the folder, or a model "
+        "whose loading reported no missing keys; if these weights are meant, save the model with save_pretrained and "
+        "give that folder"
     )
 
 

@@ -415,6 +415,7 @@ def test_a_family_of_another_package_is_known(monkeypatch: pytest.MonkeyPatch) -
     other = replace(layout_of("mistral"), model_type="other")
     entry = SimpleNamespace(name="other", value="package:LAYOUT", load=lambda: other)
     monkeypatch.setattr(catalog, "entry_points", lambda group: [entry] if group == "minitron_nas.families" else [])
+    layouts.cache_clear()
     assert layout_of("other") is other
 
 
