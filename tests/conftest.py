@@ -154,7 +154,7 @@ def _tiny_wrapper(model_type: str, tied: bool) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    text = {
+    text: dict[str, Any] = {
         "vocab_size": 320, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 6,
         "num_key_value_heads": 2, "max_position_embeddings": 256, "sliding_window": 8, "bos_token_id": 1,
         "eos_token_id": 2, "pad_token_id": 2,

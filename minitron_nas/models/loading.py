@@ -50,6 +50,7 @@ def load_stock(path: Path, dtype: torch.dtype) -> CausalLM:
         model = AutoModelForCausalLM.from_pretrained(
             path, config=config, key_mapping=TEXT_NAMES, dtype=dtype, trust_remote_code=False
         )
+    vars(model).pop("_weight_conversions", None)  # else it would be saved under the wrapper's names again
     return model
 
 

@@ -54,6 +54,13 @@ def test_the_text_part_gives_the_logits_of_the_wrapper_to_the_bit(wrapper, tmp_p
     assert (checkpoint.text_of, checkpoint.path) == (model_type, folder)
 
 
+@pytest.mark.parametrize("model_type", ["gemma3", "qwen3_vl"])
+def test_a_text_part_that_was_loaded_is_saved_as_a_text_model(wrapper, tmp_path, model_type):
+    teacher = load_for_training(wrapper(model_type))
+    teacher.save_pretrained(tmp_path)
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(teacher))
+
+
 @pytest.mark.parametrize("model_type", CLASSES)
 def test_a_live_wrapper_gives_its_text_part_and_stays_as_it_is(wrapper, tmp_path, model_type):
     tied = model_type == "gemma3"
