@@ -24,8 +24,8 @@ _CONFIG = "config.json"
 _WRAPPER_CLASS = "ForConditionalGeneration"
 _TIED = "tie_word_embeddings"
 _DTYPE = "dtype"
-_OF_THE_WHOLE = ("bos_token_id", "eos_token_id", "pad_token_id", "quantization_config")
-"""What holds for the text part if it stands at a wrapper's top level."""
+_OF_THE_WHOLE = ("bos_token_id", "eos_token_id", "quantization_config")
+"""What holds for the text part if it stands at a wrapper's top level. Padding, a row of its embedding, is its own."""
 _COUNTS = ("num_hidden_layers", "num_labels")
 """Keys that transformers makes a list or a table of, entry by entry."""
 _MOST = 10_000
@@ -73,7 +73,7 @@ def text_config(file: Path | str, config: dict[str, Any]) -> dict[str, Any]:
     else:
         found[_TIED] = own.get(_TIED, False)
     found |= {key: config[key] for key in _OF_THE_WHOLE if config.get(key) is not None}
-    found |= {"model_type": family, "architectures": [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family]]}
+    found |= {"model_type": family, "architectures": [str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(family, family))]}
     found[_DTYPE] = whole.get(_DTYPE) or part.get(_DTYPE)
     if found.get("rope_parameters"):
         found["rope_parameters"] = _rope_of_text(found["rope_parameters"])

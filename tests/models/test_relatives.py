@@ -9,12 +9,11 @@ from minitron_nas.models.relatives import nearest_family
     [
         ("arcee", "llama"),
         ("gemma", "gemma2"),
-        ("gemma4_text", "gemma3_text"),
         ("ministral3", "mistral"),
         ("olmo3", "olmo2"),
         ("qwen2_moe", "qwen3_moe"),
         ("qwen3_5_text", "qwen3"),
-        ("stablelm", "llama"),
+        ("gpt_oss", "mixtral"),
     ],
 )
 def test_the_nearest_family_goes_by_name_and_by_the_keys_of_the_config(model_type, family):
