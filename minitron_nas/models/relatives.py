@@ -11,7 +11,7 @@ from minitron_nas.families.catalog import layout_of, layouts
 from minitron_nas.families.wrappers import WRAPPERS
 
 _TEXT_PARTS = ("text_config", "llm_config", "language_config")
-_ALIKE = 0.75
+_ALIKE = 0.7
 """Names that share less say nothing."""
 
 
