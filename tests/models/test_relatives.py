@@ -7,10 +7,8 @@ from minitron_nas.models.relatives import nearest_family
 @pytest.mark.parametrize(
     ("model_type", "family"),
     [
-        ("arcee", "llama"),
-        ("gemma", "gemma2"),
-        ("ministral3", "mistral"),
-        ("olmo3", "olmo2"),
+        ("gpt_oss", "mixtral"),
+        ("nemotron_h", "nemotron"),
         ("qwen2_moe", "qwen3_moe"),
         ("qwen3_5_text", "qwen3"),
         ("gpt_oss", "mixtral"),
