@@ -11,7 +11,6 @@ from minitron_nas.models.relatives import nearest_family
         ("nemotron_h", "nemotron"),
         ("qwen2_moe", "qwen3_moe"),
         ("qwen3_5_text", "qwen3"),
-        ("gpt_oss", "mixtral"),
     ],
 )
 def test_the_nearest_family_goes_by_name_and_by_the_keys_of_the_config(model_type, family):
