@@ -134,6 +134,72 @@ def trained_teacher(made_once: Callable[[str, Fill], Path], text_file: Path) -> 
     return made_once("teacher", train)
 
 
+@pytest.fixture(scope="session")
+def wrapper(made_once: Callable[[str, Fill], Path]) -> Callable[..., Path]:
+    """A tiny random model of images and text, and its tokenizer, as a folder: `wrapper("gemma3", tied=True)`."""
+
+    def make(model_type: str, *, tied: bool = False) -> Path:
+        def fill(folder: Path) -> None:
+            from minitron_nas.testing import tiny_tokenizer
+
+            _tiny_wrapper(model_type, tied).save_pretrained(folder)
+            tiny_tokenizer().save_pretrained(folder)
+
+        return made_once(f"{model_type}-{tied}", fill)
+
+    return make
+
+
+def _tiny_wrapper(model_type: str, tied: bool) -> Any:
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    text: dict[str, Any] = {
+        "vocab_size": 320, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 6,
+        "num_key_value_heads": 2, "max_position_embeddings": 256, "sliding_window": 8, "bos_token_id": 1,
+        "eos_token_id": 2, "pad_token_id": 2,
+    }  # fmt: skip
+    turning = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
+    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    picture = {"image_size": 28, "patch_size": 14}
+    siglip = {**tower, **picture, "model_type": "siglip_vision_model"}
+    clip = {**tower, **picture, "model_type": "clip_vision_model"}
+    qwen = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 48}
+    parts: dict[str, tuple[str, dict[str, Any]]] = {
+        "gemma3": ("gemma3_text", siglip),
+        "idefics3": ("llama", {**tower, **picture, "model_type": "idefics3_vision"}),
+        "internvl": (
+            "qwen3",
+            {**tower, "image_size": [28, 28], "patch_size": [14, 14], "model_type": "internvl_vision"},
+        ),
+        "llava": ("llama", clip),
+        "llava_next": ("mistral", clip),
+        "llava_onevision": ("qwen2", siglip),
+        "mistral3": ("mistral", {**tower, **picture, "head_dim": 8, "model_type": "pixtral"}),
+        "qwen2_vl": ("qwen2_vl_text", {"depth": 1, "embed_dim": 16, "hidden_size": 48, "num_heads": 2}),
+        "qwen2_5_vl": ("qwen2_5_vl_text", qwen),
+        "qwen3_vl": ("qwen3_vl_text", {**qwen, "deepstack_visual_indexes": [0], "num_position_embeddings": 16}),
+        "smolvlm": ("llama", {**tower, **picture, "model_type": "smolvlm_vision"}),
+    }
+    kind, vision = parts[model_type]
+    if not kind.startswith("qwen2"):
+        text["head_dim"] = 8
+    if kind.endswith("vl_text"):
+        text |= {"rope_parameters": turning}
+    tokens = {"image_token_id": 5, "video_token_id": 6, "vision_start_token_id": 7, "vision_end_token_id": 8}
+    config = AutoConfig.for_model(
+        model_type, text_config={**text, "model_type": kind}, vision_config=vision, tie_word_embeddings=tied, **tokens
+    )
+    with torch.random.fork_rng(devices=[]):
+        model = AutoModelForImageTextToText.from_config(config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(0.2 * noise + 1 if parameter.dim() == 1 else noise / parameter.shape[-1] ** 0.5)
+    return model.eval()
+
+
 @pytest.fixture
 def bos_tokenizer() -> Any:
     """The tiny tokenizer, which begins a text with BOS, as Gemma's and Llama's do."""

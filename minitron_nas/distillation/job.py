@@ -7,6 +7,7 @@ checksum; one that is not what was written counts as none.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,7 +22,7 @@ from minitron_nas.distillation.training.lesson import Stream
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.errors import CheckpointError, PlanError
 from minitron_nas.execution.deepspeed import load_sharded_teacher
-from minitron_nas.models.loading import load_for_inference
+from minitron_nas.models.loading import load_for_inference, load_stock
 from minitron_nas.storage.sealed import read_sealed, write_sealed
 from minitron_nas.text.tokens import PackedTokens
 
@@ -115,7 +116,7 @@ class TrainingFiles:
         train = self.train.open()
         signal: TeacherSignal | None = None
         if asks_teacher and sharded and self.train.cache is None:
-            signal = OnlineTeacher(load_sharded_teacher(self.teacher))
+            signal = OnlineTeacher(load_sharded_teacher(partial(load_stock, self.teacher)))
         elif asks_teacher and self.correction is not None:
             teacher = load_for_inference(self.teacher)
             signal = FollowingTeacher(teacher, self.fingerprint, Correction(self.correction))

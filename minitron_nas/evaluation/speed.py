@@ -25,7 +25,7 @@ from minitron_nas.evaluation.settings import EvaluationSettings
 from minitron_nas.evaluation.turns import Reals, spread, take_turns
 from minitron_nas.execution.device import available_bytes, compute_dtype, pick_device
 from minitron_nas.models.loading import load_for_inference
-from minitron_nas.storage.weights import read_headers
+from minitron_nas.models.text_part import read_text_headers
 
 _END = "end"
 
@@ -143,7 +143,7 @@ def _fit_together(models: Sequence[Path]) -> bool:
     if len(models) == 1:
         return True
     device = pick_device()
-    numbers = sum(prod(header.shape) for path in models for header in read_headers(path).values())
+    numbers = sum(prod(header.shape) for path in models for header in read_text_headers(path).values())
     return 1.5 * numbers * compute_dtype(device).itemsize <= available_bytes(device)
 
 

@@ -4,8 +4,7 @@ The only module that imports deepspeed, and only where parameters are sharded. O
 knows one attribute each, the flat shards that the optimizer inside works on.
 """
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
@@ -172,16 +171,15 @@ def begin_moments(optimizer: Optimizer | ZeroOptimizer, num_steps: int) -> None:
         optimizer._lazy_init_hp_params_optimizer_state()
 
 
-def load_sharded_teacher(path: Path) -> PreTrainedModel:
-    """Load a stock folder for inference with its parameters sharded over all processes (ZeRO-3).
+def load_sharded_teacher(load: Callable[[torch.dtype], PreTrainedModel]) -> PreTrainedModel:
+    """Load a model for inference with its parameters sharded over all processes (ZeRO-3).
 
     No process ever holds the whole teacher; a layer is gathered where it computes.
 
     Args:
-        path: The folder.
+        load: Loads it with `from_pretrained`, in the dtype that it is given.
     """
     import deepspeed
-    from transformers import AutoModelForCausalLM
     from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
     dtype = compute_dtype(pick_device())
@@ -191,8 +189,7 @@ def load_sharded_teacher(path: Path) -> PreTrainedModel:
         "train_micro_batch_size_per_gpu": 1,
     }
     holder = HfDeepSpeedConfig(config)  # while it lives, from_pretrained shards what it reads
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=False)
-    engine, *_ = deepspeed.initialize(model=model.eval(), config=config)
+    engine, *_ = deepspeed.initialize(model=load(dtype).eval(), config=config)
     del holder
     sharded: PreTrainedModel = engine.module.eval()
     return sharded

@@ -1,9 +1,10 @@
 """Which families exist: the tables of this package and those of others, looked up by `model_type`."""
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from minitron_nas.architecture.config import architecture_of
@@ -67,26 +68,22 @@ _MODULES = (
 def layouts() -> dict[str, Layout]:
     """Return every known table by model type; one of another package replaces ours of the same type.
 
-    Raises:
-        UnknownFamilyError: If an entry point names something that is no `Layout`.
+    An entry point that names no table, or whose package fails to import, is told on stderr, and is passed over.
     """
     known = {module.LAYOUT.model_type: module.LAYOUT for module in _MODULES}
     for entry in entry_points(group=ENTRY_POINT_GROUP):
-        layout = entry.load()
-        if not isinstance(layout, Layout):
-            raise UnknownFamilyError(
-                f"the entry point {entry.name!r} of group {ENTRY_POINT_GROUP!r} names {entry.value}, which is a "
-                f"{type(layout).__name__}; it must be a minitron_nas.architecture.layout.Layout"
-            )
-        known[layout.model_type] = layout
+        layout = _loaded(entry)
+        if layout is not None:
+            known[layout.model_type] = layout
     return dict(sorted(known.items()))
 
 
-def layout_of(model_type: str) -> Layout:
+def layout_of(model_type: str, told: str = "") -> Layout:
     """Return the table of a model family.
 
     Args:
         model_type: As `config.json` names it.
+        told: What else there is to say where no table describes it.
 
     Raises:
         UnknownFamilyError: If no table describes it.
@@ -96,6 +93,7 @@ def layout_of(model_type: str) -> Layout:
     except KeyError:
         raise UnknownFamilyError(
             f"model type {model_type!r} is no known family; known: {', '.join(layouts())}; "
+            f"{told and f'{told}; '}"
             "minitron_nas/families/README.md tells how to add one"
         ) from None
 
@@ -115,6 +113,24 @@ def with_layout(layout: Layout) -> Iterator[None]:
     finally:
         known.clear()
         known.update(before)
+
+
+def _loaded(entry: EntryPoint) -> Layout | None:
+    try:
+        layout = entry.load()
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the code of another package raises
+        fault = f"cannot be imported ({type(error).__name__}: {' '.join(str(error).split())})"
+    else:
+        if isinstance(layout, Layout):
+            return layout
+        fault = f"is a {type(layout).__name__}, not a minitron_nas.architecture.layout.Layout"
+    package = f"package {entry.dist.name}, " if entry.dist else ""
+    if sys.stderr is not None:
+        sys.stderr.write(
+            f"{package}entry point {entry.name!r} of group {ENTRY_POINT_GROUP!r}: {entry.value} {fault}; its family is "
+            "not known until the package is repaired or removed\n"
+        )
+    return None
 
 
 def count_parameters(config: Mapping[str, Any] | Architecture | Any) -> int:

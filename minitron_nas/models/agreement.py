@@ -1,14 +1,11 @@
 """Whether surgery reads from a folder the model that transformers loads from it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.utils import logging
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
 
 from minitron_nas.architecture.config import with_sizes
 from minitron_nas.architecture.costs import count_parameters
@@ -19,8 +16,11 @@ from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.checks import check_values
 from minitron_nas.models.config import layer_lists
+from minitron_nas.models.loading import quiet_transformers
 from minitron_nas.models.stock import model_from_tensors, read_tensor
+from minitron_nas.models.text_part import wrapper_in
 from minitron_nas.progress import silent
+from minitron_nas.storage.foreign import read_object
 
 _NUM_TOKENS = 8
 _TOLERANCE = 1e-4
@@ -33,6 +33,8 @@ _SHOWN = 3
 
 def check_agreement(checkpoint: Checkpoint) -> None:
     """Let a few tokens go through the model that surgery reads and through the one that `from_pretrained` loads.
+
+    Of a wrapper the latter is the whole of it, with its other parts.
 
     The two are in memory one after the other, in float32. Of a model that takes more than 8 GiB so, or more than
     half of the memory that is free, both are cut to the first layers, at least one: embedding, head, final norm
@@ -49,7 +51,7 @@ def check_agreement(checkpoint: Checkpoint) -> None:
     shape = replace(checkpoint.architecture, num_hidden_layers=_num_layers(checkpoint))
     ids = torch.randint(0, shape.vocab_size, (1, _NUM_TOKENS), generator=torch.Generator().manual_seed(0))
     try:
-        with _quiet(), torch.no_grad():
+        with quiet_transformers(), torch.no_grad():
             config = _content(checkpoint, shape)
             read = _logits(_as_surgery_reads(checkpoint, config, shape), ids)
             model, info = _as_transformers_loads(checkpoint, config, shape)
@@ -109,16 +111,30 @@ def _as_surgery_reads(checkpoint: Checkpoint, config: dict[str, Any], shape: Arc
 def _as_transformers_loads(
     checkpoint: Checkpoint, config: dict[str, Any], shape: Architecture
 ) -> tuple[CausalLM, dict[str, Any]]:
-    is_cut = shape != checkpoint.architecture
-    loaded: Any = AutoModelForCausalLM.from_pretrained(  # a pair, which its annotation does not know
+    is_cut, wrapper = shape != checkpoint.architecture, wrapper_in(checkpoint.path)
+    kind = AutoModelForCausalLM if wrapper is None else AutoModelForImageTextToText
+    whole = AutoConfig.for_model(**config) if wrapper is None else _wrapper_config(checkpoint, config)
+    loaded: Any = kind.from_pretrained(  # a pair, which its annotation does not know
         checkpoint.path,
         dtype=torch.float32,
         trust_remote_code=False,
         output_loading_info=True,
-        **({"config": AutoConfig.for_model(**config)} if is_cut else {}),
+        **({"config": whole} if is_cut else {}),
     )
     model, info = loaded
+    if wrapper is not None:
+        info["missing_keys"] = wrapper.text_names(info["missing_keys"]).keys()
     return model, info
+
+
+def _wrapper_config(checkpoint: Checkpoint, config: dict[str, Any]) -> PreTrainedConfig:
+    """Return the config of a wrapper whose text part has the first layers only."""
+    whole = AutoConfig.for_model(**read_object(checkpoint.path / "config.json"))
+    text = whole.get_text_config()
+    lists = layer_lists(text.to_dict(), text.num_hidden_layers, range(config["num_hidden_layers"]))
+    for key, value in {**lists, "num_hidden_layers": config["num_hidden_layers"]}.items():
+        setattr(text, key, value)
+    return whole
 
 
 def _logits(model: CausalLM, ids: Tensor) -> Tensor:
@@ -129,14 +145,3 @@ def _logits(model: CausalLM, ids: Tensor) -> Tensor:
 def _files(checkpoint: Checkpoint) -> list[str]:
     names = sorted({header.file.name for header in checkpoint.headers.values()})
     return names if len(names) <= _SHOWN else [names[0], "...", names[-1]]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers from reporting the layers that are left out."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)

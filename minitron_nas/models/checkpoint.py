@@ -1,7 +1,7 @@
 """Opening a stock Hugging Face folder: its shape, its family, and whether the two agree."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -18,9 +18,10 @@ from minitron_nas.models.checks import (
 )
 from minitron_nas.models.config import read_architecture, read_config
 from minitron_nas.models.expected import ExpectedTensors
-from minitron_nas.models.outline import Outline, require_positions
+from minitron_nas.models.outline import Outline, about_text_part, require_positions
+from minitron_nas.models.text_part import read_text_headers, wrapper_in
 from minitron_nas.progress import Progress, silent
-from minitron_nas.storage.weights import TensorHeader, read_headers
+from minitron_nas.storage.weights import TensorHeader
 
 _FINGERPRINT_DIGITS = 16
 _COMPANIONS = {".json", ".jinja", ".model", ".txt", ".md"}
@@ -39,6 +40,7 @@ class Checkpoint:
         headers: Where each tensor lies, by the table's names.
         fingerprint: 16 hexadecimal digits of `config.json`, of the tensors' names, types and shapes, and
             of the beginning, middle and end of each; a training step changes them.
+        text_of: The type of the wrapper whose text part this is; empty where it is a whole model.
     """
 
     path: Path
@@ -47,6 +49,7 @@ class Checkpoint:
     layout: Layout
     headers: Mapping[str, TensorHeader]
     fingerprint: str
+    text_of: str = ""
 
     @property
     def num_parameters(self) -> int:
@@ -64,8 +67,12 @@ class Checkpoint:
     def outline(self) -> Outline:
         """Return its shape, and how much its files take."""
         small = sum(file.stat().st_size for file in self.path.glob("*") if file.suffix in _COMPANIONS)
-        stored = sum(header.num_bytes for header in read_headers(self.path).values())
-        return Outline(self.path, self.architecture, self.layout, stored, small, self.config)
+        stored = sum(header.num_bytes for header in read_text_headers(self.path).values())
+        return Outline(self.path, self.architecture, self.layout, stored, small, self.config, self.text_of)
+
+    def about(self) -> Iterator[str]:
+        """Yield what a user should know of how it is read."""
+        return about_text_part(self.text_of, self.config)
 
     def require_length(self, sequence_length: int) -> None:
         """Refuse sequences that are longer than a table of learned positions.
@@ -109,4 +116,6 @@ def open_checkpoint(path: Path, read_values: bool = True, progress: Progress = s
         check_values(path, headers, progress)
     content = (path / "config.json").read_bytes() + fingerprint_tensors(headers).encode()
     fingerprint = hashlib.sha256(content).hexdigest()[:_FINGERPRINT_DIGITS]
-    return Checkpoint(path, config, architecture, layout, headers, fingerprint)
+    wrapper = wrapper_in(path)
+    text_of = wrapper.model_type if wrapper is not None else ""
+    return Checkpoint(path, config, architecture, layout, headers, fingerprint, text_of)

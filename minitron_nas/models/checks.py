@@ -11,12 +11,12 @@ from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import CheckpointError
 from minitron_nas.models.expected import ExpectedTensors
 from minitron_nas.models.stock import Bits
+from minitron_nas.models.text_part import read_text_headers
 from minitron_nas.progress import Progress
 from minitron_nas.storage.weights import (
     TensorHeader,
     float_rows,
     in_threads,
-    read_headers,
     read_rows,
     row_blocks,
     sample_bytes,
@@ -49,7 +49,7 @@ def check_tensors(path: Path, expected: ExpectedTensors) -> dict[str, TensorHead
         CheckpointError: If a tensor is missing, is not explained by the table, has another shape than
             the config asks for, or is not stored as floating point.
     """
-    found, known = expected.named(read_headers(path)), expected.known
+    found, known = expected.named(read_text_headers(path)), expected.known
     faults = [
         f"tensor {name!r} of shape {shape} is missing" for name, shape in expected.required.items() if name not in found
     ]

@@ -1,5 +1,6 @@
 """Reading `config.json`: which family a folder belongs to, and its shape."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ from minitron_nas.architecture.config import architecture_of
 from minitron_nas.architecture.layout import Axis, Layout
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import CheckpointError, MinitronNasError, TeacherNotFoundError
-from minitron_nas.families.catalog import layout_of
 from minitron_nas.models.outline import Outline
+from minitron_nas.models.relatives import known_layout
+from minitron_nas.models.text_part import read_text_headers, text_config, wrapper_in
 from minitron_nas.storage.foreign import read_object, what_lies_instead
-from minitron_nas.storage.weights import read_headers
 
 _CAUSAL_CLASSES = ("ForCausalLM", "LMHeadModel")
 _HEADS = "num_attention_heads"
@@ -26,11 +27,13 @@ _LONGEST_DIMENSION = 10_000_000
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Read a folder's `config.json` as it stands.
+    """Read a folder's `config.json` as it stands; of a wrapper, the stock config of its text part.
 
     Raises:
         TeacherNotFoundError: If the folder does not exist.
-        CheckpointError: If it has no `config.json`, or one that is not a JSON object.
+        CheckpointError: If it has no `config.json`, or one that is not a JSON object, or transformers refuses that of
+            a wrapper.
+        UnknownFamilyError: If no table describes the text part of a wrapper.
     """
     if not path.is_dir():
         raise TeacherNotFoundError(f"{path} is not a folder; give a folder that save_pretrained wrote")
@@ -38,7 +41,7 @@ def read_config(path: Path) -> dict[str, Any]:
     if not file.is_file():
         instead = what_lies_instead(path) or "has no config.json; give a folder that save_pretrained wrote"
         raise CheckpointError(f"{path} {instead}")
-    return read_object(file)
+    return text_config(file, read_object(file))
 
 
 def read_architecture(path: Path, config: dict[str, Any]) -> tuple[Architecture, Layout]:
@@ -59,11 +62,11 @@ def read_architecture(path: Path, config: dict[str, Any]) -> tuple[Architecture,
     """
     layout = _readable_layout(path, config)
     _refuse_other_readings(path, config)
-    headers = read_headers(path)
+    headers = read_text_headers(path)
     longest = max((length for header in headers.values() for length in header.shape), default=0)
     told = f"by the weights beside it: {len(headers)} tensors, none longer than {longest}; copy both again"
     _check_sizes(path, config, layout, len(headers), longest, told)
-    return _filled_architecture(path, layout), layout
+    return _filled_architecture(path, config, layout), layout
 
 
 def read_outline(path: Path, name: Path | str) -> Outline:
@@ -83,7 +86,9 @@ def read_outline(path: Path, name: Path | str) -> Outline:
     config = read_config(path)
     layout = _readable_layout(path, config)
     _check_sizes(path, config, layout, _MOST_LAYERS, _LONGEST_DIMENSION, "no known model has more")
-    return Outline.of_config(name, config, _filled_architecture(path, layout), layout)
+    wrapper = wrapper_in(path)
+    text_of = wrapper.model_type if wrapper is not None else ""
+    return Outline.of_config(name, config, _filled_architecture(path, config, layout), layout, text_of)
 
 
 def layer_lists(config: Mapping[str, Any], num_layers: int, kept_layers: Sequence[int]) -> dict[str, list[Any]]:
@@ -104,7 +109,7 @@ def layer_lists(config: Mapping[str, Any], num_layers: int, kept_layers: Sequenc
 def _readable_layout(path: Path, config: dict[str, Any]) -> Layout:
     """Return the table of a config's family, if it is one of a model in plain floating point."""
     _refuse_other_tasks(path, config)
-    layout = layout_of(str(config.get("model_type", "(none)")))
+    layout = known_layout(config)
     if config.get("quantization_config"):
         raise CheckpointError(
             f"{path} holds a quantised model; pruning needs plain floating-point weights: give the model "
@@ -113,9 +118,9 @@ def _readable_layout(path: Path, config: dict[str, Any]) -> Layout:
     return layout
 
 
-def _filled_architecture(path: Path, layout: Layout) -> Architecture:
+def _filled_architecture(path: Path, config: dict[str, Any], layout: Layout) -> Architecture:
     try:
-        filled = AutoConfig.from_pretrained(path, trust_remote_code=False).to_dict()
+        filled = AutoConfig.for_model(**copy.deepcopy(config)).to_dict()
         return architecture_of(filled, layout)
     except MinitronNasError:
         raise

@@ -47,6 +47,21 @@ def download_snapshot(name: str, timeout_seconds: float = _TIMEOUT_SECONDS) -> P
     return _delivered(name, _WANTED, timeout_seconds)
 
 
+def cached_snapshot(name: str, commit: str | None = None) -> Path | None:
+    """Return the folder of a hub model in the hub's local cache, None where there is none; nothing is asked.
+
+    Args:
+        name: `owner/name`, or anything else.
+        commit: The commit; the one that the cache knows as the newest without it.
+    """
+    if not HUB_NAME.fullmatch(name):
+        return None
+    try:
+        return _snapshot(name, commit, _WANTED, local_files_only=True)
+    except (OSError, ValueError):
+        return None
+
+
 def _delivered(name: str, wanted: list[str], timeout_seconds: float) -> Path:
     repository, _, revision = name.partition("@")
     try:

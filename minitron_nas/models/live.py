@@ -7,8 +7,10 @@ from typing import TypeAlias
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from minitron_nas.errors import CheckpointError
+from minitron_nas.families.wrappers import wrapper_of
 from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.stock_config import save_stock
+from minitron_nas.models.text_part import live_text_model
 from minitron_nas.storage.atomic import require_free_bytes, whole_folder
 
 LiveModel: TypeAlias = tuple[CausalLM, PreTrainedTokenizerBase]
@@ -21,7 +23,7 @@ _PROBE_TEXTS = (
 
 
 def save_live_model(source: LiveModel, folder: Path) -> Path:
-    """Save a live (model, tokenizer) pair, whole or not at all, and return the folder.
+    """Save a live (model, tokenizer) pair, whole or not at all, and return the folder; of a wrapper its text part.
 
     Args:
         source: The pair; it stays as it is.
@@ -30,9 +32,13 @@ def save_live_model(source: LiveModel, folder: Path) -> Path:
     Raises:
         CheckpointError: If the pair is not a plain transformers model and tokenizer, or the tokenizer
             reads differently once it is saved and loaded.
+        UnknownFamilyError: If no table describes the text part of a wrapper.
     """
     model, tokenizer = source
     _refuse_odd_pairs(model, tokenizer)
+    wrapper = wrapper_of({"model_type": model.config.model_type})
+    if wrapper is not None:
+        model = live_text_model(model, wrapper)
     with whole_folder(folder) as partial:
         write_stock_folder(model, tokenizer, partial)
     return folder

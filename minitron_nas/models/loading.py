@@ -1,11 +1,16 @@
 """Loading a stock folder whole, in the type and on the device that this process computes with."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from minitron_nas.execution.device import compute_dtype, pick_device
+from minitron_nas.families.wrappers import TEXT_NAMES
 from minitron_nas.models.causal_lm import CausalLM, moved
+from minitron_nas.models.config import read_config
+from minitron_nas.models.text_part import wrapper_in
 
 
 def load_for_inference(path: Path) -> CausalLM:
@@ -27,8 +32,40 @@ def load_for_training(path: Path, device: torch.device | None = None) -> CausalL
     return _load(path, torch.float32, device or pick_device())
 
 
-def _load(path: Path, dtype: torch.dtype, device: torch.device) -> CausalLM:
-    from transformers import AutoModelForCausalLM  # deferred: importing model classes takes seconds
+def load_stock(path: Path, dtype: torch.dtype) -> CausalLM:
+    """Load a stock folder as transformers does; of a wrapper its text part, without the others.
 
-    model: CausalLM = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=False)
-    return moved(model.eval(), device)
+    Args:
+        path: The folder.
+        dtype: Of the weights.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM  # deferred: importing model classes takes seconds
+
+    model: CausalLM
+    if wrapper_in(path) is None:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=False)
+        return model
+    config = AutoConfig.for_model(**read_config(path))
+    with quiet_transformers():  # it would report every tensor of the other parts
+        model = AutoModelForCausalLM.from_pretrained(
+            path, config=config, key_mapping=TEXT_NAMES, dtype=dtype, trust_remote_code=False
+        )
+    vars(model).pop("_weight_conversions", None)  # else it would be saved under the wrapper's names again
+    return model
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers from reporting tensors that are left out on purpose."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _load(path: Path, dtype: torch.dtype, device: torch.device) -> CausalLM:
+    return moved(load_stock(path, dtype).eval(), device)

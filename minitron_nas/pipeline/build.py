@@ -16,7 +16,7 @@ from minitron_nas.models.checks import check_values
 from minitron_nas.models.hub import commit_of
 from minitron_nas.models.source import ModelSource, check_source, resolve_teacher, source_name
 from minitron_nas.pipeline.devices import Devices
-from minitron_nas.pipeline.display import Display, default_display
+from minitron_nas.pipeline.display import Display, default_display, tell
 from minitron_nas.pipeline.engine import Done, Engine
 from minitron_nas.pipeline.family import Family
 from minitron_nas.pipeline.hop import Hop
@@ -170,10 +170,10 @@ def _begin(
         if not folder.has_begun_with(checkpoint.fingerprint):
             check_values(checkpoint.path, checkpoint.headers, progress)
             check_agreement(checkpoint)
+    tell(display, checkpoint.about())
     plan, signal = _settled(plan, checkpoint, folder, devices)
     pools = preflight(plan, checkpoint.outline(), data, folder, devices, folder.work / "ray")
-    for line in (*about_text(data, plan.text), *([signal] if signal else [])):
-        display.note(line)
+    tell(display, (*about_text(data, plan.text), *([signal] if signal else [])))
     about = {
         "versions": versions(),
         "teacher": {

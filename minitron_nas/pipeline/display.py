@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
@@ -33,6 +33,17 @@ class Display(Protocol):
 
     def stage(self, stage: str, title: str) -> AbstractContextManager[Progress]:
         """Show a stage for the duration of the block; gives its progress function."""
+
+
+def tell(display: Display, lines: Iterable[str]) -> None:
+    """Say what a person should know, line by line.
+
+    Args:
+        display: Where to.
+        lines: What there is to say.
+    """
+    for line in lines:
+        display.note(line)
 
 
 class Quiet:

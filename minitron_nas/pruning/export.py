@@ -19,6 +19,7 @@ from minitron_nas.models.expected import ExpectedTensors
 from minitron_nas.models.hub import TERMS
 from minitron_nas.models.stock import DTYPES
 from minitron_nas.models.stock_config import finished_config, save_stock
+from minitron_nas.models.text_part import read_text_headers
 from minitron_nas.progress import Progress, silent
 from minitron_nas.pruning.parts import num_bytes, total_bytes
 from minitron_nas.pruning.prepare import PreparedTeacher
@@ -26,7 +27,7 @@ from minitron_nas.pruning.student import build_student, cuts, student_config
 from minitron_nas.pruning.write import surgery_key, write_weights
 from minitron_nas.storage.atomic import whole_folder, write_json
 from minitron_nas.storage.lineage import Lineage, Proof
-from minitron_nas.storage.weights import TensorHeader, read_headers
+from minitron_nas.storage.weights import TensorHeader
 from minitron_nas.text.tokens import PackedTokens
 
 PROOF = "proof.json"
@@ -144,7 +145,7 @@ def stored_dtype(folder: Path) -> torch.dtype:
     Args:
         folder: The checkpoint.
     """
-    return _most((header.dtype, header.num_bytes) for header in read_headers(folder).values())
+    return _most((header.dtype, header.num_bytes) for header in read_text_headers(folder).values())
 
 
 def _most(stored: Iterable[tuple[str, int]]) -> torch.dtype:

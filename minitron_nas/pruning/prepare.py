@@ -10,11 +10,12 @@ from minitron_nas.architecture.layout import Layout
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.models.config import read_architecture, read_config
 from minitron_nas.models.expected import ExpectedTensors
+from minitron_nas.models.text_part import read_text_headers
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.rotation import Rotation
 from minitron_nas.pruning.settings import RIDGE
 from minitron_nas.storage.atomic import read_json, whole_folder, write_json
-from minitron_nas.storage.weights import TensorHeader, read_headers
+from minitron_nas.storage.weights import TensorHeader
 
 _ORDER = "order.safetensors"
 _ROTATION = "rotation.safetensors"
@@ -62,7 +63,7 @@ class PreparedTeacher:
         """
         config = read_config(path)
         architecture, layout = read_architecture(path, config)
-        headers = ExpectedTensors.of(architecture, layout).named(read_headers(path))
+        headers = ExpectedTensors.of(architecture, layout).named(read_text_headers(path))
         order = PruningOrder.load(folder / _ORDER)
         rotation = Rotation.load(folder / _ROTATION) if (folder / _ROTATION).is_file() else None
         moments = folder / _MOMENTS if (folder / _MOMENTS).is_dir() else None

@@ -1,6 +1,9 @@
 """The family tables against real transformers models and published totals."""
 
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -399,17 +402,45 @@ def test_a_config_json_as_the_hub_has_it_is_counted(config: dict[str, Any], tota
     assert count_parameters(AutoConfig.for_model(**config)) == total
 
 
+@pytest.fixture
+def _fresh() -> Iterator[None]:
+    """Look for tables anew, before and after."""
+    layouts.cache_clear()
+    yield
+    layouts.cache_clear()
+
+
+@pytest.mark.usefixtures("_fresh")
 def test_a_family_of_another_package_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     other = replace(layout_of("mistral"), model_type="other")
     entry = SimpleNamespace(name="other", value="package:LAYOUT", load=lambda: other)
     monkeypatch.setattr(catalog, "entry_points", lambda group: [entry] if group == "minitron_nas.families" else [])
     layouts.cache_clear()
-    try:
-        assert layout_of("other") is other
-        entry.load = lambda: "no table"
-        layouts.cache_clear()
-        with pytest.raises(UnknownFamilyError, match="the entry point 'other' of group 'minitron_nas.families' names"):
-            layout_of("llama")
-    finally:
-        monkeypatch.undo()
-        layouts.cache_clear()
+    assert layout_of("other") is other
+
+
+@pytest.mark.usefixtures("_fresh")
+@pytest.mark.parametrize(
+    ("code", "fault"),
+    [
+        ("import is_not_there", "cannot be imported (ModuleNotFoundError: No module named 'is_not_there')"),
+        ("raise SystemExit('needs a key')", "cannot be imported (SystemExit: needs a key)"),
+        ("", "cannot be imported (AttributeError: module 'broken_family' has no attribute 'LAYOUT')"),
+        ("LAYOUT = 'no table'", "is a str, not a minitron_nas.architecture.layout.Layout"),
+    ],
+)
+def test_a_family_package_that_is_broken_is_told_once_and_passed_over(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str], code: str, fault: str
+) -> None:
+    about = tmp_path / "broken_families-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-families\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[minitron_nas.families]\nnew = broken_family:LAYOUT\n")
+    (tmp_path / "broken_family.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "broken_family", raising=False)
+    assert (layout_of("llama").model_type, len(layouts())) == ("llama", 38)
+    told = (
+        f"package broken-families, entry point 'new' of group 'minitron_nas.families': broken_family:LAYOUT {fault}; "
+    )
+    assert capfd.readouterr().err == f"{told}its family is not known until the package is repaired or removed\n"

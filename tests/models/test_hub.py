@@ -9,7 +9,7 @@ import pytest
 
 from minitron_nas.errors import TeacherNotFoundError
 from minitron_nas.models.checkpoint import open_checkpoint
-from minitron_nas.models.hub import HUB_NAME, commit_of, download_snapshot
+from minitron_nas.models.hub import HUB_NAME, cached_snapshot, commit_of, download_snapshot
 from minitron_nas.testing import tiny_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -110,6 +110,15 @@ def test_the_terms_of_use_come_with_a_teacher_and_its_card_does_not(online, repo
     names = {file.name for file in snapshot.iterdir()}
     assert terms | {"config.json", "model.safetensors", "tokenizer.json"} <= names
     assert names.isdisjoint({"README.md", "pytorch_model.bin"})
+
+
+def test_a_snapshot_is_found_in_the_local_cache_without_a_question_to_the_hub(online):
+    assert cached_snapshot("owner/tiny") is None
+    with online():
+        snapshot = download_snapshot("owner/tiny")
+    assert cached_snapshot("owner/tiny") == cached_snapshot("owner/tiny", COMMIT) == snapshot
+    assert cached_snapshot("owner/tiny", COMMIT[::-1]) is None
+    assert cached_snapshot("/some/folder") is None
 
 
 def test_a_name_that_nobody_has_says_what_was_tried_and_what_else_can_be_given():

@@ -1,10 +1,12 @@
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from minitron_nas.errors import CheckpointError, TeacherNotFoundError
+from minitron_nas.errors import CheckpointError, TeacherNotFoundError, UnknownFamilyError
 from minitron_nas.models import source as teacher
 from minitron_nas.models.source import DEMO_HUB, DEMO_WHEEL, demo_teacher, outline_teacher, resolve_teacher, source_name
 from minitron_nas.testing import rewrite_tensors, tiny_checkpoint, tiny_config, tiny_model, tiny_tokenizer
@@ -33,6 +35,43 @@ def test_a_model_on_the_hub_has_a_shape_without_its_weights(tmp_path, monkeypatc
     monkeypatch.setattr(teacher, "download_config", lambda name: asked.append(name) or tmp_path)
     assert outline_teacher("owner/tiny", tmp_path).architecture.vocab_size == 320
     assert asked == ["owner/tiny"]
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (
+            {"model_type": "qwen3_next", "num_experts": 512},
+            r"'qwen3_next' is no known family; .* nearest to it is 'qwen3",
+        ),
+        (
+            {"model_type": "qwen3_5", "text_config": {"model_type": "qwen3_5_text", "hidden_size": 64}},
+            r"'qwen3_5' .*its text part, 'qwen3_5_text', is none either; nearest to it is 'qwen3'",
+        ),
+        (
+            {"model_type": "seen", "text_config": {"model_type": "llama"}},
+            r"its text part is a 'llama', which is known, but .* of these the text part is taken: gemma3, idefics3",
+        ),
+    ],
+)
+def test_an_unknown_model_on_the_hub_is_refused_by_its_config_before_its_weights_are_fetched(
+    tmp_path, monkeypatch, config, told
+):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    fetched = []
+    monkeypatch.setattr(teacher, "download_config", lambda name: tmp_path)
+    monkeypatch.setattr(teacher, "download_snapshot", fetched.append)
+    with pytest.raises(UnknownFamilyError, match=told):
+        resolve_teacher("owner/new", tmp_path / "work")
+    assert fetched == []
+
+
+def test_a_wrapper_on_the_hub_has_the_shape_of_its_text_part(wrapper, tmp_path, monkeypatch):
+    shutil.copy(wrapper("qwen3_vl") / "config.json", tmp_path)
+    monkeypatch.setattr(teacher, "download_config", lambda name: tmp_path)
+    outline = outline_teacher("owner/tiny", tmp_path)
+    assert (outline.layout.model_type, outline.text_of) == ("qwen3", "qwen3_vl")
+    assert next(outline.about()).startswith("of the qwen3_vl the text part is taken, a Qwen3ForCausalLM;")
 
 
 def test_a_live_pair_has_the_shape_of_what_is_written_of_it(tmp_path):
@@ -126,6 +165,7 @@ def test_a_live_model_is_named_after_its_origin_or_else_its_class(tmp_path):
 
 def test_the_demo_prefers_the_hub(monkeypatch, tmp_path):
     folder = tiny_checkpoint(tmp_path / "model", "llama")
+    monkeypatch.setattr(teacher, "download_config", lambda name: {DEMO_HUB: folder}[name])
     monkeypatch.setattr(teacher, "download_snapshot", lambda name: {DEMO_HUB: folder}[name])
     checkpoint, source = demo_teacher(tmp_path)
     assert (checkpoint.path, source) == (folder, DEMO_HUB)

@@ -22,7 +22,7 @@ from minitron_nas.execution.preemption import going_on
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.loading import load_for_training
 from minitron_nas.models.source import ModelSource, resolve_teacher, source_name
-from minitron_nas.pipeline.display import Display, default_display
+from minitron_nas.pipeline.display import Display, default_display, tell
 from minitron_nas.pipeline.steps.text import read_splits
 from minitron_nas.pipeline.versions import versions
 from minitron_nas.progress import Progress
@@ -83,8 +83,7 @@ def correct(
     display, settings, text = display or default_display(), settings or CorrectionSettings(), text or TextSettings()
     folder = Path(out)
     require_new_folder(folder)
-    for line in about_text(data, text):
-        display.note(line)
+    tell(display, about_text(data, text))
     if settings.weights == "lora":
         require_peft()
     place = Correction(folder)
@@ -92,6 +91,7 @@ def correct(
     with new_folder(folder), going_on(f"the same command goes on in {work}"):
         with display.stage("teacher", f"load and check {source_name(teacher)}") as progress:
             source = resolve_teacher(teacher, work / "teacher", progress)
+        tell(display, source.about())
         with display.stage("text", "read, split and pack") as progress:
             splits = read_splits(work, data, source, text, settings.tokens, seed, progress)
         tokens = settings.tokens or splits.one_pass_tokens

@@ -23,7 +23,7 @@ from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.loading import load_for_inference
 from minitron_nas.models.source import ModelSource, resolve_teacher, source_name
-from minitron_nas.pipeline.display import Display, default_display
+from minitron_nas.pipeline.display import Display, default_display, tell
 from minitron_nas.pipeline.steps.text import read_splits
 from minitron_nas.pipeline.versions import versions
 from minitron_nas.progress import Progress
@@ -113,14 +113,14 @@ def distill(
     if runner.kind == "ray" and (runner.address is not None or several):
         check_ray(runner)
     followed, settings = _followed(correction, settings)
-    for line in about_text(data, text):
-        display.note(line)
+    tell(display, about_text(data, text))
     work = folder.with_name(f"{folder.name}.work")
     with new_folder(folder), going_on(f"the same command goes on in {work}"):
         with display.stage("student", f"load and check {source_name(student)}") as progress:
             source = resolve_teacher(student, work / "student", progress)
         with display.stage("teacher", f"load and check {source_name(teacher)}") as progress:
             other = resolve_teacher(teacher, work / "teacher", progress)
+        tell(display, other.about())
         Vocabulary.of(source.path, f"{source_name(student)!r}").require_same(
             Vocabulary.of(other.path, f"{source_name(teacher)!r}")
         )
@@ -138,8 +138,7 @@ def distill(
         settings = _settled(settings, other, schedule, kept, display)
         with display.stage("signal", "the teacher speaks once") as progress:
             files = _files(settings, other, parts, work, kept, progress)
-        if followed is not None:
-            files = replace(files, correction=followed.out)
+        files = replace(files, correction=followed.out if followed is not None else None)
         checkpoints = work / f"checkpoints-{source.fingerprint}-{other.fingerprint}"
         job = _at_a_rate(
             TrainingJob(source.path, files, settings, schedule, checkpoints, seed, work / "training"), runner, display

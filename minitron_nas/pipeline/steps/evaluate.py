@@ -14,7 +14,7 @@ from minitron_nas.errors import DataError
 from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.loading import load_for_inference
 from minitron_nas.models.source import ModelSource, resolve_teacher, source_name
-from minitron_nas.pipeline.display import Display, default_display
+from minitron_nas.pipeline.display import Display, default_display, tell
 from minitron_nas.progress import Progress
 from minitron_nas.text.packing import pack_all
 from minitron_nas.text.settings import TextSettings
@@ -70,6 +70,7 @@ def evaluate(
     with TemporaryDirectory() as work:
         checkpoint = resolve_teacher(model, Path(work) / "model", compare=False)
         other = resolve_teacher(teacher, Path(work) / "teacher", compare=False) if teacher is not None else None
+        tell(display, (other or checkpoint).about())
         if other is not None and teacher is not None:
             vocabulary = Vocabulary.of(checkpoint.path, source_name(model))
             vocabulary.require_same(Vocabulary.of(other.path, source_name(teacher)))

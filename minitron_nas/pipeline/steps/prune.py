@@ -21,7 +21,7 @@ from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.checks import check_values
 from minitron_nas.models.source import ModelSource, resolve_teacher, source_name
-from minitron_nas.pipeline.display import Display, default_display
+from minitron_nas.pipeline.display import Display, default_display, tell
 from minitron_nas.pipeline.steps.score import MAGNITUDE, RANDOM, calibration_reader, scores_of
 from minitron_nas.pipeline.versions import versions
 from minitron_nas.progress import Progress, silent
@@ -119,12 +119,11 @@ def prune(
     )
     folder, display, space = Path(out), display or default_display(), space or load_space("default")
     require_new_folder(folder)
-    if data is not None:
-        for line in about_text(data, text or TextSettings()):
-            display.note(line)
+    tell(display, about_text(data, text or TextSettings()) if data is not None else ())
     with new_folder(folder) as work, going_on(f"nothing was written to {folder}; the same command begins again"):
         with display.stage("teacher", f"load {source_name(teacher)}") as progress:
             checkpoint = resolve_teacher(teacher, work, progress, read_values=False)
+        tell(display, checkpoint.about())
         source, layout = checkpoint.architecture, checkpoint.layout
         named = drop_from(source, shape or {}, drop_layers) if drop_layers is not None else None
         protected = space.protected_layers if named is None else ()

@@ -15,7 +15,7 @@ from minitron_nas.importance.scores import ImportanceScores, load_calibration
 from minitron_nas.importance.settings import ImportanceSettings
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.source import ModelSource, resolve_teacher
-from minitron_nas.pipeline.display import Display, default_display
+from minitron_nas.pipeline.display import Display, default_display, tell
 from minitron_nas.storage.run_folder import new_folder, require_new_folder
 from minitron_nas.text.settings import TextSettings
 from minitron_nas.text.sources import Data, data_name
@@ -52,11 +52,11 @@ def score(
     """
     folder, display = Path(out), display or default_display()
     require_new_folder(folder)
-    for line in about_text(data, text or TextSettings()):
-        display.note(line)
+    tell(display, about_text(data, text or TextSettings()))
     with new_folder(folder) as work, going_on(f"nothing was written to {folder}; the same command begins again"):
         with display.stage("teacher", "check every value") as progress:
             checkpoint = resolve_teacher(teacher, work, progress)
+        tell(display, checkpoint.about())
         text, importance = text or TextSettings(), importance or ImportanceSettings()
         calibration = _calibration(checkpoint, data, text, seed)
         scores = _scored(checkpoint, calibration, importance, work, display)

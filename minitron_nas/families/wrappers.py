@@ -1,0 +1,89 @@
+"""Which models of images and text hold a text model of a known family, and under which names."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+TEXT_NAMES = {
+    r"^model\.(language_model|text_model)\.": "model.",
+    r"^language_model\.model\.": "model.",
+    r"^language_model\.lm_head\.": "lm_head.",
+}
+"""Patterns of what a wrapper puts in front of its text model's names, and what stands there in the text model.
+
+The first is what transformers 5 has in memory, and writes for Qwen3-VL; Gemma 3 and Mistral 3 lie on disk under the
+others, Qwen2.5-VL under the text model's own names. They serve as `key_mapping` of `from_pretrained`, too.
+"""
+
+_IN_MODEL = "model."
+_TOWERS = ("vision_tower.", "multi_modal_projector.", "image_newline")
+
+
+@dataclass(frozen=True, slots=True)
+class Wrapper:
+    """A type of model that holds a text model beside parts of other kinds.
+
+    Attributes:
+        model_type: As `config.json` names it.
+        others: How names of tensors that are no part of the text model begin, with or without `model.` before.
+        text_types: Families by what the text part's config calls itself, where that is no family's name.
+    """
+
+    model_type: str
+    others: tuple[str, ...] = _TOWERS
+    text_types: Mapping[str, str] = field(default_factory=dict)
+
+    def family(self, text_type: str) -> str:
+        """Return the model type under which the text part stands alone.
+
+        Args:
+            text_type: What the text part's config calls itself.
+        """
+        return self.text_types.get(text_type, text_type)
+
+    def text_names(self, names: Iterable[str]) -> dict[str, str]:
+        """Return the text model's own names of its tensors, by those that they have in the wrapper.
+
+        A name that neither begins as another part's nor carries a prefix is returned as it is.
+
+        Args:
+            names: Of all tensors of the wrapper, on disk or in memory.
+        """
+        return {name: _bare(name) for name in names if not name.removeprefix(_IN_MODEL).startswith(self.others)}
+
+
+WRAPPERS = {
+    wrapper.model_type: wrapper
+    for wrapper in (
+        Wrapper("gemma3"),
+        Wrapper("idefics3", ("vision_model.", "connector.")),
+        Wrapper("internvl"),
+        Wrapper("llava"),
+        Wrapper("llava_next"),
+        Wrapper("llava_onevision"),
+        Wrapper("mistral3"),
+        Wrapper("qwen2_vl", ("visual.",), {"qwen2_vl_text": "qwen2"}),
+        Wrapper("qwen2_5_vl", ("visual.",), {"qwen2_5_vl_text": "qwen2"}),
+        Wrapper("qwen3_vl", ("visual.",), {"qwen3_vl_text": "qwen3"}),
+        Wrapper("smolvlm", ("vision_model.", "connector.")),
+    )
+}
+"""Every known wrapper, by model type."""
+
+
+def wrapper_of(config: Mapping[str, Any]) -> Wrapper | None:
+    """Return the wrapper that a config describes, None where it is another model's.
+
+    Args:
+        config: The content of a `config.json`.
+    """
+    return WRAPPERS.get(str(config.get("model_type")))
+
+
+def _bare(name: str) -> str:
+    for pattern, plain in TEXT_NAMES.items():
+        name, found = re.subn(pattern, plain, name)
+        if found:
+            break
+    return name

@@ -1,0 +1,157 @@
+"""The text part of wrappers against the wrappers themselves, which transformers loads and runs."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+from minitron_nas.errors import CheckpointError, UnknownFamilyError
+from minitron_nas.families.catalog import count_parameters
+from minitron_nas.families.wrappers import WRAPPERS
+from minitron_nas.models.config import read_config, read_outline
+from minitron_nas.models.loading import load_for_training
+from minitron_nas.models.source import resolve_teacher
+from minitron_nas.models.text_part import read_text_headers, text_config
+from minitron_nas.testing import rewrite_tensors, tiny_tokenizer
+
+CLASSES = {
+    "gemma3": "Gemma3ForCausalLM",
+    "mistral3": "MistralForCausalLM",
+    "qwen2_5_vl": "Qwen2ForCausalLM",
+    "qwen3_vl": "Qwen3ForCausalLM",
+}
+IDS = torch.arange(10, 40)[None]
+"""More than the sliding windows hold."""
+
+
+@torch.no_grad()
+def logits(model):
+    return model.eval()(input_ids=IDS, use_cache=False).logits
+
+
+def edited(wrapper, tmp_path, model_type, *, tied=False, **changes):
+    """A copy of a tiny wrapper with other keys at the top level of its config; None removes one."""
+    folder = shutil.copytree(wrapper(model_type, tied=tied), tmp_path / "edited")
+    config = {**json.loads((folder / "config.json").read_text()), **changes}
+    (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("model_type", "tied"), [*((name, name in {"gemma3", "smolvlm"}) for name in WRAPPERS), ("qwen3_vl", True)]
+)
+def test_the_text_part_gives_the_logits_of_the_wrapper_to_the_bit(wrapper, tmp_path, model_type, tied):
+    folder = wrapper(model_type, tied=tied)
+    checkpoint = resolve_teacher(folder, tmp_path)
+    teacher, whole = load_for_training(checkpoint.path), AutoModelForImageTextToText.from_pretrained(folder)
+    assert type(teacher).__name__ == CLASSES.get(model_type, type(teacher).__name__)
+    assert torch.equal(logits(teacher), logits(whole))
+    assert checkpoint.num_parameters == sum(parameter.numel() for parameter in teacher.parameters())
+    assert checkpoint.num_parameters < sum(parameter.numel() for parameter in whole.parameters())
+    assert checkpoint.architecture.tie_word_embeddings is tied
+    assert (checkpoint.text_of, checkpoint.path) == (model_type, folder)
+
+
+@pytest.mark.parametrize("model_type", ["gemma3", "qwen3_vl"])
+def test_a_text_part_that_was_loaded_is_saved_as_a_text_model(wrapper, tmp_path, model_type):
+    teacher = load_for_training(wrapper(model_type))
+    teacher.save_pretrained(tmp_path)
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(teacher))
+
+
+@pytest.mark.parametrize("model_type", CLASSES)
+def test_a_live_wrapper_gives_its_text_part_and_stays_as_it_is(wrapper, tmp_path, model_type):
+    tied = model_type == "gemma3"
+    live = AutoModelForImageTextToText.from_pretrained(wrapper(model_type, tied=tied))
+    before = {name: tensor.clone() for name, tensor in live.state_dict().items()}
+    checkpoint = resolve_teacher((live, tiny_tokenizer()), tmp_path)
+    stock = AutoModelForCausalLM.from_pretrained(checkpoint.path)
+    assert (type(stock).__name__, checkpoint.text_of) == (CLASSES[model_type], model_type)
+    assert torch.equal(logits(stock), logits(live))
+    assert not any("vision" in name or "visual" in name for name in read_text_headers(checkpoint.path))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in live.state_dict().items())
+
+
+def test_what_stands_at_a_wrappers_top_level_holds_for_its_text_part(wrapper, tmp_path):
+    folder = edited(wrapper, tmp_path, "gemma3", tied=True, eos_token_id=[1, 106], torch_dtype="bfloat16", dtype=None)
+    config = read_config(folder)
+    assert (config["model_type"], config["eos_token_id"], config["bos_token_id"]) == ("gemma3_text", [1, 106], 1)
+    assert config["dtype"] == "bfloat16"
+
+
+def test_qwen_turns_text_by_plain_rotary_positions(wrapper):
+    rope = read_config(wrapper("qwen3_vl"))["rope_parameters"]
+    assert rope == {"rope_type": "default", "rope_theta": 1e4}
+
+
+def test_a_config_from_before_text_config_is_read(wrapper, tmp_path):
+    content = json.loads((wrapper("qwen2_5_vl") / "config.json").read_text())
+    text = content.pop("text_config")
+    rope = {"type": "mrope", "mrope_section": [2, 1, 1]}
+    flat = {**text, **content, "rope_scaling": rope, "rope_theta": 1e4}
+    del flat["rope_parameters"]
+    expected = read_config(wrapper("qwen2_5_vl"))
+    assert {**text_config("config.json", flat), "dtype": None} == {**expected, "dtype": None}
+
+
+def test_without_a_word_on_tied_embeddings_the_text_models_own_default_holds():
+    text = {"model_type": "mistral", "hidden_size": 64}
+    assert text_config("", {"model_type": "mistral3", "text_config": text})["tie_word_embeddings"] is False
+    text = {"model_type": "gemma3_text", "hidden_size": 64}
+    assert text_config("", {"model_type": "gemma3", "text_config": text})["tie_word_embeddings"] is True
+
+
+def test_gemma_3_4b_has_its_published_total_of_text():
+    text = {
+        "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
+    }  # fmt: skip
+    published = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": text}
+    config = text_config("config.json", published)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert count_parameters(config) == total == 3_880_263_168
+    assert config["rope_parameters"]["full_attention"]["factor"] == 8.0
+
+
+def test_a_tensor_that_neither_the_text_part_nor_another_part_explains_is_named(wrapper, tmp_path):
+    folder = edited(wrapper, tmp_path, "qwen3_vl")
+    rewrite_tensors(folder, {"model.hearing.weight": torch.zeros(2, 2)})
+    with pytest.raises(CheckpointError, match=r"'model\.hearing\.weight' of shape .* is not in the table of .*'qwen3'"):
+        resolve_teacher(folder, tmp_path)
+
+
+def test_two_tensors_of_one_name_are_refused(wrapper, tmp_path):
+    folder = edited(wrapper, tmp_path, "qwen3_vl")
+    rewrite_tensors(folder, {"model.norm.weight": torch.zeros(48)})
+    with pytest.raises(CheckpointError, match=r"holds two tensors 'model\.norm\.weight' of its text part"):
+        read_text_headers(folder)
+
+
+def test_a_wrapper_whose_text_part_is_unknown_is_refused_with_its_relative():
+    text = {"model_type": "qwen2_moe", "hidden_size": 64, "num_hidden_layers": 2, "num_experts": 4}
+    message = r"'qwen2_moe' is no known family; .*this is the text part of a llava; nearest to it is 'qwen3_moe'"
+    with pytest.raises(UnknownFamilyError, match=message):
+        text_config("config.json", {"model_type": "llava", "text_config": text})
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"architectures": ["Gemma3ForSequenceClassification"]}, "taken out of ...ForConditionalGeneration classes"),
+        ({"text_config": 3}, "text_config=3 must be an object"),
+        (
+            {"text_config": {"num_hidden_layers": 10**12}},
+            r"num_hidden_layers=1000000000000 must be an integer in 0\.\.",
+        ),
+        ({"text_config": {"hidden_size": "wide"}}, "transformers refuses .*config.json"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "holds a quantised model"),
+    ],
+)
+def test_a_wrapper_that_cannot_be_read_is_refused(wrapper, tmp_path, changes, fault):
+    folder = edited(wrapper, tmp_path, "gemma3", **changes)
+    with pytest.raises(CheckpointError, match=fault):
+        read_outline(folder, "gemma")
