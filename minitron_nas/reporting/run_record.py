@@ -120,14 +120,16 @@ def read_run(folder: Path) -> RunRecord:
         samples=_frame(folder, SAMPLES),
         benchmarks=_frame(folder, BENCHMARKS),
         lineages={path.parent.name: read_lineage(path.parent) for path in students},
-        latency=_latency(folder),
+        latency=_latency(folder, content.get("plan") or {}),
     )
 
 
-def _latency(folder: Path) -> LatencyModel | None:
-    """Read the run's latency model; of a format that is not this version's there is nothing to tell."""
+def _latency(folder: Path, plan: Mapping[str, Any]) -> LatencyModel | None:
+    """Read the latency model that the run measured or its plan names; one that cannot be read has nothing to tell."""
+    search = plan.get("search")
+    named = search.get("latency") if isinstance(search, dict) else None
     try:
-        return LatencyModel.load(RunFolder(folder).latency)
+        return LatencyModel.load(RunFolder(folder).latency if named is None else Path(named))
     except LatencyError:
         return None
 

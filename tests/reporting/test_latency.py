@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from minitron_nas.evaluation.latency import LatencyModel, PhaseModel, WholeModel
 from minitron_nas.evaluation.latency_terms import Setting
@@ -86,3 +87,14 @@ def test_a_run_without_a_latency_model_or_with_another_format_of_it_says_nothing
     RunFolder(tmp_path / "smollm2").latency.write_text('{"format": 9}')
     assert read_run(tmp_path / "smollm2").latency is None
     assert latency_evidence(replace(run, latency=None).latency, list_members(run)) == []
+
+
+def test_a_model_that_the_plan_names_is_told_as_long_as_it_is_there(run: RunRecord, tmp_path: Path) -> None:
+    folder, named = tmp_path / "smollm2", tmp_path / "named.json"
+    RunFolder(folder).latency.rename(named)
+    content = yaml.safe_load((folder / "plan.yaml").read_text())
+    content["plan"]["search"] = {"latency": str(named)}
+    (folder / "plan.yaml").write_text(yaml.safe_dump(content))
+    assert read_run(folder).latency == run.latency
+    named.unlink()
+    assert read_run(folder).latency is None
