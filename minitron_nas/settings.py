@@ -116,10 +116,13 @@ def _describe(location: Sequence[int | str], kind: str, message: str, model: typ
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
-    for part in path:
+    parts = iter(path)
+    for part in parts:
         field = model.model_fields.get(str(part))
         inner = settings_within(field.annotation) if field else []
         if not inner:
             return []
+        if field is not None and get_origin(field.annotation) is dict:
+            next(parts, None)  # the name of one of several groups
         model = inner[0]
     return list(model.model_fields)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, get_origin
 
 import yaml
 
@@ -80,7 +80,7 @@ def _settings(model: type[Settings], shipped: Settings | None = None, prefix: st
     written = values.model_dump(mode="json", warnings=False, exclude_none=True)
     for name, field in model.model_fields.items():
         inner = settings_within(field.annotation)
-        group = bool(inner) and inner != [AxisValues]
+        group = bool(inner) and inner != [AxisValues] and get_origin(field.annotation) is not dict
         named = inner == [SearchSpace]
         if not group or named or field.default is None:
             yield _row(f"{prefix}{name}", "default" if named else written.get(name), docs[name])

@@ -22,7 +22,7 @@ def test_a_held_out_text_is_a_path_or_says_what_of_it_is_read() -> None:
     [
         ("{data: a.txt}", "'data' is what the plan's own text is called"),
         ("{A/b: a.txt}", "evaluation.texts"),
-        ("{wiki: {pth: a.txt}}", "unknown key"),
+        ("{wiki: {pth: a.txt}}", "unknown key .*pth.*did you mean 'path'"),
         ("{wiki: 3}", "evaluation.texts.wiki"),
         ("a.txt", "evaluation.texts"),
     ],

@@ -53,6 +53,8 @@ def test_memory_is_counted_for_the_sequences_that_are_asked_for() -> None:
 
 def test_every_setting_of_a_plan_is_described_with_its_default() -> None:
     rows = {row["name"]: row for row in list_known("settings")}
+    assert rows["evaluation.texts"]["default"] == {}
+    assert not [name for name in rows if name.startswith("evaluation.texts.")]  # whose names are the user's
     leaves = ("distillation.loss", "search.num_rungs", "importance.depth.mode", "correct.tokens", "seed")
     space = ("space", "space.tolerance", "space.window", "space.protected_layers", "space.axes.num_experts")
     for key in (*leaves, *space, "correct"):
