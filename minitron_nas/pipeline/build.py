@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.distillation.signals.choice import free_bytes_for
 from minitron_nas.evaluation.settings import EvaluationSettings
 from minitron_nas.execution.preemption import going_on
 from minitron_nas.models.agreement import check_agreement
@@ -42,6 +41,7 @@ from minitron_nas.reporting.model_card import write_model_card
 from minitron_nas.settings import Settings
 from minitron_nas.space.enumerate import Enumeration
 from minitron_nas.space.size import Size
+from minitron_nas.storage.machine import free_bytes
 from minitron_nas.storage.run_folder import RunFolder
 from minitron_nas.text.data_source import read_sources
 from minitron_nas.text.sources import Data, absolute_name, data_fingerprint, data_name
@@ -205,7 +205,7 @@ def _settled(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder, devices: 
         distillation = plan.distillation.model_copy(update={"teacher_signal": kept})
         plan = plan.model_copy(update={"distillation": distillation})
     num_tokens = assumed_tokens(plan) if plan.distillation.teacher_signal == "auto" else None
-    return settled(plan, teacher.outline(), num_tokens, free_bytes_for(folder.path), devices.value_bytes)
+    return settled(plan, teacher.outline(), num_tokens, free_bytes(folder.path), devices.value_bytes)
 
 
 def _plan_name(teacher: ModelSource) -> str:

@@ -6,7 +6,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from minitron_nas.distillation.signals.choice import free_bytes_for
 from minitron_nas.execution.throughput import measure_throughput
 from minitron_nas.families.catalog import layout_of
 from minitron_nas.models.outline import Outline
@@ -23,6 +22,7 @@ from minitron_nas.pipeline.workload import TokenCounts
 from minitron_nas.search.costing import needs_latency
 from minitron_nas.settings import format_count
 from minitron_nas.space.axes import SearchSpace
+from minitron_nas.storage.machine import free_bytes
 from minitron_nas.storage.run_folder import RunFolder
 from minitron_nas.text.survey import about_text
 from minitron_nas.text.token_log import ONE_PASS_TOKENS
@@ -90,7 +90,7 @@ def dry_run(
     with TemporaryDirectory() as work:
         teacher = _outline(plan, Path(work), display)
         known = assumed_tokens(plan) if reads_text else plan.distillation.tokens
-        plan, signal = settled(plan, teacher, known, free_bytes_for(out.absolute()), (devices or here).value_bytes)
+        plan, signal = settled(plan, teacher, known, free_bytes(out.absolute()), (devices or here).value_bytes)
         pools = preflight(plan, teacher, data, RunFolder(out.absolute()), devices or here, Path(work) / "ray")
     text = tuple(about_text(data, plan.text)) if data is not None else ()
     tokens, notes = plan.distillation.tokens, [*teacher.about(), *([signal] if signal else [])]

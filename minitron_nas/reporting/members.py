@@ -19,7 +19,9 @@ ROLE_NAMES = {
     "random_weights": "random-weights baseline",
 }
 ROLES = tuple(ROLE_NAMES)
-_SAME_FRACTION = 0.005
+SAME_FRACTION = 0.005
+"""KLs that differ by less say nothing."""
+
 _SPEEDS = {"prefill_tokens_per_second": "prefill", "decode_tokens_per_second": "decode"}
 
 
@@ -138,7 +140,7 @@ def comparison(members: list[ReportedMember], name: str) -> str:
 def _against(kl: float, other: float, baseline: ReportedMember) -> str:
     change = kl / other - 1
     verdict = f"{numerals.percent(abs(change))} {'lower' if change < 0 else 'higher'} than"
-    if abs(change) < _SAME_FRACTION:
+    if abs(change) < SAME_FRACTION:
         verdict = "the same as"
     return f"{verdict} the {ROLE_NAMES[baseline.role]}'s {numerals.nats(other)}"
 

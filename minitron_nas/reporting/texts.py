@@ -7,11 +7,8 @@ from math import exp
 import pandas as pd
 
 from minitron_nas.reporting import numerals
-from minitron_nas.reporting.members import ROLE_NAMES, ReportedMember
+from minitron_nas.reporting.members import ROLE_NAMES, SAME_FRACTION, ReportedMember
 from minitron_nas.reporting.run_record import RunRecord, plain_rows
-
-_SAME_FRACTION = 0.005
-"""KLs that differ by less say nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,4 +81,4 @@ def _among_trials(run: RunRecord, size: str) -> Iterator[str]:
 
 
 def _is_less(one: float, other: float) -> bool:
-    return one < other * (1 - _SAME_FRACTION)
+    return one < other * (1 - SAME_FRACTION)

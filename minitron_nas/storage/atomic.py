@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from minitron_nas.errors import DiskSpaceError
-from minitron_nas.storage.machine import existing_parent, naming
+from minitron_nas.storage.machine import free_bytes, naming
 
 
 @contextmanager
@@ -110,9 +110,9 @@ def require_free_bytes(
     Raises:
         DiskSpaceError: With the bytes needed and the bytes free.
     """
-    free_bytes = shutil.disk_usage(existing_parent(folder)).free
-    if free_bytes < needed_bytes:
+    free = free_bytes(folder)
+    if free < needed_bytes:
         raise DiskSpaceError(
-            f"{purpose} needs {needed_bytes / 1e9:.2f} GB in {folder}, which has {free_bytes / 1e9:.2f} GB "
+            f"{purpose} needs {needed_bytes / 1e9:.2f} GB in {folder}, which has {free / 1e9:.2f} GB "
             f"free; free some space or {remedy}"
         )

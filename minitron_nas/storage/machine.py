@@ -116,6 +116,15 @@ def existing_parent(path: Path) -> Path:
     return next(parent for parent in (path, *path.absolute().parents) if parent.exists())
 
 
+def free_bytes(folder: Path) -> int:
+    """Return the free bytes of the disk that a folder lies on, or will lie on.
+
+    Args:
+        folder: It need not exist yet.
+    """
+    return shutil.disk_usage(existing_parent(folder)).free
+
+
 def _chain(error: BaseException) -> Iterator[BaseException]:
     """Yield an error, then what it was raised from or while handling."""
     seen: set[int] = set()

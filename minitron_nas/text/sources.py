@@ -130,7 +130,7 @@ def data_fingerprint(data: Data, settings: TextSettings) -> str:
         PlanError: If a blend is written wrongly.
     """
     sources = open_sources(data, settings)
-    looks = [[_look(file) for file in source_files(source)] for source in sources]
+    looks = [_looks(source) for source in sources]
     return fingerprint({"data": data_name(data), "files": looks})
 
 
@@ -140,7 +140,7 @@ def source_fingerprint(source: TextSource) -> str:
     Args:
         source: The source.
     """
-    return fingerprint({"data": _source_name(source.data), "files": [_look(file) for file in source_files(source)]})
+    return fingerprint({"data": _source_name(source.data), "files": _looks(source)})
 
 
 def source_files(source: TextSource) -> list[Path]:
@@ -162,6 +162,10 @@ def source_listing(source: TextSource) -> Listing:
     if not isinstance(source.data, str | Path) or source.data in EMBEDDED_TEXTS:
         return Listing()
     return list_files(str(source.data), source.settings)
+
+
+def _looks(source: TextSource) -> list[list[str | int]]:
+    return [_look(file) for file in source_files(source)]
 
 
 def _look(file: Path) -> list[str | int]:

@@ -20,14 +20,14 @@ def test_a_run_keeps_the_signal_that_it_began_with_whatever_the_disk_is_like_lat
     build: Callable[..., Family], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # 1,024 tokens of 48 channels take about 98 kB in 16 bits, twice that in 32
-    monkeypatch.setattr(module, "free_bytes_for", lambda folder: 100_000)
+    monkeypatch.setattr(module, "free_bytes", lambda folder: 100_000)
     first = build(tmp_path / "run", display=ConsoleDisplay())
     assert signal_of(first.path) == "online"
     assert "teacher_signal: online, the teacher runs beside every student" in capsys.readouterr().err.replace("\n", " ")
     assert not list((first.path / "signals").glob("*/train*"))
     again = tmp_path / "again"
     shutil.copytree(first.path, again)
-    monkeypatch.setattr(module, "free_bytes_for", lambda folder: 10**12)
+    monkeypatch.setattr(module, "free_bytes", lambda folder: 10**12)
     build(again, display=ConsoleDisplay())
     assert signal_of(again) == "online"
     told = capsys.readouterr().err

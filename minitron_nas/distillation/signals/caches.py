@@ -1,6 +1,8 @@
 """Which signal the teacher gives over which part of the text: writing its caches once, opening them anywhere."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from minitron_nas.distillation.signals.folder import SignalFolder, read_about
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache, write_hidden_cache
 from minitron_nas.distillation.signals.teacher import OnlineTeacher, TeacherSignal
 from minitron_nas.distillation.signals.top_k_cache import TopKCache, write_top_k_cache
+from minitron_nas.execution.device import release_memory
 from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.loading import load_for_inference
 from minitron_nas.progress import Progress, silent
@@ -57,6 +60,19 @@ def keep_signal(
         write_top_k_cache(load(), tokens, path, fingerprint, top_k, progress=progress)
     else:
         write_hidden_cache(load(), tokens, path, fingerprint, progress=progress)
+
+
+@contextmanager
+def loaded_once(teacher: Path) -> Iterator[Callable[[], CausalLM]]:
+    """Give what loads a teacher when it is first asked for, and lets go of it at the end.
+
+    Args:
+        teacher: A stock folder.
+    """
+    load = cache(partial(load_for_inference, teacher))
+    yield load
+    load.cache_clear()
+    release_memory()
 
 
 def keep_signals(

@@ -1,6 +1,5 @@
 """Which signal a training gets where the plan leaves it open: what the disk can hold."""
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,6 @@ from pathlib import Path
 from minitron_nas.distillation.settings import DistillationSettings, SignalKind
 from minitron_nas.distillation.signals.top_k_cache import TOP_K_BYTES
 from minitron_nas.settings import format_count
-from minitron_nas.storage.machine import existing_parent
 
 CACHE_SHARE = 0.5
 """The most of the free disk that what the teacher says over the training text may take."""
@@ -33,10 +31,6 @@ class Speech:
     num_tokens: int | None
     vocab_size: int
     state_bytes: int
-
-    def num_bytes(self, settings: DistillationSettings) -> int:
-        """Return the bytes that are kept of it, as settings say; of an unknown number of tokens those of none."""
-        return (self.num_tokens or 0) * kept_bytes(settings, self.vocab_size, self.state_bytes)
 
 
 def kept_bytes(settings: DistillationSettings, vocab_size: int, state_bytes: int) -> int:
@@ -84,7 +78,7 @@ def settle(settings: DistillationSettings, speech: Speech, free_bytes: int) -> t
         if kind == "top_k" and settings.loss in _WHOLE:
             continue
         chosen = _with(settings, kind)
-        needed = speech.num_bytes(chosen)
+        needed = speech.num_tokens * kept_bytes(chosen, speech.vocab_size, speech.state_bytes)
         words = f"{_KEPT[kind]} of {format_count(speech.num_tokens)} tokens take {_size(needed)}"
         if needed <= room:
             before = f"{'; '.join(said)}, more than half of the {_size(free_bytes)} that are free; " if said else ""
@@ -95,15 +89,6 @@ def settle(settings: DistillationSettings, speech: Speech, free_bytes: int) -> t
         f"teacher_signal: online, the teacher runs beside every student; {' and '.join(said)}, more than half of the "
         f"{_size(free_bytes)} that are free"
     )
-
-
-def free_bytes_for(folder: Path) -> int:
-    """Return the free bytes of the disk that a folder lies on, or will lie on.
-
-    Args:
-        folder: It need not exist yet.
-    """
-    return shutil.disk_usage(existing_parent(folder)).free
 
 
 def folder_bytes(folder: Path) -> int:

@@ -1,14 +1,11 @@
 """The stage in which the KD teacher speaks once."""
 
 from dataclasses import replace
-from functools import cache, partial
 
 from minitron_nas.distillation.job import StreamFiles, TrainingFiles
-from minitron_nas.distillation.signals.caches import cached_parts, keep_signals
+from minitron_nas.distillation.signals.caches import cached_parts, keep_signals, loaded_once
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.evaluation.continuations import continuations
-from minitron_nas.execution.device import release_memory
-from minitron_nas.models.loading import load_for_inference
 from minitron_nas.pipeline import inputs
 from minitron_nas.pipeline.engine import Left, Stage
 from minitron_nas.pipeline.hop import Lessons
@@ -43,12 +40,9 @@ def let_speak(run: Run, teacher: Source) -> Lessons:
         if num_short:
             tokens.part("train").first(num_short).save(short)
         texts = {part: tokens.part(part) for part in parts}
-        load = cache(partial(load_for_inference, checkpoint.path))
-        keep_signals(load, checkpoint.fingerprint, parts, texts, caches, progress)
-        written = continuations(load(), texts["validation"])
-        load.cache_clear()
-        release_memory()
-        return Left({"continuations": written})
+        with loaded_once(checkpoint.path) as load:
+            keep_signals(load, checkpoint.fingerprint, parts, texts, caches, progress)
+            return Left({"continuations": continuations(load(), texts["validation"])})
 
     stage = Stage(
         f"{teacher.name} signal",

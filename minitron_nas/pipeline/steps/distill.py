@@ -3,25 +3,23 @@
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
 from pathlib import Path
 
 from minitron_nas.distillation.correction import Correction
 from minitron_nas.distillation.job import StreamFiles, TrainingFiles, TrainingJob
 from minitron_nas.distillation.launch import train
 from minitron_nas.distillation.settings import HOW_TO_TRAIN, DistillationSettings
-from minitron_nas.distillation.signals.caches import cached_parts, keep_signals
-from minitron_nas.distillation.signals.choice import Speech, folder_bytes, free_bytes_for, settle
+from minitron_nas.distillation.signals.caches import cached_parts, keep_signals, loaded_once
+from minitron_nas.distillation.signals.choice import Speech, folder_bytes, settle
 from minitron_nas.distillation.training.arguments import check_engine, micro_batch
 from minitron_nas.distillation.training.curve import CurvePoint, TrainingResult
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.execution.choice import check_ray, make_runner
-from minitron_nas.execution.device import compute_dtype, pick_device, release_memory
+from minitron_nas.execution.device import compute_dtype, pick_device
 from minitron_nas.execution.preemption import going_on
 from minitron_nas.execution.runner import Jobs
 from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.models.checkpoint import Checkpoint
-from minitron_nas.models.loading import load_for_inference
 from minitron_nas.models.source import ModelSource, resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display, tell
 from minitron_nas.pipeline.steps.text import read_splits
@@ -31,7 +29,7 @@ from minitron_nas.pruning.export import export_student, proof_prompt, stored_dty
 from minitron_nas.search.rates import RULE, Probing, find_rate, probe_schedule, told_rates, why_no_probes
 from minitron_nas.storage.ledger import fingerprint
 from minitron_nas.storage.lineage import Lineage, Origin, Proof
-from minitron_nas.storage.machine import require_writable
+from minitron_nas.storage.machine import free_bytes, require_writable
 from minitron_nas.storage.run_folder import new_folder, require_new_folder
 from minitron_nas.text.settings import TextSettings
 from minitron_nas.text.sources import Data
@@ -183,7 +181,7 @@ def _settled(
     """Return the settings with a teacher signal that the disk has room for, and say why it is that one."""
     shape, value_bytes = teacher.architecture, compute_dtype(pick_device()).itemsize
     speech = Speech(schedule.num_tokens, shape.vocab_size, shape.hidden_size * value_bytes)
-    settings, told = settle(settings, speech, free_bytes_for(folder) + folder_bytes(folder))
+    settings, told = settle(settings, speech, free_bytes(folder) + folder_bytes(folder))
     if told:
         display.note(told)
     return settings
@@ -233,9 +231,7 @@ def _files(
     for part, top_k in parts.items():
         said = "hidden" if top_k is None else f"top-{top_k}"
         caches[part] = signals / f"{said}-{teacher.fingerprint}-{texts[part].fingerprint}"
-    load = cache(partial(load_for_inference, teacher.path))
-    keep_signals(load, teacher.fingerprint, parts, texts, caches, progress)
-    load.cache_clear()
-    release_memory()
+    with loaded_once(teacher.path) as load:
+        keep_signals(load, teacher.fingerprint, parts, texts, caches, progress)
     train, validation = (StreamFiles(tokens[part], caches.get(part)) for part in ("train", "validation"))
     return TrainingFiles(teacher.path, teacher.fingerprint, train, validation)

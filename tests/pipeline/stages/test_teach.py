@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from minitron_nas.distillation.job import TrainingFiles
+from minitron_nas.distillation.signals import caches
 from minitron_nas.distillation.signals import folder as signal_folder
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache
 from minitron_nas.distillation.signals.teacher import OnlineTeacher
@@ -18,7 +19,6 @@ from minitron_nas.pipeline.engine import Engine, Left, Stage
 from minitron_nas.pipeline.hop import Lessons
 from minitron_nas.pipeline.plan import make_plan, with_overrides
 from minitron_nas.pipeline.run import Run, RunTokens, Source
-from minitron_nas.pipeline.stages import teach
 from minitron_nas.pipeline.stages.teach import let_speak
 from minitron_nas.storage.run_folder import RunFolder
 from minitron_nas.testing import tiny_checkpoint
@@ -40,13 +40,13 @@ def some_tokens(num_sequences: int, seed: int) -> PackedTokens:
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The teachers that were loaded."""
-    loaded, load = [], teach.load_for_inference
+    loaded, load = [], caches.load_for_inference
 
     def watched(path: Path) -> Any:
         loaded.append(path)
         return load(path)
 
-    monkeypatch.setattr(teach, "load_for_inference", watched)
+    monkeypatch.setattr(caches, "load_for_inference", watched)
     return loaded
 
 
