@@ -89,6 +89,10 @@ class TrainingProcessError(MinitronNasError, RuntimeError):
     """A training process that ended without a result."""
 
 
+class WorkerError(MinitronNasError, RuntimeError):
+    """Work on another machine that ended without a result."""
+
+
 class PreemptedError(SystemExit):
     """Work that was asked to stop by a signal; a training has written a checkpoint.
 

@@ -34,9 +34,21 @@ def train(job: TrainingJob, runner: RunnerSettings, progress: Progress = silent)
         PreemptedError: After SIGTERM.
     """
     result = run(job, runner, progress)
+    return trained(job), result
+
+
+def trained(job: TrainingJob) -> CausalLM:
+    """Return the student that a training has left, at its best, on the CPU.
+
+    Args:
+        job: A training that `run` has carried out to its end.
+
+    Raises:
+        CheckpointError: If its weights are not what was written.
+    """
     student: CausalLM = load_for_training(job.student, torch.device("cpu"))  # sharded, it may be larger than one device
     load_weights(job.out, student)
-    return student, result
+    return student
 
 
 def run(job: TrainingJob, runner: RunnerSettings, progress: Progress = silent) -> TrainingResult:
@@ -55,11 +67,10 @@ def run(job: TrainingJob, runner: RunnerSettings, progress: Progress = silent) -
     if job.is_done:
         return _result(job)
     path = job.write().absolute()  # workers of a cluster begin in another folder
-    on_cluster = runner.kind == "ray" and runner.address is not None
     num_processes = runner.num_processes
-    if num_processes is None and not on_cluster:
+    if num_processes is None and not runner.on_cluster:
         num_processes = most_processes(job.settings, job.schedule, torch.cuda.device_count())
-    if num_processes == 1 and job.settings.deepspeed is None and not on_cluster:
+    if num_processes == 1 and job.settings.deepspeed is None and not runner.on_cluster:
         worker.run(job, progress)
         release_memory()
     else:

@@ -18,6 +18,10 @@ class LocalRunner:
         """
         self._settings = settings or RunnerSettings(kind="local")
 
+    def room(self) -> int:
+        """Return how many jobs run at once: one."""
+        return 1
+
     def execute(self, function: JobFunction, jobs: Sequence[Job], on_outcome: Callable[[Outcome], None]) -> None:
         """Run every job in this process.
 

@@ -53,6 +53,16 @@ class RayTuneRunner:
         with ray_session.connected(self._settings.address, self._folder):
             self._resources()
 
+    def room(self) -> int:
+        """Return how many trials all nodes hold together.
+
+        Raises:
+            PlanError: If no cluster answers, or none of its nodes has what a trial asks for.
+        """
+        with ray_session.connected(self._settings.address, self._folder):
+            each = self._resources()
+            return ray_session.room_for(each["cpu"], each["gpu"])
+
     def execute(self, function: JobFunction, jobs: Sequence[Job], on_outcome: Callable[[Outcome], None]) -> None:
         """Run every job as a trial.
 

@@ -75,6 +75,9 @@ class Outcome:
 class Runner(Protocol):
     """Executes jobs, in any order, on one or many machines."""
 
+    def room(self) -> int:
+        """Return how many jobs run at once."""
+
     def execute(self, function: JobFunction, jobs: Sequence[Job], on_outcome: Callable[[Outcome], None]) -> None:
         """Run every job and hand over each outcome as soon as it is there.
 

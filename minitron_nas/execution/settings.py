@@ -41,6 +41,11 @@ class RunnerSettings(Settings):
     timeout_factor: Annotated[float, Field(ge=1)] | None = 10.0
     timeout_minutes: Annotated[float, Field(ge=0)] = 10.0
 
+    @property
+    def on_cluster(self) -> bool:
+        """Whether a running cluster is named."""
+        return self.kind == "ray" and self.address is not None
+
     @field_validator("address")
     @classmethod
     def _no_ray_client(cls, value: str | None) -> str | None:

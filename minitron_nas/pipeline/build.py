@@ -23,7 +23,7 @@ from minitron_nas.pipeline.member import Baseline, Role
 from minitron_nas.pipeline.plan import FamilyPlan, deciding, make_plan, with_overrides
 from minitron_nas.pipeline.preflight import preflight
 from minitron_nas.pipeline.room import assumed_tokens, settled
-from minitron_nas.pipeline.run import Run, Source
+from minitron_nas.pipeline.run import Run, Source, workers_of
 from minitron_nas.pipeline.stages.correct import correct_teacher
 from minitron_nas.pipeline.stages.latency import find_latency
 from minitron_nas.pipeline.stages.measure import evaluate_member, teacher_member
@@ -169,7 +169,7 @@ def _begin(
         checkpoint = resolve_teacher(source, folder.given, progress, read_values=False, compare=False)
         if not folder.has_begun_with(checkpoint.fingerprint):
             check_values(checkpoint.path, checkpoint.headers, progress)
-            check_agreement(checkpoint)
+            workers_of(plan, folder).call(agree, teacher=checkpoint.path)
     tell(display, checkpoint.about())
     plan, signal = _settled(plan, checkpoint, folder, devices)
     pools = preflight(plan, checkpoint.outline(), data, folder, devices, folder.work / "ray")
@@ -196,6 +196,15 @@ def _begin(
     shutil.rmtree(folder.teacher, ignore_errors=True)
     os.replace(checkpoint.path, folder.teacher)
     return plan, checkpoint.at(folder.teacher), pools
+
+
+def agree(teacher: Path) -> None:
+    """Check that surgery reads the model that transformers loads, as `check_agreement` says.
+
+    Args:
+        teacher: Its folder.
+    """
+    check_agreement(open_checkpoint(teacher, read_values=False))
 
 
 def _settled(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder, devices: Devices) -> tuple[FamilyPlan, str]:

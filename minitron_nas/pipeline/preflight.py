@@ -153,7 +153,7 @@ def _check_disk(
 
 def _check_memory(plan: FamilyPlan, size: Size, pool: Enumeration, devices: Devices) -> None:
     """Refuse a size whose smallest candidate cannot be trained in a trial on the devices."""
-    if plan.runner.address is not None and devices.are_here:
+    if plan.runner.on_cluster and devices.are_here:
         return
     num_devices = devices.of_a_trial(plan.runner)
     stage = zero_stage(plan.distillation) if num_devices > 1 else 0
@@ -201,7 +201,8 @@ def _check_depth(plan: FamilyPlan, teacher: Outline, counts: Collection[int], de
     num_layers = teacher.architecture.num_hidden_layers
     protected = {layer % num_layers for layer in plan.space.protected_layers}
     depth = plan.importance.depth
-    if devices.are_here and depth.needs_model and any(count < num_layers for count in counts):
+    here = devices.are_here and not plan.runner.on_cluster
+    if here and depth.needs_model and any(count < num_layers for count in counts):
         require_whole_model(teacher, depth)
     if depth.mode == "block":
         for count in sorted({*counts} - {num_layers}):

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minitron_nas.evaluation.latency import LatencyModel
+from minitron_nas.execution.workers import Workers
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.pipeline.engine import Done, Engine
 from minitron_nas.pipeline.plan import FamilyPlan
@@ -34,10 +35,6 @@ class RunTokens:
     def part(self, name: str) -> PackedTokens:
         """Open calibration, validation or train."""
         return PackedTokens.load(self.file(name))
-
-    def calibration(self) -> PackedTokens:
-        """Open the text that models are scored, rotated and repaired on."""
-        return self.part("calibration")
 
     def file(self, name: str) -> Path:
         """The file of a part."""
@@ -83,3 +80,18 @@ class Run:
     def folder(self) -> RunFolder:
         """Where it lies."""
         return self.engine.folder
+
+    @property
+    def workers(self) -> Workers:
+        """Who does its heavy work."""
+        return workers_of(self.plan, self.folder)
+
+
+def workers_of(plan: FamilyPlan, folder: RunFolder) -> Workers:
+    """Return who does the heavy work of a run.
+
+    Args:
+        plan: Names the machines.
+        folder: The run's.
+    """
+    return Workers(plan.runner, folder.work / "workers")

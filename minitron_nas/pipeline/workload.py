@@ -184,13 +184,14 @@ class _Costs:
         return _on_one(self._first * (BACKWARD * num_tokens + self._tokens.validation * _CORRECTION_VALIDATIONS))
 
     def _signal(self, forward: float) -> StageWork:
-        """Final hidden states need no output head; students have about the teacher's share of it."""
+        """Final hidden states need no output head; students have about the teacher's share of it. Shards are shared."""
         shape, settings = self._teacher.architecture, self._plan.distillation
         headless = forward * (1 - 2 * shape.hidden_size * shape.vocab_size / self._first)
         cached = self._tokens.train if settings.caches_training else 0
         said = headless if settings.cached_top_k is None else forward
         heard = self._tokens.validation + self._trial_tokens
-        return _on_one(headless * heard + said * cached)
+        flops = headless * heard + said * cached
+        return StageWork(flops, flops / self._devices.trials_at_once(self._plan.runner))
 
     def _prepare(self, forward: float, share: float) -> StageWork:
         """One pass for the rotation and one for the repair; a second moment is a product of its matrix' size."""

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ MEASURED = (
 )  # fmt: skip
 """Columns that two equal runs need not share."""
 
-_PATIENCE_SECONDS = 240.0
+_PATIENCE_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +86,24 @@ class Build:
             for left in alive:
                 left.kill()
         return Stopped(self._told(out, process), len(started), [str(left) for left in alive])
+
+    def survive(self, out: Path, moment: Moment, disturb: Callable[[], object], *more: str) -> Told:
+        """Run to a moment, do something to the machine, and run to the end."""
+        with self._at(out, moment, more) as process:
+            disturb()
+            process.wait(_PATIENCE_SECONDS)
+        return self._told(out, process)
+
+    def watch(self, out: Path, *more: str) -> tuple[Told, int]:
+        """Run to the end, and tell how much memory the process itself has had at most, in bytes."""
+        most = 0
+        with self._started(out, more) as process:
+            itself, deadline = psutil.Process(process.pid), time.monotonic() + _PATIENCE_SECONDS
+            while process.poll() is None and time.monotonic() < deadline:
+                with suppress(psutil.NoSuchProcess):
+                    most = max(most, itself.memory_info().rss)
+                time.sleep(0.1)
+        return self._told(out, process), most
 
     @contextmanager
     def _at(self, out: Path, moment: Moment, more: tuple[str, ...]) -> Iterator[subprocess.Popen[bytes]]:

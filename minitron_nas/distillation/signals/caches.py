@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from minitron_nas.distillation.settings import DistillationSettings
-from minitron_nas.distillation.signals.folder import SignalFolder, read_about
+from minitron_nas.distillation.signals.folder import WHOLE, Share, SignalFolder, read_about
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache, write_hidden_cache
 from minitron_nas.distillation.signals.teacher import OnlineTeacher, TeacherSignal
 from minitron_nas.distillation.signals.top_k_cache import TopKCache, write_top_k_cache
@@ -39,6 +39,7 @@ def keep_signal(
     tokens: PackedTokens,
     path: Path,
     progress: Progress = silent,
+    share: Share = WHOLE,
 ) -> None:
     """Write a cache of what the teacher says, unless it is there; a killed call that is repeated goes on.
 
@@ -49,6 +50,7 @@ def keep_signal(
         tokens: The stream.
         path: The folder of the cache.
         progress: Told about tokens.
+        share: Which of its shards, where several processes write at once.
 
     Raises:
         DiskSpaceError: If the disk cannot hold the cache.
@@ -57,9 +59,9 @@ def keep_signal(
     if _is_kept(top_k, fingerprint, tokens, path):
         progress(tokens.num_tokens, tokens.num_tokens)
     elif top_k is not None:
-        write_top_k_cache(load(), tokens, path, fingerprint, top_k, progress=progress)
+        write_top_k_cache(load(), tokens, path, fingerprint, top_k, share=share, progress=progress)
     else:
-        write_hidden_cache(load(), tokens, path, fingerprint, progress=progress)
+        write_hidden_cache(load(), tokens, path, fingerprint, share=share, progress=progress)
 
 
 @contextmanager
@@ -82,6 +84,7 @@ def keep_signals(
     texts: Mapping[str, PackedTokens],
     paths: Mapping[str, Path],
     progress: Progress = silent,
+    share: Share = WHOLE,
 ) -> None:
     """Write the caches of a teacher over several parts of the text.
 
@@ -92,6 +95,7 @@ def keep_signals(
         texts: The streams.
         paths: The folders of the caches.
         progress: Told about tokens of all parts.
+        share: Which of their shards, where several processes write at once.
 
     Raises:
         DiskSpaceError: If the disk cannot hold a cache.
@@ -106,9 +110,15 @@ def keep_signals(
             fingerprint,
             tokens,
             paths[part],
-            lambda now, _, before=done: progress(before + now, total),  # type: ignore[misc]
+            partial(_tell_part, progress, done, tokens.num_tokens, total),
+            share,
         )
         done += tokens.num_tokens
+
+
+def _tell_part(progress: Progress, before: int, num_tokens: int, total: int, done: int, share: int) -> None:
+    """Tell of one part among others, `done` of the `share` of its tokens that are written here."""
+    progress(before + num_tokens * done // share, total)
 
 
 def open_signal(teacher: Path, fingerprint: str, tokens: PackedTokens, path: Path | None) -> TeacherSignal:

@@ -4,13 +4,14 @@
     *.safetensors     tensors that all sequences share, such as the output head
     00000.shard ...   the records
 
-The folder is whole when all shards are there. A killed writer goes on at the first that is not;
-a second writer waits for the first. Readers need no lock: every file is whole or absent.
+The folder is whole when all shards are there. A killed writer goes on at the first that is not.
+Several writers at once have a share of the shards each; a second writer of the same share waits for
+the first, and one of another cache for all of them. Readers need no lock: every file is whole or absent.
 """
 
 import fcntl
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice, starmap
@@ -34,6 +35,26 @@ FORMAT = 2
 _SHARD_BYTES = 64 * 2**20
 _ABOUT = "about.json"
 _LOCK = ".lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one of several writers of a cache writes: every so many shards one.
+
+    Attributes:
+        number: Which writer, from 0.
+        count: How many there are.
+    """
+
+    number: int = 0
+    count: int = 1
+
+    def of(self, shards: Iterable[int]) -> list[int]:
+        """Return the shards among these that are this writer's."""
+        return [shard for shard in shards if shard % self.count == self.number]
+
+
+WHOLE = Share()
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,47 +171,69 @@ class SignalFolder:
         encode: Callable[[Tensor, PackedTokens], Bytes],
         shared: Mapping[str, Tensor],
         purpose: str,
+        share: Share,
         progress: Progress,
     ) -> None:
-        """Write what is missing; a cache of something else in the same folder gives way.
+        """Write what is missing of a share; a cache of something else in the same folder gives way.
 
         Args:
             tokens: The stream.
             encode: From a batch's indices and tokens to its records, (batch, record_bytes).
             shared: Tensors that all sequences share, by name; on the CPU.
             purpose: Names the cache where the disk is short.
-            progress: Told about tokens.
+            share: Which of the shards.
+            progress: Told about tokens of the share.
 
         Raises:
             DiskSpaceError: If the disk cannot hold it.
             CacheError: If a shard reads back otherwise than it was written.
         """
-        with _held(self.path):
-            if read_about(self.path) != self.about:
-                _clear(self.path)
+        own = self.path / f"{_LOCK}-{share.number}-of-{share.count}"
+        with self._laid_out(shared, share, purpose), _held(own):
+            self._require_room({}, share, purpose)
             shards = self.shards
-            missing = shards.missing()
-            absent = {name: tensor for name, tensor in shared.items() if not self.tensor_file(name).exists()}
-            needed = sum(shards.num_bytes(shard) for shard in missing) + sum(t.nbytes for t in absent.values())
-            require_free_bytes(self.path, needed, purpose)
-            for name, tensor in absent.items():
-                with whole_file(self.tensor_file(name)) as partial:
-                    save_file({name: tensor}, partial)
-            write_sealed(self.path / _ABOUT, self.about)
-            size = self.about["batch_sequences"]
-            left = sum(len(shards.records(shard)) for shard in missing)
-            done = tokens.first(tokens.num_sequences - left).num_tokens
+            missing = share.of(shards.missing())
+            size, length = self.about["batch_sequences"], tokens.input_ids.shape[1]
+            total, left = (
+                length * sum(len(shards.records(shard)) for shard in some)
+                for some in (share.of(range(len(shards.files))), missing)
+            )
+            done = total - left
 
             def spoken(indices: Tensor, batch: PackedTokens) -> Bytes:
                 nonlocal done
                 records = encode(indices, batch)
                 done += batch.num_tokens
-                progress(done, tokens.num_tokens)
+                progress(done, total)
                 return records
 
             for shard in missing:
                 batches = tokens.batches(size, shards.records(shard).start)
                 shards.write(shard, starmap(spoken, islice(batches, self.about["sequences_per_shard"] // size)))
+
+    @contextmanager
+    def _laid_out(self, shared: Mapping[str, Tensor], share: Share, purpose: str) -> Iterator[None]:
+        """Hold the folder as a cache of this and nothing else, beside writers of other shares."""
+        lock = self.path / _LOCK
+        while True:
+            with _held(lock, fcntl.LOCK_SH):
+                if read_about(self.path) == self.about and all(self.tensor_file(name).exists() for name in shared):
+                    yield
+                    return
+            with _held(lock):
+                if read_about(self.path) != self.about:
+                    _clear(self.path)
+                absent = {name: tensor for name, tensor in shared.items() if not self.tensor_file(name).exists()}
+                self._require_room(absent, share, purpose)
+                for name, tensor in absent.items():
+                    with whole_file(self.tensor_file(name)) as partial:
+                        save_file({name: tensor}, partial)
+                write_sealed(self.path / _ABOUT, self.about)
+
+    def _require_room(self, shared: Mapping[str, Tensor], share: Share, purpose: str) -> None:
+        """Refuse a disk that has no room for what is missing of a share, and for tensors that all share."""
+        missing = sum(self.shards.num_bytes(shard) for shard in share.of(self.shards.missing()))
+        require_free_bytes(self.path, missing + sum(tensor.nbytes for tensor in shared.values()), purpose)
 
 
 def read_about(path: Path) -> dict[str, Any] | None:
@@ -204,11 +247,11 @@ def read_about(path: Path) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _held(path: Path) -> Iterator[None]:
-    """Hold a folder for one writer; another waits."""
-    path.mkdir(parents=True, exist_ok=True)
-    with open(path / _LOCK, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def _held(lock: Path, how: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """Hold a lock in a folder; others wait."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with open(lock, "w") as file:
+        fcntl.flock(file, how)
         yield
 
 
@@ -216,5 +259,5 @@ def _clear(path: Path) -> None:
     """Remove what lies in a folder, first of all what says that it is a cache."""
     (path / _ABOUT).unlink(missing_ok=True)
     for file in path.iterdir():
-        if file.name != _LOCK:
+        if not file.name.startswith(_LOCK):
             file.unlink()

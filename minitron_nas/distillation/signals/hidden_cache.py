@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from xxhash import xxh3_128
 
-from minitron_nas.distillation.signals.folder import SignalFolder
+from minitron_nas.distillation.signals.folder import WHOLE, Share, SignalFolder
 from minitron_nas.distillation.signals.head import OutputHead
 from minitron_nas.distillation.signals.targets import HiddenTargets
 from minitron_nas.distillation.signals.teacher import OnlineTeacher
@@ -71,6 +71,7 @@ def write_hidden_cache(
     fingerprint: str,
     batch_sequences: int = 4,
     dtype: torch.dtype | None = None,
+    share: Share = WHOLE,
     progress: Progress = silent,
 ) -> None:
     """Run the teacher once over a token stream and keep its final hidden states, or go on with that.
@@ -83,6 +84,7 @@ def write_hidden_cache(
         batch_sequences: Sequences of one forward pass.
         dtype: Of the stored states: bfloat16 or float32; by default bfloat16 for a bfloat16 teacher,
             else float32, which lose nothing.
+        share: Which of the shards are written, where several processes write at once.
         progress: Told about tokens.
 
     Raises:
@@ -115,7 +117,7 @@ def write_hidden_cache(
         records: Bytes = states.view(len(indices), -1).view(torch.uint8).numpy()
         return records
 
-    folder.write(tokens, encode, shared, "the cache of the teacher's hidden states", progress)
+    folder.write(tokens, encode, shared, "the cache of the teacher's hidden states", share, progress)
 
 
 def _read_shared(folder: SignalFolder, name: str, device: torch.device) -> Tensor:

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minitron_nas.distillation.signals.folder import SignalFolder
+from minitron_nas.distillation.signals.folder import WHOLE, Share, SignalFolder
 from minitron_nas.distillation.signals.targets import HiddenTargets, TopKTargets
 from minitron_nas.distillation.signals.teacher import OnlineTeacher
 from minitron_nas.execution.device import pick_device
@@ -72,6 +72,7 @@ def write_top_k_cache(
     fingerprint: str,
     k: int,
     batch_sequences: int = 4,
+    share: Share = WHOLE,
     progress: Progress = silent,
 ) -> None:
     """Run the teacher once over a token stream and keep its K most probable next tokens, or go on with that.
@@ -85,6 +86,7 @@ def write_top_k_cache(
         fingerprint: Of the model's checkpoint.
         k: Entries of one token; a vocabulary that has no more is kept whole.
         batch_sequences: Sequences of one forward pass.
+        share: Which of the shards are written, where several processes write at once.
         progress: Told about tokens.
 
     Raises:
@@ -112,7 +114,7 @@ def write_top_k_cache(
         records: Bytes = torch.cat([part.view(len(indices), -1).view(torch.uint8) for part in parts], dim=1).numpy()
         return records
 
-    folder.write(tokens, encode, {}, f"the cache of the teacher's {k} most probable tokens", progress)
+    folder.write(tokens, encode, {}, f"the cache of the teacher's {k} most probable tokens", share, progress)
 
 
 def most_probable(targets: HiddenTargets, num_tokens: int, k: int) -> TopKTargets:

@@ -1,6 +1,7 @@
 """The stage that corrects a run's teacher, where the plan says so."""
 
 import shutil
+from pathlib import Path
 
 from minitron_nas.distillation.settings import CorrectionSettings
 from minitron_nas.errors import PlanError
@@ -8,9 +9,10 @@ from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.pipeline import inputs
 from minitron_nas.pipeline.engine import Engine, Left, Stage
 from minitron_nas.pipeline.plan import FamilyPlan
-from minitron_nas.pipeline.run import RunTokens, Source
+from minitron_nas.pipeline.run import RunTokens, Source, workers_of
 from minitron_nas.pipeline.steps.correct import CorrectionRun, correction_schedule
 from minitron_nas.progress import Progress
+from minitron_nas.text.tokens import PackedTokens
 
 
 def correct_teacher(engine: Engine, plan: FamilyPlan, teacher: Source, tokens: RunTokens) -> Source:
@@ -32,11 +34,20 @@ def correct_teacher(engine: Engine, plan: FamilyPlan, teacher: Source, tokens: R
     checkpoints = engine.folder.checkpoints("corrected")
 
     def action(progress: Progress) -> Left:
-        schedule, training = correction_schedule(settings, wanted, plan.text.sequence_length)
-        train, validation = tokens.part("train"), tokens.part("validation")
-        run = CorrectionRun(checkpoint, train, validation, settings, training, schedule, plan.seed)
-        corrected = run.write(folder, checkpoints, plan.teacher, progress)
-        return Left({"loss_nats_before": corrected.before.loss_nats, "loss_nats": corrected.after.loss_nats})
+        losses = workers_of(plan, engine.folder).call(
+            correct,
+            progress,
+            teacher=checkpoint.path,
+            name=plan.teacher,
+            texts=(tokens.file("train"), tokens.file("validation")),
+            settings=settings,
+            num_tokens=wanted,
+            sequence_length=plan.text.sequence_length,
+            seed=plan.seed,
+            folder=folder,
+            checkpoints=checkpoints,
+        )
+        return Left(losses)
 
     stage = Stage(
         "teacher correct",
@@ -49,6 +60,43 @@ def correct_teacher(engine: Engine, plan: FamilyPlan, teacher: Source, tokens: R
     done = engine.run(stage, action)
     shutil.rmtree(checkpoints, ignore_errors=True)
     return Source(teacher.name, open_checkpoint(folder, read_values=False), (done,))
+
+
+def correct(
+    teacher: Path,
+    name: str,
+    texts: tuple[Path, Path],
+    settings: CorrectionSettings,
+    num_tokens: int,
+    sequence_length: int,
+    seed: int,
+    folder: Path,
+    checkpoints: Path,
+    progress: Progress,
+) -> dict[str, float]:
+    """Correct a teacher, going on from its last checkpoint.
+
+    Args:
+        teacher: Its folder.
+        name: What the plan calls it.
+        texts: The files of the training and the validation text.
+        settings: Learning rate, and which weights are trained.
+        num_tokens: So many are trained on.
+        sequence_length: Of the text.
+        seed: Where LoRA begins.
+        folder: Where the corrected teacher goes.
+        checkpoints: Where checkpoints lie.
+        progress: Told about steps.
+
+    Returns:
+        The next-token loss on the validation text before and after.
+    """
+    schedule, training = correction_schedule(settings, num_tokens, sequence_length)
+    train, validation = map(PackedTokens.load, texts)
+    checkpoint = open_checkpoint(teacher, read_values=False)
+    run = CorrectionRun(checkpoint, train, validation, settings, training, schedule, seed)
+    corrected = run.write(folder, checkpoints, name, progress)
+    return {"loss_nats_before": corrected.before.loss_nats, "loss_nats": corrected.after.loss_nats}
 
 
 def correction_tokens(settings: CorrectionSettings, distillation_tokens: int) -> int:

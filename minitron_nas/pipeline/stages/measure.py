@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import islice
 from math import exp
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -14,6 +15,7 @@ from minitron_nas.distillation.loss.losses import Losses
 from minitron_nas.distillation.loss.validation import validate
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache
 from minitron_nas.evaluation.continuations import agreement, continuations, prompts, repetition
+from minitron_nas.evaluation.settings import EvaluationSettings
 from minitron_nas.evaluation.speed import measure_speed
 from minitron_nas.execution.device import release_memory
 from minitron_nas.models.loading import load_for_inference
@@ -57,15 +59,18 @@ def _measure(run: Run, member: TrainedMember, model: Source, signal: Done) -> No
     cache = run.folder.signal(teacher.fingerprint, "validation")
 
     def action(progress: Progress) -> Left:
+        measured = run.workers.call(
+            measure,
+            progress,
+            model=checkpoint.path,
+            held_out=run.tokens.file("validation"),
+            cache=cache,
+            teacher=teacher.fingerprint,
+            settings=run.plan.evaluation,
+            beside=None if member.role == "teacher" else teacher.path,
+        )
+        losses, written = Losses(**measured["losses"]), measured["continuations"]
         held_out = run.tokens.part("validation")
-        said = HiddenCache(cache, teacher.fingerprint, held_out)
-        loaded = load_for_inference(checkpoint.path)
-        losses = validate(loaded, held_out, said, progress=progress)
-        written = continuations(loaded, held_out)
-        del loaded
-        release_memory()
-        beside = None if member.role == "teacher" else teacher.path
-        speed = measure_speed(checkpoint.path, run.plan.evaluation, beside)
         row = {
             "model": member.name,
             "size": member.size,
@@ -82,7 +87,7 @@ def _measure(run: Run, member: TrainedMember, model: Source, signal: Done) -> No
             "perplexity": exp(losses.loss_nats),
             "agreement_tokens": fmean(agreement(written, signal.result["continuations"])),
             "repeated_share": repetition(written),
-            **asdict(speed),
+            **measured["speed"],
             "proof_max_abs_difference": member.proof.max_abs_difference if member.proof is not None else None,
         }
         by_text = _by_text(run.tokens.texts, member, losses, held_out)
@@ -96,6 +101,53 @@ def _measure(run: Run, member: TrainedMember, model: Source, signal: Done) -> No
         needs=(run.tokens.done, signal, *model.made_by),
     )
     run.engine.run(stage, action)
+
+
+def measure(
+    model: Path,
+    held_out: Path,
+    cache: Path,
+    teacher: str,
+    settings: EvaluationSettings,
+    beside: Path | None,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Validate a model, let it continue held-out text, and time it.
+
+    Args:
+        model: Its folder.
+        held_out: The file of the text.
+        cache: What the teacher says over it.
+        teacher: The fingerprint of the teacher.
+        settings: Lengths and repeats of what is timed.
+        beside: The folder of the model that it is timed in turns with; None for the teacher itself.
+        progress: Told about tokens.
+
+    Returns:
+        `losses` and `speed` by the fields of `Losses` and `Speed`, `continuations` as token ids.
+    """
+    tokens, loaded = PackedTokens.load(held_out), load_for_inference(model)
+    losses = validate(loaded, tokens, HiddenCache(cache, teacher, tokens), progress=progress)
+    written = continuations(loaded, tokens)
+    del loaded
+    release_memory()
+    speed = measure_speed(model, settings, beside)
+    return {"losses": asdict(losses), "continuations": written, "speed": asdict(speed)}
+
+
+def benchmark(model: Path, settings: EvaluationSettings, seed: int) -> list[dict[str, Any]]:
+    """Run a plan's lm-eval tasks on a model, and return a row for each metric.
+
+    Args:
+        model: Its folder.
+        settings: The tasks.
+        seed: Of the examples in prompts.
+    """
+    from minitron_nas.evaluation.lm_eval import run_benchmarks  # deferred: importing lm_eval takes seconds
+
+    found = list(run_benchmarks(model, settings, seed))
+    release_memory()
+    return found
 
 
 def _samples(
@@ -129,10 +181,7 @@ def _benchmark(run: Run, member: TrainedMember, model: Source) -> None:
     checkpoint = model.checkpoint
 
     def action(_: Progress) -> Left:
-        from minitron_nas.evaluation.lm_eval import run_benchmarks  # deferred: importing lm_eval takes seconds
-
-        found = run_benchmarks(checkpoint.path, run.plan.evaluation, run.plan.seed)
-        release_memory()
+        found = run.workers.call(benchmark, model=checkpoint.path, settings=run.plan.evaluation, seed=run.plan.seed)
         return Left(rows=((BENCHMARKS, [{"model": member.name, **row} for row in found]),))
 
     stage = Stage(

@@ -2,17 +2,23 @@
 
 from collections.abc import Collection
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from minitron_nas.importance.layers import Depths, choose_layers
 from minitron_nas.importance.passes import CalibrationPass, fits_in_memory, pass_title
 from minitron_nas.importance.scores import ImportanceScores
+from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
+from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.pipeline import inputs
 from minitron_nas.pipeline.engine import Done, Left, Stage
 from minitron_nas.pipeline.run import Run, Source
 from minitron_nas.progress import Progress
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
+from minitron_nas.pruning.settings import StartSettings
 from minitron_nas.pruning.start import measure_start, possible_start
+from minitron_nas.text.tokens import PackedTokens
 
 
 def prepare_source(run: Run, source: Source, layer_counts: Collection[int]) -> tuple[PreparedTeacher, Done]:
@@ -33,14 +39,20 @@ def prepare_source(run: Run, source: Source, layer_counts: Collection[int]) -> t
     scored = _score(run, source)
 
     def action(progress: Progress) -> Left:
-        scores = ImportanceScores.load(run.folder.importance(source.name))
-        depth = plan.importance.depth
-        depths = Depths(layer_counts, protected)
-        layers = choose_layers(checkpoint, scores, depth, depths, tokens.calibration, plan.seed, progress)
-        order = PruningOrder.from_scores(scores, checkpoint.architecture, protected, layers)
         with run.folder.temporary() as work:
-            measures = measure_start(checkpoint, tokens.calibration, start, work, progress=progress)
-            write_prepared(folder, order, *measures, merge_heads=start.merge_heads)
+            run.workers.call(
+                prepare,
+                progress,
+                source=checkpoint.path,
+                scores=run.folder.importance(source.name),
+                depth=plan.importance.depth,
+                depths=Depths(frozenset(layer_counts), protected),
+                calibration=tokens.file("calibration"),
+                seed=plan.seed,
+                start=start,
+                folder=folder,
+                work=work,
+            )
         return Left()
 
     stage = Stage(
@@ -56,20 +68,20 @@ def prepare_source(run: Run, source: Source, layer_counts: Collection[int]) -> t
 
 def _score(run: Run, source: Source) -> Done:
     plan, checkpoint = run.plan, source.checkpoint
-    folder, whole = run.folder.importance(source.name), fits_in_memory(checkpoint)
+    folder, calibration = run.folder.importance(source.name), run.tokens.file("calibration")
+    whole = not run.workers.here or fits_in_memory(checkpoint)
 
     def action(progress: Progress) -> Left:
-        text = run.tokens.calibration()
         with run.folder.temporary() as work:
-            scores = CalibrationPass(checkpoint, text, whole, work).score(plan.importance, progress)
-        about = {
-            "source": checkpoint.fingerprint,
-            "num_samples": str(text.num_sequences),
-            "sequence_length": str(text.input_ids.shape[1]),
-            "batch_aggregation": plan.importance.batch_aggregation,
-            "sequence_aggregation": plan.importance.sequence_aggregation,
-        }
-        scores.save(folder, about, text)
+            run.workers.call(
+                score,
+                progress,
+                source=checkpoint.path,
+                settings=plan.importance,
+                calibration=calibration,
+                folder=folder,
+                work=work,
+            )
         return Left()
 
     stage = Stage(
@@ -80,3 +92,68 @@ def _score(run: Run, source: Source) -> Done:
         outputs=[folder],
     )
     return run.engine.run(stage, action)
+
+
+def score(
+    source: Path, settings: ImportanceSettings, calibration: Path, folder: Path, work: Path, progress: Progress
+) -> None:
+    """Score every part of a model and keep the scores.
+
+    Args:
+        source: Its folder.
+        settings: The two aggregations.
+        calibration: The file of the text.
+        folder: Where the scores go.
+        work: A folder for what memory is too small for.
+        progress: Told what is done.
+    """
+    checkpoint, text = open_checkpoint(source, read_values=False), PackedTokens.load(calibration)
+    with TemporaryDirectory(dir=work) as own:
+        along = CalibrationPass(checkpoint, text, fits_in_memory(checkpoint), Path(own))
+        scores = along.score(settings, progress)
+    about = {
+        "source": checkpoint.fingerprint,
+        "num_samples": str(text.num_sequences),
+        "sequence_length": str(text.input_ids.shape[1]),
+        "batch_aggregation": settings.batch_aggregation,
+        "sequence_aggregation": settings.sequence_aggregation,
+    }
+    scores.save(folder, about, text)
+
+
+def prepare(
+    source: Path,
+    scores: Path,
+    depth: DepthSettings,
+    depths: Depths,
+    calibration: Path,
+    seed: int,
+    start: StartSettings,
+    folder: Path,
+    work: Path,
+    progress: Progress,
+) -> None:
+    """Rank a model's parts, find the basis in which its channels are cut, and keep both.
+
+    Args:
+        source: Its folder.
+        scores: The folder of its scores.
+        depth: By what layers are chosen.
+        depths: How many layers models keep, and which stay in all of them.
+        calibration: The file of the text to measure on.
+        seed: Of the examples in a task's prompts.
+        start: How the model is cut.
+        folder: Where it goes.
+        work: A folder for what memory is too small for.
+        progress: Told what is done.
+    """
+    checkpoint, kept = open_checkpoint(source, read_values=False), ImportanceScores.load(scores)
+
+    def text() -> PackedTokens:
+        return PackedTokens.load(calibration)
+
+    layers = choose_layers(checkpoint, kept, depth, depths, text, seed, progress)
+    order = PruningOrder.from_scores(kept, checkpoint.architecture, [*depths.protected_layers], layers)
+    with TemporaryDirectory(dir=work) as own:
+        measures = measure_start(checkpoint, text, start, Path(own), progress=progress)
+        write_prepared(folder, order, *measures, merge_heads=start.merge_heads)

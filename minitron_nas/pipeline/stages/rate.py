@@ -11,9 +11,9 @@ from minitron_nas.pipeline import inputs
 from minitron_nas.pipeline.engine import Done, Left, Stage
 from minitron_nas.pipeline.hop import Hop
 from minitron_nas.pipeline.run import Run
+from minitron_nas.pipeline.stages.train import start_member
 from minitron_nas.progress import Progress
 from minitron_nas.search.rates import Probing, find_rate, probe_schedule, told_rates, why_no_probes
-from minitron_nas.search.start import write_start
 from minitron_nas.storage.schemas import RATES
 
 
@@ -40,9 +40,8 @@ def find_learning_rate(run: Run, hop: Hop, target: Architecture) -> tuple[Hop, t
     folder = run.folder.rates(hop.label)
 
     def action(progress: Progress) -> Left:
-        calibration = run.tokens.file("calibration") if plan.repair == "ridge" else None
         work, files = folder / stage.fingerprint, hop.lessons.trials
-        start = write_start(hop.prepared, target, calibration, files, work / "start", progress)
+        start = start_member(run, hop, target, files, work / "start", progress)
         jobs = Jobs(make_runner(plan.runner, run.folder.work / "ray"), work / "results", plan.runner.max_failures)
         rate, probes = find_rate(work / "start", files, probing, jobs, work / "checkpoints", progress)
         run.engine.note(f"{hop.label}: {told_rates(rate, probes)}")

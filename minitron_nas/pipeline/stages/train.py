@@ -1,7 +1,7 @@
 """The stages that train: a size's student, and the baselines it is held against."""
 
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.distillation.job import TrainingJob
-from minitron_nas.distillation.launch import train
+from minitron_nas.distillation.job import JOB, TrainingFiles, TrainingJob
+from minitron_nas.distillation.launch import run as run_training
+from minitron_nas.distillation.launch import trained
 from minitron_nas.distillation.loss.validation import validate
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache
-from minitron_nas.distillation.training.curve import CurvePoint
+from minitron_nas.distillation.training.curve import CurvePoint, TrainingResult
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.execution.device import release_memory
 from minitron_nas.models.loading import load_for_training
@@ -27,14 +28,16 @@ from minitron_nas.pipeline.run import Run
 from minitron_nas.pipeline.versions import versions
 from minitron_nas.progress import Progress
 from minitron_nas.pruning.export import export_student, proof_prompt, stored_dtype
+from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.start import TakenStart
 from minitron_nas.pruning.student import random_student
 from minitron_nas.search.costing import Costing
 from minitron_nas.search.start import MeasuredStart, write_start
 from minitron_nas.space.size import Size
 from minitron_nas.storage.atomic import whole_folder
-from minitron_nas.storage.lineage import Lineage, Origin, read_lineage
+from minitron_nas.storage.lineage import Lineage, Origin, Proof, read_lineage
 from minitron_nas.storage.schemas import CURVES
+from minitron_nas.text.tokens import PackedTokens
 
 _TITLES: dict[Role, str] = {
     "student": "full distillation of",
@@ -99,21 +102,24 @@ def train_member(run: Run, hop: Hop, role: Role, target: Architecture, number: i
         schedule = Schedule.resolve(settings, run.tokens.distillation_tokens, plan.text.sequence_length)
         files = hop.lessons.files
         job = TrainingJob(start, files, settings, schedule, checkpoints, plan.seed, checkpoints / "training")
-        model, result = train(job, plan.runner, progress)
-        untrained = _untrained_kl(run, hop, start, result.curve[0])
+        result = run_training(job, plan.runner, progress)
+        untrained = _untrained_kl(run, hop, start, result)
         rows = [_curve_row(name, hop.label, role, point) for point in result.curve]
         if result.harm is not None:
             run.engine.note(f"{name}: {result.harm}")
         exported = result.best.tokens
         came = _lineage(run, hop, role, target, measured)
         lineage = replace(came, tokens_trained=schedule.num_tokens, exported_tokens=exported)
-        prompt = proof_prompt(files.validation.open())
-        dtype = stored_dtype(run.teacher.checkpoint.path)
-        proof = export_student(model, hop.source.checkpoint.path, folder, dtype, prompt, lineage)
-        del model, result
-        release_memory()
+        proof = run.workers.call(
+            export,
+            training=job.out / JOB,
+            source=hop.source.checkpoint.path,
+            folder=folder,
+            dtype=stored_dtype(run.teacher.checkpoint.path),
+            lineage=lineage,
+        )
         path = str(folder.relative_to(run.folder.path))
-        member = TrainedMember(name, role, hop.label, path, schedule.num_tokens, exported, untrained, proof)
+        member = TrainedMember(name, role, hop.label, path, schedule.num_tokens, exported, untrained, Proof(**proof))
         return Left(member.to_dict(), rows=((CURVES, rows),))
 
     stage = Stage(
@@ -133,24 +139,122 @@ def _write_start(
     run: Run, hop: Hop, role: Role, target: Architecture, folder: Path, progress: Progress
 ) -> MeasuredStart | None:
     """Write the untrained model as a stock folder with float32 weights, for the training's processes to read."""
-    if role != "random_weights":
-        calibration = run.tokens.file("calibration") if run.plan.repair == "ridge" else None
-        return write_start(hop.prepared, target, calibration, hop.lessons.files, folder, progress)
+    if role == "random_weights":
+        prepared = hop.prepared.to_dict()
+        run.workers.call(draw_weights, prepared=prepared, target=target, seed=run.plan.seed, folder=folder)
+        return None
+    return start_member(run, hop, target, hop.lessons.files, folder, progress)
+
+
+def start_member(
+    run: Run, hop: Hop, target: Architecture, files: TrainingFiles, folder: Path, progress: Progress
+) -> MeasuredStart:
+    """Write an untrained student of a size, unless it is there, and return what it is.
+
+    Args:
+        run: The run.
+        hop: The size.
+        target: The student's shape.
+        files: What it is measured on.
+        folder: Where it goes.
+        progress: Told about the tokens of its repair.
+    """
+    measured = run.workers.call(
+        repair,
+        progress,
+        prepared=hop.prepared.to_dict(),
+        target=target,
+        calibration=run.tokens.file("calibration") if run.plan.repair == "ridge" else None,
+        files=files.to_dict(),
+        folder=folder,
+    )
+    return MeasuredStart(**measured)
+
+
+def repair(
+    prepared: Mapping[str, str],
+    target: Architecture,
+    calibration: Path | None,
+    files: Mapping[str, Any],
+    folder: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Do what `write_start` does.
+
+    Args:
+        prepared: `PreparedTeacher.to_dict`.
+        target: The student's shape.
+        calibration: The file of the text that repairs read; None to repair nothing.
+        files: `TrainingFiles.to_dict`.
+        folder: Where the student goes.
+        progress: Told about the tokens of the repair.
+
+    Returns:
+        The fields of `MeasuredStart`.
+    """
+    source, lessons = PreparedTeacher.from_dict(prepared), TrainingFiles.from_dict(files)
+    return asdict(write_start(source, target, calibration, lessons, folder, progress))
+
+
+def draw_weights(prepared: Mapping[str, str], target: Architecture, seed: int, folder: Path) -> None:
+    """Write a model of random float32 weights as a stock folder, unless it is there.
+
+    Args:
+        prepared: `PreparedTeacher.to_dict` of the model whose config it has.
+        target: Its shape.
+        seed: Of the weights.
+        folder: Where it goes.
+    """
     if not folder.exists():
         with whole_folder(folder) as unfinished:
-            random_student(hop.prepared, target, torch.float32, run.plan.seed).save_pretrained(unfinished)
+            student = random_student(PreparedTeacher.from_dict(prepared), target, torch.float32, seed)
+            student.save_pretrained(unfinished)
+        del student
         release_memory()
-    return None
 
 
-def _untrained_kl(run: Run, hop: Hop, start: Path, first: CurvePoint) -> float | None:
+def export(training: Path, source: Path, folder: Path, dtype: torch.dtype, lineage: Lineage) -> dict[str, Any]:
+    """Write what a training has left as a stock folder, with its proof.
+
+    Args:
+        training: The file of the `TrainingJob`.
+        source: The folder whose tokenizer, generation settings and terms of use it takes over.
+        folder: Where it goes.
+        dtype: Of the stored weights.
+        lineage: Where it comes from.
+
+    Returns:
+        The fields of `Proof`.
+    """
+    job = TrainingJob.read(training)
+    proof = export_student(trained(job), source, folder, dtype, proof_prompt(job.files.validation.open()), lineage)
+    release_memory()
+    return asdict(proof)
+
+
+def compare(model: Path, held_out: Path, cache: Path, teacher: str) -> float:
+    """Return a model's KL to a teacher on held-out text, in nats per token.
+
+    Args:
+        model: Its folder.
+        held_out: The file of the text.
+        cache: What the teacher says over it.
+        teacher: The fingerprint of the teacher.
+    """
+    tokens = PackedTokens.load(held_out)
+    return validate(load_for_training(model), tokens, HiddenCache(cache, teacher, tokens)).kl_nats
+
+
+def _untrained_kl(run: Run, hop: Hop, start: Path, result: TrainingResult) -> float | None:
     """Return the KL to the first teacher before training; a member is measured against it, whomever it learns from."""
     teacher, held_out = run.teacher.checkpoint, hop.lessons.files.validation
     cache = run.folder.signal(teacher.fingerprint, "validation")
     if held_out.cache == cache:
-        return first.kl_nats
-    tokens = held_out.open()
-    return validate(load_for_training(start), tokens, HiddenCache(cache, teacher.fingerprint, tokens)).kl_nats
+        return result.curve[0].kl_nats
+    kl: float = run.workers.call(
+        compare, model=start, held_out=held_out.tokens, cache=cache, teacher=teacher.fingerprint
+    )
+    return kl
 
 
 def _lineage(run: Run, hop: Hop, role: Role, target: Architecture, start: MeasuredStart | None) -> Lineage:

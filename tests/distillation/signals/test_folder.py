@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from minitron_nas.distillation.signals import folder as signal_folder
-from minitron_nas.distillation.signals.folder import SignalFolder, read_about
+from minitron_nas.distillation.signals.folder import Share, SignalFolder, read_about
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache, write_hidden_cache
 from minitron_nas.distillation.signals.top_k_cache import TopKCache, write_top_k_cache
 from minitron_nas.errors import CacheError, DiskSpaceError
@@ -59,6 +59,18 @@ def read(kind, folder, tokens=None, teacher="teacher"):
 
 def content(folder):
     return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def written_share(kind, model, folder, share):
+    """Write a share and return what was told meanwhile."""
+    seen = []
+    write(kind, model, folder, share=share, progress=lambda done, total: seen.append((done, total)))
+    return seen
+
+
+def without_locks(files):
+    """Files without the locks beside them."""
+    return {name: value for name, value in files.items() if not name.startswith(".lock")}
 
 
 def dying_after(num_batches):
@@ -188,7 +200,45 @@ def test_its_files_exist_if_and_only_if_a_cache_is_whole(tmp_path, model, kind):
         write(kind, model, tmp_path, progress=dying_after(4))
     assert not all(file.exists() for file in files())
     write(kind, model, tmp_path)
-    assert set(files()) == {file for file in tmp_path.iterdir() if file.name != ".lock"}
+    assert set(files()) == {file for file in tmp_path.iterdir() if not file.name.startswith(".lock")}
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_shares_of_several_writers_are_together_what_one_writes(tmp_path, model, kind, count):
+    write(kind, model, tmp_path / "one")
+    told = [written_share(kind, model, tmp_path / "many", Share(number, count)) for number in reversed(range(count))]
+    assert all([done for done, _ in seen] == [16 * (place + 1) for place in range(len(seen))] for seen in told)
+    ends = [seen[-1] for seen in told if seen]
+    assert sum(done for done, _ in ends) == 7 * 16 == sum(total for _, total in ends)
+    assert without_locks(content(tmp_path / "many")) == without_locks(content(tmp_path / "one"))
+
+
+def test_writers_of_different_shares_do_not_wait_for_each_other(tmp_path, model, kind):
+    """The second writes its share from beginning to end while the first has just written a sequence."""
+
+    def meanwhile(done, total):
+        if done == 16:
+            other = threading.Thread(target=write, args=(kind, model, tmp_path), kwargs={"share": Share(1, 2)})
+            other.start()
+            other.join(timeout=60)
+            assert not other.is_alive()
+
+    write(kind, model, tmp_path, share=Share(0, 2), progress=meanwhile)
+    assert torch.isfinite(read(kind, tmp_path)).all()
+
+
+def test_a_writer_of_another_cache_waits_for_all_shares(tmp_path, model, kind):
+    other = threading.Thread(target=write, args=(kind, model, tmp_path, some_tokens(9, seed=8)))
+
+    def meanwhile(done, total):
+        if done == 16:
+            other.start()
+            other.join(timeout=0.5)
+            assert other.is_alive()
+
+    write(kind, model, tmp_path, share=Share(0, 2), progress=meanwhile)
+    other.join(timeout=60)
+    assert torch.isfinite(read(kind, tmp_path, some_tokens(9, seed=8))).all()
 
 
 def test_a_shard_holds_whole_batches_however_large(tmp_path, model, kind):
