@@ -1,5 +1,6 @@
 """`FamilyPlan`: everything that decides what a run does; no torch."""
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -224,7 +225,7 @@ def load_plan(path: str | Path, overrides: Iterable[str] = ()) -> FamilyPlan:
     """Read a plan from YAML; a run folder's `plan.yaml` is read as well.
 
     Args:
-        path: The file.
+        path: The file; `-` is standard input.
         overrides: `key.subkey=value` strings that replace what the file says.
 
     Raises:
@@ -232,7 +233,8 @@ def load_plan(path: str | Path, overrides: Iterable[str] = ()) -> FamilyPlan:
     """
     file = Path(path)
     try:
-        content = _read_yaml(file.read_text(encoding="utf-8"), str(file))
+        text = sys.stdin.read() if str(path) == "-" else file.read_text(encoding="utf-8")
+        content = _read_yaml(text, str(file))
     except FileNotFoundError:
         raise PlanError(f"there is no plan {file}") from None
     except (OSError, UnicodeDecodeError) as error:
