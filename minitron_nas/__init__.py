@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     from minitron_nas.pipeline.build import build_family
     from minitron_nas.pipeline.family import Family
     from minitron_nas.pipeline.plan import FamilyPlan, load_plan
+    from minitron_nas.pipeline.show import show
+    from minitron_nas.pipeline.steps.compare import CompareLimits, compare
     from minitron_nas.pipeline.steps.correct import correct
     from minitron_nas.pipeline.steps.distill import distill
     from minitron_nas.pipeline.steps.evaluate import evaluate
     from minitron_nas.pipeline.steps.latency import measure_latency
     from minitron_nas.pipeline.steps.prune import prune
+    from minitron_nas.pipeline.submit import submit
     from minitron_nas.reporting.html import write_report
     from minitron_nas.search.pareto import pareto_front
     from minitron_nas.space.axes import SearchSpace
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Architecture": "architecture.spec",
     "Candidate": "space.enumerate",
+    "CompareLimits": "pipeline.steps.compare",
     "Family": "pipeline.family",
     "FamilyPlan": "pipeline.plan",
     "ImportanceScores": "importance.scores",
@@ -36,6 +40,7 @@ _HOMES = {
     "MinitronNasError": "errors",
     "SearchSpace": "space.axes",
     "build_family": "pipeline.build",
+    "compare": "pipeline.steps.compare",
     "correct": "pipeline.steps.correct",
     "count_parameters": "families.catalog",
     "distill": "pipeline.steps.distill",
@@ -46,12 +51,15 @@ _HOMES = {
     "pareto_front": "search.pareto",
     "prune": "pipeline.steps.prune",
     "score_importance": "importance.score",
+    "show": "pipeline.show",
+    "submit": "pipeline.submit",
     "write_report": "reporting.html",
 }
 
 __all__ = [
     "Architecture",
     "Candidate",
+    "CompareLimits",
     "Family",
     "FamilyPlan",
     "ImportanceScores",
@@ -59,6 +67,7 @@ __all__ = [
     "MinitronNasError",
     "SearchSpace",
     "build_family",
+    "compare",
     "correct",
     "count_parameters",
     "distill",
@@ -69,6 +78,8 @@ __all__ = [
     "pareto_front",
     "prune",
     "score_importance",
+    "show",
+    "submit",
     "write_report",
 ]
 

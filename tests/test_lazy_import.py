@@ -21,6 +21,7 @@ LIGHT_MODULES = (
 PUBLIC_NAMES = (
     "Architecture",
     "Candidate",
+    "CompareLimits",
     "Family",
     "FamilyPlan",
     "ImportanceScores",
@@ -28,6 +29,7 @@ PUBLIC_NAMES = (
     "MinitronNasError",
     "SearchSpace",
     "build_family",
+    "compare",
     "correct",
     "count_parameters",
     "distill",
@@ -38,6 +40,8 @@ PUBLIC_NAMES = (
     "pareto_front",
     "prune",
     "score_importance",
+    "show",
+    "submit",
     "write_report",
 )
 

@@ -1,4 +1,4 @@
-"""Verbs that only look: `doctor`, `enumerate`, `ls`."""
+"""Verbs that only look: `doctor`, `enumerate`, `ls`, `show`."""
 
 from dataclasses import asdict
 from enum import StrEnum
@@ -71,6 +71,25 @@ def list_(
     width = max(len(row["name"]) for row in rows) + 2
     for row in rows:
         typer.echo(f"{row['name']:<{width}} {row['about']}")
+
+
+@app.command()
+def show(
+    what: Annotated[
+        str, typer.Argument(help="A run, model (folder, hub name, GGUF file, wheel), scores, space or latency model.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Say what something is, at a glance."""
+    from minitron_nas.pipeline.show import show as look
+
+    with stdout_for_results():
+        shown = look(what)
+    if as_json:
+        print_json(shown.to_dict())
+        return
+    for line in shown.lines():
+        typer.echo(line)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Verbs of whole runs: `build`, `demo`, `report`."""
+"""Verbs of whole runs: `build`, `demo`, `submit`, `report`, `push`."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -62,6 +62,50 @@ def demo(out: Out, overrides: Overrides = None, as_json: AsJson = False) -> None
 
 
 @app.command()
+def submit(
+    plan: Annotated[Optional[Path], typer.Argument(help="The YAML plan to build.")] = None,  # noqa: UP045
+    address: Annotated[str, typer.Option(help="The cluster's dashboard.")] = "http://127.0.0.1:8265",
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="The run folder: an absolute path on storage that all nodes share."),
+    ] = None,
+    attach: Annotated[Optional[str], typer.Option(metavar="ID", help="Follow a job that was submitted.")] = None,  # noqa: UP045
+    stop: Annotated[Optional[str], typer.Option(metavar="ID", help="End a job that was submitted.")] = None,  # noqa: UP045
+    python: Annotated[str, typer.Option(help="The cluster's Python that has minitron_nas.")] = "python",
+    detach: Annotated[bool, typer.Option("--detach", help="Do not wait for the job.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Let a running Ray cluster build a plan; the job's id is printed, and what it prints is passed on."""
+    import sys
+
+    from minitron_nas.errors import PlanError
+    from minitron_nas.execution.preemption import going_on
+    from minitron_nas.pipeline import submit as jobs
+
+    if sum(value is not None for value in (plan, attach, stop)) != 1:
+        raise PlanError("submit takes one of a plan, --attach ID and --stop ID")
+    if stop is not None:
+        typer.echo(f"{stop} was {'stopped' if jobs.stop(stop, address) else 'not running any more'}")
+        return
+    job = attach
+    if plan is not None:
+        if out is None:
+            raise PlanError("submit needs --out FOLDER")
+        job = jobs.submit(plan, address, out, overrides or (), python)
+    assert job is not None
+    typer.echo(job)
+    again = f"minitron-nas submit --address {address}"
+    if detach:
+        typer.echo(f"{again} --attach {job}   follows it; --stop {job} ends it", err=True)
+        return
+    with going_on(f"the job goes on; follow it with {again} --attach {job}, end it with --stop {job}"):
+        end = jobs.attach(job, address, lambda text: typer.echo(text, nl=False, err=True))
+    if end.status != "SUCCEEDED":
+        typer.echo(f"minitron-nas: {job} {end.status.lower()}: {' '.join(end.message.split())}", err=True)
+        sys.exit(end.exit_code or 1)
+
+
+@app.command()
 def report(
     run_folder: Annotated[Path, typer.Argument(help="A run folder, finished or not.")], as_json: AsJson = False
 ) -> None:
@@ -70,6 +114,28 @@ def report(
 
     path = write_report(run_folder)
     print_json({"report": str(path)}) if as_json else typer.echo(str(path))
+
+
+@app.command()
+def push(
+    run: Annotated[Path, typer.Argument(help="A run folder, or the folder of one student.")],
+    repo: Annotated[str, typer.Option(help="Where it goes on the Hugging Face hub: owner/name.")],
+    size: Annotated[Optional[str], typer.Option(help="Which student of the run, such as 94M.")] = None,  # noqa: UP045
+    public: Annotated[bool, typer.Option("--public", help="Let a new repository be public.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Publish a student on the Hugging Face hub, private unless asked otherwise."""
+    from minitron_nas.pipeline.push import push as publish
+
+    with stdout_for_results():
+        pushed = publish(run, repo, size, public, dry_run)
+    if as_json:
+        print_json({"repo": pushed.repo, "files": pushed.files, "url": pushed.url})
+        return
+    for name, num_bytes in pushed.files.items():
+        typer.echo(f"{num_bytes:>15,}  {name}")
+    typer.echo(pushed.url or f"{pushed.num_bytes:>15,}  would go to {pushed.repo}")
 
 
 def _print_family(family: "Family", as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""Verbs of single steps: `score`, `prune`, `distill`, `correct`, `evaluate`, `latency`."""
+"""Verbs of single steps: `score`, `prune`, `distill`, `correct`, `evaluate`, `compare`, `latency`."""
 
 import re
 from collections.abc import Sequence
@@ -232,6 +232,50 @@ def evaluate(
     for name, value in result.items():
         if value is not None:
             typer.echo(f"{name:<16} {value:,.4f}" if isinstance(value, float) else f"{name:<16} {value:,}")
+
+
+@app.command()
+def compare(
+    base: Annotated[str, typer.Argument(help="What the other is held against: a model, or the folder of a run.")],
+    other: Annotated[str, typer.Argument(help="The same.")],
+    text: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Text, jsonl or parquet file that neither model has seen; of runs there is none."),
+    ] = None,
+    limit: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="kl_nats, loss_increase_nats, agreement_share, parameters_ratio, memory_ratio, prefill_speedup, "
+            "decode_speedup or task_drop; null for no limit; repeatable.",
+        ),
+    ] = None,
+    limits: Annotated[Optional[Path], typer.Option(help="A YAML file of limits.")] = None,  # noqa: UP045
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="A new folder for comparison.parquet and comparison.md."),
+    ] = None,
+    overrides: StepOverrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hold a model against another, or a run against another; exit code 1 where a limit is not kept to.
+
+    --set takes text.* and evaluation.* keys.
+    """
+    from minitron_nas.pipeline.steps.compare import compare, read_limits
+
+    plan = _read_step(base, None, overrides, ("text", "evaluation"))[1]
+    with stdout_for_results():
+        asked = read_limits(limits, limit or ())
+        found = compare(base, other, text, asked, out, plan.evaluation, plan.text, plan.seed)
+    if as_json:
+        print_json({"passes": found.passes, "checks": [check.to_row() for check in found.checks]})
+    else:
+        for check in found.checks:
+            name = " ".join(filter(None, (check.model, check.measure)))
+            typer.echo(f"{'pass' if check.passes else 'FAIL'}  {name:<32} {check.told}")
+    if not found.passes:
+        raise typer.Exit(1)
 
 
 @app.command()

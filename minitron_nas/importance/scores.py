@@ -120,3 +120,20 @@ def _ranked(scores: Tensor) -> Iterator[dict[str, Any]]:
     ranks = torch.argsort(descending(scores)).tolist()
     for index, (score, rank) in enumerate(zip(scores.tolist(), ranks, strict=True)):
         yield {"index": index, "score": score, "rank": rank}
+
+
+def about_scores(folder: Path) -> dict[str, str]:
+    """Return what `save` was told about the scores in a folder.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        ScoresError: If it cannot be read.
+    """
+    try:
+        with safe_open(folder / _FILE, framework="pt") as handle:
+            about: dict[str, str] = json.loads((handle.metadata() or {}).get(_ABOUT, "{}"))
+    except (SafetensorError, ValueError) as error:
+        raise ScoresError(f"{folder / _FILE} is cut short or of another version ({error}); score again") from None
+    return about

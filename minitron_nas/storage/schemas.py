@@ -271,7 +271,25 @@ BENCHMARKS = Table(
     ),
 )
 
-TABLES = (SCORES, CANDIDATES, EXCLUSIONS, TRIALS, RATES, CORRELATIONS, TEXTS, CURVES, EVALUATIONS, SAMPLES, BENCHMARKS)
+COMPARISON = Table(
+    "comparison.parquet",
+    ("model", "measure"),
+    (
+        Column("model", _TEXT, "of two runs the member's name; null of two models"),
+        Column("measure", _TEXT, "what is held against a limit"),
+        Column("base", _FLOAT, "of the first model; null where it has none of its own"),
+        Column("other", _FLOAT, "of the second model; null where it has none of its own"),
+        Column("value", _FLOAT, "what the limit is for: the difference, the ratio, or the measure itself"),
+        Column("limit", _FLOAT, "the most, or the least, that is allowed; null where nothing was asked for"),
+        Column("passes", _BOOL, "whether the value keeps to it"),
+        Column("told", _TEXT, "the same in words"),
+    ),
+)
+
+TABLES = (
+    SCORES, CANDIDATES, EXCLUSIONS, TRIALS, RATES, CORRELATIONS, TEXTS, CURVES, EVALUATIONS, SAMPLES, BENCHMARKS,
+    COMPARISON,
+)  # fmt: skip
 
 RUN_TABLES = (CANDIDATES, EXCLUSIONS, TRIALS, RATES, CORRELATIONS, TEXTS, CURVES, EVALUATIONS, SAMPLES, BENCHMARKS)
 """Those that lie in a run folder, made of the rows of its stages."""

@@ -1,5 +1,6 @@
 """Evaluating a model on a text, as a function of its own."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp
 from pathlib import Path
@@ -12,6 +13,7 @@ from minitron_nas.distillation.loss.validation import validate
 from minitron_nas.distillation.signals.teacher import OnlineTeacher, TeacherSignal
 from minitron_nas.errors import DataError
 from minitron_nas.models.causal_lm import CausalLM
+from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.loading import load_for_inference
 from minitron_nas.models.source import ModelSource, resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display, tell
@@ -21,6 +23,7 @@ from minitron_nas.text.settings import TextSettings
 from minitron_nas.text.sources import read_in_order
 from minitron_nas.text.token_log import TokenStream
 from minitron_nas.text.tokenization import tokenize
+from minitron_nas.text.tokens import PackedTokens
 from minitron_nas.text.vocabulary import Vocabulary
 
 
@@ -74,32 +77,65 @@ def evaluate(
         if other is not None and teacher is not None:
             vocabulary = Vocabulary.of(checkpoint.path, source_name(model))
             vocabulary.require_same(Vocabulary.of(other.path, source_name(teacher)))
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
-        vocab_size = min(each.architecture.vocab_size for each in (checkpoint, other) if each is not None)
-        stream = tokenize(read_in_order(text, settings), tokenizer, vocab_size)
-        pieces = list(stream)
-        total = sum(len(piece) for piece in pieces)
-        if total < 2:
-            raise DataError(f"{text} holds {total} tokens; at least 2 are needed to predict one from another")
-        length = min(settings.sequence_length, total)
-        documents = TokenStream(pieces, stream.bos if settings.bos == "sequence" else None)
-        for each in (checkpoint, other):
-            if each is not None:
-                each.require_length(length)
+        read = read_whole_text([each for each in (checkpoint, other) if each is not None], text, settings)
         signal = OnlineTeacher(load_for_inference(other.path)) if other is not None else None
         student = load_for_inference(checkpoint.path)
-        with display.stage("evaluate", f"{total:,} tokens") as progress:
-            losses = _validate_all(student, documents, length, signal, progress)
+        with display.stage("evaluate", f"{read.num_tokens:,} tokens") as progress:
+            losses = validate_all(student, read.parts, signal, progress)
     kl = losses.kl_nats if signal is not None else None
-    return Evaluation(losses.loss_nats, exp(losses.loss_nats), kl, total, checkpoint.num_parameters)
+    return Evaluation(losses.loss_nats, exp(losses.loss_nats), kl, read.num_tokens, checkpoint.num_parameters)
 
 
-def _validate_all(
-    model: CausalLM, documents: TokenStream, length: int, signal: TeacherSignal | None, progress: Progress
+@dataclass(frozen=True, slots=True)
+class WholeText:
+    """All of a text, cut without overlap.
+
+    Attributes:
+        parts: Whole sequences, and what is left after the last one as a shorter one; none of less than two tokens.
+        num_tokens: Of the text itself.
+    """
+
+    parts: tuple[PackedTokens, ...]
+    num_tokens: int
+
+
+def read_whole_text(checkpoints: Sequence[Checkpoint], text: str | Path, settings: TextSettings) -> WholeText:
+    """Cut all of a text into sequences.
+
+    Args:
+        checkpoints: Models of one vocabulary that are to read it; the first one's tokenizer cuts it.
+        text: Text, jsonl or parquet files; a plain text file counts as one document.
+        settings: Column, split and configuration to read, length of a sequence and BOS.
+
+    Raises:
+        DataError: If there is no text, or it is shorter than two tokens.
+        PlanError: If a model cannot read such long sequences.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(checkpoints[0].path)
+    vocab_size = min(each.architecture.vocab_size for each in checkpoints)
+    stream = tokenize(read_in_order(text, settings), tokenizer, vocab_size)
+    pieces = list(stream)
+    total = sum(len(piece) for piece in pieces)
+    if total < 2:
+        raise DataError(f"{text} holds {total} tokens; at least 2 are needed to predict one from another")
+    length = min(settings.sequence_length, total)
+    for each in checkpoints:
+        each.require_length(length)
+    packed = pack_all(TokenStream(pieces, stream.bos if settings.bos == "sequence" else None), length)
+    return WholeText(tuple(part for part in packed if part.num_tokens > 1), total)
+
+
+def validate_all(
+    model: CausalLM, parts: Sequence[PackedTokens], signal: TeacherSignal | None, progress: Progress
 ) -> Losses:
-    """Validate whole sequences, and what is left after the last one as a shorter one."""
-    whole, rest = pack_all(documents, length)
-    parts = [part for part in (whole, rest) if part.num_tokens > 1]
+    """Validate a model on the parts of a text.
+
+    Args:
+        model: On its device.
+        parts: Of a `WholeText`.
+        signal: What the teacher says; None for no KL.
+        progress: Told about tokens of each part.
+    """
     results = [(validate(model, part, signal, progress=progress), int(part.num_labels().sum())) for part in parts]
     num_labels, num_counted = sum(labels for _, labels in results), sum(int(part.num_counted().sum()) for part in parts)
     kl = sum(result.kl_nats * int(part.num_counted().sum()) for (result, _), part in zip(results, parts, strict=True))

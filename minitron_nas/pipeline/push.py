@@ -1,0 +1,103 @@
+"""Publishing a member of a family on the Hugging Face hub."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+
+from minitron_nas.errors import PlanError, ProofError, RunFolderError
+from minitron_nas.models.hub import HUB_NAME
+from minitron_nas.storage.lineage import LINEAGE, read_lineage
+from minitron_nas.storage.run_folder import RunFolder
+
+_CARD = "README.md"
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """What goes to the hub.
+
+    Attributes:
+        repo: `owner/name`.
+        folder: The folder that is published.
+        files: Every file with its bytes.
+        url: Of the commit; None after a dry run.
+    """
+
+    repo: str
+    folder: Path
+    files: dict[str, int]
+    url: str | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all files."""
+        return sum(self.files.values())
+
+
+def push(run: str | Path, repo: str, size: str | None = None, public: bool = False, dry_run: bool = False) -> Pushed:
+    """Publish a student: weights, tokenizer, terms of use, card, lineage and proof, in one commit.
+
+    Args:
+        run: A run folder, or the folder of one student.
+        repo: `owner/name`; it is made if it is not there, and private unless that is asked for.
+        size: Which of a run's students, such as "94M" or "94M-2".
+        public: Whether a new repository is public.
+        dry_run: Whether only to say what would go.
+
+    Raises:
+        RunFolderError: If there is no such student, or it has no card yet.
+        ProofError: If its reloaded logits differ from those of the model that was written.
+        PlanError: If the name is none of the hub's, nobody is logged in, or the hub refuses.
+    """
+    if not HUB_NAME.fullmatch(repo) or "@" in repo:
+        raise PlanError(f"--repo {repo!r} is no name of the hub; write owner/name")
+    folder = _student(Path(run), size)
+    proof = read_lineage(folder).proof
+    if proof is not None and not proof.holds:
+        raise ProofError(
+            f"{folder} is not published: reloaded, its logits differ by {proof.max_abs_difference:.3g} from those "
+            f"of the model that was written, and at most {proof.tolerance:.3g} is accepted; distil it again"
+        )
+    if not (folder / _CARD).is_file():
+        raise RunFolderError(f"{folder} has no model card yet; let the build go on until its size is finished")
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {str(path.relative_to(folder)): path.stat().st_size for path in paths if not _is_hidden(path, folder)}
+    if dry_run:
+        return Pushed(repo, folder, files)
+    try:
+        api = HfApi()
+        api.create_repo(repo, private=not public, exist_ok=True)
+        url = api.upload_folder(
+            repo_id=repo, folder_path=folder, allow_patterns=list(files), commit_message=f"Upload {folder.name}"
+        )
+    except LocalTokenNotFoundError:
+        raise PlanError("nobody is logged in to the hub; run `hf auth login`, or set HF_TOKEN") from None
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise PlanError(
+            f"the hub does not take {repo} ({reason}); see that `hf auth whoami` may write there, and push again"
+        ) from error
+    return Pushed(repo, folder, files, str(url))
+
+
+def _student(path: Path, size: str | None) -> Path:
+    """Return the folder of a student, of a run or by itself."""
+    if (path / "config.json").is_file() and (path / LINEAGE).is_file():
+        if size is not None:
+            raise RunFolderError(f"{path} is one model; leave --size out, or give the run folder")
+        return path
+    run = RunFolder(path)
+    if not run.plan.is_file():
+        raise RunFolderError(f"{path} is neither a run nor a student: it has no plan.yaml and no {LINEAGE}")
+    there = sorted(folder.name for folder in (path / "students").glob("*") if (folder / LINEAGE).is_file())
+    if size is None or size not in there:
+        known = f"name one with --size: {', '.join(there)}" if there else "none is finished yet"
+        asked = "which student of" if size is None else f"no student {size!r} in"
+        raise RunFolderError(f"{asked} {path}: {known}")
+    return run.student(size)
+
+
+def _is_hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)

@@ -1,0 +1,229 @@
+"""Anything that this package reads or writes, at a glance: a model, a run, scores, a space, a latency model."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from minitron_nas.architecture.costs import costs_of, kv_cache_bytes_per_token
+from minitron_nas.architecture.layout import Axis, TensorRow
+from minitron_nas.architecture.spec import SHAPE_FIELDS
+from minitron_nas.errors import TeacherNotFoundError
+from minitron_nas.evaluation.latency import LatencyModel
+from minitron_nas.models.outline import Outline
+from minitron_nas.reporting.members import list_members
+from minitron_nas.reporting.run_record import read_run
+from minitron_nas.resources import resource_names
+from minitron_nas.space.axes import AxisValues, SearchSpace, load_space
+from minitron_nas.storage.ledger import Ledger
+from minitron_nas.storage.lineage import LINEAGE, Lineage, read_lineage
+from minitron_nas.storage.run_folder import RunFolder
+
+_CONTEXT_TOKENS = 4096
+_MOST_LISTED = 8
+_SCORES = "scores.safetensors"
+
+Facts = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What there is to say of something.
+
+    Attributes:
+        kind: model, run, scores, space or latency model.
+        name: What was asked for.
+        facts: By name; plain values.
+        tables: Rows of equal keys, by title.
+    """
+
+    kind: str
+    name: str
+    facts: Facts
+    tables: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as plain values."""
+        return {"kind": self.kind, "name": self.name, **self.facts, **self.tables}
+
+    def lines(self) -> Iterator[str]:
+        """Yield it as people read it."""
+        yield f"{self.kind} {self.name}"
+        width = max((len(key) for key in self.facts), default=0)
+        for key, value in self.facts.items():
+            yield f"  {_spaced(key):<{width}}  {_told(value)}"
+        for title, rows in self.tables.items():
+            yield ""
+            yield from _table(title, rows)
+
+
+def show(what: str) -> Shown:
+    """Say what something is, without running it.
+
+    Args:
+        what: A run folder, a model (folder, hub name, GGUF file, wheel), a folder of scores, a space (preset or YAML
+            file) or a file of `minitron-nas latency`.
+
+    Raises:
+        MinitronNasError: If it is none of these; says what it was taken for.
+    """
+    path = Path(what).expanduser()
+    if (path / "plan.yaml").is_file() and not (path / "config.json").is_file():
+        return _run(path)
+    if (path / _SCORES).is_file():
+        return _scores(path)
+    if path.suffix in (".yaml", ".yml") or (not path.exists() and what in resource_names("search_spaces", ".yaml")):
+        return _space(what, load_space(what))
+    if path.is_file() and path.suffix == ".json":
+        return _latency(what, LatencyModel.load(path))
+    return _model(what)
+
+
+def _model(what: str) -> Shown:
+    from minitron_nas.models.source import outline_teacher  # deferred: imports torch
+
+    with TemporaryDirectory() as work:
+        try:
+            outline = outline_teacher(what, Path(work))
+        except TeacherNotFoundError as error:
+            raise TeacherNotFoundError(f"{what} is no run, scores, space or latency model either: {error}") from None
+    shape = outline.architecture
+    whole = {name: np.array([getattr(shape, name)]) for name in outline.layout.shape_fields()}
+    costs = {name: int(column[0]) for name, column in costs_of(outline.layout, shape, whole, _CONTEXT_TOKENS).items()}
+    facts = {
+        "family": shape.model_type,
+        "parameters": outline.num_parameters,
+        "active_parameters": costs["num_active_parameters"],
+        **{name: getattr(shape, name) for name in (*SHAPE_FIELDS, "head_dim", "vocab_size") if getattr(shape, name)},
+        "tied_embeddings": shape.tie_word_embeddings,
+        "gigabytes_of_weights": round(outline.weights_bytes / 1e9, 3),
+        "bytes_of_kv_cache_per_token": kv_cache_bytes_per_token(shape),
+        f"forward_flops_per_token_at_{_CONTEXT_TOKENS:,}": costs["forward_flops_per_token"],
+    }
+    folder = Path(what).expanduser()
+    lineage = _lineage(read_lineage(folder)) if (folder / LINEAGE).is_file() else {}
+    return Shown("model", what, {**facts, **lineage}, {"parameters by part": _parts(outline)})
+
+
+def _parts(outline: Outline) -> list[dict[str, Any]]:
+    counts = Counter[str]()
+    for place in outline.layout.tensors(outline.architecture):
+        counts[_part(place.row)] += int(np.prod(place.row.shape(outline.architecture)))
+    total = sum(counts.values())
+    return [{"part": part, "parameters": count, "share": count / total} for part, count in counts.most_common()]
+
+
+def _part(row: TensorRow) -> str:
+    axes = {axis for dim in row.dims for part in dim.parts for axis in part}
+    if axes & {Axis.VOCAB, Axis.POSITIONS}:
+        return "embeddings"
+    if axes & {Axis.KV_GROUPS, Axis.GROUP_HEADS, Axis.HEAD_DIM, Axis.QKV}:
+        return "attention"
+    if row.per_expert or axes & {Axis.NEURONS, Axis.EXPERT_NEURONS}:
+        return "experts" if row.per_expert or Axis.EXPERT_NEURONS in axes else "feed-forward"
+    return "router" if Axis.EXPERTS in axes else "norms and others"
+
+
+def _lineage(lineage: Lineage) -> dict[str, Any]:
+    proof = lineage.proof
+    said = {
+        "teacher": lineage.teacher.name,
+        "pruned_from": lineage.source.name,
+        "role": lineage.role,
+        "kept_layers": list(lineage.kept_layers) or None,
+        "tokens_trained": lineage.tokens_trained,
+        "exported_after_tokens": lineage.exported_tokens,
+        "learning_rate": lineage.learning_rate,
+        "reloaded_logits_differ_by": None if proof is None else proof.max_abs_difference,
+        "proof_holds": None if proof is None else proof.holds,
+    }
+    return {name: value for name, value in said.items() if value is not None}
+
+
+def _run(path: Path) -> Shown:
+    record, entries = read_run(path), Ledger(RunFolder(path.absolute()).ledger).entries()
+    members = list_members(record)
+    done = {entry.stage: entry for entry in entries}
+    left = [size for size in record.sizes() if f"{size} evaluate" not in done]
+    facts = {
+        "teacher": record.teacher["source"],
+        "teacher_parameters": record.teacher["num_parameters"],
+        "data": record.plan.get("data"),
+        "sizes": record.sizes(),
+        "sizes_left": left,
+        "finished": not left and "study" in done,
+        "stages_done": len(done),
+        "hours": round(sum(entry.seconds for entry in done.values()) / 3600, 2),
+        "last_stage": entries[-1].stage if entries else None,
+    }
+    columns = ("num_parameters", "kl_nats", "perplexity", "prefill_speedup", "decode_speedup", "tokens_trained")
+    rows = [{"model": member.name, **{name: member.value(name) for name in columns}} for member in members]
+    return Shown("run", str(path), facts, {"members": rows})
+
+
+def _scores(path: Path) -> Shown:
+    from minitron_nas.importance.scores import ImportanceScores, about_scores  # deferred: imports torch
+
+    scores = ImportanceScores.load(path)
+    order = scores.layers.argsort().tolist()
+    facts = {
+        **about_scores(path),
+        "hidden_channels": scores.hidden.shape[0],
+        "layers": scores.layers.shape[0],
+        "layers_that_matter_least": order[:_MOST_LISTED],
+        "layers_that_matter_most": order[::-1][:_MOST_LISTED],
+    }
+    return Shown("scores", str(path), facts)
+
+
+def _space(what: str, space: SearchSpace) -> Shown:
+    facts: dict[str, Any] = {"description": space.description}
+    facts |= {"tolerance": space.tolerance} if space.window is None else {"window": list(space.window)}
+    facts["protected_layers"] = list(space.protected_layers)
+    if space.source is not None:
+        facts["source"] = space.source.get("model_type")
+    axes = [{"axis": name, "sizes": _sizes(axis)} for name, axis in space.axes.given().items()]
+    return Shown("space", what, facts, {"axes": axes})
+
+
+def _sizes(axis: AxisValues) -> dict[str, Any]:
+    if axis.values is not None:
+        return {"values": list(axis.values)}
+    if axis.ratios is not None:
+        return {"ratios": list(axis.ratios), "multiple_of": axis.multiple_of}
+    return {"min_fraction": axis.min_fraction, "step_fraction": axis.step_fraction, "multiple_of": axis.multiple_of}
+
+
+def _latency(what: str, model: LatencyModel) -> Shown:
+    return Shown("latency model", what, model.told())
+
+
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "-"}[value]
+    if isinstance(value, int | float):
+        return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{_spaced(str(key))} {_told(inner)}" for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_told(inner) for inner in value) or "none"
+    return str(value)
+
+
+def _table(title: str, rows: list[dict[str, Any]]) -> Iterator[str]:
+    if not rows:
+        return
+    cells = [[_spaced(key) for key in rows[0]], *([_told(value) for value in row.values()] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    yield title
+    for row in cells:
+        first, *others = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        yield "  ".join(["", first, *(other.strip().rjust(len(other)) for other in others)])

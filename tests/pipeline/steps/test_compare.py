@@ -1,0 +1,214 @@
+"""A gate for models: the same model passes however it is stored, a damaged one does not."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from minitron_nas.errors import PlanError, RunFolderError
+from minitron_nas.evaluation.settings import EvaluationSettings
+from minitron_nas.evaluation.speed import Speed
+from minitron_nas.pipeline.display import Quiet
+from minitron_nas.pipeline.steps import compare as module
+from minitron_nas.pipeline.steps.compare import Check, CompareLimits, Comparison, compare, read_limits
+from minitron_nas.storage.schemas import COMPARISON
+
+Damage = Callable[[Path], None]
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
+    file = tmp_path_factory.mktemp("text") / "held_out.txt"
+    file.write_text(json.loads(text_file.read_text(encoding="utf-8").splitlines()[0])["text"][:3000], encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def beside(trained_teacher: Path, held_out: Path, tmp_path: Path) -> Callable[..., Comparison]:
+    """Compare the teacher with a copy to which something was done."""
+
+    def call(change: Damage, limits: CompareLimits | None = None, **more: Any) -> Comparison:
+        shutil.copytree(trained_teacher, tmp_path / "copy")
+        change(tmp_path / "copy")
+        return compare(trained_teacher, tmp_path / "copy", held_out, limits, display=Quiet(), **more)
+
+    return call
+
+
+def rewritten(folder: Path, **options: Any) -> None:
+    """Store a model again."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=options.pop("dtype", torch.float32))
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()
+    model.save_pretrained(folder, **options)
+
+
+def in_half(folder: Path) -> None:
+    rewritten(folder, dtype=torch.bfloat16)
+
+
+def in_shards(folder: Path) -> None:
+    rewritten(folder, max_shard_size="100KB")
+    assert len(list(folder.glob("*.safetensors"))) > 1
+
+
+def with_layers_swapped(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    swap = {1: 3, 3: 1}
+
+    def renamed(name: str) -> str:
+        parts = name.split(".")
+        if parts[:2] == ["model", "layers"]:
+            parts[2] = str(swap.get(int(parts[2]), int(parts[2])))
+        return ".".join(parts)
+
+    save_file({renamed(name): tensor for name, tensor in tensors.items()}, file, metadata={"format": "pt"})
+
+
+def with_another_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }} and no more")
+
+
+def with_a_token_renamed(folder: Path) -> None:
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    vocabulary = content["model"]["vocab"]
+    token = next(token for token, number in vocabulary.items() if number == 100)
+    vocabulary[f"{token}q"] = vocabulary.pop(token)
+    content["model"]["merges"] = [
+        merge for merge in content["model"].get("merges", []) if "".join(merge).replace(" ", "") != token
+    ]
+    file.write_text(json.dumps(content), encoding="utf-8")
+
+
+@pytest.mark.parametrize("change", [in_half, in_shards, lambda folder: None], ids=["bfloat16", "shards", "as it is"])
+def test_the_same_model_passes_however_it_is_stored(beside: Callable[..., Comparison], change: Damage) -> None:
+    found = beside(change)
+    assert found.passes, found.to_markdown()
+    assert {check.measure for check in found.checks} >= {"tokenizer", "chat_template", "kl_nats", "agreement_share"}
+
+
+@pytest.mark.parametrize(
+    ("change", "failing"),
+    [
+        (with_layers_swapped, {"kl_nats", "loss_increase_nats"}),
+        (with_another_template, {"chat_template"}),
+        (with_a_token_renamed, {"tokenizer", "kl_nats", "loss_increase_nats", "agreement_share"}),
+    ],
+)
+def test_a_damaged_model_fails_by_name(beside: Callable[..., Comparison], change: Damage, failing: set[str]) -> None:
+    found = beside(change)
+    assert not found.passes
+    assert {check.measure for check in found.checks if not check.passes} >= failing
+
+
+def test_a_compressed_model_is_held_to_the_limits_that_it_was_given(finished: Path, held_out: Path) -> None:
+    student = finished / "students" / "90k"
+    teacher = Path(json.loads((student / "lineage.json").read_text())["teacher"]["name"])
+    strict = compare(teacher, student, held_out, CompareLimits(kl_nats=0.001), display=Quiet())
+    by_name = {check.measure: check for check in strict.checks}
+    kl, parameters = by_name["kl_nats"].value, by_name["parameters_ratio"].value
+    assert not strict.passes
+    assert kl is not None
+    assert parameters is not None
+    assert kl > 0.001
+    assert parameters < 1
+    own = CompareLimits(kl_nats=kl, loss_increase_nats=None, agreement_share=0, parameters_ratio=parameters)
+    assert compare(teacher, student, held_out, own, display=Quiet()).passes
+    too_large = own.model_copy(update={"parameters_ratio": parameters - 0.01})
+    assert not compare(teacher, student, held_out, too_large, display=Quiet()).passes
+
+
+def test_speed_is_measured_in_turns_only_where_a_limit_asks_for_it(
+    beside: Callable[..., Comparison], monkeypatch: pytest.MonkeyPatch, trained_teacher: Path
+) -> None:
+    timed: list[Path | None] = []
+
+    def measure(path: Path, settings: EvaluationSettings, teacher: Path | None = None) -> Speed:
+        timed.append(teacher)
+        return Speed(100.0, 10.0, 2**20, 1.0, 1.0 if teacher is None else 0.8, 0.02, 0.02)
+
+    monkeypatch.setattr(module, "measure_speed", measure)
+    found = beside(lambda folder: None, CompareLimits(decode_speedup=0.9))
+    assert timed == [None, trained_teacher]
+    assert [check.measure for check in found.checks if not check.passes] == ["decode_speedup"]
+    assert not CompareLimits().asks_for_speed
+
+
+def test_the_table_and_the_page_say_what_failed(trained_teacher: Path, held_out: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained_teacher, tmp_path / "a|b")
+    with_another_template(tmp_path / "a|b")
+    compare(trained_teacher, tmp_path / "a|b", held_out, out=tmp_path / "out", display=Quiet())
+    frame = pd.read_parquet(tmp_path / "out" / "comparison.parquet")
+    assert list(frame.columns) == [column.name for column in COMPARISON.columns]
+    assert frame[~frame["passes"]]["measure"].tolist() == ["chat_template"]
+    page = (tmp_path / "out" / "comparison.md").read_text()
+    assert "**1 of" in page
+    assert "a\\|b" in page
+    with pytest.raises(RunFolderError, match="out"):
+        compare(trained_teacher, trained_teacher, held_out, out=tmp_path / "out", display=Quiet())
+
+
+def test_runs_are_compared_member_by_member(finished: Path, tmp_path: Path) -> None:
+    same = compare(finished, finished)
+    assert same.passes
+    assert {check.model for check in same.checks} == {"teacher", "90k"}
+    shutil.copytree(finished, tmp_path / "later")
+    file = tmp_path / "later" / "evaluations.parquet"
+    frame = pd.read_parquet(file)
+    worse = frame.assign(kl_nats=frame["kl_nats"] + 0.1)
+    worse.to_parquet(file)
+    found = compare(finished, tmp_path / "later")
+    assert {(check.model, check.measure) for check in found.checks if not check.passes} == {
+        ("teacher", "kl_nats rises by"),
+        ("90k", "kl_nats rises by"),
+    }
+    frame[frame["model"] == "teacher"].to_parquet(file)
+    assert [check.told for check in compare(finished, tmp_path / "later").checks if not check.passes] == [
+        f"{tmp_path / 'later'} has no such member, or not yet"
+    ]
+
+
+def test_a_number_that_is_none_keeps_to_no_limit() -> None:
+    assert not Check("kl_nats", float("nan"), 1.0).passes
+    assert not Check("kl_nats", None, 1.0).passes
+    assert Check("kl_nats", None).passes
+    assert not Check("decode_speedup", float("nan"), 1.0, "at least").passes
+
+
+def test_limits_come_from_a_file_and_from_words(tmp_path: Path) -> None:
+    file = tmp_path / "limits.yaml"
+    file.write_text("{kl_nats: 0.6, decode_speedup: 1.2}")
+    found = read_limits(file, ["kl_nats=0.7", "agreement_share=null"])
+    assert (found.kl_nats, found.decode_speedup, found.agreement_share) == (0.7, 1.2, None)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["kl"], r"--limit 'kl' is not of the form name=value, such as kl_nats=0\.6"),
+        (["kl_nat=1"], r"limits: unknown key 'kl_nat'; did you mean 'kl_nats'\?"),
+        (["kl_nats=much"], r"limits: kl_nats: "),
+        (["agreement_share=2"], r"limits: agreement_share: "),
+    ],
+)
+def test_limits_that_mean_nothing_are_refused(given: list[str], message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        read_limits(None, given)
+
+
+def test_what_cannot_be_compared_is_refused(trained_teacher: Path, held_out: Path) -> None:
+    with pytest.raises(
+        PlanError, match="two models are compared on a text that neither has seen; name one with --text"
+    ):
+        compare(trained_teacher, trained_teacher)
+    with pytest.raises(PlanError, match=r"task_drop is a limit on lm-eval tasks, and none is named"):
+        compare(trained_teacher, trained_teacher, held_out, CompareLimits(task_drop=0.01))

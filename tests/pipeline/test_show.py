@@ -1,0 +1,126 @@
+"""What everything that this package reads or writes is, at a glance."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minitron_nas.errors import MinitronNasError, TeacherNotFoundError
+from minitron_nas.models.checkpoint import open_checkpoint
+from minitron_nas.pipeline.family import Family
+from minitron_nas.pipeline.show import show
+from minitron_nas.testing import tiny_config, tiny_model, tiny_tokenizer
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Callable[[str], Path]:
+    """Write a tiny stock model of a family."""
+
+    def write(model_type: str) -> Path:
+        folder = tmp_path / model_type
+        tiny_model(tiny_config(model_type)).save_pretrained(folder)
+        tiny_tokenizer().save_pretrained(folder)
+        return folder
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("model_type", "parts"),
+    [
+        ("llama", {"embeddings", "attention", "feed-forward", "norms and others"}),
+        ("gpt2", {"embeddings", "attention", "feed-forward", "norms and others"}),
+        ("mixtral", {"embeddings", "attention", "experts", "router", "norms and others"}),
+    ],
+)
+def test_a_model_is_its_sizes_and_its_parameters_by_part(
+    tiny: Callable[[str], Path], model_type: str, parts: set[str]
+) -> None:
+    shown = show(str(folder := tiny(model_type)))
+    checkpoint = open_checkpoint(folder)
+    assert shown.kind == "model"
+    assert shown.facts["family"] == model_type
+    assert shown.facts["parameters"] == checkpoint.num_parameters
+    assert shown.facts["hidden_size"] == checkpoint.architecture.hidden_size
+    rows = shown.tables["parameters by part"]
+    assert {row["part"] for row in rows} == parts
+    assert sum(row["parameters"] for row in rows) == checkpoint.num_parameters
+    assert sum(row["share"] for row in rows) == pytest.approx(1)
+    assert (shown.facts["active_parameters"] < checkpoint.num_parameters) == (model_type == "mixtral")
+
+
+def test_a_student_also_says_where_it_comes_from(finished: Path) -> None:
+    facts = show(str(finished / "students" / "90k")).facts
+    assert facts["role"] == "student"
+    assert facts["pruned_from"] == "teacher"
+    assert facts["proof_holds"] is True
+    assert facts["tokens_trained"] >= facts["exported_after_tokens"] >= 0
+
+
+def test_a_run_is_its_members_and_what_is_left(finished: Path) -> None:
+    shown, family = show(str(finished)), Family(finished)
+    assert (shown.kind, shown.facts["sizes_left"], shown.facts["finished"]) == ("run", [], True)
+    assert shown.facts["last_stage"] == "study"
+    assert [row["model"] for row in shown.tables["members"]] == ["teacher", *(each.name for each in family.members)]
+    assert [row["kl_nats"] for row in shown.tables["members"]][1:] == [each.kl_nats for each in family.members]
+
+
+def test_a_run_under_way_says_which_sizes_are_left(begun: Callable[[Path, str], Path], tmp_path: Path) -> None:
+    shown = show(str(begun(tmp_path / "run", "90k distil")))
+    assert (shown.facts["sizes_left"], shown.facts["finished"]) == (["90k"], False)
+    assert shown.facts["last_stage"] == "90k tournament"
+
+
+def test_scores_say_which_layers_matter(finished: Path) -> None:
+    shown = show(str(finished / "importance" / "teacher"))
+    assert shown.kind == "scores"
+    assert int(shown.facts["num_samples"]) > 0
+    assert sorted(shown.facts["layers_that_matter_least"]) == sorted(shown.facts["layers_that_matter_most"])
+    assert shown.facts["layers_that_matter_least"] == shown.facts["layers_that_matter_most"][::-1]
+
+
+def test_a_space_is_its_axes_by_name_or_file(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text("{description: mine, axes: {num_hidden_layers: {values: [3, 4]}}, window: [1M, 2M]}")
+    own, shipped = show(str(file)), show("default")
+    assert (own.kind, own.facts["description"], own.facts["window"]) == ("space", "mine", [1_000_000, 2_000_000])
+    assert own.tables["axes"] == [{"axis": "num_hidden_layers", "sizes": {"values": [3, 4]}}]
+    assert {row["axis"] for row in shipped.tables["axes"]} >= {"hidden_size", "intermediate_size"}
+
+
+def test_a_latency_model_says_how_well_it_predicts(latency: Path) -> None:
+    shown = show(str(latency))
+    assert shown.kind == "latency model"
+    assert shown.facts["decode"]["r_squared"] == 1.0
+    assert shown.facts["setting"]["device"] == "a device"
+
+
+def test_what_is_nothing_of_the_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TeacherNotFoundError, match=r"is no run, scores, space or latency model either: "):
+        show(str(tmp_path / "nothing"))
+    (tmp_path / "odd.json").write_text("[]")
+    with pytest.raises(MinitronNasError, match="odd"):
+        show(str(tmp_path / "odd.json"))
+
+
+def test_the_lines_hold_everything_in_columns(finished: Path) -> None:
+    lines = list(show(str(finished)).lines())
+    assert lines[0] == f"run {finished}"
+    members = lines[lines.index("members") + 1 :]
+    assert members[0].split()[:2] == ["model", "num"]
+    assert len({len(line) for line in members}) == 1
+    assert all(len(line.split()) >= 2 for line in lines if line and line != "members")
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (True, "yes"), (None, "-"), (1234567, "1,234,567"), (19456.0, "19,456"), (0.50791, "0.5079"),
+        ([], "none"), ({"a_b": 1}, "a b 1"), ([1, "x"], "1, x"),
+    ],
+)  # fmt: skip
+def test_values_are_told_as_people_read_them(value: Any, told: str) -> None:
+    from minitron_nas.pipeline import show as module
+
+    assert module._told(value) == told
