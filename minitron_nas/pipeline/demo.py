@@ -23,7 +23,7 @@ DEMO_SETTINGS: dict[str, Any] = {
     },
     "evaluation": {"prompt_tokens": 256, "decode_tokens": 32, "texts": {"benchmarks": "embedded-benchmarks"}},
 }
-"""Small enough for two cores and half an hour; a real run would raise every number."""
+"""Small enough for two cores and an hour or so; a real run would raise every number."""
 
 
 def run_demo(out: str | Path, overrides: tuple[str, ...] = (), display: Display | None = None) -> Family:
