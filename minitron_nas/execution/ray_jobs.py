@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from minitron_nas.execution import ray_session  # noqa: F401  # isort: skip  # before ray, for which it sets what ray reads
 
+from aiohttp import ClientError
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
@@ -80,7 +81,7 @@ class JobServer:
         self._details(job)
         tail, heard = _Tail(self._client, job, write), time.monotonic()
         while True:
-            with suppress(OSError, RuntimeError):  # of aiohttp and Ray: the connection is broken
+            with suppress(ClientError, TimeoutError, RuntimeError):  # the connection is broken
                 asyncio.run(tail.read())
             try:
                 details = self._details(job)

@@ -122,6 +122,17 @@ class Client:
             yield piece
 
 
+def test_output_that_nobody_reads_any_more_ends_the_following(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(text: str) -> None:
+        raise BrokenPipeError("nobody reads")
+
+    server: Any = object.__new__(ray_jobs.JobServer)
+    server._client = Client(["one\n"])
+    monkeypatch.setattr(ray_jobs.JobServer, "_details", lambda self, job: None)
+    with pytest.raises(BrokenPipeError, match="nobody reads"):
+        server.follow("job-1", broken)
+
+
 def test_each_line_of_a_job_is_passed_on_once_though_the_connection_breaks() -> None:
     import asyncio
 
