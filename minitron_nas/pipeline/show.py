@@ -21,7 +21,7 @@ from minitron_nas.resources import resource_names
 from minitron_nas.space.axes import AxisValues, SearchSpace, load_space
 from minitron_nas.storage.ledger import Ledger
 from minitron_nas.storage.lineage import LINEAGE, Lineage, read_lineage
-from minitron_nas.storage.run_folder import RunFolder
+from minitron_nas.storage.run_folder import RunFolder, holds_run
 
 _CONTEXT_TOKENS = 4096
 _MOST_LISTED = 8
@@ -72,7 +72,7 @@ def show(what: str) -> Shown:
         MinitronNasError: If it is none of these; says what it was taken for.
     """
     path = Path(what).expanduser()
-    if (path / "plan.yaml").is_file() and not (path / "config.json").is_file():
+    if holds_run(path):
         return _run(path)
     if (path / _SCORES).is_file():
         return _scores(path)

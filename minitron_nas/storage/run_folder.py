@@ -281,6 +281,15 @@ def _lock_beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.lock")
 
 
+def holds_run(path: Path) -> bool:
+    """Whether a folder is that of a run, and no model.
+
+    Args:
+        path: Any path.
+    """
+    return RunFolder(path).plan.is_file() and not (path / "config.json").is_file()
+
+
 def require_new_folder(path: Path) -> None:
     """Refuse to write where something lies already, or where nothing can be written.
 

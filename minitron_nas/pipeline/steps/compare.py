@@ -27,7 +27,7 @@ from minitron_nas.reporting.run_record import plain_rows, read_run
 from minitron_nas.settings import Settings, plan_error
 from minitron_nas.storage.atomic import whole_folder, write_text
 from minitron_nas.storage.plain_yaml import load_yaml
-from minitron_nas.storage.run_folder import require_new_folder
+from minitron_nas.storage.run_folder import holds_run, require_new_folder
 from minitron_nas.storage.schemas import COMPARISON
 from minitron_nas.storage.tables import write_rows
 from minitron_nas.text.settings import TextSettings
@@ -175,10 +175,8 @@ def compare(
         require_new_folder(Path(out))
     if limits.task_drop is not None and not evaluation.tasks:
         raise PlanError("task_drop is a limit on lm-eval tasks, and none is named; name some with evaluation.tasks")
-    if is_run(base) and is_run(other):
-        assert isinstance(base, str | Path)
-        assert isinstance(other, str | Path)
-        checks = list(_of_runs(Path(base), Path(other), limits))
+    if runs := _runs(base, other):
+        checks = list(_of_runs(*runs, limits))
     else:
         if text is None:
             raise PlanError("two models are compared on a text that neither has seen; name one with --text")
@@ -225,14 +223,12 @@ def read_limits(path: Path | None, given: Sequence[str]) -> CompareLimits:
         raise plan_error(error, CompareLimits, "limits") from None
 
 
-def is_run(source: ModelSource) -> bool:
-    """Whether a source is the folder of a run, and no model.
-
-    Args:
-        source: What was given.
-    """
-    folder = None if isinstance(source, tuple) else Path(source).expanduser()
-    return folder is not None and (folder / "plan.yaml").is_file() and not (folder / "config.json").is_file()
+def _runs(base: ModelSource, other: ModelSource) -> tuple[Path, Path] | None:
+    """Return the folders of two runs; None if one of them is a model."""
+    if isinstance(base, tuple) or isinstance(other, tuple):
+        return None
+    first, second = Path(base).expanduser(), Path(other).expanduser()
+    return (first, second) if holds_run(first) and holds_run(second) else None
 
 
 def _of_models(
