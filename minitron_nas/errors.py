@@ -7,6 +7,7 @@ required and what to do; the command line prints it as one line and exits with 2
 """
 
 import signal
+from collections.abc import Mapping
 from unicodedata import category
 
 _NOT_SHOWN = ("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp")
@@ -114,6 +115,26 @@ class PreemptedError(SystemExit):
     def __str__(self) -> str:
         """Say what to tell."""
         return f"stopped by {signal.Signals(self.signum).name}; {self.goes_on}"
+
+
+def to_plain(error: MinitronNasError | PreemptedError) -> dict[str, str]:
+    """Return an error as plain values, for the process that has asked for the work.
+
+    Args:
+        error: Of one of the classes above.
+    """
+    message = error.goes_on if isinstance(error, PreemptedError) else str(error)
+    return {"error": type(error).__name__, "message": message}
+
+
+def from_plain(content: Mapping[str, str]) -> MinitronNasError | PreemptedError:
+    """Return the error that `to_plain` was given.
+
+    Args:
+        content: What it returned.
+    """
+    error: MinitronNasError | PreemptedError = globals()[content["error"]](content["message"])
+    return error
 
 
 def printable(text: str) -> str:

@@ -76,8 +76,6 @@ def submit(
     overrides: Overrides = None,
 ) -> None:
     """Let a running Ray cluster build a plan; the job's id is printed, and what it prints is passed on."""
-    import sys
-
     from minitron_nas.errors import PlanError
     from minitron_nas.execution.preemption import going_on
     from minitron_nas.pipeline import submit as jobs
@@ -102,7 +100,7 @@ def submit(
         end = jobs.attach(job, address, lambda text: typer.echo(text, nl=False, err=True))
     if end.status != "SUCCEEDED":
         typer.echo(f"minitron-nas: {job} {end.status.lower()}: {' '.join(end.message.split())}", err=True)
-        sys.exit(end.exit_code or 1)
+        raise typer.Exit(end.exit_code or 1)
 
 
 @app.command()

@@ -247,15 +247,13 @@ class TrainingJob:
             rank: The process.
             error: Why.
         """
-        message = error.goes_on if isinstance(error, errors.PreemptedError) else str(error)
-        content = {"error": type(error).__name__, "message": message}
-        write_sealed(self.out / _ERRORS.replace("*", str(rank)), content)
+        write_sealed(self.out / _ERRORS.replace("*", str(rank)), errors.to_plain(error))
 
     def raise_error(self) -> None:
         """Raise what a process has left, the lowest rank's first; nothing if there is nothing."""
         for file in sorted(self.out.glob(_ERRORS)):
             if (content := read_sealed(file)) is not None:
-                raise getattr(errors, content["error"])(content["message"])
+                raise errors.from_plain(content)
 
 
 def _absolute(profile: str | None) -> str | None:

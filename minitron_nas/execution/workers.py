@@ -127,7 +127,7 @@ def _do(function: Work, arguments: Mapping[str, Any], told: Path | None) -> dict
     except MinitronNasError as error:
         if machine_error(error) is not None:
             raise
-        return {"error": type(error).__name__, "message": str(error)}
+        return errors.to_plain(error)
 
 
 def _returned(outcome: Outcome) -> Any:
@@ -139,7 +139,7 @@ def _returned(outcome: Outcome) -> Any:
         more = memory if outcome.status == "infeasible" else ""
         raise WorkerError(f"work on the cluster ended by {last_line(outcome.error)}{more}\n{outcome.error}")
     if "error" in outcome.value:
-        raise getattr(errors, outcome.value["error"])(outcome.value["message"])
+        raise errors.from_plain(outcome.value)
     return outcome.value["value"]
 
 
