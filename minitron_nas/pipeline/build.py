@@ -244,6 +244,7 @@ def _build(run: Run) -> None:
         learning_rate = hop.learning_rate
         searched += [found.tournament, *tried]
         students = _train_and_measure(run, hop, found)
+        shutil.rmtree(folder.starts(size.label), ignore_errors=True)
         for student in students:
             write_model_card(folder.student(student.name), folder.path)
         cards += [student.name for student in students]

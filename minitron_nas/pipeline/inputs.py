@@ -107,6 +107,11 @@ def of_search(plan: FamilyPlan, size: Size, learning_rate: float) -> dict[str, A
     }
 
 
+def of_start(plan: FamilyPlan) -> dict[str, Any]:
+    """A student is cut and repaired, before it learns anything: how, but for its shape."""
+    return {"start": asdict(plan.start_settings), "repair": "the better"}
+
+
 def of_rate(plan: FamilyPlan, target: Architecture) -> dict[str, Any]:
     """Learning rates are tried on a student: which rates, and how."""
     return {**of_training(plan, "student", target, plan.distillation.peak_learning_rate), "probes": RULE}

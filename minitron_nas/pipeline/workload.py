@@ -170,12 +170,15 @@ class _Costs:
             yield f"{label} screen", self._screen(size, student)
             lecturer = forward if plan.kd_teacher == "previous" else self._first
             yield f"{label} tournament", self._tournament(size, student, lecturer, forward)
+            with_starts = plan.members_per_size if plan.search.num_rungs else 0  # made for their trials
             if self._probe is not None:
-                yield f"{label} rate", self._rate(self._probe, student, lecturer, forward)
+                yield f"{label} rate", self._rate(self._probe, student, lecturer, 0.0 if with_starts else forward)
+                with_starts = max(with_starts, 1)
             members: list[tuple[Role, int]] = [("student", number) for number in range(1, plan.members_per_size + 1)]
             for role, number in (*members, *((baseline, 1) for baseline in plan.baselines)):
-                name, repaired = member_name(label, role, number), plan.repair == "ridge" and role != "random_weights"
-                yield f"{name} distil", self._distil(student, lecturer, forward if repaired else 0.0)
+                name = member_name(label, role, number)
+                begun = role == "random_weights" or (role == "student" and number <= with_starts)
+                yield f"{name} distil", self._distil(student, lecturer, 0.0 if begun else forward)
                 yield f"{name} evaluate", self._evaluate(student, self._first)
             whole = self._teacher.num_parameters
             source, forward, share = label, student, expected_parameters(size, self._pools[size], whole) / whole
@@ -222,20 +225,20 @@ class _Costs:
             alive, previous = ceil(alive / search.reduction), rung
         return StageWork(sum(part.flops for part in parts), sum(part.path_flops for part in parts))
 
-    def _rate(self, probe: Schedule, student: float, lecturer: float, source: float) -> StageWork:
+    def _rate(self, probe: Schedule, student: float, lecturer: float, repaired_from: float) -> StageWork:
         """Three rates at a time, and then, at most, one more."""
         beside = 0.0 if self._trial_tokens else lecturer
         validated = student * (self._tokens.validation + _CUT_AS_TOKENS)
         flops = self._training(probe.num_tokens, student, beside) + validated
-        devices, start = self._devices.of_a_trial(self._plan.runner), _on_one(self._start(student, source))
+        devices, start = self._devices.of_a_trial(self._plan.runner), _on_one(self._start(student, repaired_from))
         parts = [start, *(self._jobs(number, flops, devices) for number in (MOST_PROBES - 1, 1))]
         return StageWork(sum(part.flops for part in parts), sum(part.path_flops for part in parts))
 
-    def _start(self, student: float, source: float) -> float:
-        """A student is repaired in two ways, and each is validated."""
-        if self._plan.repair == "none":
+    def _start(self, student: float, repaired_from: float) -> float:
+        """A student is repaired in two ways, and each is validated; nothing if it is not repaired, or was before."""
+        if self._plan.repair == "none" or not repaired_from:
             return 0.0
-        return source * _REPAIR * self._tokens.calibration + 2 * student * self._tokens.validation
+        return repaired_from * _REPAIR * self._tokens.calibration + 2 * student * self._tokens.validation
 
     def _training(self, num_tokens: int, student: float, lecturer: float) -> float:
         settings = self._plan.distillation
@@ -246,7 +249,7 @@ class _Costs:
         settings, runner = self._plan.distillation, self._plan.runner
         shared = self._training(self._tokens.distillation, student, lecturer)
         shared += student * self._tokens.validation * (1 + settings.num_evaluations)
-        alone = student * _CUT_AS_TOKENS + (self._start(student, repaired_from) if repaired_from else 0.0)
+        alone = student * _CUT_AS_TOKENS + self._start(student, repaired_from)
         devices = self._devices.of_a_distillation(runner, settings, self._schedule)
         return StageWork(shared + alone, shared / devices + alone)
 

@@ -3,7 +3,7 @@
 Which way that is depends on the shape, so both are measured: in one pass, from second moments that all candidates
 share, and in sequence, layer after layer. The one whose KL to the teacher is lower on the held-out text is written.
 It is the same for the trial of a shape and for its student, so that no student begins worse than the trial that chose
-it.
+it: what a trial began with is kept, and taken again where it is still what was written.
 
 The repair in sequence takes about three forward passes of the source over the calibration text, and each of the two
 one forward pass of the student over the held-out text.
@@ -28,14 +28,16 @@ from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.refit import refit_in_sequence
 from minitron_nas.pruning.repair_in_sequence import why_never_in_sequence
 from minitron_nas.pruning.student import build_student
-from minitron_nas.storage.atomic import read_json, whole_folder, write_json
+from minitron_nas.storage.atomic import whole_folder
+from minitron_nas.storage.outputs import Outputs, from_plain, to_plain
+from minitron_nas.storage.sealed import read_sealed, write_sealed
 from minitron_nas.text.tokens import PackedTokens
 
 Way: TypeAlias = Literal["none", "one_pass", "in_sequence"]
 """How a student was repaired."""
 
 _WORDS: Mapping[Way, str] = {"one_pass": "in one pass", "in_sequence": "layer after layer"}
-_MEASURED = "start.json"
+_ABOUT = "start.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ def write_start(
     folder: Path,
     progress: Progress = silent,
 ) -> MeasuredStart:
-    """Write a student as a stock folder with float32 weights, unless it is there, and return what it is.
+    """Write a student as a stock folder with float32 weights, unless it is there whole, and return what it is.
 
     Args:
         prepared: The ranked teacher.
@@ -86,8 +88,8 @@ def write_start(
         InvalidArchitectureError: If stock transformers would refuse the shape.
         DiskSpaceError: If neither memory nor disk can hold the hidden states of the calibration text.
     """
-    if folder.exists():
-        return MeasuredStart(**read_json(folder / _MEASURED))
+    if (start := _written(folder)) is not None:
+        return start
     held_out, device = files.held_out(), pick_device()
     work = folder.with_name(f"{folder.name}.repair")
     measured: dict[Way, float] = {}
@@ -100,9 +102,18 @@ def write_start(
             del student
             release_memory()
         start = _better(measured)
-        write_json(unfinished / _MEASURED, asdict(start))
+        written = to_plain(Outputs(unfinished).describe([unfinished]))
+        write_sealed(unfinished / _ABOUT, {"measured": asdict(start), "files": written})
     shutil.rmtree(work, ignore_errors=True)
     return start
+
+
+def _written(folder: Path) -> MeasuredStart | None:
+    """Return what a start is that was written before, None if there is none or it has changed since."""
+    about = read_sealed(folder / _ABOUT)
+    if about is None or Outputs(folder).differing(from_plain(about["files"]), thorough=True):
+        return None
+    return MeasuredStart(**about["measured"])
 
 
 def _ways(

@@ -90,6 +90,7 @@ def tournament(
     training: ShortTraining,
     jobs: Jobs,
     checkpoints: Path,
+    starts: Path,
     calibration: Path | None = None,
     choice: Choice | None = None,
     progress: Progress = silent,
@@ -103,6 +104,7 @@ def tournament(
         training: Rungs, reduction between them, and how trials are trained.
         jobs: Where and how trials run.
         checkpoints: A folder of checkpoints, which go when a trial has ended.
+        starts: A folder of what trials begin with, by shape; those of the chosen stay.
         calibration: The text on which trials are repaired before they train; None to repair nothing.
         choice: How many are chosen, and by what; the one with the lowest KL without it.
         progress: Told about trial tokens.
@@ -130,6 +132,7 @@ def tournament(
                     "architecture": candidate.architecture.to_dict(),
                     "stop_tokens": tokens,
                     "checkpoints": str(checkpoints.absolute() / candidate.id),
+                    "start": str(starts.absolute() / candidate.id),
                 },
             )
             for candidate in alive
@@ -146,6 +149,8 @@ def tournament(
         for candidate in alive:
             if contest.is_over or candidate not in contest.alive:
                 shutil.rmtree(checkpoints / candidate.id, ignore_errors=True)
+            if candidate not in contest.alive:
+                shutil.rmtree(starts / candidate.id, ignore_errors=True)
     progress(done, done)
     return contest.alive, contest.rows
 
@@ -157,6 +162,7 @@ def train_rung(
     training: Mapping[str, Any],
     stop_tokens: int,
     checkpoints: str,
+    start: str,
     calibration: str | None = None,
 ) -> dict[str, Any]:
     """Train one candidate to the end of a rung, from where the rung before left it, or from what its student will be.
@@ -168,21 +174,22 @@ def train_rung(
         training: `ShortTraining.to_dict`.
         stop_tokens: KD tokens at the end of the rung.
         checkpoints: The trial's folder.
+        start: The folder of what it begins with.
         calibration: The text that repairs read; None to repair nothing.
     """
-    short, training_files, folder = ShortTraining.from_dict(training), TrainingFiles.from_dict(files), Path(checkpoints)
+    short, training_files, begun = ShortTraining.from_dict(training), TrainingFiles.from_dict(files), Path(start)
     schedule = short.schedule(training_files.train.open().input_ids.shape[1])
     stop_step = schedule.steps_for(stop_tokens)
 
-    start = write_start(
+    measured = write_start(
         PreparedTeacher.from_dict(prepared),
         Architecture(**architecture),
         Path(calibration) if calibration is not None else None,
         training_files,
-        folder / "start",
+        begun,
     )
     result, student = train_shortly(
-        folder / "start", training_files, short.distillation, schedule, short.seed, folder, stop_step
+        begun, training_files, short.distillation, schedule, short.seed, Path(checkpoints), stop_step
     )
     # Where several processes train, none of them has the student as a whole.
     written = continuations(student, training_files.validation.open()) if student is not None else None
@@ -190,8 +197,8 @@ def train_rung(
         "kl_nats": result.final.kl_nats,
         "loss_nats": result.final.loss_nats,
         "sequence_kl_nats": list(result.sequence_kl_nats),
-        "start_kl_nats": start.kl_nats,
-        "repair": start.repair,
+        "start_kl_nats": measured.kl_nats,
+        "repair": measured.repair,
         "written": written,
     }
 

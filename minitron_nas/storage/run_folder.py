@@ -94,6 +94,10 @@ class RunFolder:
         """Results and checkpoints of a size's learning rates while they are tried."""
         return self.path / "trials" / f"{size}-rate"
 
+    def starts(self, size: str) -> Path:
+        """Untrained students of a size, as trials and trainings begin with them, while it is under way."""
+        return self.path / "checkpoints" / f"{size}-starts"
+
     def student(self, size: str) -> Path:
         """A finished student: a stock Hugging Face folder."""
         return self.path / "students" / size

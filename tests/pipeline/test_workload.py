@@ -103,9 +103,23 @@ def test_a_student_costs_what_the_shapes_of_its_size_cost(estimate: Any, teacher
 
 def test_repair_is_expected_for_what_is_pruned_alone(estimate: Any, forward: int) -> None:
     repaired, plain = estimate(), estimate("repair=none")
-    assert repaired["90k distil"].flops - plain["90k distil"].flops > 3 * forward * 2_048
+    assert repaired["90k tournament"].flops - plain["90k tournament"].flops > 3 * 3 * forward * 2_048
     assert repaired["90k-depth-only distil"].flops > plain["90k-depth-only distil"].flops
     assert repaired["90k-random-weights distil"] == plain["90k-random-weights distil"]
+
+
+def test_a_student_is_repaired_once_by_whoever_needs_it_first(estimate: Any, forward: int) -> None:
+    auto = ("distillation.learning_rate=auto", "text.sequence_length=16")
+
+    def repaired(stage: str, *overrides: str) -> bool:
+        more, plain = estimate(*overrides)[stage], estimate("repair=none", *overrides)[stage]
+        return bool(more.flops - plain.flops > forward * 2_048)
+
+    assert not repaired("90k distil")
+    assert repaired("90k distil", "search.num_rungs=0")
+    assert not repaired("90k rate", *auto)
+    assert repaired("90k rate", *auto, "search.num_rungs=0")
+    assert not repaired("90k distil", *auto, "search.num_rungs=0")
 
 
 def test_a_teacher_that_runs_beside_its_student_is_counted(estimate: Any, forward: int) -> None:

@@ -13,8 +13,8 @@ from minitron_nas.execution.runner import Jobs
 from minitron_nas.search import rates as module
 from minitron_nas.search.rates import MOST_PROBES, Probing, find_rate, probe_schedule, told_rates, train_probe
 from minitron_nas.search.start import write_start
-from minitron_nas.storage.atomic import read_json
 from minitron_nas.storage.schemas import RATES
+from minitron_nas.storage.sealed import read_sealed
 from minitron_nas.storage.tables import read_rows, write_rows
 
 SETTINGS = DistillationSettings(learning_rate="auto")
@@ -148,7 +148,7 @@ def test_a_probe_begins_with_the_start_and_the_same_seed_gives_the_same_kl(arena
     first, again = (probe_of(arena, start, tmp_path / name, 1e-3) for name in ("a", "b"))
     assert first == again
     nothing = probe_of(arena, start, tmp_path / "c", 1e-12)
-    assert nothing["kl_nats"] == pytest.approx(read_json(start / "start.json")["kl_nats"], rel=1e-4)
+    assert nothing["kl_nats"] == pytest.approx(read_sealed(start / "start.json")["measured"]["kl_nats"], rel=1e-4)
     assert first["kl_nats"] != pytest.approx(nothing["kl_nats"], rel=1e-4)
 
 

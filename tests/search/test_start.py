@@ -91,6 +91,25 @@ def test_a_start_that_is_there_is_not_made_again(arena, tmp_path, monkeypatch):
     assert written(arena, tmp_path / "start") == start
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "start.json"])
+@pytest.mark.parametrize("damage", ["changed", "cut", "gone"])
+def test_a_start_that_has_changed_since_is_made_again(arena, tmp_path, monkeypatch, name, damage):
+    folder = tmp_path / "start"
+    start, file = written(arena, folder), folder / name
+    content = file.read_bytes()
+    match damage:
+        case "changed":
+            file.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+        case "cut":
+            file.write_bytes(content[: len(content) // 2])
+        case "gone":
+            file.unlink()
+    assert written(arena, folder) == start
+    assert name == "start.json" or file.read_bytes() == content
+    monkeypatch.setattr(module, "build_student", None)
+    assert written(arena, folder) == start
+
+
 def test_a_kill_leaves_no_half_start(arena, tmp_path, monkeypatch):
     def killed(*args):
         raise KeyboardInterrupt

@@ -19,8 +19,8 @@ from minitron_nas.search import tournament as module
 from minitron_nas.search.choice import Choice
 from minitron_nas.search.contest import TrialRow
 from minitron_nas.search.tournament import ShortTraining, tournament, train_rung
-from minitron_nas.storage.atomic import read_json
 from minitron_nas.storage.schemas import TRIALS
+from minitron_nas.storage.sealed import read_sealed
 from minitron_nas.storage.tables import read_rows, write_rows
 
 DISTILLATION = DistillationSettings(batch_sequences=2, learning_rate=3e-4)
@@ -36,6 +36,7 @@ def held(arena, folder, finalists=None, runner=None, rung_tokens=RUNGS, max_fail
         ShortTraining(DISTILLATION, tuple(rung_tokens), reduction, seed=3),
         Jobs(runner or LocalRunner(), folder / "results", max_failures),
         folder / "checkpoints",
+        folder / "starts",
         progress=progress,
     )
     return winner, rows
@@ -374,7 +375,7 @@ def test_a_repaired_trial_begins_as_its_start_and_is_repaired_once(arena, tmp_pa
     values = [
         one_rung(arena, arena.files, tmp_path, stop, calibration=str(arena.calibration)) for stop in (32, 64, 128)
     ]
-    measured = read_json(tmp_path / "start" / "start.json")
+    measured = read_sealed(tmp_path / "start" / "start.json")["measured"]
     assert [value["start_kl_nats"] for value in values] == [measured["kl_nats"]] * 3
     assert [value["repair"] for value in values] == [measured["repair"]] * 3
     assert len(calls) == 1
@@ -434,6 +435,7 @@ def one_rung(arena, files, checkpoints, stop_tokens=32, calibration=None, **chan
         ShortTraining(settings, (128,), 2, seed=3).to_dict(),
         stop_tokens,
         str(checkpoints),
+        str(checkpoints / "start"),
         calibration,
     )
 
@@ -452,6 +454,7 @@ def test_two_members_are_the_best_and_the_one_of_the_front_that_is_far_from_it(a
         ShortTraining(DISTILLATION, tuple(RUNGS), 2, seed=3),
         Jobs(LocalRunner(), tmp_path / "results", 9),
         tmp_path / "checkpoints",
+        tmp_path / "starts",
         choice=Choice(2, costs=costs, by_front=True),
     )
     assert [candidate.architecture.intermediate_size for candidate in chosen] == [46, 4]

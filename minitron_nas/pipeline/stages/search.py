@@ -16,6 +16,7 @@ from minitron_nas.pipeline.engine import Done, Left, Stage
 from minitron_nas.pipeline.hop import Hop
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pipeline.run import Run
+from minitron_nas.pipeline.stages.train import starts_of
 from minitron_nas.progress import Progress
 from minitron_nas.search.by_text import kls_by_text, text_correlations
 from minitron_nas.search.choice import Choice
@@ -214,6 +215,7 @@ def _contest(
                 training,
                 jobs.within("rungs"),
                 jobs.results / "checkpoints",
+                starts_of(run, hop),
                 run.tokens.file("calibration") if plan.repair == "ridge" else None,
                 choice,
                 progress,

@@ -35,6 +35,7 @@ from minitron_nas.search.costing import Costing
 from minitron_nas.search.start import MeasuredStart, write_start
 from minitron_nas.space.size import Size
 from minitron_nas.storage.atomic import whole_folder
+from minitron_nas.storage.ledger import fingerprint
 from minitron_nas.storage.lineage import Lineage, Origin, Proof, read_lineage
 from minitron_nas.storage.schemas import CURVES
 from minitron_nas.text.tokens import PackedTokens
@@ -96,8 +97,7 @@ def train_member(run: Run, hop: Hop, role: Role, target: Architecture, number: i
     checkpoints = run.folder.checkpoints(name)
 
     def action(progress: Progress) -> Left:
-        start = checkpoints / f"start-{stage.fingerprint}"
-        measured = _write_start(run, hop, role, target, start, progress)
+        start, measured = _write_start(run, hop, role, target, progress)
         settings = plan.distillation.at_rate(hop.learning_rate)
         schedule = Schedule.resolve(settings, run.tokens.distillation_tokens, plan.text.sequence_length)
         files = hop.lessons.files
@@ -136,39 +136,47 @@ def train_member(run: Run, hop: Hop, role: Role, target: Architecture, number: i
 
 
 def _write_start(
-    run: Run, hop: Hop, role: Role, target: Architecture, folder: Path, progress: Progress
-) -> MeasuredStart | None:
+    run: Run, hop: Hop, role: Role, target: Architecture, progress: Progress
+) -> tuple[Path, MeasuredStart | None]:
     """Write the untrained model as a stock folder with float32 weights, for the training's processes to read."""
     if role == "random_weights":
-        prepared = hop.prepared.to_dict()
+        prepared, folder = hop.prepared.to_dict(), starts_of(run, hop) / f"{target.id}-random"
         run.workers.call(draw_weights, prepared=prepared, target=target, seed=run.plan.seed, folder=folder)
-        return None
-    return start_member(run, hop, target, hop.lessons.files, folder, progress)
+        return folder, None
+    return start_member(run, hop, target, progress)
 
 
-def start_member(
-    run: Run, hop: Hop, target: Architecture, files: TrainingFiles, folder: Path, progress: Progress
-) -> MeasuredStart:
-    """Write an untrained student of a size, unless it is there, and return what it is.
+def starts_of(run: Run, hop: Hop) -> Path:
+    """Return the folder of a size's untrained students, by shape; each is written by whoever needs it first.
+
+    Args:
+        run: The run.
+        hop: The size.
+    """
+    needs = [done.entry.digest for done in (run.tokens.done, *hop.needs)]
+    return run.folder.starts(hop.label) / fingerprint([inputs.of_start(run.plan), needs])
+
+
+def start_member(run: Run, hop: Hop, target: Architecture, progress: Progress) -> tuple[Path, MeasuredStart]:
+    """Write an untrained student of a size, unless a trial has, and return its folder and what it is.
 
     Args:
         run: The run.
         hop: The size.
         target: The student's shape.
-        files: What it is measured on.
-        folder: Where it goes.
         progress: Told about the tokens of its repair.
     """
+    folder = starts_of(run, hop) / target.id
     measured = run.workers.call(
         repair,
         progress,
         prepared=hop.prepared.to_dict(),
         target=target,
         calibration=run.tokens.file("calibration") if run.plan.repair == "ridge" else None,
-        files=files.to_dict(),
+        files=hop.lessons.files.to_dict(),
         folder=folder,
     )
-    return MeasuredStart(**measured)
+    return folder, MeasuredStart(**measured)
 
 
 def repair(
