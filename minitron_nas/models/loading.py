@@ -8,6 +8,7 @@ import torch
 
 from minitron_nas.execution.device import compute_dtype, pick_device
 from minitron_nas.families.wrappers import TEXT_NAMES
+from minitron_nas.models.attention import attend_by_document
 from minitron_nas.models.causal_lm import CausalLM, moved
 from minitron_nas.models.config import read_config
 from minitron_nas.models.text_part import wrapper_in
@@ -33,7 +34,7 @@ def load_for_training(path: Path, device: torch.device | None = None) -> CausalL
 
 
 def load_stock(path: Path, dtype: torch.dtype) -> CausalLM:
-    """Load a stock folder as transformers does; of a wrapper its text part, without the others.
+    """Load a stock folder; of a wrapper its text part, without the others.
 
     Args:
         path: The folder.
@@ -44,12 +45,14 @@ def load_stock(path: Path, dtype: torch.dtype) -> CausalLM:
     model: CausalLM
     if wrapper_in(path) is None:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=False)
+        attend_by_document(model)
         return model
     config = AutoConfig.for_model(**read_config(path))
     with quiet_transformers():  # it would report every tensor of the other parts
         model = AutoModelForCausalLM.from_pretrained(
             path, config=config, key_mapping=TEXT_NAMES, dtype=dtype, trust_remote_code=False
         )
+    attend_by_document(model)
     vars(model).pop("_weight_conversions", None)  # else it would be saved under the wrapper's names again
     return model
 

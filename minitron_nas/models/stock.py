@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from minitron_nas.models.attention import attend_by_document
 from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.storage.weights import TensorHeader, read_rows, row_blocks
 
@@ -65,4 +66,5 @@ def model_from_tensors(config: dict[str, Any], tensors: dict[str, Tensor], dtype
     missing = set(info["missing_keys"]) | set(info["unexpected_keys"]) | set(info["mismatched_keys"])
     if missing:
         raise RuntimeError(f"the family table of {model_config.model_type} and transformers disagree on {missing}")
+    attend_by_document(model)
     return model

@@ -9,6 +9,7 @@ from minitron_nas.families.catalog import layouts
 from minitron_nas.importance.baselines import random_scores
 from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.models.layer_model import embed, layer_model, release_weights, run_layer
+from minitron_nas.models.loading import load_stock
 from minitron_nas.models.stock import read_tensor
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.parts import whole
@@ -42,7 +43,7 @@ KINDS = [
 @torch.no_grad()
 def test_the_layers_one_by_one_compute_what_the_whole_model_does_to_the_bit(tmp_path, model_type, changes):
     checkpoint = open_checkpoint(tiny_checkpoint(tmp_path, model_type, **changes))
-    whole_model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    whole_model = load_stock(tmp_path, torch.float32)
     layout, seen = checkpoint.layout, []
     for layer in range(4):
         module = whole_model.get_submodule(layout.layer_module.format(layer=layer))

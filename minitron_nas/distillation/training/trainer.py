@@ -1,6 +1,8 @@
 """The one training loop, on Hugging Face's Trainer, for short and full distillation alike."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from signal import SIGTERM
@@ -46,6 +48,7 @@ from minitron_nas.execution.device import compute_dtype, hold_memory
 from minitron_nas.execution.preemption import on_stop, stopped
 from minitron_nas.execution.runner import is_out_of_memory
 from minitron_nas.families.catalog import layout_of
+from minitron_nas.models.attention import attend_by_document
 from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.layer_model import decoder_layers
 from minitron_nas.progress import Progress, silent
@@ -111,7 +114,7 @@ def distill(
     if arguments.device.type == "cpu":
         hold_memory()
     asked_to_stop: list[int] = []
-    with on_stop(asked_to_stop.append), compiled_modules(_layers(student) if settings.torch_compile else ()):
+    with on_stop(asked_to_stop.append), _compiled(student, settings.torch_compile):
         control = Control(last_step, schedule.num_steps, settings, folder, identity, asked_to_stop, progress)
         trainer = _DistillationTrainer(student, lesson, arguments, identity, matching, checkpoint, control, best)
         try:
@@ -278,6 +281,15 @@ class _DistillationTrainer(Trainer):
         wrapper: Any = self.optimizer
         inside: Optimizer | ZeroOptimizer = wrapper.optimizer
         return inside
+
+
+@contextmanager
+def _compiled(student: CausalLM, wanted: bool) -> Iterator[None]:
+    """Run a student's layers compiled, if that is wanted; attention is masked then, which has one shape."""
+    attend_by_document(student, not wanted)
+    with compiled_modules(_layers(student) if wanted else ()):
+        yield
+    attend_by_document(student)
 
 
 def _layers(student: CausalLM) -> list[nn.Module]:

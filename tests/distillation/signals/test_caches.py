@@ -12,6 +12,7 @@ from minitron_nas.distillation.signals.hidden_cache import HiddenCache
 from minitron_nas.distillation.signals.teacher import OnlineTeacher
 from minitron_nas.distillation.signals.top_k_cache import TopKCache
 from minitron_nas.errors import CacheError
+from minitron_nas.models.loading import load_stock
 from minitron_nas.testing import tiny_checkpoint, tiny_config, tiny_model
 from minitron_nas.text.packing import pack
 
@@ -100,7 +101,7 @@ def test_without_a_cache_the_teacher_itself_speaks(tmp_path, monkeypatch):
     folder, tokens = tiny_checkpoint(tmp_path / "teacher", "llama"), some_tokens(2)
     online = open_signal(folder, "teacher", tokens, None)
     assert isinstance(online, OnlineTeacher)
-    keep_signal(None, Teacher().load, "teacher", tokens, tmp_path / "cache")
+    keep_signal(None, lambda: load_stock(folder, torch.float32), "teacher", tokens, tmp_path / "cache")
     cached = open_signal(folder, "teacher", tokens, tmp_path / "cache")
     said = [signal.targets(torch.arange(2), tokens).hidden.cpu() for signal in (cached, online)]
     assert torch.equal(*said)
