@@ -61,6 +61,7 @@ def build(trained_teacher: Path, text_file: Path, tiny_settings: dict[str, Any],
         defaults = {"teacher": trained_teacher, "sizes": ["90k"], "data": text_file, "display": Quiet()}
         least = (
             "baselines=false",
+            "repair=none",
             "search.max_screened=2",
             "search.num_finalists=1",
             "search.num_rungs=1",
@@ -108,7 +109,7 @@ def repeat(build: Callable[..., Family]) -> Callable[..., Family]:
     """Build one size, with two trials of two rungs; on a copy of `finished`, only what is missing is made."""
 
     def call(out: Path, *overrides: str, **changes: Any) -> Family:
-        two = ("search.num_finalists=2", "search.num_rungs=2", "search.tokens=512")
+        two = ("search.num_finalists=2", "search.num_rungs=2", "search.tokens=512", "repair=ridge")
         return build(out, *two, *overrides, **changes)
 
     return call
