@@ -37,9 +37,17 @@ TRIED_THROUGHOUT = frozenset({
 """Families between which every kind of tensor, norm and layer occurs."""
 
 
+LONGEST_FIRST = ("end_to_end", "pipeline", "execution", "distillation", "conformance")
+"""Folders whose files take minutes: at the end, with nothing left for others to do, they would hold up a run."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of a test over all families, call the others slow: `tests/conformance` takes them through every step."""
+    """Begin with what takes longest, and of a test over all families call some slow.
+
+    `tests/conformance` takes those through every step.
+    """
+    items.sort(key=_rank)
     families: dict[str, set[str]] = {}
     tried = [(item, str(item.callspec.params.get("model_type"))) for item in items if hasattr(item, "callspec")]
     for item, family in tried:
@@ -47,6 +55,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item, family in tried:
         if families[item.nodeid.partition("[")[0]] >= TRIED_THROUGHOUT and family not in TRIED_THROUGHOUT:
             item.add_marker(pytest.mark.slow)
+
+
+def _rank(item: pytest.Item) -> int:
+    folder = item.path.relative_to(Path(__file__).parent).parts[0]
+    return LONGEST_FIRST.index(folder) if folder in LONGEST_FIRST else len(LONGEST_FIRST)
 
 
 @pytest.fixture(autouse=True)
