@@ -20,23 +20,6 @@ from minitron_nas.progress import Progress, silent
 from minitron_nas.storage.machine import require_writable
 
 
-def train(job: TrainingJob, runner: RunnerSettings, progress: Progress = silent) -> tuple[CausalLM, TrainingResult]:
-    """Do what `run` does with a job that has no `stop_step`, and return the student at its best, on the CPU, too.
-
-    Args:
-        job: What to train.
-        runner: Kind, address and number of processes.
-        progress: Told about optimizer steps.
-
-    Raises:
-        MinitronNasError: Whatever a process could not do; says what to do.
-        CheckpointError: If its weights are not what was written.
-        PreemptedError: After SIGTERM.
-    """
-    result = run(job, runner, progress)
-    return trained(job), result
-
-
 def trained(job: TrainingJob) -> CausalLM:
     """Return the student that a training has left, at its best, on the CPU.
 

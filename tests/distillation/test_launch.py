@@ -16,6 +16,7 @@ from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.errors import CheckpointError, NonFiniteLossError, TrainingProcessError
 from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.models.loading import load_for_training
+from minitron_nas.progress import silent
 
 
 @pytest.fixture
@@ -25,6 +26,12 @@ def launched(monkeypatch):
     monkeypatch.setattr(worker, "run", lambda job, progress: calls.append("here"))
     monkeypatch.setattr(launch, "run_processes", lambda module, path, num, look: calls.append((module, path, num)))
     return calls
+
+
+def train(job, runner, progress=silent):
+    """Train, and load the student that is left."""
+    result = launch.run(job, runner, progress)
+    return launch.trained(job), result
 
 
 def with_gpus(monkeypatch, number):
@@ -67,7 +74,7 @@ def test_the_runner_decides_where_it_runs(jobs, launched, monkeypatch, gpus, run
     with_gpus(monkeypatch, gpus)
     job = jobs.make("placed", **settings)
     with pytest.raises(TrainingProcessError, match="ended without a result"):
-        launch.train(job, RunnerSettings(**runner))
+        train(job, RunnerSettings(**runner))
     module = "minitron_nas.distillation.worker"
     assert launched == ["here" if expected == "here" else (module, str(job.out / "job.json"), expected)]
 
@@ -84,7 +91,7 @@ def test_ray_runs_several_processes_and_whatever_is_on_a_cluster(jobs, launched,
     monkeypatch.setattr(ray_train.RayTrain, "num_gpus", lambda self: 5)  # over four of which the batch divides
     monkeypatch.setattr(ray_train.RayTrain, "run", lambda self, function, path, num, look: ran.append((function, num)))
     with pytest.raises(TrainingProcessError):
-        launch.train(jobs.make("on-ray"), RunnerSettings(kind="ray", **runner))
+        train(jobs.make("on-ray"), RunnerSettings(kind="ray", **runner))
     assert ran == [(worker.run_file, expected)]
     assert launched == []
 
@@ -95,7 +102,7 @@ def test_a_training_that_is_done_is_not_repeated(jobs, launched):
     job.write_result(TrainingResult((CurvePoint(0, 1.5, 5.0, None, None),)))
     save_weights(job.out / TRAINED, load_for_training(job.student), writes=True)
     assert not replace(job, seed=job.seed + 1).is_done
-    model, result = launch.train(job, RunnerSettings(kind="local"))
+    model, result = train(job, RunnerSettings(kind="local"))
     assert (launched, result) == ([], job.result())
     expected = load_for_training(job.student).state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
@@ -114,7 +121,7 @@ def test_damaged_weights_of_a_training_that_is_done_are_named(jobs, launched, da
     else:
         file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]) if damage == "flipped" else content[:-1])
     with pytest.raises(CheckpointError, match=rf"{job.out.name}/model\.[\w.]+ cannot be used: .*; check the disk"):
-        launch.train(job, RunnerSettings(kind="local"))
+        train(job, RunnerSettings(kind="local"))
     assert launched == []
 
 
@@ -123,7 +130,7 @@ def test_a_training_whose_weights_are_gone_is_repeated(jobs, launched):
     job.write()
     job.write_result(TrainingResult((CurvePoint(0, 1.5, 5.0, None, None),)))
     with pytest.raises(TrainingProcessError):
-        launch.train(job, RunnerSettings(kind="local"))
+        train(job, RunnerSettings(kind="local"))
     assert launched == ["here"]
 
 
@@ -136,14 +143,14 @@ def test_the_error_of_an_attempt_before_does_not_fail_one_that_went_well(jobs, m
         save_weights(job.out / TRAINED, load_for_training(job.student), writes=True)
 
     monkeypatch.setattr(launch, "run_processes", work)
-    assert launch.train(job, RunnerSettings(kind="local", num_processes=2))[1] == job.result()
+    assert train(job, RunnerSettings(kind="local", num_processes=2))[1] == job.result()
 
 
 def test_the_error_of_a_process_is_raised_here(jobs, monkeypatch):
     job = jobs.make("nan")
     monkeypatch.setattr(launch, "run_processes", lambda *_: job.write_error(1, NonFiniteLossError("nan at step 3")))
     with pytest.raises(NonFiniteLossError, match="nan at step 3"):
-        launch.train(job, RunnerSettings(kind="local", num_processes=2))
+        train(job, RunnerSettings(kind="local", num_processes=2))
 
 
 def test_progress_of_the_processes_is_told_here(jobs, monkeypatch):
@@ -157,7 +164,7 @@ def test_progress_of_the_processes_is_told_here(jobs, monkeypatch):
 
     monkeypatch.setattr(launch, "run_processes", work)
     with pytest.raises(TrainingProcessError):
-        launch.train(job, RunnerSettings(kind="local", num_processes=2), lambda *pair: told.append(pair))
+        train(job, RunnerSettings(kind="local", num_processes=2), lambda *pair: told.append(pair))
     assert told == [(1, 6), (6, 6)]
 
 
@@ -165,7 +172,7 @@ def test_the_trained_student_comes_back_with_its_curve(jobs, one_process, monkey
     finished = one_process[False]
     monkeypatch.setattr(launch, "run_processes", lambda *_: finished.write_result(result))
     result = finished.result()
-    student, curve = launch.train(finished, RunnerSettings(kind="local", num_processes=2))
+    student, curve = train(finished, RunnerSettings(kind="local", num_processes=2))
     assert curve == result
     expected = jobs.weights(finished)
     assert all(torch.equal(weight, expected[name]) for name, weight in student.state_dict().items())

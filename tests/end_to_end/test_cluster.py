@@ -6,6 +6,12 @@ from typing import Any
 
 import pytest
 
+from minitron_nas import distill, prune
+from minitron_nas.distillation.settings import DistillationSettings
+from minitron_nas.execution.settings import RunnerSettings
+from minitron_nas.pipeline.display import Quiet
+from minitron_nas.text.settings import TextSettings
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 MOST_DRIVER_BYTES = 1.5e9
@@ -71,3 +77,20 @@ def test_a_build_that_loses_a_node_gives_the_same_members(
     told = build.survive(tmp_path / "run", moment, two_nodes.lose_one, *on(two_nodes))
     assert told.code == 0, told.err
     finished(tmp_path / "run").assert_equals(uninterrupted)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray warns of its own settings
+def test_a_distillation_by_itself_on_two_nodes_gives_what_one_process_gives(
+    trained_teacher: Path, text_file: Path, two_nodes: TwoNodes, tmp_path: Path
+) -> None:
+    shape, text = {"intermediate_size": 64}, TextSettings(sequence_length=64, validation_samples=16)
+    plain = {"scores": "random", "start": "select", "repair": "none"}
+    student = prune(trained_teacher, tmp_path / "student", shape, display=Quiet(), **plain).path
+    settings = DistillationSettings(tokens=2048, batch_sequences=4, learning_rate=5e-4)
+    here, there = RunnerSettings(kind="local"), RunnerSettings(address=two_nodes.address, cpus_per_trial=1)
+    weights = []
+    for name, runner in (("here", here), ("there", there)):
+        out = tmp_path / name
+        distill(student, trained_teacher, text_file, out, settings=settings, text=text, runner=runner, display=Quiet())
+        weights.append((out / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]

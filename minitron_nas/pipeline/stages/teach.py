@@ -1,22 +1,18 @@
 """The stage in which the KD teacher speaks once."""
 
-from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from minitron_nas.distillation.job import StreamFiles, TrainingFiles
-from minitron_nas.distillation.signals.caches import cached_parts, keep_signals, loaded_once
-from minitron_nas.distillation.signals.folder import Share
+from minitron_nas.distillation.signals.caches import cached_parts
 from minitron_nas.distillation.training.schedule import Schedule
-from minitron_nas.evaluation.continuations import continuations
 from minitron_nas.pipeline import inputs
 from minitron_nas.pipeline.engine import Left, Stage
 from minitron_nas.pipeline.hop import Lessons
 from minitron_nas.pipeline.run import Run, Source
+from minitron_nas.pipeline.steps.speech import speak_in_shares
 from minitron_nas.progress import Progress
 from minitron_nas.search.rates import probe_schedule
 from minitron_nas.storage.shards import SHARD_SUFFIX
-from minitron_nas.text.tokens import PackedTokens
 
 _SAID = {
     "hidden_cache": "final hidden states of the KD text",
@@ -44,15 +40,8 @@ def let_speak(run: Run, teacher: Source) -> Lessons:
         if num_short:
             tokens.part("train").first(num_short).save(short)
         texts = {part: tokens.file(part) for part in parts}
-        count = min(run.workers.room(), max(PackedTokens.load(text).num_sequences for text in texts.values()))
-        said = {
-            "teacher": checkpoint.path, "fingerprint": checkpoint.fingerprint,
-            "parts": parts, "texts": texts, "caches": caches,
-        }  # fmt: skip
-        written = run.workers.share(
-            speak, [{**said, "share": Share(number, count)} for number in range(count)], progress
-        )
-        return Left({"continuations": written[0]})
+        written = speak_in_shares(run.workers, checkpoint, parts, texts, caches, "validation", progress)
+        return Left({"continuations": written})
 
     stage = Stage(
         f"{teacher.name} signal",
@@ -68,35 +57,6 @@ def let_speak(run: Run, teacher: Source) -> Lessons:
     files = TrainingFiles(checkpoint.path, checkpoint.fingerprint, train, validation)
     trials = replace(files, train=StreamFiles(short, caches["trials"])) if num_short else files
     return Lessons(files, trials, done, done.result["continuations"])
-
-
-def speak(
-    teacher: Path,
-    fingerprint: str,
-    parts: Mapping[str, int | None],
-    texts: Mapping[str, Path],
-    caches: Mapping[str, Path],
-    share: Share,
-    progress: Progress,
-) -> list[list[int]]:
-    """Write a share of the caches of a teacher; the first writer also continues the beginnings of held-out text.
-
-    Args:
-        teacher: Its folder.
-        fingerprint: Its fingerprint.
-        parts: What is kept of each part of the text, as `cached_parts` says.
-        texts: The files of the parts.
-        caches: The folders of their caches.
-        share: Which shards.
-        progress: Told about tokens.
-
-    Returns:
-        The continuations, as token ids; none of other writers.
-    """
-    tokens = {part: PackedTokens.load(text) for part, text in texts.items()}
-    with loaded_once(teacher) as load:
-        keep_signals(load, fingerprint, parts, tokens, caches, progress, share)
-        return continuations(load(), tokens["validation"]) if share.number == 0 else []
 
 
 def _num_short_sequences(run: Run, hidden_size: int) -> int:

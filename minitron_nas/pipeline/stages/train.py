@@ -12,7 +12,6 @@ import torch
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.job import JOB, TrainingFiles, TrainingJob
 from minitron_nas.distillation.launch import run as run_training
-from minitron_nas.distillation.launch import trained
 from minitron_nas.distillation.loss.validation import validate
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache
 from minitron_nas.distillation.training.curve import CurvePoint, TrainingResult
@@ -25,9 +24,10 @@ from minitron_nas.pipeline.hop import Hop
 from minitron_nas.pipeline.member import Role, TrainedMember, member_name
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pipeline.run import Run
+from minitron_nas.pipeline.steps.distill import export
 from minitron_nas.pipeline.versions import versions
 from minitron_nas.progress import Progress
-from minitron_nas.pruning.export import export_student, proof_prompt, stored_dtype
+from minitron_nas.pruning.export import stored_dtype
 from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.start import TakenStart
 from minitron_nas.pruning.student import random_student
@@ -219,25 +219,6 @@ def draw_weights(prepared: Mapping[str, str], target: Architecture, seed: int, f
             student.save_pretrained(unfinished)
         del student
         release_memory()
-
-
-def export(training: Path, source: Path, folder: Path, dtype: torch.dtype, lineage: Lineage) -> dict[str, Any]:
-    """Write what a training has left as a stock folder, with its proof.
-
-    Args:
-        training: The file of the `TrainingJob`.
-        source: The folder whose tokenizer, generation settings and terms of use it takes over.
-        folder: Where it goes.
-        dtype: Of the stored weights.
-        lineage: Where it comes from.
-
-    Returns:
-        The fields of `Proof`.
-    """
-    job = TrainingJob.read(training)
-    proof = export_student(trained(job), source, folder, dtype, proof_prompt(job.files.validation.open()), lineage)
-    release_memory()
-    return asdict(proof)
 
 
 def compare(model: Path, held_out: Path, cache: Path, teacher: str) -> float:

@@ -4,24 +4,30 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from minitron_nas.distillation.correction import Correction
-from minitron_nas.distillation.job import StreamFiles, TrainingFiles, TrainingJob
-from minitron_nas.distillation.launch import train
+from minitron_nas.distillation.job import JOB, StreamFiles, TrainingFiles, TrainingJob
+from minitron_nas.distillation.launch import run as run_training
+from minitron_nas.distillation.launch import trained
 from minitron_nas.distillation.settings import HOW_TO_TRAIN, DistillationSettings
-from minitron_nas.distillation.signals.caches import cached_parts, keep_signals, loaded_once
+from minitron_nas.distillation.signals.caches import cached_parts
 from minitron_nas.distillation.signals.choice import Speech, folder_bytes, settle
 from minitron_nas.distillation.training.arguments import check_engine, micro_batch
 from minitron_nas.distillation.training.curve import CurvePoint, TrainingResult
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.execution.choice import check_ray, make_runner
-from minitron_nas.execution.device import compute_dtype, pick_device
+from minitron_nas.execution.device import compute_dtype, pick_device, release_memory
 from minitron_nas.execution.preemption import going_on
 from minitron_nas.execution.runner import Jobs
 from minitron_nas.execution.settings import RunnerSettings
+from minitron_nas.execution.workers import Workers
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.source import ModelSource, resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display, tell
+from minitron_nas.pipeline.steps.speech import speak_in_shares
 from minitron_nas.pipeline.steps.text import read_splits
 from minitron_nas.pipeline.versions import versions
 from minitron_nas.progress import Progress
@@ -90,7 +96,8 @@ def distill(
         settings: Tokens, learning rate and so on.
         text: How text becomes tokens.
         seed: Decides the order of documents.
-        runner: Where it runs and in how many processes; one for each GPU by default.
+        runner: Where it runs and in how many processes; one for each GPU by default. On a cluster the teacher speaks
+            there too, in as many shares as there is room for, and the student is written there.
         signals: A folder where what the teacher says is kept instead, for other students that learn the
             same text from it.
         correction: What `correct` writes the same teacher to, under way or done: the teacher runs beside the
@@ -106,13 +113,11 @@ def distill(
     require_new_folder(folder)
     if signals is not None:
         require_writable(Path(signals))
-    check_engine(settings)
-    several = (runner.num_processes or 1) > 1 or settings.deepspeed is not None
-    if runner.kind == "ray" and (runner.address is not None or several):
-        check_ray(runner)
+    _check_machines(settings, runner)
     followed, settings = _followed(correction, settings)
     tell(display, about_text(data, text))
-    work = folder.with_name(f"{folder.name}.work")
+    work = folder.with_name(f"{folder.name}.work").absolute()
+    workers = Workers(runner, work / "workers")
     with new_folder(folder), going_on(f"the same command goes on in {work}"):
         with display.stage("student", f"load and check {source_name(student)}") as progress:
             source = resolve_teacher(student, work / "student", progress)
@@ -135,14 +140,14 @@ def distill(
         kept = Path(signals) if signals is not None else work
         settings = _settled(settings, other, schedule, kept, display)
         with display.stage("signal", "the teacher speaks once") as progress:
-            files = _files(settings, other, parts, work, kept, progress)
+            files = _files(workers, settings, other, parts, work, kept, progress)
         files = replace(files, correction=followed.out if followed is not None else None)
         checkpoints = work / f"checkpoints-{source.fingerprint}-{other.fingerprint}"
         job = _at_a_rate(
             TrainingJob(source.path, files, settings, schedule, checkpoints, seed, work / "training"), runner, display
         )
         with display.stage("distil", f"{schedule.num_tokens:,} tokens in {schedule.num_steps} steps") as progress:
-            model, result = train(job, runner, progress)
+            result = run_training(job, runner, progress)
         _tell_harm(display, result)
         lineage = Lineage(
             teacher=Origin(source_name(teacher), other.fingerprint),
@@ -155,11 +160,42 @@ def distill(
             seed=seed,
             versions=versions(),
         )
-        proof = export_student(
-            model, source.path, folder, stored_dtype(source.path), proof_prompt(splits.validation), lineage
+        proof = workers.call(
+            export,
+            training=job.out / JOB,
+            source=source.path,
+            folder=folder.absolute(),
+            dtype=stored_dtype(source.path),
+            lineage=lineage,
         )
         shutil.rmtree(work, ignore_errors=True)
-    return Distilled(folder, result, proof)
+    return Distilled(folder, result, Proof(**proof))
+
+
+def export(training: Path, source: Path, folder: Path, dtype: torch.dtype, lineage: Lineage) -> dict[str, Any]:
+    """Write what a training has left as a stock folder, with its proof.
+
+    Args:
+        training: The file of the `TrainingJob`.
+        source: The folder whose tokenizer, generation settings and terms of use it takes over.
+        folder: Where it goes.
+        dtype: Of the stored weights.
+        lineage: Where it comes from.
+
+    Returns:
+        The fields of `Proof`.
+    """
+    job = TrainingJob.read(training)
+    proof = export_student(trained(job), source, folder, dtype, proof_prompt(job.files.validation.open()), lineage)
+    release_memory()
+    return asdict(proof)
+
+
+def _check_machines(settings: DistillationSettings, runner: RunnerSettings) -> None:
+    check_engine(settings)
+    several = (runner.num_processes or 1) > 1 or settings.deepspeed is not None
+    if runner.on_cluster or (runner.kind == "ray" and several):
+        check_ray(runner)
 
 
 def _followed(
@@ -215,6 +251,7 @@ def _tell_harm(display: Display, result: TrainingResult) -> None:
 
 
 def _files(
+    workers: Workers,
     settings: DistillationSettings,
     teacher: Checkpoint,
     texts: Mapping[str, PackedTokens],
@@ -231,7 +268,6 @@ def _files(
     for part, top_k in parts.items():
         said = "hidden" if top_k is None else f"top-{top_k}"
         caches[part] = signals / f"{said}-{teacher.fingerprint}-{texts[part].fingerprint}"
-    with loaded_once(teacher.path) as load:
-        keep_signals(load, teacher.fingerprint, parts, texts, caches, progress)
+    speak_in_shares(workers, teacher, parts, {part: tokens[part] for part in parts}, caches, None, progress)
     train, validation = (StreamFiles(tokens[part], caches.get(part)) for part in ("train", "validation"))
     return TrainingFiles(teacher.path, teacher.fingerprint, train, validation)

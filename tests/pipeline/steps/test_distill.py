@@ -345,7 +345,7 @@ def test_tokens_that_changed_after_a_call_was_killed_are_read_anew(
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(distilling, "train", kill)
+        patch.setattr(distilling, "run_training", kill)
         distill(tmp_path / "out")
     (tokens,) = (tmp_path / "out.work").glob("tokens-*/train.safetensors")
     content = tokens.read_bytes()

@@ -1,0 +1,77 @@
+"""A KD teacher speaks over text, where work is done: in shares, side by side, on a cluster."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from minitron_nas.distillation.signals.caches import keep_signals, loaded_once
+from minitron_nas.distillation.signals.folder import Share
+from minitron_nas.evaluation.continuations import continuations
+from minitron_nas.execution.workers import Workers
+from minitron_nas.models.checkpoint import Checkpoint
+from minitron_nas.progress import Progress
+from minitron_nas.text.tokens import PackedTokens
+
+
+def speak_in_shares(
+    workers: Workers,
+    teacher: Checkpoint,
+    parts: Mapping[str, int | None],
+    texts: Mapping[str, Path],
+    caches: Mapping[str, Path],
+    continued: str | None,
+    progress: Progress,
+) -> list[list[int]]:
+    """Write the caches of a teacher, as many shares at once as there is room for.
+
+    Args:
+        workers: Who writes them.
+        teacher: The teacher.
+        parts: What is kept of each part of the text, as `cached_parts` says.
+        texts: The files of the parts.
+        caches: The folders of their caches.
+        continued: The part whose beginnings it continues greedily; None for none.
+        progress: Told about tokens.
+
+    Returns:
+        The continuations, as token ids.
+    """
+    count = min(workers.room(), max(PackedTokens.load(text).num_sequences for text in texts.values()))
+    said = {
+        "teacher": teacher.path, "fingerprint": teacher.fingerprint,
+        "parts": parts, "texts": texts, "caches": caches, "continued": continued,
+    }  # fmt: skip
+    written: list[list[list[int]]] = workers.share(
+        speak, [{**said, "share": Share(number, count)} for number in range(count)], progress
+    )
+    return written[0]
+
+
+def speak(
+    teacher: Path,
+    fingerprint: str,
+    parts: Mapping[str, int | None],
+    texts: Mapping[str, Path],
+    caches: Mapping[str, Path],
+    continued: str | None,
+    share: Share,
+    progress: Progress,
+) -> list[list[int]]:
+    """Write a share of the caches of a teacher; the first writer also continues beginnings, where that is asked for.
+
+    Args:
+        teacher: Its folder.
+        fingerprint: Its fingerprint.
+        parts: What is kept of each part of the text, as `cached_parts` says.
+        texts: The files of the parts.
+        caches: The folders of their caches.
+        continued: The part whose beginnings are continued; None for none.
+        share: Which shards.
+        progress: Told about tokens.
+
+    Returns:
+        The continuations, as token ids; none of other writers.
+    """
+    tokens = {part: PackedTokens.load(text) for part, text in texts.items()}
+    with loaded_once(teacher) as load:
+        keep_signals(load, fingerprint, parts, tokens, caches, progress, share)
+        return continuations(load(), tokens[continued]) if continued is not None and share.number == 0 else []
