@@ -17,6 +17,9 @@ from minitron_nas.reporting.members import ROLE_NAMES
 Row: TypeAlias = Mapping[str, Any]
 
 NEUTRAL, BLUE, ORANGE, PURPLE, GREEN = "#7d858c", "#2f7ed8", "#d9660a", "#a65fc0", "#2b8a5b"
+RUN_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#b8458b", "#8a7a1f")
+"""Of the runs of one page, in their order; more than these begin again."""
+
 KL_TITLE = "KL to the teacher (nats"
 
 
@@ -121,7 +124,7 @@ def padded(values: Iterable[float]) -> list[float]:
 
 def hover(row: Row, name: str) -> str:
     """Return the hover text of a model or candidate: name, shape id, parameters, KL, speed."""
-    shape = row.get("candidate") or _shape_id(row)
+    shape = row.get("candidate") or shape_id(row)
     kl = f"KL {numerals.nats(row['kl_nats'])} nats"
     lines = [
         f"<b>{escape(str(row.get('model') or name))}</b>",
@@ -135,7 +138,8 @@ def hover(row: Row, name: str) -> str:
     return "<br>".join(lines)
 
 
-def _shape_id(row: Row) -> str:
+def shape_id(row: Row) -> str:
+    """Return a model's shape as candidates are named by it."""
     return (
         f"l{row['num_hidden_layers']}-h{row['hidden_size']}-f{row['intermediate_size']}"
         f"-q{row['num_attention_heads']}-k{row['num_key_value_heads']}"

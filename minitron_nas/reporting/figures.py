@@ -1,6 +1,6 @@
 """From the tables of a run to plotly figures; the only module that imports plotly."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
@@ -22,9 +22,7 @@ from minitron_nas.reporting.figure_style import (
     rung_axis,
 )
 from minitron_nas.reporting.members import ROLES
-from minitron_nas.reporting.run_record import best_trained, plain_rows
-from minitron_nas.search.pareto import pareto_front
-from minitron_nas.space.size import Size
+from minitron_nas.reporting.run_record import plain_rows
 
 _OUTLINE = 1.5  # also how thick hollow markers are drawn
 _TRAINED_ROLES = tuple(role for role in reversed(ROLES) if role != "teacher")  # the student is drawn on top
@@ -38,38 +36,6 @@ def plotly_script() -> str:
 def figure_json(figure: go.Figure) -> str:
     """Return a figure as the JSON that plotly.js reads."""
     return str(figure.to_json())
-
-
-def pareto_figure(
-    candidates: pd.DataFrame,
-    trials: pd.DataFrame,
-    evaluations: pd.DataFrame,
-    size_windows: Mapping[str, tuple[int, int]],
-    teacher_parameters: int | None = None,
-) -> go.Figure:
-    """Draw parameters against KL: untrained candidates, trials, students, baselines and fronts."""
-    screened = plain_rows(candidates.dropna(subset=["screen_kl_nats"]))
-    trained = plain_rows(best_trained(trials))
-    models = [row for row in plain_rows(evaluations.dropna(subset=["kl_nats"])) if row["role"] != "teacher"]
-    screened = [{**row, "kl_nats": row["screen_kl_nats"]} for row in screened]
-    if not (screened or trained or models):
-        return empty_figure("no data yet: no candidate was screened and no model trained")
-    figure = _figure(480)
-    _add_windows(figure, size_windows)
-    _add_points(figure, screened, "screened", "num_parameters")
-    _add_front(figure, [row for row in screened if row["on_front"]], "front, untrained", "dot")
-    _add_front(figure, [*trained, *models], "front, trained", "solid")
-    _add_points(figure, trained, "trial", "num_parameters")
-    for role in _TRAINED_ROLES:
-        _add_points(figure, [row for row in models if row["role"] == role], role, "num_parameters")
-    shown = [row["num_parameters"] for row in (*screened, *trained, *models)]
-    shown += [edge for window in size_windows.values() for edge in window]
-    if teacher_parameters is not None:
-        _mark_teacher(figure, teacher_parameters, "right")
-        shown.append(teacher_parameters)
-    figure.update_xaxes(title="total parameters", exponentformat="B", range=padded(shown))
-    figure.update_yaxes(kl_axis(row["kl_nats"] for row in (*screened, *trained, *models)))
-    return figure
 
 
 def speed_figure(evaluations: pd.DataFrame) -> go.Figure:
@@ -146,18 +112,6 @@ def _figure(height: int) -> go.Figure:
     return go.Figure(layout=page_layout(height))
 
 
-def _add_windows(figure: go.Figure, size_windows: Mapping[str, tuple[int, int]]) -> None:
-    """Draw each size as the band of parameters that its candidates may have, and as a line where it is told in them."""
-    for label, (low, high) in size_windows.items():
-        size, x = Size.of_label(label), float(low)
-        figure.add_vrect(low, high, fillcolor=NEUTRAL, opacity=0.13, line_width=0, layer="below")
-        if size.unit == "parameters":
-            x = size.value
-            figure.add_vline(x, line={"color": NEUTRAL, "width": 1, "dash": "dot"}, layer="below")
-        place = {"x": x, "y": 1, "yref": "paper", "yanchor": "top", "xanchor": "left"}
-        figure.add_annotation(text=escape(label), showarrow=False, **place)
-
-
 def _add_points(figure: go.Figure, rows: Sequence[Row], kind: str, x: str) -> None:
     """Add the rows as markers, with the text under `label` where a row has one."""
     if not rows:
@@ -179,24 +133,6 @@ def _add_points(figure: go.Figure, rows: Sequence[Row], kind: str, x: str) -> No
             },
             hovertext=[hover(row, look.name) for row in rows],
             hoverinfo="text",
-        )
-    )
-
-
-def _add_front(figure: go.Figure, rows: Sequence[Row], name: str, dash: str) -> None:
-    """Draw the points that no other point beats in both parameters and KL, as a staircase."""
-    best = pareto_front([(row["num_parameters"], row["kl_nats"]) for row in rows])
-    front = sorted((row for row, on in zip(rows, best, strict=True) if on), key=lambda row: row["num_parameters"])
-    if not front:
-        return
-    figure.add_trace(
-        go.Scatter(
-            x=[row["num_parameters"] for row in front],
-            y=[row["kl_nats"] for row in front],
-            name=name,
-            mode="lines",
-            line={"shape": "hv", "color": NEUTRAL, "width": 1.5, "dash": dash},
-            hoverinfo="skip",
         )
     )
 

@@ -2,6 +2,7 @@
 
 import functools
 import json
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from markupsafe import Markup
 
 from minitron_nas.evaluation.turns import WIDE_SPREAD
 from minitron_nas.reporting import figures, numerals, sections
+from minitron_nas.reporting.explorer import explorer
 from minitron_nas.reporting.latency import latency_evidence
 from minitron_nas.reporting.members import comparison, list_members, uncertain_speeds
 from minitron_nas.reporting.neighbours import COST_NAMES, neighbours
@@ -41,17 +43,32 @@ def write_report(run_folder: str | Path) -> Path:
     return folder.report
 
 
-def render_report(run: RunRecord) -> str:
-    """Return the report as HTML: no clock, no random id, so the same run gives the same bytes."""
-    return _template().render(_content(run)) + "\n"
+def render_report(*runs: RunRecord) -> str:
+    """Return the report of one run, or of several, as HTML: no clock, no random id, so same runs give the same bytes.
+
+    Args:
+        *runs: At least one.
+    """
+    several = len(runs) > 1
+    parts = [_part(run, f"r{place}-" if several else "") for place, run in enumerate(runs, 1)]
+    drawn = explorer([(run.name if several else "", run) for run in runs])
+    content = {
+        "parts": parts,
+        "title": ", ".join(run.name for run in runs) if several else parts[0]["title"],
+        "kind": "Minitron families" if several else f"Minitron family \N{MIDDLE DOT} run {runs[0].name}",
+        "heading": f"{len(runs)} runs" if several else parts[0]["heading"],
+        "explorer": drawn,
+        "explorer_json": _in_script(_compact(drawn)),
+        "plotly": Markup(figures.plotly_script()),  # noqa: S704 - plotly's own file, not data
+    }
+    return _templates().get_template("report.html.j2").render(content) + "\n"
 
 
 @functools.cache
-def _template() -> jinja2.Template:
-    """Return the template, which takes longer to compile than to fill."""
-    template = resource("reports", "report.html.j2")
+def _templates() -> jinja2.Environment:
+    """Return the templates, which take longer to compile than to fill."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(template.parent),
+        loader=jinja2.FileSystemLoader(resource("reports", "report.html.j2").parent),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -59,7 +76,50 @@ def _template() -> jinja2.Template:
     )
     environment.globals["numerals"] = numerals
     environment.filters["words"] = sections.words
-    return environment.get_template(template.name)
+    return environment
+
+
+def _part(run: RunRecord, prefix: str) -> dict[str, Any]:
+    """Return what the page tells of one run: what was asked and came out, warnings, sections.
+
+    Args:
+        run: The run.
+        prefix: Of the names of its elements, that tells them from those of other runs on the page.
+    """
+    content = {**_content(run), "prefix": prefix}
+    written = {
+        name: Markup(_templates().get_template(f"report_{name}.html.j2").render(content))  # noqa: S704 - escaped there
+        for name in ("told", "warnings", "run")
+    }
+    sizes = ", ".join(content["sizes"]) or "no sizes yet"
+    return {
+        **written,
+        "name": run.name if prefix else "",
+        "prefix": prefix,
+        "title": f"{run.name}: {sizes}",
+        "heading": f"{content['teacher_name']} \N{RIGHTWARDS ARROW} {sizes}",
+        "sections": _sections(content),
+    }
+
+
+def _sections(content: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the sections of a run that there are, with their headings."""
+    return [
+        (name, heading)
+        for name, heading, there_is in (
+            ("members", "Members", True),
+            ("texts", "Held-out texts", content["by_text"]),
+            ("distillation", "Distillation", True),
+            ("tournament", "Tournament", True),
+            ("speed", "Speed", True),
+            ("candidates", "Candidates", True),
+            ("excluded", "Left out", True),
+            ("samples", "What they write", content["samples"]),
+            ("benchmarks", "Benchmarks", content["benchmarks"]),
+            ("provenance", "Provenance", True),
+        )
+        if there_is
+    ]
 
 
 def _content(run: RunRecord) -> dict[str, Any]:
@@ -87,8 +147,9 @@ def _content(run: RunRecord) -> dict[str, Any]:
         "failures": sections.failures(run),
         "uncertain": uncertain_speeds(members),
         "wide_spread": WIDE_SPREAD,
-        "figures": _figures(run, sizes, members[0].value("num_parameters")),
+        "figures": _figures(run, sizes),
         "outcomes": {size: sections.outcome_counts(run.candidates, size) for size in sizes},
+        "asked": sections.asked(run),
         "asked_of": {size: sections.asked_of(run, size) for size in sizes},
         "held_against": {size: sections.held_against(run.candidates, size) for size in sizes},
         "samples": sections.samples(run, models),
@@ -100,22 +161,16 @@ def _content(run: RunRecord) -> dict[str, Any]:
         "first_rows": rows[:FIRST_ROWS],
         "num_rows": len(rows),
         "num_candidates": len(run.candidates),
-        "candidate_json": _in_script(json.dumps(table, separators=(",", ":"), allow_nan=False)),
+        "candidate_json": _in_script(_compact(table)),
         "exclusions": sections.exclusion_rows(run),
         "benchmarks": sections.benchmark_table(run, models),
         "checks": sections.checks(run),
-        "plotly": Markup(figures.plotly_script()),  # noqa: S704 - plotly's own file, not data
     }
 
 
-def _figures(run: RunRecord, sizes: list[str], teacher_parameters: int | None) -> dict[str, dict[str, Any]]:
+def _figures(run: RunRecord, sizes: list[str]) -> dict[str, dict[str, Any]]:
     """Return each figure's JSON by name, and whether it draws anything but a note."""
-    found = {
-        "pareto": figures.pareto_figure(
-            run.candidates, run.trials, run.evaluations, run.size_windows(), teacher_parameters
-        ),
-        "speed": figures.speed_figure(run.evaluations),
-    }
+    found = {"speed": figures.speed_figure(run.evaluations)}
     for size in sizes:
         found[f"curves-{size}"] = figures.curve_figure(run.curves, size)
         found[f"rungs-{size}"] = figures.rung_figure(run.candidates, run.trials, size)
@@ -123,6 +178,10 @@ def _figures(run: RunRecord, sizes: list[str], teacher_parameters: int | None) -
         name: {"json": _in_script(figures.figure_json(figure)), "drawn": bool(figure.data)}
         for name, figure in found.items()
     }
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
 
 
 def _in_script(text: str) -> Markup:

@@ -7,6 +7,7 @@ import pandas as pd
 
 from minitron_nas.reporting import numerals
 from minitron_nas.reporting.run_record import RunRecord, best_trained, plain_rows
+from minitron_nas.settings import parse_count
 from minitron_nas.space.size import Size
 
 Row: TypeAlias = Mapping[str, Any]
@@ -44,6 +45,44 @@ def missing_parts(run: RunRecord) -> list[str]:
     if evaluated:
         missing += [f"no evaluation of {size}" for size in run.sizes() if size not in evaluated]
     return missing
+
+
+def asked(run: RunRecord) -> list[tuple[str, str]]:
+    """Return what a run was asked for, in words: what it is, and what the plan says of it.
+
+    Args:
+        run: The run.
+    """
+    plan, windows = run.plan, run.size_windows()
+    search, distillation = plan.get("search") or {}, plan.get("distillation") or {}
+    sizes = []
+    for label in run.sizes():
+        within = "" if label not in windows else " to ".join(numerals.count(edge) for edge in windows[label])
+        sizes.append(asked_of(run, label) or f"{label} ({within})")
+    data = plan.get("data")
+    sources = [data] if isinstance(data, str) else data or []
+    text = [str(one.get("path")) if isinstance(one, dict) else str(one) for one in sources]
+    told = [
+        ("Sizes", "; ".join(sizes)),
+        ("Text", ", ".join(text)),
+        ("Chosen by", ", ".join(words(name) for name in search.get("objectives") or ())),
+        ("Search", _searched(search)),
+        ("Distillation", _distilled(distillation)),
+        ("Held against", ", ".join(words(name) for name in plan.get("baselines") or ())),
+    ]
+    return [(term, said) for term, said in told if said]
+
+
+def _searched(search: Mapping[str, Any]) -> str:
+    limits = (("max_screened", "shapes screened"), ("num_finalists", "trained"), ("num_rungs", "rungs"))
+    told = [f"{search[name]:,} {noun}" for name, noun in limits if isinstance(search.get(name), int)]
+    return f"a size: at most {', '.join(told)}" if told else ""
+
+
+def _distilled(distillation: Mapping[str, Any]) -> str:
+    tokens, loss = distillation.get("tokens"), distillation.get("loss")
+    told = [f"{numerals.count(parse_count(tokens))} tokens a student"] if tokens is not None else []
+    return ", ".join(told + ([f"loss {words(loss)}"] if loss else []))
 
 
 def candidate_rows(run: RunRecord) -> list[list[Any]]:

@@ -259,9 +259,7 @@ def test_learning_rates_that_were_tried_are_told_with_what_became_of_them(page: 
 def test_every_figure_has_a_place_to_be_drawn_in(page: Page) -> None:
     places = {values.get("id") for _, values in page.elements}
     drawn = {name for name in page.scripts if name.startswith("figure-")}
-    assert drawn == {
-        f"figure-{name}" for name in ("pareto", "speed", "curves-110M", "curves-94M", "rungs-110M", "rungs-94M")
-    }
+    assert drawn == {f"figure-{name}" for name in ("speed", "curves-110M", "curves-94M", "rungs-110M", "rungs-94M")}
     assert {name.replace("figure-", "plot-") for name in drawn} <= places
 
 

@@ -1,0 +1,211 @@
+"""The report in a real browser: what it draws, sorts, filters and saves; skipped where no Chromium is found."""
+
+import csv
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minitron_nas.reporting.html import render_report
+from minitron_nas.reporting.run_record import RunRecord, read_run
+from minitron_nas.search.pareto import pareto_front
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+
+HOSTILE = "</script><img src=x onerror=alert(1)>\"'=1+1,<b>&lt;"
+
+
+@dataclass
+class Opened:
+    """A page in the browser, with everything that it complained of and asked for."""
+
+    page: Any
+    complaints: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+
+    def column(self, table: str, place: int) -> list[str]:
+        """The visible texts of a column."""
+        rows = self.page.locator(f"{table} tbody tr:visible")
+        return [text.strip() for text in rows.locator(f":nth-child({place})").all_inner_texts()]
+
+    def save(self, button: str) -> list[list[str]]:
+        """Press a button that saves a CSV file, and read it."""
+        with self.page.expect_download() as download:
+            self.page.locator(button).click()
+        with open(download.value.path(), encoding="utf-8", newline="") as file:
+            return list(csv.reader(file))
+
+    def drawn(self, plot: str = "explorer") -> dict[str, dict[str, Any]]:
+        """What a figure draws now, by the names of its traces."""
+        script = """(id) => document.getElementById(id).data.map(({name, x, y}) => [name, {x: [...x], y: [...y]}])"""
+        return dict(self.page.evaluate(script, plot))
+
+
+Open = Callable[..., Opened]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser: Any, tmp_path: Path) -> Iterator[Open]:
+    """Open a report in a window; whatever it complains of or asks for by the end of the test fails it."""
+    contexts, pages = [], list[Opened]()
+
+    def opened(text: str, width: int = 1280, dark: bool = False) -> Opened:
+        path = tmp_path / "report.html"
+        path.write_text(text, encoding="utf-8")
+        scheme = "dark" if dark else "light"
+        contexts.append(browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme))
+        found = Opened(contexts[-1].new_page())
+        pages.append(found)
+        found.page.on(
+            "console", lambda said: found.complaints.append(said.text) if said.type in ("error", "warning") else None
+        )
+        found.page.on("pageerror", lambda error: found.complaints.append(str(error)))
+        found.page.on("dialog", lambda dialog: (found.complaints.append(dialog.message), dialog.dismiss()))
+        found.page.on("request", lambda request: found.requests.append(request.url))
+        found.page.goto(path.as_uri())
+        return found
+
+    yield opened
+    for found in pages:
+        assert found.complaints == []
+        assert [url for url in found.requests if not url.startswith(("file:", "data:", "blob:"))] == []
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture(scope="module")
+def run(finished_run: Path) -> RunRecord:
+    return read_run(finished_run)
+
+
+@pytest.fixture(scope="module")
+def report(run: RunRecord) -> str:
+    return render_report(run)
+
+
+@pytest.mark.parametrize("width", [360, 768, 1280])
+def test_no_page_is_wider_than_its_window(open_page: Open, report: str, width: int) -> None:
+    page = open_page(report, width).page
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_axes_of_choice_move_the_points_and_draw_their_front_anew(open_page: Open, report: str, run: RunRecord) -> None:
+    opened = open_page(report)
+    student = run.evaluations[run.evaluations["role"] == "student"]
+    assert opened.drawn()["student"]["y"] == pytest.approx(list(student["kl_nats"]))
+    opened.page.select_option("#axes [name=x]", "decode_share")
+    opened.page.select_option("#axes [name=y]", "tasks")
+    drawn = opened.drawn()
+    assert drawn["student"]["x"] == pytest.approx(list(1 / student["decode_speedup"]), rel=1e-4)
+    models = [
+        point
+        for name, trace in drawn.items()
+        if not name.startswith("front")
+        for point in zip(trace["x"], trace["y"], strict=True)
+    ]
+    on_front = pareto_front([(share, -score) for share, score in models])
+    expected = sorted(point for point, on in zip(models, on_front, strict=True) if on)
+    assert list(zip(drawn["front, trained"]["x"], drawn["front, trained"]["y"], strict=True)) == expected
+    assert "6 of 29 points have both measures." in opened.page.locator("#axes-told").inner_text()
+
+
+def test_members_are_sorted_by_a_click_on_a_heading(open_page: Open, report: str) -> None:
+    opened = open_page(report)
+    heading = opened.page.locator("table.members thead th").nth(9)
+    heading.locator("button").click()
+    ascending = [float(text) for text in opened.column("table.members", 10)]
+    assert ascending == sorted(ascending)
+    assert heading.get_attribute("aria-sort") == "ascending"
+    heading.locator("button").click()
+    assert [float(text) for text in opened.column("table.members", 10)] == ascending[::-1]
+
+
+def test_candidates_are_sorted_filtered_and_saved(open_page: Open, report: str, run: RunRecord) -> None:
+    opened = open_page(report)
+    opened.page.select_option("#candidates [name=size]", "94M")
+    opened.page.locator("table.candidates thead button", has_text="parameters").click()
+    opened.page.fill("#candidates [name=text]", "not among")
+    assert opened.page.locator("#candidates output").inner_text() == "4 of 24"
+    mine = run.candidates[(run.candidates["size"] == "94M") & (run.candidates["outcome"] == "screened_out")]
+    expected = [f"{number:,}" for number in sorted(mine["num_parameters"])]
+    assert opened.column("table.candidates", 4) == expected
+    header, *rows = opened.save("#candidates form button")
+    assert header[:4] == ["size", "outcome", "candidate", "num_parameters"]
+    assert [row[3] for row in rows] == [str(number) for number in sorted(mine["num_parameters"])]
+
+
+def test_a_saved_table_holds_the_exact_numbers_of_the_rows_that_are_shown(
+    open_page: Open, report: str, run: RunRecord
+) -> None:
+    opened = open_page(report)
+    header, *rows = opened.save("#members .tools button")
+    saved = dict(zip(header, zip(*rows, strict=True), strict=True))
+    assert saved["model"][:2] == ("teacher", "110M")
+    assert [float(value) for value in saved["perplexity"]] == list(run.evaluations["perplexity"])
+
+
+def test_hostile_names_neither_run_nor_break_the_page(open_page: Open, run: RunRecord) -> None:
+    frames = {name: getattr(run, name).copy() for name in ("candidates", "trials", "evaluations", "samples")}
+    frames["candidates"]["candidate"] += HOSTILE
+    frames["candidates"]["reason"] = HOSTILE
+    frames["trials"]["candidate"] += HOSTILE
+    frames["trials"]["error"] = HOSTILE
+    frames["evaluations"]["model"] = [f"{name}{HOSTILE}" for name in run.evaluations["model"]]
+    opened = open_page(render_report(replace(run, name=HOSTILE, plan_text=HOSTILE, **frames)))
+    opened.page.fill("#candidates [name=text]", "onerror")
+    assert opened.page.locator("#candidates output").inner_text() == "24 of 24"
+    assert opened.page.locator("img").count() == 0
+    rows = opened.save("#candidates form button")
+    assert rows[1][-1] == HOSTILE
+
+
+def test_a_text_that_a_spreadsheet_would_compute_is_quoted_in_the_file(open_page: Open, run: RunRecord) -> None:
+    formula = run.candidates.assign(reason='=HYPERLINK("x")')
+    rows = open_page(render_report(replace(run, candidates=formula))).save("#candidates form button")
+    assert rows[1][-1] == '\'=HYPERLINK("x")'
+
+
+@pytest.mark.parametrize("which", ["empty", "no numbers", "one trial"])
+def test_a_run_with_little_in_it_draws_without_complaint(
+    open_page: Open, run: RunRecord, new_run: Path, which: str
+) -> None:
+    if which == "empty":
+        run = read_run(new_run)
+    elif which == "no numbers":
+        unknown = ("kl_nats", "loss_nats", "screen_kl_nats", "perplexity")
+        frames = {name: getattr(run, name) for name in ("candidates", "trials", "evaluations", "curves")}
+        lost = {
+            name: frame.assign(**{column: float("nan") for column in unknown if column in frame})
+            for name, frame in frames.items()
+        }
+        run = replace(run, **lost)
+    else:
+        run = replace(run, trials=run.trials.head(1), candidates=run.candidates.head(1))
+    opened = open_page(render_report(run))
+    assert opened.page.locator("h1").is_visible()
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_axe_finds_no_serious_fault(open_page: Open, report: str, dark: bool) -> None:
+    found = axe.Axe().run(open_page(report, dark=dark).page)
+    serious = [
+        (each["id"], each["nodes"][0]["html"][:200])
+        for each in found.response["violations"]
+        if each["impact"] in ("serious", "critical")
+    ]
+    assert serious == []
