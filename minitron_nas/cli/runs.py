@@ -105,12 +105,26 @@ def submit(
 
 @app.command()
 def report(
-    run_folder: Annotated[Path, typer.Argument(help="A run folder, finished or not.")], as_json: AsJson = False
+    run_folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, finished or not.")],
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="The file; else report.html in the run folder, or in the one that holds all of several."),
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Show it on this machine while the runs go on.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Write the HTML report of a run again."""
+    """Write the HTML report of a run again, or one of several, or show it while they go on."""
+    if follow:
+        from minitron_nas.errors import RunFolderError
+        from minitron_nas.reporting.follow import follow as show
+
+        if out is not None:
+            raise RunFolderError("--follow writes nothing; leave out --out")
+        show(run_folders, lambda address: print_json({"address": address}) if as_json else typer.echo(address))
+        return
     from minitron_nas.reporting.html import write_report
 
-    path = write_report(run_folder)
+    path = write_report(*run_folders, out=out)
     print_json({"report": str(path)}) if as_json else typer.echo(str(path))
 
 

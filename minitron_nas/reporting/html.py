@@ -2,7 +2,8 @@
 
 import functools
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from minitron_nas.errors import RunFolderError
 from minitron_nas.evaluation.turns import WIDE_SPREAD
 from minitron_nas.reporting import figures, numerals, sections
 from minitron_nas.reporting.explorer import explorer
 from minitron_nas.reporting.latency import latency_evidence
-from minitron_nas.reporting.members import comparison, list_members, uncertain_speeds
+from minitron_nas.reporting.members import comparison, incomparable, list_members, uncertain_speeds
 from minitron_nas.reporting.neighbours import COST_NAMES, neighbours
-from minitron_nas.reporting.run_record import RunRecord, read_run
+from minitron_nas.reporting.run_record import RunRecord, read_run, read_runs
 from minitron_nas.reporting.teacher_name import display_name
 from minitron_nas.reporting.texts import disagreements, member_texts, text_names
 from minitron_nas.resources import resource
@@ -28,35 +30,57 @@ FIRST_ROWS = 40
 """Candidates that stand in the file as plain HTML, for readers without scripts and for print."""
 
 
-def write_report(run_folder: str | Path) -> Path:
-    """Write `report.html` into a run folder, finished or not, and return its path.
+def write_report(*run_folders: str | Path, out: str | Path | None = None) -> Path:
+    """Write the report of a run, finished or not, or of several beside each other, and return its path.
+
+    Args:
+        *run_folders: At least one.
+        out: The file; without it, `report.html` in the run folder, or of several in the folder that holds them all.
 
     Raises:
-        RunFolderError: If the folder or its `plan.yaml` is missing.
-        MachineError: If the folder cannot be written to.
+        RunFolderError: If a folder or its `plan.yaml` is missing, or the folder that holds several is a run itself.
+        MachineError: If the file cannot be written.
     """
-    folder = RunFolder(Path(run_folder))
-    with folder.telling() if folder.plan.exists() else nullcontext():  # without a plan there is nothing to hold up
-        run = read_run(folder.path)
-        require_writable(folder.path)
-        write_text(folder.report, render_report(run))
-    return folder.report
+    folders = [Path(folder) for folder in run_folders]
+    whole = RunFolder(folders[0])
+    if len(folders) > 1 or out is not None:
+        runs = read_runs(folders)
+        path = _beside(folders) if out is None else Path(out)
+        write_text(path, render_report(*runs))
+        return path
+    with whole.telling() if whole.plan.exists() else nullcontext():  # without a plan there is nothing to hold up
+        run = read_run(whole.path)
+        require_writable(whole.path)
+        write_text(whole.report, render_report(run))
+    return whole.report
 
 
-def render_report(*runs: RunRecord) -> str:
+def _beside(folders: Sequence[Path]) -> Path:
+    """Return where the report of several runs lies."""
+    parent = Path(os.path.commonpath([folder.resolve() for folder in folders]))
+    if RunFolder(parent).plan.exists():
+        raise RunFolderError(f"{parent} is a run itself, whose report stands there; say where this one goes with --out")
+    return parent / "report.html"
+
+
+def render_report(*runs: RunRecord, live: str | None = None) -> str:
     """Return the report of one run, or of several, as HTML: no clock, no random id, so same runs give the same bytes.
 
     Args:
         *runs: At least one.
+        live: What the runs were when they were read, of a page that asks its server whether they have gone on since.
     """
     several = len(runs) > 1
     parts = [_part(run, f"r{place}-" if several else "") for place, run in enumerate(runs, 1)]
     drawn = explorer([(run.name if several else "", run) for run in runs])
     content = {
         "parts": parts,
+        "live": live is not None,
+        "state": live,
         "title": ", ".join(run.name for run in runs) if several else parts[0]["title"],
         "kind": "Minitron families" if several else f"Minitron family \N{MIDDLE DOT} run {runs[0].name}",
         "heading": f"{len(runs)} runs" if several else parts[0]["heading"],
+        "incomparable": incomparable(runs),
         "explorer": drawn,
         "explorer_json": _in_script(_compact(drawn)),
         "plotly": Markup(figures.plotly_script()),  # noqa: S704 - plotly's own file, not data
@@ -94,6 +118,7 @@ def _part(run: RunRecord, prefix: str) -> dict[str, Any]:
     sizes = ", ".join(content["sizes"]) or "no sizes yet"
     return {
         **written,
+        "members": content["members"],
         "name": run.name if prefix else "",
         "prefix": prefix,
         "title": f"{run.name}: {sizes}",

@@ -1,6 +1,6 @@
 """The members of a family and how they compare: the rows behind the headline, the table and the card."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,6 +116,21 @@ def uncertain_speeds(members: list[ReportedMember]) -> list[str]:
         for column, phase in _SPEEDS.items()
         if member.uncertain(column)
     ]
+
+
+def incomparable(runs: Sequence[RunRecord]) -> list[str]:
+    """Say why numbers of several runs do not measure the same, if they do not.
+
+    Args:
+        runs: Of one page.
+    """
+    if len({run.teacher["fingerprint"] for run in runs}) > 1:
+        told = ["the teachers differ, and every KL is to a run's own"]
+    else:
+        told = []
+    if len({run.text for run in runs}) > 1:
+        told.append("the texts differ, and every loss and KL is on a run's own held-out part")
+    return told
 
 
 def comparison(members: list[ReportedMember], name: str) -> str:

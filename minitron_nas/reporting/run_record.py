@@ -1,8 +1,8 @@
 """`RunRecord`: all that a report needs of a run folder, read once."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class RunRecord:
         plan: The resolved plan.
         versions: Package versions that the run began with.
         teacher: Source, fingerprint and number of parameters, as far as known.
+        text: Fingerprint of the text; None where not known.
         lineages: Where each student comes from, by its name.
         latency: What predicted seconds in the search; None where nothing did.
     """
@@ -52,6 +53,7 @@ class RunRecord:
     plan: Mapping[str, Any]
     versions: Mapping[str, str]
     teacher: Mapping[str, Any]
+    text: str | None
     candidates: pd.DataFrame
     exclusions: pd.DataFrame
     trials: pd.DataFrame
@@ -109,6 +111,7 @@ def read_run(folder: Path) -> RunRecord:
         plan=content.get("plan") or {},
         versions=content.get("versions") or {},
         teacher={**_TEACHER, **(content.get("teacher") or {})},
+        text=(content.get("data") or {}).get("fingerprint"),
         candidates=_frame(folder, CANDIDATES),
         exclusions=_frame(folder, EXCLUSIONS),
         trials=_frame(folder, TRIALS),
@@ -122,6 +125,23 @@ def read_run(folder: Path) -> RunRecord:
         lineages={path.parent.name: read_lineage(path.parent) for path in students},
         latency=_latency(folder, content.get("plan") or {}),
     )
+
+
+def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
+    """Read run folders, each once, named by the last parts of their paths that tell them apart.
+
+    Args:
+        folders: At least one.
+
+    Raises:
+        RunFolderError: If one or its `plan.yaml` is missing, or the plan is no mapping.
+    """
+    paths = list(dict.fromkeys(folder.resolve() for folder in folders))
+    runs = [read_run(folder) for folder in folders[:1]] if len(paths) == 1 else [read_run(path) for path in paths]
+    depth = 1
+    while len({path.parts[-depth:] for path in paths}) < len(paths):
+        depth += 1
+    return [replace(run, name="/".join(path.parts[-depth:])) for run, path in zip(runs, paths, strict=True)]
 
 
 def _latency(folder: Path, plan: Mapping[str, Any]) -> LatencyModel | None:

@@ -577,7 +577,7 @@ def test_doctor_exits_with_one_only_where_something_that_is_needed_is_missing(
 def test_what_the_system_refuses_is_one_line_and_exit_code_2(
     run: Callable[..., Output], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, line: str
 ) -> None:
-    def refuse(*_: Any) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
         raise error
 
     monkeypatch.setattr("minitron_nas.reporting.html.write_report", refuse)
@@ -588,7 +588,7 @@ def test_what_the_system_refuses_is_one_line_and_exit_code_2(
 
 
 def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def broken(*_: Any) -> None:
+    def broken(*_: Any, **__: Any) -> None:
         raise ValueError("a defect")
 
     monkeypatch.setattr("minitron_nas.reporting.html.write_report", broken)

@@ -2,16 +2,21 @@
 
 import csv
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import pytest
 
+from minitron_nas.reporting.follow import follow
 from minitron_nas.reporting.html import render_report
 from minitron_nas.reporting.run_record import RunRecord, read_run
 from minitron_nas.search.pareto import pareto_front
+from minitron_nas.storage.schemas import EVALUATIONS
+from minitron_nas.storage.tables import read_rows, write_rows
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
@@ -198,6 +203,32 @@ def test_a_run_with_little_in_it_draws_without_complaint(
         run = replace(run, trials=run.trials.head(1), candidates=run.candidates.head(1))
     opened = open_page(render_report(run))
     assert opened.page.locator("h1").is_visible()
+
+
+def test_a_live_page_shows_what_was_written_and_keeps_what_was_chosen(
+    browser: Any, finished_run: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished_run, tmp_path / "run")
+    address = Queue[str]()
+    threading.Thread(target=follow, args=([folder], address.put), daemon=True).start()
+    page = browser.new_page()
+    page.goto(address.get(timeout=60))
+    page.select_option("#axes [name=y]", "loss_nats")
+    page.fill("#candidates [name=text]", "l28")
+    rows = [row for row in read_rows(folder, EVALUATIONS) if row["size"] != "94M"]
+    write_rows(folder, EVALUATIONS, rows)
+    page.get_by_text("no evaluation of 94M").wait_for(timeout=60_000)
+    page.wait_for_function("document.getElementById('explorer').layout?.yaxis.title.text.includes('loss')")
+    assert page.input_value("#candidates [name=text]") == "l28"
+    assert page.locator("#live").inner_text() == "live"
+    page.close()
+
+
+def test_two_runs_on_a_page_have_tables_and_figures_of_their_own(open_page: Open, run: RunRecord) -> None:
+    opened = open_page(render_report(run, replace(run, name="other", candidates=run.candidates.head(3))))
+    assert [opened.page.locator(f"#r{at}-candidates output").inner_text() for at in (1, 2)] == ["24 of 24", "3 of 3"]
+    assert {"smollm2 student", "other student"} <= set(opened.drawn())
+    assert opened.drawn("plot-r2-speed")["student"]["x"]
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

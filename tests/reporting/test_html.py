@@ -17,7 +17,7 @@ from minitron_nas.reporting import html, numerals, sections
 from minitron_nas.reporting.html import render_report, write_report
 from minitron_nas.reporting.model_card import render_model_card
 from minitron_nas.reporting.run_record import RunRecord, plain_rows, read_run
-from minitron_nas.storage.schemas import CANDIDATES
+from minitron_nas.storage.schemas import CANDIDATES, EVALUATIONS
 from minitron_nas.storage.tables import read_rows, write_rows
 
 LOADING = {"src", "href", "srcset", "data", "action", "poster", "background"}
@@ -293,3 +293,54 @@ def test_the_numbers_of_the_members_table_are_those_of_the_evaluations(
         for name in columns:
             value, text = numbers[name]
             assert float(text.replace(",", "")) == pytest.approx(value, rel=0.05, abs=0.005)
+
+
+@pytest.fixture
+def two_runs(finished_run: Path, tmp_path: Path) -> list[Path]:
+    """Two runs of one name in different folders; the second has one student only."""
+    first = shutil.copytree(finished_run, tmp_path / "a" / "run")
+    second = shutil.copytree(finished_run, tmp_path / "b" / "run")
+    rows = [row for row in read_rows(second, EVALUATIONS) if row["size"] != "94M"]
+    write_rows(second, EVALUATIONS, rows)
+    return [first, second]
+
+
+def test_several_runs_are_one_page_whose_members_are_told_apart(two_runs: list[Path], without_plotly: None) -> None:
+    path = write_report(*two_runs)
+    assert path == two_runs[0].parents[1] / "report.html"
+    page = parse(path.read_text(encoding="utf-8"))
+    cells = re.findall(
+        r'<th scope="row">(\w+)</th><td class="number">([ab]/run)</td>', path.read_text(encoding="utf-8")
+    )
+    assert cells == [("teacher", "a/run"), ("110M", "a/run"), ("94M", "a/run"), ("teacher", "b/run"), ("110M", "b/run")]
+    names = [values["id"] for _, values in page.elements if values.get("id")]
+    assert len(names) == len(set(names))
+    links = [(values.get("href") or "").removeprefix("#") for tag, values in page.elements if tag == "a"]
+    assert set(links) <= set(names)
+
+
+def test_the_same_runs_give_the_same_page_wherever_it_lies(
+    two_runs: list[Path], tmp_path: Path, without_plotly: None
+) -> None:
+    path = write_report(*two_runs, out=tmp_path / "elsewhere" / "both.html")
+    assert path.read_bytes() == write_report(*two_runs).read_bytes()
+
+
+def test_a_run_that_is_given_twice_is_told_once(finished_run: Path, tmp_path: Path, without_plotly: None) -> None:
+    path = write_report(finished_run, finished_run, out=tmp_path / "report.html")
+    assert path.read_text(encoding="utf-8") == render_report(read_run(finished_run))
+
+
+def test_runs_that_do_not_measure_the_same_say_so(run: RunRecord, without_plotly: None) -> None:
+    other = replace(run, name="other", text="another", teacher={**run.teacher, "fingerprint": "another"})
+    told = " ".join(parse(render_report(run, other)).text.split())
+    assert "Mind that the teachers differ, and every KL is to a run's own." in told
+    assert "Mind that the texts differ" in told
+    assert "Mind that" not in parse(render_report(run, replace(run, name="other"))).text
+
+
+def test_a_page_of_several_runs_does_not_take_the_place_of_a_runs_own(finished_run: Path, tmp_path: Path) -> None:
+    outer = shutil.copytree(finished_run, tmp_path / "outer")
+    inner = [shutil.copytree(finished_run, outer / name) for name in ("one", "two")]
+    with pytest.raises(RunFolderError, match="is a run itself, whose report stands there; say where"):
+        write_report(*inner)
