@@ -29,6 +29,8 @@ class RunnerSettings(Settings):
             rung, and a training of several processes on this machine that stands still for this many times as
             long as it ever did; null for never.
         timeout_minutes: And for at least so long.
+        price_per_device_hour: What an hour of one device costs, in any currency; the report tells the cost of each
+            stage by it.
     """
 
     kind: Literal["ray", "local"] = "ray"
@@ -40,6 +42,7 @@ class RunnerSettings(Settings):
     max_failures: Annotated[int, Field(ge=0)] = 2
     timeout_factor: Annotated[float, Field(ge=1)] | None = 10.0
     timeout_minutes: Annotated[float, Field(ge=0)] = 10.0
+    price_per_device_hour: Annotated[float, Field(ge=0)] | None = None
 
     @property
     def on_cluster(self) -> bool:

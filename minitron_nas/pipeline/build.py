@@ -174,7 +174,7 @@ def _begin(
     plan, signal = _settled(plan, checkpoint, folder, devices)
     pools = preflight(plan, checkpoint.outline(), data, folder, devices, folder.work / "ray")
     tell(display, (*about_text(data, plan.text), *([signal] if signal else [])))
-    about = {
+    about: dict[str, Any] = {
         "versions": versions(),
         "teacher": {
             "source": plan.teacher,
@@ -184,6 +184,8 @@ def _begin(
         },
         "data": {"fingerprint": data_fingerprint(data, plan.text)},
     }
+    if not plan.runner.on_cluster:
+        about["devices"] = {"name": devices.name, "number": devices.number}
     folder.write_plan(plan.to_dict(), about, deciding)
     revision, begun_with = commit_of(checkpoint.path), folder.read_plan()["teacher"].get("revision")
     if revision != begun_with and revision is not None is not begun_with:

@@ -17,7 +17,7 @@ def explorer(runs: Sequence[tuple[str, RunRecord]]) -> dict[str, Any]:
     Args:
         runs: Each with the name that tells it from the others; empty for a run alone.
     """
-    named = [(name, run, run_points(run)) for name, run in runs]
+    named = [(name, run, run_points(run, len(runs))) for name, run in runs]
     everything = [point for _, _, points in named for point in points]
     measures = [one for one in MEASURES if any(point.values[one.name] is not None for point in everything)]
     groups, teachers, sizes = list[dict[str, Any]](), list[list[Any]](), list[dict[str, Any]]()

@@ -1,5 +1,6 @@
 """From the tables of a run to plotly figures; the only module that imports plotly."""
 
+import json
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
@@ -25,6 +26,9 @@ from minitron_nas.reporting.members import ROLES
 from minitron_nas.reporting.run_record import plain_rows
 
 _OUTLINE = 1.5  # also how thick hollow markers are drawn
+MAX_TRIALS = 400
+"""That are drawn as lines of a figure."""
+
 _TRAINED_ROLES = tuple(role for role in reversed(ROLES) if role != "teacher")  # the student is drawn on top
 
 
@@ -33,9 +37,10 @@ def plotly_script() -> str:
     return str(get_plotlyjs())
 
 
-def figure_json(figure: go.Figure) -> str:
-    """Return a figure as the JSON that plotly.js reads."""
-    return str(figure.to_json())
+def figure_values(figure: go.Figure) -> dict[str, Any]:
+    """Return a figure as the plain values that plotly.js reads."""
+    found: dict[str, Any] = json.loads(figure.to_json())
+    return found
 
 
 def speed_figure(evaluations: pd.DataFrame) -> go.Figure:
@@ -82,14 +87,16 @@ def rung_figure(candidates: pd.DataFrame, trials: pd.DataFrame, size: str) -> go
     if mine.empty:
         return empty_figure(f"no data yet: no trial has run at {size}")
     screened = candidates[candidates["size"] == size].set_index("candidate")["screen_kl_nats"].dropna()
+    last_rung = int(mine["rung"].max())
+    mine = mine[mine["candidate"].isin(_shown(mine))]
+    screened = screened[screened.index.isin(mine["candidate"])]
     rows = plain_rows(mine)
-    values = [row["kl_nats"] for row in rows if row["kl_nats"] is not None]
-    values += [kl for name, kl in screened.items() if name in set(mine["candidate"])]
+    values = [row["kl_nats"] for row in rows if row["kl_nats"] is not None] + list(screened)
     lines: dict[str, list[list[Any]]] = {fate: [] for fate in FATES}
     for name, group in mine.groupby("candidate"):
         steps = plain_rows(group)
         start = screened.get(name)
-        lines[_fate(steps, int(mine["rung"].max()))].append(_steps(str(name), steps, start, max(values, default=1.0)))
+        lines[_fate(steps, last_rung)].append(_steps(str(name), steps, start, max(values, default=1.0)))
     figure = _figure(360)
     for fate, look in FATES.items():
         if lines[fate]:
@@ -97,6 +104,12 @@ def rung_figure(candidates: pd.DataFrame, trials: pd.DataFrame, size: str) -> go
     figure.update_xaxes(rung_axis(rows, untrained=not screened.empty))
     figure.update_yaxes(kl_axis(values or [1.0]))
     return figure
+
+
+def _shown(trials: pd.DataFrame) -> list[str]:
+    """Return the trials of a size that are drawn: of many those that came furthest, and of these the best."""
+    ends = trials.groupby("candidate", sort=True).agg({"rung": "max", "kl_nats": "last"})
+    return list(ends.sort_values(["rung", "kl_nats"], ascending=[False, True], kind="stable").index[:MAX_TRIALS])
 
 
 def empty_figure(note: str) -> go.Figure:

@@ -13,12 +13,15 @@ from markupsafe import Markup
 
 from minitron_nas.errors import RunFolderError
 from minitron_nas.evaluation.turns import WIDE_SPREAD
-from minitron_nas.reporting import figures, numerals, sections
+from minitron_nas.reporting import figures, numerals, search_figures, sections
+from minitron_nas.reporting.cost import stage_costs
 from minitron_nas.reporting.explorer import explorer
+from minitron_nas.reporting.importance import ImportanceMap, importance_maps
 from minitron_nas.reporting.latency import latency_evidence
 from minitron_nas.reporting.members import comparison, incomparable, list_members, uncertain_speeds
-from minitron_nas.reporting.neighbours import COST_NAMES, neighbours
+from minitron_nas.reporting.neighbours import COST_NAMES, neighbours, weighed
 from minitron_nas.reporting.run_record import RunRecord, read_run, read_runs
+from minitron_nas.reporting.shapes import HEIGHT, WIDTH, drawings
 from minitron_nas.reporting.teacher_name import display_name
 from minitron_nas.reporting.texts import disagreements, member_texts, text_names
 from minitron_nas.resources import resource
@@ -71,7 +74,7 @@ def render_report(*runs: RunRecord, live: str | None = None) -> str:
         live: What the runs were when they were read, of a page that asks its server whether they have gone on since.
     """
     several = len(runs) > 1
-    parts = [_part(run, f"r{place}-" if several else "") for place, run in enumerate(runs, 1)]
+    parts = [_part(run, f"r{place}-" if several else "", len(runs)) for place, run in enumerate(runs, 1)]
     drawn = explorer([(run.name if several else "", run) for run in runs])
     content = {
         "parts": parts,
@@ -103,14 +106,15 @@ def _templates() -> jinja2.Environment:
     return environment
 
 
-def _part(run: RunRecord, prefix: str) -> dict[str, Any]:
+def _part(run: RunRecord, prefix: str, num_runs: int) -> dict[str, Any]:
     """Return what the page tells of one run: what was asked and came out, warnings, sections.
 
     Args:
         run: The run.
         prefix: Of the names of its elements, that tells them from those of other runs on the page.
+        num_runs: Of the page.
     """
-    content = {**_content(run), "prefix": prefix}
+    content = {**_content(run, num_runs), "prefix": prefix}
     written = {
         name: Markup(_templates().get_template(f"report_{name}.html.j2").render(content))  # noqa: S704 - escaped there
         for name in ("told", "warnings", "run")
@@ -134,11 +138,14 @@ def _sections(content: Mapping[str, Any]) -> list[tuple[str, str]]:
         for name, heading, there_is in (
             ("members", "Members", True),
             ("texts", "Held-out texts", content["by_text"]),
+            ("shapes", "Shapes", content["drawings"]),
             ("distillation", "Distillation", True),
             ("tournament", "Tournament", True),
             ("speed", "Speed", True),
             ("candidates", "Candidates", True),
             ("excluded", "Left out", True),
+            ("importance", "Importance", content["importance"]),
+            ("cost", "Cost", content["costs"]),
             ("samples", "What they write", content["samples"]),
             ("benchmarks", "Benchmarks", content["benchmarks"]),
             ("provenance", "Provenance", True),
@@ -147,12 +154,13 @@ def _sections(content: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _content(run: RunRecord) -> dict[str, Any]:
+def _content(run: RunRecord, num_runs: int) -> dict[str, Any]:
     members = list_members(run)
     sizes = run.sizes()
-    rows = sections.candidate_rows(run)
+    rows = sections.candidate_rows(run, num_runs)
     table = {"columns": sections.CANDIDATE_COLUMNS, "rows": rows}
     models = [member.name for member in members]
+    importance = importance_maps(run.scores)
     return {
         "run": run,
         "sizes": sizes,
@@ -172,7 +180,14 @@ def _content(run: RunRecord) -> dict[str, Any]:
         "failures": sections.failures(run),
         "uncertain": uncertain_speeds(members),
         "wide_spread": WIDE_SPREAD,
-        "figures": _figures(run, sizes),
+        "figures": _figures(run, sizes, importance),
+        "importance": {
+            name: [(one.axis, one.title, one.parts_per_bin) for one in maps] for name, maps in importance.items()
+        },
+        "drawings": drawings(run, members),
+        "drawing_size": (WIDTH, HEIGHT),
+        "costs": stage_costs(run),
+        "hypervolume_cost": COST_NAMES[weighed(run)[0]],
         "outcomes": {size: sections.outcome_counts(run.candidates, size) for size in sizes},
         "asked": sections.asked(run),
         "asked_of": {size: sections.asked_of(run, size) for size in sizes},
@@ -193,15 +208,23 @@ def _content(run: RunRecord) -> dict[str, Any]:
     }
 
 
-def _figures(run: RunRecord, sizes: list[str]) -> dict[str, dict[str, Any]]:
+def _figures(
+    run: RunRecord, sizes: list[str], importance: Mapping[str, Sequence[ImportanceMap]]
+) -> dict[str, dict[str, Any]]:
     """Return each figure's JSON by name, and whether it draws anything but a note."""
-    found = {"speed": figures.speed_figure(run.evaluations)}
+    found = {"speed": figures.figure_values(figures.speed_figure(run.evaluations))}
+    if run.stages:
+        found["timeline"] = search_figures.timeline_figure(run.stages)
     for size in sizes:
-        found[f"curves-{size}"] = figures.curve_figure(run.curves, size)
-        found[f"rungs-{size}"] = figures.rung_figure(run.candidates, run.trials, size)
+        found[f"curves-{size}"] = figures.figure_values(figures.curve_figure(run.curves, size))
+        found[f"rungs-{size}"] = figures.figure_values(figures.rung_figure(run.candidates, run.trials, size))
+        found[f"times-{size}"] = search_figures.trial_time_figure(run.trials, size)
+        found[f"hypervolume-{size}"] = search_figures.hypervolume_figure(run.candidates, size, weighed(run)[0])
+        found[f"parallel-{size}"] = search_figures.parallel_figure(run.candidates, run.trials, size)
+    for name, maps in importance.items():
+        found |= {f"importance-{name}-{one.axis}": search_figures.importance_figure(one) for one in maps}
     return {
-        name: {"json": _in_script(figures.figure_json(figure)), "drawn": bool(figure.data)}
-        for name, figure in found.items()
+        name: {"json": _in_script(_compact(figure)), "drawn": bool(figure["data"])} for name, figure in found.items()
     }
 
 

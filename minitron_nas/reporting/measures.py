@@ -16,7 +16,7 @@ from minitron_nas.reporting.run_record import RunRecord, best_trained, plain_row
 Values: TypeAlias = dict[str, float | None]
 
 MAX_POINTS = 4_000
-"""Trials, and untrained candidates, that become points: those of the front, then the nearest to the teacher."""
+"""Trials, and candidates, of a page that become points: those of the front, then the nearest to the teacher."""
 
 _TASK_METRICS = ("acc_norm,none", "acc,none", "exact_match,none", "f1,none")
 _BYTES_PER_VALUE = 2  # of 16-bit weights, keys and values
@@ -73,15 +73,17 @@ class Point:
     values: Values
 
 
-def run_points(run: RunRecord) -> list[Point]:
+def run_points(run: RunRecord, num_runs: int = 1) -> list[Point]:
     """Return the teacher and the other models, then trials by their best rung, then candidates that were screened.
 
     Args:
         run: The run.
+        num_runs: Of the page, which share MAX_POINTS.
     """
+    most = MAX_POINTS // num_runs
     tasks, costs = _task_means(run), _Costs(run)
     models = [_of_member(member, tasks.get(member.name), costs) for member in list_members(run)]
-    return [*models, *_trials(run), *_screened(run)]
+    return [*models, *_trials(run, most), *_screened(run, most)]
 
 
 def _of_member(member: ReportedMember, tasks: float | None, costs: "_Costs") -> Point:
@@ -127,18 +129,18 @@ class _Costs:
         return found
 
 
-def _trials(run: RunRecord) -> list[Point]:
+def _trials(run: RunRecord, most: int) -> list[Point]:
     costs = ["size", "candidate", "memory_bytes", "prefill_seconds", "decode_seconds"]
     known = run.candidates[costs].drop_duplicates(["size", "candidate"])
     rows = best_trained(run.trials).merge(known, how="left", on=["size", "candidate"])
-    return _points("trial", rows.sort_values("kl_nats", kind="stable").head(MAX_POINTS))
+    return _points("trial", rows.sort_values("kl_nats", kind="stable").head(most))
 
 
-def _screened(run: RunRecord) -> list[Point]:
+def _screened(run: RunRecord, most: int) -> list[Point]:
     rows = run.candidates.dropna(subset=["screen_kl_nats"])
-    if len(rows) > MAX_POINTS:
+    if len(rows) > most:
         order = rows.assign(behind=rows["on_front"] != True)  # noqa: E712  # null is not on it
-        rows = rows.loc[order.sort_values(["behind", "screen_kl_nats"], kind="stable").index[:MAX_POINTS]]
+        rows = rows.loc[order.sort_values(["behind", "screen_kl_nats"], kind="stable").index[:most]]
     return _points("screened", rows.assign(kl_nats=rows["screen_kl_nats"], loss_nats=rows["screen_loss_nats"]))
 
 

@@ -50,7 +50,7 @@ def neighbours(run: RunRecord, size: str) -> list[Neighbour]:
         return []
     choice, front = chosen.iloc[0], screened[screened["on_front"] & (screened["outcome"] != "chosen")]
     found = list[Neighbour]()
-    for cost in _weighed(run):
+    for cost in weighed(run):
         costs = front[cost].dropna()
         if choice[cost] is None or costs.empty:
             continue
@@ -66,7 +66,7 @@ def neighbours(run: RunRecord, size: str) -> list[Neighbour]:
     return found
 
 
-def _weighed(run: RunRecord) -> list[str]:
+def weighed(run: RunRecord) -> list[str]:
     """Return the columns that the run's front weighs beside KL; memory where there are none."""
     search = run.plan.get("search")
     objectives = search.get("objectives") or () if isinstance(search, dict) else ()

@@ -12,6 +12,7 @@ from minitron_nas.errors import LatencyError, RunFolderError
 from minitron_nas.evaluation.latency import LatencyModel
 from minitron_nas.settings import parse_count
 from minitron_nas.space.size import Size
+from minitron_nas.storage.ledger import Entry, Ledger
 from minitron_nas.storage.lineage import LINEAGE, Lineage, read_lineage
 from minitron_nas.storage.plain_yaml import load_yaml
 from minitron_nas.storage.run_folder import RunFolder
@@ -24,6 +25,7 @@ from minitron_nas.storage.schemas import (
     EXCLUSIONS,
     RATES,
     SAMPLES,
+    SCORES,
     TEXTS,
     TRIALS,
     Table,
@@ -44,6 +46,9 @@ class RunRecord:
         versions: Package versions that the run began with.
         teacher: Source, fingerprint and number of parameters, as far as known.
         text: Fingerprint of the text; None where not known.
+        stages: What was finished, in that order.
+        devices: Name and number of those that the run began on; empty where not known.
+        scores: Tables of importance, by the model that they say it of.
         lineages: Where each student comes from, by its name.
         latency: What predicted seconds in the search; None where nothing did.
     """
@@ -64,6 +69,9 @@ class RunRecord:
     evaluations: pd.DataFrame
     samples: pd.DataFrame
     benchmarks: pd.DataFrame
+    stages: tuple[Entry, ...]
+    devices: Mapping[str, Any]
+    scores: Mapping[str, Path]
     lineages: Mapping[str, Lineage]
     latency: LatencyModel | None
 
@@ -122,6 +130,9 @@ def read_run(folder: Path) -> RunRecord:
         evaluations=_frame(folder, EVALUATIONS),
         samples=_frame(folder, SAMPLES),
         benchmarks=_frame(folder, BENCHMARKS),
+        stages=tuple(Ledger(folder / "ledger.jsonl").entries()),
+        devices=content.get("devices") or {},
+        scores={path.parent.name: path for path in _scored(folder)},
         lineages={path.parent.name: read_lineage(path.parent) for path in students},
         latency=_latency(folder, content.get("plan") or {}),
     )
@@ -142,6 +153,12 @@ def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
     while len({path.parts[-depth:] for path in paths}) < len(paths):
         depth += 1
     return [replace(run, name="/".join(path.parts[-depth:])) for run, path in zip(runs, paths, strict=True)]
+
+
+def _scored(folder: Path) -> list[Path]:
+    """Return the tables of importance, the teacher's first."""
+    found = (folder / "importance").glob(f"*/{SCORES.file_name}")
+    return sorted(found, key=lambda path: (path.parent.name != "teacher", path.parent.name))
 
 
 def _latency(folder: Path, plan: Mapping[str, Any]) -> LatencyModel | None:

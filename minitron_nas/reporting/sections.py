@@ -12,7 +12,9 @@ from minitron_nas.space.size import Size
 
 Row: TypeAlias = Mapping[str, Any]
 
-MAX_CANDIDATE_ROWS = 5_000
+MAX_CANDIDATE_ROWS = 10_000
+"""Of all runs of a page together."""
+
 OUTCOMES = ("chosen", "stopped", "failed", "screened_out", "not_sampled")
 CANDIDATE_COLUMNS = (
     ("size", "size", "text"),
@@ -85,18 +87,25 @@ def _distilled(distillation: Mapping[str, Any]) -> str:
     return ", ".join(told + ([f"loss {words(loss)}"] if loss else []))
 
 
-def candidate_rows(run: RunRecord) -> list[list[Any]]:
+def candidate_rows(run: RunRecord, num_runs: int = 1) -> list[list[Any]]:
     """Return the table of candidates in the order of CANDIDATE_COLUMNS.
 
     Sizes stand in descending order, within a size the chosen first, then by trained and untrained
-    KL. Past MAX_CANDIDATE_ROWS those that were never sampled are left out.
+    KL. Past a run's share of MAX_CANDIDATE_ROWS those that came least far, and are not on the front,
+    are left out.
+
+    Args:
+        run: The run.
+        num_runs: Of the page.
     """
+    most = MAX_CANDIDATE_ROWS // num_runs
     trained = best_trained(run.trials).set_index(["size", "candidate"])["kl_nats"].to_dict()
     sizes = run.sizes()
     frame = run.candidates
-    if len(frame) > MAX_CANDIDATE_ROWS:
+    if len(frame) > most:
         ranks = frame["outcome"].map({name: _outcome_rank({"outcome": name}) for name in frame["outcome"].unique()})
-        frame = frame.loc[ranks.sort_values(kind="stable").index[:MAX_CANDIDATE_ROWS]]
+        first = ranks.where(frame["on_front"] != True, -1)  # noqa: E712  # null is not on it
+        frame = frame.loc[first.sort_values(kind="stable").index[:most]]
     rows = plain_rows(frame)
     for row in rows:
         row["trained_kl_nats"] = trained.get((row["size"], row["candidate"]))

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -31,6 +31,7 @@ class Entry:
         seconds: Wall time.
         outputs: The files that it left for others.
         rows: The files of the tables' rows that it left.
+        finished: When, as ISO 8601 in UTC; the ledger's own clock says it when it appends.
     """
 
     stage: str
@@ -39,6 +40,7 @@ class Entry:
     seconds: float
     outputs: tuple[Output, ...] = ()
     rows: tuple[Output, ...] = ()
+    finished: str | None = field(default=None, compare=False)
 
     @property
     def digest(self) -> str:
@@ -70,6 +72,7 @@ class Ledger:
                     content["seconds"],
                     from_plain(content["outputs"]),
                     from_plain(content["rows"]),
+                    content.get("finished"),
                 )
 
     def latest(self, stage: str) -> Entry | None:

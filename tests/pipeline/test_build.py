@@ -322,6 +322,7 @@ def test_a_student_that_was_deleted_is_made_again_byte_for_byte(
 def test_the_plan_in_the_folder_can_be_run_again(family: Family) -> None:
     content = yaml.safe_load((family.path / "plan.yaml").read_text())
     assert content["teacher"]["num_parameters"] == 138_768
+    assert content["devices"]["number"] >= 1
     assert Path(content["plan"]["teacher"]).is_dir()
     assert Path(content["plan"]["data"]).is_file()
 

@@ -57,7 +57,7 @@ class Page(HTMLParser):
         if tag == "tr":
             self._member = values.get("data-model") or ""
         if tag == "data":
-            self._number = (values["data-column"] or "", float(values["value"] or "nan"))
+            self._number = (values.get("data-column") or "", float(values["value"] or "nan"))
 
     def handle_endtag(self, tag: str) -> None:
         self._open = ""
@@ -259,7 +259,9 @@ def test_learning_rates_that_were_tried_are_told_with_what_became_of_them(page: 
 def test_every_figure_has_a_place_to_be_drawn_in(page: Page) -> None:
     places = {values.get("id") for _, values in page.elements}
     drawn = {name for name in page.scripts if name.startswith("figure-")}
-    assert drawn == {f"figure-{name}" for name in ("speed", "curves-110M", "curves-94M", "rungs-110M", "rungs-94M")}
+    kinds = ("curves", "rungs", "times", "hypervolume", "parallel")
+    of_sizes = {f"figure-{kind}-{size}" for kind in kinds for size in ("110M", "94M")}
+    assert drawn == {"figure-speed"} | of_sizes
     assert {name.replace("figure-", "plot-") for name in drawn} <= places
 
 
@@ -297,7 +299,7 @@ def test_the_numbers_of_the_members_table_are_those_of_the_evaluations(
 
 @pytest.fixture
 def two_runs(finished_run: Path, tmp_path: Path) -> list[Path]:
-    """Two runs of one name in different folders; the second has one student only."""
+    """Two runs of one name in different folders; the second has not evaluated one of its students."""
     first = shutil.copytree(finished_run, tmp_path / "a" / "run")
     second = shutil.copytree(finished_run, tmp_path / "b" / "run")
     rows = [row for row in read_rows(second, EVALUATIONS) if row["size"] != "94M"]
@@ -312,7 +314,7 @@ def test_several_runs_are_one_page_whose_members_are_told_apart(two_runs: list[P
     cells = re.findall(
         r'<th scope="row">(\w+)</th><td class="number">([ab]/run)</td>', path.read_text(encoding="utf-8")
     )
-    assert cells == [("teacher", "a/run"), ("110M", "a/run"), ("94M", "a/run"), ("teacher", "b/run"), ("110M", "b/run")]
+    assert cells == [(model, run) for run in ("a/run", "b/run") for model in ("teacher", "110M", "94M")]
     names = [values["id"] for _, values in page.elements if values.get("id")]
     assert len(names) == len(set(names))
     links = [(values.get("href") or "").removeprefix("#") for tag, values in page.elements if tag == "a"]

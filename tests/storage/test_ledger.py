@@ -43,6 +43,11 @@ def test_a_line_is_json_that_says_when_and_has_a_checksum(path):
     }  # fmt: skip
 
 
+def test_another_process_finds_when_a_stage_was_finished(path):
+    Ledger(path).append(SORT)
+    assert Ledger(path).latest("teacher sort").finished == json.loads(path.read_text())["finished"]
+
+
 def test_only_the_latest_of_a_stage_counts_and_it_keeps_its_place(path):
     ledger = Ledger(path)
     for entry in (SCORE, SORT, replace(SCORE, fingerprint="cccc", result="again")):

@@ -1,0 +1,159 @@
+"""What the stages of a run took: wall time, devices, tokens, floating-point operations and money."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeAlias
+
+from minitron_nas.architecture.costs import forward_flops_per_token
+from minitron_nas.architecture.spec import SHAPE_FIELDS, Architecture
+from minitron_nas.errors import MinitronNasError
+from minitron_nas.families.catalog import layout_of
+from minitron_nas.reporting.run_record import RunRecord, plain_rows
+
+TRAINING = 3
+"""Forward and backward together cost about three forward passes."""
+
+Work: TypeAlias = tuple[float | None, float | None]
+"""Tokens and FLOPs, None where not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageCost:
+    """What one stage took.
+
+    Attributes:
+        stage: Its name; `all` of them together.
+        seconds: Wall time.
+        device_hours: Of all devices of the run, for as long as the stage took.
+        tokens: That models read in it or learned from; None where it is no such stage, or not known.
+        flops: Of these tokens; None where not known.
+        money: What the devices cost for so long; None where the plan says no rate.
+    """
+
+    stage: str
+    seconds: float
+    device_hours: float
+    tokens: float | None
+    flops: float | None
+    money: float | None
+
+
+def stage_costs(run: RunRecord) -> list[StageCost]:
+    """Return what each finished stage took, in the order in which they were finished, and all of them last.
+
+    Args:
+        run: The run.
+    """
+    runner = run.plan.get("runner") or {}
+    rate, devices, work = runner.get("price_per_device_hour"), run.devices.get("number") or 1, _Work(run)
+    found = list[StageCost]()
+    for entry in run.stages:
+        hours = entry.seconds * devices / 3600
+        tokens, flops = work.of(entry.stage)
+        found.append(
+            StageCost(entry.stage, entry.seconds, hours, tokens, flops, None if rate is None else rate * hours)
+        )
+    if found:
+        columns = ("seconds", "device_hours", "tokens", "flops", "money")
+        found.append(StageCost("all", *(_sum(getattr(cost, name) for cost in found) for name in columns)))  # type: ignore[arg-type]
+    return found
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+class _Work:
+    """Tokens and FLOPs of the stages, from the plan and the tables."""
+
+    def __init__(self, run: RunRecord) -> None:
+        self._run = run
+        text, search = run.plan.get("text") or {}, run.plan.get("search") or {}
+        evaluation = run.plan.get("evaluation") or {}
+        length, num_texts = text.get("sequence_length"), 1 + len(evaluation.get("texts") or ())
+        self._context = (length or 0) // 2
+        self._validation = _product(text.get("validation_samples"), length, num_texts)
+        self._calibration = _product(text.get("calibration_samples"), length)
+        self._screened = _product(search.get("screen_sequences"), length, num_texts) or self._validation
+        self._teacher = _teacher(run)
+
+    def of(self, stage: str) -> Work:
+        """Return what a stage read or learned from, by the last word of its name."""
+        model, _, kind = stage.rpartition(" ")
+        if kind in ("signal", "score", "prepare", "evaluate"):
+            tokens = {"signal": self._spoken(), "evaluate": self._validation}.get(kind, self._calibration)
+            return tokens, _product(tokens, self._flops_of(model))
+        if kind == "screen":
+            rows = self._run.candidates[self._run.candidates["size"] == model].dropna(subset=["screen_kl_nats"])
+            flops = float(rows["forward_flops_per_token"].sum())
+            return _product(len(rows), self._screened), _product(flops, self._screened)
+        if kind in ("tournament", "rate"):
+            return self._trained(self._run.trials if kind == "tournament" else self._run.rates, model)
+        if kind == "distil":
+            mine = self._run.curves[self._run.curves["model"] == model]["tokens"]
+            tokens = None if mine.empty else float(mine.max())
+            return tokens, _product(TRAINING, tokens, self._flops_of(model))
+        return None, None
+
+    def _spoken(self) -> float | None:
+        """Tokens over which a teacher speaks: the held-out ones, and those of a student's training if they are kept."""
+        kept = (self._run.plan.get("distillation") or {}).get("teacher_signal") != "online"
+        text = next((entry.result for entry in self._run.stages if entry.stage == "text"), None)
+        learned = text.get("distillation_tokens") if isinstance(text, dict) else None
+        return self._validation if not kept else _total(self._validation, learned)
+
+    def _trained(self, rows: Any, size: str) -> Work:
+        """Sum up short trainings, each as far as it came."""
+        key = ["size", "candidate"] + (["learning_rate"] if "learning_rate" in rows else [])
+        last = rows[rows["size"] == size].groupby(key, as_index=False)["tokens"].max()
+        costs = self._run.candidates[["size", "candidate", "forward_flops_per_token"]].drop_duplicates()
+        told = last.merge(costs, how="left", on=["size", "candidate"])
+        known = (told["tokens"] * told["forward_flops_per_token"]).dropna()
+        return float(last["tokens"].sum()), TRAINING * float(known.sum()) if len(known) else None
+
+    def _flops_of(self, model: str) -> float | None:
+        """Return the FLOPs of a model's forward pass for a token."""
+        if self._teacher is None:
+            return None
+        row = {} if model == "teacher" else self._shape(model)
+        if row is None:
+            return None
+        try:
+            shape = replace(self._teacher, **row)
+            return float(forward_flops_per_token(shape, layout_of(shape.model_type), self._context))
+        except MinitronNasError:
+            return None
+
+    def _shape(self, model: str) -> dict[str, Any] | None:
+        found = plain_rows(self._run.evaluations[self._run.evaluations["model"] == model])
+        if found:
+            return {name: int(found[0][name]) for name in SHAPE_FIELDS if found[0][name] is not None}
+        lineage = self._run.lineages.get(model)
+        return None if lineage is None else {name: lineage.architecture[name] for name in SHAPE_FIELDS}
+
+
+def _teacher(run: RunRecord) -> Architecture | None:
+    """Return the teacher's shape, as the first student that was cut from it tells it."""
+    names = {field.name for field in fields(Architecture)}
+    for lineage in run.lineages.values():
+        if lineage.source.name in ("teacher", None):
+            try:
+                known: Mapping[str, Any] = lineage.source_architecture
+                return Architecture(**{name: value for name, value in known.items() if name in names})
+            except (MinitronNasError, TypeError):
+                return None
+    return None
+
+
+def _product(*factors: float | None) -> float | None:
+    result = 1.0
+    for factor in factors:
+        if factor is None:
+            return None
+        result *= factor
+    return result
+
+
+def _total(*terms: float | None) -> float | None:
+    return None if any(term is None for term in terms) else sum(term for term in terms if term is not None)

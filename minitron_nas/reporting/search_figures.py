@@ -1,0 +1,328 @@
+"""Figures of how a run went, as the plain values that plotly.js reads: time, hypervolume, shapes, importance."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from html import escape
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+
+from minitron_nas.reporting import numerals
+from minitron_nas.reporting.figure_style import BLUE, FATES, GREEN, NEUTRAL, ORANGE, PURPLE, page_layout
+from minitron_nas.reporting.importance import ImportanceMap
+from minitron_nas.reporting.run_record import best_trained, plain_rows
+from minitron_nas.search.pareto import pareto_front
+from minitron_nas.storage.ledger import Entry
+
+Figure: TypeAlias = dict[str, Any]
+
+MAX_LINES = 200
+"""Shapes that are drawn as lines of a figure, and trials whose time is drawn."""
+
+_KINDS = {"train": BLUE, "search": GREEN, "measure": ORANGE, "prepare": PURPLE}
+_KIND_OF = {
+    **dict.fromkeys(("distil", "correct"), "train"),
+    **dict.fromkeys(("screen", "tournament", "rate"), "search"),
+    **dict.fromkeys(("evaluate", "benchmark", "latency"), "measure"),
+}
+_AXES = {
+    "num_hidden_layers": "layers",
+    "hidden_size": "channels",
+    "intermediate_size": "neurons",
+    "num_attention_heads": "heads",
+    "num_key_value_heads": "KV<br>groups",
+    "num_parameters": "param-<br>eters",
+    "memory_bytes": "memory",
+    "screen_kl_nats": "KL un-<br>trained",
+    "trained_kl_nats": "KL<br>trained",
+}
+_WRITE = {
+    "num_parameters": numerals.count,
+    "memory_bytes": numerals.memory,
+    "screen_kl_nats": numerals.nats,
+    "trained_kl_nats": numerals.nats,
+}
+
+
+def timeline_figure(stages: Sequence[Entry]) -> Figure:
+    """Draw when each stage ran, in hours since the first began.
+
+    Args:
+        stages: In the order in which they were finished.
+    """
+    ends = [(entry, datetime.fromisoformat(entry.finished).timestamp()) for entry in stages if entry.finished]
+    ends = [(entry, end) for entry, end in ends if entry.seconds > 0]
+    if not ends:
+        return empty("no data yet: no stage has finished")
+    begin = min(end - entry.seconds for entry, end in ends)
+    traces = []
+    for kind, colour in _KINDS.items():
+        mine = [(entry, end) for entry, end in ends if _KIND_OF.get(entry.stage.rpartition(" ")[2], "prepare") == kind]
+        if mine:
+            traces.append(
+                {
+                    "type": "bar",
+                    "orientation": "h",
+                    "name": kind,
+                    "y": [escape(entry.stage) for entry, _ in mine],
+                    "base": [round((end - entry.seconds - begin) / 3600, 5) for entry, end in mine],
+                    "x": [round(entry.seconds / 3600, 5) for entry, _ in mine],
+                    "marker": {"color": colour},
+                    "hovertext": [f"{escape(entry.stage)}<br>{entry.seconds:,.0f} s" for entry, _ in mine],
+                    "hoverinfo": "text",
+                }
+            )
+    layout = _layout(90 + 18 * len(ends), "hours since the first stage began")
+    order = [escape(entry.stage) for entry, _ in ends]
+    layout["yaxis"] |= {
+        "categoryorder": "array",
+        "categoryarray": order,
+        "autorange": "reversed",
+        "tickfont": {"size": 11},
+    }
+    return {"data": traces, "layout": layout | {"barmode": "overlay", "bargap": 0.25}}
+
+
+def trial_time_figure(trials: pd.DataFrame, size: str) -> Figure:
+    """Draw the time of each trial of a size rung by rung; those that failed first, then the longest.
+
+    Args:
+        trials: Of the run.
+        size: The label.
+    """
+    mine = trials[(trials["size"] == size)].dropna(subset=["seconds"])
+    if mine.empty:
+        return empty(f"no data yet: no trial has run at {size}")
+    whole = mine.groupby("candidate", sort=True).agg(
+        seconds=("seconds", "sum"), failed=("status", lambda status: bool((status != "completed").any()))
+    )
+    order = whole.sort_values(["failed", "seconds"], ascending=False, kind="stable").index[:MAX_LINES]
+    traces = []
+    drawn = mine[mine["candidate"].isin(order)]
+    for rung in sorted(drawn["rung"].unique()):
+        found = plain_rows(drawn[drawn["rung"] == rung])
+        failed = [row["status"] != "completed" for row in found]
+        traces.append(
+            {
+                "type": "bar",
+                "orientation": "h",
+                "name": f"rung {rung}",
+                "y": [escape(str(row["candidate"])) for row in found],
+                "x": [round(row["seconds"] / 60, 4) for row in found],
+                "marker": {
+                    "color": [ORANGE if lost else BLUE for lost in failed],
+                    "opacity": [max(0.35, 1 - 0.22 * (rung - 1))] * len(found),
+                },
+                "text": ["\N{MULTIPLICATION SIGN}" if lost else "" for lost in failed],
+                "textposition": "outside",
+                "hovertext": [_trial_hover(row) for row in found],
+                "hoverinfo": "text",
+                "showlegend": False,
+            }
+        )
+    layout = _layout(90 + 18 * len(order), "minutes")
+    names = [escape(str(name)) for name in order]
+    layout["yaxis"] |= {
+        "categoryorder": "array",
+        "categoryarray": names,
+        "autorange": "reversed",
+        "tickfont": {"size": 11},
+    }
+    return {"data": traces, "layout": layout | {"barmode": "stack", "bargap": 0.25}}
+
+
+def hypervolume_figure(candidates: pd.DataFrame, size: str, cost: str) -> Figure:
+    """Draw how much of a box each round of the screening has come to dominate, in untrained KL and a cost.
+
+    The box spans from the least to the greatest of both, of all that was screened.
+
+    Args:
+        candidates: Of the run.
+        size: The label.
+        cost: A column.
+    """
+    mine = candidates[candidates["size"] == size].dropna(subset=["screen_kl_nats", "round", cost])
+    rounds = sorted(mine["round"].unique())
+    if len(rounds) < 2:
+        return empty("nothing to draw: the screening had fewer than two rounds")
+    history = [hypervolume(mine, mine["round"] <= number, cost) for number in rounds]
+    counts = [int((mine["round"] <= number).sum()) for number in rounds]
+    trace = {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "x": counts,
+        "y": [round(value, 5) for value in history],
+        "line": {"color": BLUE, "shape": "hv"},
+        "hovertext": [f"round {int(n)}: {v:.3f}" for n, v in zip(rounds, history, strict=True)],
+        "hoverinfo": "text",
+    }
+    layout = _layout(300, "candidates screened")
+    layout["yaxis"] |= {"title": {"text": "dominated share"}, "rangemode": "tozero"}
+    return {"data": [trace], "layout": layout}
+
+
+def hypervolume(rows: pd.DataFrame, seen: "pd.Series[bool]", cost: str) -> float:
+    """Return the share of the box of all rows that some of them dominate, in untrained KL and a cost.
+
+    Args:
+        rows: What was screened.
+        seen: (num_rows,), which of them count.
+        cost: A column.
+    """
+    points = rows[[cost, "screen_kl_nats"]].to_numpy(dtype=float)
+    low, high = points.min(axis=0), points.max(axis=0)
+    scaled = (points - low) / np.where(high > low, high - low, 1.0)
+    mine = scaled[seen.to_numpy(dtype=bool)]
+    front = mine[pareto_front(mine)]
+    front = front[np.argsort(front[:, 0], kind="stable")]
+    ends = np.append(front[1:, 0], 1.0)
+    return float(((ends - front[:, 0]) * (1 - front[:, 1])).sum())
+
+
+def parallel_figure(candidates: pd.DataFrame, trials: pd.DataFrame, size: str) -> Figure:
+    """Draw the shapes of a size that were looked at as lines across their sizes, costs and KL, by what became of them.
+
+    Args:
+        candidates: Of the run.
+        trials: Of the run.
+        size: The label.
+    """
+    mine = candidates[(candidates["size"] == size) & (candidates["outcome"] != "not_sampled")]
+    trained = best_trained(trials).rename(columns={"kl_nats": "trained_kl_nats"})
+    mine = mine.merge(trained[["size", "candidate", "trained_kl_nats"]], how="left", on=["size", "candidate"])
+    mine = mine.sort_values(["trained_kl_nats", "screen_kl_nats"], kind="stable").head(MAX_LINES)
+    known = {name: title for name, title in _AXES.items() if mine[name].notna().any()}
+    if len(mine) < 2:
+        return empty(f"no data yet: fewer than two shapes were looked at for {size}")
+    spans = {name: (float(mine[name].min()), float(mine[name].max())) for name in known}
+    looks = {"screened_out": ("screened out", NEUTRAL, 0.8)}
+    looks |= {fate: (look.name, look.colour, look.width) for fate, look in FATES.items()}
+    traces = []
+    for fate, (title, colour, width) in looks.items():
+        rows = plain_rows(mine[mine["outcome"] == fate])
+        if rows:
+            traces.append(_strands(rows, spans, title, colour, width))
+    layout = _layout(360, None)
+    places = list(range(len(known)))
+    layout["xaxis"] |= {
+        "tickvals": places,
+        "ticktext": ["<br>" * (at % 2) + title for at, title in enumerate(known.values())],
+        "range": [-0.3, len(known) - 0.7],
+        "showline": False,
+        "tickangle": 0,
+        "tickfont": {"size": 11},
+    }
+    layout["yaxis"] |= {"visible": False, "range": [-0.16, 1.16]}
+    layout["shapes"] = [
+        {"type": "line", "x0": at, "x1": at, "y0": 0, "y1": 1, "layer": "below", "line": {"color": NEUTRAL, "width": 1}}
+        for at in places
+    ]
+    layout["annotations"] = [
+        {
+            "x": at,
+            "y": end,
+            "text": _told(name, spans[name][end]),
+            "showarrow": False,
+            "yanchor": ("top", "bottom")[end],
+            "yshift": (at % 2) * (-11, 11)[end],
+            "font": {"size": 11},
+        }
+        for at, name in enumerate(known)
+        for end in (0, 1)
+    ]
+    return {"data": traces, "layout": layout}
+
+
+def importance_figure(found: ImportanceMap) -> Figure:
+    """Draw one axis of a model's scores: bars where each layer has one number, or all share a ranking; else a map.
+
+    Args:
+        found: The map.
+    """
+    values = np.round(found.values, 3)
+    if 1 in values.shape or found.axis == "layers":
+        flat = values.ravel()
+        trace: Figure = {"type": "bar", "y": _plain(flat), "marker": {"color": BLUE}, "hoverinfo": "x+y"}
+        layout = _layout(260, found.title if found.axis != "layers" else "layer")
+        layout["yaxis"] |= {"title": {"text": "score over the mean"}}
+        trace["x"] = [found.parts_per_bin * at for at in range(len(flat))]
+        return {"data": [trace], "layout": layout}
+    logs = np.log10(np.maximum(found.values, 1e-3))
+    bound = round(min(max(float(np.nanquantile(np.abs(logs), 0.98)), 0.3), 1.5), 1)
+    most = f"{10**bound:.2g}"
+    trace = {
+        "type": "heatmap",
+        "z": [_plain(row) for row in np.round(logs, 2)],
+        "x": [found.parts_per_bin * at for at in range(values.shape[1])],
+        "colorscale": "Cividis",
+        "zmin": -bound,
+        "zmax": bound,
+        "hovertemplate": "layer %{y}, from %{x}: 10^%{z} of the mean<extra></extra>",
+        "colorbar": {
+            "thickness": 10,
+            "tickvals": [-bound, 0, bound],
+            "ticktext": [f"1/{most}", "mean", f"{most}\N{MULTIPLICATION SIGN}"],
+        },
+    }
+    layout = _layout(300, found.title)
+    layout["yaxis"] |= {"title": {"text": "layer"}}
+    return {"data": [trace], "layout": layout}
+
+
+def empty(note: str) -> Figure:
+    """Return a figure that only says why there is nothing to draw."""
+    layout = page_layout(90)
+    layout["xaxis"] |= {"visible": False}
+    layout["yaxis"] |= {"visible": False}
+    layout["annotations"] = [
+        {"text": escape(note), "x": 0.5, "y": 0.5, "xref": "paper", "yref": "paper", "showarrow": False}
+    ]
+    return {"data": [], "layout": layout}
+
+
+def _layout(height: int, across: str | None) -> Figure:
+    layout = page_layout(height)
+    if across is not None:
+        layout["xaxis"] |= {"title": {"text": across}}
+    return layout
+
+
+def _strands(
+    rows: Sequence[dict[str, Any]], spans: dict[str, tuple[float, float]], title: str, colour: str, width: float
+) -> Figure:
+    """Draw several shapes as one trace with gaps."""
+    across, up, texts = list[int | None](), list[float | None](), list[str | None]()
+    for row in rows:
+        for at, (name, (low, high)) in enumerate(spans.items()):
+            value = row[name]
+            across.append(at)
+            up.append(None if value is None else round((value - low) / (high - low), 4) if high > low else 0.5)
+            texts.append(f"{escape(str(row['candidate']))}<br>{_AXES[name]} {_told(name, value)}")
+        across.append(None)
+        up.append(None)
+        texts.append(None)
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "x": across,
+        "y": up,
+        "name": title,
+        "line": {"color": colour, "width": width},
+        "opacity": 0.45 if colour == NEUTRAL else 1,
+        "hovertext": texts,
+        "hoverinfo": "text",
+    }
+
+
+def _told(name: str, value: float | None) -> str:
+    return _WRITE.get(name, numerals.whole)(value)
+
+
+def _trial_hover(row: dict[str, Any]) -> str:
+    ended = escape(str(row["error"] or row["status"]))
+    return f"{escape(str(row['candidate']))}<br>rung {row['rung']}: {row['seconds']:,.0f} s<br>{ended}"
+
+
+def _plain(values: "np.ndarray[Any, Any]") -> list[float | None]:
+    return [float(value) if np.isfinite(value) else None for value in values]

@@ -1,0 +1,41 @@
+"""Maps of importance: scores over the mean of their peers, in few columns."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minitron_nas.reporting import importance
+from minitron_nas.reporting.importance import ImportanceMap, importance_maps
+from minitron_nas.storage.schemas import SCORES
+from minitron_nas.storage.tables import write_rows
+
+
+def maps(folder: Path, rows: list[tuple[str, int | None, int, float]], **more: Any) -> dict[str, ImportanceMap]:
+    names = ("axis", "layer", "index", "score")
+    write_rows(folder, SCORES, [{**dict(zip(names, row, strict=True)), **more} for row in rows])
+    return {one.axis: one for one in importance_maps({"teacher": folder / SCORES.file_name})["teacher"]}
+
+
+def test_heads_are_told_over_the_mean_of_their_layer(tmp_path: Path) -> None:
+    found = maps(tmp_path, [("heads", 0, 0, 1.0), ("heads", 0, 1, 3.0), ("heads", 1, 0, 50.0), ("heads", 1, 1, 50.0)])
+    assert found["heads"].values.tolist() == [[0.5, 1.5], [1.0, 1.0]]
+
+
+def test_many_neurons_are_means_of_neighbours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importance, "MAX_BINS", 2)
+    found = maps(tmp_path, [("neurons", 0, at, score) for at, score in enumerate((1.0, 3.0, 4.0))])["neurons"]
+    assert found.parts_per_bin == 2
+    assert found.values[0] == pytest.approx([0.75, 1.5])
+
+
+def test_layers_and_channels_are_one_row(tmp_path: Path) -> None:
+    found = maps(tmp_path, [("layers", None, 0, 3.0), ("layers", None, 1, 1.0), ("hidden", None, 0, 7.0)])
+    assert found["layers"].values.tolist() == [[1.5, 0.5]]
+    assert found["hidden"].values.tolist() == [[1.0]]
+
+
+def test_scores_that_are_all_zero_say_nothing(tmp_path: Path) -> None:
+    found = maps(tmp_path, [("heads", 0, 0, 0.0), ("heads", 0, 1, 0.0)])
+    assert np.isnan(found["heads"].values).all()
