@@ -107,7 +107,8 @@ class _Work:
         """Sum up short trainings, each as far as it came."""
         key = ["size", "candidate"] + (["learning_rate"] if "learning_rate" in rows else [])
         last = rows[rows["size"] == size].groupby(key, as_index=False)["tokens"].max()
-        costs = self._run.candidates[["size", "candidate", "forward_flops_per_token"]].drop_duplicates()
+        tried = self._run.candidates["candidate"].isin(last["candidate"])
+        costs = self._run.candidates.loc[tried, ["size", "candidate", "forward_flops_per_token"]].drop_duplicates()
         told = last.merge(costs, how="left", on=["size", "candidate"])
         known = (told["tokens"] * told["forward_flops_per_token"]).dropna()
         return float(last["tokens"].sum()), TRAINING * float(known.sum()) if len(known) else None

@@ -5,7 +5,7 @@ from typing import Any
 
 from minitron_nas.reporting.figure_style import LOOKS, NEUTRAL, RUN_COLOURS, page_layout
 from minitron_nas.reporting.measures import MEASURES, Measure, Point, run_points, told
-from minitron_nas.reporting.run_record import RunRecord
+from minitron_nas.reporting.run_record import RunRecord, best_trained
 from minitron_nas.space.size import Size
 
 _SHORT = ("screened", "trial")
@@ -29,7 +29,9 @@ def explorer(runs: Sequence[tuple[str, RunRecord]]) -> dict[str, Any]:
         ]
         sizes += [size for size in _sizes(run) if size not in sizes]
     names = [measure.name for measure in measures]
+    looked_at = sum(len(best_trained(run.trials)) + int(run.candidates["screen_kl_nats"].count()) for _, run in runs)
     return {
+        "left_out": looked_at - sum(point.kind in _SHORT for point in everything),
         "measures": [{"name": o.name, "title": o.title, "better": o.better, "log": o.log} for o in measures],
         "groups": [group for group in groups if group["points"]],
         "teachers": teachers,

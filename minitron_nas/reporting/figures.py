@@ -3,6 +3,8 @@
 import json
 from collections.abc import Iterable, Sequence
 from html import escape
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import pandas as pd
@@ -93,10 +95,9 @@ def rung_figure(candidates: pd.DataFrame, trials: pd.DataFrame, size: str) -> go
     rows = plain_rows(mine)
     values = [row["kl_nats"] for row in rows if row["kl_nats"] is not None] + list(screened)
     lines: dict[str, list[list[Any]]] = {fate: [] for fate in FATES}
-    for name, group in mine.groupby("candidate"):
-        steps = plain_rows(group)
-        start = screened.get(name)
-        lines[_fate(steps, last_rung)].append(_steps(str(name), steps, start, max(values, default=1.0)))
+    for name, group in groupby(rows, key=itemgetter("candidate")):
+        steps = list(group)
+        lines[_fate(steps, last_rung)].append(_steps(str(name), steps, screened.get(name), max(values, default=1.0)))
     figure = _figure(360)
     for fate, look in FATES.items():
         if lines[fate]:

@@ -131,7 +131,8 @@ class _Costs:
 
 def _trials(run: RunRecord, most: int) -> list[Point]:
     costs = ["size", "candidate", "memory_bytes", "prefill_seconds", "decode_seconds"]
-    known = run.candidates[costs].drop_duplicates(["size", "candidate"])
+    tried = run.candidates["candidate"].isin(run.trials["candidate"])
+    known = run.candidates.loc[tried, costs].drop_duplicates(["size", "candidate"])
     rows = best_trained(run.trials).merge(known, how="left", on=["size", "candidate"])
     return _points("trial", rows.sort_values("kl_nats", kind="stable").head(most))
 

@@ -78,7 +78,7 @@ class RunRecord:
     def sizes(self) -> list[str]:
         """Return the labels of all sizes that are planned or left a trace in the run, largest first."""
         frames = (self.candidates, self.exclusions, self.trials, self.curves, self.evaluations)
-        labels = {label for frame in frames for label in frame["size"].dropna()} | {
+        labels = {label for frame in frames for label in frame["size"].dropna().unique()} | {
             one.size or name for name, one in self.lineages.items()
         }
         labels |= {Size.parse(size).label for size in self.plan.get("sizes") or ()}
@@ -195,7 +195,8 @@ def _plan_text(folder: Path) -> str:
 def _frame(folder: Path, table: Table) -> pd.DataFrame:
     """Read a table; a column that an older file lacks and a number that is not finite are missing."""
     frame = read_frame(folder, table).reindex(columns=[column.name for column in table.columns])
-    return frame.replace([math.inf, -math.inf], math.nan)
+    numbers = frame.select_dtypes("float").columns
+    return frame.assign(**frame[numbers].replace([math.inf, -math.inf], math.nan))
 
 
 def _planned_window(rules: Mapping[str, Any], size: Size) -> tuple[int, int] | None:

@@ -20,6 +20,9 @@ Figure: TypeAlias = dict[str, Any]
 MAX_LINES = 200
 """Shapes that are drawn as lines of a figure, and trials whose time is drawn."""
 
+MAX_ROUNDS = 100
+"""After which the hypervolume is told; of more, some that lie evenly and the last."""
+
 _KINDS = {"train": BLUE, "search": GREEN, "measure": ORANGE, "prepare": PURPLE}
 _KIND_OF = {
     **dict.fromkeys(("distil", "correct"), "train"),
@@ -94,9 +97,8 @@ def trial_time_figure(trials: pd.DataFrame, size: str) -> Figure:
     mine = trials[(trials["size"] == size)].dropna(subset=["seconds"])
     if mine.empty:
         return empty(f"no data yet: no trial has run at {size}")
-    whole = mine.groupby("candidate", sort=True).agg(
-        seconds=("seconds", "sum"), failed=("status", lambda status: bool((status != "completed").any()))
-    )
+    lost = mine.assign(failed=mine["status"] != "completed")
+    whole = lost.groupby("candidate", sort=True).agg({"seconds": "sum", "failed": "max"})
     order = whole.sort_values(["failed", "seconds"], ascending=False, kind="stable").index[:MAX_LINES]
     traces = []
     drawn = mine[mine["candidate"].isin(order)]
@@ -146,6 +148,7 @@ def hypervolume_figure(candidates: pd.DataFrame, size: str, cost: str) -> Figure
     rounds = sorted(mine["round"].unique())
     if len(rounds) < 2:
         return empty("nothing to draw: the screening had fewer than two rounds")
+    rounds = [*rounds[: -1 : -(-len(rounds) // MAX_ROUNDS)], *rounds[-1:]]
     history = [hypervolume(mine, mine["round"] <= number, cost) for number in rounds]
     counts = [int((mine["round"] <= number).sum()) for number in rounds]
     trace = {

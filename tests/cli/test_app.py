@@ -422,6 +422,17 @@ def test_report_writes_the_page_of_a_run_that_has_only_begun(run: Callable[..., 
     assert "owner/name" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
+def test_report_writes_several_runs_where_it_is_told_to(run: Callable[..., Output], tmp_path: Path) -> None:
+    plan = make_plan({"teacher": "owner/name", "sizes": ["8B"], "data": "embedded"})
+    for name in ("one", "two"):
+        folder = RunFolder(tmp_path / name)
+        folder.path.mkdir()
+        folder.write_plan(plan.to_dict(), {"versions": {}, "teacher": {"source": name}}, deciding)
+    both = tmp_path / "both.html"
+    assert run("report", tmp_path / "one", tmp_path / "two", "--out", both).out == f"{both}\n"
+    assert "2 runs" in both.read_text(encoding="utf-8")
+
+
 # Refusals
 
 
@@ -469,6 +480,8 @@ def test_a_build_that_cannot_be_is_refused_in_one_line_with_exit_code_2(
         (("prune", "x", "--shape", "wide", "--data", "y", "--out", "z"), "--shape 'wide' is not of the form"),
         (("prune", "x", "--drop-layers", "9-3", "--data", "y", "--out", "z"), "drop_layers '9-3' is neither a layer"),
         (("distill", "nowhere", "--teacher", "x", "--data", "embedded", "--out", "z"), "there is no teacher at 'now"),
+        (("report", "nowhere", "--follow", "--out", "x"), "--follow writes nothing; leave out --out"),
+        (("report", "nowhere", "--follow"), "there is no run folder nowhere; give the folder"),
         (("report", "nowhere"), "there is no run folder nowhere; give the folder that a build wrote to"),
     ],
 )

@@ -92,6 +92,7 @@ def test_of_many_candidates_those_of_the_front_are_drawn_first(run: RunRecord, m
     screened = [point.name for point in run_points(run) if point.kind == "screened"]
     front = run.candidates[run.candidates["on_front"] == True]["candidate"]  # noqa: E712
     assert sorted(screened) == sorted(front)
+    assert explorer([("", run)])["left_out"] == 16 - 4 + 7 - 4
 
 
 def test_an_empty_run_has_a_teacher_and_no_groups(new_run: Path) -> None:
