@@ -162,7 +162,7 @@ def _refuse_other_readings(path: Path, config: dict[str, Any]) -> None:
 def _check_sizes(path: Path, config: dict[str, Any], layout: Layout, most_layers: int, longest: int, told: str) -> None:
     """Refuse sizes that no tensor of the model could have."""
     axes = {axis.value for axis in layout.axes()} & set(Architecture.__slots__)
-    for field in sorted({*axes, _LAYERS, _HEADS, Axis.HEAD_DIM.value, _LABELS}):
+    for field in sorted({*axes, *layout.fixed_keys(), _LAYERS, _HEADS, Axis.HEAD_DIM.value, _LABELS}):
         least, most = 0 if field == _LABELS else 1, most_layers if field == _LAYERS else longest
         for key in layout.config_names(field):
             value = config.get(key)

@@ -122,7 +122,7 @@ def write_student(
         write_weights(parts, partial, progress)
         write_json(partial / "config.json", config)
         _copy_companions(prepared.path, partial)
-        check_tensors(partial, ExpectedTensors.of(target, prepared.layout))
+        check_tensors(partial, ExpectedTensors.of(prepared.settled(target), prepared.layout))
         proof = None
         if _MODELS_IN_A_PROOF * total_bytes(parts) <= available_memory():
             proof = _prove(partial, build_student(prepared, target, dtype, repaired).eval(), dtype, prompt)

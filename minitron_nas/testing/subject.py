@@ -50,6 +50,11 @@ class Subject:
         return self.prepared.architecture
 
     @property
+    def tolerance(self) -> float:
+        """By how much logits may be off where they have to be equal."""
+        return self.layout.logits_tolerance
+
+    @property
     def text(self) -> PackedTokens:
         """The prompt as text to measure on."""
         return PackedTokens(self.prompt, torch.arange(_SEQ_LEN).expand_as(self.prompt))
