@@ -97,7 +97,7 @@ def _fixed_sizes(config: Mapping[str, Any], layout: Layout) -> dict[str, int]:
                 "as transformers fills it in"
             )
         sizes[key] = size
-    return sizes
+    return sizes | {key: bool(config.get(key, layout.defaults.get(key))) for key in sorted(layout.switches())}
 
 
 def _value(config: Mapping[str, Any], layout: Layout, name: str) -> Any:
@@ -109,4 +109,6 @@ def _value(config: Mapping[str, Any], layout: Layout, name: str) -> Any:
     for key in layout.config_names(name):
         if config.get(key) is not None:
             return config[key]
+    if name == "num_hidden_layers" and layout.kinds is not None:
+        return layout.kinds.count(config)
     return layout.defaults.get(name)

@@ -18,6 +18,9 @@ from minitron_nas.errors import InvalidArchitectureError
 class KindsInConfig(Protocol):
     """One way in which a `config.json` tells of what kind each layer is."""
 
+    def count(self, config: Mapping[str, Any]) -> int | None:
+        """Return how many layers there are, where that can be told without `num_hidden_layers`."""
+
     def read(self, config: Mapping[str, Any], num_layers: int) -> tuple[str, ...]:
         """Return the kind of each layer.
 
@@ -39,6 +42,10 @@ class Listed:
     """
 
     key: str
+
+    def count(self, config: Mapping[str, Any]) -> int | None:
+        """Return the length of the list, if it is there."""
+        return len(config[self.key]) if config.get(self.key) else None
 
     def read(self, config: Mapping[str, Any], num_layers: int) -> tuple[str, ...]:
         """Return the list.
@@ -76,6 +83,9 @@ class FirstLayers:
     key: str
     first: str
     others: str
+
+    def count(self, config: Mapping[str, Any]) -> int | None:
+        """Return nothing: the number of all layers does not follow."""
 
     def read(self, config: Mapping[str, Any], num_layers: int) -> tuple[str, ...]:
         """Return as many first layers as the config says, and the others.

@@ -9,7 +9,7 @@ places where importance is measured are all derived from the rows.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from math import prod
 from typing import Any, Literal, NamedTuple, Self, TypeAlias
@@ -122,7 +122,7 @@ class TensorRow:
     Attributes:
         name: The tensor's name in a checkpoint.
         dims: Its dimensions, in the checkpoint's order.
-        when: A boolean field of `Architecture` that must be true for the tensor to exist.
+        when: A boolean field of `Architecture`, or key of the config, that must be true for the tensor to exist.
         unless: One that must be false.
         is_norm: Whether it is the gain of a norm over its one dimension.
         on_branch: Of a norm over hidden channels: whether it acts on what a layer adds to the residual
@@ -159,8 +159,8 @@ class TensorRow:
         Args:
             architecture: The checkpoint's shape; says which optional tensors there are.
         """
-        needed = self.when is None or getattr(architecture, self.when)
-        excluded = self.unless is not None and getattr(architecture, self.unless)
+        needed = self.when is None or architecture.says(self.when)
+        excluded = self.unless is not None and architecture.says(self.unless)
         return bool(needed and not excluded)
 
     def in_kind(self, kind: str) -> bool:
@@ -183,7 +183,7 @@ def row(name: str, *dims: Dim, when: str | None = None, unless: str | None = Non
     Args:
         name: The tensor's name in a checkpoint, with `{layer}` and `{expert}` where it has them.
         *dims: In the checkpoint's order.
-        when: A boolean field of `Architecture` that must be true for the tensor to exist.
+        when: A boolean field of `Architecture`, or key of the config, that must be true for the tensor to exist.
         unless: One that must be false.
     """
     return TensorRow(name, dims, when, unless)
@@ -245,6 +245,8 @@ class Layout:
         aliases: Older names: (beginning of a name of this table, what checkpoints may have instead).
         ignored: Name endings of tensors that old checkpoints carry and transformers drops.
         kinds: How the config tells of what kind each layer is; None where all layers are alike.
+        epsilon: The key of the norms' epsilon.
+        layers_return_tuples: Whether transformers takes a layer's output for a tuple, hidden states first.
         hands_on_state: Whether layers hand a state on from one document of a sequence to the next.
         logits_tolerance: By how much the conformance suite lets logits in float64 be off where they have to be equal,
             because transformers computes norms, rotary positions and states in float32.
@@ -266,6 +268,8 @@ class Layout:
     aliases: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
     kinds: KindsInConfig | None = None
+    epsilon: str = "rms_norm_eps"
+    layers_return_tuples: bool = False
     hands_on_state: bool = False
     logits_tolerance: float = 5e-6
 
@@ -302,6 +306,11 @@ class Layout:
     def fixed_keys(self) -> frozenset[str]:
         """Return the keys of the config whose numbers are fixed sizes of the family."""
         return frozenset(key for r in self.rows for each in r.dims for key in each.fixed_keys)
+
+    def switches(self) -> frozenset[str]:
+        """Return the keys of the config, other than fields of `Architecture`, that decide whether tensors exist."""
+        named = {name for r in self.rows for name in (r.when, r.unless) if name is not None}
+        return frozenset(named - {each.name for each in fields(Architecture)})
 
     def known_kinds(self) -> frozenset[str]:
         """Return the kinds of layers that the table describes."""
@@ -411,7 +420,8 @@ class Layout:
     @property
     def layer_module(self) -> str:
         """Module name, with `{layer}`, of one decoder layer."""
-        name = next(r.name for r in self.rows if r.per_layer)
+        row = next(r for r in self.rows if r.per_layer)
+        name = self.module_of(row)
         return name[: name.index("{layer}") + len("{layer}")]
 
     def module_of(self, table_row: TensorRow) -> str:

@@ -54,7 +54,7 @@ class Architecture:
     layer_kinds: Sequence[str] = field(default=(), compare=False)
     """The kind of each layer, in the config's words; empty where all are alike."""
     fixed_sizes: Mapping[str, int] = field(default_factory=dict, compare=False)
-    """Sizes that pruning leaves as they are, by the config's keys."""
+    """Sizes and switches that pruning leaves as they are, by the config's keys."""
 
     def __post_init__(self) -> None:
         """Refuse a shape that cannot exist.
@@ -101,6 +101,14 @@ class Architecture:
     def sizes(self) -> dict[str, int]:
         """Return the prunable sizes by name, without those of experts where there are none."""
         return {name: getattr(self, name) for name in SHAPE_FIELDS if self.num_experts or name not in EXPERT_FIELDS}
+
+    def says(self, switch: str) -> bool:
+        """Whether a field, or a key of the config, is true.
+
+        Args:
+            switch: Its name.
+        """
+        return bool(self.fixed_sizes[switch] if switch in self.fixed_sizes else getattr(self, switch))
 
     @property
     def kinds(self) -> Sequence[str]:

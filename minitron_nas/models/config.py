@@ -13,6 +13,7 @@ from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import CheckpointError, MinitronNasError, TeacherNotFoundError
 from minitron_nas.models.outline import Outline
 from minitron_nas.models.relatives import known_layout
+from minitron_nas.models.special_floats import plain_floats
 from minitron_nas.models.text_part import read_text_headers, text_config, wrapper_in
 from minitron_nas.storage.foreign import read_object, what_lies_instead
 
@@ -41,7 +42,7 @@ def read_config(path: Path) -> dict[str, Any]:
     if not file.is_file():
         instead = what_lies_instead(path) or "has no config.json; give a folder that save_pretrained wrote"
         raise CheckpointError(f"{path} {instead}")
-    return text_config(file, read_object(file))
+    return text_config(file, plain_floats(read_object(file)))
 
 
 def read_architecture(path: Path, config: dict[str, Any]) -> tuple[Architecture, Layout]:

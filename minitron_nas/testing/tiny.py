@@ -39,6 +39,29 @@ _TINY_EXPERTS: dict[str, Any] = {
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 40,
 }
+_TINY_FIXED: dict[str, int] = {
+    "conv_kernel": 3,
+    "linear_conv_kernel_dim": 3,
+    "linear_key_head_dim": 4,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+    "linear_value_head_dim": 12,
+    "mamba_d_conv": 3,
+    "mamba_d_ssm": 40,
+    "mamba_d_state": 16,
+    "mamba_head_dim": 8,
+    "mamba_n_groups": 1,
+    "mamba_n_heads": 5,
+    "mamba_num_heads": 5,
+    "n_groups": 1,
+    "ssm_state_size": 16,
+}
+"""Sizes that families do not prune, for those whose table names them."""
+
+_TINY_KINDS: dict[str, dict[str, list[str]]] = {
+    "nemotron_h": {"layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp"]},
+}
+"""Kinds of layers where those that transformers takes for itself are not what a table describes."""
 
 
 def tiny_config(model_type: str, *, tied: bool = False, **changes: Any) -> PreTrainedConfig:
@@ -49,8 +72,11 @@ def tiny_config(model_type: str, *, tied: bool = False, **changes: Any) -> PreTr
         tied: Whether the output head is the embedding.
         **changes: Config fields to replace or add.
     """
-    experts = _TINY_EXPERTS if layout_of(model_type).has_experts else {}
-    fields = {**_TINY_SIZES, **experts, "tie_word_embeddings": tied, **changes}
+    layout = layout_of(model_type)
+    experts = _TINY_EXPERTS if layout.has_experts else {}
+    fixed = {key: size for key, size in _TINY_FIXED.items() if key in layout.fixed_keys()}
+    kinds = _TINY_KINDS.get(model_type, {})
+    fields = {**_TINY_SIZES, **experts, **fixed, **kinds, "tie_word_embeddings": tied, **changes}
     return AutoConfig.for_model(model_type, **fields)
 
 
