@@ -5,6 +5,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from minitron_nas.architecture.layout import Axis, Layout
+from minitron_nas.architecture.rules import mixer_channels
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import InvalidArchitectureError
 
@@ -70,6 +71,8 @@ def with_sizes(config: Mapping[str, Any], target: Architecture, layout: Layout) 
         keys = layout.config_names(name)
         present = [key for key in keys if key in config]
         sizes |= dict.fromkeys(present or keys[:1], getattr(target, name))
+    if layout.hidden_divides_mixer:
+        sizes["mamba_expand"] = mixer_channels(target) // target.hidden_size
     kinds = layout.kinds.written(target.layer_kinds) if layout.kinds is not None else {}
     return {**config, **sizes, **kinds}
 

@@ -234,6 +234,8 @@ class Layout:
         head_dim_is_derived: Whether the model takes `head_dim` to be hidden_size / num_attention_heads.
         hidden_multiple_of_heads: Whether stock transformers refuses a `hidden_size` that is no
             multiple of `num_attention_heads`.
+        hidden_divides_mixer: Whether stock transformers wants the channels of a Mamba mixer to be a whole number
+            (`mamba_expand`) times `hidden_size`.
         longrope_follows_heads: Whether stock transformers takes the number of longrope's factors from
             hidden_size // num_attention_heads, whatever `head_dim` says.
         config_keys: Where `config.json` has a field of `Architecture` under other names, all of them;
@@ -259,6 +261,7 @@ class Layout:
     conv1d: bool = False
     head_dim_is_derived: bool = False
     hidden_multiple_of_heads: bool = False
+    hidden_divides_mixer: bool = False
     longrope_follows_heads: bool = False
     config_keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)

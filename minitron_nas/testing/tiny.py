@@ -47,6 +47,7 @@ _TINY_FIXED: dict[str, int] = {
     "linear_num_value_heads": 6,
     "linear_value_head_dim": 12,
     "mamba_d_conv": 3,
+    "mamba_d_head": 8,
     "mamba_d_ssm": 40,
     "mamba_d_state": 16,
     "mamba_head_dim": 8,
@@ -58,10 +59,16 @@ _TINY_FIXED: dict[str, int] = {
 }
 """Sizes that families do not prune, for those whose table names them."""
 
-_TINY_KINDS: dict[str, dict[str, list[str]]] = {
+_TINY_OF_FAMILY: dict[str, dict[str, Any]] = {
+    "granitemoehybrid": {
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+        "mamba_n_heads": 12,
+        "num_local_experts": 0,
+        "shared_intermediate_size": 96,
+    },
     "nemotron_h": {"layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp"]},
 }
-"""Kinds of layers where those that transformers takes for itself are not what a table describes."""
+"""What a family needs beside, as where the kinds of layers that transformers takes are not what a table describes."""
 
 
 def tiny_config(model_type: str, *, tied: bool = False, **changes: Any) -> PreTrainedConfig:
@@ -75,8 +82,8 @@ def tiny_config(model_type: str, *, tied: bool = False, **changes: Any) -> PreTr
     layout = layout_of(model_type)
     experts = _TINY_EXPERTS if layout.has_experts else {}
     fixed = {key: size for key, size in _TINY_FIXED.items() if key in layout.fixed_keys()}
-    kinds = _TINY_KINDS.get(model_type, {})
-    fields = {**_TINY_SIZES, **experts, **fixed, **kinds, "tie_word_embeddings": tied, **changes}
+    own = _TINY_OF_FAMILY.get(model_type, {})
+    fields = {**_TINY_SIZES, **experts, **fixed, **own, "tie_word_embeddings": tied, **changes}
     return AutoConfig.for_model(model_type, **fields)
 
 

@@ -52,7 +52,7 @@ def meta_model(config: Any) -> Any:
 
 
 def test_these_are_the_families() -> None:
-    assert len(layouts()) == 41
+    assert len(layouts()) == 42
     assert set(FAMILIES) <= set(layouts())
 
 
