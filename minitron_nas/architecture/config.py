@@ -5,6 +5,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from minitron_nas.architecture.layout import Axis, Layout
+from minitron_nas.architecture.rules import mixer_channels
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import InvalidArchitectureError
 
@@ -15,6 +16,9 @@ _ONLY_WITH = {
     "max_position_embeddings": Axis.POSITIONS,
 }
 """Fields that are 0 unless some tensor of the family runs along an axis, whatever a config says."""
+
+_OF_LAYOUT = ("layer_kinds", "fixed_sizes")
+"""Fields that are read as the table says, not under names of their own."""
 
 
 def architecture_of(config: Mapping[str, Any], layout: Layout) -> Architecture:
@@ -35,7 +39,7 @@ def architecture_of(config: Mapping[str, Any], layout: Layout) -> Architecture:
                 f"{key}={accepted[0]!r}"
             )
     absent = {name for name, axis in _ONLY_WITH.items() if axis not in layout.axes()}
-    names = [field.name for field in fields(Architecture) if field.name not in absent]
+    names = [field.name for field in fields(Architecture) if field.name not in absent and field.name not in _OF_LAYOUT]
     read = {name: _value(config, layout, name) for name in names}
     hidden, heads = read["hidden_size"], read["num_attention_heads"]
     read["num_key_value_heads"] = read["num_key_value_heads"] or heads
@@ -43,16 +47,18 @@ def architecture_of(config: Mapping[str, Any], layout: Layout) -> Architecture:
         read["head_dim"] = read["head_dim"] or hidden // heads
         read["intermediate_size"] = read["intermediate_size"] or layout.ffn_ratio * hidden or None
     for field in fields(Architecture):
-        if field.default is MISSING and read[field.name] is None:
+        if field.default is MISSING and field.name in read and read[field.name] is None:
             raise InvalidArchitectureError(
                 f"the config has no {layout.config_names(field.name)[0]!r}; minitron_nas needs a causal language "
                 "model's config.json"
             )
-    return Architecture(**{name: value for name, value in read.items() if value is not None})
+    known = {name: value for name, value in read.items() if value is not None}
+    kinds = _kinds(config, layout, known["num_hidden_layers"])
+    return Architecture(**known, layer_kinds=kinds, fixed_sizes=_fixed_sizes(config, layout))
 
 
 def with_sizes(config: Mapping[str, Any], target: Architecture, layout: Layout) -> dict[str, Any]:
-    """Return a `config.json` with the sizes of another shape, under the names that it has for them.
+    """Return a `config.json` with the sizes of another shape and the kinds of its layers, under the names that it has.
 
     Args:
         config: The content of a `config.json`; it stays as it is.
@@ -65,7 +71,36 @@ def with_sizes(config: Mapping[str, Any], target: Architecture, layout: Layout) 
         keys = layout.config_names(name)
         present = [key for key in keys if key in config]
         sizes |= dict.fromkeys(present or keys[:1], getattr(target, name))
-    return {**config, **sizes}
+    if layout.hidden_divides_mixer:
+        sizes["mamba_expand"] = mixer_channels(target) // target.hidden_size
+    kinds = layout.kinds.written(target.layer_kinds) if layout.kinds is not None else {}
+    return {**config, **sizes, **kinds}
+
+
+def _kinds(config: Mapping[str, Any], layout: Layout, num_layers: int) -> tuple[str, ...]:
+    if layout.kinds is None:
+        return ()
+    kinds = layout.kinds.read(config, num_layers)
+    unknown = sorted(set(kinds) - layout.known_kinds())
+    if unknown:
+        raise InvalidArchitectureError(
+            f"layers of kind {unknown[0]!r} are not described by the table of family {layout.model_type!r}, which "
+            f"knows {', '.join(sorted(layout.known_kinds()))}"
+        )
+    return kinds
+
+
+def _fixed_sizes(config: Mapping[str, Any], layout: Layout) -> dict[str, int]:
+    sizes = {}
+    for key in sorted(layout.fixed_keys()):
+        size = config.get(key)
+        if not isinstance(size, int):
+            raise InvalidArchitectureError(
+                f"{key}={size!r} must be an integer, as a fixed size of family {layout.model_type!r}; give the config "
+                "as transformers fills it in"
+            )
+        sizes[key] = size
+    return sizes | {key: bool(config.get(key, layout.defaults.get(key))) for key in sorted(layout.switches())}
 
 
 def _value(config: Mapping[str, Any], layout: Layout, name: str) -> Any:
@@ -77,4 +112,6 @@ def _value(config: Mapping[str, Any], layout: Layout, name: str) -> Any:
     for key in layout.config_names(name):
         if config.get(key) is not None:
             return config[key]
+    if name == "num_hidden_layers" and layout.kinds is not None:
+        return layout.kinds.count(config)
     return layout.defaults.get(name)

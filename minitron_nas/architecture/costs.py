@@ -1,10 +1,12 @@
 """What a shape costs: parameters, FLOPs and bytes, exact, for one shape or for arrays of them."""
 
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from minitron_nas.architecture.kinds import kept_of_each_kind
 from minitron_nas.architecture.layout import Axis, Layout, Sizes, TensorRow, axis_sizes
 from minitron_nas.architecture.spec import Architecture
 
@@ -38,15 +40,15 @@ def count_parameters_of(
         An int64 scalar or array.
     """
     outside: Any = np.int64(0)
-    per_layer: Any = np.int64(0)
+    per_layer: dict[tuple[str, ...], Any] = {}
     for table_row in layout.rows:
         if table_row.exists(source):
             elements = _in_all_experts(table_row, sizes)
             if table_row.per_layer:
-                per_layer = per_layer + elements
+                per_layer[table_row.kinds] = per_layer.get(table_row.kinds, np.int64(0)) + elements
             else:
                 outside = outside + elements
-    return outside + per_layer * num_hidden_layers
+    return outside + _in_all_layers(per_layer, source, num_hidden_layers)
 
 
 def count_embedding_parameters(architecture: Architecture, layout: Layout) -> int:
@@ -64,7 +66,8 @@ def forward_flops_per_token(architecture: Architecture, layout: Layout, context_
 
     Two operations per weight of every matrix product that the token takes part in (of the experts,
     those that it is sent to; the token look-up is none, the output head is one) plus
-    4 x num_attention_heads x head_dim x context_tokens per layer for attention.
+    4 x num_attention_heads x head_dim x context_tokens per layer with attention. What a layer that
+    hands on a state does to the state, and its convolution, are left out.
 
     Args:
         architecture: The shape.
@@ -75,15 +78,16 @@ def forward_flops_per_token(architecture: Architecture, layout: Layout, context_
     return int(_forward_flops(layout, architecture, sizes, architecture.num_hidden_layers, context_tokens))
 
 
-def kv_cache_bytes_per_token(architecture: Architecture, bytes_per_value: int = 2) -> int:
-    """Bytes of keys and values that one token of context keeps.
+def kv_cache_bytes_per_token(architecture: Architecture, layout: Layout, bytes_per_value: int = 2) -> int:
+    """Bytes of keys and values that one token of context keeps, in the layers with attention.
 
     Args:
         architecture: The model's shape.
+        layout: The table of its family.
         bytes_per_value: 2 in half precision.
     """
-    per_layer = 2 * architecture.num_key_value_heads * architecture.head_dim
-    return architecture.num_hidden_layers * per_layer * bytes_per_value
+    num_layers = int(_num_attention_layers(layout, architecture, architecture.num_hidden_layers))
+    return num_layers * 2 * architecture.num_key_value_heads * architecture.head_dim * bytes_per_value
 
 
 def costs_of(layout: Layout, source: Architecture, columns: Columns, context_tokens: int) -> dict[str, Integers]:
@@ -106,28 +110,33 @@ def costs_of(layout: Layout, source: Architecture, columns: Columns, context_tok
         "num_active_parameters": _active_parameters(layout, source, sizes, sent_to, num_layers),
         "num_embedding_parameters": _embedding_parameters(layout, source, sizes),
         "forward_flops_per_token": _forward_flops(layout, source, sizes, num_layers, context_tokens),
-        "kv_cache_bytes_per_token": num_layers * 4 * columns["num_key_value_heads"] * source.head_dim,
+        "kv_cache_bytes_per_token": (
+            _num_attention_layers(layout, source, num_layers) * 4 * columns["num_key_value_heads"] * source.head_dim
+        ),
     }
     return {name: np.broadcast_to(values, num_layers.shape).astype(np.int64) for name, values in costs.items()}
 
 
-def axis_sizes_of(source: Architecture, columns: Columns) -> dict[Axis, Any]:
+def axis_sizes_of(source: Architecture, columns: Columns) -> dict[str, Any]:
     """Return the sizes of all axes: arrays for those that the columns name, the source's for the others.
 
     Args:
         source: The shape that the others are cut from.
         columns: An array for each prunable size.
     """
-    sizes: dict[Axis, Any] = dict(axis_sizes(source))
+    sizes: dict[str, Any] = dict(axis_sizes(source))
     sizes |= {Axis(name): column for name, column in columns.items() if name in sizes}
     return sizes | {Axis.GROUP_HEADS: columns["num_attention_heads"] // columns["num_key_value_heads"]}
 
 
 def _active_parameters(layout: Layout, source: Architecture, sizes: Sizes, sent_to: Sizes, num_layers: Any) -> Any:
     """All parameters, with the experts' matrices counted as often as a token is sent to one."""
-    experts = [row for row in layout.rows if row.exists(source) and row.per_expert]
-    idle = sum(_in_all_experts(row, sizes) - _in_all_experts(row, sent_to) for row in experts)
-    return count_parameters_of(layout, source, sizes, num_layers) - idle * num_layers
+    idle: dict[tuple[str, ...], Any] = {}
+    for row in layout.rows:
+        if row.exists(source) and row.per_expert:
+            unused = _in_all_experts(row, sizes) - _in_all_experts(row, sent_to)
+            idle[row.kinds] = idle.get(row.kinds, np.int64(0)) + unused
+    return count_parameters_of(layout, source, sizes, num_layers) - _in_all_layers(idle, source, num_layers)
 
 
 def _embedding_parameters(layout: Layout, source: Architecture, sizes: Sizes) -> Any:
@@ -136,16 +145,32 @@ def _embedding_parameters(layout: Layout, source: Architecture, sizes: Sizes) ->
 
 
 def _forward_flops(layout: Layout, source: Architecture, sizes: Sizes, num_layers: Any, context_tokens: int) -> Any:
-    per_layer = sum(
-        row.elements(sizes) * (source.num_experts_per_tok if row.per_expert else 1)
-        for row in layout.rows
-        if row.per_layer and len(row.dims) == 2 and row.exists(source)
-    )
+    per_layer: dict[tuple[str, ...], Any] = {}
+    for row in layout.rows:
+        if row.per_layer and len(row.dims) == 2 and row.exists(source):
+            weights = row.elements(sizes) * (source.num_experts_per_tok if row.per_expert else 1)
+            per_layer[row.kinds] = per_layer.get(row.kinds, np.int64(0)) + weights
     num_heads = sizes[Axis.KV_GROUPS] * sizes[Axis.GROUP_HEADS]
-    attention = 4 * num_heads * source.head_dim * context_tokens
-    return num_layers * (2 * per_layer + attention) + 2 * source.vocab_size * sizes[Axis.HIDDEN]
+    attention = _num_attention_layers(layout, source, num_layers) * 4 * num_heads * source.head_dim * context_tokens
+    return 2 * _in_all_layers(per_layer, source, num_layers) + attention + 2 * source.vocab_size * sizes[Axis.HIDDEN]
 
 
 def _in_all_experts(table_row: TensorRow, sizes: Sizes) -> Any:
     elements = table_row.elements(sizes)
     return elements * sizes[Axis.EXPERTS] if table_row.per_expert else elements
+
+
+def _in_all_layers(per_layer: Mapping[tuple[str, ...], Any], source: Architecture, num_layers: Any) -> Any:
+    """Add up what comes once in every layer of some kinds; the kinds of a shape's layers follow from their number."""
+    return sum(amount * _num_layers_of(kinds, source, num_layers) for kinds, amount in per_layer.items())
+
+
+def _num_layers_of(kinds: tuple[str, ...], source: Architecture, num_layers: Any) -> Any:
+    if not kinds:
+        return num_layers
+    counts = [kept_of_each_kind(source.kinds, number) for number in range(source.num_hidden_layers + 1)]
+    return np.array([sum(count[kind] for kind in kinds) for count in counts])[num_layers]
+
+
+def _num_attention_layers(layout: Layout, source: Architecture, num_layers: Any) -> Any:
+    return _num_layers_of(layout.writer(Axis.GROUP_HEADS).kinds, source, num_layers)

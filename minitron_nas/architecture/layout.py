@@ -2,21 +2,24 @@
 
 A `Layout` lists `TensorRow`s. Each dimension of a row is a product of axes, or several products
 one after the other: the rows of a query projection run along KV_GROUPS x GROUP_HEADS x HEAD_DIM,
-those of a fused gate and up projection along NEURONS and then NEURONS again. Parameter counts,
-checkpoint checks, slicing and the places where importance is measured are all derived from the rows.
+those of a fused gate and up projection along NEURONS and then NEURONS again. A factor that pruning
+never changes is a number, or the key of a number in the config. Where layers are of several kinds,
+rows may stand for layers of one kind only. Parameter counts, checkpoint checks, slicing and the
+places where importance is measured are all derived from the rows.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from math import prod
 from typing import Any, Literal, NamedTuple, Self, TypeAlias
 
+from minitron_nas.architecture.kinds import KindsInConfig
 from minitron_nas.architecture.spec import SHAPE_FIELDS, Architecture
 
 
 class Axis(StrEnum):
-    """What a tensor dimension counts; all but QKV are named as in `Architecture`."""
+    """What a tensor dimension counts, named as in `Architecture`."""
 
     VOCAB = "vocab_size"
     POSITIONS = "max_position_embeddings"
@@ -27,11 +30,13 @@ class Axis(StrEnum):
     KV_GROUPS = "num_key_value_heads"
     GROUP_HEADS = "heads_per_group"
     HEAD_DIM = "head_dim"
-    QKV = "query_key_value"
 
 
-Sizes: TypeAlias = Mapping[Axis, Any]
-"""Axis sizes: integers, or integer arrays of one shape (one entry per candidate)."""
+Factor: TypeAlias = Axis | str | int
+"""What a dimension is a product of: axes, and fixed sizes, which are numbers or keys of numbers in the config."""
+
+Sizes: TypeAlias = Mapping[str, Any]
+"""Sizes of axes and of fixed keys: integers, or integer arrays of one shape (one entry per candidate)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +44,19 @@ class Dim:
     """One dimension of a tensor.
 
     Attributes:
-        parts: What lies one after the other along it; each part is a product of axes, the slowest first.
+        parts: What lies one after the other along it; each part is a product of factors, the slowest first.
     """
 
-    parts: tuple[tuple[Axis, ...], ...]
+    parts: tuple[tuple[Factor, ...], ...]
+
+    def __post_init__(self) -> None:
+        """Refuse a fixed size that is an axis.
+
+        Raises:
+            ValueError: With the axis to write instead.
+        """
+        for key in self.fixed_keys & set(Axis):
+            raise ValueError(f"{key!r} is a size that pruning changes; write Axis.{Axis(key).name} in its place")
 
     def __add__(self, other: Self) -> Self:
         """Put another dimension behind this one, as fused projections do."""
@@ -52,14 +66,40 @@ class Dim:
         """Whether any part runs along an axis."""
         return any(axis in part for part in self.parts)
 
+    @property
+    def axes(self) -> frozenset[Axis]:
+        """The axes that any part runs along."""
+        return frozenset(factor for part in self.parts for factor in part if isinstance(factor, Axis))
+
+    @property
+    def fixed_keys(self) -> frozenset[str]:
+        """The keys of fixed sizes of any part."""
+        return frozenset(
+            factor for part in self.parts for factor in part if isinstance(factor, str) and not isinstance(factor, Axis)
+        )
+
     def size(self, sizes: Sizes) -> Any:
         """Return the number of entries for axis sizes, scalars or arrays."""
-        return sum(prod((sizes[axis] for axis in part), start=1) for part in self.parts)
+        return sum(prod((factor_size(factor, sizes) for factor in part), start=1) for part in self.parts)
 
 
-def dim(*axes: Axis) -> Dim:
-    """Write a dimension as a product of axes, the slowest first."""
-    return Dim((axes,))
+def dim(*factors: Factor) -> Dim:
+    """Write a dimension as a product, the slowest factor first; of nothing, a dimension of size 1.
+
+    Args:
+        *factors: Axes, and fixed sizes: numbers, or keys of the config.
+    """
+    return Dim((factors,))
+
+
+def factor_size(factor: Factor, sizes: Sizes) -> Any:
+    """Return the size of one factor of a dimension.
+
+    Args:
+        factor: An axis, a key or a number.
+        sizes: Of axes and keys, scalars or arrays.
+    """
+    return factor if isinstance(factor, int) else sizes[factor]
 
 
 VOCAB = dim(Axis.VOCAB)
@@ -71,7 +111,7 @@ EXPERT_NEURONS = dim(Axis.EXPERT_NEURONS)
 HEAD_DIM = dim(Axis.HEAD_DIM)
 QUERIES = dim(Axis.KV_GROUPS, Axis.GROUP_HEADS, Axis.HEAD_DIM)
 KEYS = dim(Axis.KV_GROUPS, Axis.HEAD_DIM)
-HEADWISE_QKV = dim(Axis.KV_GROUPS, Axis.QKV, Axis.HEAD_DIM)
+HEADWISE_QKV = dim(Axis.KV_GROUPS, 3, Axis.HEAD_DIM)
 """Queries, keys and values of the first head, then those of the second, and so on."""
 
 
@@ -82,11 +122,12 @@ class TensorRow:
     Attributes:
         name: The tensor's name in a checkpoint.
         dims: Its dimensions, in the checkpoint's order.
-        when: A boolean field of `Architecture` that must be true for the tensor to exist.
+        when: A boolean field of `Architecture`, or key of the config, that must be true for the tensor to exist.
         unless: One that must be false.
         is_norm: Whether it is the gain of a norm over its one dimension.
         on_branch: Of a norm over hidden channels: whether it acts on what a layer adds to the residual
             stream, and not on the stream itself.
+        kinds: The kinds of layers that have the tensor; none for all.
     """
 
     name: str
@@ -95,6 +136,7 @@ class TensorRow:
     unless: str | None = None
     is_norm: bool = False
     on_branch: bool = False
+    kinds: tuple[str, ...] = ()
 
     @property
     def per_layer(self) -> bool:
@@ -117,9 +159,13 @@ class TensorRow:
         Args:
             architecture: The checkpoint's shape; says which optional tensors there are.
         """
-        needed = self.when is None or getattr(architecture, self.when)
-        excluded = self.unless is not None and getattr(architecture, self.unless)
+        needed = self.when is None or architecture.says(self.when)
+        excluded = self.unless is not None and architecture.says(self.unless)
         return bool(needed and not excluded)
+
+    def in_kind(self, kind: str) -> bool:
+        """Whether layers of a kind have the tensor."""
+        return not self.kinds or kind in self.kinds
 
     def shape(self, architecture: Architecture) -> tuple[int, ...]:
         """Return the tensor's shape in a checkpoint of this architecture."""
@@ -137,7 +183,7 @@ def row(name: str, *dims: Dim, when: str | None = None, unless: str | None = Non
     Args:
         name: The tensor's name in a checkpoint, with `{layer}` and `{expert}` where it has them.
         *dims: In the checkpoint's order.
-        when: A boolean field of `Architecture` that must be true for the tensor to exist.
+        when: A boolean field of `Architecture`, or key of the config, that must be true for the tensor to exist.
         unless: One that must be false.
     """
     return TensorRow(name, dims, when, unless)
@@ -152,6 +198,17 @@ def norm(name: str, over: Dim, on_branch: bool = False) -> TensorRow:
         on_branch: Whether it acts on what a layer adds to the residual stream.
     """
     return TensorRow(name, (over,), is_norm=True, on_branch=on_branch)
+
+
+def only(kinds: str | tuple[str, ...], *rows: TensorRow) -> tuple[TensorRow, ...]:
+    """Write lines for the tensors of layers of some kinds.
+
+    Args:
+        kinds: One kind or several, in the words of the config.
+        *rows: The lines.
+    """
+    each = (kinds,) if isinstance(kinds, str) else kinds
+    return tuple(replace(table_row, kinds=each) for table_row in rows)
 
 
 class TensorPlace(NamedTuple):
@@ -177,6 +234,8 @@ class Layout:
         head_dim_is_derived: Whether the model takes `head_dim` to be hidden_size / num_attention_heads.
         hidden_multiple_of_heads: Whether stock transformers refuses a `hidden_size` that is no
             multiple of `num_attention_heads`.
+        hidden_divides_mixer: Whether stock transformers wants the channels of a Mamba mixer to be a whole number
+            (`mamba_expand`) times `hidden_size`.
         longrope_follows_heads: Whether stock transformers takes the number of longrope's factors from
             hidden_size // num_attention_heads, whatever `head_dim` says.
         config_keys: Where `config.json` has a field of `Architecture` under other names, all of them;
@@ -187,6 +246,12 @@ class Layout:
         renamed: Parts of tensor names that differ in the loaded model: (in the checkpoint, in the model).
         aliases: Older names: (beginning of a name of this table, what checkpoints may have instead).
         ignored: Name endings of tensors that old checkpoints carry and transformers drops.
+        kinds: How the config tells of what kind each layer is; None where all layers are alike.
+        epsilon: The key of the norms' epsilon.
+        layers_return_tuples: Whether transformers takes a layer's output for a tuple, hidden states first.
+        hands_on_state: Whether layers hand a state on from one document of a sequence to the next.
+        logits_tolerance: By how much the conformance suite lets logits in float64 be off where they have to be equal,
+            because transformers computes norms, rotary positions and states in float32.
     """
 
     model_type: str
@@ -196,6 +261,7 @@ class Layout:
     conv1d: bool = False
     head_dim_is_derived: bool = False
     hidden_multiple_of_heads: bool = False
+    hidden_divides_mixer: bool = False
     longrope_follows_heads: bool = False
     config_keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -204,6 +270,11 @@ class Layout:
     renamed: tuple[tuple[str, str], ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
+    kinds: KindsInConfig | None = None
+    epsilon: str = "rms_norm_eps"
+    layers_return_tuples: bool = False
+    hands_on_state: bool = False
+    logits_tolerance: float = 5e-6
 
     def tensors(self, architecture: Architecture) -> Iterator[TensorPlace]:
         """Yield every tensor of a checkpoint of this architecture.
@@ -213,7 +284,7 @@ class Layout:
         """
         for table_row in self.rows:
             if table_row.exists(architecture):
-                layers = range(architecture.num_hidden_layers) if table_row.per_layer else (None,)
+                layers = _layers_with(table_row, architecture) if table_row.per_layer else (None,)
                 experts = range(architecture.num_experts) if table_row.per_expert else (None,)
                 for layer in layers:
                     for expert in experts:
@@ -233,7 +304,20 @@ class Layout:
 
     def axes(self) -> frozenset[Axis]:
         """Return every axis that a tensor of the family runs along."""
-        return frozenset(axis for r in self.rows for each in r.dims for part in each.parts for axis in part)
+        return frozenset(axis for r in self.rows for each in r.dims for axis in each.axes)
+
+    def fixed_keys(self) -> frozenset[str]:
+        """Return the keys of the config whose numbers are fixed sizes of the family."""
+        return frozenset(key for r in self.rows for each in r.dims for key in each.fixed_keys)
+
+    def switches(self) -> frozenset[str]:
+        """Return the keys of the config, other than fields of `Architecture`, that decide whether tensors exist."""
+        named = {name for r in self.rows for name in (r.when, r.unless) if name is not None}
+        return frozenset(named - {each.name for each in fields(Architecture)})
+
+    def known_kinds(self) -> frozenset[str]:
+        """Return the kinds of layers that the table describes."""
+        return frozenset(kind for r in self.rows for kind in r.kinds)
 
     def shape_fields(self) -> tuple[str, ...]:
         """Return the sizes that pruning may change in this family, in the order of SHAPE_FIELDS."""
@@ -277,13 +361,14 @@ class Layout:
         return tuple(r for r in self.rows if r.is_norm and r.dims == (HIDDEN,) and not r.on_branch)
 
     def norm_before(self, table_row: TensorRow) -> TensorRow:
-        """Return the gain of the norm whose output a matrix reads: the last one above it in the table.
+        """Return the gain of the norm whose output a matrix reads: the last one above it that its layers have.
 
         Args:
             table_row: A matrix that reads hidden channels, of this table.
         """
         above = self.rows[: self.rows.index(table_row)]
-        return next(r for r in reversed(above) if r in self.stream_norms())
+        shared = (r for r in self.stream_norms() if r in above and all(r.in_kind(kind) for kind in table_row.kinds))
+        return list(shared)[-1]
 
     def norm_of_bias(self, table_row: TensorRow) -> TensorRow | None:
         """Return the gain of the norm that a bias belongs to; None for any other tensor."""
@@ -291,12 +376,17 @@ class Layout:
             return None
         return next((r for r in self.rows if r.is_norm and r.module == table_row.module), None)
 
-    def readers(self) -> tuple[TensorRow, TensorRow]:
-        """Return two matrices that read the hidden channels of a layer: one of attention, one of the FFN."""
-        matrices = [r for r in self.rows if _is_matrix(r) and self.input_dim(r) == HIDDEN]
-        attention = next(r for r in matrices if Axis.KV_GROUPS in self.output_dim(r))
-        ffn = next(r for r in matrices if any(axis in self.output_dim(r) for axis in _FFN_AXES))
-        return attention, ffn
+    def readers(self, kind: str = "") -> tuple[TensorRow, ...]:
+        """Return matrices that read the hidden channels of a layer: one of its attention or mixer, one of its FFN.
+
+        Args:
+            kind: Of the layer, where layers are of several kinds; one of them may lack either.
+        """
+        matrices = [r for r in self.rows if _is_matrix(r) and self.input_dim(r) == HIDDEN and r.in_kind(kind)]
+        ffn = [r for r in matrices if not self.output_dim(r).axes.isdisjoint(_FFN_AXES)]
+        attention = [r for r in matrices if Axis.KV_GROUPS in self.output_dim(r)]
+        mixer = [r for r in matrices if self.output_dim(r).fixed_keys]
+        return (*(attention or mixer)[:1], *ffn[:1])
 
     def writer(self, axis: Axis) -> TensorRow:
         """Return the matrix of a layer that reads an axis and writes the hidden channels.
@@ -306,6 +396,19 @@ class Layout:
         """
         (found,) = [r for r in self.rows if self.writes_hidden(r) and axis in self.input_dim(r)]
         return found
+
+    def writers(self) -> tuple[TensorRow, TensorRow]:
+        """Return the output projections that lose inputs when heads and neurons leave."""
+        return self.writer(Axis.GROUP_HEADS), self.writer(self.neuron_axis)
+
+    def has_axis(self, axis: Axis, kind: str) -> bool:
+        """Whether tensors of layers of a kind run along an axis.
+
+        Args:
+            axis: The axis.
+            kind: Of the layers.
+        """
+        return any(r.per_layer and r.in_kind(kind) and axis in each for r in self.rows for each in r.dims)
 
     @property
     def neuron_axis(self) -> Axis:
@@ -320,7 +423,8 @@ class Layout:
     @property
     def layer_module(self) -> str:
         """Module name, with `{layer}`, of one decoder layer."""
-        name = next(r.name for r in self.rows if r.per_layer)
+        row = next(r for r in self.rows if r.per_layer)
+        name = self.module_of(row)
         return name[: name.index("{layer}") + len("{layer}")]
 
     def module_of(self, table_row: TensorRow) -> str:
@@ -336,17 +440,20 @@ class Layout:
 
 
 _FFN_AXES = (Axis.NEURONS, Axis.EXPERT_NEURONS, Axis.EXPERTS)
-_NUM_PROJECTIONS = 3
 
 
 def _is_matrix(table_row: TensorRow) -> bool:
     return table_row.per_layer and len(table_row.dims) == 2
 
 
-def axis_sizes(architecture: Architecture) -> dict[Axis, int]:
-    """Return the size of every axis.
+def _layers_with(table_row: TensorRow, architecture: Architecture) -> list[int]:
+    return [layer for layer, kind in enumerate(architecture.kinds) if table_row.in_kind(kind)]
+
+
+def axis_sizes(architecture: Architecture) -> dict[str, int]:
+    """Return the sizes of all axes and of the family's fixed keys.
 
     Args:
-        architecture: A shape; of QKV the size is the number of projections.
+        architecture: A shape.
     """
-    return {axis: _NUM_PROJECTIONS if axis is Axis.QKV else getattr(architecture, axis.value) for axis in Axis}
+    return {axis: getattr(architecture, axis.value) for axis in Axis} | dict(architecture.fixed_sizes)

@@ -47,6 +47,22 @@ def _unaligned(shape: Architecture) -> tuple[str, ...]:
     return tuple(name for name in ("hidden_size", width) if getattr(shape, name) % EXPERT_GRAIN)
 
 
+def mixer_channels(source: Architecture) -> int:
+    """Return the channels of a Mamba mixer, which pruning leaves as they are.
+
+    Args:
+        source: A shape of a family that has one.
+    """
+    return source.fixed_sizes["mamba_n_heads"] * source.fixed_sizes["mamba_d_head"]
+
+
+def _dividing(shape: Architecture) -> str:
+    channels = mixer_channels(shape)
+    below = next(size for size in range(shape.hidden_size, 0, -1) if channels % size == 0)
+    above = next((size for size in range(shape.hidden_size, channels) if channels % size == 0), channels)
+    return f"hidden_size: {below} or {above}"
+
+
 RULES = (
     Rule(
         "hidden_size_multiple_of_heads",
@@ -63,6 +79,15 @@ RULES = (
         lambda sizes, source: sizes[Axis.HIDDEN] == _heads(sizes) * sizes[Axis.HEAD_DIM],
         lambda shape: ("hidden_size", "num_attention_heads"),
         lambda shape: f"hidden_size: {shape.num_attention_heads * shape.head_dim}",
+    ),
+    Rule(
+        "hidden_size_divides_mixer",
+        "stock transformers wants the channels of a Mamba mixer, which stay as they are, to be a whole number of times "
+        "hidden_size (mamba_expand)",
+        lambda layout: layout.hidden_divides_mixer,
+        lambda sizes, source: mixer_channels(source) % sizes[Axis.HIDDEN] == 0,
+        lambda shape: ("hidden_size",),
+        _dividing,
     ),
     Rule(
         "longrope_fixes_channels_per_head",

@@ -1,9 +1,10 @@
 """`Architecture`: the shape of a decoder as a frozen value, in Hugging Face's words."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
+from minitron_nas.architecture.kinds import best_of_each_kind
 from minitron_nas.errors import InvalidArchitectureError
 
 SHAPE_FIELDS = (
@@ -20,13 +21,17 @@ SHAPE_FIELDS = (
 EXPERT_FIELDS = ("num_experts", "moe_intermediate_size")
 """Those that are 0 in families without experts."""
 
+_OF_SOME_FAMILIES = ("layer_kinds", "fixed_sizes")
+"""Fields that are left out of plain values where they are empty."""
+
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
     """The shape of a decoder-only transformer.
 
     All sizes are counts. `head_dim` is always explicit, because pruning `hidden_size` breaks the
-    usual `hidden_size / num_attention_heads`. What a family does not have is 0.
+    usual `hidden_size / num_attention_heads`. What a family does not have is 0. Of two shapes with the same sizes
+    the layers may follow one another in another order, if they are of several kinds: that is no difference.
     """
 
     model_type: str
@@ -46,13 +51,17 @@ class Architecture:
     max_position_embeddings: int = 0
     longrope: bool = False
     """Whether the config lists longrope's factors, one for each pair of rotated channels."""
+    layer_kinds: Sequence[str] = field(default=(), compare=False)
+    """The kind of each layer, in the config's words; empty where all are alike."""
+    fixed_sizes: Mapping[str, int] = field(default_factory=dict, compare=False)
+    """Sizes and switches that pruning leaves as they are, by the config's keys."""
 
     def __post_init__(self) -> None:
         """Refuse a shape that cannot exist.
 
         Raises:
-            InvalidArchitectureError: If a size is too small, the heads do not fill the KV groups, or a
-                token is sent to more experts than there are.
+            InvalidArchitectureError: If a size is too small, the heads do not fill the KV groups, a token is
+                sent to more experts than there are, or not every layer has a kind.
         """
         for name in (*SHAPE_FIELDS, "head_dim", "vocab_size"):
             value, least = getattr(self, name), 0 if name in EXPERT_FIELDS else 1
@@ -68,6 +77,11 @@ class Architecture:
             raise InvalidArchitectureError(
                 f"num_experts={self.num_experts} is below num_experts_per_tok={self.num_experts_per_tok}; keep at "
                 "least as many experts as a token is sent to"
+            )
+        if self.layer_kinds and len(self.layer_kinds) != self.num_hidden_layers:
+            raise InvalidArchitectureError(
+                f"layer_kinds names {len(self.layer_kinds)} layers, but num_hidden_layers={self.num_hidden_layers}; "
+                "name one kind for each layer"
             )
 
     @property
@@ -88,11 +102,34 @@ class Architecture:
         """Return the prunable sizes by name, without those of experts where there are none."""
         return {name: getattr(self, name) for name in SHAPE_FIELDS if self.num_experts or name not in EXPERT_FIELDS}
 
+    def says(self, switch: str) -> bool:
+        """Whether a field, or a key of the config, is true.
+
+        Args:
+            switch: Its name.
+        """
+        return bool(self.fixed_sizes[switch] if switch in self.fixed_sizes else getattr(self, switch))
+
+    @property
+    def kinds(self) -> Sequence[str]:
+        """The kind of each layer; the same empty word for all where they are alike."""
+        return self.layer_kinds or ("",) * self.num_hidden_layers
+
+    def with_layers(self, layers: Sequence[int]) -> Self:
+        """Return the architecture of a model of some of these layers.
+
+        Args:
+            layers: Their indices, in the order of the model.
+        """
+        kinds = tuple(self.layer_kinds[layer] for layer in layers) if self.layer_kinds else ()
+        return replace(self, num_hidden_layers=len(layers), layer_kinds=kinds)
+
     def reshaped(self, changes: Mapping[str, int]) -> Self:
         """Return this architecture with some prunable sizes replaced.
 
         Removing KV groups removes their query heads too, unless `changes` names
         `num_attention_heads`; where every group has one head, removing heads removes their groups.
+        Of fewer layers there are as many of each kind as `kept_of_each_kind` says.
 
         Raises:
             InvalidArchitectureError: If a name is not prunable or a size exceeds this shape's.
@@ -111,7 +148,11 @@ class Architecture:
             sizes.setdefault("num_attention_heads", sizes["num_key_value_heads"] * self.heads_per_group)
         elif "num_attention_heads" in sizes and self.heads_per_group == 1:
             sizes["num_key_value_heads"] = sizes["num_attention_heads"]
-        result = replace(self, **sizes)
+        shallow = self
+        if self.layer_kinds and sizes.get("num_hidden_layers", 0) > 0:
+            every = range(self.num_hidden_layers)  # which stay is not known here; any of a kind stand for them
+            shallow = self.with_layers(best_of_each_kind(self.layer_kinds, every, sizes["num_hidden_layers"]))
+        result = replace(shallow, **sizes)
         if result.heads_per_group > self.heads_per_group:
             raise InvalidArchitectureError(
                 f"num_attention_heads={result.num_attention_heads} over num_key_value_heads="
@@ -122,4 +163,5 @@ class Architecture:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain values."""
-        return asdict(self)
+        values = asdict(self)
+        return {name: value for name, value in values.items() if value or name not in _OF_SOME_FAMILIES}

@@ -13,6 +13,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from minitron_nas.architecture.config import with_sizes
+from minitron_nas.architecture.kinds import best_of_each_kind
 from minitron_nas.architecture.layout import Axis, Layout
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import LatencyError
@@ -54,7 +55,7 @@ class Bench:
         self.device = pick_device()
         self.dtype = compute_dtype(self.device)
         self.num_layers = stack_layers(self._filled, source.num_hidden_layers)
-        self._reference = self._stack({}, range(self.num_layers))
+        self._reference = self._stack({}, self._of_each_kind(self.num_layers))
 
     def layer(self, shape: Mapping[str, int]) -> StackTimes:
         """Measure what a layer of a shape takes: the difference of two stacks cancels all that comes once.
@@ -69,7 +70,8 @@ class Bench:
         """
         num = self.num_layers
         release_memory()
-        players = [self._reference, *(self._stack(shape, [*range(num)] * twice) for twice in (1, 2))]
+        layers = self._of_each_kind(num)
+        players = [self._reference, *(self._stack(shape, layers * twice) for twice in (1, 2))]
         for _ in range(MOST_TRIES):
             times = take_turns(players, ROUNDS, others_over_reference)
             short, long = others_over_reference(times).swapaxes(0, 1)
@@ -90,16 +92,20 @@ class Bench:
         """
         sizes = {name: size for name, size in shape.items() if name != "num_hidden_layers"}
         release_memory()
-        model = self._stack(sizes, range(shape["num_hidden_layers"]))
+        model = self._stack(sizes, self._of_each_kind(shape["num_hidden_layers"]))
         times = take_turns([self._reference, model], ROUNDS, others_over_reference)
         whole = np.median(others_over_reference(times)[:, 0], axis=0)
         return WholeTimes(dict(shape), _pair(whole), _seconds(times))
 
+    def _of_each_kind(self, num_layers: int) -> tuple[int, ...]:
+        """Return layers of the teacher, of each kind as many as models of so many layers have."""
+        return best_of_each_kind(self._source.kinds, range(self._source.num_hidden_layers), num_layers)
+
     def _stack(self, sizes: Mapping[str, int], layers: Sequence[int]) -> Player:
         """Build a model of the kinds of layers that some of the teacher's are."""
         kinds = layer_lists(self._filled, self._source.num_hidden_layers, layers)
-        changes: dict[str, Any] = {**sizes, "num_hidden_layers": len(layers)}
-        target = replace(self._source, **changes)
+        changes: dict[str, Any] = dict(sizes)
+        target = replace(self._source.with_layers(layers), **changes)
         content = with_sizes({**self._config, **kinds}, target, self._layout)
         with torch.random.fork_rng(devices=[]), torch.device(self.device):
             torch.manual_seed(0)

@@ -19,6 +19,7 @@ from minitron_nas.families import (
     cwm,
     ernie4_5,
     exaone4,
+    falcon_h1,
     gemma,
     gemma2,
     gemma3_text,
@@ -28,6 +29,7 @@ from minitron_nas.families import (
     gpt_neox,
     granite,
     granite_swa,
+    granitemoehybrid,
     helium,
     hunyuan_v1_dense,
     internlm3,
@@ -38,6 +40,7 @@ from minitron_nas.families import (
     mistral,
     mixtral,
     nemotron,
+    nemotron_h,
     olmo2,
     olmo3,
     olmoe,
@@ -45,6 +48,7 @@ from minitron_nas.families import (
     phi3,
     qwen2,
     qwen3,
+    qwen3_5_text,
     qwen3_moe,
     seed_oss,
     smollm3,
@@ -57,10 +61,10 @@ ENTRY_POINT_GROUP = "minitron_nas.families"
 """Entry points of this group name a `Layout` in another package."""
 
 _MODULES = (
-    arcee, cohere, cohere2, cwm, ernie4_5, exaone4, gemma, gemma2, gemma3_text, glm, glm4, gpt2, gpt_neox, granite,
-    granite_swa, helium, hunyuan_v1_dense, internlm3, iquestcoder, llama, ministral, ministral3, mistral, mixtral,
-    nemotron, olmo2, olmo3, olmoe, phi, phi3, qwen2, qwen3, qwen3_moe, seed_oss, smollm3, stablelm, starcoder2,
-    vaultgemma,
+    arcee, cohere, cohere2, cwm, ernie4_5, exaone4, falcon_h1, gemma, gemma2, gemma3_text, glm, glm4, gpt2, gpt_neox,
+    granite, granite_swa, granitemoehybrid, helium, hunyuan_v1_dense, internlm3, iquestcoder, llama, ministral,
+    ministral3, mistral, mixtral, nemotron, nemotron_h, olmo2, olmo3, olmoe, phi, phi3, qwen2, qwen3, qwen3_5_text,
+    qwen3_moe, seed_oss, smollm3, stablelm, starcoder2, vaultgemma,
 )  # fmt: skip
 
 

@@ -35,6 +35,11 @@ class BatchAggregate:
         self._sum_of_squares = torch.zeros((), dtype=torch.float64)
         self._num_samples = 0
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was added."""
+        return self._num_samples == 0
+
     def add(self, samples: Tensor) -> None:
         """Add a batch of shape (batch, num_units).
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from math import prod
+from math import nan, prod
 
 import torch
 from torch import Tensor
 
-from minitron_nas.architecture.layout import Axis, Dim, Layout, TensorPlace, axis_sizes
+from minitron_nas.architecture.layout import Axis, Dim, Layout, TensorPlace, axis_sizes, factor_size
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.progress import Progress, silent
@@ -55,10 +55,14 @@ def random_scores(architecture: Architecture, layout: Layout, seed: int) -> Impo
         seed: Of the scores.
     """
     generator = torch.Generator().manual_seed(seed)
-    return _each(_zeros(architecture, layout), lambda scores: torch.rand(scores.shape, generator=generator))
+    return _each(
+        _zeros(architecture, layout),
+        lambda scores: torch.rand(scores.shape, generator=generator).masked_fill(scores.isnan(), nan),
+    )
 
 
 def _zeros(architecture: Architecture, layout: Layout) -> ImportanceScores:
+    """Zero for every part, NaN for those that a layer does not have."""
     layers, experts = architecture.num_hidden_layers, architecture.num_experts
     neurons = getattr(architecture, layout.neuron_axis.value)
     shapes = {
@@ -69,7 +73,17 @@ def _zeros(architecture: Architecture, layout: Layout) -> ImportanceScores:
         "experts": (layers, experts),
         "layers": (layers,),
     }
-    return ImportanceScores(**{name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()})
+    scores = ImportanceScores(**{name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()})
+    axes = {
+        layout.neuron_axis: (scores.neurons,),
+        Axis.KV_GROUPS: (scores.heads, scores.kv_groups),
+        Axis.EXPERTS: (scores.experts,),
+    }
+    for layer, kind in enumerate(architecture.kinds):
+        for axis, parts in axes.items():
+            for part in parts if not layout.has_axis(axis, kind) else ():
+                part[layer] = nan
+    return scores
 
 
 def _each(scores: ImportanceScores, function: Callable[[Tensor], Tensor]) -> ImportanceScores:
@@ -92,7 +106,7 @@ def _spread(
     """Add what lies along one dimension of a matrix to the parts that it runs along."""
     sizes, begin = axis_sizes(architecture), 0
     for part in dimension.parts:
-        lengths = [sizes[axis] for axis in part]
+        lengths = [factor_size(factor, sizes) for factor in part]
         values = along[begin : begin + prod(lengths)].reshape(lengths)
         begin += prod(lengths)
         layer, expert = place.layer, place.expert
@@ -104,7 +118,7 @@ def _spread(
             (energy.neurons[layer] if expert is None else energy.neurons[layer, expert]).add_(values)
         elif part == (Axis.EXPERTS,):
             energy.experts[layer].add_(values)
-        elif part[0] is Axis.KV_GROUPS:
+        elif part[:1] == (Axis.KV_GROUPS,):
             energy.kv_groups[layer].add_(values.flatten(1).sum(dim=1))
             if Axis.GROUP_HEADS in part:
-                energy.heads[layer].add_(values.sum(dim=-1).flatten())
+                energy.heads[layer].add_(values.flatten(2).sum(dim=-1).flatten())

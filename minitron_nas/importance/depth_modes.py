@@ -2,14 +2,17 @@
 
 All give a table: (num_hidden_layers, num_hidden_layers), bool; row n - 1 says which layers a model of
 n layers keeps, and keeps none where that was not measured. Of equal scores the later layers leave first.
+Where layers are of several kinds, the number of layers says how many of each kind are kept.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from math import inf
 
 import torch
 from torch import Tensor
 
+from minitron_nas.architecture.kinds import best_of_each_kind, kept_of_each_kind
 from minitron_nas.errors import InvalidArchitectureError
 from minitron_nas.importance.depth import Criterion
 from minitron_nas.progress import Progress, silent
@@ -29,20 +32,26 @@ def layer_table(kept: Mapping[int, Iterable[int]], num_layers: int) -> Tensor:
     return table
 
 
-def ranked_layers(importance: Sequence[float], protected: Collection[int]) -> Tensor:
+def ranked_layers(importance: Sequence[float], protected: Collection[int], kinds: Sequence[str] = ()) -> Tensor:
     """Return the table of a ranking: a model of n layers keeps the n most important, protected ones first.
 
     Args:
         importance: (num_hidden_layers,), higher stays longer.
         protected: Indices of layers that leave last.
+        kinds: Of the layers, each of which is ranked among those of its kind; none where all are alike.
     """
-    layers = range(len(importance))
-    ranking = sorted(layers, key=lambda layer: (layer not in protected, -importance[layer]))
-    return layer_table({count: ranking[:count] for count in range(1, len(ranking))}, len(ranking))
+    num_layers = len(importance)
+    ranking = sorted(range(num_layers), key=lambda layer: (layer not in protected, -importance[layer]))
+    own = kinds or ("",) * num_layers
+    return layer_table({count: best_of_each_kind(own, ranking, count) for count in range(1, num_layers)}, num_layers)
 
 
 def layers_alone(
-    criterion: Criterion, num_layers: int, protected: Collection[int], progress: Progress = silent
+    criterion: Criterion,
+    num_layers: int,
+    protected: Collection[int],
+    progress: Progress = silent,
+    kinds: Sequence[str] = (),
 ) -> Tensor:
     """Score each layer by what is lost when it alone leaves, and rank them.
 
@@ -51,11 +60,12 @@ def layers_alone(
         num_layers: Of the source.
         protected: Indices of layers that leave last.
         progress: Told the layers measured.
+        kinds: Of the layers; none where all are alike.
     """
     free = [layer for layer in range(num_layers) if layer not in protected]
     scores = _scored(criterion, frozenset(), _single(free), progress, 0, len(free))
     importance = dict(zip(free, scores, strict=True))
-    return ranked_layers([importance.get(layer, inf) for layer in range(num_layers)], protected)
+    return ranked_layers([importance.get(layer, inf) for layer in range(num_layers)], protected, kinds)
 
 
 def best_blocks(
@@ -64,6 +74,7 @@ def best_blocks(
     protected: Collection[int],
     counts: Collection[int],
     progress: Progress = silent,
+    kinds: Sequence[str] = (),
 ) -> Tensor:
     """For each number of layers to keep, take out the contiguous run of layers whose loss costs least.
 
@@ -73,13 +84,17 @@ def best_blocks(
         protected: Indices of layers that stay.
         counts: How many layers models keep, below `num_layers`.
         progress: Told the runs measured.
+        kinds: Of the layers; none where all are alike.
 
     Raises:
-        InvalidArchitectureError: If no run of the length that has to leave is free of protected layers.
+        InvalidArchitectureError: If no run of the length that has to leave is free of protected layers, and of the
+            kinds that have to leave.
 
     Source: Sreenivas et al. 2024 (arXiv 2408.11796), depth pruning; the best of all starts.
     """
-    runs = {count: free_runs(num_layers, protected, num_layers - count) for count in sorted(counts, reverse=True)}
+    runs = {
+        count: free_runs(num_layers, protected, num_layers - count, kinds) for count in sorted(counts, reverse=True)
+    }
     every = [run for candidates in runs.values() for run in candidates]
     scores = dict(zip(every, _scored(criterion, frozenset(), every, progress, 0, len(every)), strict=True))
     kept = {}
@@ -95,6 +110,7 @@ def greedy_layers(
     protected: Collection[int],
     fewest: int,
     progress: Progress = silent,
+    kinds: Sequence[str] = (),
 ) -> Tensor:
     """Take out the layer whose loss costs least, score those that are left again without it, and so on.
 
@@ -104,16 +120,20 @@ def greedy_layers(
         protected: Indices of layers that stay.
         fewest: How many layers are left at the end.
         progress: Told the layers measured.
+        kinds: Of the layers; none where all are alike.
 
     Source: NVIDIA 2025, Nemotron Elastic (arXiv 2511.16664), iterative layer removal.
     """
+    own = kinds or ("",) * num_layers
     free = [layer for layer in range(num_layers) if layer not in protected]
-    num_steps = num_layers - fewest
-    total = sum(len(free) - step for step in range(num_steps))
+    steps = range(num_layers, fewest, -1)
+    leaving = [(kept_of_each_kind(own, count) - kept_of_each_kind(own, count - 1)).popitem()[0] for count in steps]
+    room = Counter(own[layer] for layer in free)
+    total = sum(room[kind] - leaving[:step].count(kind) for step, kind in enumerate(leaving))
     removed: frozenset[int] = frozenset()
     kept, done = {}, 0
-    for _ in range(num_steps):
-        candidates = [layer for layer in free if layer not in removed]
+    for kind in leaving:
+        candidates = [layer for layer in free if layer not in removed and own[layer] == kind]
         scores = list(_scored(criterion, removed, _single(candidates), progress, done, total))
         done += len(candidates)
         best = min(reversed(range(len(candidates))), key=scores.__getitem__)
@@ -126,13 +146,14 @@ def _single(layers: Iterable[int]) -> list[range]:
     return [range(layer, layer + 1) for layer in layers]
 
 
-def free_runs(num_layers: int, protected: Collection[int], length: int) -> list[range]:
-    """Return all runs of so many layers that hold no protected one, the earliest first.
+def free_runs(num_layers: int, protected: Collection[int], length: int, kinds: Sequence[str] = ()) -> list[range]:
+    """Return all runs of so many layers that could leave, the earliest first.
 
     Args:
         num_layers: Of the source.
         protected: Indices of layers that stay.
         length: Of a run.
+        kinds: Of the layers, of which as many leave as the number of them says; none where all are alike.
 
     Raises:
         InvalidArchitectureError: If there are none.
@@ -144,7 +165,17 @@ def free_runs(num_layers: int, protected: Collection[int], length: int) -> list[
             f"no {length} layers in a row are free of the protected layers {sorted(protected)} of {num_layers}; keep "
             "more layers, protect fewer, or choose importance.depth.mode=layers or greedy"
         )
-    return free
+    if not kinds:
+        return free
+    leaving = Counter(kinds) - kept_of_each_kind(kinds, num_layers - length)
+    alike = [run for run in free if Counter(kinds[layer] for layer in run) == leaving]
+    if not alike:
+        wanted = ", ".join(f"{count} {kind}" for kind, count in sorted(leaving.items()))
+        raise InvalidArchitectureError(
+            f"no {length} layers in a row are {wanted}, which a model of {num_layers - length} layers has to lose; keep"
+            " another number of layers, protect fewer, or choose importance.depth.mode=layers or greedy"
+        )
+    return alike
 
 
 def _scored(

@@ -11,7 +11,7 @@ from torch import Tensor
 from minitron_nas.architecture.layout import Layout
 from minitron_nas.distillation.signals.teacher import final_hidden
 from minitron_nas.models.causal_lm import CausalLM
-from minitron_nas.models.layer_model import decoder_layers, input_of
+from minitron_nas.models.layer_model import LayerOutput, decoder_layers, input_of
 from minitron_nas.text.tokens import PackedTokens
 
 BATCH_SEQUENCES = 4
@@ -32,15 +32,15 @@ def without_layers(model: CausalLM, layout: Layout, layers: Collection[int]) -> 
     modules = decoder_layers(model, layout, layers)
     try:
         for module in modules:
-            module.forward = _hand_on
+            module.forward = partial(_hand_on, as_tuple=layout.layers_return_tuples)
         yield
     finally:
         for module in modules:
             module.__dict__.pop("forward", None)
 
 
-def _hand_on(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-    return hidden_states
+def _hand_on(hidden_states: Tensor, *_: Any, as_tuple: bool, **__: Any) -> LayerOutput:
+    return (hidden_states,) if as_tuple else hidden_states
 
 
 class FirstLayers:
@@ -94,7 +94,8 @@ class FirstLayers:
         with without_layers(self._model, self._layout, removed.union(range(self._done))):
             if self._done:
                 (first,) = decoder_layers(self._model, self._layout, [0])
-                first.forward = lambda *_, **__: next(states)
+                as_tuple = self._layout.layers_return_tuples
+                first.forward = lambda *_, **__: _hand_on(next(states), as_tuple=as_tuple)
             yield
 
 

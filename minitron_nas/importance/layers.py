@@ -57,10 +57,10 @@ def choose_layers(
             a model that does not fit into memory.
         InvalidArchitectureError: If protected layers leave no block of the size that has to go.
     """
-    num_layers = checkpoint.architecture.num_hidden_layers
+    num_layers, kinds = checkpoint.architecture.num_hidden_layers, checkpoint.architecture.layer_kinds
     protected = {layer % num_layers for layer in depths.protected_layers}
     if not settings.needs_model:
-        return ranked_layers(scores.layers.tolist(), protected)
+        return ranked_layers(scores.layers.tolist(), protected, kinds)
     wanted = {count for count in depths.counts if count < num_layers}
     if not wanted:
         return layer_table({}, num_layers)
@@ -69,11 +69,11 @@ def choose_layers(
     model = load_for_inference(checkpoint.path)
     criterion = make_criterion(model, checkpoint.layout, settings, text, checkpoint.path, seed)
     if settings.mode == "layers":
-        table = layers_alone(criterion, num_layers, protected, progress)
+        table = layers_alone(criterion, num_layers, protected, progress, kinds)
     elif settings.mode == "block":
-        table = best_blocks(criterion, num_layers, protected, wanted, progress)
+        table = best_blocks(criterion, num_layers, protected, wanted, progress, kinds)
     else:
-        table = greedy_layers(criterion, num_layers, protected, min(wanted), progress)
+        table = greedy_layers(criterion, num_layers, protected, min(wanted), progress, kinds)
     del model, criterion
     release_memory()
     return table

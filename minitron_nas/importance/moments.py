@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from minitron_nas.architecture.layout import Axis, Layout, TensorRow
+from minitron_nas.architecture.layout import Layout, TensorRow
 from minitron_nas.importance.experts import expert_neurons, expert_tokens
 from minitron_nas.importance.sweep import Section, one_pass, sweep
 from minitron_nas.models.causal_lm import CausalLM
@@ -135,13 +135,13 @@ def _hooks(layout: Layout, kept: MutableMapping[str, Tensor], readers: Readers, 
     try:
         for row in layout.stream_norms() if readers != "projections" else ():
             if row.per_layer:
-                for layer in section.layers:
+                for layer in section.layers_with(row, layout):
                     watch_norm(row, layer)
             elif section.is_last:
                 watch_norm(row, None)
-        for axis in (Axis.GROUP_HEADS, layout.neuron_axis) if readers != "norms" else ():
-            for layer in section.layers:
-                watch_input(layout.writer(axis), layer)
+        for row in layout.writers() if readers != "norms" else ():
+            for layer in section.layers_with(row, layout):
+                watch_input(row, layer)
         yield
         for name in list(sums):
             kept[name] = sums.pop(name).mean().cpu()

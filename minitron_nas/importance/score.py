@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, linear
 
-from minitron_nas.architecture.layout import Axis, Layout
+from minitron_nas.architecture.layout import Layout
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.importance.aggregation import BatchAggregate, over_sequence
 from minitron_nas.importance.experts import expert_neurons, expert_tokens
@@ -102,6 +103,9 @@ class _Collector:
         self._experts = [BatchAggregate() for _ in layers]
         self._cosines = [BatchAggregate() for _ in layers]
 
+    def kind_of(self, layer: int) -> str:
+        return self._architecture.kinds[layer]
+
     def add_hidden(self, place: str, states: Tensor) -> None:
         self._add(self._hidden.setdefault(place, BatchAggregate()), states)
 
@@ -145,17 +149,18 @@ class _Collector:
         self._cosines[layer].add(cosine.mean(dim=1, keepdim=True))
 
     def scores(self) -> ImportanceScores:
-        has_experts = bool(self._architecture.num_experts)
-        num_layers = self._architecture.num_hidden_layers
+        source = self._architecture
+        has_experts = bool(source.num_experts)
+        num_neurons = source.moe_intermediate_size or source.intermediate_size
         cosines = torch.cat([aggregate.mean() for aggregate in self._cosines])
         return ImportanceScores(
-            hidden=self._stacked(list(self._hidden.values())).sum(dim=0),
-            neurons=torch.stack([self._stacked(experts) for experts in self._expert_neurons])
+            hidden=self._stacked(list(self._hidden.values()), source.hidden_size).sum(dim=0),
+            neurons=torch.stack([self._stacked(experts, num_neurons) for experts in self._expert_neurons])
             if has_experts
-            else self._stacked(self._neurons),
-            heads=self._stacked(self._heads),
-            kv_groups=self._stacked(self._kv_groups),
-            experts=self._stacked(self._experts) if has_experts else torch.zeros(num_layers, 0),
+            else self._stacked(self._neurons, num_neurons),
+            heads=self._stacked(self._heads, source.num_attention_heads),
+            kv_groups=self._stacked(self._kv_groups, source.num_key_value_heads),
+            experts=self._stacked(self._experts, source.num_experts),
             layers=1 - cosines,
         )
 
@@ -164,8 +169,10 @@ class _Collector:
         shaped = activations.reshape(*self.batch_shape, -1)
         aggregate.add(over_sequence(shaped, self._settings.sequence_aggregation))
 
-    def _stacked(self, aggregates: list[BatchAggregate]) -> Tensor:
-        return torch.stack([aggregate.score(self._settings.batch_aggregation) for aggregate in aggregates])
+    def _stacked(self, aggregates: list[BatchAggregate], num_units: int) -> Tensor:
+        missing = torch.full((num_units,), nan)
+        kind = self._settings.batch_aggregation
+        return torch.stack([missing if each.is_empty else each.score(kind) for each in aggregates])
 
 
 @contextmanager
@@ -180,21 +187,23 @@ def _hooks(layout: Layout, collector: _Collector, section: Section) -> Iterator[
         collector.batch_shape = tuple(layer_input(args, kwargs).shape[:-1])
 
     def measure(layer: int) -> None:
-        for reader in layout.readers():
+        kind = collector.kind_of(layer)
+        for reader in layout.readers(kind):
             name = layout.module_of(reader)
             place = name.format(layer=layer)
             before(name, layer, lambda _, args, place=place: collector.add_hidden(place, args[0]))  # type: ignore[misc]
-        before(
-            layout.module_of(layout.writer(Axis.GROUP_HEADS)),
-            layer,
-            lambda module, args: collector.add_heads(layer, args[0], _projection(module, layout)),
-        )
-        down = layout.module_of(layout.writer(layout.neuron_axis))
-        if layout.has_experts:
-            experts = down.partition(".{expert}")[0]
+        output, down = layout.writers()
+        if output.in_kind(kind):
+            before(
+                layout.module_of(output),
+                layer,
+                lambda module, args: collector.add_heads(layer, args[0], _projection(module, layout)),
+            )
+        if down.in_kind(kind) and layout.has_experts:
+            experts = layout.module_of(down).partition(".{expert}")[0]
             before(experts, layer, lambda module, args: collector.add_experts(layer, module, *args))
-        else:
-            before(down, layer, lambda _, args: collector.add_neurons(layer, args[0]))
+        elif down.in_kind(kind):
+            before(layout.module_of(down), layer, lambda _, args: collector.add_neurons(layer, args[0]))
 
         def leave(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: LayerOutput) -> None:
             collector.add_layer(layer, layer_input(args, kwargs), states_of(output))

@@ -27,6 +27,8 @@ _ABOUT = "about"
 class ImportanceScores:
     """Importance of every channel, neuron, head, group, expert and layer; higher is more important.
 
+    Where layers are of several kinds, a layer's scores are NaN for what it does not have.
+
     Attributes:
         hidden: (hidden_size,); one ranking for the whole network.
         neurons: (num_hidden_layers, num_neurons), or (num_hidden_layers, num_experts, num_neurons).
@@ -91,6 +93,8 @@ class ImportanceScores:
         for field in fields(self):
             scores = getattr(self, field.name)
             for place in itertools.product(*(range(size) for size in scores.shape[:-1])):
+                if scores[place].isnan().any():
+                    continue
                 layer, expert = (*place, None, None)[:2]
                 for row in _ranked(scores[place]):
                     yield {"axis": field.name, "layer": layer, "expert": expert, **row}

@@ -14,13 +14,14 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
+from minitron_nas.architecture.layout import Layout, TensorRow
 from minitron_nas.distillation.signals.teacher import final_hidden
 from minitron_nas.execution.device import release_memory, trim_memory
 from minitron_nas.importance.hidden_states import HiddenStates
 from minitron_nas.importance.layered_model import LayeredModel
 from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.checkpoint import Checkpoint
-from minitron_nas.models.layer_model import run_layer
+from minitron_nas.models.layer_model import kinds_of, run_layer
 from minitron_nas.progress import Progress
 from minitron_nas.text.tokens import PackedTokens
 
@@ -52,6 +53,16 @@ class Section:
             layer: The layer's number in the whole model.
         """
         return self.model.get_submodule(name.format(layer=None if layer is None else layer - self.layers.start))
+
+    def layers_with(self, row: TensorRow, layout: Layout) -> list[int]:
+        """Return the numbers, in the whole model, of the layers that have a tensor.
+
+        Args:
+            row: The tensor.
+            layout: The table of the model's family.
+        """
+        kinds = kinds_of(self.model, layout)
+        return [layer for layer, kind in zip(self.layers, kinds, strict=True) if row.in_kind(kind)]
 
 
 Watch: TypeAlias = Callable[[Section], AbstractContextManager[None]]

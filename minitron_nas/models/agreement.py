@@ -1,6 +1,5 @@
 """Whether surgery reads from a folder the model that transformers loads from it."""
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -48,7 +47,7 @@ def check_agreement(checkpoint: Checkpoint) -> None:
         CheckpointError: If transformers cannot load the folder, would initialise something at random, or computes
             something else or nothing finite.
     """
-    shape = replace(checkpoint.architecture, num_hidden_layers=_num_layers(checkpoint))
+    shape = checkpoint.architecture.with_layers(range(_num_layers(checkpoint)))
     ids = torch.randint(0, shape.vocab_size, (1, _NUM_TOKENS), generator=torch.Generator().manual_seed(0))
     try:
         with quiet_transformers(), torch.no_grad():
@@ -85,8 +84,7 @@ def check_agreement(checkpoint: Checkpoint) -> None:
 def _num_layers(checkpoint: Checkpoint) -> int:
     architecture, layout = checkpoint.architecture, checkpoint.layout
     one, two = (
-        _BYTES_PER_PARAMETER * count_parameters(replace(architecture, num_hidden_layers=number), layout)
-        for number in (1, 2)
+        _BYTES_PER_PARAMETER * count_parameters(architecture.with_layers(range(number)), layout) for number in (1, 2)
     )
     room = min(_MOST_BYTES, _MEMORY_FRACTION * available_bytes(torch.device("cpu")))
     return min(architecture.num_hidden_layers, 1 + max(0, int((room - one) // (two - one))))

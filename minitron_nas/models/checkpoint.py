@@ -18,7 +18,7 @@ from minitron_nas.models.checks import (
 )
 from minitron_nas.models.config import read_architecture, read_config
 from minitron_nas.models.expected import ExpectedTensors
-from minitron_nas.models.outline import Outline, about_text_part, require_positions
+from minitron_nas.models.outline import Outline, about_model, require_positions
 from minitron_nas.models.text_part import read_text_headers, wrapper_in
 from minitron_nas.progress import Progress, silent
 from minitron_nas.storage.weights import TensorHeader
@@ -72,7 +72,7 @@ class Checkpoint:
 
     def about(self) -> Iterator[str]:
         """Yield what a user should know of how it is read."""
-        return about_text_part(self.text_of, self.config)
+        return about_model(self.text_of, self.config, self.layout)
 
     def require_length(self, sequence_length: int) -> None:
         """Refuse sequences that are longer than a table of learned positions.

@@ -13,6 +13,7 @@ from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import CheckpointError, MinitronNasError, TeacherNotFoundError
 from minitron_nas.models.outline import Outline
 from minitron_nas.models.relatives import known_layout
+from minitron_nas.models.special_floats import plain_floats
 from minitron_nas.models.text_part import read_text_headers, text_config, wrapper_in
 from minitron_nas.storage.foreign import read_object, what_lies_instead
 
@@ -41,7 +42,7 @@ def read_config(path: Path) -> dict[str, Any]:
     if not file.is_file():
         instead = what_lies_instead(path) or "has no config.json; give a folder that save_pretrained wrote"
         raise CheckpointError(f"{path} {instead}")
-    return text_config(file, read_object(file))
+    return text_config(file, plain_floats(read_object(file)))
 
 
 def read_architecture(path: Path, config: dict[str, Any]) -> tuple[Architecture, Layout]:
@@ -162,7 +163,7 @@ def _refuse_other_readings(path: Path, config: dict[str, Any]) -> None:
 def _check_sizes(path: Path, config: dict[str, Any], layout: Layout, most_layers: int, longest: int, told: str) -> None:
     """Refuse sizes that no tensor of the model could have."""
     axes = {axis.value for axis in layout.axes()} & set(Architecture.__slots__)
-    for field in sorted({*axes, _LAYERS, _HEADS, Axis.HEAD_DIM.value, _LABELS}):
+    for field in sorted({*axes, *layout.fixed_keys(), _LAYERS, _HEADS, Axis.HEAD_DIM.value, _LABELS}):
         least, most = 0 if field == _LABELS else 1, most_layers if field == _LAYERS else longest
         for key in layout.config_names(field):
             value = config.get(key)

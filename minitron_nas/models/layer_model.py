@@ -4,7 +4,7 @@ transformers builds masks, rotary positions and document borders for it as for t
 that nothing here knows a family. Its vocabulary is a few rows of zeros, because nothing reads it.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from minitron_nas.architecture.config import with_sizes
+from minitron_nas.architecture.config import architecture_of, with_sizes
 from minitron_nas.architecture.layout import HIDDEN, VOCAB, Layout
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.models.causal_lm import CausalLM
@@ -53,7 +53,7 @@ def layer_model(
     if embedding is None:
         embedding = torch.zeros(_NUM_ROWS, architecture.hidden_size, dtype=dtype)
     filled = AutoConfig.for_model(**config).to_dict()
-    alone = replace(architecture, num_hidden_layers=1, vocab_size=len(embedding))
+    alone = replace(architecture.with_layers([layer]), vocab_size=len(embedding))
     content = {
         **with_sizes({**config, **layer_lists(filled, architecture.num_hidden_layers, [layer])}, alone, layout),
         **dict.fromkeys(layout.config_names("vocab_size"), len(embedding)),
@@ -167,6 +167,16 @@ def layer_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
 def states_of(output: LayerOutput) -> Tensor:
     """Return the hidden states that a module puts out, alone or before others."""
     return output[0] if isinstance(output, tuple) else output
+
+
+def kinds_of(model: CausalLM, layout: Layout) -> Sequence[str]:
+    """Return the kind of each layer of a loaded model, the same empty word where all are alike.
+
+    Args:
+        model: A causal LM.
+        layout: The table of its family.
+    """
+    return architecture_of(model.config.to_dict(), layout).kinds
 
 
 def decoder_layers(model: CausalLM, layout: Layout, layers: Iterable[int]) -> list[nn.Module]:

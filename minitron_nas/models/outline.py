@@ -72,7 +72,7 @@ class Outline:
 
     def about(self) -> Iterator[str]:
         """Yield what a user should know of how it is read."""
-        return about_text_part(self.text_of, self.config)
+        return about_model(self.text_of, self.config, self.layout)
 
     def require_length(self, sequence_length: int) -> None:
         """Refuse sequences that are longer than a table of learned positions.
@@ -83,18 +83,24 @@ class Outline:
         require_positions(self.path, self.architecture, sequence_length)
 
 
-def about_text_part(text_of: str, config: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what it means that a model is the text part of a wrapper; nothing of a whole model.
+def about_model(text_of: str, config: Mapping[str, Any], layout: Layout) -> Iterator[str]:
+    """Yield what it means that a model is the text part of a wrapper, and that its layers hand on a state.
 
     Args:
-        text_of: The type of the wrapper.
-        config: The stock config of the text part.
+        text_of: The type of the wrapper; empty of a whole model.
+        config: The stock config of the model.
+        layout: The table of its family.
     """
     if text_of:
         names = ", ".join(config.get("architectures") or [str(config.get("model_type"))])
         yield (
             f"of the {text_of} the text part is taken, a {names}; what looks at pictures is left out, and students are "
             "text models"
+        )
+    if layout.hands_on_state:
+        yield (
+            f"layers of {layout.model_type} hand a state on from token to token, and transformers does not stop it "
+            "between the documents of a sequence: teacher and students see what stands before a document there"
         )
 
 

@@ -11,6 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from minitron_nas.families.catalog import layouts
 from minitron_nas.models.causal_lm import CausalLM
+from minitron_nas.models.special_floats import plain_floats, tagged_floats
 from minitron_nas.storage.atomic import read_json, write_json
 
 _SHARD_SIZE = "5GB"
@@ -45,8 +46,8 @@ def save_stock(model: CausalLM, folder: Path) -> None:
     twin.config = _without_generation(model.config)
     twin.save_pretrained(folder, max_shard_size=_SHARD_SIZE)
     file = folder / "config.json"
-    content = read_json(file)
-    write_json(file, finished_config(content, content["dtype"]))
+    content = plain_floats(read_json(file))
+    write_json(file, tagged_floats(finished_config(content, content["dtype"])))
 
 
 def finished_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
@@ -93,9 +94,9 @@ def _aliases(filled: PreTrainedConfig) -> dict[str, Any]:
     return {name: getattr(filled, names[0]) for names in several for name in names}
 
 
-def _patterns(config: Mapping[str, Any], filled: PreTrainedConfig) -> dict[str, int | None]:
+def _patterns(config: Mapping[str, Any], filled: PreTrainedConfig) -> dict[str, int | str | None]:
     """What short forms of a list with one entry per layer have to say; None for one that cannot say it."""
-    found: dict[str, int | None] = {}
+    found: dict[str, int | str | None] = {}
     num_layers = filled.num_hidden_layers
     kinds = getattr(filled, "layer_types", None)
     full = [kind == "full_attention" for kind in kinds or []]
@@ -105,6 +106,10 @@ def _patterns(config: Mapping[str, Any], filled: PreTrainedConfig) -> dict[str, 
     if "no_rope_layer_interval" in config:
         without = [not rotary for rotary in getattr(filled, "no_rope_layers", None) or []]
         found["no_rope_layer_interval"] = _period(without, config["no_rope_layer_interval"])
+    if "full_attention_interval" in config:
+        found["full_attention_interval"] = _period(full, config["full_attention_interval"])
+    if "hybrid_override_pattern" in config:
+        found["hybrid_override_pattern"] = getattr(filled, "hybrid_override_pattern", None)
     if config.get("max_window_layers") is not None:
         before = next((layer for layer, is_full in enumerate(full) if not is_full), num_layers)
         found["max_window_layers"] = before if kinds else min(config["max_window_layers"], num_layers)

@@ -206,4 +206,4 @@ def _check_depth(plan: FamilyPlan, teacher: Outline, counts: Collection[int], de
         require_whole_model(teacher, depth)
     if depth.mode == "block":
         for count in sorted({*counts} - {num_layers}):
-            free_runs(num_layers, protected, num_layers - count)
+            free_runs(num_layers, protected, num_layers - count, teacher.architecture.layer_kinds)

@@ -101,7 +101,7 @@ def _model(what: str) -> Shown:
         **{name: getattr(shape, name) for name in (*SHAPE_FIELDS, "head_dim", "vocab_size") if getattr(shape, name)},
         "tied_embeddings": shape.tie_word_embeddings,
         "gigabytes_of_weights": round(outline.weights_bytes / 1e9, 3),
-        "bytes_of_kv_cache_per_token": kv_cache_bytes_per_token(shape),
+        "bytes_of_kv_cache_per_token": kv_cache_bytes_per_token(shape, outline.layout),
         f"forward_flops_per_token_at_{_CONTEXT_TOKENS:,}": costs["forward_flops_per_token"],
     }
     folder = Path(what).expanduser()
@@ -118,11 +118,13 @@ def _parts(outline: Outline) -> list[dict[str, Any]]:
 
 
 def _part(row: TensorRow) -> str:
-    axes = {axis for dim in row.dims for part in dim.parts for axis in part}
+    axes = {axis for dim in row.dims for axis in dim.axes}
     if axes & {Axis.VOCAB, Axis.POSITIONS}:
         return "embeddings"
-    if axes & {Axis.KV_GROUPS, Axis.GROUP_HEADS, Axis.HEAD_DIM, Axis.QKV}:
+    if axes & {Axis.KV_GROUPS, Axis.GROUP_HEADS, Axis.HEAD_DIM}:
         return "attention"
+    if any(dim.fixed_keys for dim in row.dims):
+        return "mixers"
     if row.per_expert or axes & {Axis.NEURONS, Axis.EXPERT_NEURONS}:
         return "experts" if row.per_expert or Axis.EXPERT_NEURONS in axes else "feed-forward"
     return "router" if Axis.EXPERTS in axes else "norms and others"

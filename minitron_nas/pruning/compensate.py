@@ -21,8 +21,7 @@ from typing import Any, NamedTuple
 
 from minitron_nas.architecture.layout import HIDDEN, VOCAB, Layout, TensorRow
 from minitron_nas.architecture.spec import Architecture
-
-_EPSILON = "rms_norm_eps"
+from minitron_nas.errors import InvalidArchitectureError
 
 
 class Scaling(NamedTuple):
@@ -63,7 +62,15 @@ def scaled_constants(
         layout: The table of its family.
         source: The teacher's shape.
         target: The student's.
+
+    Raises:
+        InvalidArchitectureError: If the config has no epsilon under the table's key.
     """
     if layout.norm_centres or source.hidden_size == target.hidden_size:
         return {}
-    return {_EPSILON: config[_EPSILON] * source.hidden_size / target.hidden_size}
+    if layout.epsilon not in config:
+        raise InvalidArchitectureError(
+            f"the config of {layout.model_type} has no {layout.epsilon!r}, which the table names as the norms' epsilon;"
+            " name another key in the table"
+        )
+    return {layout.epsilon: config[layout.epsilon] * source.hidden_size / target.hidden_size}

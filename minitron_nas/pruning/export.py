@@ -17,6 +17,7 @@ from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.checks import check_tensors
 from minitron_nas.models.expected import ExpectedTensors
 from minitron_nas.models.hub import TERMS
+from minitron_nas.models.special_floats import tagged_floats
 from minitron_nas.models.stock import DTYPES
 from minitron_nas.models.stock_config import finished_config, save_stock
 from minitron_nas.models.text_part import read_text_headers
@@ -120,9 +121,9 @@ def write_student(
     config = finished_config(student_config(prepared, target), str(dtype).removeprefix("torch."))
     with whole_folder(folder, surgery_key(parts, config)) as partial:
         write_weights(parts, partial, progress)
-        write_json(partial / "config.json", config)
+        write_json(partial / "config.json", tagged_floats(config))
         _copy_companions(prepared.path, partial)
-        check_tensors(partial, ExpectedTensors.of(target, prepared.layout))
+        check_tensors(partial, ExpectedTensors.of(prepared.settled(target), prepared.layout))
         proof = None
         if _MODELS_IN_A_PROOF * total_bytes(parts) <= available_memory():
             proof = _prove(partial, build_student(prepared, target, dtype, repaired).eval(), dtype, prompt)

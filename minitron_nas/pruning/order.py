@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from minitron_nas.architecture.layout import Axis, Dim, Sizes, TensorPlace, axis_sizes
+from minitron_nas.architecture.kinds import fewest_layers
+from minitron_nas.architecture.layout import Axis, Dim, Factor, Sizes, TensorPlace, axis_sizes, factor_size
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import InvalidArchitectureError
 from minitron_nas.importance.depth_modes import ranked_layers
@@ -81,7 +82,8 @@ class PruningOrder:
         cls.check_layers(architecture, protected_layers)
         num_layers = architecture.num_hidden_layers
         if layers is None:
-            layers = ranked_layers(scores.layers.tolist(), {layer % num_layers for layer in protected_layers})
+            protected = {layer % num_layers for layer in protected_layers}
+            layers = ranked_layers(scores.layers.tolist(), protected, architecture.kinds)
         grouped = scores.heads.view(num_layers, architecture.num_key_value_heads, architecture.heads_per_group)
         return cls(
             hidden=descending(scores.hidden),
@@ -105,18 +107,24 @@ class PruningOrder:
             InvalidArchitectureError: Naming the layer and the source's layers, or both numbers.
         """
         num_layers = architecture.num_hidden_layers
-        num_protected = len({layer % num_layers for layer in protected_layers})
-        if num_kept is not None and num_kept < num_protected:
-            raise InvalidArchitectureError(
-                f"num_hidden_layers={num_kept} is below the {num_protected} protected layers "
-                f"{list(protected_layers)}; keep more layers or protect fewer"
-            )
         for layer in protected_layers:
             if not -num_layers <= layer < num_layers:
                 raise InvalidArchitectureError(
                     f"protected layer {layer} does not exist; the source has {num_layers} layers (0 to "
                     f"{num_layers - 1}, or -{num_layers} to -1 from the end)"
                 )
+        protected = {layer % num_layers for layer in protected_layers}
+        fewest = fewest_layers(architecture.kinds, protected)
+        if num_kept is not None and num_kept < len(protected):
+            raise InvalidArchitectureError(
+                f"num_hidden_layers={num_kept} is below the {len(protected)} protected layers "
+                f"{list(protected_layers)}; keep more layers or protect fewer"
+            )
+        if num_kept is not None and num_kept < fewest:
+            raise InvalidArchitectureError(
+                f"a model of num_hidden_layers={num_kept} keeps fewer layers of some kind than are protected among "
+                f"{list(protected_layers)}; keep at least {fewest} layers or protect fewer"
+            )
 
     def save(self, path: Path) -> None:
         """Write a safetensors file."""
@@ -167,9 +175,11 @@ class PruningOrder:
             (size of the target's dimension,), ascending, or None where all entries stay.
         """
         sizes, wanted = axis_sizes(source), axis_sizes(target)
-        if all(sizes[axis] == wanted[axis] for part in dimension.parts for axis in part):
+        if all(sizes[axis] == wanted[axis] for axis in dimension.axes):
             return None
-        return self._entries(dimension, sizes, lambda axis: self._kept(axis, place, sizes[axis], target))
+        return self._entries(
+            dimension, sizes, lambda factor: self._kept(factor, place, factor_size(factor, sizes), target)
+        )
 
     def merged_entries(
         self, dimension: Dim, place: TensorPlace, source: Architecture, target: Architecture
@@ -192,40 +202,41 @@ class PruningOrder:
         groups = _first(self.kv_groups[place.layer], target.num_key_value_heads)
         partners = merge_partners(self.group_heads[place.layer][groups], target.heads_per_group)
 
-        def kept(axis: Axis) -> Tensor:
-            return self._kept(axis, place, sizes[axis], target)
+        def kept(factor: Factor) -> Tensor:
+            return self._kept(factor, place, factor_size(factor, sizes), target)
 
-        def merged(axis: Axis) -> Tensor:
-            return partners.where(partners >= 0, kept(axis)) if axis is Axis.GROUP_HEADS else kept(axis)
+        def merged(factor: Factor) -> Tensor:
+            return partners.where(partners >= 0, kept(factor)) if factor is Axis.GROUP_HEADS else kept(factor)
 
         own, others = (self._entries(dimension, sizes, along) for along in (kept, merged))
         return others.where(others != own, -1)
 
     @staticmethod
-    def _entries(dimension: Dim, sizes: Sizes, along: Callable[[Axis], Tensor]) -> Tensor:
-        """Return where entries lie along a dimension, from their indices along each axis."""
+    def _entries(dimension: Dim, sizes: Sizes, along: Callable[[Factor], Tensor]) -> Tensor:
+        """Return where entries lie along a dimension, from their indices along each factor."""
         found, begin = [], 0
         for part in dimension.parts:
             entries = torch.tensor(begin)
-            for position, axis in enumerate(part):
-                entries = entries[..., None] + prod(sizes[inner] for inner in part[position + 1 :]) * along(axis)
+            lengths = [factor_size(factor, sizes) for factor in part]
+            for position, factor in enumerate(part):
+                entries = entries[..., None] + prod(lengths[position + 1 :]) * along(factor)
             found.append(entries.flatten())
-            begin += prod(sizes[axis] for axis in part)
+            begin += prod(lengths)
         return torch.cat(found)
 
-    def _kept(self, axis: Axis, place: TensorPlace, size: int, target: Architecture) -> Tensor:
-        """Ascending indices along one axis; of heads within groups, a row for each group that stays."""
-        if axis is Axis.HIDDEN:
+    def _kept(self, factor: Factor, place: TensorPlace, size: int, target: Architecture) -> Tensor:
+        """Ascending indices along one factor; of heads within groups, a row for each group that stays."""
+        if factor is Axis.HIDDEN:
             return _first(self.hidden, target.hidden_size)
-        if place.layer is None or axis not in _PER_LAYER:
+        if place.layer is None or not isinstance(factor, Axis) or factor not in _PER_LAYER:
             return torch.arange(size)
-        if axis is Axis.GROUP_HEADS:
+        if factor is Axis.GROUP_HEADS:
             groups = _first(self.kv_groups[place.layer], target.num_key_value_heads)
             return _first(self.group_heads[place.layer][groups], target.heads_per_group)
-        ranking: Tensor = getattr(self, _PER_LAYER[axis])[place.layer]
+        ranking: Tensor = getattr(self, _PER_LAYER[factor])[place.layer]
         if place.expert is not None:
             ranking = ranking[place.expert]
-        return _first(ranking, getattr(target, axis.value))
+        return _first(ranking, getattr(target, factor.value))
 
 
 def _first(ranking: Tensor, count: int) -> Tensor:

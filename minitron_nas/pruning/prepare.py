@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -69,6 +69,15 @@ class PreparedTeacher:
         moments = folder / _MOMENTS if (folder / _MOMENTS).is_dir() else None
         settings = read_json(folder / _SETTINGS)
         return cls(path, config, architecture, layout, headers, folder, order, rotation, moments, **settings)
+
+    def settled(self, target: Architecture) -> Architecture:
+        """Return a candidate's shape with the kinds of the layers that its ranking keeps, in their order.
+
+        Args:
+            target: A shape no larger than the teacher's.
+        """
+        kept = self.order.kept_layers(target.num_hidden_layers)
+        return replace(target, layer_kinds=self.architecture.with_layers(kept).layer_kinds)
 
     def to_dict(self) -> dict[str, str]:
         """Return where it lies, by absolute paths, as a worker in another folder opens it."""

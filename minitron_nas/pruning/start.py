@@ -88,7 +88,7 @@ def moments_bytes(checkpoint: Checkpoint | Outline, readers: Readers) -> int:
     layout, source = checkpoint.layout, checkpoint.architecture
     sizes = [source.hidden_size for _ in stream_norms(layout, source)] if readers != "projections" else []
     for place in layout.tensors(source) if readers != "norms" else ():
-        if layout.writes_hidden(place.row):
+        if place.row in layout.writers():
             dims = place.row.shape(source)
             sizes.append(dims[1 - place.row.dims.index(HIDDEN)])
     return sum(4 * size**2 for size in sizes)

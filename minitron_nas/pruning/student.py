@@ -44,7 +44,7 @@ def student_config(prepared: PreparedTeacher, target: Architecture) -> dict[str,
     filled = AutoConfig.for_model(**prepared.config).to_dict()
     per_layer = layer_lists(filled, prepared.architecture.num_hidden_layers, kept_layers)
     constants = scaled_constants(filled, prepared.layout, prepared.architecture, target)
-    config = with_sizes({**prepared.config, **per_layer, **constants}, target, prepared.layout)
+    config = with_sizes({**prepared.config, **per_layer, **constants}, prepared.settled(target), prepared.layout)
     try:
         AutoConfig.for_model(**config)
     except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
@@ -96,7 +96,7 @@ def turned_cuts(
         Cut(place.name, repaired[place.name], (None,) * len(place.row.dims))
         if place.name in repaired
         else surgeon.part(place)
-        for place in prepared.layout.tensors(target)
+        for place in prepared.layout.tensors(prepared.settled(target))
     ]
 
 

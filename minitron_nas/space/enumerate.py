@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitron_nas.architecture.costs import Columns, Integers, axis_sizes_of, count_parameters_of
+from minitron_nas.architecture.kinds import fewest_layers
 from minitron_nas.architecture.layout import Layout
 from minitron_nas.architecture.rules import RULES, Rule
 from minitron_nas.architecture.spec import SHAPE_FIELDS, Architecture
@@ -274,8 +275,8 @@ def _checks(space: SearchSpace, source: Architecture, layout: Layout) -> Iterato
         "pruning_removes_something",
         lambda shapes: np.any([shapes[name] != getattr(source, name) for name in names], axis=0),
     )
-    num_protected = len({layer % source.num_hidden_layers for layer in space.protected_layers})
-    yield "protected_layers_stay", lambda shapes: shapes["num_hidden_layers"] >= num_protected
+    fewest = fewest_layers(source.kinds, {layer % source.num_hidden_layers for layer in space.protected_layers})
+    yield "protected_layers_stay", lambda shapes: shapes["num_hidden_layers"] >= fewest
     for rule in RULES:
         if rule.applies(layout):
             yield rule.name, partial(_keeps, rule, source)

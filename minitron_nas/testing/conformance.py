@@ -37,9 +37,6 @@ from minitron_nas.testing.masked import masked, place_in_memory, pruned_axes, wi
 from minitron_nas.testing.shapes import conformance_shapes, unit_shapes
 from minitron_nas.testing.subject import Subject, plain_experts
 
-_TOLERANCE = 5e-6
-"""Of logits in float64, with norms and rotary positions that compute in float32."""
-
 
 def check_family(layout: Layout, config: PreTrainedConfig, folder: Path, seed: int = 0) -> None:
     """Run every check of `CHECKS` on a family table.
@@ -113,12 +110,12 @@ def check_masked_teacher(subject: Subject) -> None:
         with masked(subject, target) as teacher:
             expected = subject.logits(teacher)
         difference = (subject.logits(student) - expected).abs().max().item()
-        assert difference <= _TOLERANCE, (
+        assert difference <= subject.tolerance, (
             f"pruning {name} to {shape}: the student's logits differ by {difference:.3g} from those of the teacher in "
             "which what leaves is zero"
         )
         changed = (expected - whole).abs().max().item()
-        assert changed > 100 * _TOLERANCE, f"pruning {name} to {shape} changes nothing; the check is blind"
+        assert changed > 100 * subject.tolerance, f"pruning {name} to {shape} changes nothing; the check is blind"
 
 
 @torch.no_grad()
@@ -162,7 +159,7 @@ def check_rotation(subject: Subject) -> None:
     rotated = plain_experts(model_from_tensors(dict(subject.prepared.config), tensors, torch.float64))
     rotated.eval()
     difference = (subject.logits(rotated) - subject.logits(subject.model)).abs().max().item()
-    assert difference <= _TOLERANCE, (
+    assert difference <= subject.tolerance, (
         f"rotating without cutting changes the logits by {difference:.3g}; a norm stands in the wrong place of the "
         "table, or acts on what a layer adds to the residual stream (on_branch)"
     )
@@ -176,7 +173,7 @@ def check_loss(subject: Subject) -> None:
         head = OutputHead.of(model).detached()
         own = subject.logits(model).flatten(0, 1)
         difference = (head.logits(hidden) - own).abs().max().item()
-        assert difference <= _TOLERANCE, f"the output head's logits differ by {difference:.3g} from the model's"
+        assert difference <= subject.tolerance, f"the output head's logits differ by {difference:.3g} from the model's"
         assert forward_kl(own, own).abs().max() <= 1e-12, "KL(p || p) is not 0"
         teacher = 0.7 * hidden.flip(0)
     labels = ids.flatten().roll(-1)
@@ -256,7 +253,7 @@ def _misfit(subject: Subject, target: Architecture) -> str | None:
     with torch.device("meta"):
         shell = AutoModelForCausalLM.from_config(config)
     wanted = {name: tuple(parameter.shape) for name, parameter in shell.named_parameters()}
-    for place in subject.layout.tensors(target):
+    for place in subject.layout.tensors(subject.prepared.settled(target)):
         name, shape = place_in_memory(subject, place), place.row.shape(target)
         if wanted.get(name, shape) != shape:
             return (
@@ -279,11 +276,11 @@ def _check_units_of(subject: Subject, target: Architecture, name: str) -> None:
                 noisy = with_noise(subject, target, tensors, row, wanted, generator)
                 difference = (_logits_with(subject, target, model, row, noisy) - base).abs().max().item()
                 if wanted:
-                    assert difference > _TOLERANCE, (
+                    assert difference > subject.tolerance, (
                         f"tensor {row.name!r}: the entries that the table gives to the {name} that stay have no effect"
                     )
                 else:
-                    assert difference <= _TOLERANCE, (
+                    assert difference <= subject.tolerance, (
                         f"tensor {row.name!r}: entries that the table gives to {name} that are cut off still "
                         f"change the logits by {difference:.3g}; its axes or their order are wrong"
                     )
@@ -322,7 +319,7 @@ def _reads(layout: Layout, row: TensorRow, pruned: set[Axis]) -> bool:
     if pruned & {Axis.HIDDEN}:
         readers = len(row.dims) == 2 and row.per_layer and layout.input_dim(row) == HIDDEN
         return (row.dims == (HIDDEN,) and row.is_norm) or readers
-    axes = {axis for dimension in row.dims for part in dimension.parts for axis in part}
+    axes = {axis for dimension in row.dims for axis in dimension.axes}
     if pruned == {Axis.EXPERTS}:
         return row.per_expert
     writes = len(row.dims) == 2 and row.per_layer and layout.output_dim(row) == HIDDEN

@@ -119,7 +119,7 @@ def with_noise(
         tensor = changed[place.name]
         stays = torch.ones_like(tensor, dtype=torch.bool)
         for number, mask in enumerate(kept_masks(subject, target, place)):
-            if pruned & {axis for part in row.dims[number].parts for axis in part}:
+            if pruned & row.dims[number].axes:
                 stays &= mask.view([-1 if number == axis else 1 for axis in range(tensor.dim())])
         if pruned == {Axis.EXPERTS}:
             stays[:] = place.expert in subject.prepared.order.kept_experts(place.layer or 0, target.num_experts)
@@ -154,8 +154,7 @@ def pruned_axes(source: Architecture, target: Architecture) -> set[Axis]:
         source: The teacher's shape.
         target: The student's.
     """
-    fields = {axis for axis in Axis if axis is not Axis.QKV}
-    return {axis for axis in fields if getattr(source, axis.value) != getattr(target, axis.value)}
+    return {axis for axis in Axis if getattr(source, axis.value) != getattr(target, axis.value)}
 
 
 def _with_tensors(subject: Subject, tensors: Mapping[str, Tensor]) -> CausalLM:

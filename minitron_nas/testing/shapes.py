@@ -1,7 +1,7 @@
 """Shapes that a family table is tried on."""
 
 from minitron_nas.architecture.layout import Layout
-from minitron_nas.architecture.rules import EXPERT_GRAIN
+from minitron_nas.architecture.rules import EXPERT_GRAIN, mixer_channels
 from minitron_nas.architecture.spec import Architecture
 
 
@@ -25,6 +25,11 @@ def conformance_shapes(layout: Layout, source: Architecture) -> dict[str, dict[s
     shapes["num_key_value_heads"] = groups
     if heads is not None:
         shapes["num_attention_heads"] = heads
+    if layout.hidden_divides_mixer:
+        channels = mixer_channels(source)
+        narrow = next(size for size in range(source.hidden_size - 1, 0, -1) if channels % size == 0)
+        shapes["hidden_size"] = {"hidden_size": narrow}
+        return {**shapes, "all": {**fewer, **(heads or groups), "hidden_size": narrow}}
     step = source.num_attention_heads if layout.hidden_multiple_of_heads else grain
     shapes["hidden_size"] = {"hidden_size": _below(source.hidden_size, step)}
     kept = heads or groups

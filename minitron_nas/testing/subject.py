@@ -14,10 +14,10 @@ from minitron_nas.architecture.spec import Architecture
 from minitron_nas.importance.baselines import random_scores
 from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.checks import check_tensors
+from minitron_nas.models.config import read_config
 from minitron_nas.models.expected import ExpectedTensors
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import PreparedTeacher
-from minitron_nas.storage.atomic import read_json
 from minitron_nas.testing.tiny import tiny_model, tiny_tokenizer
 from minitron_nas.text.tokens import PackedTokens
 
@@ -50,6 +50,11 @@ class Subject:
         return self.prepared.architecture
 
     @property
+    def tolerance(self) -> float:
+        """By how much logits may be off where they have to be equal."""
+        return self.layout.logits_tolerance
+
+    @property
     def text(self) -> PackedTokens:
         """The prompt as text to measure on."""
         return PackedTokens(self.prompt, torch.arange(_SEQ_LEN).expand_as(self.prompt))
@@ -76,7 +81,7 @@ class Subject:
         path.mkdir(parents=True)
         model.save_pretrained(path)
         tiny_tokenizer(config.vocab_size).save_pretrained(path)
-        content = read_json(path / "config.json")
+        content = read_config(path)
         architecture = architecture_of({**config.to_dict(), **content}, layout)
         headers = check_tensors(path, ExpectedTensors.of(architecture, layout))
         order = PruningOrder.from_scores(random_scores(architecture, layout, seed), architecture, (0, -1))

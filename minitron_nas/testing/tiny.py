@@ -39,6 +39,36 @@ _TINY_EXPERTS: dict[str, Any] = {
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 40,
 }
+_TINY_FIXED: dict[str, int] = {
+    "conv_kernel": 3,
+    "linear_conv_kernel_dim": 3,
+    "linear_key_head_dim": 4,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+    "linear_value_head_dim": 12,
+    "mamba_d_conv": 3,
+    "mamba_d_head": 8,
+    "mamba_d_ssm": 40,
+    "mamba_d_state": 16,
+    "mamba_head_dim": 8,
+    "mamba_n_groups": 1,
+    "mamba_n_heads": 5,
+    "mamba_num_heads": 5,
+    "n_groups": 1,
+    "ssm_state_size": 16,
+}
+"""Sizes that families do not prune, for those whose table names them."""
+
+_TINY_OF_FAMILY: dict[str, dict[str, Any]] = {
+    "granitemoehybrid": {
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+        "mamba_n_heads": 12,
+        "num_local_experts": 0,
+        "shared_intermediate_size": 96,
+    },
+    "nemotron_h": {"layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp"]},
+}
+"""What a family needs beside, as where the kinds of layers that transformers takes are not what a table describes."""
 
 
 def tiny_config(model_type: str, *, tied: bool = False, **changes: Any) -> PreTrainedConfig:
@@ -49,8 +79,11 @@ def tiny_config(model_type: str, *, tied: bool = False, **changes: Any) -> PreTr
         tied: Whether the output head is the embedding.
         **changes: Config fields to replace or add.
     """
-    experts = _TINY_EXPERTS if layout_of(model_type).has_experts else {}
-    fields = {**_TINY_SIZES, **experts, "tie_word_embeddings": tied, **changes}
+    layout = layout_of(model_type)
+    experts = _TINY_EXPERTS if layout.has_experts else {}
+    fixed = {key: size for key, size in _TINY_FIXED.items() if key in layout.fixed_keys()}
+    own = _TINY_OF_FAMILY.get(model_type, {})
+    fields = {**_TINY_SIZES, **experts, **fixed, **own, "tie_word_embeddings": tied, **changes}
     return AutoConfig.for_model(model_type, **fields)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from minitron_nas.architecture.costs import count_parameters
-from minitron_nas.architecture.layout import Axis, Layout
+from minitron_nas.architecture.layout import Layout
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.loss.validation import validate
 from minitron_nas.distillation.settings import DistillationSettings
@@ -87,14 +87,18 @@ def check_scores(subject: Subject) -> None:
     heavy = magnitude_scores(read_headers(folder), source, layout)
     order = subject.prepared.order
     kept_layers = order.kept_layers(target.num_hidden_layers)
-    writers = {axis: layout.writer(axis).name for axis in (Axis.GROUP_HEADS, layout.neuron_axis)}
+    output, down = layout.writers()
     for kind, scores in (("activation", active), ("magnitude", heavy)):
-        reads = ", ".join(row.name for row in layout.readers())
+        reads = ", ".join({row.name: None for each in source.kinds for row in layout.readers(each)})
         _check_part(f"{kind} score of channels, read by {reads}", scores.hidden, order.hidden, target.hidden_size)
         for layer in kept_layers:
-            groups = f"{kind} score of KV groups, read by {writers[Axis.GROUP_HEADS]}"
-            _check_part(groups, scores.kv_groups[layer], order.kv_groups[layer], target.num_key_value_heads)
-            _check_neurons(kind, writers[layout.neuron_axis], scores, order, layer, target)
+            groups = f"{kind} score of KV groups, read by {output.name}"
+            if output.in_kind(source.kinds[layer]):
+                _check_part(groups, scores.kv_groups[layer], order.kv_groups[layer], target.num_key_value_heads)
+            else:
+                assert scores.kv_groups[layer].isnan().all(), f"{groups}: layer {layer} has none, but has a score"
+            if down.in_kind(source.kinds[layer]):
+                _check_neurons(kind, down.name, scores, order, layer, target)
     gone = [layer for layer in range(source.num_hidden_layers) if layer not in kept_layers]
     assert active.layers[gone].abs().max() <= _NOTHING, (
         f"layers {gone} add nothing to the residual stream, but have Block Importance {active.layers[gone].tolist()}; "
@@ -135,14 +139,17 @@ def check_depth(subject: Subject) -> None:
 
 @torch.no_grad()
 def check_packing(subject: Subject) -> None:
-    """Documents that are packed into one sequence do not see each other."""
+    """Documents that are packed into one sequence do not see each other, unless the table says that a state goes on."""
     ids, border = subject.prompt[:1], subject.prompt.shape[1] // 3
     positions = torch.cat([torch.arange(border), torch.arange(ids.shape[1] - border)])[None]
     packed = subject.model(input_ids=ids, position_ids=positions, use_cache=False).logits
     parts = (ids[:, :border], ids[:, border:])
     alone = torch.cat([subject.model(input_ids=part, use_cache=False).logits for part in parts], dim=1)
     difference = (packed - alone).abs().max().item()
-    assert difference <= 10 * _NOTHING, f"packed documents change each other by {difference:.3g}"
+    if subject.layout.hands_on_state:
+        assert difference > 10 * _NOTHING, "packed documents do not see each other; hands_on_state is not true"
+    else:
+        assert difference <= 10 * _NOTHING, f"packed documents change each other by {difference:.3g} (hands_on_state)"
 
 
 def check_steps(subject: Subject) -> None:

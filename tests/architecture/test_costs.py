@@ -1,15 +1,19 @@
 """Costs against numbers worked out by hand; tests/families compares them with real models."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from minitron_nas.architecture.costs import (
+    costs_of,
     count_embedding_parameters,
     count_parameters,
     count_parameters_of,
     forward_flops_per_token,
     kv_cache_bytes_per_token,
 )
+from minitron_nas.architecture.kinds import Listed
 from minitron_nas.architecture.layout import (
     HIDDEN,
     KEYS,
@@ -19,6 +23,8 @@ from minitron_nas.architecture.layout import (
     Axis,
     Layout,
     axis_sizes,
+    dim,
+    only,
     row,
 )
 from minitron_nas.architecture.spec import Architecture
@@ -87,10 +93,42 @@ def test_flops_without_context_are_those_of_the_matrices() -> None:
 
 
 def test_a_cached_token_is_a_key_and_a_value_per_group_and_layer() -> None:
-    assert kv_cache_bytes_per_token(SMALL) == 3 * 2 * (2 * 4) * 2
-    assert kv_cache_bytes_per_token(SMALL, bytes_per_value=1) == 3 * 2 * (2 * 4)
+    assert kv_cache_bytes_per_token(SMALL, TOY) == 3 * 2 * (2 * 4) * 2
+    assert kv_cache_bytes_per_token(SMALL, TOY, bytes_per_value=1) == 3 * 2 * (2 * 4)
 
 
 def test_llama_3_1_8b_caches_128_kib_a_token() -> None:
     llama = Architecture("llama", 32, 4096, 14336, 32, 8, 128, 128256)
-    assert kv_cache_bytes_per_token(llama) == 128 * 1024
+    assert kv_cache_bytes_per_token(llama, TOY) == 128 * 1024
+
+
+HYBRID = replace(
+    TOY,
+    rows=tuple(
+        replace(each, kinds=("full",)) if each.name.split(".")[2:3] in (["q"], ["k"], ["v"], ["o"]) else each
+        for each in TOY.rows
+    )
+    + only("mixer", row("blocks.{layer}.mix.weight", HIDDEN, dim("width"))),
+    kinds=Listed("layer_types"),
+)
+MIXED = Architecture("toy", 3, 10, 14, 6, 2, 4, 11, layer_kinds=("mixer", "full", "mixer"), fixed_sizes={"width": 9})
+
+
+def test_layers_cost_what_their_kinds_have() -> None:
+    attention, ffn = 240 + 80 + 80 + 240, 10 + 140 + 140
+    assert count_parameters(MIXED, HYBRID) == 3 * ffn + attention + 2 * 90 + 10 + 2 * EMBEDDING
+    assert kv_cache_bytes_per_token(MIXED, HYBRID) == 1 * 2 * (2 * 4) * 2
+    assert forward_flops_per_token(MIXED, HYBRID, 5) == 2 * (3 * 280 + attention + 2 * 90) + 4 * 24 * 5 + 2 * 110
+
+
+def test_shapes_of_fewer_layers_cost_what_the_shares_of_their_kinds_say() -> None:
+    numbers = np.array([1, 2, 3])
+    columns = {name: np.full(3, getattr(MIXED, name)) for name in HYBRID.shape_fields()} | {
+        "num_hidden_layers": numbers
+    }
+    costs = costs_of(HYBRID, MIXED, columns, 5)
+    shapes = [MIXED.reshaped({"num_hidden_layers": number}) for number in numbers.tolist()]
+    assert [sorted(shape.layer_kinds) for shape in shapes] == [["full"], ["full", "mixer"], ["full", "mixer", "mixer"]]
+    assert costs["num_parameters"].tolist() == [count_parameters(shape, HYBRID) for shape in shapes]
+    assert costs["kv_cache_bytes_per_token"].tolist() == [32, 32, 32]
+    assert costs["forward_flops_per_token"].tolist() == [forward_flops_per_token(shape, HYBRID, 5) for shape in shapes]

@@ -1,5 +1,8 @@
+from dataclasses import replace
+
 import pytest
 
+from minitron_nas.architecture.kinds import Listed
 from minitron_nas.architecture.layout import (
     HIDDEN,
     KEYS,
@@ -11,6 +14,7 @@ from minitron_nas.architecture.layout import (
     axis_sizes,
     dim,
     norm,
+    only,
     row,
 )
 from minitron_nas.architecture.spec import Architecture
@@ -57,7 +61,6 @@ def test_every_axis_has_the_size_of_its_name() -> None:
         Axis.POSITIONS: 0,
         Axis.EXPERTS: 0,
         Axis.EXPERT_NEURONS: 0,
-        Axis.QKV: 3,
     }
 
 
@@ -115,7 +118,7 @@ def test_a_family_names_the_sizes_that_its_rows_run_along() -> None:
 def test_parts_that_lie_one_after_the_other_add_up() -> None:
     fused = row("qkv", QUERIES + KEYS + KEYS, HIDDEN)
     assert fused.shape(SMALL) == (24 + 8 + 8, 10)
-    assert row("interleaved", dim(Axis.KV_GROUPS, Axis.QKV, Axis.HEAD_DIM)).shape(SMALL) == (2 * 3 * 4,)
+    assert row("interleaved", dim(Axis.KV_GROUPS, 3, Axis.HEAD_DIM)).shape(SMALL) == (2 * 3 * 4,)
     assert Axis.KV_GROUPS in QUERIES + HIDDEN
     assert Axis.VOCAB not in QUERIES + HIDDEN
 
@@ -130,3 +133,67 @@ def test_experts_have_a_tensor_each() -> None:
         ("1.experts.0.up", 1, 0),
     ]
     assert len(places) == 6
+
+
+HYBRID = Layout(
+    model_type="toy",
+    rows=(
+        norm("blocks.{layer}.norm.weight", HIDDEN),
+        *only(
+            "mixer",
+            row("blocks.{layer}.mix.in.weight", dim("mixer_heads", "mixer_dim") + dim(3), HIDDEN),
+            row("blocks.{layer}.mix.conv.weight", dim("mixer_heads", "mixer_dim"), dim(), dim(5)),
+            row("blocks.{layer}.mix.out.weight", HIDDEN, dim("mixer_heads", "mixer_dim")),
+        ),
+        *only(
+            "attention",
+            norm("blocks.{layer}.own_norm.weight", HIDDEN),
+            row("blocks.{layer}.q.weight", dim(Axis.KV_GROUPS, Axis.GROUP_HEADS, 2, Axis.HEAD_DIM), HIDDEN),
+            row("blocks.{layer}.k.weight", KEYS, HIDDEN),
+            row("blocks.{layer}.o.weight", HIDDEN, QUERIES),
+        ),
+        row("blocks.{layer}.up.weight", NEURONS, HIDDEN),
+        row("blocks.{layer}.down.weight", HIDDEN, NEURONS),
+    ),
+    kinds=Listed("layer_types"),
+)
+MIXED = replace(SMALL, layer_kinds=("mixer", "attention"), fixed_sizes={"mixer_heads": 7, "mixer_dim": 2})
+
+
+def test_fixed_sizes_are_numbers_and_keys_of_the_config() -> None:
+    shapes = {table_row.name: table_row.shape(MIXED) for table_row in HYBRID.rows}
+    assert shapes["blocks.{layer}.mix.in.weight"] == (7 * 2 + 3, 10)
+    assert shapes["blocks.{layer}.mix.conv.weight"] == (14, 1, 5)
+    assert shapes["blocks.{layer}.q.weight"] == (2 * 3 * 2 * 4, 10)
+    assert HYBRID.fixed_keys() == {"mixer_heads", "mixer_dim"}
+    assert HYBRID.shape_fields() == TOY.shape_fields()
+
+
+def test_an_axis_is_no_fixed_size() -> None:
+    with pytest.raises(ValueError, match=r"'hidden_size' is a size that pruning changes; write Axis\.HIDDEN"):
+        dim("mixer_heads", "hidden_size")
+
+
+def test_rows_of_a_kind_stand_for_the_layers_of_that_kind() -> None:
+    names = [place.name for place in HYBRID.tensors(MIXED)]
+    assert [name for name in names if ".mix." in name] == [
+        f"blocks.0.mix.{part}.weight" for part in ("in", "conv", "out")
+    ]
+    assert [name for name in names if ".q." in name] == ["blocks.1.q.weight"]
+    assert [name for name in names if ".up." in name] == ["blocks.0.up.weight", "blocks.1.up.weight"]
+
+
+def test_every_kind_of_layer_has_its_own_reader_and_norm() -> None:
+    assert [found.name for found in HYBRID.readers("mixer")] == [
+        "blocks.{layer}.mix.in.weight",
+        "blocks.{layer}.up.weight",
+    ]
+    assert [found.name for found in HYBRID.readers("attention")] == [
+        "blocks.{layer}.q.weight",
+        "blocks.{layer}.up.weight",
+    ]
+    rows = {table_row.name: table_row for table_row in HYBRID.rows}
+    assert HYBRID.norm_before(rows["blocks.{layer}.mix.in.weight"]).name == "blocks.{layer}.norm.weight"
+    assert HYBRID.norm_before(rows["blocks.{layer}.q.weight"]).name == "blocks.{layer}.own_norm.weight"
+    assert HYBRID.has_axis(Axis.KV_GROUPS, "attention")
+    assert not HYBRID.has_axis(Axis.KV_GROUPS, "mixer")

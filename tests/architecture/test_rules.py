@@ -12,8 +12,13 @@ from minitron_nas.architecture.rules import RULES, check_architecture, check_cha
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import InvalidArchitectureError
 from minitron_nas.families.catalog import layouts
+from minitron_nas.testing import tiny_config
 
-DENSE = sorted(name for name, layout in layouts().items() if not layout.has_experts and not layout.head_dim_is_derived)
+DENSE = sorted(
+    name
+    for name, layout in layouts().items()
+    if not (layout.has_experts or layout.head_dim_is_derived or layout.fixed_keys())
+)
 
 
 def shape(model_type: str, hidden_size: int) -> Architecture:
@@ -95,6 +100,17 @@ def test_longrope_binds_channels_to_heads_as_transformers_does(hidden_size: int,
     assert bool(ours) == bool(theirs) == (hidden_size < 48)
     assert ours.endswith("nearest legal hidden_size: 48 (num_attention_heads * head_dim)") == bool(ours)
     assert not refusal(lambda: check_architecture(replace(target, longrope=False), layout))
+
+
+@pytest.mark.parametrize("hidden_size", [24, 32, 33, 36, 48, 96])
+def test_the_channels_of_a_mixer_bind_hidden_size_as_transformers_does(hidden_size: int) -> None:
+    layout, config = layouts()["granitemoehybrid"], tiny_config("granitemoehybrid").to_dict()  # 12 heads of 8 channels
+    target = replace(architecture_of(config, layout), hidden_size=hidden_size)
+    ours = refusal(lambda: check_architecture(target, layout))
+    theirs = refusal(lambda: AutoConfig.for_model(**with_sizes(config, target, layout)))
+    assert bool(ours) == bool(theirs) == (96 % hidden_size != 0)
+    if ours:
+        assert ours.endswith(f"nearest legal hidden_size: {24 if hidden_size < 32 else 32} or {48}")
 
 
 def test_a_token_needs_as_many_experts_as_it_is_sent_to() -> None:

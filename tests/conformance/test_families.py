@@ -28,6 +28,14 @@ ROPES = (
 )
 BIAS, WINDOW = {"attention_bias": True}, {"sliding_window": 5}
 BIASES = {**BIAS, "mlp_bias": True}
+FALCON = {
+    "attention_out_multiplier": 0.8,
+    "embedding_multiplier": 3.0,
+    "key_multiplier": 0.7,
+    "lm_head_multiplier": 0.5,
+    "mlp_multipliers": [0.9, 1.2],
+    "ssm_multipliers": [0.5, 0.25, 2.0, 0.5, 1.0],
+}
 YARN = {"rope_type": "yarn", "rope_theta": 5e5, "factor": 8.0, "original_max_position_embeddings": 64}
 VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
     "gpt_neox": ({"attention_bias": False},),
@@ -47,12 +55,20 @@ WHOLE: dict[str, tuple[dict[str, Any], ...]] = {
         {"sliding_window_pattern": 2, **WINDOW},
         {"tied": True, "sliding_window": None, "layer_types": ["full_attention"] * 4},
     ),
+    "falcon_h1": (
+        {"tied": True, "mamba_rms_norm": True, "projectors_bias": True, **FALCON, **BIASES},
+        {"mamba_conv_bias": False, "mamba_proj_bias": True},
+    ),
     "gemma": ({"tied": True, **BIAS}, {}),
     "glm": ({}, {"tied": True, "attention_bias": False}),
     "glm4": ({}, {"tied": True, "attention_bias": False}),
     "granite_swa": (
         {"tied": True, "layer_rope_theta": [1e4, 0, 5e3, 0], "logits_scaling": 2.0, **WINDOW, **BIASES},
         {"attention_multiplier": 0.3, "embedding_multiplier": 3.0, "residual_multiplier": 0.5},
+    ),
+    "granitemoehybrid": (
+        {"tied": True, "embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.0},
+        {"mamba_proj_bias": True, "mamba_conv_bias": False, "position_embedding_type": "rope", **BIAS},
     ),
     "helium": ({**BIASES}, {"tied": True}),
     "hunyuan_v1_dense": ({**rope("dynamic", alpha=1000.0, factor=1.0), **BIAS}, {"tied": True}),
@@ -63,12 +79,21 @@ WHOLE: dict[str, tuple[dict[str, Any], ...]] = {
         rope("yarn", factor=16.0, original_max_position_embeddings=4, llama_4_scaling_beta=0.1),
         {"tied": True},
     ),
+    "nemotron_h": (
+        {"use_bias": True, "mlp_bias": True},
+        {"layers_block_type": ["linear_attention", "full_attention", "linear_attention", "mlp", "full_attention"]},
+        {"use_conv_bias": False},
+    ),
     "olmo3": (
         {"rope_parameters": {"full_attention": YARN, "sliding_attention": {"rope_type": "default"}}, **WINDOW, **BIAS},
         {"tied": True},
     ),
     "olmoe": ({}, {"tied": True, **BIAS}),
     "phi": ({}, {"tied": True}),
+    "qwen3_5_text": (
+        {"tied": True, **BIAS},
+        {"layer_types": ["full_attention", "linear_attention", "linear_attention", "full_attention"]},
+    ),
     "seed_oss": ({"mlp_bias": True}, {"tied": True, "attention_bias": False}),
     "stablelm": ({"use_qkv_bias": True}, {"tied": True}),
     "vaultgemma": ({"tied": True, **WINDOW, **BIAS}, {}),
@@ -141,8 +166,8 @@ def test_the_table_is_right(
     ("name", "tied"),
     [
         pytest.param(name, tied, marks=[] if name not in WHOLE and tied == _ties(name) else pytest.mark.slow)
-        for name in layouts()
-        for tied in (False, True)
+        for name, layout in layouts().items()
+        for tied in layout.requires.get("tie_word_embeddings", (False, True))
     ],
 )
 def test_a_student_loads_in_stock_transformers_and_generates(

@@ -18,9 +18,11 @@ from minitron_nas.architecture.layout import (
     Layout,
     dim,
 )
-from minitron_nas.errors import CheckpointError
+from minitron_nas.errors import CheckpointError, InvalidArchitectureError
 from minitron_nas.families.catalog import layout_of
-from minitron_nas.testing import check_family, tiny_config
+from minitron_nas.testing import Subject, check_family, tiny_config
+from minitron_nas.testing.conformance import check_masked_teacher
+from minitron_nas.testing.use import check_depth, check_packing
 
 LAYER = "model.layers.{layer}."
 
@@ -64,12 +66,72 @@ WRONG: dict[str, tuple[Callable[[], Layout], str]] = {
 }
 
 
+def in_layers(name: str, ending: str, *kinds: str) -> Layout:
+    """Say that layers of other kinds have a tensor; of none, that all have it."""
+    layout = layout_of(name)
+    return replace(
+        layout, rows=tuple(replace(row, kinds=kinds) if row.name.endswith(ending) else row for row in layout.rows)
+    )
+
+
+GATES_BEHIND = dim(2, Axis.KV_GROUPS, Axis.GROUP_HEADS, Axis.HEAD_DIM)
+WRONG |= {
+    "in all layers": (lambda: in_layers("qwen3_5_text", "o_proj.weight"), "layers.0.self_attn.o_proj.weight"),
+    "in layers of another kind": (
+        lambda: in_layers("nemotron_h", "up_proj.weight", "linear_attention"),
+        "layers.0.mixer.up_proj.weight",
+    ),
+    "a fixed size left out": (
+        lambda: with_dims("falcon_h1", "mamba.D", dim("mamba_n_heads", "mamba_d_conv")),
+        "layers.0.mamba.D",
+    ),
+    "all queries before all gates": (
+        lambda: with_dims("qwen3_5_text", "q_proj.weight", GATES_BEHIND, HIDDEN),
+        "self_attn.q_proj.weight",
+    ),
+    "a fixed size taken for heads": (
+        lambda: with_dims("qwen3_5_text", "in_proj_a.weight", dim(Axis.KV_GROUPS, Axis.GROUP_HEADS), HIDDEN),
+        "linear_attn.in_proj_a.weight",
+    ),
+}
+
+
 @pytest.mark.parametrize("fault", WRONG)
 def test_a_wrong_row_is_named(tmp_path: Path, fault: str) -> None:
     make, tensor = WRONG[fault]
     layout = make()
     with pytest.raises((AssertionError, CheckpointError, IndexError), match=tensor.replace(".", r"\.")):
         check_family(layout, tiny_config(layout.model_type), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("layout", "said"),
+    [
+        pytest.param(lambda: replace(layout_of("llama"), hands_on_state=True), "hands_on_state is not", id="no state"),
+        pytest.param(
+            lambda: replace(layout_of("nemotron_h"), hands_on_state=False), "packed documents change", id="a state"
+        ),
+    ],
+)
+def test_a_table_that_errs_about_documents_in_one_sequence_is_caught(
+    tmp_path: Path, layout: Callable[[], Layout], said: str
+) -> None:
+    table = layout()
+    with pytest.raises(AssertionError, match=said):
+        check_packing(Subject.make(table, tiny_config(table.model_type), tmp_path))
+
+
+def test_a_table_that_errs_about_what_layers_put_out_is_caught(tmp_path: Path) -> None:
+    table = replace(layout_of("falcon_h1"), layers_return_tuples=False)
+    with pytest.raises((AssertionError, IndexError, RuntimeError, ValueError)):
+        check_depth(Subject.make(table, tiny_config("falcon_h1"), tmp_path))
+
+
+def test_a_table_that_errs_about_the_epsilon_is_told_so(tmp_path: Path) -> None:
+    table = replace(layout_of("nemotron_h"), epsilon="rms_norm_eps")
+    said = "has no 'rms_norm_eps', which the table names as the norms' epsilon"
+    with pytest.raises(InvalidArchitectureError, match=said):
+        check_masked_teacher(Subject.make(table, tiny_config("nemotron_h"), tmp_path))
 
 
 @pytest.mark.parametrize(

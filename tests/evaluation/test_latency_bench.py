@@ -94,6 +94,16 @@ def test_real_stacks_take_time(model_type):
     assert all(seconds > 0 for seconds in play())
 
 
+def test_a_stack_of_a_hybrid_has_the_kinds_of_its_layers_in_their_shares():
+    bench = bench_of("nemotron_h", layers_block_type=["linear_attention", "mlp"] * 4 + ["full_attention", "mlp"])
+    assert bench.num_layers == 2
+    play = bench._stack({}, bench._of_each_kind(5) * 2)
+    assert [bench._source.kinds[layer] for layer in bench._of_each_kind(5)] == [
+        "linear_attention", "mlp", "linear_attention", "mlp", "full_attention"
+    ]  # fmt: skip
+    assert all(seconds > 0 for seconds in play())
+
+
 def test_a_setting_says_what_is_measured():
     layout = layout_of("qwen3_moe")
     source = architecture_of(tiny_config("qwen3_moe").to_dict(), layout)

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from minitron_nas.architecture.config import architecture_of
+from minitron_nas.architecture.config import architecture_of, with_sizes
+from minitron_nas.architecture.costs import kv_cache_bytes_per_token
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.errors import MinitronNasError, UnknownFamilyError
+from minitron_nas.errors import InvalidArchitectureError, MinitronNasError, UnknownFamilyError
 from minitron_nas.families import catalog
 from minitron_nas.families.catalog import count_parameters, layout_of, layouts
 
@@ -51,7 +52,7 @@ def meta_model(config: Any) -> Any:
 
 
 def test_these_are_the_families() -> None:
-    assert len(layouts()) == 38
+    assert len(layouts()) == 42
     assert set(FAMILIES) <= set(layouts())
 
 
@@ -132,6 +133,62 @@ NEMOTRON_15B = Architecture("nemotron", 32, 6144, 24576, 48, 8, 128, 256000)
 )
 def test_published_models_have_their_published_totals(architecture: Architecture, total: int) -> None:
     assert count_parameters(architecture) == total
+
+
+NEMOTRON_NANO_9B = {
+    "model_type": "nemotron_h", "vocab_size": 131072, "hidden_size": 4480, "intermediate_size": 15680,
+    "num_attention_heads": 40, "num_key_value_heads": 8, "head_dim": 128, "mamba_num_heads": 128, "mamba_head_dim": 80,
+    "n_groups": 8, "ssm_state_size": 128, "conv_kernel": 4,
+    "hybrid_override_pattern": "M-M-M-MM-M-M-M*-M-M-M*-M-M-M-M*-M-M-M-M*-M-MM-M-M-M-M-M-",
+}  # fmt: skip
+FALCON_H1_05B = {
+    "model_type": "falcon_h1", "vocab_size": 32784, "hidden_size": 1024, "intermediate_size": 2048,
+    "num_hidden_layers": 36, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64, "mamba_d_ssm": 1536,
+    "mamba_n_heads": 24, "mamba_d_head": 64, "mamba_d_state": 128, "mamba_n_groups": 1, "mamba_d_conv": 4,
+    "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "total", "layers_with_cache"),
+    [
+        pytest.param(NEMOTRON_NANO_9B, 8_888_227_328, 4, id="Nemotron-Nano-9B-v2"),
+        pytest.param(FALCON_H1_05B, 521_411_104, 36, id="Falcon-H1-0.5B"),
+    ],
+)
+def test_published_hybrids_have_their_published_totals(
+    config: dict[str, Any], total: int, layers_with_cache: int
+) -> None:
+    content = AutoConfig.for_model(**config).to_dict()
+    layout = layout_of(config["model_type"])
+    shape = architecture_of(content, layout)
+    assert count_parameters(content) == total
+    per_layer = 2 * config["num_key_value_heads"] * config["head_dim"] * 2
+    assert kv_cache_bytes_per_token(shape, layout) == layers_with_cache * per_layer
+
+
+def test_a_hybrid_of_any_depth_counts_as_the_real_model() -> None:
+    config = AutoConfig.for_model(**{**NEMOTRON_NANO_9B, "hidden_size": 64, "intermediate_size": 96, "vocab_size": 100})
+    source = architecture_of(config.to_dict(), layout_of("nemotron_h"))
+    for layers in (55, 40, 28, 7, 3):
+        shape = source.reshaped({"num_hidden_layers": layers})
+        student = AutoConfig.for_model(**with_sizes(config.to_dict(), shape, layout_of("nemotron_h")))
+        assert student.num_hidden_layers == layers
+        assert count_parameters(shape) == sum(parameter.numel() for parameter in meta_model(student).parameters())
+
+
+def test_layers_of_a_kind_that_no_row_describes_are_refused() -> None:
+    config = AutoConfig.for_model("nemotron_h", layers_block_type=["linear_attention", "moe"])
+    with pytest.raises(
+        InvalidArchitectureError, match=r"layers of kind 'moe' are not described .* knows full_attention"
+    ):
+        count_parameters(config)
+
+
+def test_a_fixed_size_that_is_no_number_is_refused() -> None:
+    content = {**AutoConfig.for_model(**FALCON_H1_05B).to_dict(), "mamba_d_ssm": None}
+    with pytest.raises(InvalidArchitectureError, match=r"mamba_d_ssm=None must be an integer, as a fixed size"):
+        count_parameters(content)
 
 
 def test_an_unknown_family_is_refused_with_the_known_ones() -> None:

@@ -88,3 +88,34 @@ def test_greedy_takes_the_cheapest_next_layer_every_time(num_layers, data):
         assert kept(table, count) == sorted(set(range(num_layers)) - removed)
     assert not table[: fewest - 1].any()
     assert told == [(number, len(costs.asked)) for number in range(1, len(costs.asked) + 1)]
+
+
+KINDS = ("delta", "delta", "full") * 2
+"""Models of 5 layers lose a delta net, of 4 and 3 a layer more of it and of attention, and so on."""
+
+
+def test_where_layers_are_of_kinds_each_is_ranked_among_its_own():
+    table = ranked_layers([0.5, 0.4, 0.1, 0.9, 0.8, 0.2], {2}, KINDS)
+    assert [kept(table, count) for count in range(1, 6)] == [[2], [2, 3], [2, 3, 4], [2, 3, 4, 5], [0, 2, 3, 4, 5]]
+
+
+def test_only_runs_of_the_kinds_that_have_to_leave_are_looked_at():
+    costs = Costs(6, 3)
+    table = best_blocks(costs, 6, set(), [3], kinds=KINDS)
+    assert set(costs.asked) == {frozenset({0, 1, 2}), frozenset({1, 2, 3}), frozenset({2, 3, 4}), frozenset({3, 4, 5})}
+    assert len(kept(table, 3)) == 3
+    with pytest.raises(InvalidArchitectureError, match="no 2 layers in a row are 2 delta, which a model of 4 layers"):
+        best_blocks(Costs(6, 3), 6, {0, 4}, [4], kinds=KINDS)
+
+
+def test_the_next_layer_to_leave_is_of_the_kind_whose_turn_it_is():
+    costs, told = Costs(6, 5), []
+    table = greedy_layers(costs, 6, {5}, 2, lambda done, total: told.append((done, total)), KINDS)
+    kinds = [sorted(KINDS[layer] for layer in kept(table, count)) for count in (5, 4, 3, 2)]
+    assert kinds == [
+        ["delta", "delta", "delta", "full", "full"],
+        ["delta", "delta", "full", "full"],
+        ["delta", "delta", "full"],
+        ["delta", "full"],
+    ]
+    assert told[-1] == (4 + 3 + 1 + 2,) * 2 == (len(costs.asked),) * 2

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from minitron_nas.families.catalog import layouts
+from minitron_nas.models.config import read_config
 from minitron_nas.models.stock_config import finished_config, save_stock
 from minitron_nas.storage.atomic import read_json
 from minitron_nas.testing import tiny_config, tiny_model
@@ -163,6 +164,26 @@ def test_the_first_layer_with_a_window_is_counted_anew(layers, first):
     kinds = [FULL if kind == "F" else SLIDING for kind in layers]
     config = tiny_config("qwen2", layer_types=kinds, use_sliding_window=True, sliding_window=8, max_window_layers=28)
     assert finished(config)["max_window_layers"] == first
+
+
+@pytest.mark.parametrize(("layers", "interval"), [("LLLF", 4), ("LFLF", 2), ("LFFL", None)])
+def test_the_interval_of_layers_with_attention_holds_or_goes(layers, interval):
+    kinds = [FULL if kind == "F" else "linear_attention" for kind in layers]
+    config = {**tiny_config("qwen3_5_text", layer_types=kinds).to_dict(), "full_attention_interval": 4}
+    assert finished(config).get("full_attention_interval") == interval
+
+
+def test_a_pattern_of_letters_follows_the_list_of_kinds():
+    config = {**tiny_config("nemotron_h").to_dict(), "hybrid_override_pattern": "M-M-*-"}
+    assert finished(config)["hybrid_override_pattern"] == "M-*-"
+
+
+def test_infinity_is_written_as_json_has_it_and_read_again(tmp_path):
+    save_stock(tiny_model(tiny_config("falcon_h1")), tmp_path)
+    text = (tmp_path / "config.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["time_step_limit"] == [0.0, {"__float__": "Infinity"}]
+    assert read_config(tmp_path)["time_step_limit"] == [0.0, math.inf]
+    assert AutoConfig.from_pretrained(tmp_path).time_step_limit[1] == math.inf
 
 
 @pytest.mark.parametrize(("rotary", "interval"), [([1, 1, 1, 0], 4), ([1, 0, 1, 0], 2), ([0, 1, 1, 0], None)])

@@ -12,8 +12,10 @@ from minitron_nas.architecture.layout import (
     NEURONS,
     QUERIES,
     VOCAB,
+    Axis,
     TensorPlace,
     axis_sizes,
+    dim,
     row,
 )
 from minitron_nas.architecture.spec import Architecture
@@ -225,7 +227,7 @@ def test_what_stays_is_exactly_the_best_by_score(drawn):
             KEYS: [group * width + channel for group in groups for channel in range(width)],
             QUERIES: [head * width + channel for head in heads for channel in range(width)],
         }
-        assert {dim: kept_of_teacher(dim, layer, target, order, source) for dim in DIMS} == expected
+        assert {each: kept_of_teacher(each, layer, target, order, source) for each in DIMS} == expected
 
 
 @settings(max_examples=40)
@@ -235,9 +237,9 @@ def test_what_a_smaller_shape_keeps_a_larger_one_keeps_too_in_ascending_order(dr
     order = PruningOrder.from_scores(scores, source, ())
     assert set(order.kept_layers(small.num_hidden_layers)) <= set(order.kept_layers(large.num_hidden_layers))
     for layer in range(source.num_hidden_layers):
-        for dim in DIMS:
-            more, fewer = (kept_of_teacher(dim, layer, shape, order, source) for shape in (large, small))
-            assert set(fewer) <= set(more) <= set(range(dim.size(axis_sizes(source))))
+        for dimension in DIMS:
+            more, fewer = (kept_of_teacher(dimension, layer, shape, order, source) for shape in (large, small))
+            assert set(fewer) <= set(more) <= set(range(dimension.size(axis_sizes(source))))
             assert fewer == sorted(set(fewer))
 
 
@@ -247,6 +249,17 @@ def test_pruning_nothing_keeps_everything_in_the_teachers_order(drawn):
     source, scores, _, _ = drawn
     order = PruningOrder.from_scores(scores, source, ())
     for layer in range(source.num_hidden_layers):
-        for dim in DIMS:
-            kept = kept_of_teacher(dim, layer, source, order, source)
-            assert kept == list(range(dim.size(axis_sizes(source))))
+        for dimension in DIMS:
+            kept = kept_of_teacher(dimension, layer, source, order, source)
+            assert kept == list(range(dimension.size(axis_sizes(source))))
+
+
+def test_a_number_as_a_factor_stays_whole():
+    gated = dim(Axis.KV_GROUPS, Axis.GROUP_HEADS, 2, Axis.HEAD_DIM)
+    target = SHAPE.reshaped({"num_attention_heads": 2})
+    queries = kept_of_teacher(QUERIES, 0, target)
+    heads = [entry // 2 for entry in queries[::2]]
+    assert kept_of_teacher(gated, 0, target) == [4 * head + offset for head in heads for offset in range(4)]
+    assert kept_of_teacher(dim("width") + KEYS, 0, target, source=replace(SHAPE, fixed_sizes={"width": 3})) == [
+        *range(7)
+    ]

@@ -32,7 +32,7 @@ def test_columns_are_what_each_shape_costs_by_itself(make_pool):
         assert cost["num_parameters"] == cost["num_active_parameters"] == count_parameters(shape, layout)
         assert cost["num_embedding_parameters"] == count_embedding_parameters(shape, layout)
         assert cost["forward_flops_per_token"] == forward_flops_per_token(shape, layout, 128)
-        assert cost["kv_cache_bytes_per_token"] == kv_cache_bytes_per_token(shape)
+        assert cost["kv_cache_bytes_per_token"] == kv_cache_bytes_per_token(shape, layout)
         assert cost["memory_bytes"] == 2 * cost["num_parameters"] + 4096 * cost["kv_cache_bytes_per_token"]
 
 

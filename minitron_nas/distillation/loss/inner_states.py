@@ -1,7 +1,7 @@
 """Hidden states of chosen places of a model, kept while it runs.
 
-Place 0 is what the attention of the first layer reads, place k what that of layer k reads: the output
-of layer k - 1 after the norm that follows it, where the family has one there. The last place, the
+Place 0 is what the attention of the first layer reads, or what it has instead, place k what that of layer k
+reads: the output of layer k - 1 after the norm that follows it, where the family has one there. The last place, the
 number of layers, is what the output head reads. So "the output of a layer, after the norm" means one
 thing for every layer and family, and embeddings have a place of their own.
 """
@@ -15,6 +15,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from minitron_nas.families.catalog import layout_of
 from minitron_nas.models.causal_lm import CausalLM
+from minitron_nas.models.layer_model import kinds_of
 
 Result = TypeVar("Result")
 
@@ -33,7 +34,7 @@ class InnerStates:
         self._decoder, self._last = model.get_decoder(), model.config.num_hidden_layers
         wanted = set(places)
         self._wants_last = self._last in wanted
-        self._readers = {place: _attention_reader(model, place) for place in wanted - {self._last}}
+        self._readers = {place: _first_reader(model, place) for place in wanted - {self._last}}
 
     def during(self, run: Callable[[], Result]) -> tuple[Result, dict[int, Tensor]]:
         """Run something that runs the model, whatever wraps it, and return its result and the states.
@@ -65,7 +66,7 @@ class InnerStates:
         self._kept[self._last] = output.last_hidden_state
 
 
-def _attention_reader(model: CausalLM, layer: int) -> nn.Module:
+def _first_reader(model: CausalLM, layer: int) -> nn.Module:
     layout = layout_of(model.config.model_type)
-    attention, _ = layout.readers()
-    return model.get_submodule(layout.module_of(attention).format(layer=layer))
+    first, *_ = layout.readers(kinds_of(model, layout)[layer])
+    return model.get_submodule(layout.module_of(first).format(layer=layer))

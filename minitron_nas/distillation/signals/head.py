@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Self
 
 import torch
@@ -17,8 +18,8 @@ class OutputHead:
 
     Attributes:
         weight: (vocab_size, hidden_size).
-        scaling: Logits are divided by it (Granite's `logits_scaling`; Cohere's `logit_scale` multiplies, so
-            this is its inverse).
+        scaling: Logits are divided by it (Granite's `logits_scaling`; Cohere's `logit_scale` and Falcon-H1's
+            `lm_head_multiplier` multiply, so this is their inverse).
         softcap: Logits become softcap tanh(logits / softcap) (Gemma 2's `final_logit_softcapping`).
         bias: (vocab_size,), added before either; few models have one.
     """
@@ -36,7 +37,8 @@ class OutputHead:
             model: The model.
         """
         config, output = model.config, model.get_output_embeddings()
-        scaling = (getattr(config, "logits_scaling", None) or 1.0) / (getattr(config, "logit_scale", None) or 1.0)
+        factors = (getattr(config, key, None) or 1.0 for key in ("logit_scale", "lm_head_multiplier"))
+        scaling = (getattr(config, "logits_scaling", None) or 1.0) / prod(factors)
         softcap = getattr(config, "final_logit_softcapping", None)
         return cls(whole(output.weight), scaling, softcap, _optional(getattr(output, "bias", None), whole))
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from minitron_nas.architecture.kinds import fewest_layers
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.job import JOB, TrainingFiles, TrainingJob
 from minitron_nas.distillation.launch import run as run_training
@@ -58,11 +59,11 @@ def depth_only_target(costing: Costing, size: Size, protected: Collection[int]) 
         protected: Layers that stay, negative ones from the end.
     """
     source = costing.source
-    fewest = max(len({layer % source.num_hidden_layers for layer in protected}), 1)
+    fewest = max(fewest_layers(source.kinds, {layer % source.num_hidden_layers for layer in protected}), 1)
     layers = np.arange(min(fewest, source.num_hidden_layers - 1), source.num_hidden_layers)
     whole = {name: np.full_like(layers, getattr(source, name)) for name in costing.layout.shape_fields()}
     values = costing.measure(size)({**whole, "num_hidden_layers": layers})
-    return replace(source, num_hidden_layers=int(layers[np.abs(values - size.value).argmin()]))
+    return source.reshaped({"num_hidden_layers": int(layers[np.abs(values - size.value).argmin()])})
 
 
 def layer_counts(plan: FamilyPlan, costing: Costing, size: Size) -> set[int]:
@@ -74,7 +75,7 @@ def layer_counts(plan: FamilyPlan, costing: Costing, size: Size) -> set[int]:
         size: How large students are to be.
     """
     protected, num_layers = plan.space.protected_layers, costing.source.num_hidden_layers
-    least = max(len({layer % num_layers for layer in protected}), 1)
+    least = max(fewest_layers(costing.source.kinds, {layer % num_layers for layer in protected}), 1)
     steps = plan.space.axes.sizes("num_hidden_layers", costing.source)
     counts = {step for step in steps if least <= step <= num_layers}
     if "depth_only" not in plan.baselines:
@@ -261,7 +262,7 @@ def _lineage(run: Run, hop: Hop, role: Role, target: Architecture, start: Measur
         teacher=Origin(plan.teacher, teacher.fingerprint),
         correction=correction,
         source=Origin(source.name, source.checkpoint.fingerprint),
-        architecture=target.to_dict(),
+        architecture=hop.prepared.settled(target).to_dict(),
         source_architecture=source.checkpoint.architecture.to_dict(),
         kept_layers=hop.prepared.order.kept_layers(target.num_hidden_layers),
         start=None if start is None else {**asdict(taken), "merge_heads": plan.merge_heads},

@@ -158,7 +158,7 @@ def prune(
         repaired = shared.repaired(prepared) if repairs else {}
         lineage = Lineage(
             teacher=Origin(source_name(teacher), checkpoint.fingerprint),
-            architecture=target.to_dict(),
+            architecture=prepared.settled(target).to_dict(),
             source_architecture=source.to_dict(),
             kept_layers=prepared.order.kept_layers(target.num_hidden_layers),
             depth=importance.depth.model_dump() if named is None else "drop_layers",
@@ -170,7 +170,7 @@ def prune(
         )
         with display.stage("prune", f"cut to {target.id}; {taken}") as progress:
             proof = write_student(prepared, target, folder, _prompt(source, seed), lineage, repaired, progress)
-    return Pruned(folder, target, count_parameters(target, layout), proof)
+    return Pruned(folder, prepared.settled(target), count_parameters(target, layout), proof)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +262,8 @@ def _target(
     if size is not None:
         target = _balanced(checkpoint, space, size)
     else:
-        target = checkpoint.architecture.reshaped({**shape, **({"num_hidden_layers": len(named)} if named else {})})
+        source = checkpoint.architecture
+        target = (source if named is None else source.with_layers(named)).reshaped(shape)
     check_architecture(target, checkpoint.layout)
     return target
 

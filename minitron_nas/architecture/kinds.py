@@ -1,0 +1,163 @@
+"""Kinds of layers: how configs tell them, and how many of each a model of fewer layers keeps.
+
+Which layers leave is measured, but what a shape costs must follow from its sizes alone. So the number of
+layers decides how many of each kind there are: every kind gives up layers by its share, and the last
+of a kind leaves last. Which of a kind leave is a matter of their scores.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any, Protocol
+
+from minitron_nas.errors import InvalidArchitectureError
+
+
+class KindsInConfig(Protocol):
+    """One way in which a `config.json` tells of what kind each layer is."""
+
+    def count(self, config: Mapping[str, Any]) -> int | None:
+        """Return how many layers there are, where that can be told without `num_hidden_layers`."""
+
+    def read(self, config: Mapping[str, Any], num_layers: int) -> tuple[str, ...]:
+        """Return the kind of each layer.
+
+        Args:
+            config: The content, with all that transformers fills in.
+            num_layers: How many layers there are.
+        """
+
+    def written(self, kinds: Sequence[str]) -> dict[str, Any]:
+        """Return what a config says of a model of these layers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A list with one word for each layer: its kind.
+
+    Attributes:
+        key: Of the list in `config.json`.
+    """
+
+    key: str
+
+    def count(self, config: Mapping[str, Any]) -> int | None:
+        """Return the length of the list, if it is there."""
+        return len(config[self.key]) if config.get(self.key) else None
+
+    def read(self, config: Mapping[str, Any], num_layers: int) -> tuple[str, ...]:
+        """Return the list.
+
+        Args:
+            config: The content, with all that transformers fills in.
+            num_layers: How many layers there are.
+
+        Raises:
+            InvalidArchitectureError: If it is missing, or does not have one word for each layer.
+        """
+        words = config.get(self.key)
+        if not isinstance(words, list | tuple) or len(words) != num_layers:
+            raise InvalidArchitectureError(
+                f"{self.key}={words!r} must list the kinds of {num_layers} layers, one word for each; give the config "
+                "as transformers fills it in"
+            )
+        return tuple(words)
+
+    def written(self, kinds: Sequence[str]) -> dict[str, Any]:
+        """Return the list for these layers."""
+        return {self.key: list(kinds)}
+
+
+@dataclass(frozen=True, slots=True)
+class FirstLayers:
+    """The number of the first layers, which are of one kind; all others are of another.
+
+    Attributes:
+        key: Of the number in `config.json`.
+        first: The kind of the first layers.
+        others: The kind of all others.
+    """
+
+    key: str
+    first: str
+    others: str
+
+    def count(self, config: Mapping[str, Any]) -> int | None:
+        """Return nothing: the number of all layers does not follow."""
+
+    def read(self, config: Mapping[str, Any], num_layers: int) -> tuple[str, ...]:
+        """Return as many first layers as the config says, and the others.
+
+        Args:
+            config: The content, with all that transformers fills in.
+            num_layers: How many layers there are.
+
+        Raises:
+            InvalidArchitectureError: If the number is missing.
+        """
+        count = config.get(self.key)
+        if not isinstance(count, int):
+            raise InvalidArchitectureError(
+                f"{self.key}={count!r} must say how many of the {num_layers} layers are of kind {self.first!r}; give "
+                "the config as transformers fills it in"
+            )
+        return tuple(self.first if layer < count else self.others for layer in range(num_layers))
+
+    def written(self, kinds: Sequence[str]) -> dict[str, Any]:
+        """Return their number; layers stay in their order, so that the first stay first."""
+        return {self.key: list(kinds).count(self.first)}
+
+
+def kept_of_each_kind(kinds: Sequence[str], num_kept: int) -> Counter[str]:
+    """Return how many layers of each kind a model of fewer layers keeps.
+
+    Of a kind with c layers the i-th to go in counts as i / c, and the models of n layers have the n that count
+    least: the shares of the source as nearly as whole layers allow, at least one of each kind where n allows it, and
+    never fewer of a kind in a deeper model. Of equal ones the rarer kind goes in first.
+
+    Args:
+        kinds: Of the source's layers, in order.
+        num_kept: Layers of the model.
+
+    Source: the divisor method of Adams for sharing out seats.
+    """
+    return Counter(_joining(tuple(kinds))[:num_kept])
+
+
+def fewest_layers(kinds: Sequence[str], kept: set[int]) -> int:
+    """Return the fewest layers of a model in which there is room for some that have to stay.
+
+    Args:
+        kinds: Of the source's layers, in order.
+        kept: Indices of layers.
+    """
+    needed = Counter(kinds[layer] for layer in kept)
+    return next(count for count in range(len(kinds) + 1) if needed <= kept_of_each_kind(kinds, count))
+
+
+def best_of_each_kind(kinds: Sequence[str], ranking: Sequence[int], num_kept: int) -> tuple[int, ...]:
+    """Return the ascending indices of the layers that a model of fewer layers keeps.
+
+    Args:
+        kinds: Of the source's layers, in order.
+        ranking: All layers, the most important first.
+        num_kept: Layers of the model.
+    """
+    room = kept_of_each_kind(kinds, num_kept)
+    kept = []
+    for layer in ranking:
+        if room[kinds[layer]]:
+            room[kinds[layer]] -= 1
+            kept.append(layer)
+    return tuple(sorted(kept))
+
+
+@lru_cache(maxsize=64)
+def _joining(kinds: tuple[str, ...]) -> tuple[str, ...]:
+    """The kinds of layers in the order in which deeper models have them."""
+    places = [
+        (Fraction(number, count), count, kind) for kind, count in Counter(kinds).items() for number in range(count)
+    ]
+    return tuple(kind for *_, kind in sorted(places))

@@ -1,0 +1,45 @@
+"""Falcon-H1: in every layer attention and a Mamba 2 mixer read one norm, side by side; multipliers everywhere."""
+
+from minitron_nas.architecture.layout import HIDDEN, KEYS, NEURONS, QUERIES, VOCAB, Layout, dim, norm, row
+
+INNER = dim("mamba_d_ssm")
+GROUPS = dim(2, "mamba_n_groups", "mamba_d_state")
+MAMBA_HEADS = dim("mamba_n_heads")
+
+LAYOUT = Layout(
+    model_type="falcon_h1",
+    rows=(
+        row("model.embed_tokens.weight", VOCAB, HIDDEN),
+        norm("model.layers.{layer}.input_layernorm.weight", HIDDEN),
+        row("model.layers.{layer}.mamba.in_proj.weight", INNER + INNER + GROUPS + MAMBA_HEADS, HIDDEN),
+        row("model.layers.{layer}.mamba.in_proj.bias", INNER + INNER + GROUPS + MAMBA_HEADS, when="mamba_proj_bias"),
+        row("model.layers.{layer}.mamba.conv1d.weight", INNER + GROUPS, dim(), dim("mamba_d_conv")),
+        row("model.layers.{layer}.mamba.conv1d.bias", INNER + GROUPS, when="mamba_conv_bias"),
+        row("model.layers.{layer}.mamba.dt_bias", MAMBA_HEADS),
+        row("model.layers.{layer}.mamba.A_log", MAMBA_HEADS),
+        row("model.layers.{layer}.mamba.D", MAMBA_HEADS),
+        row("model.layers.{layer}.mamba.norm.weight", INNER, when="mamba_rms_norm"),
+        row("model.layers.{layer}.mamba.out_proj.weight", HIDDEN, INNER),
+        row("model.layers.{layer}.mamba.out_proj.bias", HIDDEN, when="projectors_bias"),
+        row("model.layers.{layer}.self_attn.q_proj.weight", QUERIES, HIDDEN),
+        row("model.layers.{layer}.self_attn.q_proj.bias", QUERIES, when="attention_bias"),
+        row("model.layers.{layer}.self_attn.k_proj.weight", KEYS, HIDDEN),
+        row("model.layers.{layer}.self_attn.k_proj.bias", KEYS, when="attention_bias"),
+        row("model.layers.{layer}.self_attn.v_proj.weight", KEYS, HIDDEN),
+        row("model.layers.{layer}.self_attn.v_proj.bias", KEYS, when="attention_bias"),
+        row("model.layers.{layer}.self_attn.o_proj.weight", HIDDEN, QUERIES),
+        row("model.layers.{layer}.self_attn.o_proj.bias", HIDDEN, when="attention_bias"),
+        norm("model.layers.{layer}.pre_ff_layernorm.weight", HIDDEN),
+        row("model.layers.{layer}.feed_forward.gate_proj.weight", NEURONS, HIDDEN),
+        row("model.layers.{layer}.feed_forward.gate_proj.bias", NEURONS, when="mlp_bias"),
+        row("model.layers.{layer}.feed_forward.up_proj.weight", NEURONS, HIDDEN),
+        row("model.layers.{layer}.feed_forward.up_proj.bias", NEURONS, when="mlp_bias"),
+        row("model.layers.{layer}.feed_forward.down_proj.weight", HIDDEN, NEURONS),
+        row("model.layers.{layer}.feed_forward.down_proj.bias", HIDDEN, when="mlp_bias"),
+        norm("model.final_layernorm.weight", HIDDEN),
+        row("lm_head.weight", VOCAB, HIDDEN, unless="tie_word_embeddings"),
+    ),
+    layers_return_tuples=True,
+    hands_on_state=True,
+    logits_tolerance=1e-3,
+)

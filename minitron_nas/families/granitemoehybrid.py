@@ -1,0 +1,52 @@
+"""Granite 4.0 H without experts: layers have a Mamba 2 mixer or attention, an FFN, and Granite's multipliers."""
+
+from minitron_nas.architecture.kinds import Listed
+from minitron_nas.architecture.layout import HIDDEN, KEYS, NEURONS, QUERIES, VOCAB, Layout, dim, norm, only, row
+
+INNER = dim("mamba_n_heads", "mamba_d_head")
+GROUPS = dim(2, "mamba_n_groups", "mamba_d_state")
+MAMBA_HEADS = dim("mamba_n_heads")
+MIXED = INNER + INNER + GROUPS + MAMBA_HEADS
+
+LAYOUT = Layout(
+    model_type="granitemoehybrid",
+    rows=(
+        row("model.embed_tokens.weight", VOCAB, HIDDEN),
+        norm("model.layers.{layer}.input_layernorm.weight", HIDDEN),
+        *only(
+            "linear_attention",
+            row("model.layers.{layer}.mamba.in_proj.weight", MIXED, HIDDEN),
+            row("model.layers.{layer}.mamba.in_proj.bias", MIXED, when="mamba_proj_bias"),
+            row("model.layers.{layer}.mamba.conv1d.weight", INNER + GROUPS, dim(), dim("mamba_d_conv")),
+            row("model.layers.{layer}.mamba.conv1d.bias", INNER + GROUPS, when="mamba_conv_bias"),
+            row("model.layers.{layer}.mamba.dt_bias", MAMBA_HEADS),
+            row("model.layers.{layer}.mamba.A_log", MAMBA_HEADS),
+            row("model.layers.{layer}.mamba.D", MAMBA_HEADS),
+            norm("model.layers.{layer}.mamba.norm.weight", INNER),
+            row("model.layers.{layer}.mamba.out_proj.weight", HIDDEN, INNER),
+            row("model.layers.{layer}.mamba.out_proj.bias", HIDDEN, when="mamba_proj_bias"),
+        ),
+        *only(
+            "full_attention",
+            row("model.layers.{layer}.self_attn.q_proj.weight", QUERIES, HIDDEN),
+            row("model.layers.{layer}.self_attn.q_proj.bias", QUERIES, when="attention_bias"),
+            row("model.layers.{layer}.self_attn.k_proj.weight", KEYS, HIDDEN),
+            row("model.layers.{layer}.self_attn.k_proj.bias", KEYS, when="attention_bias"),
+            row("model.layers.{layer}.self_attn.v_proj.weight", KEYS, HIDDEN),
+            row("model.layers.{layer}.self_attn.v_proj.bias", KEYS, when="attention_bias"),
+            row("model.layers.{layer}.self_attn.o_proj.weight", HIDDEN, QUERIES),
+            row("model.layers.{layer}.self_attn.o_proj.bias", HIDDEN, when="attention_bias"),
+        ),
+        norm("model.layers.{layer}.post_attention_layernorm.weight", HIDDEN),
+        row("model.layers.{layer}.shared_mlp.input_linear.weight", NEURONS + NEURONS, HIDDEN),
+        row("model.layers.{layer}.shared_mlp.output_linear.weight", HIDDEN, NEURONS),
+        norm("model.norm.weight", HIDDEN),
+        row("lm_head.weight", VOCAB, HIDDEN, unless="tie_word_embeddings"),
+    ),
+    config_keys={"intermediate_size": ("shared_intermediate_size",)},
+    requires={"num_local_experts": (0,)},
+    kinds=Listed("layer_types"),
+    hidden_divides_mixer=True,
+    hands_on_state=True,
+    logits_tolerance=1e-3,
+)

@@ -1,0 +1,51 @@
+"""Nemotron-H, Nemotron Nano 2, dense: every layer is a Mamba 2 mixer, attention, or an FFN with squared ReLU."""
+
+from minitron_nas.architecture.kinds import Listed
+from minitron_nas.architecture.layout import HIDDEN, KEYS, NEURONS, QUERIES, VOCAB, Layout, dim, norm, only, row
+
+INNER = dim("mamba_num_heads", "mamba_head_dim")
+GROUPS = dim(2, "n_groups", "ssm_state_size")
+MAMBA_HEADS = dim("mamba_num_heads")
+
+LAYOUT = Layout(
+    model_type="nemotron_h",
+    rows=(
+        row("backbone.embeddings.weight", VOCAB, HIDDEN),
+        norm("backbone.layers.{layer}.norm.weight", HIDDEN),
+        *only(
+            "linear_attention",
+            row("backbone.layers.{layer}.mixer.in_proj.weight", INNER + INNER + GROUPS + MAMBA_HEADS, HIDDEN),
+            row("backbone.layers.{layer}.mixer.in_proj.bias", INNER + INNER + GROUPS + MAMBA_HEADS, when="use_bias"),
+            row("backbone.layers.{layer}.mixer.conv1d.weight", INNER + GROUPS, dim(), dim("conv_kernel")),
+            row("backbone.layers.{layer}.mixer.conv1d.bias", INNER + GROUPS, when="use_conv_bias"),
+            row("backbone.layers.{layer}.mixer.dt_bias", MAMBA_HEADS),
+            row("backbone.layers.{layer}.mixer.A_log", MAMBA_HEADS),
+            row("backbone.layers.{layer}.mixer.D", MAMBA_HEADS),
+            norm("backbone.layers.{layer}.mixer.norm.weight", INNER),
+            row("backbone.layers.{layer}.mixer.out_proj.weight", HIDDEN, INNER),
+            row("backbone.layers.{layer}.mixer.out_proj.bias", HIDDEN, when="use_bias"),
+        ),
+        *only(
+            "full_attention",
+            row("backbone.layers.{layer}.mixer.q_proj.weight", QUERIES, HIDDEN),
+            row("backbone.layers.{layer}.mixer.k_proj.weight", KEYS, HIDDEN),
+            row("backbone.layers.{layer}.mixer.v_proj.weight", KEYS, HIDDEN),
+            row("backbone.layers.{layer}.mixer.o_proj.weight", HIDDEN, QUERIES),
+        ),
+        *only(
+            "mlp",
+            row("backbone.layers.{layer}.mixer.up_proj.weight", NEURONS, HIDDEN),
+            row("backbone.layers.{layer}.mixer.up_proj.bias", NEURONS, when="mlp_bias"),
+            row("backbone.layers.{layer}.mixer.down_proj.weight", HIDDEN, NEURONS),
+            row("backbone.layers.{layer}.mixer.down_proj.bias", HIDDEN, when="mlp_bias"),
+        ),
+        norm("backbone.norm_f.weight", HIDDEN),
+        row("lm_head.weight", VOCAB, HIDDEN, unless="tie_word_embeddings"),
+    ),
+    requires={"tie_word_embeddings": (False,), "num_nextn_predict_layers": (0,)},
+    renamed=(("backbone.", "model."),),
+    kinds=Listed("layers_block_type"),
+    epsilon="layer_norm_epsilon",
+    hands_on_state=True,
+    logits_tolerance=1e-4,
+)

@@ -1,0 +1,77 @@
+"""How many layers of each kind models keep, by hand; and how configs tell of kinds."""
+
+import itertools
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minitron_nas.architecture.kinds import FirstLayers, Listed, best_of_each_kind, fewest_layers, kept_of_each_kind
+from minitron_nas.errors import InvalidArchitectureError
+
+PERIOD = ("delta", "delta", "delta", "full")
+KINDS = st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=24)
+
+
+def test_whole_periods_keep_their_proportion() -> None:
+    for periods in range(1, 9):
+        assert kept_of_each_kind(PERIOD * 8, 4 * periods) == {"delta": 3 * periods, "full": periods}
+
+
+def test_between_two_periods_the_rarer_kind_comes_first() -> None:
+    counts = [kept_of_each_kind(PERIOD * 2, number) for number in range(9)]
+    assert [(count["delta"], count["full"]) for count in counts] == [
+        (0, 0), (0, 1), (1, 1), (2, 1), (3, 1), (3, 2), (4, 2), (5, 2), (6, 2)
+    ]  # fmt: skip
+
+
+@given(KINDS)
+def test_every_layer_more_is_one_layer_more_of_one_kind(kinds: list[str]) -> None:
+    counts = [kept_of_each_kind(kinds, number) for number in range(len(kinds) + 1)]
+    assert counts[-1] == Counter(kinds)
+    for fewer, more in itertools.pairwise(counts):
+        assert (more - fewer).total() == 1
+        assert fewer <= more
+
+
+@given(KINDS)
+def test_every_kind_stays_as_long_as_there_are_layers_for_all(kinds: list[str]) -> None:
+    assert len(kept_of_each_kind(kinds, len(set(kinds)))) == len(set(kinds))
+
+
+@given(KINDS, st.data())
+def test_of_each_kind_the_best_stay(kinds: list[str], data: st.DataObject) -> None:
+    ranking = data.draw(st.permutations(range(len(kinds))))
+    count = data.draw(st.integers(0, len(kinds)))
+    kept = best_of_each_kind(kinds, ranking, count)
+    assert list(kept) == sorted(kept)
+    assert Counter(kinds[layer] for layer in kept) == kept_of_each_kind(kinds, count)
+    for layer in set(range(len(kinds))) - set(kept):
+        assert all(ranking.index(other) < ranking.index(layer) for other in kept if kinds[other] == kinds[layer])
+
+
+def test_layers_that_have_to_stay_need_room_among_their_own_kind() -> None:
+    assert fewest_layers(("",) * 9, {0, 4, 8}) == 3
+    assert fewest_layers(PERIOD * 8, {0, 31}) == 2
+    assert fewest_layers(PERIOD * 8, {3, 7, 31}) == 9  # 6 delta nets for 3 layers of attention
+
+
+def test_a_list_names_the_kind_of_each_layer_both_ways() -> None:
+    kinds = Listed("layer_types")
+    assert kinds.read({"layer_types": [*PERIOD]}, 4) == PERIOD
+    assert kinds.written(PERIOD[1:]) == {"layer_types": ["delta", "delta", "full"]}
+
+
+@pytest.mark.parametrize("words", [None, ["delta"], "delta"])
+def test_a_list_that_does_not_name_every_layer_is_refused(words: object) -> None:
+    with pytest.raises(InvalidArchitectureError, match=r"layer_types=.* must list the kinds of 4 layers"):
+        Listed("layer_types").read({"layer_types": words}, 4)
+
+
+def test_a_number_of_first_layers_tells_the_kinds_both_ways() -> None:
+    kinds = FirstLayers("first_k_dense_replace", "dense", "moe")
+    assert kinds.read({"first_k_dense_replace": 2}, 5) == ("dense", "dense", "moe", "moe", "moe")
+    assert kinds.written(("dense", "moe", "moe")) == {"first_k_dense_replace": 1}
+    with pytest.raises(InvalidArchitectureError, match=r"first_k_dense_replace=None must say how many of the 5 layers"):
+        kinds.read({}, 5)
