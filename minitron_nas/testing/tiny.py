@@ -59,16 +59,16 @@ _TINY_FIXED: dict[str, int] = {
 }
 """Sizes that families do not prune, for those whose table names them."""
 
-_TINY_OF_FAMILY: dict[str, dict[str, Any]] = {
-    "granitemoehybrid": {
-        "layer_types": ["linear_attention", "full_attention"] * 2,
-        "mamba_n_heads": 12,
-        "num_local_experts": 0,
-        "shared_intermediate_size": 96,
-    },
-    "nemotron_h": {"layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp"]},
+_TINY_OF_FAMILY: dict[str, dict[str, int]] = {
+    "granitemoehybrid": {"mamba_n_heads": 12, "num_local_experts": 0, "shared_intermediate_size": 96},
 }
-"""What a family needs beside, as where the kinds of layers that transformers takes are not what a table describes."""
+"""What a family needs beside."""
+
+_TINY_KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "granitemoehybrid": ("layer_types", ("linear_attention", "full_attention")),
+    "nemotron_h": ("layers_block_type", ("linear_attention", "mlp", "full_attention", "mlp")),
+}
+"""Kinds of layers, over and over, where those that transformers takes for itself are not what a table describes."""
 
 
 def tiny_config(model_type: str, *, tied: bool = False, **changes: Any) -> PreTrainedConfig:
@@ -82,7 +82,11 @@ def tiny_config(model_type: str, *, tied: bool = False, **changes: Any) -> PreTr
     layout = layout_of(model_type)
     experts = _TINY_EXPERTS if layout.has_experts else {}
     fixed = {key: size for key, size in _TINY_FIXED.items() if key in layout.fixed_keys()}
-    own = _TINY_OF_FAMILY.get(model_type, {})
+    own: dict[str, Any] = dict(_TINY_OF_FAMILY.get(model_type, {}))
+    if model_type in _TINY_KINDS:
+        key, kinds = _TINY_KINDS[model_type]
+        num_layers = changes.get("num_hidden_layers", _TINY_SIZES["num_hidden_layers"])
+        own[key] = list(itertools.islice(itertools.cycle(kinds), num_layers))
     fields = {**_TINY_SIZES, **experts, **fixed, **own, "tie_word_embeddings": tied, **changes}
     return AutoConfig.for_model(model_type, **fields)
 

@@ -27,10 +27,16 @@ def test_every_part_of_every_family_gets_a_score(model_type):
     assert scores.heads.shape == (4, shape.num_attention_heads)
     assert scores.kv_groups.shape == (4, shape.num_key_value_heads)
     assert scores.experts.shape == (4, shape.num_experts)
-    for part in (scores.hidden, scores.neurons, scores.heads, scores.kv_groups, scores.experts, scores.layers):
+    attention, ffn = (
+        torch.tensor([row.in_kind(kind) for kind in shape.kinds]) for row in layouts()[model_type].writers()
+    )
+    for part, there in ((scores.neurons, ffn), (scores.heads, attention), (scores.kv_groups, attention)):
+        assert part[there].isfinite().all()
+        assert part[~there].isnan().all()
+    for part in (scores.hidden, scores.experts, scores.layers):
         assert part.isfinite().all()
     assert (scores.hidden > 0).all()
-    assert (scores.heads > 0).all()
+    assert (scores.heads[attention] > 0).all()
 
 
 @torch.no_grad()
