@@ -13,6 +13,9 @@ _ONLY_WITH = {
     "num_experts": Axis.EXPERTS,
     "num_experts_per_tok": Axis.EXPERTS,
     "moe_intermediate_size": Axis.EXPERT_NEURONS,
+    "shared_expert_intermediate_size": Axis.SHARED_NEURONS,
+    "num_shared_experts": Axis.SHARED_NEURONS,
+    "num_expert_groups": Axis.EXPERTS,
     "max_position_embeddings": Axis.POSITIONS,
 }
 """Fields that are 0 unless some tensor of the family runs along an axis, whatever a config says."""
@@ -45,7 +48,8 @@ def architecture_of(config: Mapping[str, Any], layout: Layout) -> Architecture:
     read["num_key_value_heads"] = read["num_key_value_heads"] or heads
     if hidden and heads:
         read["head_dim"] = read["head_dim"] or hidden // heads
-        read["intermediate_size"] = read["intermediate_size"] or layout.ffn_ratio * hidden or None
+        experts = read.get("moe_intermediate_size")
+        read["intermediate_size"] = read["intermediate_size"] or layout.ffn_ratio * hidden or experts
     for field in fields(Architecture):
         if field.default is MISSING and field.name in read and read[field.name] is None:
             raise InvalidArchitectureError(

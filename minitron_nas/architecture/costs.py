@@ -14,6 +14,8 @@ Integers: TypeAlias = NDArray[np.int64]
 Columns: TypeAlias = dict[str, Integers]
 """One array per prunable size of a family, by the names of `SHAPE_FIELDS`, all of one length."""
 
+_SHARED_WIDTH = "shared_expert_intermediate_size"
+
 
 def count_parameters(architecture: Architecture, layout: Layout) -> int:
     """Total parameters of a model, tied embeddings counted once, all experts counted.
@@ -42,7 +44,7 @@ def count_parameters_of(
     outside: Any = np.int64(0)
     per_layer: dict[tuple[str, ...], Any] = {}
     for table_row in layout.rows:
-        if table_row.exists(source):
+        if table_row.exists(source) and not table_row.is_buffer:
             elements = _in_all_experts(table_row, sizes)
             if table_row.per_layer:
                 per_layer[table_row.kinds] = per_layer.get(table_row.kinds, np.int64(0)) + elements
@@ -66,7 +68,7 @@ def forward_flops_per_token(architecture: Architecture, layout: Layout, context_
 
     Two operations per weight of every matrix product that the token takes part in (of the experts,
     those that it is sent to; the token look-up is none, the output head is one) plus
-    4 x num_attention_heads x head_dim x context_tokens per layer with attention. What a layer that
+    4 x context_tokens x what the output projection reads per layer with attention. What a layer that
     hands on a state does to the state, and its convolution, are left out.
 
     Args:
@@ -87,7 +89,7 @@ def kv_cache_bytes_per_token(architecture: Architecture, layout: Layout, bytes_p
         bytes_per_value: 2 in half precision.
     """
     num_layers = int(_num_attention_layers(layout, architecture, architecture.num_hidden_layers))
-    return num_layers * 2 * architecture.num_key_value_heads * architecture.head_dim * bytes_per_value
+    return num_layers * int(layout.cached.size(axis_sizes(architecture))) * bytes_per_value
 
 
 def costs_of(layout: Layout, source: Architecture, columns: Columns, context_tokens: int) -> dict[str, Integers]:
@@ -110,9 +112,7 @@ def costs_of(layout: Layout, source: Architecture, columns: Columns, context_tok
         "num_active_parameters": _active_parameters(layout, source, sizes, sent_to, num_layers),
         "num_embedding_parameters": _embedding_parameters(layout, source, sizes),
         "forward_flops_per_token": _forward_flops(layout, source, sizes, num_layers, context_tokens),
-        "kv_cache_bytes_per_token": (
-            _num_attention_layers(layout, source, num_layers) * 4 * columns["num_key_value_heads"] * source.head_dim
-        ),
+        "kv_cache_bytes_per_token": (_num_attention_layers(layout, source, num_layers) * 2 * layout.cached.size(sizes)),
     }
     return {name: np.broadcast_to(values, num_layers.shape).astype(np.int64) for name, values in costs.items()}
 
@@ -126,7 +126,11 @@ def axis_sizes_of(source: Architecture, columns: Columns) -> dict[str, Any]:
     """
     sizes: dict[str, Any] = dict(axis_sizes(source))
     sizes |= {Axis(name): column for name, column in columns.items() if name in sizes}
-    return sizes | {Axis.GROUP_HEADS: columns["num_attention_heads"] // columns["num_key_value_heads"]}
+    own, following = columns.get(_SHARED_WIDTH), source.num_shared_experts * sizes[Axis.EXPERT_NEURONS]
+    return sizes | {
+        Axis.GROUP_HEADS: columns["num_attention_heads"] // columns["num_key_value_heads"],
+        Axis.SHARED_NEURONS: following if own is None else own,
+    }
 
 
 def _active_parameters(layout: Layout, source: Architecture, sizes: Sizes, sent_to: Sizes, num_layers: Any) -> Any:
@@ -150,8 +154,8 @@ def _forward_flops(layout: Layout, source: Architecture, sizes: Sizes, num_layer
         if row.per_layer and len(row.dims) == 2 and row.exists(source):
             weights = row.elements(sizes) * (source.num_experts_per_tok if row.per_expert else 1)
             per_layer[row.kinds] = per_layer.get(row.kinds, np.int64(0)) + weights
-    num_heads = sizes[Axis.KV_GROUPS] * sizes[Axis.GROUP_HEADS]
-    attention = _num_attention_layers(layout, source, num_layers) * 4 * num_heads * source.head_dim * context_tokens
+    attended = layout.input_dim(layout.writer(Axis.GROUP_HEADS)).size(sizes)
+    attention = _num_attention_layers(layout, source, num_layers) * 4 * attended * context_tokens
     return 2 * _in_all_layers(per_layer, source, num_layers) + attention + 2 * source.vocab_size * sizes[Axis.HIDDEN]
 
 

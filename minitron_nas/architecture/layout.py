@@ -27,13 +27,15 @@ class Axis(StrEnum):
     NEURONS = "intermediate_size"
     EXPERTS = "num_experts"
     EXPERT_NEURONS = "moe_intermediate_size"
+    SHARED_NEURONS = "num_shared_neurons"
     KV_GROUPS = "num_key_value_heads"
     GROUP_HEADS = "heads_per_group"
     HEAD_DIM = "head_dim"
 
 
-Factor: TypeAlias = Axis | str | int
-"""What a dimension is a product of: axes, and fixed sizes, which are numbers or keys of numbers in the config."""
+Factor: TypeAlias = Axis | str | int | tuple[str, ...]
+"""What a dimension is a product of: axes, and fixed sizes, which are numbers, keys of numbers in the config, or several
+keys for the sum of their numbers."""
 
 Sizes: TypeAlias = Mapping[str, Any]
 """Sizes of axes and of fixed keys: integers, or integer arrays of one shape (one entry per candidate)."""
@@ -74,9 +76,8 @@ class Dim:
     @property
     def fixed_keys(self) -> frozenset[str]:
         """The keys of fixed sizes of any part."""
-        return frozenset(
-            factor for part in self.parts for factor in part if isinstance(factor, str) and not isinstance(factor, Axis)
-        )
+        factors = [factor for part in self.parts for factor in part if not isinstance(factor, Axis | int)]
+        return frozenset(key for factor in factors for key in ((factor,) if isinstance(factor, str) else factor))
 
     def size(self, sizes: Sizes) -> Any:
         """Return the number of entries for axis sizes, scalars or arrays."""
@@ -87,7 +88,7 @@ def dim(*factors: Factor) -> Dim:
     """Write a dimension as a product, the slowest factor first; of nothing, a dimension of size 1.
 
     Args:
-        *factors: Axes, and fixed sizes: numbers, or keys of the config.
+        *factors: Axes, and fixed sizes: numbers, keys of the config, or several keys for their sum.
     """
     return Dim((factors,))
 
@@ -96,9 +97,11 @@ def factor_size(factor: Factor, sizes: Sizes) -> Any:
     """Return the size of one factor of a dimension.
 
     Args:
-        factor: An axis, a key or a number.
+        factor: An axis, a key, keys or a number.
         sizes: Of axes and keys, scalars or arrays.
     """
+    if isinstance(factor, tuple):
+        return sum(sizes[key] for key in factor)
     return factor if isinstance(factor, int) else sizes[factor]
 
 
@@ -108,35 +111,53 @@ HIDDEN = dim(Axis.HIDDEN)
 NEURONS = dim(Axis.NEURONS)
 EXPERTS = dim(Axis.EXPERTS)
 EXPERT_NEURONS = dim(Axis.EXPERT_NEURONS)
+SHARED_NEURONS = dim(Axis.SHARED_NEURONS)
 HEAD_DIM = dim(Axis.HEAD_DIM)
 QUERIES = dim(Axis.KV_GROUPS, Axis.GROUP_HEADS, Axis.HEAD_DIM)
 KEYS = dim(Axis.KV_GROUPS, Axis.HEAD_DIM)
 HEADWISE_QKV = dim(Axis.KV_GROUPS, 3, Axis.HEAD_DIM)
 """Queries, keys and values of the first head, then those of the second, and so on."""
+GATE_UP_BY_NEURON = dim(Axis.NEURONS, 2)
+"""What gates the first neuron and what goes up to it, then those of the second, and so on."""
+
+
+NEURON_AXES = {
+    Axis.NEURONS: "neurons",
+    Axis.EXPERT_NEURONS: "expert_neurons",
+    Axis.SHARED_NEURONS: "shared_neurons",
+}
+"""The axes of neurons, each with what its scores and its ranking are called."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorRow:
     """One tensor of the checkpoint, or one per layer and expert where the name holds `{layer}`, `{expert}`.
 
+    A name that ends in `[{expert}]` is that of a stack: the file holds one tensor of all experts, the slowest dimension
+    of which counts them, and each slice of it is a tensor of this table.
+
     Attributes:
         name: The tensor's name in a checkpoint.
         dims: Its dimensions, in the checkpoint's order.
         when: A boolean field of `Architecture`, or key of the config, that must be true for the tensor to exist.
         unless: One that must be false.
+        inputs_first: Whether it is a matrix that is stored (inputs, outputs) where others of the table are not.
         is_norm: Whether it is the gain of a norm over its one dimension.
         on_branch: Of a norm over hidden channels: whether it acts on what a layer adds to the residual
             stream, and not on the stream itself.
         kinds: The kinds of layers that have the tensor; none for all.
+        is_buffer: Whether it is no parameter, but a buffer, which no optimizer changes and no total counts.
     """
 
     name: str
     dims: tuple[Dim, ...]
     when: str | None = None
     unless: str | None = None
+    inputs_first: bool = False
     is_norm: bool = False
     on_branch: bool = False
     kinds: tuple[str, ...] = ()
+    is_buffer: bool = False
 
     @property
     def per_layer(self) -> bool:
@@ -147,6 +168,11 @@ class TensorRow:
     def per_expert(self) -> bool:
         """Whether the tensor exists once per expert of a layer."""
         return "{expert}" in self.name
+
+    @property
+    def is_slice(self) -> bool:
+        """Whether the file holds it as one entry of a stack, the tensor of all experts of a layer."""
+        return self.name.endswith("[{expert}]")
 
     @property
     def module(self) -> str:
@@ -177,27 +203,42 @@ class TensorRow:
         return prod((dim.size(sizes) for dim in self.dims), start=1)
 
 
-def row(name: str, *dims: Dim, when: str | None = None, unless: str | None = None) -> TensorRow:
+def row(
+    name: str, *dims: Dim, when: str | None = None, unless: str | None = None, inputs_first: bool = False
+) -> TensorRow:
     """Write one line of a family table: dimensions in the checkpoint's order.
 
     Args:
-        name: The tensor's name in a checkpoint, with `{layer}` and `{expert}` where it has them.
-        *dims: In the checkpoint's order.
+        name: The tensor's name in a checkpoint, with `{layer}` and `{expert}` where it has them, and with `[{expert}]`
+            behind it where it is a slice of a stack.
+        *dims: In the checkpoint's order; of a slice without the dimension that counts experts.
         when: A boolean field of `Architecture`, or key of the config, that must be true for the tensor to exist.
         unless: One that must be false.
+        inputs_first: Whether it is a matrix that is stored (inputs, outputs) where others of the table are not.
     """
-    return TensorRow(name, dims, when, unless)
+    return TensorRow(name, dims, when, unless, inputs_first)
 
 
-def norm(name: str, over: Dim, on_branch: bool = False) -> TensorRow:
+def norm(name: str, over: Dim, on_branch: bool = False, when: str | None = None) -> TensorRow:
     """Write the line of a norm's gain; what reads the norm's output stands below it, up to the next norm.
 
     Args:
         name: The gain's name in a checkpoint.
         over: What it normalises.
         on_branch: Whether it acts on what a layer adds to the residual stream.
+        when: As in `row`.
     """
-    return TensorRow(name, (over,), is_norm=True, on_branch=on_branch)
+    return TensorRow(name, (over,), when, is_norm=True, on_branch=on_branch)
+
+
+def buffer(name: str, *dims: Dim) -> TensorRow:
+    """Write the line of a tensor that is no parameter: the file holds it, and no optimizer changes it.
+
+    Args:
+        name: The tensor's name in a checkpoint.
+        *dims: In the checkpoint's order.
+    """
+    return TensorRow(name, dims, is_buffer=True)
 
 
 def only(kinds: str | tuple[str, ...], *rows: TensorRow) -> tuple[TensorRow, ...]:
@@ -212,12 +253,17 @@ def only(kinds: str | tuple[str, ...], *rows: TensorRow) -> tuple[TensorRow, ...
 
 
 class TensorPlace(NamedTuple):
-    """One tensor of a checkpoint; layer and expert are None where there is one tensor for all."""
+    """One tensor of a checkpoint, or slice of one; layer and expert are None where there is one tensor for all."""
 
     name: str
     row: TensorRow
     layer: int | None
     expert: int | None
+
+
+def stored_tensor(name: str) -> str:
+    """Return the name of the tensor in the file that holds a tensor of a table: of a slice that of its stack."""
+    return name.partition("[")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +284,8 @@ class Layout:
             (`mamba_expand`) times `hidden_size`.
         longrope_follows_heads: Whether stock transformers takes the number of longrope's factors from
             hidden_size // num_attention_heads, whatever `head_dim` says.
+        finds_borders: Whether stock transformers masks attention across the borders of packed documents, which it finds
+            in the positions; where not, this package hands it the masks.
         config_keys: Where `config.json` has a field of `Architecture` under other names, all of them;
             no name where it does not hold the field.
         defaults: What transformers takes where a config leaves a field of `Architecture` out.
@@ -246,6 +294,9 @@ class Layout:
         renamed: Parts of tensor names that differ in the loaded model: (in the checkpoint, in the model).
         aliases: Older names: (beginning of a name of this table, what checkpoints may have instead).
         ignored: Name endings of tensors that old checkpoints carry and transformers drops.
+        cached: What a layer with attention keeps of a token of context, one dimension after the other.
+        drops_later_layers: Whether checkpoints carry layers behind the last, which predict further tokens at a time and
+            which transformers drops.
         kinds: How the config tells of what kind each layer is; None where all layers are alike.
         epsilon: The key of the norms' epsilon.
         layers_return_tuples: Whether transformers takes a layer's output for a tuple, hidden states first.
@@ -263,6 +314,7 @@ class Layout:
     hidden_multiple_of_heads: bool = False
     hidden_divides_mixer: bool = False
     longrope_follows_heads: bool = False
+    finds_borders: bool = True
     config_keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     ffn_ratio: int = 0
@@ -270,6 +322,8 @@ class Layout:
     renamed: tuple[tuple[str, str], ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
+    cached: Dim = KEYS + KEYS
+    drops_later_layers: bool = False
     kinds: KindsInConfig | None = None
     epsilon: str = "rms_norm_eps"
     layers_return_tuples: bool = False
@@ -324,15 +378,21 @@ class Layout:
         names = {axis.value for axis in self.axes()} | {"num_hidden_layers"}
         if Axis.GROUP_HEADS in self.axes() or Axis.KV_GROUPS in self.axes():
             names.add("num_attention_heads")
+        if Axis.SHARED_NEURONS in self.axes() and self.config_names(_SHARED_WIDTH):
+            names.add(_SHARED_WIDTH)
         return tuple(name for name in SHAPE_FIELDS if name in names)
+
+    def inputs_first(self, table_row: TensorRow) -> bool:
+        """Whether a layer's matrix is stored (inputs, outputs)."""
+        return self.conv1d or table_row.inputs_first
 
     def input_dim(self, table_row: TensorRow) -> Dim:
         """Return the dimension of a layer's matrix that its inputs run along."""
-        return table_row.dims[0 if self.conv1d else -1]
+        return table_row.dims[0 if self.inputs_first(table_row) else -1]
 
     def output_dim(self, table_row: TensorRow) -> Dim:
         """Return the dimension of a layer's matrix that its outputs run along."""
-        return table_row.dims[-1 if self.conv1d else 0]
+        return table_row.dims[-1 if self.inputs_first(table_row) else 0]
 
     @property
     def norm_centres(self) -> bool:
@@ -392,14 +452,14 @@ class Layout:
         """Return the matrix of a layer that reads an axis and writes the hidden channels.
 
         Args:
-            axis: GROUP_HEADS for attention, `neuron_axis` for the FFN.
+            axis: GROUP_HEADS for attention, one of `neuron_axes` for an FFN.
         """
         (found,) = [r for r in self.rows if self.writes_hidden(r) and axis in self.input_dim(r)]
         return found
 
-    def writers(self) -> tuple[TensorRow, TensorRow]:
-        """Return the output projections that lose inputs when heads and neurons leave."""
-        return self.writer(Axis.GROUP_HEADS), self.writer(self.neuron_axis)
+    def writers(self) -> tuple[TensorRow, ...]:
+        """Return the output projections that lose inputs when heads and neurons leave: attention's first."""
+        return tuple(self.writer(axis) for axis in (Axis.GROUP_HEADS, *self.neuron_axes))
 
     def has_axis(self, axis: Axis, kind: str) -> bool:
         """Whether tensors of layers of a kind run along an axis.
@@ -411,9 +471,18 @@ class Layout:
         return any(r.per_layer and r.in_kind(kind) and axis in each for r in self.rows for each in r.dims)
 
     @property
+    def neuron_axes(self) -> tuple[Axis, ...]:
+        """The axes of neurons that the family has."""
+        return tuple(axis for axis in NEURON_AXES if axis in self.axes())
+
+    @property
     def neuron_axis(self) -> Axis:
         """The axis of FFN neurons, or of the neurons of each expert."""
         return Axis.EXPERT_NEURONS if Axis.EXPERT_NEURONS in self.axes() else Axis.NEURONS
+
+    def in_experts(self, axis: Axis) -> bool:
+        """Whether an axis of neurons is one that each expert ranks for itself."""
+        return any(r.per_expert and axis in each for r in self.rows for each in r.dims)
 
     @property
     def has_experts(self) -> bool:
@@ -431,15 +500,16 @@ class Layout:
         """Return the name, with `{layer}`, of the module of the loaded model that holds a tensor.
 
         Args:
-            table_row: Of this table; an expert's module keeps its `{expert}`.
+            table_row: Of this table; all experts of a layer are one module.
         """
-        name = table_row.module
+        name = table_row.name
         for stored, loaded in self.renamed:
             name = name.replace(stored, loaded)
-        return name
+        return name.rpartition(".")[0].partition(".{expert}")[0]
 
 
-_FFN_AXES = (Axis.NEURONS, Axis.EXPERT_NEURONS, Axis.EXPERTS)
+_FFN_AXES = (*NEURON_AXES, Axis.EXPERTS)
+_SHARED_WIDTH = "shared_expert_intermediate_size"
 
 
 def _is_matrix(table_row: TensorRow) -> bool:

@@ -107,6 +107,20 @@ RULES = (
         lambda shape: f"num_experts: {shape.num_experts_per_tok}",
     ),
     Rule(
+        "experts_fill_their_groups",
+        "the router picks groups of experts by the best two of each before it picks experts, so that all groups must "
+        "have equally many, at least two",
+        lambda layout: layout.has_experts,
+        lambda sizes, source: (
+            (sizes[Axis.EXPERTS] % max(1, source.num_expert_groups) == 0)
+            & (sizes[Axis.EXPERTS] >= 2 * source.num_expert_groups)
+        ),
+        lambda shape: ("num_experts",),
+        lambda shape: _around(
+            "num_experts", max(shape.num_experts, 2 * shape.num_expert_groups), shape.num_expert_groups
+        ),
+    ),
+    Rule(
         "expert_matrices_aligned",
         "stock transformers computes experts with grouped matrix products, whose rows must fill 16 bytes: hidden_size "
         f"and the experts' width must be multiples of {EXPERT_GRAIN}",

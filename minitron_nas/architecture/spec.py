@@ -15,13 +15,17 @@ SHAPE_FIELDS = (
     "num_key_value_heads",
     "num_experts",
     "moe_intermediate_size",
+    "shared_expert_intermediate_size",
 )
 """The fields that pruning may change; all others are the teacher's for ever."""
 
-EXPERT_FIELDS = ("num_experts", "moe_intermediate_size")
+EXPERT_FIELDS = ("num_experts", "moe_intermediate_size", "shared_expert_intermediate_size")
 """Those that are 0 in families without experts."""
 
-_OF_SOME_FAMILIES = ("layer_kinds", "fixed_sizes")
+_OF_SOME_FAMILIES = (
+    "shared_expert_intermediate_size", "num_expert_groups", "num_shared_experts", "layer_kinds",
+    "fixed_sizes",
+)  # fmt: skip
 """Fields that are left out of plain values where they are empty."""
 
 
@@ -48,6 +52,12 @@ class Architecture:
     num_experts: int = 0
     num_experts_per_tok: int = 0
     moe_intermediate_size: int = 0
+    shared_expert_intermediate_size: int = 0
+    """Neurons of what every token is sent to beside its experts; 0 where `num_shared_experts` says how many."""
+    num_expert_groups: int = 0
+    """Groups of equally many experts, of which a router picks some before it picks experts; 0 where there are none."""
+    num_shared_experts: int = 0
+    """How many times an expert's neurons what every token is sent to has, if it follows from those."""
     max_position_embeddings: int = 0
     longrope: bool = False
     """Whether the config lists longrope's factors, one for each pair of rotated channels."""
@@ -96,11 +106,19 @@ class Architecture:
             f"l{self.num_hidden_layers}-h{self.hidden_size}-f{self.intermediate_size}"
             f"-q{self.num_attention_heads}-k{self.num_key_value_heads}"
         )
-        return f"{dense}-e{self.num_experts}-m{self.moe_intermediate_size}" if self.num_experts else dense
+        experts = f"-e{self.num_experts}-m{self.moe_intermediate_size}" if self.num_experts else ""
+        shared = f"-s{self.shared_expert_intermediate_size}" if self.shared_expert_intermediate_size else ""
+        return f"{dense}{experts}{shared}"
+
+    @property
+    def num_shared_neurons(self) -> int:
+        """Neurons of what every token is sent to beside its experts."""
+        return self.shared_expert_intermediate_size or self.num_shared_experts * self.moe_intermediate_size
 
     def sizes(self) -> dict[str, int]:
         """Return the prunable sizes by name, without those of experts where there are none."""
-        return {name: getattr(self, name) for name in SHAPE_FIELDS if self.num_experts or name not in EXPERT_FIELDS}
+        names = [name for name in SHAPE_FIELDS if self.num_experts or name not in EXPERT_FIELDS]
+        return {name: size for name in names if (size := getattr(self, name)) or name not in _OF_SOME_FAMILIES}
 
     def says(self, switch: str) -> bool:
         """Whether a field, or a key of the config, is true.

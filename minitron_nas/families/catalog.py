@@ -17,6 +17,7 @@ from minitron_nas.families import (
     cohere,
     cohere2,
     cwm,
+    deepseek_v3,
     ernie4_5,
     exaone4,
     falcon_h1,
@@ -25,10 +26,13 @@ from minitron_nas.families import (
     gemma3_text,
     glm,
     glm4,
+    glm4_moe,
     gpt2,
     gpt_neox,
+    gpt_oss,
     granite,
     granite_swa,
+    granitemoe,
     granitemoehybrid,
     helium,
     hunyuan_v1_dense,
@@ -47,7 +51,9 @@ from minitron_nas.families import (
     phi,
     phi3,
     qwen2,
+    qwen2_moe,
     qwen3,
+    qwen3_5_moe_text,
     qwen3_5_text,
     qwen3_moe,
     seed_oss,
@@ -61,10 +67,11 @@ ENTRY_POINT_GROUP = "minitron_nas.families"
 """Entry points of this group name a `Layout` in another package."""
 
 _MODULES = (
-    arcee, cohere, cohere2, cwm, ernie4_5, exaone4, falcon_h1, gemma, gemma2, gemma3_text, glm, glm4, gpt2, gpt_neox,
-    granite, granite_swa, granitemoehybrid, helium, hunyuan_v1_dense, internlm3, iquestcoder, llama, ministral,
-    ministral3, mistral, mixtral, nemotron, nemotron_h, olmo2, olmo3, olmoe, phi, phi3, qwen2, qwen3, qwen3_5_text,
-    qwen3_moe, seed_oss, smollm3, stablelm, starcoder2, vaultgemma,
+    arcee, cohere, cohere2, cwm, deepseek_v3, ernie4_5, exaone4, falcon_h1, gemma, gemma2, gemma3_text, glm, glm4,
+    glm4_moe, gpt2, gpt_neox, gpt_oss, granite, granite_swa, granitemoe, granitemoehybrid, helium, hunyuan_v1_dense,
+    internlm3, iquestcoder, llama, ministral, ministral3, mistral, mixtral, nemotron, nemotron_h, olmo2, olmo3, olmoe,
+    phi, phi3, qwen2, qwen2_moe, qwen3, qwen3_5_moe_text, qwen3_5_text, qwen3_moe, seed_oss, smollm3, stablelm,
+    starcoder2, vaultgemma,
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from math import nan, prod
 import torch
 from torch import Tensor
 
-from minitron_nas.architecture.layout import Axis, Dim, Layout, TensorPlace, axis_sizes, factor_size
+from minitron_nas.architecture.layout import NEURON_AXES, Axis, Dim, Layout, TensorPlace, axis_sizes, factor_size
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.progress import Progress, silent
@@ -64,10 +64,14 @@ def random_scores(architecture: Architecture, layout: Layout, seed: int) -> Impo
 def _zeros(architecture: Architecture, layout: Layout) -> ImportanceScores:
     """Zero for every part, NaN for those that a layer does not have."""
     layers, experts = architecture.num_hidden_layers, architecture.num_experts
-    neurons = getattr(architecture, layout.neuron_axis.value)
+    sizes = axis_sizes(architecture)
+    units = {axis: sizes[axis] if axis in layout.neuron_axes else 0 for axis in NEURON_AXES}
     shapes = {
         "hidden": (architecture.hidden_size,),
-        "neurons": (layers, experts, neurons) if experts else (layers, neurons),
+        **{
+            name: (layers, experts, units[axis]) if layout.in_experts(axis) else (layers, units[axis])
+            for axis, name in NEURON_AXES.items()
+        },
         "heads": (layers, architecture.num_attention_heads),
         "kv_groups": (layers, architecture.num_key_value_heads),
         "experts": (layers, experts),
@@ -75,7 +79,7 @@ def _zeros(architecture: Architecture, layout: Layout) -> ImportanceScores:
     }
     scores = ImportanceScores(**{name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()})
     axes = {
-        layout.neuron_axis: (scores.neurons,),
+        **{axis: (getattr(scores, name),) for axis, name in NEURON_AXES.items()},
         Axis.KV_GROUPS: (scores.heads, scores.kv_groups),
         Axis.EXPERTS: (scores.experts,),
     }
@@ -114,8 +118,9 @@ def _spread(
             energy.hidden.add_(values)
         elif layer is None:
             continue
-        elif part in {(Axis.NEURONS,), (Axis.EXPERT_NEURONS,)}:
-            (energy.neurons[layer] if expert is None else energy.neurons[layer, expert]).add_(values)
+        elif part and isinstance(part[0], Axis) and part[0] in NEURON_AXES:
+            own: Tensor = getattr(energy, NEURON_AXES[part[0]])[layer]
+            (own if expert is None else own[expert]).add_(values.flatten(1).sum(dim=1) if len(part) > 1 else values)
         elif part == (Axis.EXPERTS,):
             energy.experts[layer].add_(values)
         elif part[:1] == (Axis.KV_GROUPS,):

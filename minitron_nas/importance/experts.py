@@ -1,4 +1,10 @@
-"""What experts compute that no hook shows, because they run as one module."""
+"""What experts compute that no hook shows, because they run as one module.
+
+The module is asked, by the interface through which transformers lets kernels compute experts: how it stores their
+matrices, whether these have biases, and what it makes of the outputs of the first.
+"""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +29,37 @@ def expert_neurons(experts: nn.Module, expert: int, inputs: Tensor) -> Tensor:
     """Compute again what an expert's down projection reads.
 
     Args:
-        experts: Holds `gate_up_proj` (num_experts, 2 x num_neurons, hidden_size) and its activation `act_fn`.
+        experts: A module of transformers' that holds `gate_up_proj`, or `up_proj` where nothing gates.
         expert: The expert.
         inputs: (num_sent, hidden_size), the tokens that it is sent.
 
     Returns:
         (num_sent, num_neurons).
     """
-    gate, up = linear(inputs, experts.get_parameter("gate_up_proj")[expert]).chunk(2, dim=-1)
-    active: Tensor = experts.get_submodule("act_fn")(gate)
-    return active * up
+    module: Any = experts
+    if module.has_gate:
+        gated: Tensor = module._apply_gate(_projected(experts, "gate_up_proj", expert, inputs))
+        return gated
+    active: Tensor = module.act_fn(_projected(experts, "up_proj", expert, inputs))
+    return active
+
+
+def expert_outputs(experts: nn.Module, expert: int, neurons: Tensor) -> Tensor:
+    """Compute again what an expert puts out, before the router weighs it.
+
+    Args:
+        experts: As above; holds `down_proj`.
+        expert: The expert.
+        neurons: (num_sent, num_neurons), what its down projection reads.
+
+    Returns:
+        (num_sent, hidden_size).
+    """
+    return _projected(experts, "down_proj", expert, neurons)
+
+
+def _projected(experts: nn.Module, name: str, expert: int, inputs: Tensor) -> Tensor:
+    module: Any = experts
+    weight = experts.get_parameter(name)[expert]
+    bias = experts.get_parameter(f"{name}_bias")[expert] if module.has_bias else None
+    return linear(inputs, weight.T if module.is_transposed else weight, bias)

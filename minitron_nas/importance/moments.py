@@ -127,8 +127,7 @@ def _hooks(layout: Layout, kept: MutableMapping[str, Tensor], readers: Readers, 
         module = layout.module_of(row)
         if row.per_expert:
             names = row.name.format(layer=layer, expert="{expert}")
-            experts = module.partition(".{expert}")[0]
-            before(experts, layer, lambda module, args: _add_experts(add, names, module, *args))
+            before(module, layer, lambda module, args: _add_experts(add, names, module, *args))
         else:
             before(module, layer, lambda _, args: add(row.name.format(layer=layer), args[0]))
 

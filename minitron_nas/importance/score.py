@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, linear
+from torch.nn.functional import cosine_similarity
 
-from minitron_nas.architecture.layout import Layout
+from minitron_nas.architecture.layout import NEURON_AXES, Axis, Layout, axis_sizes
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.importance.aggregation import BatchAggregate, over_sequence
-from minitron_nas.importance.experts import expert_neurons, expert_tokens
+from minitron_nas.importance.experts import expert_neurons, expert_outputs, expert_tokens
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import ImportanceSettings
 from minitron_nas.importance.sweep import Section, one_pass, sweep
@@ -55,7 +55,7 @@ def score_importance(
     Source: Muralidharan et al. 2024 (arXiv 2407.14679), section 2.2; KV groups after the
     independent KV-head contribution of Puzzle (arXiv 2411.19146).
     """
-    collector = _Collector(architecture, settings)
+    collector = _Collector(architecture, layout, settings)
     one_pass(model, calibration, partial(_hooks, layout, collector), batch_sequences, progress)
     return collector.scores()
 
@@ -81,7 +81,7 @@ def sweep_importance(
     Raises:
         DiskSpaceError: If neither memory nor disk can hold the hidden states.
     """
-    collector = _Collector(checkpoint.architecture, settings)
+    collector = _Collector(checkpoint.architecture, checkpoint.layout, settings)
     watch = partial(_hooks, checkpoint.layout, collector)
     sweep(checkpoint, calibration, watch, folder, batch_sequences, progress)
     return collector.scores()
@@ -90,13 +90,13 @@ def sweep_importance(
 class _Collector:
     """Accumulators of one pass, a few numbers per unit."""
 
-    def __init__(self, architecture: Architecture, settings: ImportanceSettings) -> None:
+    def __init__(self, architecture: Architecture, layout: Layout, settings: ImportanceSettings) -> None:
         layers = range(architecture.num_hidden_layers)
         experts = range(architecture.num_experts)
         self.batch_shape: tuple[int, ...] = ()
-        self._architecture, self._settings = architecture, settings
+        self._architecture, self._layout, self._settings = architecture, layout, settings
         self._hidden: dict[str, BatchAggregate] = {}
-        self._neurons = [BatchAggregate() for _ in layers]
+        self._neurons = {axis: [BatchAggregate() for _ in layers] for axis in layout.neuron_axes}
         self._expert_neurons = [[BatchAggregate() for _ in experts] for _ in layers]
         self._heads = [BatchAggregate() for _ in layers]
         self._kv_groups = [BatchAggregate() for _ in layers]
@@ -109,14 +109,14 @@ class _Collector:
     def add_hidden(self, place: str, states: Tensor) -> None:
         self._add(self._hidden.setdefault(place, BatchAggregate()), states)
 
-    def add_neurons(self, layer: int, inputs: Tensor) -> None:
-        self._add(self._neurons[layer], inputs)
+    def add_neurons(self, axis: Axis, layer: int, inputs: Tensor) -> None:
+        self._add(self._neurons[axis][layer], inputs)
 
     def add_heads(self, layer: int, inputs: Tensor, projection: Tensor) -> None:
         source = self._architecture
-        heads = inputs.reshape(*self.batch_shape, source.num_attention_heads, source.head_dim).float().norm(dim=-1)
+        heads = inputs.reshape(*self.batch_shape, source.num_attention_heads, -1).float().norm(dim=-1)
         self._add(self._heads[layer], heads)
-        width = source.heads_per_group * source.head_dim
+        width = inputs.shape[-1] // source.num_key_value_heads
         contributions = [
             (inputs[..., start : start + width] @ projection[:, start : start + width].T).float().norm(dim=-1)
             for start in range(0, inputs.shape[-1], width)
@@ -128,7 +128,7 @@ class _Collector:
 
         Args:
             layer: The layer.
-            module: Holds `gate_up_proj` (num_experts, 2 x num_neurons, hidden_size) and `down_proj`.
+            module: Computes all experts of the layer.
             inputs: (num_tokens, hidden_size).
             chosen: (num_tokens, num_experts_per_tok), the experts that each token is sent to.
             weights: The same shape, the router's weights.
@@ -140,7 +140,7 @@ class _Collector:
             neurons = active.new_zeros((len(inputs), active.shape[-1]))
             neurons[tokens] = active
             self._add(aggregate, neurons)
-            output = linear(active, module.get_parameter("down_proj")[expert]) * weights[tokens, choice, None]
+            output = expert_outputs(module, expert, active) * weights[tokens, choice, None]
             added[tokens, expert] = output.float().norm(dim=-1)
         self._add(self._experts[layer], added)
 
@@ -150,19 +150,24 @@ class _Collector:
 
     def scores(self) -> ImportanceScores:
         source = self._architecture
-        has_experts = bool(source.num_experts)
-        num_neurons = source.moe_intermediate_size or source.intermediate_size
         cosines = torch.cat([aggregate.mean() for aggregate in self._cosines])
         return ImportanceScores(
             hidden=self._stacked(list(self._hidden.values()), source.hidden_size).sum(dim=0),
-            neurons=torch.stack([self._stacked(experts, num_neurons) for experts in self._expert_neurons])
-            if has_experts
-            else self._stacked(self._neurons, num_neurons),
+            **{name: self._scores_of(axis) for axis, name in NEURON_AXES.items()},
             heads=self._stacked(self._heads, source.num_attention_heads),
             kv_groups=self._stacked(self._kv_groups, source.num_key_value_heads),
             experts=self._stacked(self._experts, source.num_experts),
             layers=1 - cosines,
         )
+
+    def _scores_of(self, axis: Axis) -> Tensor:
+        """Scores of the neurons of one axis; none where the family does not have it."""
+        layers, size = self._architecture.num_hidden_layers, axis_sizes(self._architecture)[axis]
+        if axis not in self._neurons:
+            return torch.zeros(layers, 0)
+        if not self._layout.in_experts(axis):
+            return self._stacked(self._neurons[axis], size)
+        return torch.stack([self._stacked(experts, size) for experts in self._expert_neurons])
 
     def _add(self, aggregate: BatchAggregate, activations: Tensor) -> None:
         """Add raw scores of shape (batch, seq_len, units), or with the first two run together."""
@@ -186,24 +191,30 @@ def _hooks(layout: Layout, collector: _Collector, section: Section) -> Iterator[
     def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         collector.batch_shape = tuple(layer_input(args, kwargs).shape[:-1])
 
+    def watch_neurons(axis: Axis, layer: int) -> None:
+        down = layout.writer(axis)
+        if not down.in_kind(collector.kind_of(layer)):
+            return
+        if down.per_expert:
+            before(layout.module_of(down), layer, lambda module, args: collector.add_experts(layer, module, *args))
+        else:
+            before(layout.module_of(down), layer, lambda _, args: collector.add_neurons(axis, layer, args[0]))
+
     def measure(layer: int) -> None:
         kind = collector.kind_of(layer)
         for reader in layout.readers(kind):
             name = layout.module_of(reader)
             place = name.format(layer=layer)
             before(name, layer, lambda _, args, place=place: collector.add_hidden(place, args[0]))  # type: ignore[misc]
-        output, down = layout.writers()
+        output = layout.writer(Axis.GROUP_HEADS)
         if output.in_kind(kind):
             before(
                 layout.module_of(output),
                 layer,
                 lambda module, args: collector.add_heads(layer, args[0], _projection(module, layout)),
             )
-        if down.in_kind(kind) and layout.has_experts:
-            experts = layout.module_of(down).partition(".{expert}")[0]
-            before(experts, layer, lambda module, args: collector.add_experts(layer, module, *args))
-        elif down.in_kind(kind):
-            before(layout.module_of(down), layer, lambda _, args: collector.add_neurons(layer, args[0]))
+        for axis in layout.neuron_axes:
+            watch_neurons(axis, layer)
 
         def leave(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: LayerOutput) -> None:
             collector.add_layer(layer, layer_input(args, kwargs), states_of(output))
@@ -224,4 +235,4 @@ def _hooks(layout: Layout, collector: _Collector, section: Section) -> Iterator[
 def _projection(module: nn.Module, layout: Layout) -> Tensor:
     """The weight of a layer's projection, (outputs, inputs)."""
     weight = module.get_parameter("weight")
-    return weight.T if layout.conv1d else weight
+    return weight.T if layout.inputs_first(layout.writer(Axis.GROUP_HEADS)) else weight

@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,11 +31,14 @@ class ImportanceScores:
 
     Attributes:
         hidden: (hidden_size,); one ranking for the whole network.
-        neurons: (num_hidden_layers, num_neurons), or (num_hidden_layers, num_experts, num_neurons).
+        neurons: (num_hidden_layers, num_neurons), or (num_hidden_layers, num_experts, num_neurons) where
+            `intermediate_size` is what an expert has.
         heads: (num_hidden_layers, num_attention_heads).
         kv_groups: (num_hidden_layers, num_key_value_heads).
         experts: (num_hidden_layers, num_experts); no columns where the family has none.
         layers: (num_hidden_layers,).
+        expert_neurons: (num_hidden_layers, num_experts, num_neurons) where experts have a size of their own.
+        shared_neurons: (num_hidden_layers, num_neurons), of what every token is sent to beside its experts.
     """
 
     hidden: Tensor
@@ -44,6 +47,8 @@ class ImportanceScores:
     kv_groups: Tensor
     experts: Tensor
     layers: Tensor
+    expert_neurons: Tensor = field(default_factory=lambda: torch.zeros(0, 0, 0))
+    shared_neurons: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
 
     def save(self, folder: Path, about: dict[str, str], calibration: PackedTokens | None = None) -> None:
         """Write a folder, whole or not at all.
@@ -53,7 +58,7 @@ class ImportanceScores:
             about: Metadata of the scores.
             calibration: The text that they were measured on; lets later steps measure on the same.
         """
-        tensors = {field.name: getattr(self, field.name).contiguous() for field in fields(self)}
+        tensors = {each.name: getattr(self, each.name).contiguous() for each in fields(self)}
         with whole_folder(folder) as partial:
             # One entry, because safetensors writes several in any order.
             save_file(tensors, partial / _FILE, metadata={_ABOUT: json.dumps(about, sort_keys=True)})
@@ -80,7 +85,7 @@ class ImportanceScores:
         try:
             with safe_open(file, framework="pt") as handle:
                 scored = json.loads((handle.metadata() or {}).get(_ABOUT, "{}")).get("source")
-                tensors = {field.name: handle.get_tensor(field.name) for field in fields(cls)}
+                tensors = {each.name: handle.get_tensor(each.name) for each in fields(cls)}
         except (SafetensorError, ValueError) as error:
             raise ScoresError(f"{file} is cut short or of another version ({error}); score again") from None
         if source is not None and scored != source:
@@ -90,14 +95,14 @@ class ImportanceScores:
         return cls(**tensors)
 
     def _rows(self) -> Iterator[dict[str, Any]]:
-        for field in fields(self):
-            scores = getattr(self, field.name)
+        for each in fields(self):
+            scores = getattr(self, each.name)
             for place in itertools.product(*(range(size) for size in scores.shape[:-1])):
                 if scores[place].isnan().any():
                     continue
                 layer, expert = (*place, None, None)[:2]
                 for row in _ranked(scores[place]):
-                    yield {"axis": field.name, "layer": layer, "expert": expert, **row}
+                    yield {"axis": each.name, "layer": layer, "expert": expert, **row}
 
 
 def load_calibration(folder: Path) -> PackedTokens:

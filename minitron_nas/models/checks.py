@@ -39,7 +39,7 @@ _PROBE_TEXT = "Hello, world 42"
 
 
 def check_tensors(path: Path, expected: ExpectedTensors) -> dict[str, TensorHeader]:
-    """Compare the safetensors headers with the family's table, and return them by the table's names.
+    """Compare the safetensors headers with the family's table, and return one for each tensor of the table, by name.
 
     Args:
         path: The folder.
@@ -63,7 +63,7 @@ def check_tensors(path: Path, expected: ExpectedTensors) -> dict[str, TensorHead
         raise CheckpointError(
             _wrapped(path, found, expected) or f"{path} does not match its config.json: {_first(faults)}"
         )
-    return found
+    return expected.sliced(found)
 
 
 def check_twins(path: Path, headers: Mapping[str, TensorHeader], expected: ExpectedTensors) -> None:

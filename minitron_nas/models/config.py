@@ -24,6 +24,11 @@ _LABELS = "num_labels"
 """No size of a causal language model, but transformers makes a table of as many entries."""
 _MOST_LAYERS = 10_000
 _LONGEST_DIMENSION = 10_000_000
+_UNPACKING = {
+    "mxfp4": ": AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, quantization_config="
+    "Mxfp4Config(dequantize=True)) turns MXFP4 into bfloat16, which needs no GPU; save it and its tokenizer with "
+    "save_pretrained, or give the pair as it is"
+}
 """Bounds for a config without weights beside it, so that nothing endless is made of a number in it."""
 
 
@@ -111,10 +116,11 @@ def _readable_layout(path: Path, config: dict[str, Any]) -> Layout:
     """Return the table of a config's family, if it is one of a model in plain floating point."""
     _refuse_other_tasks(path, config)
     layout = known_layout(config)
-    if config.get("quantization_config"):
+    if packing := config.get("quantization_config"):
+        method = str(packing.get("quant_method")) if isinstance(packing, dict) else ""
         raise CheckpointError(
-            f"{path} holds a quantised model; pruning needs plain floating-point weights: give the model "
-            "that it was quantised from, or dequantise it in transformers and save it again"
+            f"{path} holds a quantised model; pruning needs plain floating-point weights: give the model that it was "
+            f"quantised from, or dequantise it in transformers and save it again{_UNPACKING.get(method, '')}"
         )
     return layout
 
@@ -163,7 +169,8 @@ def _refuse_other_readings(path: Path, config: dict[str, Any]) -> None:
 def _check_sizes(path: Path, config: dict[str, Any], layout: Layout, most_layers: int, longest: int, told: str) -> None:
     """Refuse sizes that no tensor of the model could have."""
     axes = {axis.value for axis in layout.axes()} & set(Architecture.__slots__)
-    for field in sorted({*axes, *layout.fixed_keys(), _LAYERS, _HEADS, Axis.HEAD_DIM.value, _LABELS}):
+    sizes = {*axes, *layout.shape_fields(), *layout.fixed_keys(), _LAYERS, _HEADS, Axis.HEAD_DIM.value, _LABELS}
+    for field in sorted(sizes):
         least, most = 0 if field == _LABELS else 1, most_layers if field == _LAYERS else longest
         for key in layout.config_names(field):
             value = config.get(key)

@@ -4,26 +4,30 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Self
 
-from minitron_nas.architecture.layout import HIDDEN, VOCAB, Layout
+from minitron_nas.architecture.layout import HIDDEN, VOCAB, Layout, stored_tensor
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.storage.weights import TensorHeader
 
 
 @dataclass(frozen=True, slots=True)
 class ExpectedTensors:
-    """The tensors that a checkpoint of some shape has, with their shapes, by the table's names.
+    """The tensors that the files of a checkpoint of some shape have, with their shapes, by the table's names.
 
     Attributes:
         layout: The table of its family.
+        stacks: How many tensors of the table each of those holds that hold several, one after the other.
         required: What it has to hold.
         twins: What only an untied model needs; a tied one may carry it as a copy of the embedding.
         embedding: The name of the token embedding.
+        num_layers: How many layers it has.
     """
 
     layout: Layout
+    stacks: Mapping[str, int]
     required: Mapping[str, tuple[int, ...]]
     twins: Mapping[str, tuple[int, ...]]
     embedding: str
+    num_layers: int
 
     @classmethod
     def of(cls, architecture: Architecture, layout: Layout) -> Self:
@@ -37,7 +41,12 @@ class ExpectedTensors:
         untied = _shapes(replace(architecture, tie_word_embeddings=False), layout)
         twins = {name: shape for name, shape in untied.items() if name not in required}
         embedding = next(place.name for place in layout.tensors(architecture) if place.row.dims == (VOCAB, HIDDEN))
-        return cls(layout, required, twins, embedding)
+        stacks = {
+            stored_tensor(place.name): architecture.num_experts
+            for place in layout.tensors(architecture)
+            if place.row.is_slice
+        }
+        return cls(layout, stacks, required, twins, embedding, architecture.num_hidden_layers)
 
     @property
     def known(self) -> dict[str, tuple[int, ...]]:
@@ -52,8 +61,33 @@ class ExpectedTensors:
         """
         known, layout = self.known, self.layout
         own = {older: name for name in known for older in layout.stored_names(name) if older not in known}
-        return {own.get(name, name): header for name, header in found.items() if not name.endswith(layout.ignored)}
+        return {own.get(name, name): header for name, header in found.items() if not self._is_dropped(name)}
+
+    def _is_dropped(self, name: str) -> bool:
+        """Whether transformers has no use for a tensor of the file, and says nothing of it."""
+        before = self.layout.layer_module.partition("{layer}")[0]
+        number = name.removeprefix(before).partition(".")[0] if name.startswith(before) else ""
+        later = self.layout.drops_later_layers and number.isdecimal() and int(number) >= self.num_layers
+        return later or name.endswith(self.layout.ignored)
+
+    def sliced(self, named: Mapping[str, TensorHeader]) -> dict[str, TensorHeader]:
+        """Return one header for each tensor of the table, those of a stack instead of the stack's own.
+
+        Args:
+            named: What `named` returned; a stack of another length stays whole.
+        """
+        result: dict[str, TensorHeader] = {}
+        for name, header in named.items():
+            if self.stacks.get(name) == next(iter(header.shape), 0):
+                result |= {f"{name}[{number}]": header.slice(number) for number in range(header.shape[0])}
+            else:
+                result[name] = header
+        return result
 
 
 def _shapes(architecture: Architecture, layout: Layout) -> dict[str, tuple[int, ...]]:
-    return {place.name: place.row.shape(architecture) for place in layout.tensors(architecture)}
+    found: dict[str, tuple[int, ...]] = {}
+    for place in layout.tensors(architecture):
+        slices = (architecture.num_experts,) if place.row.is_slice else ()
+        found[stored_tensor(place.name)] = (*slices, *place.row.shape(architecture))
+    return found

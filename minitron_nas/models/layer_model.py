@@ -15,6 +15,7 @@ from transformers import AutoConfig
 from minitron_nas.architecture.config import architecture_of, with_sizes
 from minitron_nas.architecture.layout import HIDDEN, VOCAB, Layout
 from minitron_nas.architecture.spec import Architecture
+from minitron_nas.models.borders import border_masks
 from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.config import layer_lists
 from minitron_nas.models.stock import model_from_tensors
@@ -99,7 +100,8 @@ def run_layer(model: CausalLM, layout: Layout, states: Tensor, position_ids: Ten
     giving = module.register_forward_pre_hook(give, prepend=True, with_kwargs=True)
     with giving, module.register_forward_hook(take):
         # The embeddings are given for their shape and type alone: models may scale them or add to them.
-        model.get_decoder()(inputs_embeds=states, position_ids=position_ids, use_cache=False)
+        masks = border_masks(model, position_ids)
+        model.get_decoder()(inputs_embeds=states, position_ids=position_ids, use_cache=False, **masks)
     return outputs[0]
 
 

@@ -11,6 +11,7 @@ from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.expected import ExpectedTensors
 from minitron_nas.models.stock import DTYPES
 from minitron_nas.models.text_part import read_text_headers, wrapper_in
+from minitron_nas.storage.foreign import read_object
 from minitron_nas.storage.weights import TensorHeader, float_rows
 
 _UNLIKE = 0.1
@@ -26,7 +27,7 @@ def check_origin(checkpoint: Checkpoint, origin: Path, prefix: str) -> None:
 
     transformers keeps no record of what it found. But a model says where it was loaded from: a matrix that this
     folder lacks, or that has nothing to do with the folder's, was made up. A model that says nothing, or names what
-    is not here any more, passes, and so does a matrix whose shape was changed since.
+    is not here any more or is quantised, passes, and so does a matrix whose shape was changed since.
 
     Args:
         checkpoint: The model, saved.
@@ -38,7 +39,9 @@ def check_origin(checkpoint: Checkpoint, origin: Path, prefix: str) -> None:
     """
     try:
         expected = ExpectedTensors.of(checkpoint.architecture, checkpoint.layout)
-        wrapper, stored = wrapper_in(origin), expected.named(read_text_headers(origin))
+        wrapper, stored = wrapper_in(origin), expected.sliced(expected.named(read_text_headers(origin)))
+        if read_object(origin / "config.json").get("quantization_config"):
+            return  # its matrices are packed
     except CheckpointError:
         return  # no safetensors lie there
     made_up = list(_made_up(checkpoint, stored, expected, prefix))

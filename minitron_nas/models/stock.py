@@ -1,5 +1,6 @@
 """From stored tensors to stock causal LMs."""
 
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from minitron_nas.architecture.layout import stored_tensor
 from minitron_nas.models.attention import attend_by_document
 from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.storage.weights import TensorHeader, read_rows, row_blocks
@@ -45,7 +47,7 @@ def read_entries(header: TensorHeader, indices: Tensor) -> Tensor:
     return torch.from_numpy(np.concatenate(pieces)).view(DTYPES[header.dtype])
 
 
-def model_from_tensors(config: dict[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype) -> CausalLM:
+def model_from_tensors(config: dict[str, Any], tensors: Mapping[str, Tensor], dtype: torch.dtype) -> CausalLM:
     """Build a stock causal LM around tensors.
 
     Args:
@@ -61,10 +63,21 @@ def model_from_tensors(config: dict[str, Any], tensors: dict[str, Tensor], dtype
         shell = AutoModelForCausalLM.from_config(model_config, dtype=dtype)
     model: CausalLM
     model, info = type(shell).from_pretrained(
-        None, config=model_config, state_dict=tensors, dtype=dtype, output_loading_info=True
+        None, config=model_config, state_dict=_stacked(tensors), dtype=dtype, output_loading_info=True
     )
     missing = set(info["missing_keys"]) | set(info["unexpected_keys"]) | set(info["mismatched_keys"])
     if missing:
         raise RuntimeError(f"the family table of {model_config.model_type} and transformers disagree on {missing}")
     attend_by_document(model)
     return model
+
+
+def _stacked(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors as a file holds them: the slices of a stack, which follow one another, as one."""
+    groups: dict[str, list[str]] = {}
+    for name in tensors:
+        groups.setdefault(stored_tensor(name), []).append(name)
+    return {
+        stack: tensors[stack] if names == [stack] else torch.stack([tensors[name] for name in names])
+        for stack, names in groups.items()
+    }

@@ -112,6 +112,8 @@ def _model(what: str) -> Shown:
 def _parts(outline: Outline) -> list[dict[str, Any]]:
     counts = Counter[str]()
     for place in outline.layout.tensors(outline.architecture):
+        if place.row.is_buffer:
+            continue
         counts[_part(place.row)] += int(np.prod(place.row.shape(outline.architecture)))
     total = sum(counts.values())
     return [{"part": part, "parameters": count, "share": count / total} for part, count in counts.most_common()]
@@ -125,6 +127,8 @@ def _part(row: TensorRow) -> str:
         return "attention"
     if any(dim.fixed_keys for dim in row.dims):
         return "mixers"
+    if Axis.SHARED_NEURONS in axes:
+        return "shared experts"
     if row.per_expert or axes & {Axis.NEURONS, Axis.EXPERT_NEURONS}:
         return "experts" if row.per_expert or Axis.EXPERT_NEURONS in axes else "feed-forward"
     return "router" if Axis.EXPERTS in axes else "norms and others"

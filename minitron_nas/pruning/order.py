@@ -7,7 +7,7 @@ gives the teacher's tensors to the bit.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from math import prod
 from pathlib import Path
 from typing import Self
@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from minitron_nas.architecture.kinds import fewest_layers
-from minitron_nas.architecture.layout import Axis, Dim, Factor, Sizes, TensorPlace, axis_sizes, factor_size
+from minitron_nas.architecture.layout import NEURON_AXES, Axis, Dim, Factor, Sizes, TensorPlace, axis_sizes, factor_size
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import InvalidArchitectureError
 from minitron_nas.importance.depth_modes import ranked_layers
@@ -25,8 +25,7 @@ from minitron_nas.importance.scores import ImportanceScores, descending
 from minitron_nas.pruning.merging import merge_partners
 
 _PER_LAYER = {
-    Axis.NEURONS: "neurons",
-    Axis.EXPERT_NEURONS: "neurons",
+    **NEURON_AXES,
     Axis.KV_GROUPS: "kv_groups",
     Axis.GROUP_HEADS: "group_heads",
     Axis.EXPERTS: "experts",
@@ -40,13 +39,15 @@ class PruningOrder:
 
     Attributes:
         hidden: (hidden_size,).
-        neurons: (num_hidden_layers, num_neurons), or (num_hidden_layers, num_experts, num_neurons).
+        neurons: (num_hidden_layers, num_neurons), or (num_hidden_layers, num_experts, num_neurons), as in the scores.
         kv_groups: (num_hidden_layers, num_key_value_heads).
         group_heads: (num_hidden_layers, num_key_value_heads, heads_per_group): for each group, in
             the teacher's order, its heads' places within the group.
-        experts: (num_hidden_layers, num_experts).
+        experts: (num_hidden_layers, num_experts); where they lie in groups, the best of each, then the second best.
         layers: (num_hidden_layers, num_hidden_layers), bool; row n - 1 says which layers a model of n
             layers keeps, none where that was not measured.
+        expert_neurons: (num_hidden_layers, num_experts, num_neurons).
+        shared_neurons: (num_hidden_layers, num_neurons).
     """
 
     hidden: Tensor
@@ -55,6 +56,8 @@ class PruningOrder:
     group_heads: Tensor
     experts: Tensor
     layers: Tensor
+    expert_neurons: Tensor = field(default_factory=lambda: torch.zeros(0, 0, 0, dtype=torch.int64))
+    shared_neurons: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
 
     @classmethod
     def from_scores(
@@ -90,8 +93,10 @@ class PruningOrder:
             neurons=descending(scores.neurons),
             kv_groups=descending(scores.kv_groups),
             group_heads=descending(grouped),
-            experts=descending(scores.experts),
+            experts=_by_group(descending(scores.experts), architecture.num_expert_groups),
             layers=layers,
+            expert_neurons=descending(scores.expert_neurons),
+            shared_neurons=descending(scores.shared_neurons),
         )
 
     @staticmethod
@@ -128,7 +133,7 @@ class PruningOrder:
 
     def save(self, path: Path) -> None:
         """Write a safetensors file."""
-        save_file({field.name: getattr(self, field.name).contiguous() for field in fields(self)}, path)
+        save_file({each.name: getattr(self, each.name).contiguous() for each in fields(self)}, path)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -236,7 +241,21 @@ class PruningOrder:
         ranking: Tensor = getattr(self, _PER_LAYER[factor])[place.layer]
         if place.expert is not None:
             ranking = ranking[place.expert]
-        return _first(ranking, getattr(target, factor.value))
+        return _first(ranking, axis_sizes(target)[factor])
+
+
+def _by_group(ranking: Tensor, num_groups: int) -> Tensor:
+    """Rank experts so that the first of any number of whole rounds holds equally many of each group.
+
+    Args:
+        ranking: (num_hidden_layers, num_experts), most important first.
+        num_groups: Groups of experts that lie one after the other; 0 leaves the ranking as it is.
+    """
+    if num_groups == 0 or ranking.shape[1] == 0:
+        return ranking
+    group = ranking // (ranking.shape[1] // num_groups)
+    rounds = (group[:, :, None] == torch.arange(num_groups)).cumsum(dim=1).gather(2, group[:, :, None]).squeeze(2)
+    return ranking.gather(1, torch.argsort(rounds, dim=1, stable=True))
 
 
 def _first(ranking: Tensor, count: int) -> Tensor:

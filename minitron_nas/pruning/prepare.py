@@ -63,7 +63,8 @@ class PreparedTeacher:
         """
         config = read_config(path)
         architecture, layout = read_architecture(path, config)
-        headers = ExpectedTensors.of(architecture, layout).named(read_text_headers(path))
+        expected = ExpectedTensors.of(architecture, layout)
+        headers = expected.sliced(expected.named(read_text_headers(path)))
         order = PruningOrder.load(folder / _ORDER)
         rotation = Rotation.load(folder / _ROTATION) if (folder / _ROTATION).is_file() else None
         moments = folder / _MOMENTS if (folder / _MOMENTS).is_dir() else None

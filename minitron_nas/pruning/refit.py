@@ -87,5 +87,5 @@ def cuts_inputs(source: Architecture, target: Architecture) -> bool:
         source: The source's shape.
         target: The student's.
     """
-    sizes = ("intermediate_size", "moe_intermediate_size", "num_attention_heads")
+    sizes = ("intermediate_size", "moe_intermediate_size", "num_shared_neurons", "num_attention_heads")
     return any(getattr(source, size) != getattr(target, size) for size in sizes)

@@ -231,7 +231,7 @@ class _Sequence:
         """Run the student's FFN, refit what it adds, and write the stream behind it."""
         down = self._layout.writer(self._layout.neuron_axis)
         norm, output = self._pruned.module(student, second), self._layout.module_of(down)
-        block = student.get_submodule(_block_of(output).format(layer=0))
+        block = student.get_submodule(output.rpartition(".")[0].format(layer=0))
         for indices, _ in self._batches():
             run = partial(block, norm(self._read(reads, indices)))
             if self._activated is not None:
@@ -263,7 +263,7 @@ class _Sequence:
     ) -> None:
         """Refit an output projection to what the student's stream lacks of the teacher's."""
         place = self._place(output, number)
-        start = self._outputs_first(whole(self._parts[place.name]).double())
+        start = self._outputs_first(place, whole(self._parts[place.name]).double())
         bias = self._parts.get(f"{output.module}.bias".format(layer=number))
         offset = whole(bias).to(self._device, torch.float32) if bias is not None else 0.0
         regression = Regression(start.shape[0], start.shape[1], self._device)
@@ -293,20 +293,20 @@ class _Sequence:
             part = self._parts[place.name]
             assert isinstance(part, Cut)
             unmixed = tuple(None if each == HIDDEN else kept for each, kept in zip(row.dims, part.kept, strict=True))
-            original = self._outputs_first(whole(replace(part, kept=unmixed)).float()).to(self._device)
-            start = self._outputs_first(whole(part).double())
+            original = self._outputs_first(place, whole(replace(part, kept=unmixed)).float()).to(self._device)
+            start = self._outputs_first(place, whole(part).double())
             self._keep(place, regression.solve(start, self._settings.ridge, original), student)
 
     def _keep(self, place: TensorPlace, matrix: Tensor, student: CausalLM) -> None:
         """Keep a refitted matrix for the student's file, and let its layer go on with it."""
-        stored = self._outputs_first(matrix).to("cpu", DTYPES[self._parts[place.name].dtype])
+        stored = self._outputs_first(place, matrix).to("cpu", DTYPES[self._parts[place.name].dtype])
         self._refitted[place.name] = stored.contiguous()
         if place.expert is None:
             self._pruned.module(student, place.row).get_parameter("weight").copy_(stored)
 
-    def _outputs_first(self, matrix: Tensor) -> Tensor:
+    def _outputs_first(self, place: TensorPlace, matrix: Tensor) -> Tensor:
         """Turn a stored matrix to (outputs, inputs), or such a one back."""
-        return matrix.T if self._layout.conv1d else matrix
+        return matrix.T if self._layout.inputs_first(place.row) else matrix
 
     def _stream_basis(self) -> Tensor | None:
         """What turns the teacher's stream into the student's: a matrix, the channels that stay, or None for all."""
@@ -339,8 +339,3 @@ class _Sequence:
 
     def _place(self, row: TensorRow, number: int) -> TensorPlace:
         return TensorPlace(row.name.format(layer=number), row, number, None)
-
-
-def _block_of(module: str) -> str:
-    """Return the name of the module that an output projection of an FFN, or of its experts, belongs to."""
-    return module.partition(".experts.")[0] if ".experts." in module else module.rpartition(".")[0]

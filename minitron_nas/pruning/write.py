@@ -6,11 +6,13 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from xxhash import xxh3_128_digest
 
+from minitron_nas.architecture.layout import stored_tensor
 from minitron_nas.errors import CheckpointError
 from minitron_nas.models.checks import all_finite, not_finite
 from minitron_nas.progress import Progress, silent
@@ -19,6 +21,10 @@ from minitron_nas.storage.atomic import require_free_bytes, write_json
 from minitron_nas.storage.weights import INDEX, SINGLE, in_threads, safetensors_header
 
 _SHARD_BYTES = 5_000_000_000
+
+
+_Tensor: TypeAlias = tuple[Part, ...]
+"""What makes up one tensor of a file: a part, or the slices of a stack one after the other."""
 
 
 class _Block(NamedTuple):
@@ -31,7 +37,7 @@ class _Block(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Shard:
-    """One safetensors file to be: its name, its header and where each tensor's data goes."""
+    """One safetensors file to be: its name, its header and where each part's data goes."""
 
     name: str
     header: bytes
@@ -59,7 +65,7 @@ def write_weights(
     their name already are taken over, so that a killed surgery goes on.
 
     Args:
-        parts: What to write.
+        parts: What to write; the slices of a stack follow one another, and become one tensor.
         folder: An existing folder that holds nothing but an earlier attempt at the same.
         progress: Told the number of bytes written and verified.
         shard_bytes: Greatest size of a file, unless one tensor is larger.
@@ -80,7 +86,7 @@ def write_weights(
             progress(done, whole)
         os.replace(partial, folder / shard.name)
     if len(shards) > 1:
-        weight_map = {part.name: shard.name for shard in shards for part in shard.parts}
+        weight_map = {stored_tensor(part.name): shard.name for shard in shards for part in shard.parts}
         write_json(folder / INDEX, {"metadata": {"total_size": total_bytes(parts)}, "weight_map": weight_map})
 
 
@@ -144,26 +150,35 @@ def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
 
 
 def _shards(parts: Sequence[Part], shard_bytes: int) -> list[_Shard]:
-    groups: list[list[Part]] = [[]]
+    groups: list[list[_Tensor]] = [[]]
     room = shard_bytes
-    for part in parts:
-        if num_bytes(part) > room and groups[-1]:
+    for _, slices in groupby(parts, lambda part: stored_tensor(part.name)):
+        tensor = tuple(slices)
+        if total_bytes(tensor) > room and groups[-1]:
             groups.append([])
             room = shard_bytes
-        groups[-1].append(part)
-        room -= num_bytes(part)
+        groups[-1].append(tensor)
+        room -= total_bytes(tensor)
     names = (
         [SINGLE]
         if len(groups) == 1
         else [f"model-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
     )
-    return [_shard(name, tuple(group)) for name, group in zip(names, groups, strict=True)]
+    return [_shard(name, group) for name, group in zip(names, groups, strict=True)]
 
 
-def _shard(name: str, parts: tuple[Part, ...]) -> _Shard:
-    header = safetensors_header((part.name, part.dtype, part.shape, num_bytes(part)) for part in parts)
+def _shard(name: str, tensors: Sequence[_Tensor]) -> _Shard:
+    header = safetensors_header(map(_described, tensors))
+    parts = tuple(part for tensor in tensors for part in tensor)
     offsets, position = [], len(header)
     for part in parts:
         offsets.append(position)
         position += num_bytes(part)
     return _Shard(name, header, parts, tuple(offsets))
+
+
+def _described(tensor: _Tensor) -> tuple[str, str, tuple[int, ...], int]:
+    """Return the name, type, shape and bytes of a tensor of a file."""
+    first, name = tensor[0], stored_tensor(tensor[0].name)
+    shape = first.shape if first.name == name else (len(tensor), *first.shape)
+    return name, first.dtype, shape, total_bytes(tensor)

@@ -62,6 +62,8 @@ class SpaceAxes(Settings):
         num_key_value_heads: KV groups; without it groups of one head follow their heads.
         num_experts: Experts of a layer, in families that have them.
         moe_intermediate_size: Neurons of each expert, where that is not intermediate_size.
+        shared_expert_intermediate_size: Neurons of what every token is sent to beside its experts, where that is a
+            size of its own.
     """
 
     num_hidden_layers: AxisValues | None = None
@@ -71,6 +73,7 @@ class SpaceAxes(Settings):
     num_key_value_heads: AxisValues | None = None
     num_experts: AxisValues | None = None
     moe_intermediate_size: AxisValues | None = None
+    shared_expert_intermediate_size: AxisValues | None = None
 
     @model_validator(mode="after")
     def _ratios_only_for_neurons(self) -> Self:

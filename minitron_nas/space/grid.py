@@ -56,6 +56,7 @@ class Grid:
             *_channel_wheels(axes, source),
             _wheel(axes, source, "num_experts"),
             _wheel(axes, source, "moe_intermediate_size", ascending=True),
+            _wheel(axes, source, "shared_expert_intermediate_size", ascending=True),
         )
         return cls(tuple(wheel for wheel in wheels if set(wheel) <= set(names)))
 

@@ -44,13 +44,14 @@ _SHAPE = (
     Column("num_key_value_heads", _INT, "key-value groups a layer"),
     Column("num_experts", _INT, "experts a layer; null where the family has none"),
     Column("moe_intermediate_size", _INT, "FFN neurons an expert; null where intermediate_size says it"),
+    Column("shared_expert_intermediate_size", _INT, "neurons that see every token; null where experts have them alone"),
 )
 
 SCORES = Table(
     "scores.parquet",
     ("axis", "layer", "expert", "index"),
     (
-        Column("axis", _TEXT, "hidden, neurons, heads, kv_groups, experts or layers"),
+        Column("axis", _TEXT, "hidden, neurons, expert_neurons, shared_neurons, heads, kv_groups, experts, layers"),
         Column("layer", _INT, "decoder layer from 0; null for hidden, whose ranking all layers share, and for layers"),
         Column("expert", _INT, "expert from 0 whose neuron it is; null otherwise"),
         Column("index", _INT, "channel, neuron, query head, KV group, expert or layer, from 0"),

@@ -6,7 +6,7 @@ import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -63,6 +63,11 @@ class TensorHeader:
     def row_bytes(self) -> int:
         """Bytes of one entry of the first dimension."""
         return self.num_bytes // max(1, self.shape[0])
+
+    def slice(self, number: int) -> "TensorHeader":
+        """Return one entry of the first dimension as a tensor of its own."""
+        begin = self.offset + number * self.row_bytes
+        return replace(self, shape=self.shape[1:], num_bytes=self.row_bytes, offset=begin)
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from minitron_nas.architecture.layout import HIDDEN, Axis, TensorPlace, TensorRow
+from minitron_nas.architecture.layout import EXPERTS, HIDDEN, Axis, TensorPlace, TensorRow, axis_sizes
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.stock import model_from_tensors
@@ -32,7 +32,11 @@ def masked(
         writers_only: Whether only what writes to the residual stream is zero.
         tensors: The teacher's tensors, if not those that `written_off` gives.
     """
-    content = tensors if tensors is not None else written_off(subject, target, writers_only)
+    content = dict(tensors if tensors is not None else written_off(subject, target, writers_only))
+    for place in subject.layout.tensors(subject.architecture):
+        if place.row.is_buffer and place.row.dims == (EXPERTS,):  # of routers that choose by a sum with it
+            (mask,) = kept_masks(subject, target, place)
+            content[place.name] = content[place.name].masked_fill(~mask, float("-inf"))
     model = _with_tensors(subject, content)
     modules = dict(model.named_modules())
     for place in subject.layout.tensors(subject.architecture):
@@ -44,7 +48,7 @@ def masked(
     removed = {}
     if subject.architecture.num_experts != target.num_experts:
         for place in subject.layout.tensors(subject.architecture):
-            if place.row.per_layer and Axis.EXPERTS in place.row.dims[0]:
+            if len(place.row.dims) == 2 and Axis.EXPERTS in place.row.dims[0]:
                 (mask, _) = kept_masks(subject, target, place)
                 name = subject.layout.module_of(place.row).format(layer=place.layer)
                 removed[id(modules[name].get_parameter("weight"))] = ~mask
@@ -59,7 +63,7 @@ def place_in_memory(subject: Subject, place: TensorPlace) -> str:
         subject: The teacher.
         place: A tensor of the teacher.
     """
-    module = subject.layout.module_of(place.row).format(layer=place.layer, expert=place.expert)
+    module = subject.layout.module_of(place.row).format(layer=place.layer)
     return f"{module}.{place.row.name.rpartition('.')[2]}"
 
 
@@ -73,12 +77,9 @@ def written_off(subject: Subject, target: Architecture, writers_only: bool = Fal
     """
     layout, source = subject.layout, subject.architecture
     layers = subject.prepared.order.kept_layers(target.num_hidden_layers)
-    stored = {
-        own: name for own in subject.prepared.headers for name in layout.stored_names(own) if name in subject.tensors
-    }
     result = {}
     for place in layout.tensors(source):
-        row, tensor = place.row, subject.tensors[stored[place.name]].clone()
+        row, tensor = place.row, subject.tensors[place.name].clone()
         writes = (
             row.per_layer
             and not row.is_norm
@@ -154,7 +155,8 @@ def pruned_axes(source: Architecture, target: Architecture) -> set[Axis]:
         source: The teacher's shape.
         target: The student's.
     """
-    return {axis for axis in Axis if getattr(source, axis.value) != getattr(target, axis.value)}
+    sizes, wanted = axis_sizes(source), axis_sizes(target)
+    return {axis for axis in Axis if sizes[axis] != wanted[axis]}
 
 
 def _with_tensors(subject: Subject, tensors: Mapping[str, Tensor]) -> CausalLM:

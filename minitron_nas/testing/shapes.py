@@ -1,8 +1,11 @@
 """Shapes that a family table is tried on."""
 
-from minitron_nas.architecture.layout import Layout
+from minitron_nas.architecture.layout import NEURON_AXES, Layout
 from minitron_nas.architecture.rules import EXPERT_GRAIN, mixer_channels
-from minitron_nas.architecture.spec import Architecture
+from minitron_nas.architecture.spec import EXPERT_FIELDS, Architecture
+
+_NEURONS = dict(zip(("intermediate_size", *EXPERT_FIELDS[1:]), NEURON_AXES.values(), strict=True))
+"""What the neurons are called of which a field of `Architecture` is the number."""
 
 
 def conformance_shapes(layout: Layout, source: Architecture) -> dict[str, dict[str, int]]:
@@ -14,7 +17,8 @@ def conformance_shapes(layout: Layout, source: Architecture) -> dict[str, dict[s
     """
     grain = EXPERT_GRAIN if layout.has_experts else 1
     units = unit_shapes(layout, source)
-    fewer = {name: size for shape in (units["neurons"], units.get("experts", {})) for name, size in shape.items()}
+    parts = (*NEURON_AXES.values(), "experts")
+    fewer = {name: size for part in parts for name, size in units.get(part, {}).items()}
     fewer = {name: size // grain * grain if size >= grain else size for name, size in fewer.items()}
     fewer["num_hidden_layers"] = source.num_hidden_layers - 1
     shapes = {name: {name: size} for name, size in fewer.items()}
@@ -44,17 +48,21 @@ def unit_shapes(layout: Layout, source: Architecture) -> dict[str, dict[str, int
         layout: The table of the family.
         source: The teacher's shape.
     """
-    ffn = layout.neuron_axis.value
     groups, in_group = source.num_key_value_heads, source.heads_per_group
     shapes = {
-        "neurons": {ffn: getattr(source, ffn) * 5 // 8 - 1},
+        **{
+            part: {size: getattr(source, size) * 5 // 8 - 1}
+            for size, part in _NEURONS.items()
+            if size in layout.shape_fields()
+        },
         "groups": {"num_key_value_heads": groups - 1, "num_attention_heads": (groups - 1) * in_group},
         "channels": {"hidden_size": source.hidden_size * 3 // 4},
     }
     if in_group > 1:
         shapes["heads"] = {"num_attention_heads": groups * (in_group - 1)}
     if layout.has_experts:
-        shapes["experts"] = {"num_experts": max(source.num_experts_per_tok, source.num_experts - 1)}
+        fewer = source.num_experts - max(1, source.num_expert_groups)
+        shapes["experts"] = {"num_experts": max(source.num_experts_per_tok, fewer)}
     return shapes
 
 

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedConfig
 
@@ -16,6 +15,7 @@ from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.checks import check_tensors
 from minitron_nas.models.config import read_config
 from minitron_nas.models.expected import ExpectedTensors
+from minitron_nas.models.stock import read_tensor
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.testing.tiny import tiny_model, tiny_tokenizer
@@ -31,7 +31,7 @@ class Subject:
     Attributes:
         layout: The table under test.
         model: The teacher, float64.
-        tensors: What it stored, by the names in its file.
+        tensors: What it stored, by the table's names.
         prepared: The teacher on disk.
         prompt: (2, seq_len), token ids.
         folder: Where checks may write.
@@ -87,7 +87,8 @@ class Subject:
         order = PruningOrder.from_scores(random_scores(architecture, layout, seed), architecture, (0, -1))
         prepared = PreparedTeacher(path, content, architecture, layout, headers, folder / "prepared", order)
         prompt = torch.randint(0, config.vocab_size, (2, _SEQ_LEN), generator=torch.Generator().manual_seed(seed))
-        return cls(layout, model, load_file(path / "model.safetensors"), prepared, prompt, folder)
+        tensors = {name: read_tensor(header) for name, header in headers.items()}
+        return cls(layout, model, tensors, prepared, prompt, folder)
 
     @torch.no_grad()
     def logits(self, model: CausalLM) -> Tensor:

@@ -38,9 +38,11 @@ _TINY_EXPERTS: dict[str, Any] = {
     "num_local_experts": 4,
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 40,
+    "shared_expert_intermediate_size": 56,
 }
 _TINY_FIXED: dict[str, int] = {
     "conv_kernel": 3,
+    "kv_lora_rank": 12,
     "linear_conv_kernel_dim": 3,
     "linear_key_head_dim": 4,
     "linear_num_key_heads": 2,
@@ -55,11 +57,22 @@ _TINY_FIXED: dict[str, int] = {
     "mamba_n_heads": 5,
     "mamba_num_heads": 5,
     "n_groups": 1,
+    "q_lora_rank": 20,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
     "ssm_state_size": 16,
+    "v_head_dim": 6,
 }
 """Sizes that families do not prune, for those whose table names them."""
 
 _TINY_OF_FAMILY: dict[str, dict[str, int]] = {
+    "deepseek_v3": {
+        "first_k_dense_replace": 1,
+        "n_group": 2,
+        "num_key_value_heads": 6,
+        "num_local_experts": 8,
+        "topk_group": 1,
+    },
     "granitemoehybrid": {"mamba_n_heads": 12, "num_local_experts": 0, "shared_intermediate_size": 96},
 }
 """What a family needs beside."""
@@ -120,7 +133,7 @@ def tiny_tokenizer(vocab_size: int = 320) -> FastTokenizer:
 
 
 def tiny_model(config: PreTrainedConfig, seed: int = 0, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Build a model in evaluation mode whose every parameter is random, norms and biases too.
+    """Build a model in evaluation mode whose every parameter is random, norms and biases too, and every stored buffer.
 
     The same config and seed give the same bits; torch's global random state is left alone.
 
@@ -139,6 +152,9 @@ def tiny_model(config: PreTrainedConfig, seed: int = 0, *, dtype: torch.dtype = 
                 parameter.add_(0.2 * noise)
             else:
                 parameter.copy_(noise / parameter.shape[-1] ** 0.5)
+        for name, buffer in model.named_buffers():
+            if name in model.state_dict():
+                buffer.add_(0.2 * torch.randn(buffer.shape, generator=generator))
     model.eval()
     return model
 

@@ -7,6 +7,7 @@ that nothing which reads it stumbles over the family.
 
 import copy
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from minitron_nas.architecture.costs import count_parameters
-from minitron_nas.architecture.layout import Layout
+from minitron_nas.architecture.layout import NEURON_AXES, Axis, Layout, axis_sizes
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.loss.validation import validate
 from minitron_nas.distillation.settings import DistillationSettings
-from minitron_nas.distillation.signals.teacher import OnlineTeacher
+from minitron_nas.distillation.signals.teacher import OnlineTeacher, final_hidden
 from minitron_nas.distillation.training.lesson import Lesson, Stream
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.distillation.training.trainer import distill
@@ -29,6 +30,7 @@ from minitron_nas.families.catalog import with_layout
 from minitron_nas.importance.baselines import magnitude_scores
 from minitron_nas.importance.depth import WholeModel, kl_to_whole, logit_error, make_criterion, next_token_loss
 from minitron_nas.importance.depth_modes import layer_table
+from minitron_nas.importance.experts import expert_neurons, expert_outputs, expert_tokens
 from minitron_nas.importance.layer_removal import without_layers
 from minitron_nas.importance.score import score_importance
 from minitron_nas.importance.scores import ImportanceScores
@@ -87,7 +89,7 @@ def check_scores(subject: Subject) -> None:
     heavy = magnitude_scores(read_headers(folder), source, layout)
     order = subject.prepared.order
     kept_layers = order.kept_layers(target.num_hidden_layers)
-    output, down = layout.writers()
+    output = layout.writer(Axis.GROUP_HEADS)
     for kind, scores in (("activation", active), ("magnitude", heavy)):
         reads = ", ".join({row.name: None for each in source.kinds for row in layout.readers(each)})
         _check_part(f"{kind} score of channels, read by {reads}", scores.hidden, order.hidden, target.hidden_size)
@@ -97,17 +99,47 @@ def check_scores(subject: Subject) -> None:
                 _check_part(groups, scores.kv_groups[layer], order.kv_groups[layer], target.num_key_value_heads)
             else:
                 assert scores.kv_groups[layer].isnan().all(), f"{groups}: layer {layer} has none, but has a score"
-            if down.in_kind(source.kinds[layer]):
-                _check_neurons(kind, down.name, scores, order, layer, target)
+            for axis in layout.neuron_axes:
+                if layout.writer(axis).in_kind(source.kinds[layer]):
+                    _check_neurons(kind, layout, axis, scores, order, layer, target)
     gone = [layer for layer in range(source.num_hidden_layers) if layer not in kept_layers]
     assert active.layers[gone].abs().max() <= _NOTHING, (
         f"layers {gone} add nothing to the residual stream, but have Block Importance {active.layers[gone].tolist()}; "
         f"{layout.layer_module} puts out something else than its first output"
     )
     if layout.has_experts:
-        for layer in kept_layers:
+        experts = layout.writer(layout.neuron_axis)
+        for layer in [layer for layer in kept_layers if experts.in_kind(source.kinds[layer])]:
             removed = order.experts[layer][target.num_experts :]
             assert not active.experts[layer][removed].any(), f"layer {layer}: experts without a token have a score"
+
+
+def check_experts(subject: Subject) -> None:
+    """What scoring takes each expert of a layer to put out adds up to what their module puts out."""
+    layout = subject.layout
+    if not layout.has_experts:
+        return
+    down, differences = layout.writer(layout.neuron_axis), []
+    name = layout.module_of(down)
+
+    def compare(module: nn.Module, args: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        inputs, chosen, weights = args
+        rest = output.clone()
+        for expert in range(subject.architecture.num_experts):
+            tokens, choices = expert_tokens(chosen, expert)
+            added = expert_outputs(module, expert, expert_neurons(module, expert, inputs[tokens]))
+            rest[tokens] -= added * weights[tokens, choices, None]
+        differences.append(rest.abs().max().item())
+
+    layers = [layer for layer, kind in enumerate(subject.architecture.kinds) if down.in_kind(kind)]
+    with ExitStack() as hooks:
+        for layer in layers:
+            module = subject.model.get_submodule(name.format(layer=layer))
+            hooks.enter_context(module.register_forward_hook(compare))
+        subject.logits(subject.model)
+    assert max(differences) <= _EXACTLY, (
+        f"experts of {name} put out something else than is scored: {max(differences):.3g} is left of their sum"
+    )
 
 
 @torch.no_grad()
@@ -142,14 +174,19 @@ def check_packing(subject: Subject) -> None:
     """Documents that are packed into one sequence do not see each other, unless the table says that a state goes on."""
     ids, border = subject.prompt[:1], subject.prompt.shape[1] // 3
     positions = torch.cat([torch.arange(border), torch.arange(ids.shape[1] - border)])[None]
-    packed = subject.model(input_ids=ids, position_ids=positions, use_cache=False).logits
+    with with_layout(subject.layout):
+        packed = subject.model.get_output_embeddings()(final_hidden(subject.model, ids, positions))
+    decoder = subject.model.get_decoder()
     parts = (ids[:, :border], ids[:, border:])
-    alone = torch.cat([subject.model(input_ids=part, use_cache=False).logits for part in parts], dim=1)
-    difference = (packed - alone).abs().max().item()
+    alone = [decoder(input_ids=part, use_cache=False).last_hidden_state for part in parts]
+    difference = (packed - subject.model.get_output_embeddings()(torch.cat(alone, dim=1))).abs().max().item()
     if subject.layout.hands_on_state:
         assert difference > 10 * _NOTHING, "packed documents do not see each other; hands_on_state is not true"
     else:
-        assert difference <= 10 * _NOTHING, f"packed documents change each other by {difference:.3g} (hands_on_state)"
+        assert difference <= 10 * _NOTHING, (
+            f"packed documents change each other by {difference:.3g}; a state goes on from one to the next "
+            "(hands_on_state), or transformers does not look for their borders in the positions (finds_borders)"
+        )
 
 
 def check_steps(subject: Subject) -> None:
@@ -199,7 +236,9 @@ def check_distils(subject: Subject) -> None:
     assert after < 0.98 * before, f"distillation took KL to the teacher from {before:.4f} to {after:.4f} nats"
 
 
-USES: tuple[Callable[[Subject], None], ...] = (check_scores, check_depth, check_packing, check_steps, check_distils)
+USES: tuple[Callable[[Subject], None], ...] = (
+    check_scores, check_experts, check_depth, check_packing, check_steps, check_distils,
+)  # fmt: skip
 """All checks, in the order of a run."""
 
 
@@ -210,13 +249,20 @@ def _check_part(part: str, scores: Tensor, ranking: Tensor, num_kept: int) -> No
 
 
 def _check_neurons(
-    kind: str, row: str, scores: ImportanceScores, order: PruningOrder, layer: int, target: Architecture
+    kind: str,
+    layout: Layout,
+    axis: Axis,
+    scores: ImportanceScores,
+    order: PruningOrder,
+    layer: int,
+    target: Architecture,
 ) -> None:
-    part = f"{kind} score of neurons, read by {row}"
-    if not target.num_experts:
-        _check_part(part, scores.neurons[layer], order.neurons[layer], target.intermediate_size)
+    part = f"{kind} score of neurons, read by {layout.writer(axis).name}"
+    found, ranking = getattr(scores, NEURON_AXES[axis])[layer], getattr(order, NEURON_AXES[axis])[layer]
+    num_kept = axis_sizes(target)[axis]
+    if not layout.in_experts(axis):
+        _check_part(part, found, ranking, num_kept)
         return
-    num_kept = target.moe_intermediate_size or target.intermediate_size
     for expert in order.kept_experts(layer, target.num_experts):
-        removed = scores.neurons[layer, expert][order.neurons[layer, expert][num_kept:]]
+        removed = found[expert][ranking[expert][num_kept:]]
         assert not removed.any(), f"{part}: {removed.max():.3g} where expert {expert} has nothing"

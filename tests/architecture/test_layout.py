@@ -4,6 +4,7 @@ import pytest
 
 from minitron_nas.architecture.kinds import Listed
 from minitron_nas.architecture.layout import (
+    GATE_UP_BY_NEURON,
     HIDDEN,
     KEYS,
     NEURONS,
@@ -16,6 +17,7 @@ from minitron_nas.architecture.layout import (
     norm,
     only,
     row,
+    stored_tensor,
 )
 from minitron_nas.architecture.spec import Architecture
 
@@ -61,6 +63,7 @@ def test_every_axis_has_the_size_of_its_name() -> None:
         Axis.POSITIONS: 0,
         Axis.EXPERTS: 0,
         Axis.EXPERT_NEURONS: 0,
+        Axis.SHARED_NEURONS: 0,
     }
 
 
@@ -197,3 +200,29 @@ def test_every_kind_of_layer_has_its_own_reader_and_norm() -> None:
     assert HYBRID.norm_before(rows["blocks.{layer}.q.weight"]).name == "blocks.{layer}.own_norm.weight"
     assert HYBRID.has_axis(Axis.KV_GROUPS, "attention")
     assert not HYBRID.has_axis(Axis.KV_GROUPS, "mixer")
+
+
+def test_a_slice_of_a_stack_is_a_tensor_of_an_expert_and_may_lie_the_other_way_round() -> None:
+    rows = (
+        row("blocks.{layer}.experts.up[{expert}]", HIDDEN, GATE_UP_BY_NEURON, inputs_first=True),
+        row("blocks.{layer}.experts.down[{expert}]", HIDDEN, NEURONS),
+        row("blocks.{layer}.mlp.{expert}.down.weight", HIDDEN, NEURONS),
+    )
+    up, down, _ = rows
+    layout = Layout(model_type="toy", rows=rows, renamed=((".experts.down", ".mlp.out"),))
+    assert [each.is_slice for each in rows] == [True, True, False]
+    assert all(each.per_expert for each in rows)
+    assert up.shape(SMALL) == (10, 28)
+    assert (layout.input_dim(up), layout.output_dim(up)) == (HIDDEN, GATE_UP_BY_NEURON)
+    assert (layout.input_dim(down), layout.output_dim(down)) == (NEURONS, HIDDEN)
+    assert [layout.module_of(each) for each in rows] == [
+        "blocks.{layer}.experts", "blocks.{layer}.mlp", "blocks.{layer}.mlp",
+    ]  # fmt: skip
+    places = layout.tensors(Architecture(**(SMALL.to_dict() | {"num_experts": 2, "num_experts_per_tok": 1})))
+    assert [(name, stored_tensor(name)) for name, *_ in places][1:5] == [
+        ("blocks.0.experts.up[1]", "blocks.0.experts.up"),
+        ("blocks.1.experts.up[0]", "blocks.1.experts.up"),
+        ("blocks.1.experts.up[1]", "blocks.1.experts.up"),
+        ("blocks.0.experts.down[0]", "blocks.0.experts.down"),
+    ]
+    assert stored_tensor("blocks.0.mlp.1.down.weight") == "blocks.0.mlp.1.down.weight"

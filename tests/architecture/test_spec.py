@@ -1,9 +1,11 @@
 import json
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 
+import numpy as np
 import pytest
 
 from minitron_nas.architecture.config import architecture_of, with_sizes
+from minitron_nas.architecture.costs import costs_of, count_parameters
 from minitron_nas.architecture.spec import EXPERT_FIELDS, SHAPE_FIELDS, Architecture
 from minitron_nas.errors import InvalidArchitectureError, MinitronNasError
 from minitron_nas.families.catalog import layout_of
@@ -186,3 +188,30 @@ def test_what_a_table_does_not_describe_is_refused() -> None:
     config = CONFIG | {"model_type": "qwen3_moe", "mlp_only_layers": [3]}
     with pytest.raises(InvalidArchitectureError, match=r"mlp_only_layers=\[3\] is not described by the table"):
         architecture_of(config, layout_of("qwen3_moe"))
+
+
+SHARED = Architecture(
+    "qwen2_moe", 2, 16, 32, 4, 2, 4, 50, num_experts=4, moe_intermediate_size=8, shared_expert_intermediate_size=24
+)
+TIED = replace(SHARED, shared_expert_intermediate_size=0, num_shared_experts=3)
+
+
+def test_shared_experts_have_a_size_of_their_own_or_one_that_follows_the_others() -> None:
+    assert SHARED.num_shared_neurons == TIED.num_shared_neurons == 24
+    narrower = {"moe_intermediate_size": 5}
+    assert SHARED.reshaped(narrower).num_shared_neurons == 24
+    assert TIED.reshaped(narrower).num_shared_neurons == 15
+    assert SHARED.reshaped({"shared_expert_intermediate_size": 7}).num_shared_neurons == 7
+    assert SHARED.id == "l2-h16-f32-q4-k2-e4-m8-s24"
+    assert TIED.id == "l2-h16-f32-q4-k2-e4-m8"
+    assert "shared_expert_intermediate_size" in SHARED.sizes()
+    assert "shared_expert_intermediate_size" not in TIED.sizes()
+
+
+def test_what_a_shared_expert_takes_counts_in_arrays_as_it_does_alone() -> None:
+    for source, layout in ((SHARED, layout_of("qwen2_moe")), (TIED, layout_of("glm4_moe"))):
+        shape = replace(source, layer_kinds=("dense", "experts") if layout.kinds else ())
+        targets = [shape, shape.reshaped({"moe_intermediate_size": 5, "num_experts": 3})]
+        columns = {name: np.array([getattr(each, name) for each in targets]) for name in layout.shape_fields()}
+        counted = costs_of(layout, shape, columns, 8)["num_parameters"].tolist()
+        assert counted == [count_parameters(each, layout) for each in targets]

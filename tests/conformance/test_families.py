@@ -50,6 +50,7 @@ WHOLE: dict[str, tuple[dict[str, Any], ...]] = {
     "cohere": ({"tied": True, "logit_scale": 0.25, **BIAS}, {}),
     "cohere2": ({"tied": True, "logit_scale": 0.25, **WINDOW, **BIAS}, {}),
     "cwm": ({"mlp_bias": True, **WINDOW}, {"tied": True}),
+    "deepseek_v3": ({"routed_scaling_factor": 1.5, **BIAS}, {"tied": True, "n_shared_experts": 2, "n_group": 1}),
     "ernie4_5": ({"tied": True, "use_bias": True}, {}),
     "exaone4": (
         {"sliding_window_pattern": 2, **WINDOW},
@@ -62,9 +63,18 @@ WHOLE: dict[str, tuple[dict[str, Any], ...]] = {
     "gemma": ({"tied": True, **BIAS}, {}),
     "glm": ({}, {"tied": True, "attention_bias": False}),
     "glm4": ({}, {"tied": True, "attention_bias": False}),
+    "gpt_oss": ({"swiglu_limit": 1.0, **WINDOW}, {"tied": True, "attention_bias": False}),
     "granite_swa": (
         {"tied": True, "layer_rope_theta": [1e4, 0, 5e3, 0], "logits_scaling": 2.0, **WINDOW, **BIASES},
         {"attention_multiplier": 0.3, "embedding_multiplier": 3.0, "residual_multiplier": 0.5},
+    ),
+    "glm4_moe": (
+        {"use_qk_norm": True, "routed_scaling_factor": 2.0, **BIAS},
+        {"tied": True, "n_shared_experts": 2, "first_k_dense_replace": 2},
+    ),
+    "granitemoe": (
+        {"attention_multiplier": 0.3, "embedding_multiplier": 3.0, "residual_multiplier": 0.5, **BIAS},
+        {"tied": True, "logits_scaling": 2.0},
     ),
     "granitemoehybrid": (
         {"tied": True, "embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.0},
@@ -90,6 +100,8 @@ WHOLE: dict[str, tuple[dict[str, Any], ...]] = {
     ),
     "olmoe": ({}, {"tied": True, **BIAS}),
     "phi": ({}, {"tied": True}),
+    "qwen2_moe": ({"norm_topk_prob": True}, {"tied": True, "qkv_bias": False}),
+    "qwen3_5_moe_text": ({**BIAS}, {"tied": True}),
     "qwen3_5_text": (
         {"tied": True, **BIAS},
         {"layer_types": ["full_attention", "linear_attention", "linear_attention", "full_attention"]},

@@ -44,9 +44,33 @@ def test_layers_that_stay_are_noticed(subject: Subject, monkeypatch: pytest.Monk
 
 
 def test_documents_that_see_each_other_are_noticed(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    forward = subject.model.forward
-    monkeypatch.setattr(subject.model, "forward", lambda position_ids=None, **inputs: forward(**inputs))
+    decoder = subject.model.get_decoder()
+    forward = decoder.forward
+    monkeypatch.setattr(decoder, "forward", lambda position_ids=None, **inputs: forward(**inputs))
     with pytest.raises(AssertionError, match="packed documents change each other"):
+        use.check_packing(subject)
+
+
+def test_experts_that_compute_something_else_than_is_scored_are_noticed(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config("gpt_oss", num_hidden_layers=3)
+    experts = Subject.make(layout_of("gpt_oss"), config, tmp_path)
+    use.check_experts(experts)
+
+    def plain_gate(module: Any, expert: int, inputs: Any) -> Any:
+        gate_up = inputs @ module.gate_up_proj[expert] + module.gate_up_proj_bias[expert]
+        return gate_up[..., ::2].sigmoid() * gate_up[..., ::2] * gate_up[..., 1::2]
+
+    monkeypatch.setattr(use, "expert_neurons", plain_gate)
+    with pytest.raises(AssertionError, match=r"experts of model\.layers\.{layer}\.mlp\.experts put out something else"):
+        use.check_experts(experts)
+
+
+def test_borders_that_transformers_does_not_look_for_are_noticed(tmp_path: Any) -> None:
+    layout = replace(layout_of("gpt_oss"), finds_borders=True)
+    subject = Subject.make(layout, tiny_config("gpt_oss", num_hidden_layers=3), tmp_path)
+    with pytest.raises(AssertionError, match=r"packed documents change each other by .* \(finds_borders\)"):
         use.check_packing(subject)
 
 

@@ -1,5 +1,6 @@
 """Deliberately wrong tables fail the suite, and where a tensor is wrong it is named."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from minitron_nas.architecture.layout import (
+    EXPERT_NEURONS,
     EXPERTS,
+    GATE_UP_BY_NEURON,
     HEADWISE_QKV,
     HIDDEN,
     KEYS,
@@ -41,6 +44,28 @@ def without(name: str, ending: str) -> Layout:
     return replace(layout, rows=tuple(row for row in layout.rows if not row.name.endswith(ending)))
 
 
+def no_buffers(name: str) -> Layout:
+    layout = layout_of(name)
+    return replace(layout, rows=tuple(replace(row, is_buffer=False) for row in layout.rows))
+
+
+def tied_to_nothing(name: str) -> Layout:
+    """Take the number of shared experts for one, whatever the config says."""
+    layout = layout_of(name)
+    return replace(layout, config_keys={**layout.config_keys, "num_shared_experts": ("num_hidden_groups",)})
+
+
+def outputs_first(name: str) -> Layout:
+    layout = layout_of(name)
+    return replace(layout, rows=tuple(replace(row, inputs_first=False) for row in layout.rows))
+
+
+def renamed_row(name: str, ending: str, other: str) -> Layout:
+    layout = layout_of(name)
+    rows = (replace(row, name=row.name.replace(ending, other)) for row in layout.rows)
+    return replace(layout, rows=tuple(rows))
+
+
 WRONG: dict[str, tuple[Callable[[], Layout], str]] = {
     "swapped axes": (lambda: with_dims("llama", "up_proj.weight", HIDDEN, NEURONS), "mlp.up_proj.weight"),
     "missing tensor": (lambda: without("llama", "k_proj.weight"), "self_attn.k_proj.weight"),
@@ -58,6 +83,26 @@ WRONG: dict[str, tuple[Callable[[], Layout], str]] = {
     "order of head and channel": (
         lambda: with_dims("llama", "v_proj.weight", dim(Axis.HEAD_DIM, Axis.KV_GROUPS), HIDDEN),
         "self_attn.v_proj.weight",
+    ),
+    "a stack that is no stack": (
+        lambda: renamed_row("gpt_oss", "experts.down_proj[{expert}]", "experts.{expert}.down_proj"),
+        "mlp.experts.0.down_proj' of shape (96, 48) is missing",
+    ),
+    "gate and up not interleaved": (
+        lambda: with_dims("gpt_oss", "gate_up_proj[{expert}]", HIDDEN, NEURONS + NEURONS),
+        "mlp.experts.gate_up_proj[{expert}]",
+    ),
+    "gate and up interleaved": (
+        lambda: with_dims("granitemoe", "input_linear.weight[{expert}]", GATE_UP_BY_NEURON, HIDDEN),
+        "block_sparse_moe.input_linear.weight[{expert}]",
+    ),
+    "a shared expert as wide as the others": (
+        lambda: with_dims("qwen2_moe", "shared_expert.down_proj.weight", HIDDEN, EXPERT_NEURONS),
+        "mlp.shared_expert.down_proj.weight",
+    ),
+    "a buffer that runs along nothing": (
+        lambda: with_dims("glm4_moe", "e_score_correction_bias", dim()),
+        "mlp.gate.e_score_correction_bias",
     ),
     "a size that follows from others": (
         lambda: replace(layout_of("helium"), head_dim_is_derived=False),
@@ -100,7 +145,7 @@ WRONG |= {
 def test_a_wrong_row_is_named(tmp_path: Path, fault: str) -> None:
     make, tensor = WRONG[fault]
     layout = make()
-    with pytest.raises((AssertionError, CheckpointError, IndexError), match=tensor.replace(".", r"\.")):
+    with pytest.raises((AssertionError, CheckpointError, IndexError), match=re.escape(tensor)):
         check_family(layout, tiny_config(layout.model_type), tmp_path)
 
 
@@ -140,6 +185,9 @@ def test_a_table_that_errs_about_the_epsilon_is_told_so(tmp_path: Path) -> None:
         pytest.param(lambda: replace(layout_of("llama"), norm="layer"), id="rms taken for layer norm"),
         pytest.param(lambda: replace(layout_of("gemma2"), norm="rms"), id="gain of one forgotten"),
         pytest.param(lambda: replace(layout_of("gemma2"), scales_embeddings=False), id="scaled embeddings forgotten"),
+        pytest.param(lambda: no_buffers("glm4_moe"), id="a buffer counted as a parameter"),
+        pytest.param(lambda: tied_to_nothing("glm4_moe"), id="a shared width that is not tied"),
+        pytest.param(lambda: outputs_first("gpt_oss"), id="orientation of experts"),
         pytest.param(lambda: with_dims("mixtral", "gate.weight", dim(Axis.EXPERTS), EXPERTS), id="router"),
     ],
 )

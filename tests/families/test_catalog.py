@@ -52,7 +52,7 @@ def meta_model(config: Any) -> Any:
 
 
 def test_these_are_the_families() -> None:
-    assert len(layouts()) == 42
+    assert len(layouts()) == 48
     assert set(FAMILIES) <= set(layouts())
 
 
@@ -189,6 +189,36 @@ def test_a_fixed_size_that_is_no_number_is_refused() -> None:
     content = {**AutoConfig.for_model(**FALCON_H1_05B).to_dict(), "mamba_d_ssm": None}
     with pytest.raises(InvalidArchitectureError, match=r"mamba_d_ssm=None must be an integer, as a fixed size"):
         count_parameters(content)
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes", "total"),
+    [
+        pytest.param("mixtral", {"vocab_size": 32000}, 46_702_792_704, id="Mixtral-8x7B"),
+        pytest.param(
+            "qwen3_moe",
+            {"num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128},
+            30_532_122_624,
+            id="Qwen3-30B-A3B",
+        ),
+        pytest.param("gpt_oss", {}, 116_829_156_672, id="gpt-oss-120b"),
+        pytest.param("gpt_oss", {"num_hidden_layers": 24, "num_local_experts": 32}, 20_914_757_184, id="gpt-oss-20b"),
+        pytest.param(
+            "granitemoe",
+            {
+                "num_hidden_layers": 32, "hidden_size": 1536, "intermediate_size": 512, "num_attention_heads": 24,
+                "num_key_value_heads": 8, "num_local_experts": 40, "num_experts_per_tok": 8, "vocab_size": 49155,
+                "tie_word_embeddings": True,
+            },
+            3_298_793_472,
+            id="Granite-3.1-3B-A800M",
+        ),
+        pytest.param("qwen2_moe", {}, 14_315_784_192, id="Qwen1.5-MoE-A2.7B"),
+        pytest.param("glm4_moe", {}, 106_852_245_504, id="GLM-4.5-Air"),
+    ],
+)  # fmt: skip
+def test_models_with_experts_have_the_totals_of_the_real_ones(family: str, sizes: dict[str, Any], total: int) -> None:
+    assert count_parameters(AutoConfig.for_model(family, **sizes)) == total
 
 
 def test_an_unknown_family_is_refused_with_the_known_ones() -> None:

@@ -69,6 +69,15 @@ def test_a_quantised_model_is_refused(llama):
         read_architecture(llama, config)
 
 
+def test_mxfp4_is_refused_with_how_transformers_unpacks_it(tmp_path):
+    folder = tiny_checkpoint(tmp_path / "model", "gpt_oss", num_hidden_layers=1)
+    config = edited(folder, quantization_config={"quant_method": "mxfp4"})
+    with pytest.raises(
+        CheckpointError, match=r"holds a quantised model; .*Mxfp4Config\(dequantize=True\)\) turns MXFP4"
+    ):
+        read_architecture(folder, config)
+
+
 def test_a_shape_that_transformers_refuses_is_refused_with_its_reason(llama):
     config = edited(llama, num_attention_heads=7)
     with pytest.raises(CheckpointError, match=r"hidden size .48. is not a multiple of the number of attention heads"):

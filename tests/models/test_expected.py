@@ -1,5 +1,6 @@
 """What a checkpoint is expected to hold, read off its family's table."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,45 @@ def test_older_names_become_those_of_the_table_and_what_it_ignores_is_left_out(t
     found = {stored: header, "h.0.attn.bias": header, "stranger": header}
     named = ExpectedTensors.of(shape, layout_of("gpt2")).named(found)
     assert named == {"transformer.h.0.attn.c_attn.weight": header, "stranger": header}
+
+
+def stacked(num_experts: int) -> ExpectedTensors:
+    shape = Architecture("gpt_oss", 1, 16, 32, 4, 2, 4, 50, num_experts=num_experts, num_experts_per_tok=1)
+    return ExpectedTensors.of(shape, layout_of("gpt_oss"))
+
+
+STACK = "model.layers.0.mlp.experts.down_proj"
+
+
+def test_a_stack_has_the_number_of_its_slices_before_their_shape() -> None:
+    tensors = stacked(3)
+    assert tensors.required[STACK] == (3, 32, 16)
+    assert tensors.required[f"{STACK}_bias"] == (3, 16)
+    assert set(tensors.stacks.values()) == {3}
+    assert len(tensors.stacks) == 4
+
+
+def test_every_slice_of_a_stack_gets_a_header_of_its_own_one_behind_the_other(tmp_path: Path) -> None:
+    header = TensorHeader(tmp_path, (3, 32, 16), "BF16", 2 * 3 * 32 * 16, 100)
+    found = stacked(3).sliced({"model.norm.weight": header, STACK: header})
+    assert found["model.norm.weight"] == header
+    assert {name: slice_.offset for name, slice_ in found.items() if name.startswith(STACK)} == {
+        f"{STACK}[0]": 100,
+        f"{STACK}[1]": 100 + 1024,
+        f"{STACK}[2]": 100 + 2048,
+    }
+    assert found[f"{STACK}[1]"] == TensorHeader(tmp_path, (32, 16), "BF16", 1024, 1124)
+
+
+def test_a_stack_of_another_length_stays_whole(tmp_path: Path) -> None:
+    header = TensorHeader(tmp_path, (3, 32, 16), "BF16", 2 * 3 * 32 * 16, 100)
+    assert stacked(4).sliced({STACK: header}) == {STACK: header}
+
+
+def test_layers_behind_the_last_are_left_out_where_transformers_drops_them(tmp_path: Path) -> None:
+    header = TensorHeader(tmp_path, (16,), "F32", 64, 0)
+    shape = Architecture("llama", 2, 16, 32, 4, 2, 4, 50)
+    found = {f"model.layers.{number}.input_layernorm.weight": header for number in (1, 2, 12)}
+    plain, dropping = layout_of("llama"), replace(layout_of("llama"), drops_later_layers=True)
+    assert ExpectedTensors.of(shape, plain).named(found) == found
+    assert list(ExpectedTensors.of(shape, dropping).named(found)) == ["model.layers.1.input_layernorm.weight"]

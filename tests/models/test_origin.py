@@ -1,14 +1,19 @@
 """Live models whose weights are not those of the folder that they name."""
 
+import json
+import shutil
+
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, Gemma3ForCausalLM, MistralForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Gemma3ForCausalLM, MistralForCausalLM, Mxfp4Config
 from transformers.utils import logging
 
 from minitron_nas.errors import CheckpointError
 from minitron_nas.models import source
 from minitron_nas.models.config import read_config
 from minitron_nas.models.source import resolve_teacher
+from minitron_nas.models.stock import read_tensor
+from minitron_nas.storage.weights import read_headers
 from minitron_nas.testing import rewrite_tensors, tiny_checkpoint, tiny_tokenizer
 
 
@@ -72,3 +77,32 @@ def test_a_live_model_that_names_no_folder_is_taken(tmp_path):
     folder = tiny_checkpoint(tmp_path / "model", "llama")
     live = AutoModelForCausalLM.from_config(AutoConfig.for_model(**read_config(folder)))
     assert resolve_teacher((live, tiny_tokenizer()), tmp_path / "work").architecture.hidden_size == 48
+
+
+def test_a_live_model_that_transformers_unpacked_is_taken(tmp_path):
+    folder = tiny_checkpoint(tmp_path / "model", "gpt_oss", num_hidden_layers=2, hidden_size=64, intermediate_size=64)
+    packed = tmp_path / "packed"
+    pack(folder, packed)
+    live = AutoModelForCausalLM.from_pretrained(packed, quantization_config=Mxfp4Config(dequantize=True))
+    taken = resolve_teacher((live, tiny_tokenizer()), tmp_path / "work")
+    experts = live.get_decoder().layers[1].mlp.experts
+    assert torch.equal(read_tensor(taken.headers["model.layers.1.mlp.experts.down_proj[2]"]), experts.down_proj[2])
+
+
+def pack(folder, packed):
+    """Turn the experts of a tiny gpt-oss into MXFP4, with numbers of their own."""
+    shutil.copytree(folder, packed)
+    generator, changes = torch.Generator().manual_seed(0), {}
+    for name, header in read_headers(folder).items():
+        if name.endswith(("gate_up_proj", "down_proj")):
+            experts, inputs, outputs = header.shape
+            blocks = torch.randint(0, 255, (experts, outputs, inputs // 32, 16), generator=generator)
+            scales = torch.randint(120, 126, (experts, outputs, inputs // 32), generator=generator)
+            changes |= {name: None, f"{name}_blocks": blocks.byte(), f"{name}_scales": scales.byte()}
+    rewrite_tensors(packed, changes)
+    file = packed / "config.json"
+    packing = {
+        "quant_method": "mxfp4",
+        "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router"],
+    }
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization_config": packing}))

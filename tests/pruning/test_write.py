@@ -71,6 +71,31 @@ def test_shards_have_an_index_that_transformers_loads(source, tmp_path, prompt):
     assert torch.equal(loaded(prompt).logits, build_student(teacher.prepared, target, torch.float32)(prompt).logits)
 
 
+def test_the_slices_of_a_stack_are_read_and_written_one_by_one_and_become_one_tensor(source, tmp_path, monkeypatch):
+    teacher = source("gpt_oss")
+    parts = cuts_of(teacher, {"intermediate_size": 56, "num_experts": 3, "hidden_size": 40})
+    slices = [part for part in parts if "layers.2.mlp.experts.down_proj[" in part.name]
+    assert len(slices) == 3
+    most = []
+    monkeypatch.setattr("minitron_nas.storage.weights.BLOCK_BYTES", 500)
+    monkeypatch.setattr(surgery, "_write_all", noting(surgery._write_all, most))
+    write_weights(parts, tmp_path, shard_bytes=20_000)
+    found = read(tmp_path)
+    assert torch.equal(found["model.layers.2.mlp.experts.down_proj"], torch.stack([whole(part) for part in slices]))
+    assert not any("[" in name for name in found)
+    assert max(most) <= 500
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"]) == set(found)
+
+
+def noting(function, sizes):
+    def noted(descriptor, data, offset):
+        sizes.append(data.nbytes)
+        function(descriptor, data, offset)
+
+    return noted
+
+
 def test_progress_counts_what_is_written_and_read_back(source, tmp_path):
     parts, calls = cuts_of(source("llama")), []
     write_weights(parts, tmp_path, lambda done, total: calls.append((done, total)), shard_bytes=60_000)

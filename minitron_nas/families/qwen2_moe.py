@@ -1,0 +1,50 @@
+"""Qwen 1.5 and 2 with experts: beside them every token is sent to a shared expert, which has a gate of its own."""
+
+from minitron_nas.architecture.layout import (
+    EXPERT_NEURONS,
+    EXPERTS,
+    HIDDEN,
+    KEYS,
+    QUERIES,
+    SHARED_NEURONS,
+    VOCAB,
+    Layout,
+    dim,
+    norm,
+    row,
+)
+
+LAYOUT = Layout(
+    model_type="qwen2_moe",
+    rows=(
+        row("model.embed_tokens.weight", VOCAB, HIDDEN),
+        norm("model.layers.{layer}.input_layernorm.weight", HIDDEN),
+        row("model.layers.{layer}.self_attn.q_proj.weight", QUERIES, HIDDEN),
+        row("model.layers.{layer}.self_attn.q_proj.bias", QUERIES, when="attention_bias"),
+        row("model.layers.{layer}.self_attn.k_proj.weight", KEYS, HIDDEN),
+        row("model.layers.{layer}.self_attn.k_proj.bias", KEYS, when="attention_bias"),
+        row("model.layers.{layer}.self_attn.v_proj.weight", KEYS, HIDDEN),
+        row("model.layers.{layer}.self_attn.v_proj.bias", KEYS, when="attention_bias"),
+        row("model.layers.{layer}.self_attn.o_proj.weight", HIDDEN, QUERIES),
+        norm("model.layers.{layer}.post_attention_layernorm.weight", HIDDEN),
+        row("model.layers.{layer}.mlp.gate.weight", EXPERTS, HIDDEN),
+        row("model.layers.{layer}.mlp.experts.{expert}.gate_proj.weight", EXPERT_NEURONS, HIDDEN),
+        row("model.layers.{layer}.mlp.experts.{expert}.up_proj.weight", EXPERT_NEURONS, HIDDEN),
+        row("model.layers.{layer}.mlp.experts.{expert}.down_proj.weight", HIDDEN, EXPERT_NEURONS),
+        row("model.layers.{layer}.mlp.shared_expert.gate_proj.weight", SHARED_NEURONS, HIDDEN),
+        row("model.layers.{layer}.mlp.shared_expert.up_proj.weight", SHARED_NEURONS, HIDDEN),
+        row("model.layers.{layer}.mlp.shared_expert.down_proj.weight", HIDDEN, SHARED_NEURONS),
+        row("model.layers.{layer}.mlp.shared_expert_gate.weight", dim(), HIDDEN),
+        norm("model.norm.weight", HIDDEN),
+        row("lm_head.weight", VOCAB, HIDDEN, unless="tie_word_embeddings"),
+    ),
+    config_keys={"attention_bias": ("qkv_bias",)},
+    defaults={
+        "attention_bias": True,
+        "num_experts": 60,
+        "num_experts_per_tok": 4,
+        "moe_intermediate_size": 1408,
+        "shared_expert_intermediate_size": 5632,
+    },
+    requires={"mlp_only_layers": ([], None), "decoder_sparse_step": (1,)},
+)
