@@ -58,8 +58,8 @@ _TINY_FIXED: dict[str, int] = {
     "mamba_num_heads": 5,
     "n_groups": 1,
     "q_lora_rank": 20,
-    "qk_nope_head_dim": 8,
-    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 10,
+    "qk_rope_head_dim": 8,
     "ssm_state_size": 16,
     "v_head_dim": 6,
 }

@@ -172,6 +172,13 @@ def test_fixed_sizes_are_numbers_and_keys_of_the_config() -> None:
     assert HYBRID.shape_fields() == TOY.shape_fields()
 
 
+def test_several_keys_stand_for_the_sum_of_their_numbers() -> None:
+    per_head = dim(Axis.KV_GROUPS, ("mixer_heads", "mixer_dim"))
+    assert row("latents", per_head).shape(MIXED) == (2 * (7 + 2),)
+    assert per_head.fixed_keys == {"mixer_heads", "mixer_dim"}
+    assert per_head.axes == {Axis.KV_GROUPS}
+
+
 def test_an_axis_is_no_fixed_size() -> None:
     with pytest.raises(ValueError, match=r"'hidden_size' is a size that pruning changes; write Axis\.HIDDEN"):
         dim("mixer_heads", "hidden_size")

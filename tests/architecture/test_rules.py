@@ -11,7 +11,7 @@ from minitron_nas.architecture.layout import Axis
 from minitron_nas.architecture.rules import RULES, check_architecture, check_changes
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import InvalidArchitectureError
-from minitron_nas.families.catalog import layouts
+from minitron_nas.families.catalog import layout_of, layouts
 from minitron_nas.testing import tiny_config
 
 DENSE = sorted(
@@ -140,3 +140,18 @@ def test_rows_of_expert_matrices_fill_sixteen_bytes() -> None:
 def test_a_size_that_the_family_lacks_is_refused_with_those_that_it_has() -> None:
     with pytest.raises(InvalidArchitectureError, match="'num_experts' is not a prunable size of family 'llama'"):
         check_changes(["hidden_size", "num_experts"], layouts()["llama"])
+
+
+def test_groups_of_experts_keep_equally_many_and_at_least_two() -> None:
+    layout = layout_of("deepseek_v3")
+    kept = Architecture(
+        "deepseek_v3", 2, 48, 64, 6, 6, 8, 100, num_experts=12, num_experts_per_tok=2, moe_intermediate_size=8,
+        num_expert_groups=4, layer_kinds=("dense", "experts"), fixed_sizes=LATENTS,
+    )  # fmt: skip
+    check_architecture(kept, layout)
+    for number in (10, 4):
+        with pytest.raises(InvalidArchitectureError, match=rf"num_experts={number} breaks the rule experts_fill_their"):
+            check_architecture(replace(kept, num_experts=number), layout)
+
+
+LATENTS = {"q_lora_rank": 4, "kv_lora_rank": 4, "qk_rope_head_dim": 2, "qk_nope_head_dim": 4, "v_head_dim": 4}

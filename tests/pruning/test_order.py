@@ -20,6 +20,8 @@ from minitron_nas.architecture.layout import (
 )
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import InvalidArchitectureError
+from minitron_nas.families.catalog import layout_of
+from minitron_nas.importance.baselines import random_scores
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.pruning.order import PruningOrder
 
@@ -263,3 +265,48 @@ def test_a_number_as_a_factor_stays_whole():
     assert kept_of_teacher(dim("width") + KEYS, 0, target, source=replace(SHAPE, fixed_sizes={"width": 3})) == [
         *range(7)
     ]
+
+
+def test_experts_in_groups_are_ranked_in_rounds_the_best_of_each_group_first() -> None:
+    shape = Architecture(
+        "deepseek_v3", 1, 4, 8, 1, 1, 4, 16, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=1,
+        num_expert_groups=2,
+    )  # fmt: skip
+    scores = ImportanceScores(
+        hidden=torch.zeros(4),
+        neurons=torch.zeros(1, 8),
+        heads=torch.zeros(1, 1),
+        kv_groups=torch.zeros(1, 1),
+        experts=torch.tensor([[9.0, 8.0, 7.0, 1.0, 3.0, 2.0]]),
+        layers=torch.zeros(1),
+        expert_neurons=torch.zeros(1, 6, 1),
+    )
+    order = PruningOrder.from_scores(scores, shape, (0,))
+    assert order.experts.tolist() == [[0, 4, 1, 5, 2, 3]]
+    assert order.kept_experts(0, 4) == [0, 1, 4, 5]
+    plain = PruningOrder.from_scores(scores, replace(shape, num_expert_groups=0), (0,))
+    assert plain.experts.tolist() == [[0, 1, 2, 4, 5, 3]]
+
+
+def test_every_axis_of_neurons_has_a_ranking_of_its_own() -> None:
+    source = Architecture(
+        "qwen2_moe", 1, 4, 8, 1, 1, 4, 16, num_experts=2, moe_intermediate_size=3, shared_expert_intermediate_size=4
+    )
+    layout = layout_of("qwen2_moe")
+    scores = replace(
+        random_scores(source, layout, 0),
+        expert_neurons=torch.tensor([[[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]]]),
+        shared_neurons=torch.tensor([[1.0, 4.0, 2.0, 3.0]]),
+    )
+    order = PruningOrder.from_scores(scores, source, (0,))
+    target = source.reshaped({"moe_intermediate_size": 2, "shared_expert_intermediate_size": 3})
+    kept = {
+        place.name.removeprefix("model.layers.0.mlp."): order.kept_entries(place.row.dims[0], place, source, target)
+        for place in layout.tensors(source)
+        if place.name.endswith("up_proj.weight")
+    }
+    assert {name: entries.tolist() for name, entries in kept.items() if entries is not None} == {
+        "experts.0.up_proj.weight": [1, 2],
+        "experts.1.up_proj.weight": [0, 1],
+        "shared_expert.up_proj.weight": [1, 2, 3],
+    }
