@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from minitron_nas.architecture.config import architecture_of
+from minitron_nas.architecture.layout import NEURON_AXES, Axis, axis_sizes
 from minitron_nas.families.catalog import layouts
 from minitron_nas.importance.score import score_importance
 from minitron_nas.importance.settings import ImportanceSettings
@@ -20,23 +21,25 @@ def scored(model_type):
 @pytest.mark.parametrize("model_type", layouts())
 def test_every_part_of_every_family_gets_a_score(model_type):
     _, _, shape, scores = scored(model_type)
-    experts = (shape.num_experts,) if shape.num_experts else ()
-    neurons = shape.moe_intermediate_size or shape.intermediate_size
+    layout, sizes = layouts()[model_type], axis_sizes(shape)
+    parts = {
+        "heads": (Axis.KV_GROUPS, (shape.num_attention_heads,)),
+        "kv_groups": (Axis.KV_GROUPS, (shape.num_key_value_heads,)),
+        "experts": (Axis.EXPERTS, (shape.num_experts,)),
+    }
+    for axis, name in NEURON_AXES.items():
+        experts = (shape.num_experts,) if layout.in_experts(axis) else ()
+        parts[name] = (axis, (*experts, sizes[axis] if axis in layout.neuron_axes else 0))
     assert scores.hidden.shape == (48,)
-    assert scores.neurons.shape == (4, *experts, neurons)
-    assert scores.heads.shape == (4, shape.num_attention_heads)
-    assert scores.kv_groups.shape == (4, shape.num_key_value_heads)
-    assert scores.experts.shape == (4, shape.num_experts)
-    attention, ffn = (
-        torch.tensor([row.in_kind(kind) for kind in shape.kinds]) for row in layouts()[model_type].writers()
-    )
-    for part, there in ((scores.neurons, ffn), (scores.heads, attention), (scores.kv_groups, attention)):
-        assert part[there].isfinite().all()
-        assert part[~there].isnan().all()
-    for part in (scores.hidden, scores.experts, scores.layers):
-        assert part.isfinite().all()
+    for name, (axis, size) in parts.items():
+        found = getattr(scores, name)
+        assert found.shape == (4, *size)
+        has_it = [layout.has_axis(axis, kind) or axis not in layout.axes() for kind in shape.kinds]
+        assert found.isfinite().flatten(1).all(dim=1).tolist() == has_it
+    assert scores.hidden.isfinite().all()
+    assert scores.layers.isfinite().all()
     assert (scores.hidden > 0).all()
-    assert (scores.heads[attention] > 0).all()
+    assert (scores.heads.nan_to_num(1) > 0).all()
 
 
 @torch.no_grad()
