@@ -210,7 +210,8 @@ def test_shared_experts_have_a_size_of_their_own_or_one_that_follows_the_others(
 
 def test_what_a_shared_expert_takes_counts_in_arrays_as_it_does_alone() -> None:
     for source, layout in ((SHARED, layout_of("qwen2_moe")), (TIED, layout_of("glm4_moe"))):
-        shape = replace(source, layer_kinds=("dense", "experts") if layout.kinds else ())
+        kinds = ("dense", "experts") if layout.kinds else ()
+        shape = replace(source, layer_kinds=kinds, fixed_sizes=dict.fromkeys(layout.switches(), False))
         targets = [shape, shape.reshaped({"moe_intermediate_size": 5, "num_experts": 3})]
         columns = {name: np.array([getattr(each, name) for each in targets]) for name in layout.shape_fields()}
         counted = costs_of(layout, shape, columns, 8)["num_parameters"].tolist()

@@ -214,7 +214,9 @@ def test_a_fixed_size_that_is_no_number_is_refused() -> None:
             id="Granite-3.1-3B-A800M",
         ),
         pytest.param("qwen2_moe", {}, 14_315_784_192, id="Qwen1.5-MoE-A2.7B"),
-        pytest.param("glm4_moe", {}, 106_852_245_504, id="GLM-4.5-Air"),
+        pytest.param("glm4_moe", {"head_dim": 128, "attention_bias": True}, 106_852_245_504, id="GLM-4.5-Air"),
+        pytest.param("deepseek_v3", {}, 671_026_404_352, id="DeepSeek-V3"),
+        pytest.param("qwen3_5_moe_text", {}, 34_660_610_688, id="Qwen3.5-35B-A3B"),
     ],
 )  # fmt: skip
 def test_models_with_experts_have_the_totals_of_the_real_ones(family: str, sizes: dict[str, Any], total: int) -> None:
