@@ -179,7 +179,7 @@ def build_student(
         InvalidArchitectureError: If stock transformers would refuse the shape.
     """
     check_architecture(target, prepared.layout)
-    tensors = {part.name: whole(part).to(dtype) for part in cuts(prepared, target, repaired)}
+    tensors = {part.name: whole(part) for part in cuts(prepared, target, repaired)}
     return model_from_tensors(student_config(prepared, target), tensors, dtype)
 
 

@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from minitron_nas.errors import InvalidArchitectureError
+from minitron_nas.families.catalog import layout_of
 from minitron_nas.pruning.parts import whole
 from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.student import build_student, cuts, random_student, student_config
-from minitron_nas.testing import rewrite_tensors, tiny_checkpoint
+from minitron_nas.testing import Subject, rewrite_tensors, tiny_checkpoint, tiny_config
 
 BIASES = {"attention_bias": True, "mlp_bias": True}
 KINDS = [
@@ -328,3 +329,12 @@ def test_a_random_student_has_the_shape_and_rests_on_its_seed_alone(source):
     name = "model.layers.1.mlp.up_proj.weight"
     assert not torch.equal(one[name], other[name])
     assert not torch.equal(one[name], pruned[name])
+
+
+def test_what_transformers_keeps_in_float32_is_not_rounded_to_the_type_of_the_others(tmp_path):
+    subject = Subject.make(layout_of("glm4_moe"), tiny_config("glm4_moe"), tmp_path, dtype=torch.bfloat16)
+    student = build_student(subject.prepared, subject.architecture, torch.bfloat16)
+    kept, own = (model.model.layers[1].mlp.gate for model in (student, subject.model))
+    assert kept.e_score_correction_bias.dtype == kept.weight.dtype == torch.float32
+    assert torch.equal(kept.e_score_correction_bias, own.e_score_correction_bias)
+    assert torch.equal(kept.weight, own.weight)
