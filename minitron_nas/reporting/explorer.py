@@ -28,6 +28,8 @@ def explorer(runs: Sequence[tuple[str, RunRecord]]) -> dict[str, Any]:
             [_called(name, "teacher"), *told(each.values, measures)] for each in points if each.kind == "teacher"
         ]
         sizes += [size for size in _sizes(run) if size not in sizes]
+    if len({tuple(values) for _, *values in teachers}) == 1:
+        teachers = [["teacher", *teachers[0][1:]]]
     names = [measure.name for measure in measures]
     looked_at = sum(len(best_trained(run.trials)) + int(run.candidates["screen_kl_nats"].count()) for _, run in runs)
     return {

@@ -1,10 +1,12 @@
 """`follow`: the report of runs while they go on, as a page of this machine that only reads their folders."""
 
 import functools
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from minitron_nas.errors import MinitronNasError, RunFolderError
 from minitron_nas.execution.preemption import going_on
@@ -35,8 +37,7 @@ def follow(run_folders: Sequence[Path], on_address: Callable[[str], None]) -> No
     """
     page = LivePage(run_folders)
     page.current()
-    with ThreadingHTTPServer((_LOOPBACK, 0), functools.partial(_Handler, page)) as server:
-        server.daemon_threads = True
+    with _Server((_LOOPBACK, 0), functools.partial(_Handler, page)) as server:
         on_address(f"http://{_LOOPBACK}:{server.server_port}/")
         with going_on("the page is gone, and the run is not touched"):
             server.serve_forever()
@@ -85,6 +86,17 @@ class LivePage:
     def _written(self) -> str:
         """Return a hash of the files that a report is made of, by size and time of change."""
         return fingerprint([_stamp(path) for folder in self._folders for path in _sources(RunFolder(folder))])
+
+
+class _Server(ThreadingHTTPServer):
+    """Says nothing of a browser that went away while it was answered."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print what went wrong in an answer, as far as it is ours."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -101,7 +101,9 @@ def test_an_empty_run_has_a_teacher_and_no_groups(new_run: Path) -> None:
 
 
 def test_points_of_several_runs_are_told_apart_by_name_and_colour(run: RunRecord) -> None:
-    students = [each for each in explorer([("a", run), ("b", run)])["groups"] if each["name"].endswith("student")]
+    drawn = explorer([("a", run), ("b", run)])
+    students = [each for each in drawn["groups"] if each["name"].endswith("student")]
+    assert [name for name, *_ in drawn["teachers"]] == ["teacher"]  # the same of both
     assert [(each["name"], each["points"][0][0]) for each in students] == [
         ("a student", "a 110M"),
         ("b student", "b 110M"),

@@ -5,7 +5,9 @@ import os
 import re
 import shutil
 import signal
+import socket
 import stat
+import struct
 import subprocess
 import sys
 import threading
@@ -84,7 +86,9 @@ def test_a_folder_without_a_plan_is_refused(tmp_path: Path) -> None:
 def command(folder: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """The command that follows a run, and the port of its page."""
     arguments = [sys.executable, "-m", "minitron_nas", "report", str(folder), "--follow"]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what a test run ignores, its children do too
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        signal.signal(signal.SIGINT, before)
         timer = threading.Timer(120, process.kill)
         timer.start()
         assert process.stdout is not None
@@ -113,6 +117,10 @@ def test_the_command_shows_the_page_on_loopback_and_ends_with_ctrl_c_in_one_line
     assert f'const state = "{state}"' in text
     assert get(port, "/plan.yaml")[0] == 404
     assert get(port, "/", "evil.example:80")[0] == 403
+    with socket.create_connection(("127.0.0.1", port)) as gone:  # a browser that goes away while it is answered
+        gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        gone.sendall(f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+    assert get(port, "/state")[1] == state
     os.kill(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (
