@@ -80,6 +80,16 @@ def check_parameters(subject: Subject) -> None:
     assert counted == real, f"the table counts {counted:,} parameters, the model has {real:,}"
 
 
+def check_offered(subject: Subject) -> None:
+    """Every size that the family offers is one that the other checks prune."""
+    shapes = conformance_shapes(subject.layout, subject.architecture).values()
+    blind = set(subject.layout.shape_fields()) - {name for shape in shapes for name in shape}
+    assert not blind, (
+        f"{', '.join(sorted(blind))}: tensors of the table run along it, so that users are offered to prune it, but "
+        f"the grammar knows one size of FFN in a family, here {subject.layout.neuron_axis.value}"
+    )
+
+
 def check_units(subject: Subject) -> None:
     """What the table says belongs to a unit matters exactly as long as the unit is there.
 
@@ -222,6 +232,7 @@ def check_written(subject: Subject) -> None:
 CHECKS: tuple[Callable[[Subject], None], ...] = (
     check_parameters,
     check_norms,
+    check_offered,
     check_units,
     check_nothing_pruned,
     check_masked_teacher,
