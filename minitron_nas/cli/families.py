@@ -1,4 +1,4 @@
-"""A verb for those who add a family: `check-family`."""
+"""Verbs for those who add a family: `check-family`, `draft-family`."""
 
 from dataclasses import asdict
 from typing import Annotated, Optional
@@ -46,3 +46,25 @@ def check_family(
         print_json([{**asdict(verdict), "holds": verdict.holds} for verdict in found])
     if not all(verdict.holds for verdict in found):
         raise typer.Exit(1)
+
+
+@app.command("draft-family")
+def draft_family(
+    model: Model,
+    as_json: AsJson = False,
+) -> None:
+    """Print a first table for a model type that is not known, as Python; what it cannot explain are comments."""
+    with stdout_for_results():
+        from minitron_nas.drafting.draft import draft_family as draft
+
+        drafted = draft(model)
+    python, missing = drafted.to_python(), len(drafted.seen)
+    if as_json:
+        seen = {each.name: each.told for each in drafted.seen}
+        print_json({"python": python, "unexplained": seen, "remarks": list(drafted.remarks)})
+        return
+    typer.echo(python, nl=False)
+    left_out = f", and {missing} that the grammar does not explain" if missing else ""
+    name = drafted.layout.model_type.replace("-", "_")
+    trial = f"minitron-nas check-family {model} --table {name}:LAYOUT"
+    typer.echo(f"{len(drafted.layout.rows)} rows{left_out}; save it as {name}.py and try it: {trial}", err=True)

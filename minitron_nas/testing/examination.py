@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -200,7 +201,7 @@ def verdicts(layout: Layout, config: PreTrainedConfig, seed: int = 0) -> Iterato
         yield _verdict(TENSORS, "The table names every tensor with its shape.", layout, make)
         for check in (*CHECKS, *USES) if made else ():
             about = (check.__doc__ or "").strip().partition("\n")[0]
-            yield _verdict(check.__name__.removeprefix("check_"), about, layout, lambda check=check: check(made[0]))
+            yield _verdict(check.__name__.removeprefix("check_"), about, layout, partial(check, made[0]))
 
 
 def _verdict(name: str, about: str, layout: Layout, check: Callable[[], None]) -> Verdict:

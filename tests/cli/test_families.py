@@ -3,11 +3,15 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from minitron_nas.cli import app
+from minitron_nas.drafting import draft
+from minitron_nas.drafting.rows import Seen
+from minitron_nas.families.catalog import layout_of
 from minitron_nas.testing import examination
 from minitron_nas.testing.conformance import check_norms
 from minitron_nas.testing.examination import Verdict
@@ -88,3 +92,21 @@ def test_a_folder_needs_no_weights(
     config = {"model_type": "qwen2", "num_key_value_heads": 2, "tie_word_embeddings": True, **sizes}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert run("check-family", tmp_path)[:2] == (0, f"ok     tensors         {VERDICTS[0].about}\n")
+
+
+def test_a_draft_is_python_on_stdout_and_how_to_try_it_on_stderr(
+    run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = replace(layout_of("llama"), model_type="new-type")
+    drafted = draft.Draft(layout, (Seen("a.scale", "of shape (7,): dimension 0 is 7, in every probe"),), ("odd",))
+    monkeypatch.setattr(draft, "draft_family", lambda model: drafted)
+    code, out, err = run("draft-family", "folder")
+    assert (code, out) == (0, drafted.to_python())
+    assert "        # a.scale: of shape (7,): dimension 0 is 7, in every probe\n" in out
+    assert "\n# odd\nLAYOUT = Layout(\n" in out
+    assert err == (
+        f"{len(layout.rows)} rows, and 1 that the grammar does not explain; save it as new_type.py and try it: "
+        "minitron-nas check-family folder --table new_type:LAYOUT\n"
+    )
+    code, out, _ = run("draft-family", "folder", "--json")
+    assert (code, json.loads(out)["unexplained"]) == (0, {"a.scale": drafted.seen[0].told})
