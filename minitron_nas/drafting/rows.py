@@ -117,7 +117,7 @@ def _why_no_row(
         told = ", ".join(f"{shape} in layer {layer}" for layer, shape in layers.items())
         return f"of another shape from layer to layer: {told}"
     if len(shapes[0]) > 2:
-        return f"of shape {shapes[0]}: the grammar has rows of one and of two dimensions"
+        return f"of shape {shapes[0]}: a draft has rows of one and of two dimensions"
     return None
 
 
