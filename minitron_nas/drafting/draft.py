@@ -221,6 +221,7 @@ class _Drafting:
             ffn_ratio=self._ffn_ratio(),
             requires=dict(found.requires),
             renamed=self._roles.renamed,
+            layers_return_tuples=self._roles.layers_return_tuples,
         )
         keys = self._config_keys(layout) | dict(found.config_keys)
         layout = replace(layout, config_keys=keys)

@@ -28,11 +28,13 @@ class Call:
         order: How many modules were called before it.
         read: The first tensor that it was given, None if there is none.
         said: The first tensor that it returned.
+        is_tuple: Whether it returned a tuple.
     """
 
     order: int
     read: Tensor | None
     said: Tensor | None
+    is_tuple: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,8 @@ def _run(model: CausalLM, prompt: Tensor) -> dict[str, Call]:
 
     def leave(name: str) -> Callable[..., None]:
         def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            calls.setdefault(name, Call(orders[name], _first((*args, *kwargs.values())), _first(output)))
+            read, said = _first((*args, *kwargs.values())), _first(output)
+            calls.setdefault(name, Call(orders[name], read, said, isinstance(output, tuple)))
 
         return note
 

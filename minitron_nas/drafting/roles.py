@@ -116,6 +116,12 @@ class Roles:
         name = next((name for name in self._names if "{layer}" in name), "")
         return name[: name.index("{layer}") + len("{layer}")] if name else ""
 
+    @property
+    def layers_return_tuples(self) -> bool:
+        """Whether a decoder layer returns a tuple."""
+        layer = self._probe.calls.get(self.layer_name.format(layer=_LAYER))
+        return layer is not None and layer.is_tuple
+
     def scales_embeddings(self, hidden_size: int) -> bool:
         """Whether the first layer reads embeddings times the square root of the hidden size."""
         first = self._probe.calls.get(self.layer_name.format(layer=0))
