@@ -105,7 +105,8 @@ def layout_of(model_type: str, told: str = "") -> Layout:
         raise UnknownFamilyError(
             f"model type {model_type!r} is no known family; known: {', '.join(layouts())}; "
             f"{told and f'{told}; '}"
-            "minitron_nas/families/README.md tells how to add one"
+            "`minitron-nas draft-family MODEL` prints a first table for it, and minitron_nas/families/README.md tells "
+            "how to add one"
         ) from None
 
 

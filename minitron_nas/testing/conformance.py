@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from minitron_nas.architecture.costs import count_parameters
-from minitron_nas.architecture.layout import HIDDEN, Axis, Layout, TensorRow
+from minitron_nas.architecture.layout import HIDDEN, KEYS, Axis, Layout, TensorRow
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.loss.losses import distillation_loss, forward_kl
 from minitron_nas.distillation.settings import DistillationSettings
@@ -78,6 +78,16 @@ def check_parameters(subject: Subject) -> None:
     real = sum(parameter.numel() for parameter in subject.model.parameters())
     counted = count_parameters(subject.architecture, subject.layout)
     assert counted == real, f"the table counts {counted:,} parameters, the model has {real:,}"
+
+
+def check_offered(subject: Subject) -> None:
+    """Every size that the family offers is one that the other checks prune."""
+    shapes = conformance_shapes(subject.layout, subject.architecture).values()
+    blind = set(subject.layout.shape_fields()) - {name for shape in shapes for name in shape}
+    assert not blind, (
+        f"{', '.join(sorted(blind))}: tensors of the table run along it, so that users are offered to prune it, but "
+        f"the grammar knows one size of FFN in a family, here {subject.layout.neuron_axis.value}"
+    )
 
 
 def check_units(subject: Subject) -> None:
@@ -222,6 +232,7 @@ def check_written(subject: Subject) -> None:
 CHECKS: tuple[Callable[[Subject], None], ...] = (
     check_parameters,
     check_norms,
+    check_offered,
     check_units,
     check_nothing_pruned,
     check_masked_teacher,
@@ -276,7 +287,7 @@ def _check_units_of(subject: Subject, target: Architecture, name: str) -> None:
                 noisy = with_noise(subject, target, tensors, row, wanted, generator)
                 difference = (_logits_with(subject, target, model, row, noisy) - base).abs().max().item()
                 if wanted:
-                    assert difference > subject.tolerance, (
+                    assert difference > subject.tolerance or _may_shift_scores(row), (
                         f"tensor {row.name!r}: the entries that the table gives to the {name} that stay have no effect"
                     )
                 else:
@@ -284,6 +295,11 @@ def _check_units_of(subject: Subject, target: Architecture, name: str) -> None:
                         f"tensor {row.name!r}: entries that the table gives to {name} that are cut off still "
                         f"change the logits by {difference:.3g}; its axes or their order are wrong"
                     )
+
+
+def _may_shift_scores(row: TensorRow) -> bool:
+    """Whether a tensor may be a bias on keys, which shifts all scores of a query alike where positions are learned."""
+    return row.dims == (KEYS,) and not row.is_norm
 
 
 @torch.no_grad()

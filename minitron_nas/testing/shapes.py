@@ -24,8 +24,12 @@ def conformance_shapes(layout: Layout, source: Architecture) -> dict[str, dict[s
     shapes = {name: {name: size} for name, size in fewer.items()}
     groups, heads = _fewer_groups(layout, source), units.get("heads")
     if layout.head_dim_is_derived or (layout.longrope_follows_heads and source.longrope):
-        together = {**groups, "hidden_size": groups["num_attention_heads"] * source.head_dim}
-        return {**shapes, "heads_and_hidden_size": together, "all": {**fewer, **together}}
+        follow = {"heads": heads, "groups": groups} if heads is not None else {"groups": groups}
+        together = {
+            f"{name}_and_hidden_size": {**each, "hidden_size": each["num_attention_heads"] * source.head_dim}
+            for name, each in follow.items()
+        }
+        return {**shapes, **together, "all": {**fewer, **together["groups_and_hidden_size"]}}
     shapes["num_key_value_heads"] = groups
     if heads is not None:
         shapes["num_attention_heads"] = heads

@@ -550,7 +550,7 @@ def test_the_help_says_what_the_command_is_for(run: Callable[..., Output]) -> No
     "verb",
     [
         *("build", "correct", "demo", "distill", "doctor", "enumerate", "evaluate", "init", "latency", "ls", "plan"),
-        *("prune", "report", "score"),
+        *("check-family", "draft-family", "prune", "report", "score"),
     ],
 )
 def test_every_verb_explains_itself_on_stdout(run: Callable[..., Output], verb: str) -> None:

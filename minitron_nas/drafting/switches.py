@@ -1,0 +1,137 @@
+"""Which keys of a config bring tensors or take them away."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from minitron_nas.architecture.layout import TensorRow
+from minitron_nas.drafting.probe import Probe, row_name
+from minitron_nas.drafting.rows import attention_rows, ffn_rows
+
+_TIED = "tie_word_embeddings"
+_NO_SWITCHES = frozenset({
+    "use_cache", "output_hidden_states", "output_attentions", "return_dict", "is_decoder", "is_encoder_decoder",
+    "add_cross_attention", "chunk_size_feed_forward", "cross_attention_hidden_size", "tf_legacy_loss", "use_bfloat16",
+})  # fmt: skip
+_NO_SIZES = (
+    "_token_id",
+    "rope",
+    "window",
+    "position",
+    "layers",
+    "seed",
+    "pretraining",
+    "vocab",
+    "length",
+    "num_labels",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Switches:
+    """What keys of a config do to the rows.
+
+    Attributes:
+        rows: With `when` and `unless`, and with those rows that another value brings.
+        config_keys: Of the fields that rows name, by field; only where the key is called otherwise.
+        requires: Keys whose other values bring tensors that no row names.
+    """
+
+    rows: tuple[TensorRow, ...]
+    config_keys: Mapping[str, tuple[str, ...]]
+    requires: Mapping[str, tuple[Any, ...]]
+
+
+def other_values(content: Mapping[str, Any], sizes: set[str]) -> Iterator[tuple[str, Any]]:
+    """Yield keys of a config that are no size, with another value to try for each.
+
+    Args:
+        content: The config.
+        sizes: Keys that are known as sizes.
+    """
+    for key, value in content.items():
+        if key in sizes or key in _NO_SWITCHES or any(part in key for part in _NO_SIZES):
+            continue
+        if isinstance(value, bool):
+            yield key, not value
+        elif isinstance(value, int):
+            yield key, 2 * value or 1
+
+
+def switched(
+    rows: Sequence[TensorRow], base: Probe, flipped: Mapping[str, Probe], draft: Callable[[Probe], Sequence[TensorRow]]
+) -> Switches:
+    """Read what each key does from a probe in which it alone has another value.
+
+    Args:
+        rows: Of the base.
+        base: The probe that the others are changes of.
+        flipped: Probes by key.
+        draft: Gives the rows of another probe, to take over those that the base lacks.
+    """
+    own = _names(base)
+    result = {each.name: each for each in rows}
+    keys: dict[str, set[str]] = {}
+    requires: dict[str, tuple[Any, ...]] = {}
+    for key, probe in flipped.items():
+        names = _names(probe)
+        gone, new = own - names, names - own
+        if key == _TIED:
+            for name in gone & result.keys():
+                result[name] = replace(result[name], unless=_TIED)
+            continue
+        if not gone and not new and _same_shapes(base, probe):
+            continue
+        fields = _fields(gone, rows) if gone else _fields(new, draft(probe))
+        on = base.content[key] is bool(gone)
+        taken = {field for field in fields or () if field in keys and key not in keys[field]}
+        if not on or fields is None or (gone and new) or taken:
+            requires[key] = (base.content[key],)
+            continue
+        if new:
+            result = {each.name: each for each in _merged(list(result.values()), draft(probe), new)}
+        for name, field in _by_field(gone or new, list(result.values())).items():
+            result[name] = replace(result[name], when=field)
+            keys.setdefault(field, set()).add(key)
+    named = {field: tuple(sorted(found)) for field, found in keys.items() if found != {field}}
+    return Switches(tuple(result.values()), named, requires)
+
+
+def _names(probe: Probe) -> set[str]:
+    return {row_name(stored)[0] for stored in probe.stored}
+
+
+def _same_shapes(base: Probe, probe: Probe) -> bool:
+    return all(probe.stored.get(name) == shape for name, shape in base.stored.items())
+
+
+def _by_field(names: set[str], rows: Sequence[TensorRow]) -> dict[str, str]:
+    """Return the field of `Architecture` that each bias goes by: attention's or the FFN's."""
+    attention, ffn = attention_rows(rows), ffn_rows(rows)
+    modules = {name: name.rpartition(".")[0] for name in names}
+    return {
+        name: "attention_bias" if module in attention else "mlp_bias"
+        for name, module in modules.items()
+        if name.endswith(".bias") and module in attention | ffn
+    }
+
+
+def _fields(names: set[str], rows: Sequence[TensorRow]) -> set[str] | None:
+    """Return the fields that biases go by, None if some tensor is none of a projection."""
+    found = _by_field(names, rows)
+    return set(found.values()) if found.keys() == names else None
+
+
+def _merged(rows: list[TensorRow], other: Sequence[TensorRow], new: set[str]) -> Iterator[TensorRow]:
+    """Yield rows with the new ones where the other model has them: each behind the row above it."""
+    above: dict[str, list[TensorRow]] = {}
+    last = ""
+    for each in other:
+        if each.name in new:
+            above.setdefault(last, []).append(each)
+        else:
+            last = each.name
+    yield from above.get("", ())
+    for each in rows:
+        yield each
+        yield from above.get(each.name, ())

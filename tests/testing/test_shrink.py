@@ -1,0 +1,103 @@
+"""A tiny config keeps what is odd about the real one."""
+
+from typing import Any
+
+import pytest
+
+from minitron_nas.families.catalog import layout_of
+from minitron_nas.testing.shrink import shrunk
+
+LLAMA_8B: dict[str, Any] = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": True,
+    "bos_token_id": 128000,
+    "eos_token_id": [128001, 128008],
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 131072,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "pad_token_id": None,
+    "rope_parameters": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192},
+    "vocab_size": 128256,
+}
+
+
+def tiny(**changes: Any) -> dict[str, Any]:
+    return shrunk({**LLAMA_8B, **changes}, layout_of("llama").config_names)
+
+
+def test_sizes_become_tiny_and_compare_as_they_did() -> None:
+    assert tiny() == {
+        "model_type": "llama",
+        "attention_bias": True,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "hidden_size": 48,
+        "intermediate_size": 168,
+        "max_position_embeddings": 256,
+        "num_attention_heads": 6,
+        "num_hidden_layers": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "pad_token_id": None,
+        "rope_parameters": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64},
+        "vocab_size": 320,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        pytest.param({"num_key_value_heads": 32}, (48, 6, 6, 8), id="a group for each head"),
+        pytest.param({"num_key_value_heads": 1}, (48, 6, 2, 8), id="one group, which could not leave"),
+        pytest.param({"num_key_value_heads": 16}, (32, 4, 2, 8), id="two heads a group"),
+        pytest.param({"hidden_size": 5120}, (48, 6, 2, 8), id="heads narrower than the hidden size"),
+        pytest.param({"hidden_size": 2048}, (48, 6, 2, 16), id="heads twice as wide as the hidden size"),
+        pytest.param({"partial_rotary_factor": 0.4}, (60, 6, 2, 10), id="a share of the channels is rotated"),
+    ],
+)
+def test_heads_are_as_they_were(changes: dict[str, Any], expected: tuple[int, ...]) -> None:
+    found = tiny(**changes)
+    names = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+    assert tuple(found[name] for name in names) == expected
+
+
+def test_a_layer_of_every_kind_stays_and_windows_become_shorter_than_a_prompt() -> None:
+    kinds = [*["sliding_attention"] * 5, "full_attention"] * 4
+    found = tiny(num_hidden_layers=24, layer_types=kinds, layer_rope_theta=[1e4] * 24, sliding_window=4096)
+    assert found["num_hidden_layers"] == 4
+    assert found["layer_types"] == [*["sliding_attention"] * 3, "full_attention"]
+    assert found["layer_rope_theta"] == [1e4] * 4
+    assert found["sliding_window"] == 5
+
+
+def test_lists_of_rotary_factors_fit_the_shorter_heads() -> None:
+    rope = {"rope_type": "longrope", "short_factor": [1.0] * 64, "long_factor": [2.0] * 64}
+    assert tiny(rope_parameters=rope)["rope_parameters"] == {
+        "rope_type": "longrope",
+        "short_factor": [1.0] * 4,
+        "long_factor": [2.0] * 4,
+    }
+
+
+def test_experts_become_few() -> None:
+    config = {
+        **LLAMA_8B,
+        "model_type": "qwen3_moe",
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 1536,
+    }
+    found = shrunk(config, layout_of("qwen3_moe").config_names)
+    assert (found["num_experts"], found["num_experts_per_tok"], found["moe_intermediate_size"]) == (4, 2, 16)
+
+
+def test_a_model_that_is_tiny_keeps_its_sizes() -> None:
+    sizes = {"hidden_size": 40, "intermediate_size": 72, "num_hidden_layers": 3, "num_attention_heads": 10}
+    found = tiny(**sizes, num_key_value_heads=5, head_dim=4)
+    assert {name: found[name] for name in sizes} == sizes
+    assert found["vocab_size"] == 320
