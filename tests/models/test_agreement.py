@@ -29,7 +29,7 @@ def llama(tmp_path):
 @pytest.mark.parametrize("model_type", layouts())
 def test_every_family_agrees_whole_or_cut_to_its_first_layer(tmp_path, monkeypatch, model_type, most_bytes):
     monkeypatch.setattr(agreement, "_MOST_BYTES", most_bytes)
-    tied = model_type not in {"gpt_neox", "phi3"}
+    tied = model_type not in {"gpt_neox", "nemotron_h", "phi3"}
     check_agreement(open_checkpoint(tiny_checkpoint(tmp_path, model_type, tied=tied)))
 
 

@@ -13,7 +13,9 @@ from minitron_nas.models import attention
 from minitron_nas.models.attention import attend_by_document
 from minitron_nas.testing import tiny_config, tiny_model
 
-FAMILIES = sorted(layouts())
+FAMILIES = sorted(layouts().keys() - {"granitemoehybrid"})
+"""Granite 4.0 H does not look at positions when it makes its masks."""
+
 BY_DOCUMENT = "minitron_nas_by_document"
 
 

@@ -8,7 +8,7 @@ from minitron_nas.distillation.signals.teacher import final_hidden
 from minitron_nas.families.catalog import layouts
 from minitron_nas.importance.baselines import random_scores
 from minitron_nas.models.checkpoint import open_checkpoint
-from minitron_nas.models.layer_model import embed, layer_model, release_weights, run_layer
+from minitron_nas.models.layer_model import embed, layer_model, release_weights, run_layer, states_of
 from minitron_nas.models.loading import load_stock
 from minitron_nas.models.stock import read_tensor
 from minitron_nas.pruning.order import PruningOrder
@@ -47,7 +47,7 @@ def test_the_layers_one_by_one_compute_what_the_whole_model_does_to_the_bit(tmp_
     layout, seen = checkpoint.layout, []
     for layer in range(4):
         module = whole_model.get_submodule(layout.layer_module.format(layer=layer))
-        module.register_forward_hook(lambda _, __, output: seen.append(output))
+        module.register_forward_hook(lambda _, __, output: seen.append(states_of(output)))
     final_hidden(whole_model, TEXT.input_ids, TEXT.position_ids)
     states = embed(whole_model, layout, TEXT.input_ids, TEXT.position_ids)
     for layer in range(4):
@@ -119,7 +119,7 @@ def test_released_weights_are_gone_while_the_model_is_still_there(tmp_path, mode
     model = layer_model(tensors.__getitem__, checkpoint.config, shape, layout, 1, torch.float32)
     parameters = [weakref.ref(parameter) for parameter in model.parameters()]
     release_weights(model)
-    assert len(parameters) >= 9
+    assert len(parameters) >= 6
     assert not any(parameter() is not None for parameter in parameters)
 
 

@@ -12,6 +12,7 @@ from minitron_nas.families.catalog import layout_of
 from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.models.outline import Outline
 from minitron_nas.models.source import outline_teacher
+from minitron_nas.testing import tiny_config
 
 NEMO = {
     "architectures": ["MistralForCausalLM"],
@@ -97,3 +98,14 @@ def test_a_shape_alone_is_taken_in_half_precision() -> None:
     outline.require_length(32)
     with pytest.raises(PlanError, match="a shape has learned 32 positions, fewer than a sequence of 33"):
         outline.require_length(33)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "falcon_h1"])
+def test_a_model_whose_layers_hand_a_state_on_says_so(tmp_path: Path, model_type: str) -> None:
+    (tmp_path / "config.json").write_text(
+        json.dumps(tiny_config(model_type).to_dict() | {"time_step_limit": [0.0, 1.0]})
+    )
+    notes = list(outline_teacher(tmp_path, tmp_path / "work").about())
+    assert [note.startswith("layers of falcon_h1 hand a state on from token to token") for note in notes] == (
+        [True] if model_type == "falcon_h1" else []
+    )

@@ -45,8 +45,8 @@ def test_a_model_on_the_hub_has_a_shape_without_its_weights(tmp_path, monkeypatc
             r"'qwen3_next' is no known family; .* nearest to it is 'qwen3",
         ),
         (
-            {"model_type": "qwen3_5", "text_config": {"model_type": "qwen3_5_text", "hidden_size": 64}},
-            r"'qwen3_5' .*its text part, 'qwen3_5_text', is none either; nearest to it is 'qwen3'",
+            {"model_type": "gemma4", "text_config": {"model_type": "gemma4_text", "hidden_size": 64}},
+            r"'gemma4' .*its text part, 'gemma4_text', is none either; nearest to it is 'gemma",
         ),
         (
             {"model_type": "seen", "text_config": {"model_type": "llama"}},

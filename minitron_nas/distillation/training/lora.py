@@ -7,6 +7,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from minitron_nas.errors import PlanError
+from minitron_nas.families.catalog import layout_of
 from minitron_nas.models.causal_lm import CausalLM
 
 _ALPHA_PER_RANK = 2
@@ -28,7 +29,8 @@ def add_adapters(model: CausalLM, rank: int, seed: int) -> None:
     """Add trainable low-rank matrices to all linear layers but the output head, and freeze everything else.
 
     The model's function is the same until they are trained. Experts that a model keeps in one tensor for
-    all of them are no linear layers, and stay as they are.
+    all of them are no linear layers, and stay as they are; so do the output projections of mixers, whose
+    kernels read the weight and would pass by what is added.
 
     Args:
         model: It is changed in place.
@@ -39,11 +41,11 @@ def add_adapters(model: CausalLM, rank: int, seed: int) -> None:
     """
     from peft import LoraConfig, inject_adapter_in_model  # deferred: peft is an extra
 
-    head = model.get_output_embeddings()
+    head, mixers = model.get_output_embeddings(), _mixer_outputs(model)
     targets = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head
+        if isinstance(module, nn.Linear | Conv1D) and module is not head and name not in mixers
     }
     config = LoraConfig(
         r=rank,
@@ -54,6 +56,13 @@ def add_adapters(model: CausalLM, rank: int, seed: int) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model)
+
+
+def _mixer_outputs(model: CausalLM) -> set[str]:
+    """Return the names of what writes to the residual stream beside attention and FFN."""
+    layout = layout_of(model.config.model_type)
+    rows = [row for row in layout.rows if layout.writes_hidden(row) and row not in layout.writers()]
+    return {layout.module_of(row).format(layer=n) for row in rows for n in range(model.config.num_hidden_layers)}
 
 
 def merge_adapters(model: CausalLM) -> None:

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -252,3 +253,37 @@ def test_naming_layers_that_cannot_leave_leaves_nothing(
     with pytest.raises(error, match=message):
         prune(trained_teacher, tmp_path / "student", scores="random", display=Quiet(), **arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "kinds"),
+    [
+        ({"shape": {"num_hidden_layers": 6}}, ["linear_attention"] * 4 + ["full_attention"] * 2),
+        ({"shape": {"num_hidden_layers": 4}}, ["linear_attention"] * 3 + ["full_attention"]),
+        ({"drop_layers": [0, 1, 2]}, ["linear_attention"] * 3 + ["full_attention"] * 2),
+        ({"drop_layers": [3, 7], "shape": {"hidden_size": 40}}, ["linear_attention"] * 6),
+    ],
+)
+@pytest.mark.parametrize("mode", ["layers", "greedy", "block"])
+def test_a_hybrid_keeps_the_kinds_that_its_depth_says_or_the_layers_that_are_named(
+    text_file: Path, tmp_path: Path, options: dict[str, Any], kinds: list[str], mode: str
+) -> None:
+    teacher = tiny_checkpoint(tmp_path / "teacher", "qwen3_5_text", num_hidden_layers=8)
+    depth = DepthSettings(criterion="kl", mode=mode, num_sequences=2)
+    result = prune(
+        teacher,
+        tmp_path / "student",
+        data=text_file,
+        text=TEXT,
+        importance=ImportanceSettings(depth=depth),
+        display=Quiet(),
+        **options,
+    )
+    written = json.loads((result.path / "config.json").read_text())
+    kept = json.loads((result.path / "lineage.json").read_text())["kept_layers"]
+    assert written["layer_types"] == [("linear_attention", "full_attention")[layer % 4 == 3] for layer in kept]
+    assert sorted(written["layer_types"], reverse=True) == kinds
+    assert written["num_hidden_layers"] == len(kinds)
+    model = AutoModelForCausalLM.from_pretrained(result.path, trust_remote_code=False)
+    assert model.num_parameters() == result.num_parameters
+    assert result.proof.holds

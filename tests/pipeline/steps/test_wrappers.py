@@ -37,7 +37,7 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize("model_type", ["gemma3", "mistral3", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("model_type", ["gemma3", "mistral3", "qwen2_5_vl", "qwen3_5", "qwen3_vl"])
 def test_pruning_nothing_of_a_wrapper_gives_a_text_model_of_its_logits_to_the_bit(
     wrapper: Callable[..., Path], tmp_path: Path, model_type: str
 ) -> None:
