@@ -31,12 +31,17 @@ def test_resource_folders_are_no_python_packages() -> None:
     assert [path for folder in RESOURCES.values() for path in (CHECKOUT / folder).rglob("__init__.py")] == []
 
 
-def test_every_resource_has_a_suffix_that_the_wheel_ships() -> None:
+def test_every_resource_has_a_suffix_that_the_wheel_ships_but_for_the_example() -> None:
     shipped = pyproject()["tool"]["setuptools"]["package-data"]
+    excluded = pyproject()["tool"]["setuptools"]["exclude-package-data"]
+    assert excluded == {"minitron_nas._resources.reports": ["example/*"]}
+    example = CHECKOUT / "reports" / "example"
     left_out = [
         str(path.relative_to(CHECKOUT))
         for package, folder in RESOURCES.items()
         for path in (CHECKOUT / folder).rglob("*")
-        if path.is_file() and not any(path.match(pattern) for pattern in shipped[package])
+        if path.is_file()
+        and example not in path.parents
+        and not any(path.match(pattern) for pattern in shipped[package])
     ]
     assert left_out == []

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,17 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from minitron_nas.errors import PlanError
+from minitron_nas.evaluation.paired import Row, TaskResults
 from minitron_nas.evaluation.settings import EvaluationSettings
+from minitron_nas.evaluation.task_rows import rows_of
+from minitron_nas.evaluation.tasks import OFFLINE, Task
 from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.loading import load_for_inference
 from minitron_nas.text.tokenization import leading_bos
 
 _BOOTSTRAP_DRAWS = 1000  # for the few metrics without a formula; 0 would leave out every standard error
 _LONGEST_REASON = 300  # characters; the errors of a hub can have pages
+_CODE_VARIABLE = "HF_ALLOW_CODE_EVAL"  # without 1 in it, the metric that runs programs refuses to
 
 
 class WindowedModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
@@ -71,78 +75,122 @@ class Benchmarks:
             setting: What the user calls the tasks; for the error.
 
         Raises:
-            PlanError: If lm-eval knows no task of a name.
+            PlanError: If lm-eval knows no task of a name, or the user's folder holds none.
         """
         self._settings, self._setting = settings, setting
+        self._group = setting.rpartition(".")[0]
         self._manager = TaskManager(include_path=settings.include_path)
-        unknown = [task for task in settings.tasks if task not in self._manager.all_tasks]
+        self._tasks = [task for written in settings.tasks for task in self._asked(written)]
+        unknown = [task.name for task in self._tasks if task.name not in self._manager.all_tasks]
         if unknown:
             raise PlanError(
                 f"{setting}: lm-eval knows no task {', '.join(unknown)}; list its tasks with `lm-eval ls tasks`, or "
-                f"name the folder of your own with {setting.rpartition('.')[0]}.include_path"
+                f"name the folder of your own with {self._group}.include_path"
             )
+
+    def _asked(self, written: str) -> list[Task]:
+        """Return a task that is named by itself, or all of the user's folder."""
+        if written != OFFLINE:
+            return [Task.parse(written)]
+        folder = self._settings.include_path
+        own = TaskManager(include_path=folder, include_defaults=False).all_subtasks
+        if not own:
+            raise PlanError(f"{self._group}.include_path: {folder} holds no task of lm-eval (files such as name.yaml)")
+        return [Task(name) for name in own]
 
     def require_data(self) -> None:
         """Build every task once, which loads its data and whatever else it needs, so that none fails after hours.
 
         Raises:
-            PlanError: If one cannot be built here; says why.
+            PlanError: If one cannot be built here, is asked for twice, has a fixed number of examples that is not the
+                one asked for, or runs what a model writes where that is not allowed; says why.
         """
         os.environ.setdefault("DISABLE_MULTIPROC", "1")
+        part_of = dict[str, Task]()
+        with _generated_code(self._settings.run_generated_code):
+            for task in self._tasks:
+                for built in self._build(task):
+                    self._check(task, built)
+                    name = built.config.task
+                    if (first := part_of.setdefault(name, task)) is not task:
+                        raise PlanError(
+                            f"{self._setting}: {name} is asked for by {first.name} and by {task.name}; name one of them"
+                        )
+
+    def _build(self, task: Task) -> list[Any]:
+        """Return a task, or those of a group."""
         # The second is what lm-eval 0.4.10 has, and the first what later versions want.
         load = getattr(self._manager, "load", None) or self._manager.load_task_or_group
-        for task in self._settings.tasks:
-            try:
-                with redirect_stdout(sys.stderr):
-                    load([task])
-            except Exception as error:
-                reason = " ".join(str(error).split())[:_LONGEST_REASON] or "no reason given"
-                raise PlanError(
-                    f"{self._setting}: lm-eval cannot build the task {task} here ({type(error).__name__}: {reason}); "
-                    "get its data into the cache of datasets (HF_HOME) on a machine with network, install what it "
-                    "asks for, or leave the task out"
-                ) from error
+        try:
+            with redirect_stdout(sys.stderr):
+                return list(_leaves(load([task.name])))
+        except Exception as error:
+            if _CODE_VARIABLE in str(error) and not self._settings.run_generated_code:
+                raise self._runs_code(task) from None
+            reason = " ".join(str(error).split())[:_LONGEST_REASON] or "no reason given"
+            raise PlanError(
+                f"{self._setting}: lm-eval cannot build the task {task.name} here ({type(error).__name__}: {reason}); "
+                "get its data into the cache of datasets (HF_HOME) on a machine with network, install what it asks "
+                "for, or leave the task out"
+            ) from error
 
-    def run(self, model: CausalLM, tokenizer: Path, seed: int) -> list[dict[str, Any]]:
+    def _check(self, task: Task, built: Any) -> None:
+        if getattr(built, "UNSAFE_CODE", False) and not self._settings.run_generated_code:
+            raise self._runs_code(task)
+        if task.num_fewshot and built.get_config("num_fewshot") == 0:
+            raise PlanError(
+                f"{self._setting}: {task.name} has 0 examples in its prompt, which lm-eval does not change to "
+                f"{task.num_fewshot}; write {task.name}"
+            )
+
+    def _runs_code(self, task: Task) -> PlanError:
+        return PlanError(
+            f"{self._setting}: {task.name} runs the programs that a model writes, and nothing keeps them from doing "
+            f"harm; allow it with {self._group}.run_generated_code=true on a machine that may come to harm, or leave "
+            "the task out"
+        )
+
+    def run(self, model: CausalLM, tokenizer: Path, seed: int) -> TaskResults:
         """Run the tasks on a loaded model, as it is.
 
         Args:
             model: On its device.
             tokenizer: The folder of its tokenizer.
             seed: Of every random draw.
-
-        Returns:
-            Rows of `benchmarks.parquet` without the model's name.
         """
-        settings = self._settings
         os.environ.setdefault("DISABLE_MULTIPROC", "1")  # else the bootstrap forks this process, model and all
-        with redirect_stdout(sys.stderr):  # lm-eval prints what it does
-            results = lm_eval.simple_evaluate(
-                model=WindowedModel(pretrained=model, tokenizer=str(tokenizer), batch_size=settings.batch_size),
-                tasks=list(settings.tasks),
-                task_manager=self._manager,
-                num_fewshot=settings.num_fewshot,
-                limit=settings.limit,
-                random_seed=seed,
-                numpy_random_seed=seed,
-                torch_random_seed=seed,
-                fewshot_random_seed=seed,
-                bootstrap_iters=_BOOTSTRAP_DRAWS,
-                log_samples=False,
-            )
-        return [row for task in results["results"] for row in _rows(task, results, settings.limit)]
+        measured = WindowedModel(pretrained=model, tokenizer=str(tokenizer), batch_size=self._settings.batch_size)
+        numbers = {task.num_fewshot: None for task in self._tasks}
+        with redirect_stdout(sys.stderr), _generated_code(self._settings.run_generated_code):  # it prints what it does
+            return rows_of([self._run_with(measured, number, seed) for number in numbers], self._settings)
+
+    def _run_with(self, model: WindowedModel, num_fewshot: int | None, seed: int) -> dict[str, Any]:
+        """Run the tasks that want the same number of examples, which is one for all in a call of lm-eval."""
+        settings = self._settings
+        found: dict[str, Any] = lm_eval.simple_evaluate(
+            model=model,
+            tasks=[task.name for task in self._tasks if task.num_fewshot == num_fewshot],
+            task_manager=self._manager,
+            num_fewshot=settings.num_fewshot if num_fewshot is None else num_fewshot,
+            limit=settings.limit,
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+            bootstrap_iters=_BOOTSTRAP_DRAWS,
+            log_samples=True,
+            confirm_run_unsafe_code=settings.run_generated_code,
+        )
+        return found
 
 
-def run_benchmarks(path: Path, settings: EvaluationSettings, seed: int) -> list[dict[str, Any]]:
+def run_benchmarks(path: Path, settings: EvaluationSettings, seed: int) -> TaskResults:
     """Run the settings' tasks on a stock folder.
 
     Args:
         path: The folder.
         settings: Tasks, where to find them, and how they are run.
         seed: Of every random draw.
-
-    Returns:
-        Rows of `benchmarks.parquet` without the model's name.
 
     Raises:
         PlanError: If lm-eval knows no task of a name.
@@ -151,11 +199,11 @@ def run_benchmarks(path: Path, settings: EvaluationSettings, seed: int) -> list[
     return benchmarks.run(load_for_inference(path), path, seed)
 
 
-def accuracy(rows: Sequence[dict[str, Any]], task: str, setting: str = "evaluation.tasks") -> float:
+def accuracy(rows: Sequence[Row], task: str, setting: str = "evaluation.tasks") -> float:
     """Return the accuracy in a task, in [0, 1].
 
     Args:
-        rows: What `Benchmarks.run` returned.
+        rows: Those that `Benchmarks.run` returned.
         task: Its name.
         setting: What the user calls the task; for the error.
 
@@ -171,22 +219,23 @@ def accuracy(rows: Sequence[dict[str, Any]], task: str, setting: str = "evaluati
     return float(metrics["acc"])
 
 
-def _rows(task: str, results: dict[str, Any], limit: int | None) -> list[dict[str, Any]]:
-    rows = []
-    for metric, value in results["results"][task].items():
-        if not isinstance(value, int | float) or "_stderr" in metric or "," not in metric:
-            continue
-        name, filter_name = metric.split(",", 1)
-        error = results["results"][task].get(f"{name}_stderr,{filter_name}")
-        rows.append(
-            {
-                "task": task,
-                "task_version": str(results["versions"].get(task)),
-                "metric": metric,
-                "value": float(value),
-                "standard_error": float(error) if isinstance(error, int | float) else None,
-                "num_fewshot": results["n-shot"].get(task),
-                "limit": limit,
-            }
-        )
-    return rows
+@contextmanager
+def _generated_code(allowed: bool) -> Iterator[None]:
+    """Tell the metrics that run programs whether they may."""
+    before = os.environ.get(_CODE_VARIABLE)
+    os.environ[_CODE_VARIABLE] = "1" if allowed else "0"
+    try:
+        yield
+    finally:
+        os.environ.pop(_CODE_VARIABLE)
+        if before is not None:
+            os.environ[_CODE_VARIABLE] = before
+
+
+def _leaves(loaded: Any) -> Iterator[Any]:
+    """Yield the tasks of what lm-eval has loaded: flat in later versions, nested by groups in 0.4.10."""
+    for one in loaded.get("tasks", loaded).values():
+        if isinstance(one, dict):
+            yield from _leaves(one)
+        else:
+            yield one

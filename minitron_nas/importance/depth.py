@@ -21,6 +21,7 @@ from minitron_nas.distillation.signals.head import OutputHead
 from minitron_nas.distillation.signals.targets import HiddenTargets
 from minitron_nas.distillation.signals.teacher import OnlineTeacher, TeacherSignal
 from minitron_nas.evaluation.settings import EvaluationSettings
+from minitron_nas.evaluation.tasks import Task
 from minitron_nas.importance.layer_removal import BATCH_SEQUENCES, FirstLayers, run_text, without_layers
 from minitron_nas.importance.settings import DepthSettings
 from minitron_nas.models.causal_lm import CausalLM
@@ -182,9 +183,9 @@ def task_error(model: CausalLM, tokenizer: Path, settings: DepthSettings, seed: 
     """
     from minitron_nas.evaluation.lm_eval import Benchmarks, accuracy  # deferred: importing lm_eval takes seconds
 
-    task = settings.task or ""
+    task = Task.parse(settings.task or "").name
     benchmarks = Benchmarks(task_settings(settings), "importance.depth.task")
-    return lambda: 1 - accuracy(benchmarks.run(model, tokenizer, seed), task, "importance.depth.task")
+    return lambda: 1 - accuracy(benchmarks.run(model, tokenizer, seed).rows, task, "importance.depth.task")
 
 
 def make_criterion(

@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from minitron_nas.evaluation.tasks import OFFLINE, PRESETS, WrittenTask
 from minitron_nas.settings import Settings
 
 Aggregation = Literal["mean", "l2", "variance"]
@@ -19,7 +20,7 @@ class DepthSettings(Settings):
         mode: `layers` ranks each layer by itself; `block` takes out the contiguous run of layers that
             costs least, for every number of layers anew; `greedy` takes out one layer after the other
             and measures again after each.
-        task: The lm-eval multiple-choice task of criterion `task`, such as winogrande.
+        task: The lm-eval multiple-choice task of criterion `task`, such as winogrande or winogrande@5.
         include_path: Folder of the user's own lm-eval task files.
         limit: Documents of the task; all without it.
         num_sequences: Calibration sequences that layers are measured on. Block Importance in mode
@@ -31,7 +32,7 @@ class DepthSettings(Settings):
 
     criterion: Literal["block_importance", "loss", "kl", "logit_mse", "task"] = "block_importance"
     mode: Literal["layers", "block", "greedy"] = "layers"
-    task: str | None = None
+    task: WrittenTask | None = None
     include_path: str | None = None
     limit: Annotated[int, Field(ge=1)] | None = None
     num_sequences: Annotated[int, Field(ge=1)] = 16
@@ -41,6 +42,8 @@ class DepthSettings(Settings):
         if self.criterion == "task":
             if self.task is None:
                 raise ValueError("criterion is 'task' but no task is given; name one, such as task=winogrande")
+            if self.task in (OFFLINE, *PRESETS):
+                raise ValueError(f"task={self.task} is a list of tasks; name one of them, such as task=winogrande")
             return self
         given = [name for name in ("task", "include_path", "limit") if getattr(self, name) is not None]
         if given:

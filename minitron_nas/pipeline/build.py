@@ -26,7 +26,7 @@ from minitron_nas.pipeline.room import assumed_tokens, settled
 from minitron_nas.pipeline.run import Run, Source, workers_of
 from minitron_nas.pipeline.stages.correct import correct_teacher
 from minitron_nas.pipeline.stages.latency import find_latency
-from minitron_nas.pipeline.stages.measure import evaluate_member, teacher_member
+from minitron_nas.pipeline.stages.measure import Answered, compare_tasks, evaluate_member, teacher_member
 from minitron_nas.pipeline.stages.prepare import prepare_source
 from minitron_nas.pipeline.stages.rate import find_learning_rate
 from minitron_nas.pipeline.stages.search import Found, costing_of, find_shapes, write_search
@@ -231,7 +231,7 @@ def _plan_name(teacher: ModelSource) -> str:
 def _build(run: Run) -> None:
     plan, folder, teacher = run.plan, run.folder, run.teacher
     first = lessons = let_speak(run, teacher)
-    evaluate_member(run, teacher_member(run), teacher, first.signal)
+    answered = evaluate_member(run, teacher_member(run), teacher, first.signal)
     source, searched, cards = teacher, list[Done](), list[str]()
     learning_rate = plan.distillation.peak_learning_rate
     for size in plan.descending_sizes:
@@ -245,7 +245,7 @@ def _build(run: Run) -> None:
         hop, tried = find_learning_rate(run, hop, found.chosen[0].architecture)
         learning_rate = hop.learning_rate
         searched += [found.tournament, *tried]
-        students = _train_and_measure(run, hop, found)
+        students = _train_and_measure(run, hop, found, answered)
         shutil.rmtree(folder.starts(size.label), ignore_errors=True)
         for student in students:
             write_model_card(folder.student(student.name), folder.path)
@@ -260,21 +260,24 @@ def _build(run: Run) -> None:
     write_report(folder.path)
 
 
-def _train_and_measure(run: Run, hop: Hop, found: Found) -> list[Source]:
+def _train_and_measure(run: Run, hop: Hop, found: Found, teacher: Answered | None) -> list[Source]:
     """Train a size's students and the baselines of the first, measure them, and return the students."""
     chosen = [candidate.architecture for candidate in found.chosen]
     roles: list[tuple[Role, Architecture, int]] = [
         ("student", target, number) for number, target in enumerate(chosen, 1)
     ]
     roles += [(role, target, 1) for role, target in _baselines(run, hop, found).items()]
-    students = []
+    students, answered = list[Source](), list[Answered]()
     for role, target, number in roles:
         member, done = train_member(run, hop, role, target, number)
         checkpoint = open_checkpoint(run.folder.path / member.path, read_values=False)
         model = Source(member.name, checkpoint, (done,))
-        evaluate_member(run, member, model, hop.first_signal)
+        if (answers := evaluate_member(run, member, model, hop.first_signal)) is not None:
+            answered.append(answers)
         if role == "student":
             students.append(model)
+    if teacher is not None:
+        compare_tasks(run, hop.label, teacher, answered)
     return students
 
 

@@ -117,8 +117,8 @@ def of_rate(plan: FamilyPlan, target: Architecture) -> dict[str, Any]:
     return {**of_training(plan, "student", target, plan.distillation.peak_learning_rate), "probes": RULE}
 
 
-def of_study(told: Sequence[Done]) -> dict[str, Any]:
-    """The search is told as Optuna tells it: what its stages said in the tables."""
+def of_rows(told: Sequence[Done]) -> dict[str, Any]:
+    """What stages said in the tables is told otherwise: the search as Optuna tells it, tasks as differences."""
     return {"rows": [[output.identity for output in done.entry.rows] for done in told]}
 
 

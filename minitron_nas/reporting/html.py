@@ -204,6 +204,9 @@ def _content(run: RunRecord, num_runs: int) -> dict[str, Any]:
         "candidate_json": _in_script(_compact(table)),
         "exclusions": sections.exclusion_rows(run),
         "benchmarks": sections.benchmark_table(run, models),
+        "against_baselines": {
+            each.name: sections.against_baselines(run, each.name) for each in members if each.role == "student"
+        },
         "checks": sections.checks(run),
     }
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from minitron_nas.settings import format_count
 
 MISSING = "\N{EN DASH}"
+MINUS = "\N{MINUS SIGN}"
 
 
 def count(value: float | None) -> str:
@@ -22,6 +23,13 @@ def nats(value: float | None) -> str:
     if value is None:
         return MISSING
     return f"{value:.2g}" if 0 < abs(value) < 0.01 else f"{value:.3f}"
+
+
+def signed(value: float | None) -> str:
+    """Write a difference with its sign: -0.041 becomes a minus sign and "0.041"."""
+    if value is None:
+        return MISSING
+    return f"{'+' if value > 0 else MINUS if value < 0 else ''}{nats(abs(value))}"
 
 
 def four_digits(value: float | None) -> str:
@@ -53,7 +61,7 @@ def change(fraction: float | None) -> str:
     """Write a relative change: -0.0512 becomes a minus sign and "5.1 %"."""
     if fraction is None:
         return MISSING
-    sign = "" if not round(fraction, 3) else "+" if fraction > 0 else "\N{MINUS SIGN}"
+    sign = "" if not round(fraction, 3) else "+" if fraction > 0 else MINUS
     return f"{sign}{abs(fraction) * 100:.1f}\N{NO-BREAK SPACE}%"
 
 

@@ -21,6 +21,7 @@ from minitron_nas.storage.schemas import (
     CANDIDATES,
     CORRELATIONS,
     CURVES,
+    DIFFERENCES,
     EVALUATIONS,
     EXCLUSIONS,
     RATES,
@@ -69,6 +70,7 @@ class RunRecord:
     evaluations: pd.DataFrame
     samples: pd.DataFrame
     benchmarks: pd.DataFrame
+    differences: pd.DataFrame
     stages: tuple[Entry, ...]
     devices: Mapping[str, Any]
     scores: Mapping[str, Path]
@@ -130,6 +132,7 @@ def read_run(folder: Path) -> RunRecord:
         evaluations=_frame(folder, EVALUATIONS),
         samples=_frame(folder, SAMPLES),
         benchmarks=_frame(folder, BENCHMARKS),
+        differences=_frame(folder, DIFFERENCES),
         stages=tuple(Ledger(folder / "ledger.jsonl").entries()),
         devices=content.get("devices") or {},
         scores={path.parent.name: path for path in _scored(folder)},

@@ -1,6 +1,6 @@
 """What stands in the sections of the report, as plain rows and sentences."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import pandas as pd
@@ -243,19 +243,62 @@ def rate_rows(run: RunRecord, size: str) -> Sequence[Row]:
 def benchmark_table(run: RunRecord, names: Sequence[str]) -> list[dict[str, Any]]:
     """Return one row per task, metric and setting, with a value per model where there is one.
 
+    A value comes with its `difference` to the teacher's, a row of `differences.parquet`; None where there is none.
+
     Args:
         run: The run.
         names: The models, in the order of the columns.
     """
     keys = ("task", "metric", "task_version", "num_fewshot", "limit")
+    to_teacher = {
+        (row["model"], row["task"], row["metric"]): row
+        for row in plain_rows(run.differences[run.differences["other"] == "teacher"])
+    }
     table: dict[tuple[Any, ...], dict[str, Row]] = {}
     for row in plain_rows(run.benchmarks):
-        table.setdefault(tuple(row[key] for key in keys), {})[row["model"]] = row
+        difference = to_teacher.get((row["model"], row["task"], row["metric"]))
+        cell = {**row, "difference": difference}
+        table.setdefault(tuple(row[key] for key in keys), {})[row["model"]] = cell
     ordered = sorted(table.items(), key=lambda item: [str(part) for part in item[0]])
     return [
-        {**dict(zip(keys, setting, strict=True)), "cells": [found.get(name) for name in names]}
+        {
+            **dict(zip(keys, setting, strict=True)),
+            "documents": _documents(found.values()),
+            "cells": [found.get(name) for name in names],
+        }
         for setting, found in ordered
     ]
+
+
+def _documents(rows: Iterable[Row]) -> str:
+    """Say how many documents models have answered; runs of before say only how many at most."""
+    row = next(iter(rows))
+    if row["num_documents"] is not None:
+        return numerals.whole(row["num_documents"])
+    return "all" if row["limit"] is None else f"at most {numerals.whole(row['limit'])}"
+
+
+def against_baselines(run: RunRecord, student: str) -> dict[str, Any]:
+    """Return how a student's tasks differ from those of its size's baselines, on the same documents.
+
+    Args:
+        run: The run.
+        student: Its name.
+
+    Returns:
+        `baselines`, their names, and `rows`: task, metric and for each baseline its row of `differences.parquet`, if
+        any.
+    """
+    mine = run.differences[(run.differences["model"] == student) & (run.differences["other"] != "teacher")]
+    names = list(dict.fromkeys(mine["other"]))
+    table: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in plain_rows(mine.sort_values(["task", "metric"], kind="stable")):
+        table.setdefault((row["task"], row["metric"]), {})[row["other"]] = row
+    rows = [
+        {"task": task, "metric": metric, "cells": [found.get(name) for name in names]}
+        for (task, metric), found in table.items()
+    ]
+    return {"baselines": names, "rows": rows}
 
 
 def checks(run: RunRecord) -> list[tuple[str, bool | None, str]]:

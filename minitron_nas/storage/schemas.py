@@ -269,6 +269,53 @@ BENCHMARKS = Table(
         Column("standard_error", _FLOAT, "its standard error; null where lm-eval gives none"),
         Column("num_fewshot", _INT, "examples in the prompt"),
         Column("limit", _INT, "documents evaluated at most; null for all"),
+        Column("num_documents", _INT, "documents that the metric is over"),
+        Column("higher_is_better", _BOOL, "whether more of it is better; null where lm-eval does not say"),
+        Column("subtasks", _TEXT, "of a group the tasks that it is over, with commas between them; null of a task"),
+    ),
+)
+
+DOCUMENTS = Table(
+    "documents.parquet",
+    ("model", "task", "metric", "document"),
+    (
+        Column("model", _TEXT, "name of the model, as in evaluations.parquet"),
+        Column("task", _TEXT, "lm-eval task"),
+        Column("metric", _TEXT, "metric and filter, as in benchmarks.parquet"),
+        Column("document", _INT, "number of the document in its task, from 0"),
+        Column("document_hash", _TEXT, "of what it says, so that only the same documents are compared"),
+        Column("value", _FLOAT, "what the model got for it"),
+    ),
+)
+
+ANSWERS = Table(
+    "answers.parquet",
+    ("model", "task", "filter", "document"),
+    (
+        Column("model", _TEXT, "name of the model, as in evaluations.parquet"),
+        Column("task", _TEXT, "lm-eval task"),
+        Column("filter", _TEXT, "what lm-eval took out of the model's words; none for all of them"),
+        Column("document", _INT, "number of the document in its task, from 0"),
+        Column("prompt", _TEXT, "what the model read, with the examples"),
+        Column("choices", _TEXT, "what was to follow, or how it was to be written, of each request; JSON"),
+        Column("target", _TEXT, "what is right, as the task says it"),
+        Column("answers", _TEXT, "what the model made of each request after the filter; JSON"),
+    ),
+)
+
+DIFFERENCES = Table(
+    "differences.parquet",
+    ("model", "other", "task", "metric"),
+    (
+        Column("size", _TEXT, "label of the size"),
+        Column("model", _TEXT, "name of the model, as in evaluations.parquet"),
+        Column("other", _TEXT, "what it is held against: teacher, or of a student its baselines"),
+        Column("task", _TEXT, "lm-eval task"),
+        Column("metric", _TEXT, "metric and filter, as in benchmarks.parquet; only means over documents"),
+        Column("num_documents", _INT, "documents that both answered"),
+        Column("difference", _FLOAT, "the model's metric less the other's"),
+        Column("standard_error", _FLOAT, "of the difference: over the differences of each document"),
+        Column("differs", _BOOL, "whether it is more than 1.96 standard errors; if not, chance may have made it"),
     ),
 )
 
@@ -284,13 +331,14 @@ COMPARISON = Table(
         Column("limit", _FLOAT, "the most, or the least, that is allowed; null where nothing was asked for"),
         Column("passes", _BOOL, "whether the value keeps to it"),
         Column("told", _TEXT, "the same in words"),
+        Column("standard_error", _FLOAT, "of a task's value, over the same documents; null of what has none"),
     ),
 )
 
-TABLES = (
-    SCORES, CANDIDATES, EXCLUSIONS, TRIALS, RATES, CORRELATIONS, TEXTS, CURVES, EVALUATIONS, SAMPLES, BENCHMARKS,
-    COMPARISON,
+RUN_TABLES = (
+    CANDIDATES, EXCLUSIONS, TRIALS, RATES, CORRELATIONS, TEXTS, CURVES, EVALUATIONS, SAMPLES, BENCHMARKS, DOCUMENTS,
+    ANSWERS, DIFFERENCES,
 )  # fmt: skip
-
-RUN_TABLES = (CANDIDATES, EXCLUSIONS, TRIALS, RATES, CORRELATIONS, TEXTS, CURVES, EVALUATIONS, SAMPLES, BENCHMARKS)
 """Those that lie in a run folder, made of the rows of its stages."""
+
+TABLES = (SCORES, *RUN_TABLES, COMPARISON)

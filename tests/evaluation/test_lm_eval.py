@@ -2,6 +2,8 @@
 
 import functools
 import json
+import os
+import statistics
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minitron_nas.errors import PlanError
 from minitron_nas.evaluation import lm_eval
+from minitron_nas.evaluation.paired import differences
 from minitron_nas.evaluation.settings import EvaluationSettings
 from minitron_nas.testing import tiny_checkpoint
 
@@ -30,9 +33,13 @@ def _offline(tmp_path, monkeypatch):
     monkeypatch.chdir(TASKS)  # the task names its data relative to here
 
 
-def run(path, **values):
+def answered(path, **values):
     settings = EvaluationSettings(**{"tasks": ("tiny_sums",), "include_path": str(TASKS), **values})
     return lm_eval.run_benchmarks(path, settings, seed=0)
+
+
+def run(path, **values):
+    return answered(path, **values).rows
 
 
 def accuracy_by_hand(path, num_documents):
@@ -58,8 +65,18 @@ def test_a_task_gives_a_row_per_metric_with_the_accuracy_that_the_logits_give(tm
     rows = {row["metric"]: row for row in run(path)}
     assert sorted(rows) == ["acc,none", "acc_norm,none"]
     assert rows["acc,none"]["value"] == pytest.approx(accuracy_by_hand(path, 5))
-    told = {key: rows["acc,none"][key] for key in ("task", "task_version", "num_fewshot", "limit")}
-    assert told == {"task": "tiny_sums", "task_version": "2.0", "num_fewshot": 0, "limit": None}
+    told = {
+        name: value for name, value in rows["acc,none"].items() if name not in ("metric", "value", "standard_error")
+    }
+    assert told == {
+        "task": "tiny_sums",
+        "task_version": "2.0",
+        "num_fewshot": 0,
+        "limit": None,
+        "num_documents": 5,
+        "higher_is_better": True,
+        "subtasks": None,
+    }
 
 
 def test_limit_and_examples_of_the_settings_are_used_and_told(tmp_path):
@@ -67,6 +84,157 @@ def test_limit_and_examples_of_the_settings_are_used_and_told(tmp_path):
     row = run(path, limit=3, num_fewshot=1)[0]
     assert (row["limit"], row["num_fewshot"]) == (3, 1)
     assert row["value"] * 3 == pytest.approx(round(row["value"] * 3))
+
+
+def test_a_task_may_say_its_own_number_of_examples(tmp_path):
+    (tmp_path / "tasks").mkdir()
+    text = (TASKS / "tiny_sums.yaml").read_text()
+    for name in ("one", "two", "three"):
+        (tmp_path / "tasks" / f"{name}.yaml").write_text(text.replace("task: tiny_sums", f"task: {name}"))
+    path = tiny_checkpoint(tmp_path / "model", "llama")
+    tasks = {"tasks": ("one@1", "two", "three@0"), "include_path": str(tmp_path / "tasks")}
+    rows = run(path, num_fewshot=2, **tasks)
+    assert {row["task"]: row["num_fewshot"] for row in rows} == {"one": 1, "two": 2, "three": 0}
+    alone = {
+        name: run(path, num_fewshot=number, **tasks | {"tasks": (name,)}) for name, number in (("one", 1), ("two", 2))
+    }
+    assert [row for row in rows if row["task"] != "three"] == alone["one"] + alone["two"]
+
+
+def test_every_document_is_told_with_what_the_model_got_for_it(tmp_path):
+    path = tiny_checkpoint(tmp_path / "model", "llama")
+    found = answered(path)
+    assert found.answers == []
+    by_metric = {}
+    for row in found.documents:
+        by_metric.setdefault(row["metric"], []).append(row)
+    assert {metric: [row["document"] for row in rows] for metric, rows in by_metric.items()} == {
+        "acc,none": [0, 1, 2, 3, 4],
+        "acc_norm,none": [0, 1, 2, 3, 4],
+    }
+    right = [row["value"] for row in by_metric["acc,none"]]
+    assert [sum(right[:number]) / number for number in (1, 3, 5)] == [accuracy_by_hand(path, n) for n in (1, 3, 5)]
+    hashes = {row["document_hash"] for row in found.documents}
+    assert len(hashes) == 5
+    assert {row["document_hash"] for row in answered(tiny_checkpoint(tmp_path / "b", "llama", 1)).documents} == hashes
+
+
+def test_prompts_and_answers_are_kept_where_they_are_asked_for(tmp_path):
+    path = tiny_checkpoint(tmp_path / "model", "llama")
+    found = answered(path, keep_answers=True, num_fewshot=1)
+    assert [row["document"] for row in found.answers] == [0, 1, 2, 3, 4]
+    first = found.answers[0]
+    assert first["prompt"].endswith("\n\n1 + 1 =")
+    assert json.loads(first["choices"]) == [" 2", " 3"]
+    assert first["target"] == "0"
+    (better,) = [row["value"] for row in found.documents if row["document"] == 0 and row["metric"] == "acc,none"]
+    likelihoods = [answer[0] for answer in json.loads(first["answers"])]
+    assert better == (likelihoods[0] > likelihoods[1])
+
+
+def test_two_models_differ_by_the_mean_over_documents_that_one_got_right_and_the_other_not(tmp_path):
+    paths = [tiny_checkpoint(tmp_path / str(seed), "llama", seed) for seed in range(2)]
+    first, second = (answered(path) for path in paths)
+    found = differences(first, second)
+    assert set(found) == {("tiny_sums", "acc,none"), ("tiny_sums", "acc_norm,none")}
+    each = [[row["value"] for row in got.documents if row["metric"] == "acc,none"] for got in (first, second)]
+    gaps = [one - other for one, other in zip(*each, strict=True)]
+    difference = found["tiny_sums", "acc,none"]
+    assert difference.value == pytest.approx(statistics.fmean(gaps))
+    assert difference.value == pytest.approx(first.rows[0]["value"] - second.rows[0]["value"])
+    assert difference.standard_error == pytest.approx(statistics.stdev(gaps) / 5**0.5)
+    assert difference.num_documents == 5
+    assert not differences(first, first)["tiny_sums", "acc,none"].differs
+    assert differences(first, answered(paths[1], limit=4)) == {}, "not the same documents"
+    assert differences(first, answered(paths[1], num_fewshot=1)) == {}, "not the same prompts"
+
+
+def grouped(folder, **aggregation):
+    """A task of two sums, one of three, and a group of both."""
+    text = (TASKS / "tiny_sums.yaml").read_text().replace("sums.jsonl", str(folder / "sums.jsonl"))
+    lines = (TASKS / "sums.jsonl").read_text().splitlines()
+    for name, part in (("few", lines[:2]), ("many", lines[2:])):
+        (folder / f"{name}.jsonl").write_text("\n".join(part) + "\n")
+        own = text.replace(str(folder / "sums.jsonl"), str(folder / f"{name}.jsonl"))
+        (folder / f"{name}.yaml").write_text(own.replace("task: tiny_sums", f"task: {name}"))
+    group = {"group": "all_sums", "task": ["few", "many"], "aggregate_metric_list": [{"metric": "acc", **aggregation}]}
+    (folder / "group.yaml").write_text(json.dumps(group))
+    return {"tasks": ("all_sums",), "include_path": str(folder)}
+
+
+def test_a_group_is_the_mean_over_the_documents_of_its_tasks(tmp_path):
+    asked = grouped(tmp_path, weight_by_size=True)
+    first, second = (answered(tiny_checkpoint(tmp_path / str(seed), "llama", seed), **asked) for seed in range(2))
+    (row,) = [row for row in first.rows if row["task"] == "all_sums"]
+    assert (row["subtasks"], row["num_documents"]) == ("few,many", 5)
+    whole = answered(tmp_path / "0"), answered(tmp_path / "1")
+    group, plain = differences(first, second)["all_sums", "acc,none"], differences(*whole)["tiny_sums", "acc,none"]
+    assert (group.value, group.standard_error) == pytest.approx((plain.value, plain.standard_error))
+    assert group.num_documents == 5
+
+
+def test_a_group_that_weighs_its_tasks_alike_is_no_mean_over_documents(tmp_path):
+    asked = grouped(tmp_path, weight_by_size=False)
+    first = answered(tiny_checkpoint(tmp_path / "0", "llama", 1), **asked)
+    values = {row["task"]: row["value"] for row in first.rows if row["metric"] == "acc,none"}
+    assert values["few"] != values["many"]
+    assert values["all_sums"] == pytest.approx((values["few"] + values["many"]) / 2)
+    assert ("all_sums", "acc,none") not in differences(first, first)
+    assert ("many", "acc,none") in differences(first, first)
+
+
+def test_offline_is_all_tasks_of_the_users_folder(tmp_path):
+    (tmp_path / "more.yaml").write_text((TASKS / "tiny_sums.yaml").read_text().replace("task: tiny_", "task: more_"))
+    (tmp_path / "tiny_sums.yaml").write_text((TASKS / "tiny_sums.yaml").read_text())
+    rows = run(tiny_checkpoint(tmp_path / "model", "llama"), tasks=("offline",), include_path=str(tmp_path))
+    assert {row["task"] for row in rows} == {"more_sums", "tiny_sums"}
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PlanError, match=r"evaluation\.include_path: .*empty holds no task of lm-eval"):
+        lm_eval.Benchmarks(EvaluationSettings(tasks=("offline",), include_path=str(tmp_path / "empty")))
+
+
+REFUSED = {
+    "its examples are fixed": ("test_split", "num_fewshot: 0\ntest_split", "odd@2", "odd has 0 examples in its prompt"),
+    "it runs what a model writes": ("test_split", "unsafe_code: true\ntest_split", "odd", "odd runs the programs that"),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "asked", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_lm_eval_would_not_do_as_asked_is_refused_before_any_model_is_there(tmp_path, old, new, asked, message):
+    text = (TASKS / "tiny_sums.yaml").read_text().replace("task: tiny_sums", "task: odd")
+    (tmp_path / "odd.yaml").write_text(text.replace(old, new, 1))
+    settings = EvaluationSettings(tasks=(asked,), include_path=str(tmp_path))
+    with pytest.raises(PlanError, match=rf"^evaluation\.tasks: {message}"):
+        lm_eval.Benchmarks(settings).require_data()
+    allowed = settings.model_copy(update={"tasks": ("odd",), "run_generated_code": True})
+    lm_eval.Benchmarks(allowed).require_data()
+    assert len(run(tiny_checkpoint(tmp_path / "model", "llama"), **allowed.model_dump())) == 2
+
+
+def test_a_metric_that_runs_programs_is_told_whether_it_may(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_ALLOW_CODE_EVAL", "1")
+    (tmp_path / "own_docs.py").write_text(
+        "import os\n\n\ndef docs(data):\n"
+        "    if os.environ['HF_ALLOW_CODE_EVAL'] != '1':\n"
+        "        raise ValueError('set HF_ALLOW_CODE_EVAL to 1')\n"
+        "    return data\n"
+    )
+    text = (TASKS / "tiny_sums.yaml").read_text()
+    (tmp_path / "sums.yaml").write_text(
+        text.replace("doc_to_text:", "process_docs: !function own_docs.docs\ndoc_to_text:")
+    )
+    settings = EvaluationSettings(tasks=("tiny_sums",), include_path=str(tmp_path))
+    with pytest.raises(PlanError, match="tiny_sums runs the programs that a model writes"):
+        lm_eval.Benchmarks(settings).require_data()
+    lm_eval.Benchmarks(settings.model_copy(update={"run_generated_code": True})).require_data()
+    assert os.environ["HF_ALLOW_CODE_EVAL"] == "1"
+
+
+def test_a_task_that_is_also_part_of_a_group_is_asked_for_once(tmp_path):
+    asked = grouped(tmp_path, weight_by_size=True)
+    settings = EvaluationSettings(**asked | {"tasks": ("all_sums", "few@1")})
+    with pytest.raises(PlanError, match="few is asked for by all_sums and by few; name one of them"):
+        lm_eval.Benchmarks(settings).require_data()
 
 
 def test_the_standard_error_is_that_of_a_mean_of_zeros_and_ones(tmp_path):
@@ -139,7 +307,7 @@ def test_a_loaded_model_is_measured_as_it_is(tmp_path):
     path = tiny_checkpoint(tmp_path / "model", "llama")
     model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint(tmp_path / "other", "llama", 1))
     benchmarks = lm_eval.Benchmarks(EvaluationSettings(tasks=("tiny_sums",), include_path=str(TASKS)))
-    assert benchmarks.run(model, path, 0) == run(tmp_path / "other")
+    assert benchmarks.run(model, path, 0) == answered(tmp_path / "other")
 
 
 @pytest.mark.parametrize("num_words", [0, 3, 60, 200])

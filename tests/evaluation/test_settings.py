@@ -36,3 +36,18 @@ def test_held_out_texts_decide_what_comes_out_and_tasks_do_not() -> None:
     least = deciding(plan().to_dict())
     assert deciding(plan("evaluation.tasks=[copa]").to_dict()) == least
     assert deciding(plan("evaluation.texts.wiki=a.txt").to_dict()) != least
+
+
+def test_tasks_are_told_by_name_and_presets_by_what_they_stand_for() -> None:
+    assert plan("evaluation.tasks=[copa, arc_challenge@25]").evaluation.tasks == ("copa", "arc_challenge@25")
+    assert plan("evaluation.tasks=paper").evaluation.tasks[0] == "winogrande@5"
+    with pytest.raises(PlanError, match=r"evaluation\.tasks\.0: 'mmlu@five' is no task; write its name"):
+        plan("evaluation.tasks=[mmlu@five]")
+    with pytest.raises(PlanError, match=r"evaluation\.tasks: copa asked for twice"):
+        plan("evaluation.tasks=[copa, copa@5]")
+
+
+def test_offline_tasks_need_a_folder() -> None:
+    assert plan("evaluation={tasks: offline, include_path: tasks}").evaluation.tasks == ("offline",)
+    with pytest.raises(PlanError, match=r"tasks=offline takes all tasks of your own folder, and none is named"):
+        plan("evaluation.tasks=offline")

@@ -66,8 +66,18 @@ def test_what_is_measured_may_change_back_and_forth_and_the_tables_say_what_the_
     measured = stages(tmp_path / "run")
     assert benchmarks(2) == ten
     assert stages(tmp_path / "run") == measured, "nothing is measured twice"
+    assert measured.count("90k differences") == 3, "one for each time that the tasks were others"
     assert measured.count("90k evaluate") == 1, "other tasks are no reason to measure speed again"
+    benchmarked = pd.read_parquet(tmp_path / "run" / "benchmarks.parquet").set_index(["model", "metric"])["value"]
+    told = pd.read_parquet(tmp_path / "run" / "differences.parquet")
+    assert [(row.size, row.model, row.other, row.num_documents) for row in told.itertuples(index=False)] == [
+        ("90k", "90k", "teacher", 2)
+    ] * 2
+    for row in told.itertuples():
+        assert row.difference == benchmarked["90k", row.metric] - benchmarked["teacher", row.metric]
     assert benchmarks(None) == set()
+    assert not (tmp_path / "run" / "differences.parquet").exists()
+    assert not (tmp_path / "run" / "documents.parquet").exists()
     assert benchmarks(2) == ten
 
 

@@ -15,6 +15,7 @@ from minitron_nas.storage.schemas import (
     CANDIDATES,
     CORRELATIONS,
     CURVES,
+    DIFFERENCES,
     EVALUATIONS,
     EXCLUSIONS,
     RATES,
@@ -225,6 +226,7 @@ def write_run(folder: Path) -> Path:
     write_rows(folder, CURVES, curves())
     write_rows(folder, EVALUATIONS, evaluations())
     write_rows(folder, BENCHMARKS, _benchmarks())
+    write_rows(folder, DIFFERENCES, _differences())
     for label in SIZES:
         write_json(folder / "students" / label / "lineage.json", lineage(label))
     return folder
@@ -374,7 +376,35 @@ def _benchmarks() -> list[Row]:
             "standard_error": 0.0138,
             "num_fewshot": 0,
             "limit": None if task == "piqa" else 1000,
+            "num_documents": {"arc_easy": 1000, "piqa": 1838}.get(task),
+            "higher_is_better": True,
         }
         for task, metric, value in tasks
         for row in evaluations()
     ]
+
+
+def _differences() -> list[Row]:
+    """Of one task; the first student is no different from the teacher, and better than its baselines."""
+    rows = {row["model"]: row for row in _benchmarks() if row["task"] == "piqa"}
+    found = []
+    for row in evaluations():
+        others = ["teacher"] if row["role"] != "teacher" else []
+        if row["role"] == "student":
+            others += [row["size"] + end for role, end in ROLES.items() if role != "student"]
+        for other in others:
+            difference = rows[row["model"]]["value"] - rows[other]["value"]
+            found.append(
+                {
+                    "size": row["size"],
+                    "model": row["model"],
+                    "other": other,
+                    "task": "piqa",
+                    "metric": "acc,none",
+                    "num_documents": 1838,
+                    "difference": difference,
+                    "standard_error": 0.0121 if other == "teacher" else 0.0041,
+                    "differs": abs(difference) > 1.96 * (0.0121 if other == "teacher" else 0.0041),
+                }
+            )
+    return found

@@ -228,6 +228,19 @@ def test_a_run_without_benchmarks_has_no_such_section(run: RunRecord, without_pl
     assert "Benchmarks" not in page.text
 
 
+def test_tasks_stand_with_their_differences_to_the_teacher_and_to_the_baselines(
+    run: RunRecord, without_plotly: None
+) -> None:
+    page = render_report(run)
+    assert "0.650 <small>± 0.014</small> <small>\N{MINUS SIGN}0.024 ± 0.012, no different</small>" in page
+    assert "<small>\N{MINUS SIGN}0.033 ± 0.012</small>" in page
+    assert "<h3>110M against its baselines</h3>" in page
+    assert '<td class="number">+0.0093 ± 0.0041</td><td class="number">+0.036 ± 0.0041</td>' in page
+    alone = render_report(replace(run, differences=run.differences.iloc[:0]))
+    assert "against its baselines" not in alone
+    assert ", no different" not in alone
+
+
 def test_a_student_without_evaluation_is_told_from_its_lineage(run: RunRecord, without_plotly: None) -> None:
     page = parse(render_report(replace(run, evaluations=run.evaluations.iloc[:0])))
     assert page.numbers["110M"] == {

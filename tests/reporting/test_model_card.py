@@ -174,3 +174,13 @@ def fenced_yaml(card: str) -> str:
     """Return what stands in the block of the plan, as a reader of Markdown finds it."""
     tokens = MarkdownIt("commonmark").parse(card)
     return next(token.content for token in tokens if token.type == "fence" and token.info == "yaml")
+
+
+def test_tasks_are_told_with_their_difference_to_the_teacher_and_to_the_baselines(card: str) -> None:
+    (task,) = [line for line in card.splitlines() if line.startswith("| piqa (v1.0)")]
+    assert task == (
+        "| piqa (v1.0) | acc,none | 0 | 1,838 | 0.674 | 0.650 (\N{MINUS SIGN}0.024 ± 0.012, no different) | "
+        "0.641 (\N{MINUS SIGN}0.033 ± 0.012) | 0.614 (\N{MINUS SIGN}0.060 ± 0.012) |"
+    )
+    assert "| piqa | acc,none | +0.0093 ± 0.0041 | +0.036 ± 0.0041 |" in card
+    assert "this model less 110M depth-only baseline" in card

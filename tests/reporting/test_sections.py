@@ -71,6 +71,28 @@ def test_a_benchmark_has_a_cell_per_model_and_none_where_it_was_not_run(run: Run
     assert row["cells"][1] is None
 
 
+def test_a_benchmark_says_its_documents_and_where_that_is_not_known_its_limit(run: RunRecord) -> None:
+    found = {row["task"]: row["documents"] for row in sections.benchmark_table(run, ["teacher"])}
+    assert found == {"arc_easy": "1,000", "piqa": "1,838", "winogrande": "at most 1,000"}
+
+
+def test_a_value_comes_with_its_difference_to_the_teacher_where_it_is_known(run: RunRecord) -> None:
+    found = {row["task"]: row["cells"] for row in sections.benchmark_table(run, ["teacher", "110M", "94M"])}
+    assert [cell["difference"] for cell in found["arc_easy"]] == [None, None, None]
+    teacher, first, second = (cell["difference"] for cell in found["piqa"])
+    assert teacher is None
+    assert (round(first["difference"], 4), first["differs"]) == (-0.0235, False)
+    assert (round(second["difference"], 4), second["differs"]) == (-0.0368, True)
+
+
+def test_a_student_is_held_against_its_baselines_task_by_task(run: RunRecord) -> None:
+    found = sections.against_baselines(run, "110M")
+    assert found["baselines"] == ["110M-depth-only", "110M-random-weights"]
+    ((task, cells),) = [(row["task"], row["cells"]) for row in found["rows"]]
+    assert (task, [round(cell["difference"], 4) for cell in cells]) == ("piqa", [0.0093, 0.036])
+    assert sections.against_baselines(run, "110M-depth-only") == {"baselines": [], "rows": []}
+
+
 def test_checks_hold_for_a_proof_within_tolerance_and_the_plans_teacher(run: RunRecord) -> None:
     assert [holds for _, holds, _ in sections.checks(run)] == [True, True, True, True]
 

@@ -1,7 +1,7 @@
 """The stages that measure: every member beside the teacher and its baselines."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from itertools import islice
 from math import exp
 from pathlib import Path
@@ -15,6 +15,7 @@ from minitron_nas.distillation.loss.losses import Losses
 from minitron_nas.distillation.loss.validation import validate
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache
 from minitron_nas.evaluation.continuations import agreement, continuations, prompts, repetition
+from minitron_nas.evaluation.paired import Row, TaskResults, differences
 from minitron_nas.evaluation.settings import EvaluationSettings
 from minitron_nas.evaluation.speed import measure_speed
 from minitron_nas.execution.device import release_memory
@@ -24,12 +25,21 @@ from minitron_nas.pipeline.engine import Done, Left, Stage
 from minitron_nas.pipeline.member import TrainedMember
 from minitron_nas.pipeline.run import Run, Source
 from minitron_nas.progress import Progress
-from minitron_nas.storage.schemas import BENCHMARKS, EVALUATIONS, SAMPLES, TEXTS
+from minitron_nas.storage.schemas import ANSWERS, BENCHMARKS, DIFFERENCES, DOCUMENTS, EVALUATIONS, SAMPLES, TEXTS
+from minitron_nas.storage.tables import read_rows
 from minitron_nas.text.held_out import means_by_text
 from minitron_nas.text.tokens import PackedTokens
 
 _NUM_SAMPLES = 4
 """Prompts that the report shows with what each model makes of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A model that has answered lm-eval's tasks, and the stage in which it did."""
+
+    member: TrainedMember
+    done: Done
 
 
 def teacher_member(run: Run) -> TrainedMember:
@@ -40,8 +50,10 @@ def teacher_member(run: Run) -> TrainedMember:
     )
 
 
-def evaluate_member(run: Run, member: TrainedMember, model: Source, signal: Done) -> None:
+def evaluate_member(run: Run, member: TrainedMember, model: Source, signal: Done) -> Answered | None:
     """Measure one model and write its rows of `evaluations.parquet` and `benchmarks.parquet`.
+
+    Returns the stage of lm-eval's tasks, None where the plan names none.
 
     Args:
         run: The run.
@@ -50,8 +62,7 @@ def evaluate_member(run: Run, member: TrainedMember, model: Source, signal: Done
         signal: The stage in which the first teacher spoke, to whose states the KL is taken.
     """
     _measure(run, member, model, signal)
-    if run.plan.evaluation.tasks:
-        _benchmark(run, member, model)
+    return Answered(member, _benchmark(run, member, model)) if run.plan.evaluation.tasks else None
 
 
 def _measure(run: Run, member: TrainedMember, model: Source, signal: Done) -> None:
@@ -135,8 +146,8 @@ def measure(
     return {"losses": asdict(losses), "continuations": written, "speed": asdict(speed)}
 
 
-def benchmark(model: Path, settings: EvaluationSettings, seed: int) -> list[dict[str, Any]]:
-    """Run a plan's lm-eval tasks on a model, and return a row for each metric.
+def benchmark(model: Path, settings: EvaluationSettings, seed: int) -> TaskResults:
+    """Run a plan's lm-eval tasks on a model.
 
     Args:
         model: Its folder.
@@ -145,7 +156,7 @@ def benchmark(model: Path, settings: EvaluationSettings, seed: int) -> list[dict
     """
     from minitron_nas.evaluation.lm_eval import run_benchmarks  # deferred: importing lm_eval takes seconds
 
-    found = list(run_benchmarks(model, settings, seed))
+    found = run_benchmarks(model, settings, seed)
     release_memory()
     return found
 
@@ -177,12 +188,13 @@ def _by_text(
     ]
 
 
-def _benchmark(run: Run, member: TrainedMember, model: Source) -> None:
+def _benchmark(run: Run, member: TrainedMember, model: Source) -> Done:
     checkpoint = model.checkpoint
 
     def action(_: Progress) -> Left:
         found = run.workers.call(benchmark, model=checkpoint.path, settings=run.plan.evaluation, seed=run.plan.seed)
-        return Left(rows=((BENCHMARKS, [{"model": member.name, **row} for row in found]),))
+        tables = ((BENCHMARKS, found.rows), (DOCUMENTS, found.documents), (ANSWERS, found.answers))
+        return Left(rows=[(table, [{"model": member.name, **row} for row in rows]) for table, rows in tables if rows])
 
     stage = Stage(
         f"{member.name} benchmark",
@@ -190,4 +202,54 @@ def _benchmark(run: Run, member: TrainedMember, model: Source) -> None:
         inputs.of_benchmarks(run.plan, checkpoint),
         needs=model.made_by,
     )
+    return run.engine.run(stage, action)
+
+
+def compare_tasks(run: Run, size: str, teacher: Answered, members: Sequence[Answered]) -> None:
+    """Write a size's rows of `differences.parquet`: all against the teacher, and its students against its baselines.
+
+    Args:
+        run: The run.
+        size: Its label.
+        teacher: The first teacher.
+        members: Students and baselines of the size.
+    """
+
+    def action(_: Progress) -> Left:
+        found = {each.member.name: _results(run, each) for each in (teacher, *members)}
+        rows = [row for model, other in _pairs(teacher, members) for row in _differences(model, other, found)]
+        return Left(rows=((DIFFERENCES, [{"size": size, **row} for row in rows]),))
+
+    stage = Stage(
+        f"{size} differences",
+        "tasks: differences on the same documents",
+        inputs.of_rows([each.done for each in (teacher, *members)]),
+    )
     run.engine.run(stage, action)
+
+
+def _pairs(teacher: Answered, members: Sequence[Answered]) -> Iterator[tuple[str, str]]:
+    """Yield who is held against whom, by name."""
+    for one in members:
+        yield one.member.name, teacher.member.name
+        if one.member.role == "student":
+            yield from ((one.member.name, other.member.name) for other in members if other.member.role != "student")
+
+
+def _results(run: Run, answered: Answered) -> TaskResults:
+    rows = run.folder.rows(answered.done.entry.stage)
+    return TaskResults(read_rows(rows, BENCHMARKS), read_rows(rows, DOCUMENTS))
+
+
+def _differences(model: str, other: str, found: dict[str, TaskResults]) -> Iterator[Row]:
+    for (task, metric), difference in differences(found[model], found[other]).items():
+        yield {
+            "model": model,
+            "other": other,
+            "task": task,
+            "metric": metric,
+            "num_documents": difference.num_documents,
+            "difference": difference.value,
+            "standard_error": difference.standard_error,
+            "differs": difference.differs,
+        }

@@ -132,7 +132,7 @@ def write_search(run: Run, told: Sequence[Done]) -> None:
     stage = Stage(
         "study",
         "the search, as Optuna tells it",
-        inputs.of_study(told),
+        inputs.of_rows(told),
         needs=told,
         outputs=[run.folder.study],
     )

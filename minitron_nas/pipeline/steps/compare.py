@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 from transformers import AutoTokenizer
@@ -14,6 +14,7 @@ from minitron_nas.distillation.loss.losses import Losses
 from minitron_nas.distillation.signals.teacher import OnlineTeacher
 from minitron_nas.errors import PlanError
 from minitron_nas.evaluation.continuations import agreement, continuations
+from minitron_nas.evaluation.paired import TaskResults
 from minitron_nas.evaluation.settings import EvaluationSettings
 from minitron_nas.evaluation.speed import measure_speed
 from minitron_nas.execution.device import release_memory
@@ -21,7 +22,9 @@ from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.loading import load_for_inference
 from minitron_nas.models.source import ModelSource, resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display
+from minitron_nas.pipeline.steps.check import Check
 from minitron_nas.pipeline.steps.evaluate import read_whole_text, validate_all
+from minitron_nas.pipeline.steps.task_checks import checks_of_tasks, require_tasks, results_of_models, results_of_run
 from minitron_nas.progress import silent
 from minitron_nas.reporting.run_record import plain_rows, read_run
 from minitron_nas.settings import Settings, plan_error
@@ -32,8 +35,6 @@ from minitron_nas.storage.schemas import COMPARISON
 from minitron_nas.storage.tables import write_rows
 from minitron_nas.text.settings import TextSettings
 from minitron_nas.text.vocabulary import Vocabulary
-
-Sense = Literal["at most", "at least"]
 
 
 class CompareLimits(Settings):
@@ -52,7 +53,9 @@ class CompareLimits(Settings):
         memory_ratio: The most memory while generating over the first model's.
         prefill_speedup: The least tokens per second of a prompt over the first model's, timed in turns.
         decode_speedup: The same of decoding.
-        task_drop: The most by which an lm-eval metric may fall.
+        task_drop: The most by which an lm-eval metric may fall that is a mean over documents and is to be high, such as
+            accuracy. A fall beyond it counts where it is beyond by more than 1.96 standard errors, those of the
+            differences on the same documents.
     """
 
     kl_nats: Annotated[float, Field(ge=0)] | None = 0.02
@@ -68,42 +71,6 @@ class CompareLimits(Settings):
     def asks_for_speed(self) -> bool:
         """Whether models have to be timed."""
         return not self.memory_ratio is self.prefill_speedup is self.decode_speedup is None
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One measure and its limit, a row of `comparison.parquet`."""
-
-    measure: str
-    value: float | None
-    limit: float | None = None
-    sense: Sense = "at most"
-    base: float | None = None
-    other: float | None = None
-    model: str | None = None
-    words: str | None = None
-
-    @property
-    def passes(self) -> bool:
-        """Whether the value keeps to the limit; what was not measured, or is no number, keeps to none."""
-        if self.limit is None:
-            return True
-        if self.value is None:
-            return False
-        return self.value <= self.limit if self.sense == "at most" else self.value >= self.limit
-
-    @property
-    def told(self) -> str:
-        """The same in words."""
-        if self.words is not None:
-            return self.words
-        value = "not measured" if self.value is None else f"{self.value:.4g}"
-        return value if self.limit is None else f"{value}, {self.sense} {self.limit:.4g}"
-
-    def to_row(self) -> dict[str, Any]:
-        """Return its row of the table."""
-        names = [column.name for column in COMPARISON.columns]
-        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,11 +140,13 @@ def compare(
     evaluation, settings = evaluation or EvaluationSettings(), settings or TextSettings()
     if out is not None:
         require_new_folder(Path(out))
-    if limits.task_drop is not None and not evaluation.tasks:
-        raise PlanError("task_drop is a limit on lm-eval tasks, and none is named; name some with evaluation.tasks")
     if runs := _runs(base, other):
-        checks = list(_of_runs(*runs, limits))
+        checks = [*_of_runs(*runs, limits), *_tasks_of_runs(*runs, limits)]
     else:
+        if limits.task_drop is not None and not evaluation.tasks:
+            raise PlanError("task_drop is a limit on lm-eval tasks, and none is named; name some with evaluation.tasks")
+        if evaluation.tasks:
+            require_tasks(evaluation)
         if text is None:
             raise PlanError("two models are compared on a text that neither has seen; name one with --text")
         with TemporaryDirectory() as work:
@@ -267,7 +236,7 @@ def _of_models(
             checks += _speed(base, other, limits, evaluation)
     if evaluation.tasks:
         with display.stage("tasks", f"lm-eval: {', '.join(evaluation.tasks)}"):
-            checks += _tasks(base, other, limits, evaluation, seed)
+            checks += checks_of_tasks(*results_of_models(base.path, other.path, evaluation, seed), limits.task_drop)
     return checks
 
 
@@ -309,23 +278,6 @@ def _speed(
     yield Check("memory_ratio", memory[1] / memory[0], limits.memory_ratio, "at most", *memory)
 
 
-def _tasks(
-    base: Checkpoint, other: Checkpoint, limits: CompareLimits, evaluation: EvaluationSettings, seed: int
-) -> Iterator[Check]:
-    from minitron_nas.evaluation.lm_eval import run_benchmarks  # deferred: importing lm_eval takes seconds
-
-    found = []
-    for each in (base, other):
-        found.append(
-            {(row["task"], row["metric"]): row["value"] for row in run_benchmarks(each.path, evaluation, seed)}
-        )
-        release_memory()
-    for (task, metric), value in found[0].items():
-        values = (value, found[1][task, metric])
-        limit = limits.task_drop if metric.startswith(("acc", "exact_match", "f1")) else None
-        yield Check(f"{task} {metric}", values[0] - values[1], limit, "at most", *values)
-
-
 def _of_runs(base: Path, other: Path, limits: CompareLimits) -> Iterator[Check]:
     first, second = ({row["model"]: row for row in plain_rows(read_run(each).evaluations)} for each in (base, other))
     for name in first:
@@ -342,6 +294,15 @@ def _of_runs(base: Path, other: Path, limits: CompareLimits) -> Iterator[Check]:
         for column, limit in most:
             values = (float(first[name][column]), float(second[name][column]))
             yield Check(f"{column} over", values[1] / values[0], limit, "at most", *values, model=name)
+
+
+def _tasks_of_runs(base: Path, other: Path, limits: CompareLimits) -> Iterator[Check]:
+    first, second = results_of_run(base), results_of_run(other)
+    if limits.task_drop is not None and not first:
+        raise PlanError(f"task_drop is a limit on lm-eval tasks, and {base} has answered none; leave it out")
+    nothing = TaskResults((), ())
+    for name, results in first.items():
+        yield from checks_of_tasks(results, second.get(name, nothing), limits.task_drop, name)
 
 
 def _number(value: float | None) -> str:

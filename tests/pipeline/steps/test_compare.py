@@ -1,26 +1,35 @@
 """A gate for models: the same model passes however it is stored, a damaged one does not."""
 
+import functools
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pandas as pd
 import pytest
 import torch
+from lm_eval.tasks import TaskManager
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from minitron_nas.errors import PlanError, RunFolderError
+from minitron_nas.evaluation import lm_eval
+from minitron_nas.evaluation.paired import TaskResults
 from minitron_nas.evaluation.settings import EvaluationSettings
 from minitron_nas.evaluation.speed import Speed
 from minitron_nas.pipeline.display import Quiet
 from minitron_nas.pipeline.steps import compare as module
-from minitron_nas.pipeline.steps.compare import Check, CompareLimits, Comparison, compare, read_limits
-from minitron_nas.storage.schemas import COMPARISON
+from minitron_nas.pipeline.steps.check import Check
+from minitron_nas.pipeline.steps.compare import CompareLimits, Comparison, compare, read_limits
+from minitron_nas.pipeline.steps.task_checks import checks_of_tasks
+from minitron_nas.storage.schemas import BENCHMARKS, COMPARISON, DOCUMENTS
+from minitron_nas.storage.tables import write_rows
 
 Damage = Callable[[Path], None]
+TASKS = Path(__file__).parents[2] / "evaluation" / "tasks"
 
 
 @pytest.fixture(scope="module")
@@ -212,3 +221,91 @@ def test_what_cannot_be_compared_is_refused(trained_teacher: Path, held_out: Pat
         compare(trained_teacher, trained_teacher)
     with pytest.raises(PlanError, match=r"task_drop is a limit on lm-eval tasks, and none is named"):
         compare(trained_teacher, trained_teacher, held_out, CompareLimits(task_drop=0.01))
+
+
+def answers(*values: float, higher: bool | None = True, **row: Any) -> TaskResults:
+    """What a model got for the documents of a task."""
+    whole = {"task": "sums", "metric": "acc,none", "task_version": "1", "num_fewshot": 0, "subtasks": None}
+    mean = {**whole, "value": sum(values) / len(values), "higher_is_better": higher, **row}
+    documents = [
+        {"task": "sums", "metric": "acc,none", "document": n, "document_hash": str(n), "value": float(got)}
+        for n, got in enumerate(values)
+    ]
+    return TaskResults([mean], documents)
+
+
+def test_a_fall_in_a_task_fails_only_beyond_what_chance_makes_likely() -> None:
+    """Of 100 documents one is lost: 0.01 with a standard error of 0.01; of 100 nine are lost: 0.09 with 0.029."""
+    base = answers(*[1] * 100)
+    (little,) = checks_of_tasks(base, answers(*[0] * 1, *[1] * 99), 0.0)
+    (much,) = checks_of_tasks(base, answers(*[0] * 9, *[1] * 91), 0.0)
+    assert (little.value, little.standard_error) == pytest.approx((0.01, 0.01))
+    assert little.passes
+    assert little.told == "0.01 ± 0.01 (no different), at most 0"
+    assert (much.value, much.standard_error) == pytest.approx((0.09, (0.09 * 0.91 / 99) ** 0.5))
+    assert not much.passes
+    assert much.told == "0.09 ± 0.029, at most 0"
+    (allowed,) = checks_of_tasks(base, answers(*[0] * 9, *[1] * 91), 0.05)
+    assert allowed.passes
+    (asked_nothing,) = checks_of_tasks(base, answers(*[0] * 100), None)
+    assert asked_nothing.passes
+
+
+def test_what_is_better_low_falls_by_rising_and_has_no_limit() -> None:
+    (check,) = checks_of_tasks(answers(1, 2, 3, higher=False), answers(2, 3, 5, higher=False), 0.1)
+    assert (check.value, check.limit) == (pytest.approx(4 / 3), None)
+
+
+def test_tasks_that_cannot_be_compared_do_not_pass_a_limit() -> None:
+    base = answers(1, 1, 0)
+    (fewer,) = checks_of_tasks(base, answers(1, 1), 0.5)
+    assert not fewer.passes
+    assert fewer.told == "not on the same documents with the same examples, so not comparable"
+    (missing,) = checks_of_tasks(base, TaskResults((), ()), 0.5)
+    assert not missing.passes
+    assert missing.told == "the second has not answered it"
+    (perplexity,) = checks_of_tasks(answers(1, 1, 0, value=9.5), answers(1, 1, 1, value=7.5), 0.5)
+    assert (perplexity.value, perplexity.limit, perplexity.standard_error) == (2.0, None, None)
+
+
+@pytest.fixture
+def _offline_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(lm_eval, "TaskManager", functools.partial(TaskManager, include_defaults=False))
+    monkeypatch.chdir(TASKS)  # the task names its data relative to here
+
+
+@pytest.mark.usefixtures("_offline_tasks")
+def test_tasks_of_two_models_are_held_against_each_other_document_by_document(
+    trained_teacher: Path, held_out: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(trained_teacher, tmp_path / "copy")
+    with_layers_swapped(tmp_path / "copy")
+    asked = EvaluationSettings(tasks=("tiny_sums",), include_path=str(TASKS))
+    nothing = CompareLimits(kl_nats=None, loss_increase_nats=None, agreement_share=None, task_drop=0.0)
+    found = compare(trained_teacher, tmp_path / "copy", held_out, nothing, tmp_path / "out", asked, display=Quiet())
+    rows = pd.read_parquet(tmp_path / "out" / "comparison.parquet").set_index("measure")
+    assert {"tiny_sums acc,none", "tiny_sums acc_norm,none"} <= set(rows.index)
+    row = rows.loc["tiny_sums acc,none"]
+    assert row["value"] == pytest.approx(row["base"] - row["other"])
+    assert row["standard_error"] >= 0
+    assert row["passes"] == (row["value"] <= 1.96 * row["standard_error"])
+    assert "standard_error" in COMPARISON.arrow_schema().names
+    assert found.passes == bool(rows["passes"].all())
+    unknown = asked.model_copy(update={"tasks": ("tiny_products",)})
+    with pytest.raises(PlanError, match=r"evaluation\.tasks: lm-eval knows no task tiny_products"):
+        compare(tmp_path / "gone", trained_teacher, held_out, evaluation=unknown, display=Quiet())
+
+
+def test_tasks_of_runs_are_compared_member_by_member(finished: Path, tmp_path: Path) -> None:
+    for name, got in (("first", [1.0] * 20), ("second", [0.0] * 10 + [1.0] * 10)):
+        folder = shutil.copytree(finished, tmp_path / name)
+        found = answers(*got)
+        write_rows(folder, BENCHMARKS, [{"model": "90k", **row} for row in found.rows])
+        write_rows(folder, DOCUMENTS, [{"model": "90k", **row} for row in found.documents])
+    limits = CompareLimits(task_drop=0.1)
+    worse = compare(tmp_path / "first", tmp_path / "second", limits=limits)
+    assert [(check.model, check.measure) for check in worse.checks if not check.passes] == [("90k", "sums acc,none")]
+    assert compare(tmp_path / "second", tmp_path / "first", limits=limits).passes
+    with pytest.raises(PlanError, match=r"task_drop is a limit on lm-eval tasks, and .*answered none; leave it out"):
+        compare(finished, tmp_path / "first", limits=limits)

@@ -1,0 +1,80 @@
+"""Students in other engines write what they write in transformers."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from minitron_nas.pipeline.display import Quiet
+from minitron_nas.pipeline.steps.prune import prune
+from minitron_nas.resources import resource
+
+NEW_TOKENS = 24
+PROMPT = "The sea was calm, and the"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def student(trained_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    def call(**shape: int) -> Path:
+        out = tmp_path_factory.mktemp("students") / "student"
+        prune(trained_teacher, out, shape, scores="magnitude", start="select", repair="none", display=Quiet())
+        return out
+
+    return call
+
+
+def in_transformers(folder: Path) -> list[int]:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
+    model.generation_config.eos_token_id = None
+    written = model.generate(ids, max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0)
+    found: list[int] = written[0, ids.shape[1] :].tolist()
+    return found
+
+
+def in_ctranslate2(folder: Path) -> list[int]:
+    ctranslate2 = pytest.importorskip("ctranslate2", reason="the converter needs pip install ctranslate2")
+    tokenizer = AutoTokenizer.from_pretrained(folder.parent / "student")
+    generator = ctranslate2.Generator(str(folder), device="cpu", compute_type="float32")
+    prompt = tokenizer.convert_ids_to_tokens(tokenizer(PROMPT)["input_ids"])
+    (written,) = generator.generate_batch(
+        [prompt], max_length=NEW_TOKENS, sampling_topk=1, include_prompt_in_result=False, end_token=[]
+    )
+    found: list[int] = written.sequences_ids[0]
+    return found
+
+
+def converted(folder: Path, *before: str) -> Path:
+    pytest.importorskip("ctranslate2", reason="the converter needs pip install ctranslate2")
+    out = folder.parent / "converted"
+    command = [sys.executable, *before, "--model", str(folder), "--output_dir", str(out)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    return out
+
+
+SHAPES = {
+    "fewer neurons and layers": {"intermediate_size": 96, "num_hidden_layers": 4},
+    "fewer channels and heads": {"hidden_size": 36, "num_attention_heads": 3, "num_key_value_heads": 1},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_a_student_in_ctranslate2_writes_what_it_writes_in_transformers(
+    student: Callable[..., Path], shape: dict[str, int]
+) -> None:
+    folder = student(**shape)
+    convert = str(resource("runners", "ctranslate2_student.py"))
+    assert in_ctranslate2(converted(folder, convert)) == in_transformers(folder)
+
+
+def test_ctranslate2s_own_command_does_where_heads_and_channels_are_whole(student: Callable[..., Path]) -> None:
+    folder = student(**SHAPES["fewer neurons and layers"])
+    command = ("-m", "ctranslate2.converters.transformers")
+    assert in_ctranslate2(converted(folder, *command)) == in_transformers(folder)
