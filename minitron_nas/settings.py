@@ -5,14 +5,19 @@ import inspect
 import re
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, TypeAlias, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 from minitron_nas.errors import PlanError
 
+Location: TypeAlias = tuple[int | str, ...]
+"""Of a value: keys and places from the outermost on."""
+
 _SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 _COUNT = re.compile(r"(\d+(?:\.\d+)?(?:e\+?\d{1,2})?)\s*([kmbt]?)", re.IGNORECASE)
+_MOST = 2**63 - 1
+"""What 64 bits hold."""
 
 BYTES: dict[str, int] = {"b": 1} | {
     f"{prefix}{middle}b": base**power
@@ -36,7 +41,13 @@ def parse_count(value: object) -> int:
     count = round(Decimal(match[1]) * _SUFFIXES[match[2].lower()])
     if count < 1:
         raise ValueError(f"{value!r} is not a positive count")
+    if count > _MOST:
+        raise ValueError(f"{_short(value)} is more than a count may be; write at most {_MOST}")
     return count
+
+
+def _short(value: object) -> str:
+    return repr(value) if len(str(value)) <= 40 else f"a number of {len(str(value)):,} characters"
 
 
 def format_count(count: int) -> str:
@@ -61,9 +72,9 @@ Count = Annotated[int, BeforeValidator(parse_count)]
 
 
 class Settings(BaseModel):
-    """Frozen settings that refuse unknown keys."""
+    """Frozen settings that refuse unknown keys, and numbers that are none or not finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -100,11 +111,20 @@ def plan_error(error: ValidationError, model: type[BaseModel], origin: str) -> P
         model: The settings class that was being read.
         origin: Where the values came from, e.g. "plan.yaml".
     """
-    faults = [_describe(fault["loc"], fault["type"], fault["msg"], model) for fault in error.errors()]
+    found = error.errors()
+    told = [fault for fault in found if not _only_follows(fault["type"], fault["loc"], [each["loc"] for each in found])]
+    faults = [_describe(fault["loc"], fault["type"], fault["msg"], model) for fault in told]
     return PlanError(f"{origin}: " + "; ".join(faults))
 
 
-def _describe(location: Sequence[int | str], kind: str, message: str, model: type[BaseModel]) -> str:
+def _only_follows(kind: str, location: Location, locations: Sequence[Location]) -> bool:
+    """Whether a list is called too short only because what stands in it was refused."""
+    return kind == "too_short" and any(
+        each[: len(location)] == location and len(each) > len(location) for each in locations
+    )
+
+
+def _describe(location: Location, kind: str, message: str, model: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in location)
     if kind != "extra_forbidden":
         message = message.removeprefix("Value error, ")

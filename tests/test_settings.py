@@ -1,7 +1,9 @@
+from typing import Annotated
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from minitron_nas.errors import MinitronNasError, PlanError
 from minitron_nas.settings import Count, Settings, format_count, parse_count, plan_error
@@ -14,6 +16,7 @@ class Inner(Settings):
 
 class Outer(Settings):
     size: Count
+    sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = (1,)
     inner: Inner = Inner()
     other: Inner | None = None
 
@@ -64,6 +67,13 @@ def test_a_count_below_one_is_refused(written: object) -> None:
         parse_count(written)
 
 
+@pytest.mark.parametrize("written", [2**63, "1e19", "10000000t", "9" * 5000])
+def test_a_count_that_no_64_bits_hold_is_refused(written: object) -> None:
+    with pytest.raises(ValueError, match=r"is more than a count may be; write at most 9223372036854775807") as caught:
+        parse_count(written)
+    assert len(str(caught.value)) < 140
+
+
 @pytest.mark.parametrize(
     ("count", "written"),
     [
@@ -88,7 +98,7 @@ def test_a_written_count_is_read_back_within_its_four_digits(count: int) -> None
     assert abs(parse_count(format_count(count)) - count) <= count * 5e-4
 
 
-@given(st.integers(min_value=1, max_value=2**70))
+@given(st.integers(min_value=1, max_value=2**63 - 1))
 def test_an_integer_is_its_own_count(count: int) -> None:
     assert parse_count(count) == parse_count(str(count)) == count
 
@@ -106,7 +116,7 @@ def test_a_field_of_type_count_takes_a_suffix() -> None:
 
 def test_an_unknown_key_is_answered_with_the_nearest_known_one() -> None:
     assert refusal({"size": 1, "iner": {}}) == (
-        "plan.yaml: unknown key 'iner'; did you mean 'inner'? known keys: inner, other, size"
+        "plan.yaml: unknown key 'iner'; did you mean 'inner'? known keys: inner, other, size, sizes"
     )
 
 
@@ -128,3 +138,17 @@ def test_all_faults_are_shown_at_once() -> None:
 
 def test_a_missing_key_is_named() -> None:
     assert refusal({}) == "plan.yaml: size: Field required"
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), "-inf"])
+def test_a_number_that_is_not_finite_is_refused(number: object) -> None:
+    assert refusal({"size": 1, "inner": {"learning_rate": number}}) == (
+        "plan.yaml: inner.learning_rate: Input should be a finite number"
+    )
+
+
+def test_a_list_is_not_called_too_short_for_what_was_refused_in_it() -> None:
+    assert refusal({"size": 1, "sizes": ["many"]}) == (
+        "plan.yaml: sizes.0: 'many' is not a count; write a number such as 8e9 or '110M'"
+    )
+    assert refusal({"size": 1, "sizes": []}).startswith("plan.yaml: sizes: Tuple should have at least 1 item")

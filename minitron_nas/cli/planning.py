@@ -34,7 +34,9 @@ def plan_(
     ] = None,
     devices: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(help="Of a machine or cluster elsewhere; without it, the plan is held against this machine."),
+        typer.Option(
+            min=1, help="Of a machine or cluster elsewhere; without it, the plan is held against this machine."
+        ),
     ] = None,
     device_memory: Annotated[str, typer.Option(help="Of each of those devices.")] = "80GB",
     overrides: Overrides = None,

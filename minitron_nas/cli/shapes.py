@@ -5,7 +5,8 @@ import re
 from minitron_nas.errors import PlanError
 
 _DROP = "drop_layers"
-_LAYERS = re.compile(r"(\d+)(?:-(\d+))?")
+_SIZE = re.compile(r"[0-9]{1,12}")
+_LAYERS = re.compile(r"([0-9]{1,4})(?:-([0-9]{1,4}))?")
 
 
 def parse_request(shape: str | None, drop_layers: str | None) -> tuple[dict[str, int] | None, list[int] | None]:
@@ -43,7 +44,7 @@ def parse_shape(text: str) -> tuple[dict[str, int], list[int] | None]:
         if (name == _DROP and separator) or (layers and not separator):
             # What follows drop_layers without a name are more of them.
             layers.append(value if separator else part)
-        elif value.isdigit():
+        elif _SIZE.fullmatch(value):
             shape[name] = int(value)
         else:
             raise PlanError(

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from minitron_nas.storage.atomic import whole_folder
+from minitron_nas.storage.machine import expanded
 
 
 def cache_folder() -> Path:
     """Return $MINITRON_NAS_CACHE, or ~/.cache/minitron_nas where that is not set."""
     chosen = os.environ.get("MINITRON_NAS_CACHE")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "minitron_nas"
+    return expanded(chosen) if chosen else Path.home() / ".cache" / "minitron_nas"
 
 
 def build_once(folder: Path, fill: Callable[[Path], None]) -> Path:

@@ -19,6 +19,7 @@ from minitron_nas.models.outline import Outline
 from minitron_nas.models.wheel import PREFIX, gguf_of_wheel
 from minitron_nas.progress import Progress, silent
 from minitron_nas.storage.foreign import other_kind
+from minitron_nas.storage.machine import expanded
 
 ModelSource: TypeAlias = str | Path | LiveModel
 """A folder, a GGUF file whatever its name, `pypi:NAME==VERSION`, `owner/name[@revision]`, or a live pair."""
@@ -79,7 +80,7 @@ def outline_teacher(source: ModelSource, work_folder: Path, progress: Progress =
     check_source(source)
     if isinstance(source, tuple):
         return resolve_teacher(source, work_folder, progress, read_values=False, compare=False).outline()
-    text, path = str(source), Path(source).expanduser()
+    text, path = str(source), expanded(source)
     if not path.exists() and HUB_NAME.fullmatch(text):
         return read_outline(download_config(text), text)
     if (path / "config.json").is_file() and not any(path.glob("*.safetensors*")):
@@ -132,7 +133,7 @@ def source_name(source: ModelSource) -> str:
     text = str(source)
     if text.startswith(PREFIX):
         return text.removeprefix(PREFIX).partition("#")[0]
-    path = Path(text).expanduser()
+    path = expanded(text)
     if path.suffix == ".gguf":
         return path.stem
     if isinstance(source, str) and HUB_NAME.fullmatch(text) and not path.exists():
@@ -154,7 +155,7 @@ def _folder_of(source: ModelSource, work_folder: Path, progress: Progress) -> Pa
     check_source(source)
     if isinstance(source, tuple):
         return save_live_model(source, work_folder / "teacher")
-    text, path = str(source), Path(source).expanduser()
+    text, path = str(source), expanded(source)
     if text.startswith(PREFIX):
         return convert_gguf(gguf_of_wheel(text), progress)
     if path.suffix == ".gguf" or is_gguf(path):

@@ -41,7 +41,7 @@ from minitron_nas.reporting.model_card import write_model_card
 from minitron_nas.settings import Settings
 from minitron_nas.space.enumerate import Enumeration
 from minitron_nas.space.size import Size
-from minitron_nas.storage.machine import free_bytes
+from minitron_nas.storage.machine import expanded, free_bytes
 from minitron_nas.storage.run_folder import RunFolder
 from minitron_nas.text.data_source import read_sources
 from minitron_nas.text.sources import Data, absolute_name, data_fingerprint, data_name
@@ -224,7 +224,7 @@ def _plan_name(teacher: ModelSource) -> str:
     if isinstance(teacher, tuple):
         return source_name(teacher)
     check_source(teacher)
-    path = Path(teacher).expanduser()
+    path = expanded(teacher)
     return str(path.absolute()) if path.exists() else str(teacher)
 
 

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from minitron_nas.errors import PlanError
 from minitron_nas.execution.throughput import measure_throughput
 from minitron_nas.families.catalog import layout_of
 from minitron_nas.models.outline import Outline
@@ -83,6 +85,8 @@ def dry_run(
     Raises:
         MinitronNasError: With all faults of the plan.
     """
+    if flops_per_second is not None and not 0 < flops_per_second < inf:
+        raise PlanError(f"{flops_per_second} FLOPs per second are no pace; write a number above 0 such as 4e14")
     if measures_latency(plan) and (speeds := [str(size) for size in plan.sizes if size.is_speed]):
         raise needs_latency(f"what {', '.join(speeds)} would cost")
     data, display = plan.data if reads_text else None, display or default_display()

@@ -87,7 +87,9 @@ class FamilyPlan(Settings):
     @field_validator("data", mode="before")
     @classmethod
     def _blend(cls, value: Any) -> Any:
-        return read_sources(value) if isinstance(value, Mapping | list | tuple) else value
+        if not isinstance(value, str | Mapping | list | tuple):
+            raise ValueError(f"{value!r} is no text; name a file, folder or hub dataset, or write a list of sources")
+        return value if isinstance(value, str) else read_sources(value)
 
     @field_validator("space", mode="before")
     @classmethod

@@ -21,6 +21,7 @@ from minitron_nas.resources import resource_names
 from minitron_nas.space.axes import AxisValues, SearchSpace, load_space
 from minitron_nas.storage.ledger import Ledger
 from minitron_nas.storage.lineage import LINEAGE, Lineage, read_lineage
+from minitron_nas.storage.machine import expanded
 from minitron_nas.storage.run_folder import RunFolder, holds_run
 
 _CONTEXT_TOKENS = 4096
@@ -71,7 +72,7 @@ def show(what: str) -> Shown:
     Raises:
         MinitronNasError: If it is none of these; says what it was taken for.
     """
-    path = Path(what).expanduser()
+    path = expanded(what)
     if holds_run(path):
         return _run(path)
     if (path / _SCORES).is_file():
@@ -104,7 +105,7 @@ def _model(what: str) -> Shown:
         "bytes_of_kv_cache_per_token": kv_cache_bytes_per_token(shape, outline.layout),
         f"forward_flops_per_token_at_{_CONTEXT_TOKENS:,}": costs["forward_flops_per_token"],
     }
-    folder = Path(what).expanduser()
+    folder = expanded(what)
     lineage = _lineage(read_lineage(folder)) if (folder / LINEAGE).is_file() else {}
     return Shown("model", what, {**facts, **lineage}, {"parameters by part": _parts(outline)})
 

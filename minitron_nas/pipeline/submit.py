@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from minitron_nas.errors import PlanError
 from minitron_nas.pipeline.plan import load_plan
+from minitron_nas.storage.machine import expanded
 
 if TYPE_CHECKING:
     from minitron_nas.execution.ray_jobs import JobEnd
@@ -67,7 +68,7 @@ def _from_root(value: Any, key: str = "") -> Any:
         return [_from_root(inner, key) for inner in value]
     if key not in _NAMES or not isinstance(value, str):
         return value
-    path = Path(value).expanduser()
+    path = expanded(value)
     return str(path.absolute()) if path.exists() or set(value) & set("*?[") else value
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pyarrow import ArrowException
 
 from minitron_nas.errors import LatencyError, RunFolderError
 from minitron_nas.evaluation.latency import LatencyModel
@@ -105,23 +106,27 @@ def read_run(folder: Path) -> RunRecord:
     """Read a run folder, finished or not.
 
     Raises:
-        RunFolderError: If the folder or its `plan.yaml` is missing, or the plan is no mapping.
+        RunFolderError: If the folder or its `plan.yaml` is missing, or something in it cannot be read; names it.
     """
     text = _plan_text(folder)
     try:
         content = load_yaml(text)
     except ValueError as error:
         raise RunFolderError(f"{folder / 'plan.yaml'} is not YAML ({error}); restore it or build anew") from None
-    if not isinstance(content, dict):
-        raise RunFolderError(f"{folder / 'plan.yaml'} must hold a mapping with the key 'plan'; restore it")
+    if not isinstance(content, dict) or not isinstance(content.get("plan"), dict):
+        raise RunFolderError(
+            f"{folder / 'plan.yaml'} must hold a mapping with the key 'plan', as a build writes it; restore it, or "
+            "give the folder of a build"
+        )
+    _require_sizes(folder, content["plan"])
     students = sorted((folder / "students").glob(f"*/{LINEAGE}"))
     return RunRecord(
         name=folder.resolve().name,
         plan_text=text,
-        plan=content.get("plan") or {},
-        versions=content.get("versions") or {},
-        teacher={**_TEACHER, **(content.get("teacher") or {})},
-        text=(content.get("data") or {}).get("fingerprint"),
+        plan=content["plan"],
+        versions=_mapping(content.get("versions")),
+        teacher={**_TEACHER, **_mapping(content.get("teacher"))},
+        text=_mapping(content.get("data")).get("fingerprint"),
         candidates=_frame(folder, CANDIDATES),
         exclusions=_frame(folder, EXCLUSIONS),
         trials=_frame(folder, TRIALS),
@@ -134,10 +139,10 @@ def read_run(folder: Path) -> RunRecord:
         benchmarks=_frame(folder, BENCHMARKS),
         differences=_frame(folder, DIFFERENCES),
         stages=tuple(Ledger(folder / "ledger.jsonl").entries()),
-        devices=content.get("devices") or {},
+        devices=_mapping(content.get("devices")),
         scores={path.parent.name: path for path in _scored(folder)},
         lineages={path.parent.name: read_lineage(path.parent) for path in students},
-        latency=_latency(folder, content.get("plan") or {}),
+        latency=_latency(folder, content["plan"]),
     )
 
 
@@ -192,12 +197,35 @@ def _plan_text(folder: Path) -> str:
     path = folder / "plan.yaml"
     if not path.is_file():
         raise RunFolderError(f"{folder} holds no plan.yaml, so it is no run folder; give the folder of a build")
-    return path.read_text(encoding="utf-8")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RunFolderError(f"{path} is no text ({error}); restore it or build anew") from None
+
+
+def _require_sizes(folder: Path, plan: Mapping[str, Any]) -> None:
+    """Refuse a plan whose sizes nobody can name."""
+    try:
+        for size in plan.get("sizes") or ():
+            Size.parse(size)
+    except (TypeError, ValueError) as error:
+        raise RunFolderError(f"{folder / 'plan.yaml'}: sizes: {error}; restore it") from None
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _frame(folder: Path, table: Table) -> pd.DataFrame:
     """Read a table; a column that an older file lacks and a number that is not finite are missing."""
-    frame = read_frame(folder, table).reindex(columns=[column.name for column in table.columns])
+    try:
+        frame = read_frame(folder, table).reindex(columns=[column.name for column in table.columns])
+    except (ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise RunFolderError(
+            f"{folder / table.file_name} cannot be read as a table ({reason}); the command that built the run writes "
+            "it again"
+        ) from None
     numbers = frame.select_dtypes("float").columns
     return frame.assign(**frame[numbers].replace([math.inf, -math.inf], math.nan))
 

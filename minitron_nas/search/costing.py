@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from minitron_nas.architecture.costs import Columns, costs_of
 from minitron_nas.architecture.layout import Layout
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.errors import SpaceError
+from minitron_nas.errors import PlanError, SpaceError
 from minitron_nas.space.enumerate import Measure, parameters_of
 from minitron_nas.space.size import Size
 
@@ -18,6 +18,9 @@ Values: TypeAlias = NDArray[np.float64]
 
 BYTES_PER_PARAMETER = 2
 """Of weights in half precision."""
+
+_MOST_TOKENS = 10**11
+"""Whose keys and values 64 bits can count the bytes of, whatever the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +30,21 @@ class Deployment:
     Attributes:
         batch_size: Sequences at a time.
         context_tokens: Tokens of each that keys and values are kept of.
+
+    Raises:
+        PlanError: If that is more tokens than any device holds.
     """
 
     batch_size: int
     context_tokens: int
+
+    def __post_init__(self) -> None:
+        """Refuse what 64 bits cannot count."""
+        if self.batch_size * self.context_tokens > _MOST_TOKENS:
+            raise PlanError(
+                f"memory is to be counted for {self.batch_size:,} sequences of {self.context_tokens:,} tokens; ask for "
+                f"at most {_MOST_TOKENS:,} tokens together"
+            )
 
     def memory_bytes(self, costs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         """Return the bytes of weights, keys and values.

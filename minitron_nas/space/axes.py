@@ -27,7 +27,7 @@ class AxisValues(Settings):
 
     values: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] | None = None
     min_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
-    step_fraction: Annotated[float, Field(gt=0, le=1)] = 0.125
+    step_fraction: Annotated[float, Field(ge=1e-4, le=1)] = 0.125
     ratios: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] | None = None
     multiple_of: Annotated[int, Field(ge=1)] = 1
 

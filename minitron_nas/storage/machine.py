@@ -116,6 +116,18 @@ def existing_parent(path: Path) -> Path:
     return next(parent for parent in (path, *path.absolute().parents) if parent.exists())
 
 
+def expanded(path: str | Path) -> Path:
+    """Return a path with a home folder in place of its ~, or as it is where there is no such user.
+
+    Args:
+        path: As it was given.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def free_bytes(folder: Path) -> int:
     """Return the free bytes of the disk that a folder lies on, or will lie on.
 

@@ -204,6 +204,8 @@ class RunFolder:
             ) from None
         if not isinstance(found, dict):
             raise RunFolderError(f"{self.plan} says nothing of a plan; restore it, or choose another --out")
+        if _LAYOUT_KEY not in found and "plan" not in found:
+            raise RunFolderError(f"{self.plan} is a plan that no build has written; choose an empty or new --out")
         if found.get(_LAYOUT_KEY) != LAYOUT:
             raise RunFolderError(
                 f"{self.path} was laid out by another version of minitron_nas ({self.plan.name} does not say "

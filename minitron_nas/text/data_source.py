@@ -1,6 +1,5 @@
 """`NamedText` and `DataSource`: a text, one source of a blend, and how a plan writes blends; no torch."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -36,7 +35,7 @@ class DataSource(NamedText):
         weight: Its share of the tokens, relative to the weights of the other sources.
     """
 
-    weight: Annotated[float, Field(gt=0, lt=math.inf)]
+    weight: Annotated[float, Field(gt=0)]
 
 
 def read_sources(blend: Mapping[str, Any] | Sequence[Any]) -> tuple[DataSource, ...]:

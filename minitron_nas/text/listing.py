@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from minitron_nas.errors import DataError
+from minitron_nas.storage.machine import expanded
 from minitron_nas.text.card import files_of_card
 from minitron_nas.text.formats import COMPRESSIONS, PROSE, SAVED, TABLES, kind_of
 from minitron_nas.text.settings import TextSettings
@@ -72,7 +73,7 @@ def list_files(name: str, settings: TextSettings | None) -> Listing:
     Raises:
         DataError: If there are splits, and not the one that is wanted.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_file():
         return Listing((path,))  # also where its name holds what a glob would read otherwise
     if path.is_dir():

@@ -14,6 +14,7 @@ from xxhash import xxh3_64
 
 from minitron_nas.errors import DataError
 from minitron_nas.storage.ledger import fingerprint
+from minitron_nas.storage.machine import expanded
 from minitron_nas.text.data_source import DataSource, NamedText, blend_entries, read_sources
 from minitron_nas.text.document import Document, document_columns, document_digest, document_of
 from minitron_nas.text.embedded import EMBEDDED_TEXTS
@@ -256,7 +257,7 @@ def _source_name(data: SingleData) -> str:
     files = listing.files
     if files and not any(file.stat().st_size for file in files):
         raise DataError(f"{name} is empty; give text to calibrate and train on")
-    if not files and (is_path(name) or Path(name).expanduser().is_dir()):
+    if not files and (is_path(name) or expanded(name).is_dir()):
         raise DataError(
             f"no file matches {name}; give an existing file, glob, folder or a hub dataset's name{_left(listing)}"
         )

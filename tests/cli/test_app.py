@@ -544,6 +544,28 @@ def test_the_version_is_told_on_stdout(run: Callable[..., Output]) -> None:
 
 def test_the_help_says_what_the_command_is_for(run: Callable[..., Output]) -> None:
     assert "Build a family of smaller models from one trained language model." in run("--help").out
+    assert run("-h").out == run("--help").out
+    assert run("show", "-h").out == run("show", "--help").out
+
+
+def test_the_page_of_the_commands_has_every_verb_in_both_of_its_tables(run: Callable[..., Output]) -> None:
+    verbs = re.findall(r"^  (\w+)  ", run("--help").out.partition("Commands:\n")[2], re.MULTILINE)
+    page = Path(app.__file__).with_name("README.md").read_text(encoding="utf-8")
+    does, files = (
+        page.partition(head)[2].partition("\n\n")[0] for head in ("| verb | does |", "| file | what it does |")
+    )
+    assert len(verbs) > 15
+    for table in (does, files):
+        assert [verb for verb in verbs if f"`{verb}`" not in table] == []
+
+
+def test_shapes_that_the_page_of_the_commands_lists_are_there(run: Callable[..., Output]) -> None:
+    page = Path(app.__file__).with_name("README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^minitron-nas (enumerate .*)$", page, re.MULTILINE)
+    alone = [command.split() for command in commands if "TEACHER" not in command]
+    assert len(alone) >= 2
+    for command in alone:
+        assert run(*command).code == 0, command
 
 
 @pytest.mark.parametrize(

@@ -91,3 +91,18 @@ def test_the_example_of_the_runners_page_is_what_the_command_prints(
     code, out, err = run(*words[1:])
     assert (code, err) == (0, "")
     assert out == shown
+
+
+@pytest.mark.parametrize("pace", ["0", "-1", "nan", "inf"])
+def test_a_pace_that_is_none_is_refused(run: Callable[..., tuple[int, str, str]], pace: str) -> None:
+    words = ("plan", "--size", "8B", "--set", "space=mistral-nemo-12b", "--devices", 1, "--flops-per-second", pace)
+    code, out, err = run(*words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "FLOPs per second are no pace; write a number above 0 such as 4e14" in err
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_a_plan_for_no_devices_is_refused(run: Callable[..., tuple[int, str, str]], number: int) -> None:
+    code, out, err = run("plan", "--size", "8B", "--set", "space=mistral-nemo-12b", "--devices", number)
+    assert (code, out) == (2, "")
+    assert "--devices" in err

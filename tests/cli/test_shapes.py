@@ -19,14 +19,16 @@ def test_a_shape_is_read_from_names_integers_and_layers(
     assert parse_shape(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "hidden_size", "hidden_size=", "hidden_size=x", "hidden_size=-1", "a=1,,b=2"])
+@pytest.mark.parametrize(
+    "text", ["", "hidden_size", "hidden_size=", "hidden_size=x", "hidden_size=-1", "a=1,,b=2", "a=²", "a=1" + "0" * 12]
+)
 def test_a_shape_that_cannot_be_read_is_refused(text: str) -> None:
     message = r"--shape '.*' is not of the form name=integer, such as hidden_size=504, or drop_layers=20-27"
     with pytest.raises(PlanError, match=message):
         parse_shape(text)
 
 
-@pytest.mark.parametrize("text", ["", "3,", "a", "27-20", "3-", "1.5", "hidden_size"])
+@pytest.mark.parametrize("text", ["", "3,", "a", "27-20", "3-", "1.5", "hidden_size", "0-99999999999999", "²"])
 def test_layers_that_cannot_be_read_are_refused(text: str) -> None:
     with pytest.raises(PlanError, match=r"drop_layers '.*' is neither a layer nor a range from low to high, such as 2"):
         parse_layers(text)

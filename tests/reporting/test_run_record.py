@@ -68,12 +68,39 @@ def test_an_infinite_number_counts_as_missing(new_run: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("- a list", "must hold a mapping with the key 'plan'"), ("{", r"plan\.yaml is not YAML")],
+    [
+        ("- a list", "must hold a mapping with the key 'plan'"),
+        ("teacher: one that was never built from", "must hold a mapping with the key 'plan'"),
+        ("plan: 5", "must hold a mapping with the key 'plan'"),
+        ("plan: {sizes: [huge]}", r"plan\.yaml: sizes: 'huge' is not a count"),
+        ("plan: {sizes: 5}", r"plan\.yaml: sizes: "),
+        ("{", r"plan\.yaml is not YAML"),
+    ],
 )
 def test_a_broken_plan_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "plan.yaml").write_text(text)
     with pytest.raises(RunFolderError, match=message):
         read_run(tmp_path)
+
+
+def test_a_plan_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(RunFolderError, match=r"plan\.yaml is no text"):
+        read_run(tmp_path)
+
+
+def test_parts_of_a_plan_that_are_none_say_nothing(new_run: Path) -> None:
+    plan = new_run / "plan.yaml"
+    plan.write_text(yaml.safe_dump({**yaml.safe_load(plan.read_text()), "teacher": "x", "versions": 5}))
+    run = read_run(new_run)
+    assert (run.teacher["source"], dict(run.versions)) == (None, {})
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 and no more", b"PAR1" + bytes(100) + b"PAR1"])
+def test_a_broken_table_is_refused_by_its_name(new_run: Path, content: bytes) -> None:
+    (new_run / EVALUATIONS.file_name).write_bytes(content)
+    with pytest.raises(RunFolderError, match=r"evaluations\.parquet cannot be read as a table \(.*\); the command"):
+        read_run(new_run)
 
 
 def test_a_broken_lineage_is_refused(new_run: Path) -> None:

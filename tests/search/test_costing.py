@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from minitron_nas.errors import SpaceError
+from minitron_nas.errors import PlanError, SpaceError
 from minitron_nas.families.catalog import layout_of
 from minitron_nas.search.costing import Costing, Deployment
 from minitron_nas.space.axes import load_space
@@ -55,3 +55,10 @@ def test_without_a_latency_model_only_speeds_are_unknown():
     ]
     with pytest.raises(SpaceError, match=r"size decode=2.0x: that needs a latency model; `minitron-nas latency"):
         plain.measure(Size.parse("decode=2x"))
+
+
+@pytest.mark.parametrize(("batch_size", "context_tokens"), [(1, 10**18), (10**30, 1), (10**6, 10**6)])
+def test_memory_of_more_tokens_than_64_bits_can_count_is_refused(batch_size, context_tokens):
+    with pytest.raises(PlanError, match=r"counted for [\d,]+ sequences of [\d,]+ tokens; ask for at most"):
+        Deployment(batch_size, context_tokens)
+    assert Deployment(10**4, 10**6)

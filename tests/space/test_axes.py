@@ -66,6 +66,7 @@ def test_an_axis_takes_exactly_one_form(fields: dict[str, Any], given: str) -> N
         {"min_fraction": 0.0},
         {"min_fraction": 1.5},
         {"min_fraction": 0.5, "step_fraction": 0.0},
+        {"min_fraction": 0.5, "step_fraction": 1e-12},
         {"min_fraction": 0.5, "multiple_of": 0},
     ],
 )

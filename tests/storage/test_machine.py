@@ -13,7 +13,7 @@ import pytest
 
 from minitron_nas.errors import CacheError, DiskSpaceError, MachineError, MinitronNasError, TeacherNotFoundError
 from minitron_nas.storage.atomic import whole_file, whole_folder, write_text
-from minitron_nas.storage.machine import machine_error, naming, refusal, require_writable, says_machine_fault
+from minitron_nas.storage.machine import expanded, machine_error, naming, refusal, require_writable, says_machine_fault
 
 
 def of(code: int, *more: Any) -> OSError:
@@ -225,3 +225,10 @@ def test_what_the_system_refuses_leaves_the_command_in_one_line(error: Exception
 )
 def test_words_of_another_process_are_recognised(text: str, machine: bool) -> None:
     assert says_machine_fault(text) is machine
+
+
+def test_a_home_folder_stands_for_its_name_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert expanded("~/models") == Path("/home/somebody/models")
+    assert expanded("~nobody-of-that-name/models") == Path("~nobody-of-that-name/models")
+    assert expanded(Path("models")) == Path("models")

@@ -171,6 +171,7 @@ def test_an_empty_or_absent_folder_is_new(tmp_path):
     [
         ("plan: {}\nteacher: {}\n", r"another version .*does not say layout: 2\), and cannot be gone on with"),
         ("layout: 1\nplan: {}\nteacher: {}\n", "laid out by another version"),
+        ("teacher: x\nsizes: [90k]\n", "is a plan that no build has written; choose an empty or new --out"),
         ("layout: 2\nplan: {}\n", r"plan\.yaml lacks teacher, data; restore it, or choose another --out"),
         ("layout: 2\nplan: [\n", r"plan\.yaml cannot be read \(.*\); restore it, or choose another --out"),
         ("[]", "plan.yaml says nothing of a plan; restore it"),

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from minitron_nas.distillation.loss.losses import Losses
 from minitron_nas.distillation.signals.teacher import OnlineTeacher
-from minitron_nas.errors import PlanError
+from minitron_nas.errors import PlanError, RunFolderError
 from minitron_nas.evaluation.continuations import agreement, continuations
 from minitron_nas.evaluation.paired import TaskResults
 from minitron_nas.evaluation.settings import EvaluationSettings
@@ -29,6 +29,7 @@ from minitron_nas.progress import silent
 from minitron_nas.reporting.run_record import plain_rows, read_run
 from minitron_nas.settings import Settings, plan_error
 from minitron_nas.storage.atomic import whole_folder, write_text
+from minitron_nas.storage.machine import expanded
 from minitron_nas.storage.plain_yaml import load_yaml
 from minitron_nas.storage.run_folder import holds_run, require_new_folder
 from minitron_nas.storage.schemas import COMPARISON
@@ -141,6 +142,7 @@ def compare(
     if out is not None:
         require_new_folder(Path(out))
     if runs := _runs(base, other):
+        _require_measured(limits, text)
         checks = [*_of_runs(*runs, limits), *_tasks_of_runs(*runs, limits)]
     else:
         if limits.task_drop is not None and not evaluation.tasks:
@@ -185,7 +187,10 @@ def read_limits(path: Path | None, given: Sequence[str]) -> CompareLimits:
         name, separator, value = one.partition("=")
         if not separator:
             raise PlanError(f"--limit {one!r} is not of the form name=value, such as kl_nats=0.6")
-        content = {**content, name.strip(): load_yaml(value)}
+        try:
+            content = {**content, name.strip(): load_yaml(value)}
+        except ValueError as error:
+            raise PlanError(f"--limit {one!r}: the value is not YAML: {error}") from None
     try:
         return CompareLimits.model_validate(content)
     except ValidationError as error:
@@ -196,7 +201,7 @@ def _runs(base: ModelSource, other: ModelSource) -> tuple[Path, Path] | None:
     """Return the folders of two runs; None if one of them is a model."""
     if isinstance(base, tuple) or isinstance(other, tuple):
         return None
-    first, second = Path(base).expanduser(), Path(other).expanduser()
+    first, second = expanded(base), expanded(other)
     return (first, second) if holds_run(first) and holds_run(second) else None
 
 
@@ -280,20 +285,38 @@ def _speed(
 
 def _of_runs(base: Path, other: Path, limits: CompareLimits) -> Iterator[Check]:
     first, second = ({row["model"]: row for row in plain_rows(read_run(each).evaluations)} for each in (base, other))
+    if not first.keys() - {"teacher"}:
+        raise RunFolderError(f"{base} has evaluated no student yet, so none is held against it; let its build go on")
     for name in first:
         if name not in second:
             yield Check("evaluated", None, 0.0, model=name, words=f"{other} has no such member, or not yet")
             continue
         for column, limit in (("kl_nats", limits.kl_nats), ("loss_nats", limits.loss_increase_nats)):
             values = (first[name][column], second[name][column])
-            yield Check(f"{column} rises by", values[1] - values[0], limit, "at most", *values, model=name)
+            yield Check(f"{column} rises by", _rise(*values), limit, "at most", *values, model=name)
         for column, least in (("prefill_speedup", limits.prefill_speedup), ("decode_speedup", limits.decode_speedup)):
             values = (first[name][column], second[name][column])
             yield Check(column, values[1], least, "at least", *values, model=name)
         most = (("num_parameters", limits.parameters_ratio), ("peak_memory_bytes", limits.memory_ratio))
         for column, limit in most:
-            values = (float(first[name][column]), float(second[name][column]))
-            yield Check(f"{column} over", values[1] / values[0], limit, "at most", *values, model=name)
+            sizes = (first[name][column], second[name][column])
+            yield Check(f"{column} over", _share(*sizes), limit, "at most", *sizes, model=name)
+
+
+def _require_measured(limits: CompareLimits, text: object) -> None:
+    """Refuse what two runs are not compared by, since they are not run again."""
+    if text is not None:
+        raise PlanError("two runs are compared by what they have measured; leave --text out")
+    if limits.agreement_share is not None and "agreement_share" in limits.model_fields_set:
+        raise PlanError("agreement_share is a limit on two models, and of two runs it is not measured; leave it out")
+
+
+def _rise(base: float | None, other: float | None) -> float | None:
+    return None if base is None or other is None else other - base
+
+
+def _share(base: float | None, other: float | None) -> float | None:
+    return None if not base or other is None else other / base
 
 
 def _tasks_of_runs(base: Path, other: Path, limits: CompareLimits) -> Iterator[Check]:
@@ -306,7 +329,7 @@ def _tasks_of_runs(base: Path, other: Path, limits: CompareLimits) -> Iterator[C
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:,.0f}" if value.is_integer() else f"{value:.4g}"
+    return "" if value is None else f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
 
 
 def _cell(text: str) -> str:

@@ -186,6 +186,30 @@ def test_runs_are_compared_member_by_member(finished: Path, tmp_path: Path) -> N
     ]
 
 
+def test_what_a_run_has_not_measured_keeps_to_no_limit(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "later")
+    file = tmp_path / "later" / "evaluations.parquet"
+    frame = pd.read_parquet(file)
+    frame.assign(kl_nats=float("nan"), peak_memory_bytes=None).to_parquet(file)
+    found = compare(finished, tmp_path / "later", limits=CompareLimits(memory_ratio=1.0))
+    assert {check.measure for check in found.checks if not check.passes} == {
+        "kl_nats rises by",
+        "peak_memory_bytes over",
+    }
+    assert "not measured" in found.to_markdown()
+
+
+def test_runs_are_held_against_nothing_that_was_not_measured(finished: Path, held_out: Path, tmp_path: Path) -> None:
+    (tmp_path / "begun").mkdir()
+    shutil.copy(finished / "plan.yaml", tmp_path / "begun")
+    with pytest.raises(RunFolderError, match=r"begun has evaluated no student yet, so none is held against it"):
+        compare(tmp_path / "begun", finished)
+    with pytest.raises(PlanError, match="two runs are compared by what they have measured; leave --text out"):
+        compare(finished, finished, held_out)
+    with pytest.raises(PlanError, match="agreement_share is a limit on two models"):
+        compare(finished, finished, limits=CompareLimits(agreement_share=0.5))
+
+
 def test_a_number_that_is_none_keeps_to_no_limit() -> None:
     assert not Check("kl_nats", float("nan"), 1.0).passes
     assert not Check("kl_nats", None, 1.0).passes
@@ -206,6 +230,8 @@ def test_limits_come_from_a_file_and_from_words(tmp_path: Path) -> None:
         (["kl"], r"--limit 'kl' is not of the form name=value, such as kl_nats=0\.6"),
         (["kl_nat=1"], r"limits: unknown key 'kl_nat'; did you mean 'kl_nats'\?"),
         (["kl_nats=much"], r"limits: kl_nats: "),
+        (["kl_nats=["], r"--limit 'kl_nats=\[': the value is not YAML: "),
+        (["loss_increase_nats=.nan"], r"limits: loss_increase_nats: Input should be a finite number"),
         (["agreement_share=2"], r"limits: agreement_share: "),
     ],
 )
