@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from importlib.metadata import version
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Optional, TextIO
 
@@ -64,5 +65,13 @@ def stdout_for_results() -> redirect_stdout[TextIO]:
 
 
 def print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
-    """Print a result on stdout."""
-    typer.echo(json.dumps(value, indent=2))
+    """Print a result on stdout; numbers that JSON has no word for become null."""
+    typer.echo(json.dumps(_finite(value), indent=2))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not isfinite(value) else value

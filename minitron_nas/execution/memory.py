@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import psutil
@@ -69,10 +70,10 @@ def parse_memory(text: str) -> int | None:
         text: What was given.
     """
     match = _SIZE.fullmatch(text.strip())
-    if match is None or not float(match[1]):
+    if match is None:
         return None
-    power = " kmgt".index(match[2].lower() or " ")
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+    size = float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2].lower() or " ")
+    return int(size) if 0 < size < inf else None
 
 
 def _setting() -> int | None:

@@ -75,7 +75,7 @@ class FamilyPlan(Settings):
     members_per_size: Annotated[int, Field(ge=1)] = 1
     choose: First = "kl"
     baselines: tuple[Baseline, ...] = DEFAULT_BASELINES
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     text: TextSettings = TextSettings()
     importance: ImportanceSettings = ImportanceSettings()
     search: SearchSettings = SearchSettings()

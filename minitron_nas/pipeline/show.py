@@ -12,7 +12,7 @@ import numpy as np
 from minitron_nas.architecture.costs import costs_of, kv_cache_bytes_per_token
 from minitron_nas.architecture.layout import Axis, TensorRow
 from minitron_nas.architecture.spec import SHAPE_FIELDS
-from minitron_nas.errors import TeacherNotFoundError
+from minitron_nas.errors import PlanError, TeacherNotFoundError
 from minitron_nas.evaluation.latency import LatencyModel
 from minitron_nas.models.outline import Outline
 from minitron_nas.reporting.members import list_members
@@ -22,6 +22,7 @@ from minitron_nas.space.axes import AxisValues, SearchSpace, load_space
 from minitron_nas.storage.ledger import Ledger
 from minitron_nas.storage.lineage import LINEAGE, Lineage, read_lineage
 from minitron_nas.storage.machine import expanded
+from minitron_nas.storage.plain_yaml import load_yaml
 from minitron_nas.storage.run_folder import RunFolder, holds_run
 
 _CONTEXT_TOKENS = 4096
@@ -77,11 +78,23 @@ def show(what: str) -> Shown:
         return _run(path)
     if (path / _SCORES).is_file():
         return _scores(path)
+    if path.suffix in (".yaml", ".yml") and _is_plan(path):
+        raise PlanError(f"{what} is a plan; `minitron-nas plan --plan {what}` says what it would do")
     if path.suffix in (".yaml", ".yml") or (not path.exists() and what in resource_names("search_spaces", ".yaml")):
         return _space(what, load_space(what))
+    if path.suffix == ".json" and (path.parent / "config.json").is_file():
+        return _model(str(path.parent))
     if path.is_file() and path.suffix == ".json":
         return _latency(what, LatencyModel.load(path))
     return _model(what)
+
+
+def _is_plan(file: Path) -> bool:
+    try:
+        content = load_yaml(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError):
+        return False
+    return isinstance(content, dict) and "teacher" in content and "sizes" in content
 
 
 def _model(what: str) -> Shown:

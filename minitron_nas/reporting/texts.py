@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import exp
 
 import pandas as pd
 
+from minitron_nas.distillation.loss.losses import perplexity
 from minitron_nas.reporting import numerals
 from minitron_nas.reporting.members import ROLE_NAMES, SAME_FRACTION, ReportedMember
 from minitron_nas.reporting.run_record import RunRecord, plain_rows
@@ -28,7 +28,7 @@ def member_texts(run: RunRecord) -> dict[str, dict[str, TextCell]]:
     """Return each member's cells by member and text."""
     cells = dict[str, dict[str, TextCell]]()
     for row in plain_rows(run.texts[run.texts["look"] == "member"]):
-        cells.setdefault(row["model"], {})[row["text"]] = TextCell(row["kl_nats"], exp(row["loss_nats"]))
+        cells.setdefault(row["model"], {})[row["text"]] = TextCell(row["kl_nats"], perplexity(row["loss_nats"]))
     return cells
 
 

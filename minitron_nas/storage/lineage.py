@@ -103,7 +103,7 @@ class Lineage:
             if name in known:
                 known[name] = _origin(known[name])
         if proof := known.pop("proof", None):
-            known["proof"] = Proof(proof["max_abs_difference"], proof["tolerance"])
+            known["proof"] = Proof(float(proof["max_abs_difference"]), float(proof["tolerance"]))
         return cls(**known)
 
 
@@ -120,7 +120,7 @@ def read_lineage(folder: Path) -> Lineage:
         return Lineage.from_dict(read_json(path))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RunFolderError(f"{path} is not JSON ({error}); distill this student again") from None
-    except (TypeError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise RunFolderError(f"{path} is no lineage ({error!r}); distill this student again") from None
 
 

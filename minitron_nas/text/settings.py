@@ -33,7 +33,7 @@ class TextSettings(Settings):
     column: str = "text"
     config: str | None = None
     split: str = "train"
-    sequence_length: Annotated[int, Field(ge=8)] = 2048
+    sequence_length: Annotated[int, Field(ge=8, le=2**24)] = 2048
     bos: Literal["sequence", "document"] = "sequence"
     calibration_samples: Annotated[int, Field(ge=1)] = 256
     validation_samples: Annotated[int, Field(ge=1)] = 128

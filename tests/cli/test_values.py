@@ -1,5 +1,9 @@
+import json
+from math import inf, nan
+
 import pytest
 
+from minitron_nas.cli.command import print_json
 from minitron_nas.cli.values import parse_data, parse_size
 from minitron_nas.errors import PlanError
 
@@ -54,3 +58,12 @@ def test_several_names_need_weights():
 def test_a_weight_that_is_no_number_is_an_error():
     with pytest.raises(PlanError, match="weight: .* valid number"):
         parse_data(["a.parquet=1.2.3", "b=1"])
+
+
+def test_what_is_printed_is_json_whatever_the_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"a": nan, "b": [inf, 1.5, ("c", -inf)], "d": None})
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
+        "a": None,
+        "b": [None, 1.5, ["c", None]],
+        "d": None,
+    }

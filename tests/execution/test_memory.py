@@ -125,7 +125,7 @@ def test_the_setting_overrides_every_limit(
     assert (total_memory(), available_memory()) == (expected, expected - GB)
 
 
-@pytest.mark.parametrize("text", ["much", "0", "-1GB", "8GB each", "GB"])
+@pytest.mark.parametrize("text", ["much", "0", "-1GB", "8GB each", "GB", "9" * 400 + "GB"])
 def test_a_setting_that_is_no_size_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv(SETTING, text)
     with pytest.raises(PlanError, match=f"{SETTING}=.* is no size of memory; write one such as 8GB"):

@@ -81,6 +81,12 @@ def test_a_plan_error_is_ours_and_a_value_error() -> None:
     assert isinstance(caught.value, ValueError)
 
 
+@pytest.mark.parametrize("override", [f"seed={10**400}", f"seed={2**63}", f"text.sequence_length={10**30}"])
+def test_a_number_that_no_tensor_can_hold_is_refused(override: str) -> None:
+    with pytest.raises(PlanError, match=f"{override.partition('=')[0]}: .*less than"):
+        overridden(override)
+
+
 @pytest.mark.parametrize("value", ["local", "ray"])
 def test_a_runner_may_be_given_by_its_name(value: str) -> None:
     assert make_plan(LEAST | {"runner": value}).runner.kind == value

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from minitron_nas.errors import MinitronNasError, TeacherNotFoundError
+from minitron_nas.errors import MinitronNasError, PlanError, TeacherNotFoundError
 from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.pipeline.family import Family
 from minitron_nas.pipeline.show import show
@@ -102,6 +102,19 @@ def test_what_is_nothing_of_the_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "odd.json").write_text("[]")
     with pytest.raises(MinitronNasError, match="odd"):
         show(str(tmp_path / "odd.json"))
+
+
+def test_a_plan_is_told_by_another_command(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.yaml"
+    plan.write_text("teacher: x\nsizes: [8B]\ndata: y\n")
+    with pytest.raises(PlanError, match=r"is a plan; `minitron-nas plan --plan .*plan.yaml` says what it would do"):
+        show(str(plan))
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_a_file_of_a_model_stands_for_the_model(trained_teacher: Path, name: str) -> None:
+    of_file, of_folder = show(str(trained_teacher / name)), show(str(trained_teacher))
+    assert (of_file.facts, of_file.tables) == (of_folder.facts, of_folder.tables)
 
 
 def test_the_lines_hold_everything_in_columns(finished: Path) -> None:

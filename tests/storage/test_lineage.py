@@ -32,6 +32,16 @@ def test_a_lineage_comes_back_with_its_proof(tmp_path):
     assert read_lineage(tmp_path) == STUDENT
 
 
+@pytest.mark.parametrize("difference", [None, "large", [1.0]])
+def test_a_proof_without_a_number_is_no_lineage(tmp_path, difference):
+    STUDENT.write(tmp_path, Proof(1e-6, 1e-3))
+    content = json.loads((tmp_path / LINEAGE).read_text())
+    content["proof"]["max_abs_difference"] = difference
+    (tmp_path / LINEAGE).write_text(json.dumps(content))
+    with pytest.raises(RunFolderError, match=r"is no lineage .*; distill this student again"):
+        read_lineage(tmp_path)
+
+
 def test_what_does_not_apply_is_not_written_but_zeros_are(tmp_path):
     STUDENT.write(tmp_path, None)
     content = json.loads((tmp_path / LINEAGE).read_text())

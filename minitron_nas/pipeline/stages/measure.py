@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
-from math import exp
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from minitron_nas.architecture.costs import count_embedding_parameters
-from minitron_nas.distillation.loss.losses import Losses
+from minitron_nas.distillation.loss.losses import Losses, perplexity
 from minitron_nas.distillation.loss.validation import validate
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache
 from minitron_nas.evaluation.continuations import agreement, continuations, prompts, repetition
@@ -95,7 +94,7 @@ def _measure(run: Run, member: TrainedMember, model: Source, signal: Done) -> No
             "untrained_kl_nats": member.untrained_kl_nats,
             "kl_nats": losses.kl_nats,
             "loss_nats": losses.loss_nats,
-            "perplexity": exp(losses.loss_nats),
+            "perplexity": perplexity(losses.loss_nats),
             "agreement_tokens": fmean(agreement(written, signal.result["continuations"])),
             "repeated_share": repetition(written),
             **measured["speed"],

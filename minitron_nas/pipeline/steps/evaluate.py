@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from transformers import AutoTokenizer
 
-from minitron_nas.distillation.loss.losses import Losses
+from minitron_nas.distillation.loss.losses import Losses, perplexity
 from minitron_nas.distillation.loss.validation import validate
 from minitron_nas.distillation.signals.teacher import OnlineTeacher, TeacherSignal
 from minitron_nas.errors import DataError
@@ -83,7 +82,7 @@ def evaluate(
         with display.stage("evaluate", f"{read.num_tokens:,} tokens") as progress:
             losses = validate_all(student, read.parts, signal, progress)
     kl = losses.kl_nats if signal is not None else None
-    return Evaluation(losses.loss_nats, exp(losses.loss_nats), kl, read.num_tokens, checkpoint.num_parameters)
+    return Evaluation(losses.loss_nats, perplexity(losses.loss_nats), kl, read.num_tokens, checkpoint.num_parameters)
 
 
 @dataclass(frozen=True, slots=True)
