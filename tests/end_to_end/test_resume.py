@@ -48,7 +48,7 @@ def test_the_standard_output_of_a_run_is_its_result_and_nothing_else(uninterrupt
 @pytest.mark.parametrize(
     "moments",
     [
-        [("90k distil", 0.7)],
+        pytest.param([("90k distil", 0.7)], marks=pytest.mark.slow),
         pytest.param([("90k screen", 0.5), ("90k tournament", 0.6), ("90k distil", 0.7)], marks=pytest.mark.slow),
     ],
     ids=len,

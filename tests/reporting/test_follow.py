@@ -65,7 +65,7 @@ def test_a_table_that_cannot_be_read_leaves_the_page_as_it_was(folder: Path) -> 
     whole = (folder / TRIALS.file_name).read_bytes()
     (folder / TRIALS.file_name).write_bytes(whole[:100])
     assert page.current() == before
-    with pytest.raises(ValueError, match="Parquet"):
+    with pytest.raises(RunFolderError, match=r"trials\.parquet cannot be read as a table"):
         LivePage([folder]).current()
 
 
