@@ -22,7 +22,7 @@ class LlamaWithHeadsOfAnySize(transformers.LlamaLoader):  # type: ignore[misc]  
         """
         spec = super().get_model_spec(model)
         for layer in spec.decoder.layer:
-            layer.self_attention.head_dim = np.int32(model.config.head_dim)
+            vars(layer.self_attention)["head_dim"] = np.int32(model.config.head_dim)  # which it lacks unless it is told
         return spec
 
 
