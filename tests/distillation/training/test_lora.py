@@ -38,7 +38,8 @@ def test_adapters_change_nothing_until_they_are_trained_and_merged_they_are_in_t
     adapted = logits(trained(model))
     assert (adapted - before).abs().max() > 0.05
     merge_adapters(model)
-    torch.testing.assert_close(logits(model), adapted, rtol=1e-4, atol=5e-5)
+    tolerance = max(5e-5, layouts()[model_type].logits_tolerance)
+    torch.testing.assert_close(logits(model), adapted, rtol=1e-4, atol=tolerance)
     assert list(model.state_dict()) == list(start)
     assert all(parameter.requires_grad for parameter in model.parameters())
 
