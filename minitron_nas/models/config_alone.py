@@ -8,6 +8,7 @@ from transformers import CONFIG_MAPPING, AutoConfig
 from minitron_nas.errors import TeacherNotFoundError
 from minitron_nas.models.hub import HUB_NAME, download_config
 from minitron_nas.storage.foreign import read_object
+from minitron_nas.storage.machine import expanded
 
 
 def config_alone(source: str) -> tuple[Path | str, dict[str, Any]]:
@@ -21,7 +22,7 @@ def config_alone(source: str) -> tuple[Path | str, dict[str, Any]]:
         TeacherNotFoundError: If it is none of these, or the hub does not deliver it.
         CheckpointError: If the file is no JSON object.
     """
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.exists():
         file = path / "config.json" if path.is_dir() else path
         return file, read_object(file)
