@@ -19,6 +19,17 @@ NORMAL_95 = 1.96
 """Standard errors on both sides between which 95 % of a normal distribution lie."""
 
 
+def within(value: float, limit: float, standard_error: float) -> bool:
+    """Whether a value is at most a limit, or above it by no more than chance makes likely; NaN is not.
+
+    Args:
+        value: What was measured.
+        limit: The most that it may be.
+        standard_error: Of the value.
+    """
+    return value <= limit + NORMAL_95 * standard_error
+
+
 @dataclass(frozen=True, slots=True)
 class Difference:
     """How much more a model has in a metric than another.
@@ -37,10 +48,6 @@ class Difference:
     def differs(self) -> bool:
         """Whether the models differ by more than chance makes likely."""
         return abs(self.value) > NORMAL_95 * self.standard_error
-
-    def exceeds(self, limit: float) -> bool:
-        """Whether it is above a limit by more than chance makes likely."""
-        return self.value - limit > NORMAL_95 * self.standard_error
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from minitron_nas.evaluation.paired import Difference, TaskResults, differences, paired_difference
+from minitron_nas.evaluation.paired import Difference, TaskResults, differences, paired_difference, within
 
 ONE, OTHER = (1, 1, 0, 1, 0, 1, 1, 1), (1, 0, 0, 1, 1, 0, 1, 0)
 
@@ -54,9 +54,9 @@ def test_the_standard_error_is_that_of_a_paired_t_test(pairs: list[tuple[float, 
 def test_a_difference_exceeds_a_limit_only_beyond_chance() -> None:
     drop = Difference(0.05, 0.02, 100)
     assert drop.differs
-    assert drop.exceeds(0.0)
-    assert drop.exceeds(0.01)
-    assert not drop.exceeds(0.02)
+    assert not within(drop.value, 0.0, drop.standard_error)
+    assert not within(drop.value, 0.01, drop.standard_error)
+    assert within(drop.value, 0.02, drop.standard_error)
     assert not Difference(0.0, 0.0, 100).differs
 
 

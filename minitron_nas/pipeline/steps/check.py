@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from minitron_nas.evaluation.paired import NORMAL_95
+from minitron_nas.evaluation.paired import within
 from minitron_nas.storage.schemas import COMPARISON
 
 Sense: TypeAlias = Literal["at most", "at least"]
@@ -33,8 +33,8 @@ class Check:
             return True
         if self.value is None:
             return False
-        slack = NORMAL_95 * (self.standard_error or 0.0)
-        return self.value <= self.limit + slack if self.sense == "at most" else self.value >= self.limit - slack
+        lower, higher = (self.value, self.limit) if self.sense == "at most" else (self.limit, self.value)
+        return within(lower, higher, self.standard_error or 0.0)
 
     @property
     def told(self) -> str:
@@ -43,7 +43,7 @@ class Check:
             return self.words
         value = "not measured" if self.value is None else f"{self.value:.4g}"
         if self.value is not None and self.standard_error is not None:
-            same = abs(self.value) <= NORMAL_95 * self.standard_error
+            same = within(abs(self.value), 0.0, self.standard_error)
             value += f" ± {self.standard_error:.2g}{' (no different)' if same else ''}"
         return value if self.limit is None else f"{value}, {self.sense} {self.limit:.4g}"
 
