@@ -5,7 +5,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from minitron_nas.cli.command import AsJson, app, print_json, stdout_for_results
+from minitron_nas.cli.command import AsJson, app, at_work, print_json
 
 _MODEL_HELP = (
     "Folder, config.json, hub name[@revision], of which the config is read and nothing else, or a model type of "
@@ -24,13 +24,13 @@ def check_family(
     as_json: AsJson = False,
 ) -> None:
     """Try a family's table and every step that stands on it, on a tiny random model of the config's kind."""
-    with stdout_for_results():
+    with at_work():
         from minitron_nas.testing.examination import examine_family
 
         examined = examine_family(model, table)
     found = []
     while True:
-        with stdout_for_results():
+        with at_work():
             verdict = next(examined, None)
         if verdict is None:
             break
@@ -54,7 +54,7 @@ def draft_family(
     as_json: AsJson = False,
 ) -> None:
     """Print a first table for a model type that is not known, as Python; what it cannot explain are comments."""
-    with stdout_for_results():
+    with at_work():
         from minitron_nas.drafting.draft import draft_family as draft
 
         drafted = draft(model)

@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from minitron_nas.cli.command import AsJson, app, print_json, stdout_for_results
+from minitron_nas.cli.command import AsJson, app, at_work, print_json
 
 
 class Listed(StrEnum):
@@ -39,7 +39,7 @@ def enumerate_(
     from minitron_nas.pipeline.listing import enumerate_size
 
     wanted, context = parse_size(size), parse_tokens("--context-tokens", context_tokens)
-    with stdout_for_results():
+    with at_work():
         found = enumerate_size(space, wanted, teacher, batch_size, context, latency)
     values = found.values.tolist()
     if as_json:
@@ -83,7 +83,7 @@ def show(
     """Say what something is, at a glance."""
     from minitron_nas.pipeline.show import show as look
 
-    with stdout_for_results():
+    with at_work():
         shown = look(what)
     if as_json:
         print_json(shown.to_dict())
@@ -107,7 +107,7 @@ def doctor(
     findings = []
     examined = examine(load_plan(plan) if plan is not None else None)
     while True:
-        with stdout_for_results():
+        with at_work():
             finding = next(examined, None)
         if finding is None:
             break

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from minitron_nas.cli.command import AsJson, MaybeData, Overrides, Teacher, app, print_json, stdout_for_results
+from minitron_nas.cli.command import AsJson, MaybeData, Overrides, Teacher, app, at_work, print_json
 
 if TYPE_CHECKING:
     from minitron_nas.pipeline.devices import Devices
@@ -45,7 +45,7 @@ def plan_(
     """Say what a build would do and cost, or why it cannot be; nothing is written, and no weights are needed."""
     from minitron_nas.pipeline.dry_run import dry_run
 
-    with stdout_for_results():
+    with at_work():
         found = dry_run(
             _planned(teacher, size, data, plan, overrides or ()),
             out,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from minitron_nas.cli.command import AsJson, MaybeData, Out, Overrides, app, print_json, stdout_for_results
+from minitron_nas.cli.command import AsJson, MaybeData, Out, Overrides, app, at_work, print_json
 
 if TYPE_CHECKING:
     from minitron_nas.pipeline.family import Family
@@ -35,7 +35,7 @@ def build(
             raise PlanError("--plan already says teacher, sizes and data; change them with --set")
         from minitron_nas.pipeline.build import run_plan
 
-        with stdout_for_results():
+        with at_work():
             family = run_plan(load_plan(plan, overrides or ()), out)
         _print_family(family, as_json)
         return
@@ -46,7 +46,7 @@ def build(
     from minitron_nas.cli.values import parse_data
     from minitron_nas.pipeline.build import build_family
 
-    with stdout_for_results():
+    with at_work():
         family = build_family(teacher, size, parse_data(data), out, overrides or ())
     _print_family(family, as_json)
 
@@ -56,7 +56,7 @@ def demo(out: Out, overrides: Overrides = None, as_json: AsJson = False) -> None
     """Build a family of two from SmolLM2-135M on text that every machine has."""
     from minitron_nas.pipeline.demo import run_demo
 
-    with stdout_for_results():
+    with at_work():
         family = run_demo(out, tuple(overrides or ()))
     _print_family(family, as_json)
 
@@ -140,7 +140,7 @@ def push(
     """Publish a student on the Hugging Face hub, private unless asked otherwise."""
     from minitron_nas.pipeline.push import push as publish
 
-    with stdout_for_results():
+    with at_work():
         pushed = publish(run, repo, size, public, dry_run)
     if as_json:
         print_json({"repo": pushed.repo, "files": pushed.files, "url": pushed.url})

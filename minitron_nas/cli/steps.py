@@ -17,8 +17,8 @@ from minitron_nas.cli.command import (
     StepOverrides,
     Teacher,
     app,
+    at_work,
     print_json,
-    stdout_for_results,
 )
 
 
@@ -57,7 +57,7 @@ def score(
 
     text_data, plan = _read_step(teacher, data, overrides, ("text", "importance"))
     text = calibration_samples(plan.text, tokens) if tokens else plan.text
-    with stdout_for_results():
+    with at_work():
         folder = score(teacher, text_data, out, text, plan.importance, plan.seed)
     if as_json:
         print_json({"path": str(folder)})
@@ -107,7 +107,7 @@ def prune(
 
     text_data, plan = _read_step(teacher, data, overrides, ("text", "importance", "space"))
     sizes, layers = parse_request(shape, drop_layers)
-    with stdout_for_results():
+    with at_work():
         result = prune(
             teacher,
             out,
@@ -163,7 +163,7 @@ def distill(
     text_data, plan = _read_step(
         teacher, data, overrides, ("distillation", "text", "runner"), distillation={"tokens": tokens}
     )
-    with stdout_for_results():
+    with at_work():
         result = distill(
             student,
             teacher,
@@ -197,7 +197,7 @@ def correct(
     from minitron_nas.pipeline.steps.correct import correct
 
     text_data, plan = _read_step(teacher, data, overrides, ("correct", "text"), correct={"tokens": tokens})
-    with stdout_for_results():
+    with at_work():
         result = correct(teacher, text_data, out, plan.correct or CorrectionSettings(), plan.text, plan.seed)
     before, after = result.before.loss_nats, result.after.loss_nats
     if as_json:
@@ -224,7 +224,7 @@ def evaluate(
     settings = _read_step(model, None, overrides, ("text",))[1].text
     if sequence_length is not None:
         settings = settings.model_copy(update={"sequence_length": sequence_length})
-    with stdout_for_results():
+    with at_work():
         result = asdict(evaluate(model, text, teacher, settings))
     if as_json:
         print_json(result)
@@ -265,7 +265,7 @@ def compare(
     from minitron_nas.pipeline.steps.compare import compare, read_limits
 
     plan = _read_step(base, None, overrides, ("text", "evaluation"))[1]
-    with stdout_for_results():
+    with at_work():
         asked = read_limits(limits, limit or ())
         found = compare(base, other, text, asked, out, plan.evaluation, plan.text, plan.seed)
     if as_json:
@@ -295,7 +295,7 @@ def latency(
     """Measure how long shapes of a teacher's family take on this machine; its config.json is enough."""
     from minitron_nas.pipeline.steps.latency import measure_latency
 
-    with stdout_for_results():
+    with at_work():
         told = measure_latency(teacher, out, space, batch, prompt_tokens, context_tokens).told()
     if as_json:
         print_json({"path": str(out), **told})

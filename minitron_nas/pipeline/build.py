@@ -235,8 +235,9 @@ def _build(run: Run) -> None:
     source, searched, cards = teacher, list[Done](), list[str]()
     learning_rate = plan.distillation.peak_learning_rate
     for size in plan.descending_sizes:
-        if plan.kd_teacher == "previous" and source is not teacher:
-            lessons = let_speak(run, source)
+        if source is not teacher:
+            write_report(folder.path)
+            lessons = let_speak(run, source) if plan.kd_teacher == "previous" else lessons
         shape, layout = source.checkpoint.architecture, source.checkpoint.layout
         costing = costing_of(plan, shape, layout, run.latency, teacher.checkpoint.architecture)
         prepared, prepared_by = prepare_source(run, source, layer_counts(plan, costing, size))
@@ -251,7 +252,6 @@ def _build(run: Run) -> None:
             write_model_card(folder.student(student.name), folder.path)
         cards += [student.name for student in students]
         source = students[0]
-        write_report(folder.path)
     write_search(run, searched)
     run.engine.finish()
     shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)

@@ -181,8 +181,12 @@ def _latency(folder: Path, plan: Mapping[str, Any]) -> LatencyModel | None:
 
 def plain_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Return a frame's rows as plain values, with None for what is missing."""
-    values = frame.astype(object).where(frame.notna(), None)
-    return [{str(name): value for name, value in row.items()} for row in values.to_dict("records")]
+    names, missing = [str(name) for name in frame.columns], frame.isna().to_numpy().T
+    columns = (
+        [None if absent else value for value, absent in zip(values.tolist(), gaps, strict=True)]
+        for (_, values), gaps in zip(frame.items(), missing, strict=True)
+    )
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def best_trained(trials: pd.DataFrame) -> pd.DataFrame:

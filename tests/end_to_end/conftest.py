@@ -46,6 +46,11 @@ class Told:
     out: str
     err: str
 
+    def finished_before(self) -> list[str]:
+        """The stages that the process left as an earlier one had finished them."""
+        words = ": finished before"
+        return [line.removesuffix(words) for line in self.err.splitlines() if line.endswith(words)]
+
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
@@ -92,6 +97,16 @@ class Build:
         with self._at(out, moment, more) as process:
             disturb()
             process.wait(_PATIENCE_SECONDS)
+        return self._told(out, process)
+
+    def suffer(self, out: Path, moment: Moment, disturb: Callable[[], object], *more: str) -> Told:
+        """Run to a moment and do something to the machine again and again, until the process has ended."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        with self._at(out, moment, more) as process:
+            while process.poll() is None and time.monotonic() < deadline:
+                with suppress(OSError):  # it had less room than it said
+                    disturb()
+                time.sleep(0.02)
         return self._told(out, process)
 
     def watch(self, out: Path, *more: str) -> tuple[Told, int]:
@@ -172,8 +187,9 @@ class Finished:
         return {str(file.relative_to(self.path)): file.read_bytes() for file in files}
 
     def ledger(self) -> list[dict[str, Any]]:
-        """The stages in the order in which they were finished."""
-        return [json.loads(line) for line in (self.path / "ledger.jsonl").read_text().splitlines()]
+        """The stages in the order in which they were finished, whether or not all of them were."""
+        ledger = self.path / "ledger.jsonl"
+        return [json.loads(line) for line in ledger.read_text().splitlines()] if ledger.exists() else []
 
     def stages(self) -> list[str]:
         """The names of the finished stages."""
@@ -232,7 +248,7 @@ def build(trained_teacher: Path, text_file: Path, tiny_settings: dict[str, Any])
     return Build((str(trained_teacher), "--size", "90k", "--data", str(text_file), "--json", *sets))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def finished() -> Callable[[Path], Finished]:
     """Open a run folder that is finished."""
     return Finished

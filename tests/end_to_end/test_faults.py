@@ -1,0 +1,175 @@
+"""Every fault in every stage, here, on Ray and in two processes: how a command ends, and how the next one goes on."""
+
+import os
+import random
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from signal import SIGHUP, SIGINT, SIGKILL, SIGTERM, Signals
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.timeout(900)
+
+STAGES = (
+    "text",
+    "teacher signal",
+    "teacher evaluate",
+    "teacher score",
+    "teacher prepare",
+    "90k screen",
+    "90k tournament",
+    "90k distil",
+    "90k evaluate",
+    "study",
+)
+TRAININGS = ("90k tournament", "90k distil")
+WHERE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "here": (STAGES, ()),
+    "ray": (STAGES, ("--set=runner=ray",)),
+    "two processes": (TRAININGS, ("--set=runner.num_processes=2",)),
+    "ray, two processes": (("90k distil",), ("--set=runner={kind: ray, num_processes: 2, cpus_per_trial: 0.5}",)),
+}
+"""Of each runner the stages in which it differs, and how a plan asks for it."""
+SIGNALS = {
+    "SIGINT": [SIGINT],
+    "SIGTERM": [SIGTERM],
+    "SIGHUP": [SIGHUP],
+    "SIGINT twice": [SIGINT, SIGINT],
+    "SIGTERM twice": [SIGTERM, SIGTERM],
+    "SIGKILL": [SIGKILL],
+}
+SITUATIONS = [
+    pytest.param(stage, where, id=f"{where}-{stage}") for where, (stages, _) in WHERE.items() for stage in stages
+]
+SMALL_DISK = "512m"
+
+
+def test_every_stage_of_a_run_is_one_of_these(uninterrupted: Any) -> None:
+    assert tuple(uninterrupted.stages()) == STAGES
+    uninterrupted.assert_equals(uninterrupted)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    build: Any, uninterrupted: Any, finished: Callable[[Path], Any], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Any]:
+    """Tell what a runner's build ends with; Ray's is that of one process, to the bit."""
+    runs: dict[str, Any] = {"here": uninterrupted, "ray": uninterrupted}
+
+    def run_of(where: str) -> Any:
+        if where not in runs:
+            run = tmp_path_factory.mktemp("undisturbed") / "run"
+            told = build.finish(run, *WHERE[where][1])
+            assert told.code == 0, told.err
+            runs[where] = finished(run)
+        return runs[where]
+
+    return run_of
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A run folder that is a disk of its own; what the command tells is written beside it."""
+    place = tmp_path / "run"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK}", "tmpfs", str(place)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("a small disk can be mounted by root only")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def the_line(err: str) -> str:
+    """The one line in which a command says why it ended."""
+    assert "Traceback" not in err, err
+    (line,) = [line for line in err.splitlines() if line.startswith("minitron-nas: ")]
+    return line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "where"), SITUATIONS)
+@pytest.mark.parametrize("sent", SIGNALS)
+def test_a_signal(
+    build: Any,
+    undisturbed: Callable[[str], Any],
+    finished: Callable[[Path], Any],
+    tmp_path: Path,
+    stage: str,
+    where: str,
+    sent: str,
+) -> None:
+    signals, settings, run = SIGNALS[sent], WHERE[where][1], tmp_path / "run"
+    stopped = build.stop(run, undisturbed(where).moment(stage, 0.3), signals, *settings)
+    assert stopped.outlived == []
+    told = stopped.told
+    if signals == [SIGKILL]:
+        assert told.code in {0, -9}
+    elif told.code:  # else it was faster
+        assert told.code in {128 + signum for signum in signals}
+        line = the_line(told.err)
+        assert line.startswith(f"minitron-nas: stopped by {Signals(told.code - 128).name}; the same command goes on ")
+    done = finished(run).stages()
+    again = build.finish(run, *settings)
+    assert again.code == 0, again.err
+    assert again.finished_before() == done
+    finished(run).assert_equals(undisturbed(where))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "where"), SITUATIONS)
+def test_a_full_disk(
+    build: Any,
+    undisturbed: Callable[[str], Any],
+    finished: Callable[[Path], Any],
+    small_disk: Path,
+    stage: str,
+    where: str,
+) -> None:
+    run, settings, ballast = small_disk, WHERE[where][1], small_disk / ".ballast"
+    told = build.suffer(run, undisturbed(where).moment(stage, 0.3), lambda: fill(ballast), *settings)
+    ballast.unlink(missing_ok=True)
+    if told.code:  # else it was faster
+        assert told.code == 2, told.err
+        line = the_line(told.err)
+        assert "No space left on device" in line or "free" in line, line
+        assert "repeat the command" in line or "the same command goes on" in line, line
+    again = build.finish(run, *settings)
+    assert again.code == 0, again.err
+    finished(run).assert_equals(undisturbed(where))
+
+
+def fill(ballast: Path) -> None:
+    """Leave no byte of a disk free."""
+    state = os.statvfs(ballast.parent)
+    if state.f_bavail:
+        with ballast.open("ab") as file:
+            os.posix_fallocate(file.fileno(), file.tell(), state.f_bavail * state.f_frsize)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "where"), SITUATIONS)
+def test_a_kill_and_then_a_file_that_is_cut(
+    build: Any,
+    undisturbed: Callable[[str], Any],
+    finished: Callable[[Path], Any],
+    tmp_path: Path,
+    stage: str,
+    where: str,
+) -> None:
+    settings, run = WHERE[where][1], tmp_path / "run"
+    build.kill(run, undisturbed(where).moment(stage, 0.6), *settings)
+    files = sorted(file for file in run.rglob("*") if file.is_file() and file.name != ".lock" and file.stat().st_size)
+    damaged = random.Random(f"{stage} {where}").choice(files)
+    whole = damaged.read_bytes()
+    os.truncate(damaged, len(whole) // 2)
+    again = build.finish(run, *settings)
+    if again.code:
+        assert again.code == 2, again.err
+        named = damaged.name in the_line(again.err) or (damaged.name == "plan.yaml" and "plan" in again.err)
+        assert named, f"{damaged}: {again.err}"
+        damaged.write_bytes(whole)
+        again = build.finish(run, *settings)
+    assert again.code == 0, again.err
+    finished(run).assert_equals(undisturbed(where))
