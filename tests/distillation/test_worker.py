@@ -50,6 +50,7 @@ def test_one_process_validates_first_and_moves_every_weight(jobs, one_process):
     assert [name for name, weight in jobs.weights(job).items() if torch.equal(weight, start[name])] == []
 
 
+@pytest.mark.slow
 def test_two_processes_that_are_stopped_go_on_in_one_as_if_nothing_had_been(jobs, one_process, monkeypatch):
     # SIGTERM comes to the second process only; both stop after the same step, with a checkpoint.
     first = jobs.make("stopped")

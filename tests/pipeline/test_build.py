@@ -167,6 +167,7 @@ def test_a_student_is_closer_to_the_teacher_than_untrained_and_far_closer_than_f
     assert student["tokens_trained"] == random_start["tokens_trained"] > 0
 
 
+@pytest.mark.slow
 def test_how_work_is_done_may_change_and_repeats_nothing(
     family: Family, trained_teacher: Path, text_file: Path, tiny_settings: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -196,6 +197,7 @@ def test_candidates_are_screened_and_students_trained_from_the_better_start(
     assert row(family, "90k")["untrained_kl_nats"] < 0.5 * row(plain, "90k")["untrained_kl_nats"]
 
 
+@pytest.mark.slow
 def test_layers_leave_in_blocks_where_the_plan_says_so_those_of_the_depth_only_baseline_too(
     build: Callable[..., Family], tmp_path: Path
 ) -> None:
@@ -225,6 +227,7 @@ def test_the_random_weights_have_the_students_shape_and_the_other_one_fewer_laye
     assert depth["num_hidden_layers"] < source["num_hidden_layers"]
 
 
+@pytest.mark.slow
 def test_the_choice_is_held_against_other_shapes_of_its_pool_cut_and_trained_as_it_was(
     build: Callable[..., Family], tmp_path: Path
 ) -> None:
@@ -241,6 +244,7 @@ def test_the_choice_is_held_against_other_shapes_of_its_pool_cut_and_trained_as_
         assert models.loc[role, "tokens_trained"] == models.loc["student", "tokens_trained"]
 
 
+@pytest.mark.slow
 def test_a_shape_is_not_trained_twice_as_its_own_baseline(
     build: Callable[..., Family], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -296,6 +300,7 @@ def test_the_curves_begin_untrained_and_end_with_what_is_evaluated(family: Famil
 # Going on with a run
 
 
+@pytest.mark.slow
 def test_a_finished_run_that_was_moved_is_finished_still(
     family: Family, tmp_path: Path, trained_teacher: Path, text_file: Path, tiny_settings: dict[str, Any]
 ) -> None:
@@ -307,6 +312,7 @@ def test_a_finished_run_that_was_moved_is_finished_still(
     assert again.members[1].path == moved / "students" / "60k"
 
 
+@pytest.mark.slow
 def test_a_student_that_was_deleted_is_made_again_byte_for_byte(
     family: Family, tmp_path: Path, trained_teacher: Path, text_file: Path, tiny_settings: dict[str, Any]
 ) -> None:
@@ -330,6 +336,7 @@ def test_the_plan_in_the_folder_can_be_run_again(family: Family) -> None:
 # Other ways of saying what to build
 
 
+@pytest.mark.slow
 def test_each_student_can_learn_from_the_one_before(build: Callable[..., Family], tmp_path: Path) -> None:
     changes = ("kd_teacher=previous", "distillation.tokens=6k", *PLAIN)
     family = build(tmp_path / "run", *changes, sizes=["60k", "90k"])
@@ -357,6 +364,7 @@ def test_a_live_model_and_a_dataset_are_taken_as_they_are(
     assert stages(family.path) == done
 
 
+@pytest.mark.slow
 def test_a_teacher_beside_the_student_needs_no_cache_of_the_training_text(
     build: Callable[..., Family], tmp_path: Path
 ) -> None:

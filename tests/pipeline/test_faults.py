@@ -81,15 +81,29 @@ def test_what_is_measured_may_change_back_and_forth_and_the_tables_say_what_the_
     assert benchmarks(2) == ten
 
 
-@pytest.mark.parametrize("table", ["evaluations", "trials", "candidates", "curves"])
-def test_a_table_that_was_deleted_is_whole_again_with_all_sizes(
-    family: Family, trained_teacher: Path, text_file: Path, tiny_settings: dict[str, Any], tmp_path: Path, table: str
+@pytest.mark.parametrize(
+    "tables",
+    [
+        ["evaluations", "trials", "candidates", "curves"],
+        *(pytest.param([table], marks=pytest.mark.slow) for table in ("evaluations", "trials", "candidates", "curves")),
+    ],
+    ids=" and ".join,
+)
+def test_tables_that_were_deleted_are_whole_again_with_all_sizes(
+    family: Family,
+    trained_teacher: Path,
+    text_file: Path,
+    tiny_settings: dict[str, Any],
+    tmp_path: Path,
+    tables: list[str],
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(family.path, run)
-    (run / f"{table}.parquet").unlink()
+    for table in tables:
+        (run / f"{table}.parquet").unlink()
     again = build_family(trained_teacher, ["90k", "60k"], text_file, run, display=Quiet(), **tiny_settings)
-    assert getattr(again, table).equals(getattr(family, table))
+    for table in tables:
+        assert getattr(again, table).equals(getattr(family, table)), table
     assert [member.name for member in again.members] == ["90k", "60k"]
     assert stages(run) == stages(family.path)
 
@@ -104,6 +118,7 @@ def test_a_screening_that_is_lost_is_held_again_and_the_tournament_stands(
     assert again.trials.equals(Family(finished).trials)
 
 
+@pytest.mark.slow
 def test_a_plan_file_with_relative_paths_goes_on_from_any_folder(
     repeat: Callable[..., Family],
     finished: Path,
@@ -214,6 +229,7 @@ def test_a_trial_that_really_fails_is_told_and_the_others_go_on(
     assert "a defect" in run.report.read_text().split("<nav")[0]
 
 
+@pytest.mark.slow
 def test_a_finished_student_has_its_card_though_the_next_size_fails(
     build: Callable[..., Family], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

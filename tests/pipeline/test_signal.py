@@ -16,6 +16,7 @@ def signal_of(run: Path) -> str:
     return str(yaml.safe_load((run / "plan.yaml").read_text())["plan"]["distillation"]["teacher_signal"])
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_signal_that_it_began_with_whatever_the_disk_is_like_later(
     build: Callable[..., Family], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

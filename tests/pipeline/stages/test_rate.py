@@ -110,6 +110,7 @@ def test_students_of_few_tokens_take_the_default_rate_and_say_so(build, tmp_path
     )
 
 
+@pytest.mark.slow
 def test_trials_of_a_later_size_take_the_rate_of_the_size_before(build, tmp_path, monkeypatch):
     trained_at, hold = [], search.tournament
 

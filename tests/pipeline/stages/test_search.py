@@ -117,6 +117,7 @@ def test_optuna_reads_what_was_screened_against_all_objectives(searched, rows):
     assert {trial.user_attrs["candidate"] for trial in study.best_trials} == front
 
 
+@pytest.mark.slow
 def test_a_latency_model_that_says_something_else_makes_the_search_again(search, searched, latency, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(searched.path, folder)

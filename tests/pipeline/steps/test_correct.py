@@ -191,6 +191,7 @@ def test_a_run_corrects_on_the_students_tokens_or_the_first_of_them() -> None:
         correction_tokens(CorrectionSettings(tokens=1001), 1000)
 
 
+@pytest.mark.slow
 def test_a_run_prunes_teaches_and_measures_with_the_corrected_teacher(
     build: Callable[..., Family], trained_teacher: Path, other_text: Path, tmp_path: Path
 ) -> None:

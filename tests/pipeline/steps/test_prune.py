@@ -256,17 +256,19 @@ def test_naming_layers_that_cannot_leave_leaves_nothing(
 
 
 @pytest.mark.parametrize(
-    ("options", "kinds"),
+    ("options", "mode", "kinds"),
     [
-        ({"shape": {"num_hidden_layers": 6}}, ["linear_attention"] * 4 + ["full_attention"] * 2),
-        ({"shape": {"num_hidden_layers": 4}}, ["linear_attention"] * 3 + ["full_attention"]),
-        ({"drop_layers": [0, 1, 2]}, ["linear_attention"] * 3 + ["full_attention"] * 2),
-        ({"drop_layers": [3, 7], "shape": {"hidden_size": 40}}, ["linear_attention"] * 6),
+        *(
+            ({"shape": {"num_hidden_layers": 6}}, mode, ["linear_attention"] * 4 + ["full_attention"] * 2)
+            for mode in ("layers", "greedy", "block")
+        ),
+        ({"shape": {"num_hidden_layers": 4}}, "layers", ["linear_attention"] * 3 + ["full_attention"]),
+        ({"drop_layers": [0, 1, 2]}, "layers", ["linear_attention"] * 3 + ["full_attention"] * 2),
+        ({"drop_layers": [3, 7], "shape": {"hidden_size": 40}}, "layers", ["linear_attention"] * 6),
     ],
 )
-@pytest.mark.parametrize("mode", ["layers", "greedy", "block"])
 def test_a_hybrid_keeps_the_kinds_that_its_depth_says_or_the_layers_that_are_named(
-    text_file: Path, tmp_path: Path, options: dict[str, Any], kinds: list[str], mode: str
+    text_file: Path, tmp_path: Path, options: dict[str, Any], mode: str, kinds: list[str]
 ) -> None:
     teacher = tiny_checkpoint(tmp_path / "teacher", "qwen3_5_text", num_hidden_layers=8)
     depth = DepthSettings(criterion="kl", mode=mode, num_sequences=2)
