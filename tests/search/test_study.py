@@ -1,4 +1,6 @@
+import re
 from math import nan
+from pathlib import Path
 
 import optuna
 import pytest
@@ -6,6 +8,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
+import minitron_nas.search
 from minitron_nas.architecture.spec import SHAPE_FIELDS, Architecture
 from minitron_nas.execution.runner import Outcome
 from minitron_nas.search.contest import TrialRow
@@ -150,6 +153,21 @@ def test_learning_rates_are_a_study_of_their_own(journal):
     assert study.trials[2].state == TrialState.FAIL
     assert study.best_trial.user_attrs == {"candidate": "a", "tokens": 9, "chosen": True, "status": "completed"}
     assert "70k rates" not in optuna.get_all_study_names(JournalStorage(JournalFileBackend(str(journal))))
+
+
+def test_the_readmes_lines_copy_every_study_into_a_database_and_begin_another_with_it(journal, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = Path(minitron_nas.search.__file__).with_name("README.md").read_text(encoding="utf-8")
+    (lines,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "copy_study" in block]
+    names = {}
+    exec(lines.replace("runs/smollm2/study.journal", str(journal)).replace("94M", "90k"), names)
+    storage = JournalStorage(JournalFileBackend(str(journal)))
+    for name in optuna.get_all_study_names(storage):
+        copied = optuna.load_study(study_name=f"smollm2 {name}", storage="sqlite:///team.db")
+        original = optuna.load_study(study_name=name, storage=storage)
+        assert [trial.params for trial in copied.trials] == [trial.params for trial in original.trials]
+        assert [trial.state for trial in copied.trials] == [trial.state for trial in original.trials]
+    assert len(names["wider"].trials) == len(UNTRAINED)
 
 
 def test_writing_twice_leaves_the_same_study(journal):
