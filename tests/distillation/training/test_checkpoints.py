@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file
 
 from minitron_nas.distillation.training.checkpoints import (
+    OwnState,
     copy_weights,
     last_whole,
     load_state,
     load_weights,
     mark_whole,
-    save_state,
     save_weights,
     step_of,
 )
@@ -86,7 +86,7 @@ def trained(tmp_path):
     optimizer = torch.optim.AdamW([module.first, module.bias], lr=0.1)
     for _ in range(3):
         step(module, optimizer)
-    save_state(tmp_path / "checkpoint-3", module, optimizer, writes=True)
+    OwnState.of(module, optimizer).save(tmp_path / "checkpoint-3")
     return module, optimizer
 
 
