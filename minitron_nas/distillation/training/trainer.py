@@ -90,10 +90,9 @@ def distill(
         PreemptedError: After SIGTERM.
     """
     check_trainer()
-    settings, schedule = lesson.settings, lesson.schedule
+    settings, schedule, identity = lesson.settings, lesson.schedule, lesson.identity
     arguments = training_arguments(settings, schedule, folder, lesson.seed, student.config.use_cache)
     last_step = min(stop_step or schedule.num_steps, schedule.num_steps)
-    identity = lesson.identity
     checkpoint = last_whole(folder, identity)
     history, best = _history(checkpoint, last_step), None
     if trained is not None:
