@@ -129,11 +129,16 @@ def work(folder: Path, memory: Path) -> None:
                 os.sync()
             any_process(worker.arguments.device, True)
             measured[way].append(worker.seconds(way, number))
-    started = time.perf_counter()
-    OwnState.of(
+    state = OwnState.of(
         worker.model, worker.model.optimizer, worker.arguments.process_index, worker.arguments.world_size
-    ).copied()
-    measured["copy"] = [(time.perf_counter() - started, 0.0)]
+    )
+    copy, measured["copy"] = state.copied(), []
+    for _ in range(ROUNDS):
+        any_process(worker.arguments.device, True)
+        started = time.perf_counter()
+        copy = state.copied(copy)
+        any_process(worker.arguments.device, True)
+        measured["copy"].append((time.perf_counter() - started, 0.0))
     worker.writer.close()
     if worker.arguments.process_index == 0:
         (folder / "measured.json").write_text(json.dumps(measured))

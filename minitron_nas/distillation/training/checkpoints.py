@@ -93,10 +93,17 @@ class OwnState:
         """Of all numbers."""
         return sum(piece.num_bytes for piece in (*self.weights, *self.moments))
 
-    def copied(self) -> Self:
-        """Return the state with numbers in main memory that training does not change."""
-        weights, moments = ([piece.copied() for piece in pieces] for pieces in (self.weights, self.moments))
-        return replace(self, weights=tuple(weights), moments=tuple(moments))
+    def copied(self, over: Self | None = None) -> Self:
+        """Return the state with numbers in main memory that training does not change.
+
+        Args:
+            over: An earlier copy of the same tensors, which is lost.
+        """
+        return replace(
+            self,
+            weights=_copied(self.weights, over.weights if over is not None else None),
+            moments=_copied(self.moments, over.moments if over is not None else None),
+        )
 
     def save(self, checkpoint: Path) -> None:
         """Write it.
@@ -271,6 +278,11 @@ def _own_numbers(
         begin += size
         if numbers or not size:
             yield name, parameter, numbers
+
+
+def _copied(pieces: tuple[Piece, ...], over: tuple[Piece, ...] | None) -> tuple[Piece, ...]:
+    earlier = over or [None] * len(pieces)
+    return tuple(piece.copied(own) for piece, own in zip(pieces, earlier, strict=True))
 
 
 def _bring_to_disk(path: Path) -> None:

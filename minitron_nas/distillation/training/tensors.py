@@ -63,9 +63,14 @@ class Piece:
         """Of the numbers in a file."""
         return FLOAT32_BYTES * len(self.numbers)
 
-    def copied(self) -> "Piece":
-        """Return the piece with numbers in main memory that nothing changes any more."""
-        numbers = self.get().detach().to("cpu", torch.float32, copy=True)
+    def copied(self, over: "Piece | None" = None) -> "Piece":
+        """Return the piece with numbers in main memory that training does not change.
+
+        Args:
+            over: An earlier copy, which is lost; memory that was touched before takes a fifth of the time.
+        """
+        numbers = torch.empty(len(self.numbers)) if over is None else over.get()
+        numbers.copy_(self.get().detach().flatten())
         return replace(self, get=lambda: numbers)
 
 

@@ -1,8 +1,9 @@
 """Who writes a training's checkpoints, and when: every process its part, while training goes on.
 
-A process copies its part to main memory, and a thread writes the copy. Where memory does not hold it, or the part is
-small, or training ends there, the part is written at once, beside the other processes. What is written in any process
-is looked at after every step, in all processes alike; when nothing is, the first process marks the checkpoint as whole.
+A process copies its part to main memory, which it keeps for the next, and a thread writes the copy. Where memory does
+not hold it, or the part is small, or training ends there, the part is written at once, beside the other processes. What
+is written in any process is looked at after every step, in all processes alike; when nothing is, the first process
+marks the checkpoint as whole.
 """
 
 import os
@@ -56,6 +57,7 @@ class CheckpointWriter:
         self._checkpoint: Path | None = None
         self._work: Future[None] | None = None
         self._marks = False
+        self._copy: OwnState | None = None
 
     @property
     def is_writing(self) -> bool:
@@ -88,10 +90,11 @@ class CheckpointWriter:
         state = OwnState.of(module, optimizer, self._rank, self._num_processes)
         at_once = at_once or not any_process(self._device, state.num_bytes > SMALL_BYTES)[0]
         self._checkpoint, self._marks = checkpoint, False
-        if at_once or not _memory_holds(state):
+        if at_once or not (self._copy is not None or _memory_holds(state)):
             self._work = _done(partial(state.save, checkpoint))
         else:
-            self._work = self._thread.submit(state.copied().save, checkpoint)
+            self._copy = state.copied(self._copy)
+            self._work = self._thread.submit(self._copy.save, checkpoint)
         if at_once:
             self.finish()
 

@@ -280,14 +280,20 @@ def test_parts_of_other_numbers_do_not_make_a_tensor(trained, tmp_path):
         load_weights(tmp_path / "two", Tied())
 
 
-def test_a_copy_stays_as_it_was_when_training_goes_on(trained, tmp_path):
+def test_a_copy_stays_as_it_was_when_training_goes_on_until_another_takes_its_memory(trained, tmp_path):
     module, optimizer = trained
     before = module.first.detach().clone()
-    live, copied = OwnState.of(module, optimizer), OwnState.of(module, optimizer).copied()
+    live = OwnState.of(module, optimizer)
+    copied = live.copied()
     step(module, optimizer)
     for name, state, expected in (("live", live, module.first), ("copied", copied, before)):
         state.save(tmp_path / name)
         assert torch.equal(load_file(tmp_path / name / WEIGHTS)["first"], expected)
+    again = live.copied(copied)
+    assert [piece.get().data_ptr() for piece in again.weights] == [piece.get().data_ptr() for piece in copied.weights]
+    again.save(tmp_path / "again")
+    for name in (WEIGHTS, MOMENTS):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "live" / name).read_bytes()
 
 
 @pytest.mark.parametrize("how", [0, 50, "cut short", "gone"])
