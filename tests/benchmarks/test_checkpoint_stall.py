@@ -70,6 +70,8 @@ class Worker:
     def __init__(self, folder: Path, memory: Path) -> None:
         self.folder = folder
         self.arguments = TrainingArguments(output_dir=str(folder), use_cpu=True)  # joins the processes
+        # Its thread talks with those of other processes, which must not get between what training says.
+        self.group = distributed.new_group(backend="gloo") if distributed.is_initialized() else None
         self.model = Model(memory)
         self.is_whole = False
         self.writer = CheckpointWriter(
@@ -113,7 +115,7 @@ class Worker:
             if "beside" not in way:
                 torch_checkpoint.save(self.model.tensors(), checkpoint_id=place)
                 return
-            future = torch_checkpoint.async_save(self.model.tensors(), checkpoint_id=place)
+            future = torch_checkpoint.async_save(self.model.tensors(), checkpoint_id=place, process_group=self.group)
             while self.step(not future.done()):
                 yield
             future.result()
