@@ -89,21 +89,64 @@ def full_weight(parameter: Tensor) -> Tensor:
     return weight
 
 
-def full_moment(parameter: Tensor, optimizer: Optimizer | ZeroOptimizer, name: str) -> Tensor:
-    """Return a moment of a parameter, of its shape, from all processes' shards.
+def held_numbers(parameter: Tensor) -> range | None:
+    """Return which numbers of a parameter lie in full precision in this process and in no other.
+
+    Args:
+        parameter: Of the module that is trained.
+
+    Returns:
+        Places along the flattened parameter; None where every process holds all of it.
+    """
+    if hasattr(parameter, "ds_id"):
+        size, num_numbers = parameter.ds_tensor.numel(), parameter.ds_numel  # type: ignore[attr-defined]
+        begin = min(torch.distributed.get_rank() * size, num_numbers)
+        return range(begin, min(begin + size, num_numbers))
+    if hasattr(parameter, "_hp_mapping"):
+        if parameter._hp_mapping is None:
+            return range(0)
+        address = parameter._hp_mapping.lp_fragment_address
+        return range(address.start, address.start + address.numel)
+    return None
+
+
+def held_weight(parameter: Tensor, numbers: range) -> Tensor:
+    """Return numbers of a parameter, in full precision, without asking another process.
+
+    Args:
+        parameter: Of the module that is trained.
+        numbers: `held_numbers`, or any where every process holds all.
+    """
+    if hasattr(parameter, "ds_id"):
+        from deepspeed.utils import safe_get_local_fp32_param
+
+        shard: Tensor = safe_get_local_fp32_param(parameter)
+        return shard[: len(numbers)]
+    if hasattr(parameter, "_hp_mapping"):
+        fragment: Tensor = parameter._hp_mapping.get_hp_fragment()
+        return fragment.detach()
+    return parameter.detach().flatten()[numbers.start : numbers.stop]
+
+
+def held_moment(parameter: Tensor, optimizer: Optimizer | ZeroOptimizer, name: str, numbers: range) -> Tensor:
+    """Return numbers of a parameter's moment without asking another process.
 
     Args:
         parameter: Of the module that is trained.
         optimizer: AdamW, or the optimizer that ZeRO wraps around it.
         name: One of `MOMENTS`.
+        numbers: `held_numbers`, or any where every process holds all.
     """
     if isinstance(optimizer, Optimizer):
         moment: Tensor = optimizer.state[parameter][name]
-    else:
-        from deepspeed.utils import safe_get_full_optimizer_state
+        return moment.flatten()[numbers.start : numbers.stop]
+    if hasattr(parameter, "ds_id"):
+        from deepspeed.utils import safe_get_local_optimizer_state
 
-        moment = safe_get_full_optimizer_state(parameter, name)
-    return moment
+        shard: Tensor = safe_get_local_optimizer_state(parameter, name)
+        return shard[: len(numbers)]
+    fragment: Tensor = parameter._hp_mapping.get_hp_fragment(name)  # type: ignore[attr-defined]
+    return fragment
 
 
 @torch.no_grad()

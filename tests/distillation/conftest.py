@@ -28,10 +28,10 @@ SCHEDULE = Schedule(num_steps=6, batch_sequences=4, sequence_length=LENGTH)
 SETTINGS = DistillationSettings(learning_rate=3e-3, num_evaluations=2, lm_loss_weight=0.5, weight_decay=0.1)
 
 _RECORDING_WORKER = '''
-"""A worker that tells which sequences it consumes, and to which a signal comes in one step."""
-import json, os, sys
+"""A worker that tells which sequences it consumes, and to which a signal comes in one step, or a full disk."""
+import errno, json, os, sys
 from minitron_nas.distillation import job, worker
-from minitron_nas.distillation.training import trainer
+from minitron_nas.distillation.training import checkpoints, trainer, writer
 
 rank, stop_step = os.environ["RANK"], int(os.environ.get("STOP_STEP", "-1"))
 compute_loss = trainer._DistillationTrainer.compute_loss
@@ -56,6 +56,14 @@ def telling(path):
     return teacher
 
 
+def no_room(file, pieces):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+if "SMALL_BYTES" in os.environ:
+    writer.SMALL_BYTES = int(os.environ["SMALL_BYTES"])
+if rank == os.environ.get("FULL_DISK_RANK"):
+    checkpoints.write_tensors = no_room
 trainer._DistillationTrainer.compute_loss = recording
 job.load_sharded_teacher = telling
 sys.exit(worker.main(sys.argv[1]))

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from minitron_nas.distillation.job import TRAINED
+from minitron_nas.distillation.training.checkpoints import last_whole, step_of
 from minitron_nas.distillation.worker import run_file
-from minitron_nas.errors import PlanError, PreemptedError
+from minitron_nas.errors import MachineError, PlanError, PreemptedError
 from minitron_nas.models.loading import load_for_training
 
 ENGINES = [None, "zero-0", "zero-1", "zero-2", "zero-3"]
@@ -158,13 +159,48 @@ def test_a_rank_that_is_killed_leaves_what_goes_on_to_the_same_weights(jobs, mon
     assert jobs.run(whole, 2, monkeypatch)[0] == 0
     code, before = jobs.run(killed, 2, monkeypatch, 3, signal.SIGKILL)
     assert code != 0
-    assert [path.name for path in killed.checkpoints.iterdir()] == ["checkpoint-3"]
+    assert [path.name for path in killed.checkpoints.glob("checkpoint-*")] == ["checkpoint-3"]
     code, after = jobs.run(killed, 2, monkeypatch)
     assert code == 0
     assert sorted(after) == [3, 4, 5]
     assert set(before) == {0, 1, 2, 3}
     assert killed.result().curve == whole.result().curve
     torch.testing.assert_close(jobs.weights(killed), jobs.weights(whole), rtol=0, atol=0)
+
+
+def of_every_step(job, **settings):
+    return replace(job, settings=job.settings.model_copy(update={"checkpoint_minutes": 0.0, **settings}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_two_processes_write_beside_training_is_what_one_goes_on_from(jobs, one_process, monkeypatch, engine):
+    monkeypatch.setenv("SMALL_BYTES", "0")
+    job = of_every_step(jobs.make(f"beside-{engine}", odd=True, deepspeed=engine))
+    whole = jobs.make(f"beside-whole-{engine}", odd=True, deepspeed=engine)
+    jobs.run_here(replace(whole, settings=whole.settings.model_copy(update={"deepspeed": None})))
+    assert jobs.run(job, 2, monkeypatch, 3, signal.SIGKILL)[0] != 0
+    first = step_of(last_whole(job.checkpoints))
+    assert first in {1, 2, 3}
+    assert len(list((job.checkpoints / f"checkpoint-{first}").glob("*-of-2.safetensors"))) == 4
+    after = jobs.run_here(of_every_step(job, deepspeed=None))
+    assert sorted(after) == list(range(first, 6))
+    assert_same_training(jobs, job, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("small_bytes", [0, 1 << 20])
+def test_a_full_disk_under_one_process_ends_all_with_its_words(jobs, monkeypatch, rank, small_bytes):
+    monkeypatch.setenv("SMALL_BYTES", str(small_bytes))
+    monkeypatch.setenv("FULL_DISK_RANK", str(rank))
+    job = of_every_step(jobs.make(f"full-{rank}-{small_bytes}"))
+    assert jobs.run(job, 2, monkeypatch)[0] != 0
+    with pytest.raises(MachineError, match="No space left"):
+        job.raise_error()
+    assert last_whole(job.checkpoints) is None
+    monkeypatch.delenv("FULL_DISK_RANK")
+    assert jobs.run(job, 2, monkeypatch)[0] == 0
 
 
 @pytest.mark.slow

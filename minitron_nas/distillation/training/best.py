@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import distributed, nn
+from torch import nn
 
 from minitron_nas.distillation.training.checkpoints import STUDENT, WEIGHTS, copy_weights, save_weights
 from minitron_nas.distillation.training.curve import Judge, is_better
+from minitron_nas.distillation.training.together import said_by_first
 from minitron_nas.models.causal_lm import CausalLM
 
 
@@ -50,6 +50,7 @@ class BestWeights:
             value = entry.get(f"eval_{judge}")
             if value is not None and is_better(value, self._value):
                 self._step, self._value = entry["step"], value
+        self.begin_checkpoint()
         self.stand()
 
     def judge(self, step: int, metrics: Mapping[str, float], student: CausalLM) -> None:
@@ -62,17 +63,21 @@ class BestWeights:
         """
         value = metrics[f"eval_{self._judge}"]
         # All processes save together, and no device need round as another does: the first decides.
-        if not _said_by_first(is_better(value, self._value), next(student.parameters()).device):
+        if not said_by_first(next(student.parameters()).device, is_better(value, self._value)):
             return
         self._step, self._value = step, value
         if step < self._last_step:
             save_weights(self._place(step) / WEIGHTS, nn.ModuleDict({STUDENT: student}), self._writes)
-            self._forget_all_but(step, self._of_checkpoint)
+            self._forget_all_but(step, self._of_checkpoint, self._of_next)
+
+    def begin_checkpoint(self) -> None:
+        """A checkpoint is being written whose curve names these weights: keep them beside those of the one before."""
+        self._of_next = self._step
 
     def stand(self) -> None:
-        """A checkpoint is whole whose curve names these weights: forget those of the one before."""
-        self._of_checkpoint = self._step
-        self._forget_all_but(self._step)
+        """That checkpoint is whole: forget the weights of the one before."""
+        self._of_checkpoint = self._of_next
+        self._forget_all_but(self._step, self._of_next)
 
     def export(self, save_last: Callable[[Path], None]) -> None:
         """Write the weights to the file.
@@ -96,12 +101,3 @@ class BestWeights:
         for place in self._folder.glob("best-*") if self._writes else ():
             if place not in kept:
                 shutil.rmtree(place, ignore_errors=True)
-
-
-def _said_by_first(flag: bool, device: torch.device) -> bool:
-    """Return what the first process says."""
-    if not distributed.is_initialized():
-        return flag
-    told = torch.tensor([flag], dtype=torch.int32, device=device)
-    distributed.broadcast(told, 0)
-    return bool(told[0])

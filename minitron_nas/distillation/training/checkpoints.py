@@ -8,38 +8,36 @@ training goes on under another engine and on another number of processes:
     trainer_state.json                                   the curve so far
     complete                                             what is trained, and checksums of the other small files
 
+Of several processes each writes what it holds, to `model-RANK-of-PROCESSES.safetensors` and so on (`tensors.py`).
 The last is written last. Where it is not there, or a small file is not what it says, there is no checkpoint.
 """
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Self
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from transformers.trainer import TRAINER_STATE_NAME
-from xxhash import xxh3_128, xxh3_128_hexdigest
+from xxhash import xxh3_128_hexdigest
 
-from minitron_nas.errors import CheckpointError
+from minitron_nas.distillation.training.tensors import CHECKSUMS, Piece, opened, part_file, write_tensors
 from minitron_nas.execution.deepspeed import (
     MOMENTS,
     ZeroOptimizer,
-    full_moment,
     full_weight,
+    held_moment,
+    held_numbers,
+    held_weight,
     set_moment,
     set_weight,
 )
 from minitron_nas.storage.sealed import read_sealed, write_sealed
-from minitron_nas.storage.weights import safetensors_header
 
 STUDENT = "student"
 """What the model is called among the modules that are trained."""
@@ -48,52 +46,98 @@ WEIGHTS = "model.safetensors"
 """The file of the trained weights in a checkpoint."""
 
 _MARK = "complete"
-_CHECKSUMS = ".checksums.json"
-_OPTIMIZER = "optimizer.safetensors"
-_FLOAT32_BYTES = 4
-
-Entry: TypeAlias = tuple[str, tuple[int, ...], Callable[[], Tensor]]
-"""Name and shape of a tensor, and what returns it in every process when its turn comes."""
+_MODEL = "model"
+_OPTIMIZER = "optimizer"
 
 
-def save_state(checkpoint: Path, module: nn.Module, optimizer: Optimizer | ZeroOptimizer, writes: bool) -> None:
-    """Save trained parameters in float32 and Adam's moments; all processes must call this.
+@dataclass(frozen=True, slots=True)
+class OwnState:
+    """What one process writes of trained parameters in float32 and of Adam's moments: together all write all, once.
 
-    Tensors are gathered, written and freed one after the other.
-
-    Args:
-        checkpoint: A folder.
-        module: What is trained.
-        optimizer: AdamW, or the optimizer that ZeRO wraps around it.
-        writes: Whether this process writes; one does.
+    Attributes:
+        weights: Of the parameters.
+        moments: Of both moments.
+        rank: The process.
+        num_processes: Of all.
     """
-    trained = _trained(module)
-    save_weights(checkpoint / WEIGHTS, module, writes)
-    _write(
-        checkpoint / _OPTIMIZER,
-        (
-            (f"{moment}.{name}", _shape(parameter), lambda p=parameter, m=moment: full_moment(p, optimizer, m))  # type: ignore[misc]
-            for moment in MOMENTS
-            for name, parameter in trained
-        ),
-        writes,
-    )
+
+    weights: tuple[Piece, ...]
+    moments: tuple[Piece, ...]
+    rank: int
+    num_processes: int
+
+    @classmethod
+    def of(cls, module: nn.Module, optimizer: Optimizer | ZeroOptimizer, rank: int = 0, num_processes: int = 1) -> Self:
+        """Choose what lies in this process alone, and an equal share of what lies in all.
+
+        Args:
+            module: What is trained.
+            optimizer: AdamW, or the optimizer that ZeRO wraps around it.
+            rank: The process.
+            num_processes: Of all.
+        """
+        own = list(_own_numbers(_trained(module), rank, num_processes))
+        return cls(
+            tuple(Piece(name, _shape(p), numbers, partial(held_weight, p, numbers)) for name, p, numbers in own),
+            tuple(
+                Piece(f"{moment}.{name}", _shape(p), numbers, partial(held_moment, p, optimizer, moment, numbers))
+                for moment in MOMENTS
+                for name, p, numbers in own
+            ),
+            rank,
+            num_processes,
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all numbers."""
+        return sum(piece.num_bytes for piece in (*self.weights, *self.moments))
+
+    def copied(self, over: Self | None = None) -> Self:
+        """Return the state with numbers in main memory that training does not change.
+
+        Args:
+            over: An earlier copy of the same tensors, which is lost.
+        """
+        return replace(
+            self,
+            weights=_copied(self.weights, over.weights if over is not None else None),
+            moments=_copied(self.moments, over.moments if over is not None else None),
+        )
+
+    def save(self, checkpoint: Path) -> None:
+        """Write it.
+
+        Args:
+            checkpoint: A folder, the same for all processes.
+        """
+        for stem, pieces in ((_MODEL, self.weights), (_OPTIMIZER, self.moments)):
+            write_tensors(part_file(checkpoint, stem, self.rank, self.num_processes), pieces)
 
 
 def save_weights(file: Path, module: nn.Module, writes: bool) -> None:
     """Save trained parameters in float32; all processes must call this.
+
+    Tensors are gathered, written and freed one after the other.
 
     Args:
         file: A safetensors file.
         module: What is trained.
         writes: Whether this process writes; one does.
     """
-    tensors = ((name, _shape(parameter), lambda p=parameter: full_weight(p)) for name, parameter in _trained(module))
-    _write(file, tensors, writes)
+    pieces = [
+        Piece(name, _shape(parameter), range(_num_numbers(parameter)), partial(full_weight, parameter))
+        for name, parameter in _trained(module)
+    ]
+    if writes:
+        write_tensors(file, pieces)
+        return
+    for piece in pieces:
+        piece.get()
 
 
 def load_state(checkpoint: Path, module: nn.Module, optimizer: Optimizer | ZeroOptimizer) -> None:
-    """Set parameters and Adam's moments to what `save_state` has saved; all processes must call this.
+    """Set parameters and Adam's moments to what `OwnState` has saved; all processes must call this.
 
     `begin_moments` must have been called.
 
@@ -106,23 +150,23 @@ def load_state(checkpoint: Path, module: nn.Module, optimizer: Optimizer | ZeroO
         CheckpointError: If a file is missing, cut short, or not what was written.
     """
     load_weights(checkpoint, module)
-    with _opened(checkpoint / _OPTIMIZER) as moments:
+    with opened(checkpoint, _OPTIMIZER) as moments:
         for name, parameter in _trained(module):
             for moment in MOMENTS:
                 set_moment(parameter, optimizer, moment, moments.read(f"{moment}.{name}"))
 
 
 def load_weights(folder: Path, module: nn.Module) -> None:
-    """Set parameters to what `save_weights` has saved.
+    """Set parameters to what `save_weights` or `OwnState` has saved.
 
     Args:
-        folder: Where it is `model.safetensors`.
+        folder: Where it is `model.safetensors`, or parts of that.
         module: What is trained.
 
     Raises:
         CheckpointError: If the file is missing, cut short, or not what was written.
     """
-    with _opened(folder / WEIGHTS) as weights:
+    with opened(folder, _MODEL) as weights:
         for name, parameter in _trained(module):
             set_weight(parameter, weights.read(name))
 
@@ -139,13 +183,15 @@ def copy_weights(checkpoint: Path, module: str, file: Path) -> None:
         CheckpointError: If the checkpoint is not what was written.
     """
     prefix = f"{module}."
-    with _opened(checkpoint / WEIGHTS) as weights:
-        tensors = [
-            (name.removeprefix(prefix), weights.shape(name), partial(weights.read, name))
-            for name in weights.checksums
-            if name.startswith(prefix)
-        ]
-        _write(file, tensors, writes=True)
+    with opened(checkpoint, _MODEL) as weights:
+        found = [(name, weights.shape(name)) for name in weights.names if name.startswith(prefix)]
+        write_tensors(
+            file,
+            [
+                Piece(name.removeprefix(prefix), shape, range(prod(shape)), partial(weights.read, name))
+                for name, shape in found
+            ],
+        )
 
 
 def mark_whole(checkpoint: Path, identity: str) -> None:
@@ -157,8 +203,10 @@ def mark_whole(checkpoint: Path, identity: str) -> None:
         checkpoint: A folder named `checkpoint-STEP`.
         identity: A hash of what is being trained, on what and how.
     """
-    os.sync()
+    for file in (*checkpoint.glob(TRAINER_STATE_NAME), checkpoint):
+        _bring_to_disk(file)  # which the tensors have been
     write_sealed(checkpoint / _MARK, {"identity": identity, "files": _small_files(checkpoint)})
+    _bring_to_disk(checkpoint)
     for other in checkpoint.parent.glob("checkpoint-*"):
         if other != checkpoint:
             shutil.rmtree(other, ignore_errors=True)
@@ -189,7 +237,7 @@ def _is_whole(mark: Path, identity: str | None) -> bool:
 
 def _small_files(checkpoint: Path) -> dict[str, str]:
     """Checksums of the files beside the tensors."""
-    files = [*checkpoint.glob(f"*{_CHECKSUMS}"), *checkpoint.glob(TRAINER_STATE_NAME)]
+    files = [*checkpoint.glob(f"*{CHECKSUMS}"), *checkpoint.glob(TRAINER_STATE_NAME)]
     return {file.name: xxh3_128_hexdigest(file.read_bytes()) for file in files}
 
 
@@ -211,70 +259,35 @@ def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
-@dataclass(frozen=True, slots=True)
-class _Tensors:
-    """The tensors of a file that `_write` wrote, each verified as it is read."""
-
-    file: Path
-    checksums: Mapping[str, str]
-    stored: Any  # safetensors annotates none of its methods
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Return what the file says of a tensor that is yet to be read."""
-        return tuple(self.stored.get_slice(name).get_shape())
-
-    def read(self, name: str) -> Tensor:
-        """Return a tensor as it was written."""
-        tensor: Tensor = self.stored.get_tensor(name)
-        if tensor.dtype != torch.float32 or _checksum(tensor.numpy()) != self.checksums.get(name):
-            raise _damaged(self.file, f"its tensor {name} is not what was written there")
-        return tensor
+def _num_numbers(parameter: nn.Parameter) -> int:
+    return prod(_shape(parameter))
 
 
-@contextmanager
-def _opened(file: Path) -> Iterator[_Tensors]:
-    """Open what `_write` wrote."""
-    checksums = read_sealed(_checksums_of(file))
-    if checksums is None:
-        raise _damaged(_checksums_of(file), "it is missing or not what was written there")
+def _own_numbers(
+    trained: list[tuple[str, nn.Parameter]], rank: int, num_processes: int
+) -> Iterator[tuple[str, nn.Parameter, range]]:
+    """Yield name, parameter and which of its numbers this process writes; nothing where that is none of some."""
+    total = sum(_num_numbers(parameter) for _, parameter in trained)
+    first, last = (total * number // num_processes for number in (rank, rank + 1))
+    begin = 0
+    for name, parameter in trained:
+        size = _num_numbers(parameter)
+        numbers = held_numbers(parameter)
+        if numbers is None:
+            numbers = range(size)[max(first - begin, 0) : max(last - begin, 0)]
+        begin += size
+        if numbers or not size:
+            yield name, parameter, numbers
+
+
+def _copied(pieces: tuple[Piece, ...], over: tuple[Piece, ...] | None) -> tuple[Piece, ...]:
+    earlier = over or [None] * len(pieces)
+    return tuple(piece.copied(own) for piece, own in zip(pieces, earlier, strict=True))
+
+
+def _bring_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        with safe_open(file, framework="pt") as stored:
-            yield _Tensors(file, checksums, stored)
-    except (FileNotFoundError, SafetensorError) as error:
-        raise _damaged(file, " ".join(str(error).split())) from None
-
-
-def _damaged(file: Path, reason: str) -> CheckpointError:
-    return CheckpointError(
-        f"{file} cannot be used: {reason}; check the disk, delete the folder {file.parent} and repeat the command"
-    )
-
-
-def _checksums_of(file: Path) -> Path:
-    return file.with_suffix(_CHECKSUMS)
-
-
-def _checksum(values: NDArray[np.float32]) -> str:
-    """Of shape and numbers."""
-    digest = xxh3_128(str(values.shape).encode())
-    digest.update(values.data)
-    return digest.hexdigest()
-
-
-def _write(file: Path, tensors: Iterable[Entry], writes: bool) -> None:
-    """Write a safetensors file of float32 tensors, and their checksums beside it."""
-    entries = list(tensors)
-    sizes = [(name, "F32", shape, _FLOAT32_BYTES * torch.Size(shape).numel()) for name, shape, _ in entries]
-    if not writes:
-        for _, _, get in entries:
-            get()
-        return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    checksums = {}
-    with open(file, "wb") as handle:
-        handle.write(safetensors_header(sizes))
-        for name, _, get in entries:
-            values = get().detach().float().cpu().contiguous().numpy()
-            handle.write(values.data)
-            checksums[name] = _checksum(values)
-    write_sealed(_checksums_of(file), checksums)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

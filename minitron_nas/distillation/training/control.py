@@ -3,17 +3,19 @@
 import math
 import time
 from collections.abc import Sized
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.training.checkpoints import last_whole
-from minitron_nas.errors import NonFiniteLossError
+from minitron_nas.distillation.training.together import any_process
+from minitron_nas.distillation.training.writer import CheckpointWriter
+from minitron_nas.errors import MinitronNasError, NonFiniteLossError
 from minitron_nas.progress import Progress
 
 _WATCHED = {"loss": "distillation loss", "grad_norm": "norm of the gradient"}
@@ -33,6 +35,7 @@ class Control(TrainerCallback):
         settings: DistillationSettings,
         folder: Path,
         identity: str,
+        writer: CheckpointWriter,
         asked_to_stop: Sized,
         progress: Progress,
     ) -> None:
@@ -44,6 +47,7 @@ class Control(TrainerCallback):
             settings: Number of validations, time between checkpoints.
             folder: Of the checkpoints.
             identity: Of the checkpoints that belong to this training.
+            writer: Writes them.
             asked_to_stop: Not empty when the machine is about to be taken away.
             progress: Told about optimizer steps, in the first process.
         """
@@ -53,7 +57,7 @@ class Control(TrainerCallback):
         self._evaluation_steps = math.ceil(num_steps / settings.num_evaluations)
         self._interval_seconds = settings.checkpoint_minutes * 60
         self._section = settings.section
-        self._folder, self._identity, self._asked_to_stop = folder, identity, asked_to_stop
+        self._folder, self._identity, self._writer, self._asked_to_stop = folder, identity, writer, asked_to_stop
         self._saved_at = time.monotonic()
 
     def on_step_begin(
@@ -69,7 +73,9 @@ class Control(TrainerCallback):
             self._progress(state.global_step, self._last_step)
         at_log = state.global_step % state.logging_steps == 0
         due = time.monotonic() - self._saved_at >= self._interval_seconds
-        asked, due = _any_process(len(self._asked_to_stop) > 0, due, args.device)
+        asked, due, writing = any_process(args.device, len(self._asked_to_stop) > 0, due, self._writer.is_writing)
+        if not writing:
+            self._writer.go_on()
         control.should_evaluate = state.global_step % self._evaluation_steps == 0
         at_end = state.global_step >= self._last_step
         if at_end or asked:
@@ -86,6 +92,8 @@ class Control(TrainerCallback):
         logs = kwargs["logs"]
         for name, words in _WATCHED.items():
             if not math.isfinite(logs.get(name, 0.0)):
+                with suppress(MinitronNasError):  # all processes come here
+                    self._writer.finish()
                 good = last_whole(self._folder, self._identity)
                 raise NonFiniteLossError(
                     f"the {words} is {logs[name]} at step {state.global_step} (learning rate "
@@ -96,12 +104,3 @@ class Control(TrainerCallback):
                         else "there is no checkpoint from before"
                     )
                 )
-
-
-def _any_process(first: bool, second: bool, device: torch.device) -> tuple[bool, bool]:
-    """Return for each of two flags whether it is set in any process."""
-    if not distributed.is_initialized():
-        return first, second
-    flags = torch.tensor([first, second], dtype=torch.int32, device=device)
-    distributed.all_reduce(flags, op=distributed.ReduceOp.MAX)
-    return bool(flags[0]), bool(flags[1])

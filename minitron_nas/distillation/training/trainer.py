@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from signal import SIGTERM
@@ -29,8 +29,6 @@ from minitron_nas.distillation.training.checkpoints import (
     last_whole,
     load_state,
     load_weights,
-    mark_whole,
-    save_state,
     save_weights,
     step_of,
 )
@@ -41,6 +39,7 @@ from minitron_nas.distillation.training.memory import TrainingMemory
 from minitron_nas.distillation.training.objective import Counted, Objective
 from minitron_nas.distillation.training.overrides import check_trainer
 from minitron_nas.distillation.training.schedule import Schedule
+from minitron_nas.distillation.training.writer import CheckpointWriter
 from minitron_nas.errors import TrainingMemoryError
 from minitron_nas.execution.compiler import as_written, compiled_modules
 from minitron_nas.execution.deepspeed import ZeroOptimizer, begin_moments
@@ -91,10 +90,9 @@ def distill(
         PreemptedError: After SIGTERM.
     """
     check_trainer()
-    settings, schedule = lesson.settings, lesson.schedule
+    settings, schedule, identity = lesson.settings, lesson.schedule, lesson.identity
     arguments = training_arguments(settings, schedule, folder, lesson.seed, student.config.use_cache)
     last_step = min(stop_step or schedule.num_steps, schedule.num_steps)
-    identity = lesson.identity
     checkpoint = last_whole(folder, identity)
     history, best = _history(checkpoint, last_step), None
     if trained is not None:
@@ -107,18 +105,18 @@ def distill(
             best.export(partial(copy_weights, checkpoint, STUDENT))
         return TrainingResult.of(history, settings, schedule, lesson.judge)
     if settings.gradient_checkpointing:
-        # transformers 5.20 knows it under the second name, which later versions deprecate.
-        enable = getattr(student, "activation_checkpointing_enable", None) or student.gradient_checkpointing_enable
-        enable()
+        _recompute_activations(student)
     arguments.eval_on_start = best is not None and checkpoint is None
     if arguments.device.type == "cpu":
         hold_memory()
     asked_to_stop: list[int] = []
-    with on_stop(asked_to_stop.append), _compiled(student, settings.torch_compile):
-        control = Control(last_step, schedule.num_steps, settings, folder, identity, asked_to_stop, progress)
-        trainer = _DistillationTrainer(student, lesson, arguments, identity, matching, checkpoint, control, best)
+    writer = CheckpointWriter(folder, identity, arguments, best.stand if best is not None else lambda: None)
+    with on_stop(asked_to_stop.append), _compiled(student, settings.torch_compile), closing(writer):
+        control = Control(last_step, schedule.num_steps, settings, folder, identity, writer, asked_to_stop, progress)
+        trainer = _DistillationTrainer(student, lesson, arguments, writer, matching, checkpoint, control, best)
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            writer.finish()
         except Exception as error:
             if is_out_of_memory(error):
                 raise _memory(student, lesson, arguments) from error
@@ -175,7 +173,7 @@ class _DistillationTrainer(Trainer):
         student: CausalLM,
         lesson: Lesson,
         arguments: TrainingArguments,
-        identity: str,
+        writer: CheckpointWriter,
         matching: IntermediateLoss | None,
         checkpoint: Path | None,
         control: Control,
@@ -187,7 +185,7 @@ class _DistillationTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.add_callback(control)
         self.loss_is_scaled_for_ga = False
-        self._lesson, self._identity, self._best = lesson, identity, best
+        self._lesson, self._writer, self._best = lesson, writer, best
         self._first_step = step_of(checkpoint) if checkpoint else 0
         self._teacher_states = None
         signal = lesson.train.signal
@@ -266,15 +264,17 @@ class _DistillationTrainer(Trainer):
         """Leave it to `_prepare_for_training`."""
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Save what any engine can go on from, and mark it as whole."""
-        checkpoint = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-        save_state(checkpoint, self._objective, self._engine_optimizer(), self.is_world_process_zero())
-        if self.is_world_process_zero():
-            self.state.save_to_json(str(checkpoint / TRAINER_STATE_NAME))
-            mark_whole(checkpoint, self._identity)
+        """Save what any engine can go on from."""
+        self._writer.finish()  # its curve may name other weights
         if self._best is not None:
-            self._best.stand()
-        self.accelerator.wait_for_everyone()
+            self._best.begin_checkpoint()
+        self._writer.save(
+            self.state.global_step,
+            self._objective,
+            self._engine_optimizer(),
+            lambda checkpoint: self.state.save_to_json(str(checkpoint / TRAINER_STATE_NAME)),
+            at_once=self.control.should_training_stop,
+        )
 
     def _engine_optimizer(self) -> Optimizer | ZeroOptimizer:
         """The optimizer inside accelerate's wrapper: AdamW, or ZeRO's."""
@@ -290,6 +290,12 @@ def _compiled(student: CausalLM, wanted: bool) -> Iterator[None]:
     with compiled_modules(_layers(student) if wanted else ()):
         yield
     attend_by_document(student)
+
+
+def _recompute_activations(student: CausalLM) -> None:
+    # transformers 5.20 knows it under the second name, which later versions deprecate.
+    enable = getattr(student, "activation_checkpointing_enable", None) or student.gradient_checkpointing_enable
+    enable()
 
 
 def _layers(student: CausalLM) -> list[nn.Module]:

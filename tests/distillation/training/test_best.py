@@ -59,6 +59,7 @@ def test_what_a_checkpoint_names_stays_until_the_next_checkpoint(tmp_path):
         best.judge(step, {"eval_kl_nats": value}, a_student(0.0))
         seen.append(names(tmp_path))
         if saves:
+            best.begin_checkpoint()
             best.stand()
             seen.append(names(tmp_path))
     assert seen == [
@@ -68,6 +69,20 @@ def test_what_a_checkpoint_names_stays_until_the_next_checkpoint(tmp_path):
         ["best-1", "best-3"],
         ["best-1", "best-3"], ["best-3"],
     ]  # fmt: skip
+
+
+def test_what_a_checkpoint_names_that_is_being_written_stays_beside_those_of_the_last_whole_one(tmp_path):
+    best = BestWeights(tmp_path, tmp_path / "out", 9, "kl_nats", (), writes=True)
+    best.judge(0, {"eval_kl_nats": 5.0}, a_student(0.0))
+    best.begin_checkpoint()
+    best.stand()
+    best.judge(1, {"eval_kl_nats": 4.0}, a_student(0.0))
+    best.begin_checkpoint()
+    for step in (2, 3):
+        best.judge(step, {"eval_kl_nats": 4.0 - step}, a_student(0.0))
+        assert names(tmp_path) == ["best-0", "best-1", f"best-{step}"]
+    best.stand()
+    assert names(tmp_path) == ["best-1", "best-3"]
 
 
 def test_a_training_that_goes_on_finds_the_best_before_it_and_forgets_what_came_after(tmp_path):

@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file
 
 from minitron_nas.distillation.training.checkpoints import (
+    OwnState,
     copy_weights,
     last_whole,
     load_state,
     load_weights,
     mark_whole,
-    save_state,
     save_weights,
     step_of,
 )
@@ -86,7 +86,7 @@ def trained(tmp_path):
     optimizer = torch.optim.AdamW([module.first, module.bias], lr=0.1)
     for _ in range(3):
         step(module, optimizer)
-    save_state(tmp_path / "checkpoint-3", module, optimizer, writes=True)
+    OwnState.of(module, optimizer).save(tmp_path / "checkpoint-3")
     return module, optimizer
 
 
@@ -203,6 +203,97 @@ def test_a_checkpoint_that_is_removed_while_it_is_looked_at_is_none(whole, monke
     read_bytes = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", removed)
     assert last_whole(whole.parent, "run") is None
+
+
+def save_by(num_processes, module, optimizer, checkpoint):
+    """Save what each of several processes would save of what all of them hold."""
+    states = [OwnState.of(module, optimizer, rank, num_processes) for rank in range(num_processes)]
+    for state in states:
+        state.save(checkpoint)
+    return [state.num_bytes for state in states]
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 3, 5, 11])
+def test_parts_of_any_number_of_processes_are_equal_and_read_as_one(trained, tmp_path, num_processes):
+    module, optimizer = trained
+    sizes = save_by(num_processes, module, optimizer, tmp_path / "parts")
+    assert sum(sizes) == 8 * 12
+    assert max(sizes) - min(sizes) <= 12
+    other = Tied(seed=1)
+    again = torch.optim.AdamW([other.first, other.bias], lr=0.1)
+    begin_moments(again, 3)
+    load_state(tmp_path / "parts", other, again)
+    for own, its in ((module.first, other.first), (module.bias, other.bias)):
+        assert torch.equal(own, its)
+        assert all(
+            torch.equal(optimizer.state[own][name], again.state[its][name]) for name in ("exp_avg", "exp_avg_sq")
+        )
+
+
+def test_parts_hold_a_tensor_without_numbers_and_one_without_dimensions(tmp_path):
+    module = torch.nn.ParameterDict({"none": torch.empty(0, 3), "one": torch.tensor(5.0), "three": torch.ones(3)})
+    optimizer = torch.optim.AdamW(module.parameters())
+    begin_moments(optimizer, 0)
+    save_by(3, module, optimizer, tmp_path)
+    other = torch.nn.ParameterDict({"none": torch.empty(0, 3), "one": torch.tensor(1.0), "three": torch.zeros(3)})
+    load_weights(tmp_path, other)
+    assert (other["one"].item(), other["three"].tolist()) == (5, [1, 1, 1])
+
+
+def test_one_module_is_copied_out_of_parts(tmp_path):
+    module = torch.nn.ModuleDict({"student": Tied(), "other": Tied(seed=1)})
+    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad])
+    begin_moments(optimizer, 0)
+    save_by(3, module, optimizer, tmp_path / "checkpoint-3")
+    copy_weights(tmp_path / "checkpoint-3", "other", tmp_path / WEIGHTS)
+    save_weights(tmp_path / "expected" / WEIGHTS, module["other"], writes=True)
+    assert (tmp_path / WEIGHTS).read_bytes() == (tmp_path / "expected" / WEIGHTS).read_bytes()
+
+
+@pytest.mark.parametrize("how", [9, -1, "cut short", "empty", "gone"])
+@pytest.mark.parametrize("name", ["model-1-of-3.safetensors", "optimizer-2-of-3.safetensors"])
+def test_a_damaged_part_is_named(trained, tmp_path, name, how):
+    save_by(3, *trained, tmp_path / "checkpoint-9")
+    damage(tmp_path / "checkpoint-9" / name, how)
+    with pytest.raises(CheckpointError, match=rf"{name} cannot be used: .*; check the disk, delete the folder .*-9"):
+        load_state(tmp_path / "checkpoint-9", *trained)
+
+
+def test_a_part_that_is_missing_with_its_checksums_makes_no_checkpoint_and_is_named(trained, tmp_path):
+    checkpoint = tmp_path / "parts" / "checkpoint-3"
+    save_by(3, *trained, checkpoint)
+    mark_whole(checkpoint, "run")
+    assert last_whole(checkpoint.parent, "run") == checkpoint
+    for file in checkpoint.glob("model-1-of-3.*"):
+        file.unlink()
+    assert last_whole(checkpoint.parent, "run") is None
+    with pytest.raises(CheckpointError, match=r"model-1-of-3\.checksums\.json cannot be used: it is missing"):
+        load_weights(checkpoint, Tied())
+
+
+def test_parts_of_other_numbers_do_not_make_a_tensor(trained, tmp_path):
+    save_by(2, *trained, tmp_path / "two")
+    save_by(3, *trained, tmp_path / "three")
+    for kind in ("safetensors", "checksums.json"):
+        shutil.copy(tmp_path / "three" / f"model-0-of-3.{kind}", tmp_path / "two" / f"model-0-of-2.{kind}")
+    with pytest.raises(CheckpointError, match="not all of tensor first is in the files beside it"):
+        load_weights(tmp_path / "two", Tied())
+
+
+def test_a_copy_stays_as_it_was_when_training_goes_on_until_another_takes_its_memory(trained, tmp_path):
+    module, optimizer = trained
+    before = module.first.detach().clone()
+    live = OwnState.of(module, optimizer)
+    copied = live.copied()
+    step(module, optimizer)
+    for name, state, expected in (("live", live, module.first), ("copied", copied, before)):
+        state.save(tmp_path / name)
+        assert torch.equal(load_file(tmp_path / name / WEIGHTS)["first"], expected)
+    again = live.copied(copied)
+    assert [piece.get().data_ptr() for piece in again.weights] == [piece.get().data_ptr() for piece in copied.weights]
+    again.save(tmp_path / "again")
+    for name in (WEIGHTS, MOMENTS):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "live" / name).read_bytes()
 
 
 @pytest.mark.parametrize("how", [0, 50, "cut short", "gone"])

@@ -16,7 +16,7 @@ from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache, write_hidden_cache
 from minitron_nas.distillation.signals.teacher import OnlineTeacher
 from minitron_nas.distillation.signals.top_k_cache import TopKCache, write_top_k_cache
-from minitron_nas.distillation.training import objective
+from minitron_nas.distillation.training import objective, writer
 from minitron_nas.distillation.training.lesson import Lesson, Stream
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.distillation.training.trainer import distill
@@ -310,6 +310,32 @@ def test_a_run_that_is_killed_after_a_checkpoint_and_repeated_equals_an_uninterr
     assert_same_bits(student, uninterrupted[0])
 
 
+@pytest.fixture
+def beside(monkeypatch):
+    """Even the smallest checkpoint is written while training goes on."""
+    monkeypatch.setattr(writer, "SMALL_BYTES", 0)
+
+
+@pytest.mark.usefixtures("beside")
+def test_a_run_that_ends_while_a_checkpoint_is_written_goes_on_from_it_to_the_bit(tmp_path, uninterrupted):
+    settings, seen = changed(checkpoint_minutes=0.0), []
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, settings=settings, progress=dying_at(6))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
+    student, result = train(tmp_path, settings=settings, progress=lambda done, total: seen.append(done))
+    assert seen == [6, 7, 8]
+    assert result == uninterrupted[1]
+    assert_same_bits(student, uninterrupted[0])
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-7"]  # nothing is half written when it returns
+
+
+@pytest.mark.usefixtures("beside")
+def test_not_a_number_names_the_checkpoint_that_was_being_written(tmp_path):
+    settings = changed(checkpoint_minutes=0.0, learning_rate=1e30, max_grad_norm=1e30)
+    with pytest.raises(NonFiniteLossError, match=r"at step 2 .*the last good checkpoint is .*checkpoint-1$"):
+        train(tmp_path, settings=settings)
+
+
 def test_a_half_written_checkpoint_is_ignored(tmp_path, uninterrupted):
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, settings=changed(checkpoint_minutes=0.0), progress=dying_at(6))
@@ -420,7 +446,11 @@ def test_a_training_that_helps_exports_its_last_weights_and_keeps_no_others(tmp_
     assert (tmp_path / "same.safetensors").read_bytes() == (tmp_path / "out.safetensors").read_bytes()
 
 
-def test_the_best_weights_on_the_way_are_the_same_bytes_though_the_run_is_killed_after_them(tmp_path):
+@pytest.mark.parametrize("small_bytes", [writer.SMALL_BYTES, 0])
+def test_the_best_weights_on_the_way_are_the_same_bytes_though_the_run_is_killed_after_them(
+    tmp_path, monkeypatch, small_bytes
+):
+    monkeypatch.setattr(writer, "SMALL_BYTES", small_bytes)
     steps = {"learning_rate": 0.01, "warmup_fraction": 0.3, "min_learning_rate_fraction": 1.0}
     settings = changed(**steps, num_evaluations=8, checkpoint_minutes=0.0)
     _, expected = train(tmp_path / "whole", settings=settings, trained=tmp_path / "whole.safetensors")
