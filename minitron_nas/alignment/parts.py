@@ -1,7 +1,7 @@
 """What an alignment trains on and what it holds out: conversations in tokens, packed without cutting any in two."""
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Generic, Protocol, TypeVar
@@ -119,24 +119,22 @@ class Read:
         return said
 
 
-def read_all(rows: Sequence[R], turns_of: Callable[[R], TurnTokens], length: int) -> Read:
+def read_all(whole: Sequence[TurnTokens], length: int) -> Read:
     """Read conversations up to the length of a sequence.
 
     Args:
-        rows: The conversations.
-        turns_of: Reads one.
+        whole: The conversations.
         length: Tokens of a sequence.
 
     Raises:
         DataError: If no answer can be learned from any of them.
     """
-    whole = [turns_of(row) for row in rows]
     kept = [turns.first(length) for turns in whole]
     learned = tuple(turns for turns in kept if turns.written[1:].any())
     if not learned:
         found = sum(turns.num_found for turns in whole)
         raise DataError(
-            f"no answer of {len(rows):,} conversations lies within text.sequence_length={length}; raise it"
+            f"no answer of {len(whole):,} conversations lies within text.sequence_length={length}; raise it"
             if found
             else "the chat template writes no answer as it would be written after its own prompt; put {% generation %} "
             "and {% endgeneration %} around what the assistant writes in it"

@@ -6,6 +6,7 @@ Source: Rafailov et al. 2023 (arXiv 2305.18290).
 import json
 import math
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ from minitron_nas.progress import Progress, silent
 from minitron_nas.storage.machine import machine_error
 
 if TYPE_CHECKING:
-    from trl import DPOTrainer
+    from trl.trainer.dpo_trainer import DPOTrainer
 
 UNTRAINED_LOSS = math.log(2)
 """The loss of a student that is its own reference: no answer is preferred."""
@@ -163,8 +164,8 @@ def _trainer(
     seed: int,
     progress: Progress,
 ) -> "DPOTrainer":
-    from trl import DPOConfig, DPOTrainer  # deferred: trl is an extra
-    from trl.trainer.dpo_trainer import DataCollatorForPreference
+    from trl.trainer.dpo_config import DPOConfig  # deferred: trl is an extra
+    from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 
     class Trainer(DPOTrainer):
         """Takes pairs in tokens as they are: trl would write them once more, and add tokens to their ends."""
@@ -281,7 +282,9 @@ def _quiet() -> Iterator[None]:
     os.environ["TQDM_DISABLE"] = "1"
     datasets.disable_progress_bars()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of what trl calls of transformers
+            yield
     finally:
         if before is None:
             del os.environ["TQDM_DISABLE"]

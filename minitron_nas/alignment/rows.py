@@ -195,9 +195,7 @@ def _joined(prompt: Document | None, answer: Document | None, origin: str) -> An
     return Answer(Conversation([*asked, *told], _tools(prompt, answer), origin), len(asked))
 
 
-def _preference(
-    prompt: Document | None, chosen: Document | None, rejected: Document | None, origin: str
-) -> Preference:
+def _preference(prompt: Document | None, chosen: Document | None, rejected: Document | None, origin: str) -> Preference:
     if chosen is None or rejected is None:
         empty = _CHOSEN if chosen is None else _REJECTED
         raise DataError(f"{origin}: column {empty!r} is empty; fill it in, or take the row out")

@@ -1,11 +1,12 @@
 """Settings of an alignment; no torch."""
 
-from typing import Annotated, ClassVar, Literal, TypeAlias
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from minitron_nas.distillation.settings import DistillationSettings
-from minitron_nas.settings import Settings
+from minitron_nas.settings import Settings, plan_error
 
 Method: TypeAlias = Literal["sft", "dpo", "kd"]
 
@@ -46,7 +47,7 @@ class AlignmentSettings(Settings):
         """The learning rate after warm-up."""
         return self.learning_rate or (1e-6 if self.method == "dpo" else 2e-5)
 
-    def training(self) -> "AlignmentTraining":
+    def training(self) -> DistillationSettings:
         """Return what the training loop of distillation is told, for `sft` and `kd`."""
         return AlignmentTraining(
             learning_rate=self.peak_learning_rate,
@@ -64,3 +65,18 @@ class AlignmentTraining(DistillationSettings):
     """What the training loop is told where it aligns a student."""
 
     section: ClassVar[str] = "align"
+
+
+def read_alignment(values: Mapping[str, Any]) -> AlignmentSettings:
+    """Check the settings of an alignment.
+
+    Args:
+        values: By name.
+
+    Raises:
+        PlanError: If one is unknown, or cannot be what was given.
+    """
+    try:
+        return AlignmentSettings.model_validate(values)
+    except ValidationError as error:
+        raise plan_error(error, AlignmentSettings, "align") from None

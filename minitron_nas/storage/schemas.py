@@ -350,9 +350,9 @@ ALIGNMENT = Table(
         Column("loss_nats", _FLOAT, "next-token loss; of dpo, on what was chosen"),
         Column("perplexity", _FLOAT, "exp(loss_nats)"),
         Column("kl_nats", _FLOAT, "KL(teacher || model) per token; null without a teacher"),
-        Column("preference_loss", _FLOAT, "of dpo what is minimised, -log sigmoid of the margin, in nats; null otherwise"),
+        Column("preference_loss", _FLOAT, "of dpo what is minimised, -log sigmoid of the margin, in nats"),
         Column("margin", _FLOAT, "of dpo beta times the gain of what is chosen over that of what is rejected, in nats"),
-        Column("accuracy", _FLOAT, "of dpo the share of held-out preferences whose margin is above 0"),
+        Column("accuracy", _FLOAT, "of dpo the share of held-out preferences whose margin is above 0; null before"),
     ),
 )
 

@@ -291,4 +291,5 @@ def _flags(block: PackedTokens) -> NDArray[np.uint16]:
 def _marks(block: PackedTokens) -> NDArray[np.uint16]:
     """Which tokens are taught, (num_sequences, seq_len)."""
     assert block.taught is not None
-    return (block.taught.numpy() != 0).astype(np.uint16)
+    marks: NDArray[np.uint16] = (block.taught.numpy() != 0).astype(np.uint16)
+    return marks

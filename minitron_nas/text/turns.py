@@ -99,7 +99,7 @@ def _marked(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], tools: list[Any] | None
 ) -> list[NDArray[np.int64]]:
     """The places of the tokens of each turn that the template marks itself."""
-    coded = tokenizer.apply_chat_template(
+    coded: Any = tokenizer.apply_chat_template(
         list(messages), tools=tools, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
     places = np.array(coded["assistant_masks"], dtype=np.int64).nonzero()[0]

@@ -1,21 +1,22 @@
-"""Alignment as a step of its own: a student learns to answer, from conversations, preferences or an instruct teacher."""
+"""Alignment as a step of its own: a student learns to answer, from conversations, preferences or an instruct model."""
 
 import math
 import os
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from minitron_nas.alignment.chat import end_generation, open_chat
-from minitron_nas.alignment.parts import Parts, Read, pack_turns, read_all, split_rows
-from minitron_nas.alignment.preference import UNTRAINED_LOSS, Pair, prefer, require_trl
-from minitron_nas.alignment.rows import Answer, Preference, Rows, read_answers, read_preferences
+from minitron_nas.alignment.parts import pack_turns
+from minitron_nas.alignment.preference import UNTRAINED_LOSS, prefer, require_trl
+from minitron_nas.alignment.rows import Rows
 from minitron_nas.alignment.settings import AlignmentSettings, Method
+from minitron_nas.alignment.texts import AlignmentTexts, read_conversations, read_pairs
 from minitron_nas.distillation.job import StreamFiles, TrainingFiles, TrainingJob
 from minitron_nas.distillation.launch import run as run_training
 from minitron_nas.distillation.launch import trained
@@ -44,9 +45,8 @@ from minitron_nas.storage.run_folder import new_folder, require_new_folder
 from minitron_nas.storage.schemas import ALIGNMENT
 from minitron_nas.storage.tables import write_rows
 from minitron_nas.text.settings import TextSettings
-from minitron_nas.text.sources import data_fingerprint, data_name
+from minitron_nas.text.sources import data_name
 from minitron_nas.text.tokens import PackedTokens
-from minitron_nas.text.turns import TurnTokens, turn_tokens
 from minitron_nas.text.vocabulary import Vocabulary
 
 _MOST_SEQUENCES = 64
@@ -62,7 +62,7 @@ class Held:
         kl_nats: KL(teacher || model); None without a teacher.
         preference_loss: Of `dpo`, what is minimised; None otherwise.
         margin: Of `dpo`, beta times how much more what is chosen has gained in log-probability than what is rejected.
-        accuracy: Of `dpo`, the share of preferences whose margin is above 0.
+        accuracy: Of `dpo`, the share of preferences whose margin is above 0; None before training, when all are 0.
     """
 
     loss_nats: float
@@ -113,7 +113,8 @@ def align(
 
     The loss is over what assistants write alone, the token that ends a turn included. What is written are the weights
     of the best validation, those before training included; a student that training has made worse is told on stderr
-    and in its card. A tenth of the rows is held out, at most `text.validation_samples`, unless `validation` names others.
+    and in its card. A tenth of the rows is held out, at most `text.validation_samples`, unless `validation` names
+    others.
 
     Checkpoints lie in `OUT.work` until the student is written; a killed call that is repeated goes on from the last.
 
@@ -141,9 +142,11 @@ def align(
     require_new_folder(folder)
     work = folder.with_name(f"{folder.name}.work").absolute()
     with new_folder(folder) as temporary, going_on(f"the same command goes on in {work}"):
-        opened = _open(student, teacher, template_from, settings, work, display)
+        opened = _open(student, teacher, template_from, work, display)
         with display.stage("text", "read conversations") as progress:
-            texts = _read(opened, data, validation, settings, text, seed)
+            opened.student.require_length(text.sequence_length)
+            read = read_pairs if settings.method == "dpo" else read_conversations
+            texts = read(data, validation, opened.tokenizer, text, seed)
             progress(1, 1)
         tell(display, [*texts.train.about("train"), *texts.held_out.about("held out")])
         run = _Alignment(opened, texts, settings, text.sequence_length, seed, runner, work, display)
@@ -231,7 +234,6 @@ def _open(
     student: ModelSource,
     teacher: ModelSource | None,
     template_from: ModelSource | None,
-    settings: AlignmentSettings,
     work: Path,
     display: Display,
 ) -> _Opened:
@@ -252,76 +254,6 @@ def _open(
     shutil.rmtree(work / "chat", ignore_errors=True)
     tokenizer = open_chat(own, repr(name), work / "chat", instruct, repr(instruct_name))
     return _Opened(own, name, other, teacher_name, instruct, instruct_name, work / "chat", tokenizer)
-
-
-@dataclass(frozen=True, slots=True)
-class _Texts:
-    """Conversations in tokens; of preferences those with what was chosen.
-
-    Attributes:
-        train: To train on.
-        held_out: To validate on.
-        pairs: Of preferences, in tokens; empty otherwise.
-        held_out_pairs: The same that are held out.
-        length: Tokens of a sequence.
-        fingerprint: Of the data and of how it was read.
-    """
-
-    train: Read
-    held_out: Read
-    pairs: tuple[Pair, ...]
-    held_out_pairs: tuple[Pair, ...]
-    length: int
-
-    @property
-    def packed_held_out(self) -> PackedTokens:
-        """What is held out, in sequences."""
-        return pack_turns(self.held_out.turns, self.length)
-
-
-def _read(
-    opened: _Opened, data: Rows, validation: Rows | None, settings: AlignmentSettings, text: TextSettings, seed: int
-) -> _Texts:
-    opened.student.require_length(text.sequence_length)
-    tokenizer, length = opened.tokenizer, text.sequence_length
-
-    def split(read: Any) -> Parts[Any]:
-        others = None if validation is None else read(validation, text)
-        return split_rows(read(data, text), others, text.validation_samples, seed)
-
-    def answer(row: Answer) -> TurnTokens:
-        return turn_tokens(row.conversation, tokenizer, row.first)
-
-    if settings.method != "dpo":
-        parts: Parts[Answer] = split(read_answers)
-        train, held_out = (read_all(rows, answer, length) for rows in (parts.train, parts.held_out))
-        return _Texts(train, held_out, (), (), length)
-    preferences: Parts[Preference] = split(read_preferences)
-    reads, pairs = [], []
-    for rows in (preferences.train, preferences.held_out):
-        both = [(answer(row.chosen), answer(row.rejected)) for row in rows]
-        made = [(chosen, pair) for chosen, rejected in both if (pair := _pair(chosen, rejected, length)) is not None]
-        read = read_all(both, lambda turns: turns[0], length)
-        reads.append(replace(read, turns=tuple(chosen.first(length) for chosen, _ in made)))
-        pairs.append(tuple(pair for _, pair in made))
-        if not made:
-            raise PlanError(f"no prompt lies within text.sequence_length={length}; raise it")
-    return _Texts(reads[0], reads[1], pairs[0], pairs[1], length)
-
-
-def _pair(chosen: TurnTokens, rejected: TurnTokens, length: int) -> Pair | None:
-    """Return the tokens of a preference, cut at a length; None where nothing is left of an answer."""
-    if not chosen.written.any() or not rejected.written.any():
-        return None
-    begins = [int(turns.written.argmax()) for turns in (chosen, rejected)]
-    first = min(begins)
-    if (chosen.ids[:first] != rejected.ids[:first]).any() or first >= length:
-        return None
-    # The end of an answer is the end of what is written: what a template puts behind it is no answer.
-    better, worse = (
-        turns.ids[first : min(int(turns.written.nonzero()[0][-1]) + 1, length)].tolist() for turns in (chosen, rejected)
-    )
-    return Pair(chosen.ids[:first].tolist(), better, worse)
 
 
 def _name(data: Rows) -> str:
@@ -345,7 +277,7 @@ class _Alignment:
     """All that a training needs."""
 
     opened: _Opened
-    texts: _Texts
+    texts: AlignmentTexts
     settings: AlignmentSettings
     length: int
     seed: int
@@ -374,7 +306,7 @@ class _Alignment:
         with self.display.stage("align", _title(schedule, "sequences")) as progress:
             result = run_training(job, self.runner, progress)
         before, after = (
-            Held(point.loss_nats or math.nan, point.kl_nats if opened.teacher is not None else None)
+            Held(point.judged("loss_nats"), point.kl_nats if opened.teacher is not None else None)
             for point in (result.curve[0], result.best)
         )
         return _Outcome(trained(job), before, after, result.harm, schedule.num_tokens, result.best.tokens)
@@ -417,7 +349,7 @@ class _Alignment:
         per_step = sum(len(one) for pair in said for one in pair) / len(said) * schedule.batch_sequences
         return _Outcome(
             model,
-            Held(losses[0].loss_nats, None, UNTRAINED_LOSS, 0.0, 0.0),
+            Held(losses[0].loss_nats, None, UNTRAINED_LOSS, 0.0),
             Held(losses[1].loss_nats, None, best.loss, best.margin, best.accuracy),
             harm,
             round(per_step * schedule.num_steps),
@@ -452,7 +384,7 @@ def _title(schedule: Schedule, what: str) -> str:
 
 
 def _rows(
-    name: str, num_parameters: int, settings: AlignmentSettings, texts: _Texts, outcome: _Outcome
+    name: str, num_parameters: int, settings: AlignmentSettings, texts: AlignmentTexts, outcome: _Outcome
 ) -> Sequence[dict[str, Any]]:
     """The table of an aligned model: before and after."""
     looks = {"before": (outcome.before, 0), "after": (outcome.after, outcome.exported_tokens)}
