@@ -51,7 +51,8 @@ def turn_tokens(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, 
     """Return the tokens that the chat template makes of a conversation, and which of them the assistant writes.
 
     A template with `{% generation %}` says so itself. Of any other, a turn begins where the template's own prompt for
-    an answer ends and ends with what the template writes of the conversation up to it. That holds only if both are
+    an answer ends and ends with what the template writes of the conversation up to it; where that is no special token,
+    the one that opens the next turn is what ends it. That holds only if both are
     beginnings of the whole: a turn which the template writes otherwise once others follow, as some do with its
     thoughts, is what no model has to write in that place, and counts as read.
 
@@ -87,12 +88,20 @@ def turn_tokens(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, 
             ((offsets[:, 0] >= begin) & (offsets[:, 1] <= end) & (offsets[:, 1] > offsets[:, 0])).nonzero()[0]
             for begin, end in spans
         ]
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    turns = [_with_end(turn, ids, special) for turn in turns if len(turn)]
     written = np.zeros(len(ids), dtype=np.bool_)
     for turn in turns:
         written[turn] = True
-    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    ends = frozenset(int(ids[turn[-1]]) for turn in turns if len(turn)) & special
+    ends = frozenset(int(ids[turn[-1]]) for turn in turns) & special
     return TurnTokens(ids, written, len(places), len(turns), ends)
+
+
+def _with_end(turn: NDArray[np.int64], ids: NDArray[np.int64], special: set[int]) -> NDArray[np.int64]:
+    """The places of a turn with that of the token which ends it, which may be the one that opens the next turn."""
+    last = int(turn[-1])
+    opens = last + 1 < len(ids) and int(ids[last]) not in special and int(ids[last + 1]) in special
+    return np.append(turn, last + 1) if opens else turn
 
 
 def _marked(
