@@ -154,6 +154,7 @@ def _lineage(lineage: Lineage) -> dict[str, Any]:
         "teacher": lineage.teacher.name,
         "pruned_from": lineage.source.name,
         "role": lineage.role,
+        "aligned_by": (lineage.alignment or {}).get("method"),
         "kept_layers": list(lineage.kept_layers) or None,
         "tokens_trained": lineage.tokens_trained,
         "exported_after_tokens": lineage.exported_tokens,

@@ -571,7 +571,7 @@ def test_shapes_that_the_page_of_the_commands_lists_are_there(run: Callable[...,
 @pytest.mark.parametrize(
     "verb",
     [
-        *("build", "correct", "demo", "distill", "doctor", "enumerate", "evaluate", "init", "latency", "ls", "plan"),
+        *("align", "build", "correct", "demo", "distill", "doctor", "enumerate", "evaluate", "init", "latency", "ls", "plan"),
         *("check-family", "draft-family", "prune", "report", "score"),
     ],
 )
