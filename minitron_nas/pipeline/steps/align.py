@@ -159,7 +159,7 @@ def align(
         if not texts.train.end_ids:
             display.note("the chat template ends answers with no special token, so nothing tells generation to stop")
         model = outcome.model
-        if ends and template_from is not None:
+        if ends and opened.instruct is not None:
             model.config.eos_token_id = ends if len(ends) > 1 else ends[0]
         about = {
             "method": settings.method,
