@@ -166,9 +166,7 @@ def test_what_a_model_writes_cannot_write_into_the_page(run: RunRecord) -> None:
     assert page.count("&lt;script&gt;alert(1)") == 2
 
 
-def test_aligned_members_are_told_with_what_they_were_before(
-    finished_run: Path, tmp_path: Path
-) -> None:
+def test_aligned_members_are_told_with_what_they_were_before(finished_run: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(finished_run, tmp_path / "run")
     assert 'id="aligned"' not in render_report(read_run(folder))
     held = {"model": "x", "method": "kd", "num_conversations": 30}
