@@ -51,10 +51,10 @@ def turn_tokens(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, 
     """Return the tokens that the chat template makes of a conversation, and which of them the assistant writes.
 
     A template with `{% generation %}` says so itself. Of any other, a turn begins where the template's own prompt for
-    an answer ends and ends with what the template writes of the conversation up to it; where that is no special token,
-    the one that opens the next turn is what ends it. That holds only if both are
-    beginnings of the whole: a turn which the template writes otherwise once others follow, as some do with its
-    thoughts, is what no model has to write in that place, and counts as read.
+    an answer ends, and ends with what the template writes of the conversation up to it; where that is no special token,
+    the one that opens the next turn ends it. Both have to be beginnings of the whole: a turn which the template writes
+    otherwise once others follow, as some do with thoughts, is what no model has to write in that place, and counts as
+    read.
 
     Args:
         conversation: The turns.
