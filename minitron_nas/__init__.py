@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from minitron_nas.alignment.settings import AlignmentSettings
     from minitron_nas.architecture.spec import Architecture
     from minitron_nas.errors import MinitronNasError
     from minitron_nas.evaluation.latency import LatencyModel
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from minitron_nas.pipeline.family import Family
     from minitron_nas.pipeline.plan import FamilyPlan, load_plan
     from minitron_nas.pipeline.show import show
+    from minitron_nas.pipeline.steps.align import align
     from minitron_nas.pipeline.steps.compare import CompareLimits, compare
     from minitron_nas.pipeline.steps.correct import correct
     from minitron_nas.pipeline.steps.distill import distill
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from minitron_nas.space.enumerate import Candidate, enumerate_candidates
 
 _HOMES = {
+    "AlignmentSettings": "alignment.settings",
     "Architecture": "architecture.spec",
     "Candidate": "space.enumerate",
     "CompareLimits": "pipeline.steps.compare",
@@ -39,6 +42,7 @@ _HOMES = {
     "LatencyModel": "evaluation.latency",
     "MinitronNasError": "errors",
     "SearchSpace": "space.axes",
+    "align": "pipeline.steps.align",
     "build_family": "pipeline.build",
     "compare": "pipeline.steps.compare",
     "correct": "pipeline.steps.correct",
@@ -57,6 +61,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AlignmentSettings",
     "Architecture",
     "Candidate",
     "CompareLimits",
@@ -66,6 +71,7 @@ __all__ = [
     "LatencyModel",
     "MinitronNasError",
     "SearchSpace",
+    "align",
     "build_family",
     "compare",
     "correct",

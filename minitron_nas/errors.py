@@ -46,6 +46,10 @@ class DataError(MinitronNasError, ValueError):
     """Text that is missing, unreadable or too short."""
 
 
+class ColumnError(DataError):
+    """A table without the column that its documents are read from."""
+
+
 class ScoresError(MinitronNasError, ValueError):
     """Importance scores cannot be used."""
 

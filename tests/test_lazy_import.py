@@ -19,6 +19,7 @@ LIGHT_MODULES = (
     "minitron_nas.storage.atomic",
 )
 PUBLIC_NAMES = (
+    "AlignmentSettings",
     "Architecture",
     "Candidate",
     "CompareLimits",
@@ -28,6 +29,7 @@ PUBLIC_NAMES = (
     "LatencyModel",
     "MinitronNasError",
     "SearchSpace",
+    "align",
     "build_family",
     "compare",
     "correct",

@@ -60,7 +60,7 @@ class TrainingFiles:
         teacher: A stock folder; read only where the teacher runs beside the student.
         fingerprint: Of the teacher, whose words the caches must hold.
         train: What is trained on.
-        validation: What is held out, with a cache of the teacher's hidden states.
+        validation: What is held out, with a cache of the teacher's hidden states; without one its KL is not taken.
         correction: What `correct` writes to, where the teacher beside the student takes the newest weights of it.
     """
 
@@ -89,13 +89,14 @@ class TrainingFiles:
         return cls(Path(values["teacher"]), values["fingerprint"], train, validation, correction)
 
     def held_out(self) -> Stream:
-        """Open the validation stream with its cache of hidden states.
+        """Open the validation stream with its cache of hidden states, if it has one.
 
         Raises:
             CacheError: If the cache is not whole, or of something else.
         """
         tokens = self.validation.open()
-        assert self.validation.cache is not None
+        if self.validation.cache is None:
+            return Stream(tokens, None)
         return Stream(tokens, HiddenCache(self.validation.cache, self.fingerprint, tokens))
 
     def streams(self, asks_teacher: bool = True, sharded: bool = False) -> tuple[Stream, Stream]:

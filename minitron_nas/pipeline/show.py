@@ -152,8 +152,9 @@ def _lineage(lineage: Lineage) -> dict[str, Any]:
     proof = lineage.proof
     said = {
         "teacher": lineage.teacher.name,
-        "pruned_from": lineage.source.name,
+        "aligned_from" if lineage.alignment else "pruned_from": lineage.source.name,
         "role": lineage.role,
+        "aligned_by": (lineage.alignment or {}).get("method"),
         "kept_layers": list(lineage.kept_layers) or None,
         "tokens_trained": lineage.tokens_trained,
         "exported_after_tokens": lineage.exported_tokens,

@@ -74,7 +74,7 @@ def export_student(
         parameter.data = parameter.data.to(dtype)
     with whole_folder(folder) as partial:
         save_stock(_with_generation_of(source, model), partial)
-        _copy_companions(source, partial)
+        copy_companions(source, partial)
         proof = _prove(partial, model, dtype, prompt)
         lineage.write(partial, proof)
     return proof
@@ -122,7 +122,7 @@ def write_student(
     with whole_folder(folder, surgery_key(parts, config)) as partial:
         write_weights(parts, partial, progress)
         write_json(partial / "config.json", tagged_floats(config))
-        _copy_companions(prepared.path, partial)
+        copy_companions(prepared.path, partial)
         check_tensors(partial, ExpectedTensors.of(prepared.settled(target), prepared.layout))
         proof = None
         if _MODELS_IN_A_PROOF * total_bytes(parts) <= available_memory():
@@ -169,7 +169,13 @@ def _with_generation_of(source: Path, model: CausalLM) -> CausalLM:
     return twin
 
 
-def _copy_companions(source: Path, folder: Path) -> None:
+def copy_companions(source: Path, folder: Path) -> None:
+    """Copy what lies beside a model's weights: tokenizer, chat template, generation settings and terms of use.
+
+    Args:
+        source: A stock folder.
+        folder: An existing folder.
+    """
     for file in [file for pattern in _COPIED for file in source.glob(pattern)]:
         place = folder / file.relative_to(source)
         place.parent.mkdir(exist_ok=True)

@@ -148,6 +148,7 @@ def _sections(content: Mapping[str, Any]) -> list[tuple[str, str]]:
             ("cost", "Cost", content["costs"]),
             ("samples", "What they write", content["samples"]),
             ("benchmarks", "Benchmarks", content["benchmarks"]),
+            ("aligned", "Aligned", content["aligned"]),
             ("provenance", "Provenance", True),
         )
         if there_is
@@ -203,6 +204,7 @@ def _content(run: RunRecord, num_runs: int) -> dict[str, Any]:
         "num_candidates": len(run.candidates),
         "candidate_json": _in_script(_compact(table)),
         "exclusions": sections.exclusion_rows(run),
+        "aligned": sections.alignment_rows(run),
         "benchmarks": sections.benchmark_table(run, models),
         "against_baselines": {
             each.name: sections.against_baselines(run, each.name) for each in members if each.role == "student"

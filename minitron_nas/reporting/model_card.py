@@ -43,13 +43,17 @@ def write_model_card(student_folder: Path, run_folder: Path) -> None:
 
 def render_model_card(run: RunRecord, size: str) -> str:
     """Return the model card of one student as Markdown with YAML front matter."""
-    return _template().render(_content(run, size))
+    return card_template("model_card.md.j2").render(_content(run, size))
 
 
 @functools.cache
-def _template() -> jinja2.Template:
-    """Return the template, which takes longer to compile than to fill."""
-    template = resource("reports", "model_card.md.j2")
+def card_template(name: str) -> jinja2.Template:
+    """Return the template of a card, which takes longer to compile than to fill.
+
+    Args:
+        name: Of its file in `reports/`.
+    """
+    template = resource("reports", name)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(template.parent),
         autoescape=False,  # noqa: S701 - Markdown, which `finalize` escapes

@@ -18,6 +18,7 @@ from minitron_nas.storage.lineage import LINEAGE, Lineage, read_lineage
 from minitron_nas.storage.plain_yaml import load_yaml
 from minitron_nas.storage.run_folder import RunFolder
 from minitron_nas.storage.schemas import (
+    ALIGNMENT,
     BENCHMARKS,
     CANDIDATES,
     CORRELATIONS,
@@ -53,6 +54,7 @@ class RunRecord:
         scores: Tables of importance, by the model that they say it of.
         lineages: Where each student comes from, by its name.
         latency: What predicted seconds in the search; None where nothing did.
+        aligned: What `align` measured of each member that it wrote to `aligned/`.
     """
 
     name: str
@@ -77,6 +79,7 @@ class RunRecord:
     scores: Mapping[str, Path]
     lineages: Mapping[str, Lineage]
     latency: LatencyModel | None
+    aligned: pd.DataFrame
 
     def sizes(self) -> list[str]:
         """Return the labels of all sizes that are planned or left a trace in the run, largest first."""
@@ -143,6 +146,7 @@ def read_run(folder: Path) -> RunRecord:
         scores={path.parent.name: path for path in _scored(folder)},
         lineages={path.parent.name: read_lineage(path.parent) for path in students},
         latency=_latency(folder, content["plan"]),
+        aligned=_aligned(folder),
     )
 
 
@@ -167,6 +171,13 @@ def _scored(folder: Path) -> list[Path]:
     """Return the tables of importance, the teacher's first."""
     found = (folder / "importance").glob(f"*/{SCORES.file_name}")
     return sorted(found, key=lambda path: (path.parent.name != "teacher", path.parent.name))
+
+
+def _aligned(folder: Path) -> pd.DataFrame:
+    """Return the tables of aligned members as one, by the folders' names."""
+    found = sorted(path.parent for path in RunFolder(folder).aligned.glob(f"*/{ALIGNMENT.file_name}"))
+    frames = [_frame(path, ALIGNMENT).assign(model=path.name) for path in found]
+    return pd.concat(frames, ignore_index=True) if frames else _frame(folder, ALIGNMENT)
 
 
 def _latency(folder: Path, plan: Mapping[str, Any]) -> LatencyModel | None:

@@ -224,6 +224,14 @@ def exclusion_rows(run: RunRecord) -> list[Row]:
     return sorted(plain_rows(run.exclusions), key=lambda row: (sizes.index(row["size"]), -row["num_shapes"]))
 
 
+def alignment_rows(run: RunRecord) -> list[dict[str, Any]]:
+    """Return each aligned member with what was measured `before` and `after`, by its name."""
+    looks = {(row["model"], row["look"]): row for row in plain_rows(run.aligned)}
+    names = dict.fromkeys(model for model, _ in looks)
+    whole = [name for name in names if {(name, "before"), (name, "after")} <= looks.keys()]
+    return [{"model": name, **{look: looks[name, look] for look in ("before", "after")}} for name in whole]
+
+
 def words(name: str | None) -> str:
     """Return a name of the tables as words."""
     return (name or numerals.MISSING).replace("_", " ")

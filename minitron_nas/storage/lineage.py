@@ -56,6 +56,7 @@ class Lineage:
         scores: Where the ranking of everything else comes from.
         start: What it was before training: `channels`, `repair`, `merge_heads`.
         correction: How its teacher was corrected.
+        alignment: Of a student that was aligned: method, data, cost.
         tokens_trained: Tokens of its own training.
         exported_tokens: Of these, those after which its weights were reached: the best validation.
         learning_rate: The peak of it.
@@ -79,6 +80,7 @@ class Lineage:
     scores: Any = None
     start: Mapping[str, Any] | None = None
     correction: Mapping[str, Any] | None = None
+    alignment: Mapping[str, Any] | None = None
     tokens_trained: int | None = None
     exported_tokens: int | None = None
     learning_rate: float | None = None

@@ -102,6 +102,11 @@ class RunFolder:
         """A finished student: a stock Hugging Face folder."""
         return self.path / "students" / size
 
+    @property
+    def aligned(self) -> Path:
+        """Where members lie that were aligned after the run; the run itself writes nothing there."""
+        return self.path / "aligned"
+
     def baseline(self, name: str) -> Path:
         """A finished baseline: a stock Hugging Face folder."""
         return self.path / "baselines" / name

@@ -335,10 +335,31 @@ COMPARISON = Table(
     ),
 )
 
+ALIGNMENT = Table(
+    "alignment.parquet",
+    ("model", "look"),
+    (
+        Column("model", _TEXT, "name of the aligned model's folder"),
+        Column("look", _TEXT, "before: the student as it was given; after: as it was written"),
+        Column("method", _TEXT, "sft, dpo or kd"),
+        Column("num_parameters", _INT, "total parameters, tied embeddings counted once"),
+        Column("tokens_trained", _INT, "tokens of the whole alignment, padding included; 0 before"),
+        Column("exported_tokens", _INT, "of these, after how many its weights were reached: the best validation"),
+        Column("num_conversations", _INT, "held-out conversations"),
+        Column("num_tokens", _INT, "of these, the tokens that assistants write, over which all else is measured"),
+        Column("loss_nats", _FLOAT, "next-token loss; of dpo, on what was chosen"),
+        Column("perplexity", _FLOAT, "exp(loss_nats)"),
+        Column("kl_nats", _FLOAT, "KL(teacher || model) per token; null without a teacher"),
+        Column("preference_loss", _FLOAT, "of dpo what is minimised, -log sigmoid of the margin, in nats"),
+        Column("margin", _FLOAT, "of dpo beta times the gain of what is chosen over that of what is rejected, in nats"),
+        Column("accuracy", _FLOAT, "of dpo the share of held-out preferences whose margin is above 0; null before"),
+    ),
+)
+
 RUN_TABLES = (
     CANDIDATES, EXCLUSIONS, TRIALS, RATES, CORRELATIONS, TEXTS, CURVES, EVALUATIONS, SAMPLES, BENCHMARKS, DOCUMENTS,
     ANSWERS, DIFFERENCES,
 )  # fmt: skip
 """Those that lie in a run folder, made of the rows of its stages."""
 
-TABLES = (SCORES, *RUN_TABLES, COMPARISON)
+TABLES = (SCORES, *RUN_TABLES, COMPARISON, ALIGNMENT)

@@ -63,6 +63,17 @@ class Conversation:
     def render(self, tokenizer: PreTrainedTokenizerBase) -> str:
         """Return the text that the tokenizer's chat template makes of it, special tokens included.
 
+        Args:
+            tokenizer: The teacher's.
+
+        Raises:
+            DataError: If the tokenizer has no chat template, or the template refuses the conversation.
+        """
+        return self.written(tokenizer)[0]
+
+    def written(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[dict[str, Any]]]:
+        """Return what `render` does, and the turns in the form in which the template has taken them.
+
         A template that takes no parts, no missing content or no arguments in this form would write them as Python
         prints them. It then gets text: the parts joined, nothing, or the arguments as JSON.
 
@@ -86,7 +97,7 @@ class Conversation:
                 continue
             assert isinstance(text, str)
             if not _is_printed(text, messages, self.tools):
-                return plain(text)
+                return plain(text), messages
         reason = " ".join(str(first).split()) if first else "it writes values as Python prints them"
         beginning = json.dumps(list(self.messages), ensure_ascii=False, default=str)[:120]
         raise DataError(

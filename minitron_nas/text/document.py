@@ -8,7 +8,7 @@ from typing import Any
 
 import xxhash
 
-from minitron_nas.errors import DataError
+from minitron_nas.errors import ColumnError, DataError
 from minitron_nas.text.conversation import COLUMN_HINT, Conversation, parsed_messages
 from minitron_nas.text.plain import plain
 
@@ -65,14 +65,14 @@ def document_columns(names: Sequence[str] | None, wanted: str, origin: str) -> l
         origin: Names the table in the error.
 
     Raises:
-        DataError: If the table has no such column.
+        ColumnError: If the table has no such column.
     """
     if names is None:
         return [wanted]
     candidates = (wanted, *(CHAT_COLUMNS if wanted == TEXT_COLUMN else ()))
     column = next((name for name in candidates if name in names), None)
     if column is None:
-        raise DataError(f"{origin} has no column {wanted!r} but {', '.join(names)}; choose one with {COLUMN_HINT}")
+        raise ColumnError(f"{origin} has no column {wanted!r} but {', '.join(names)}; choose one with {COLUMN_HINT}")
     return [column, *([TOOLS_COLUMN] if TOOLS_COLUMN in names and column != TOOLS_COLUMN else [])]
 
 

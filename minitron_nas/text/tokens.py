@@ -22,6 +22,7 @@ BLOCK_TOKENS = 1 << 20
 
 _FINGERPRINT = "fingerprint"
 _ADDED = "added"
+_TAUGHT = "taught"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +39,20 @@ class PackedTokens:
         known_fingerprint: The fingerprint that stands in the file.
         added: (num_sequences,), bool or a number: whether the first token is a BOS that stands in no document, because
             the sequence begins inside one. It counts in no loss. None where no sequence has one.
+        taught: (num_sequences, seq_len), bool or a number: the tokens whose next token is to be learned, where that is
+            not every one; no other counts in a loss. None where all do.
     """
 
     input_ids: Tensor
     position_ids: Tensor
     known_fingerprint: str | None = None
     added: Tensor | None = None
+    taught: Tensor | None = None
+
+    @property
+    def counts_all(self) -> bool:
+        """Whether every token counts in a loss."""
+        return self.added is None and self.taught is None
 
     @property
     def num_sequences(self) -> int:
@@ -73,8 +82,10 @@ class PackedTokens:
         return labels
 
     def counted(self) -> Tensor:
-        """Return (num_sequences, seq_len), bool: which tokens count in a loss; all but an added BOS."""
+        """Return (num_sequences, seq_len), bool: which tokens count in a loss; those that are taught, no added BOS."""
         counted = torch.ones(self.input_ids.shape, dtype=torch.bool)
+        if self.taught is not None:
+            counted &= self.taught.long() != 0
         if self.added is not None:
             counted[:, :1] = (self.added.long() == 0)[:, None]
         return counted
@@ -85,6 +96,8 @@ class PackedTokens:
 
     def num_counted(self) -> Tensor:
         """Return (num_sequences,), int64: how many tokens of each sequence count."""
+        if self.taught is not None:
+            return torch.cat([block.counted().sum(dim=1) for block in self._blocks()])
         whole = torch.full((self.num_sequences,), self.input_ids.shape[1])
         return whole if self.added is None else whole - (self.added.long() != 0).long()
 
@@ -96,8 +109,8 @@ class PackedTokens:
         """
         if num_sequences >= self.num_sequences:
             return self
-        added = None if self.added is None else self.added[:num_sequences]
-        return type(self)(self.input_ids[:num_sequences], self.position_ids[:num_sequences], added=added)
+        added, taught = (None if part is None else part[:num_sequences] for part in (self.added, self.taught))
+        return type(self)(self.input_ids[:num_sequences], self.position_ids[:num_sequences], added=added, taught=taught)
 
     def sequences(self, indices: Tensor) -> Self:
         """Return some sequences in memory, int64.
@@ -106,13 +119,14 @@ class PackedTokens:
             indices: (num_sequences,), in any order.
         """
         rows = indices.cpu().numpy()
-        added = None if self.added is None else _wide(self.added.numpy()[rows])
-        return type(self)(_wide(self.input_ids.numpy()[rows]), _wide(self.position_ids.numpy()[rows]), added=added)
+        added, taught = (None if part is None else _wide(part.numpy()[rows]) for part in (self.added, self.taught))
+        ids, positions = (_wide(part.numpy()[rows]) for part in (self.input_ids, self.position_ids))
+        return type(self)(ids, positions, added=added, taught=taught)
 
     def in_memory(self) -> Self:
         """Return all sequences in memory, int64."""
-        added = None if self.added is None else self.added.long()
-        return type(self)(self.input_ids.long(), self.position_ids.long(), self.known_fingerprint, added)
+        added, taught = (None if part is None else part.long() for part in (self.added, self.taught))
+        return type(self)(self.input_ids.long(), self.position_ids.long(), self.known_fingerprint, added, taught)
 
     def with_random_tokens(self, share: float, vocab_size: int, seed: int = 0) -> Self:
         """Return the sequences in memory, int64, some tokens replaced with any of the vocabulary.
@@ -126,7 +140,7 @@ class PackedTokens:
         chosen = torch.rand(self.input_ids.shape, generator=random) < share
         others = torch.randint(0, vocab_size, self.input_ids.shape, generator=random)
         ids = torch.where(chosen & (text.position_ids > 0), others, text.input_ids)
-        return type(self)(ids, text.position_ids, added=text.added)
+        return type(self)(ids, text.position_ids, added=text.added, taught=text.taught)
 
     def batches(self, size: int, begin: int = 0) -> Iterator[tuple[Tensor, Self]]:
         """Yield (sequence indices, their tokens) in order.
@@ -149,7 +163,7 @@ class PackedTokens:
             path: The file, which `load` reads.
         """
         largest = int(max((block.input_ids.max().item() for block in self._blocks()), default=0))
-        save_blocks(self._blocks(), path, self.input_ids.shape[1], largest + 1)
+        save_blocks(self._blocks(), path, self.input_ids.shape[1], largest + 1, self.taught is not None)
 
     @classmethod
     def load(cls, path: Path, verify: bool = False) -> Self:
@@ -166,6 +180,7 @@ class PackedTokens:
             arrays, about = map_arrays(path)
             ids, positions, known = arrays["input_ids"], arrays["position_ids"], about[_FINGERPRINT]
             added = arrays.get(_ADDED)  # files of earlier versions have none: no sequence of theirs begins with more
+            taught = arrays.get(_TAUGHT)
         except CheckpointError:
             raise
         except (AttributeError, FileNotFoundError, LookupError, OverflowError, TypeError, ValueError):
@@ -174,8 +189,11 @@ class PackedTokens:
             raise _no_tokens(path)
         if added is not None and added.shape != ids.shape[:1]:
             raise _no_tokens(path)
+        if taught is not None and taught.shape != ids.shape:
+            raise _no_tokens(path)
         found = torch.from_numpy(added) if added is not None and added.any() else None
-        tokens = cls(torch.from_numpy(ids), torch.from_numpy(positions), known, found)
+        learned = torch.from_numpy(taught) if taught is not None else None
+        tokens = cls(torch.from_numpy(ids), torch.from_numpy(positions), known, found, learned)
         if verify and replace(tokens, known_fingerprint=None).fingerprint != known:
             raise CheckpointError(f"{path} is not what was written there; delete it and repeat the command")
         return tokens
@@ -192,6 +210,7 @@ class ContentDigest:
         """Start from nothing."""
         self._digests = (sha256(), sha256())
         self._added, self._any_added = sha256(), False
+        self._taught, self._any_taught = sha256(), False
 
     def add(self, block: PackedTokens) -> None:
         """Add the sequences that come next.
@@ -204,15 +223,21 @@ class ContentDigest:
         flags = _flags(block)
         self._added.update(flags.astype("<i4").tobytes())
         self._any_added |= bool(flags.any())
+        if block.taught is not None:
+            self._taught.update(_marks(block).tobytes())
+            self._any_taught = True
 
     @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits."""
         digests = [*self._digests, *([self._added] if self._any_added else [])]
+        digests += [self._taught] if self._any_taught else []
         return sha256(b"".join(digest.digest() for digest in digests)).hexdigest()[:16]
 
 
-def save_blocks(blocks: Iterable[PackedTokens], path: Path, sequence_length: int, vocab_size: int) -> None:
+def save_blocks(
+    blocks: Iterable[PackedTokens], path: Path, sequence_length: int, vocab_size: int, taught: bool = False
+) -> None:
     """Write sequences as they come, in types as small as the vocabulary allows, whole or not at all.
 
     Args:
@@ -220,6 +245,7 @@ def save_blocks(blocks: Iterable[PackedTokens], path: Path, sequence_length: int
         path: A safetensors file that `PackedTokens.load` reads.
         sequence_length: Tokens of a sequence.
         vocab_size: One more than the largest token id.
+        taught: Whether the blocks say which tokens are taught.
     """
     dtypes = {"input_ids": token_dtype(vocab_size), "position_ids": token_dtype(sequence_length)}
     digest = ContentDigest()
@@ -228,12 +254,14 @@ def save_blocks(blocks: Iterable[PackedTokens], path: Path, sequence_length: int
         for block in blocks:
             digest.add(block)
             arrays = {name: getattr(block, name).numpy().astype(dtype) for name, dtype in dtypes.items()}
-            yield {**arrays, _ADDED: _flags(block)}
+            yield {**arrays, _ADDED: _flags(block), **({_TAUGHT: _marks(block)} if taught else {})}
 
     row_shapes: dict[str, tuple[tuple[int, ...], Any]] = {
         **{name: ((sequence_length,), dtype) for name, dtype in dtypes.items()},
         _ADDED: ((), np.dtype(np.uint16)),
     }
+    if taught:
+        row_shapes[_TAUGHT] = ((sequence_length,), np.dtype(np.uint16))
     write_arrays(path, rows(), row_shapes, lambda: {_FINGERPRINT: digest.fingerprint})
 
 
@@ -258,3 +286,10 @@ def _flags(block: PackedTokens) -> NDArray[np.uint16]:
     """Which sequences begin with an added BOS, (num_sequences,)."""
     added = block.added
     return np.zeros(block.num_sequences, np.uint16) if added is None else (added.numpy() != 0).astype(np.uint16)
+
+
+def _marks(block: PackedTokens) -> NDArray[np.uint16]:
+    """Which tokens are taught, (num_sequences, seq_len)."""
+    assert block.taught is not None
+    marks: NDArray[np.uint16] = (block.taught.numpy() != 0).astype(np.uint16)
+    return marks

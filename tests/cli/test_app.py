@@ -572,7 +572,7 @@ def test_shapes_that_the_page_of_the_commands_lists_are_there(run: Callable[...,
     "verb",
     [
         *("build", "correct", "demo", "distill", "doctor", "enumerate", "evaluate", "init", "latency", "ls", "plan"),
-        *("check-family", "draft-family", "prune", "report", "score"),
+        *("align", "check-family", "draft-family", "prune", "report", "score"),
     ],
 )
 def test_every_verb_explains_itself_on_stdout(run: Callable[..., Output], verb: str) -> None:

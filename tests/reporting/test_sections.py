@@ -1,5 +1,6 @@
 """The rows and sentences of the report's sections."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from minitron_nas.reporting import sections
 from minitron_nas.reporting.html import render_report
 from minitron_nas.reporting.run_record import RunRecord, read_run
 from minitron_nas.storage.lineage import Origin
+from minitron_nas.storage.schemas import ALIGNMENT
+from minitron_nas.storage.tables import write_rows
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +164,17 @@ def test_what_a_model_writes_cannot_write_into_the_page(run: RunRecord) -> None:
     page = render_report(replace(run, samples=pd.DataFrame([row])))
     assert text not in page
     assert page.count("&lt;script&gt;alert(1)") == 2
+
+
+def test_aligned_members_are_told_with_what_they_were_before(finished_run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished_run, tmp_path / "run")
+    assert 'id="aligned"' not in render_report(read_run(folder))
+    held = {"model": "x", "method": "kd", "num_conversations": 30}
+    looks = [{**held, "look": "before", "kl_nats": 0.75}, {**held, "look": "after", "kl_nats": 0.25}]
+    write_rows(folder / "aligned" / "94M-instruct", ALIGNMENT, looks)
+    write_rows(folder / "aligned" / "half", ALIGNMENT, looks[:1])
+    (row,) = sections.alignment_rows(read_run(folder))
+    assert (row["model"], row["before"]["kl_nats"], row["after"]["kl_nats"]) == ("94M-instruct", 0.75, 0.25)
+    page = render_report(read_run(folder))
+    told = page.partition('id="aligned"')[2].partition("</section>")[0]
+    assert all(value in told for value in ("94M-instruct", "kd", "0.750", "0.250"))

@@ -2,6 +2,7 @@
 
 import json
 import tracemalloc
+from pathlib import Path
 
 import hypothesis.strategies as st
 import numpy as np
@@ -362,3 +363,22 @@ def test_tokens_that_are_verified_are_those_that_were_written(tmp_path, place):
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"tokens\.safetensors is not what was written there; delete it"):
         PackedTokens.load(path, verify=True)
+
+
+def test_tokens_that_are_taught_are_kept_and_are_part_of_the_fingerprint(tmp_path: Path) -> None:
+    ids = torch.arange(12).view(3, 4)
+    positions = torch.arange(4).expand(3, 4)
+    taught = torch.tensor([[0, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]])
+    tokens = PackedTokens(ids, positions, taught=taught)
+    tokens.save(tmp_path / "a.safetensors")
+    loaded = PackedTokens.load(tmp_path / "a.safetensors", verify=True)
+    assert loaded.counted().tolist() == taught.bool().tolist()
+    assert loaded.labels().tolist() == [[-100, 2, 3, -100], [-100] * 4, [9, 10, 11, -100]]
+    assert loaded.num_counted().tolist() == [2, 0, 4]
+    assert loaded.num_labels().tolist() == [2, 0, 3]
+    assert loaded.sequences(torch.tensor([2, 0])).counted().tolist() == taught.bool()[[2, 0]].tolist()
+    assert loaded.first(1).counted().tolist() == taught[:1].bool().tolist()
+    assert not loaded.counts_all
+    assert loaded.fingerprint == tokens.fingerprint
+    assert tokens.fingerprint != PackedTokens(ids, positions).fingerprint
+    assert tokens.fingerprint != PackedTokens(ids, positions, taught=1 - taught).fingerprint

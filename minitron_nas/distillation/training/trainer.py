@@ -154,7 +154,7 @@ class _SequenceDataset(Dataset[dict[str, Tensor]]):
             "next_tokens": sequence.labels()[0],
             "batch_labels": self._of_batch(self._num_labels, position),
         }
-        if sequence.added is None:
+        if sequence.counts_all:
             return item
         return {**item, "counted": sequence.counted()[0], "batch_counted": self._of_batch(self._num_counted, position)}
 

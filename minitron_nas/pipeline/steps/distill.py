@@ -1,7 +1,6 @@
 """Distillation as a step of its own: a given student learns from a given teacher."""
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,38 +8,33 @@ from typing import Any
 import torch
 
 from minitron_nas.distillation.correction import Correction
-from minitron_nas.distillation.job import JOB, StreamFiles, TrainingFiles, TrainingJob
+from minitron_nas.distillation.job import JOB, TrainingJob
 from minitron_nas.distillation.launch import run as run_training
 from minitron_nas.distillation.launch import trained
 from minitron_nas.distillation.settings import HOW_TO_TRAIN, DistillationSettings
-from minitron_nas.distillation.signals.caches import cached_parts
-from minitron_nas.distillation.signals.choice import Speech, folder_bytes, settle
 from minitron_nas.distillation.training.arguments import check_engine, micro_batch
 from minitron_nas.distillation.training.curve import CurvePoint, TrainingResult
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.execution.choice import check_ray, make_runner
-from minitron_nas.execution.device import compute_dtype, pick_device, release_memory
+from minitron_nas.execution.device import release_memory
 from minitron_nas.execution.preemption import going_on
 from minitron_nas.execution.runner import Jobs
 from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.execution.workers import Workers
-from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.source import ModelSource, resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display, tell
-from minitron_nas.pipeline.steps.speech import speak_in_shares
+from minitron_nas.pipeline.steps.speech import settled, training_files
 from minitron_nas.pipeline.steps.text import read_splits
 from minitron_nas.pipeline.versions import versions
-from minitron_nas.progress import Progress
 from minitron_nas.pruning.export import export_student, proof_prompt, stored_dtype
 from minitron_nas.search.rates import RULE, Probing, find_rate, probe_schedule, told_rates, why_no_probes
 from minitron_nas.storage.ledger import fingerprint
 from minitron_nas.storage.lineage import Lineage, Origin, Proof
-from minitron_nas.storage.machine import free_bytes, require_writable
+from minitron_nas.storage.machine import require_writable
 from minitron_nas.storage.run_folder import new_folder, require_new_folder
 from minitron_nas.text.settings import TextSettings
 from minitron_nas.text.sources import Data
 from minitron_nas.text.survey import about_text
-from minitron_nas.text.tokens import PackedTokens
 from minitron_nas.text.vocabulary import Vocabulary
 
 
@@ -138,9 +132,9 @@ def distill(
             "validation": splits.validation,
         }
         kept = Path(signals) if signals is not None else work
-        settings = _settled(settings, other, schedule, kept, display)
+        settings = settled(settings, other, schedule.num_tokens, kept, display)
         with display.stage("signal", "the teacher speaks once") as progress:
-            files = _files(workers, settings, other, parts, work, kept, progress)
+            files = training_files(workers, settings, other, parts, work, kept, progress)
         files = replace(files, correction=followed.out if followed is not None else None)
         checkpoints = work / f"checkpoints-{source.fingerprint}-{other.fingerprint}"
         job = _at_a_rate(
@@ -211,18 +205,6 @@ def _followed(
     return followed, settings
 
 
-def _settled(
-    settings: DistillationSettings, teacher: Checkpoint, schedule: Schedule, folder: Path, display: Display
-) -> DistillationSettings:
-    """Return the settings with a teacher signal that the disk has room for, and say why it is that one."""
-    shape, value_bytes = teacher.architecture, compute_dtype(pick_device()).itemsize
-    speech = Speech(schedule.num_tokens, shape.vocab_size, shape.hidden_size * value_bytes)
-    settings, told = settle(settings, speech, free_bytes(folder) + folder_bytes(folder))
-    if told:
-        display.note(told)
-    return settings
-
-
 def _at_a_rate(job: TrainingJob, runner: RunnerSettings, display: Display) -> TrainingJob:
     """Return a training whose learning rate is a number; where it is `auto`, a few are tried first."""
     settings, default = job.settings, job.settings.peak_learning_rate
@@ -248,26 +230,3 @@ def _at_a_rate(job: TrainingJob, runner: RunnerSettings, display: Display) -> Tr
 def _tell_harm(display: Display, result: TrainingResult) -> None:
     if result.harm is not None:
         display.note(result.harm)
-
-
-def _files(
-    workers: Workers,
-    settings: DistillationSettings,
-    teacher: Checkpoint,
-    texts: Mapping[str, PackedTokens],
-    work: Path,
-    signals: Path,
-    progress: Progress,
-) -> TrainingFiles:
-    """Let the teacher speak, unless it has, and say where training and validation lie."""
-    parts = cached_parts(settings)
-    tokens, caches = {}, {}
-    for part, text in texts.items():
-        tokens[part] = work / f"{part}-{text.fingerprint}.safetensors"
-        text.save(tokens[part])
-    for part, top_k in parts.items():
-        said = "hidden" if top_k is None else f"top-{top_k}"
-        caches[part] = signals / f"{said}-{teacher.fingerprint}-{texts[part].fingerprint}"
-    speak_in_shares(workers, teacher, parts, {part: tokens[part] for part in parts}, caches, None, progress)
-    train, validation = (StreamFiles(tokens[part], caches.get(part)) for part in ("train", "validation"))
-    return TrainingFiles(teacher.path, teacher.fingerprint, train, validation)

@@ -3,12 +3,18 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from minitron_nas.distillation.signals.caches import keep_signals, loaded_once
+from minitron_nas.distillation.job import StreamFiles, TrainingFiles
+from minitron_nas.distillation.settings import DistillationSettings
+from minitron_nas.distillation.signals.caches import cached_parts, keep_signals, loaded_once
+from minitron_nas.distillation.signals.choice import Speech, folder_bytes, settle
 from minitron_nas.distillation.signals.folder import Share
 from minitron_nas.evaluation.continuations import continuations
+from minitron_nas.execution.device import compute_dtype, pick_device
 from minitron_nas.execution.workers import Workers
 from minitron_nas.models.checkpoint import Checkpoint
+from minitron_nas.pipeline.display import Display
 from minitron_nas.progress import Progress
+from minitron_nas.storage.machine import free_bytes
 from minitron_nas.text.tokens import PackedTokens
 
 
@@ -75,3 +81,56 @@ def speak(
     with loaded_once(teacher) as load:
         keep_signals(load, fingerprint, parts, tokens, caches, progress, share)
         return continuations(load(), tokens[continued]) if continued is not None and share.number == 0 else []
+
+
+def settled(
+    settings: DistillationSettings, teacher: Checkpoint, num_tokens: int, folder: Path, display: Display
+) -> DistillationSettings:
+    """Return the settings with a teacher signal that the disk has room for, and say why it is that one.
+
+    Args:
+        settings: How a student learns.
+        teacher: Who speaks.
+        num_tokens: Of the training text.
+        folder: Where what it says is kept.
+        display: Is told.
+    """
+    shape, value_bytes = teacher.architecture, compute_dtype(pick_device()).itemsize
+    speech = Speech(num_tokens, shape.vocab_size, shape.hidden_size * value_bytes)
+    settings, told = settle(settings, speech, free_bytes(folder) + folder_bytes(folder))
+    if told:
+        display.note(told)
+    return settings
+
+
+def training_files(
+    workers: Workers,
+    settings: DistillationSettings,
+    teacher: Checkpoint,
+    texts: Mapping[str, PackedTokens],
+    work: Path,
+    signals: Path,
+    progress: Progress,
+) -> TrainingFiles:
+    """Let the teacher speak, unless it has, and say where training and validation lie.
+
+    Args:
+        workers: Who writes what it says.
+        settings: With a signal that is settled.
+        teacher: Who speaks.
+        texts: The parts `train` and `validation`.
+        work: Gets the parts as files.
+        signals: Gets what the teacher says.
+        progress: Told about tokens.
+    """
+    parts = cached_parts(settings)
+    tokens, caches = {}, {}
+    for part, text in texts.items():
+        tokens[part] = work / f"{part}-{text.fingerprint}.safetensors"
+        text.save(tokens[part])
+    for part, top_k in parts.items():
+        said = "hidden" if top_k is None else f"top-{top_k}"
+        caches[part] = signals / f"{said}-{teacher.fingerprint}-{texts[part].fingerprint}"
+    speak_in_shares(workers, teacher, parts, {part: tokens[part] for part in parts}, caches, None, progress)
+    train, validation = (StreamFiles(tokens[part], caches.get(part)) for part in ("train", "validation"))
+    return TrainingFiles(teacher.path, teacher.fingerprint, train, validation)
