@@ -1,6 +1,5 @@
 """Verbs of whole runs: `build`, `demo`, `submit`, `report`, `push`."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -67,7 +66,7 @@ def submit(
     address: Annotated[str, typer.Option(help="The cluster's dashboard.")] = "http://127.0.0.1:8265",
     out: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="The run folder: an absolute path on storage that all nodes share."),
+        typer.Option(help="The run folder: an absolute path on storage that all nodes share, or a URI."),
     ] = None,
     attach: Annotated[Optional[str], typer.Option(metavar="ID", help="Follow a job that was submitted.")] = None,  # noqa: UP045
     stop: Annotated[Optional[str], typer.Option(metavar="ID", help="End a job that was submitted.")] = None,  # noqa: UP045
@@ -153,7 +152,11 @@ def push(
 def _print_family(family: "Family", as_json: bool) -> None:
     members = [family.teacher, *family.members]
     if as_json:
-        rows = [{**asdict(member), "path": str(member.path)} for member in members]
+        names = ("name", "path", "num_parameters", "kl_nats", "perplexity")
+        rows = [
+            {name: str(value) if isinstance(value := getattr(member, name), Path) else value for name in names}
+            for member in members
+        ]
         print_json({"members": rows, "report": str(family.report)})
         return
     width = max(10, *(len(member.name) for member in members))

@@ -47,7 +47,7 @@ STUDENT = "student"
 WEIGHTS = "model.safetensors"
 """The file of the trained weights in a checkpoint."""
 
-_MARK = "complete"
+MARK = "complete"
 _CHECKSUMS = ".checksums.json"
 _OPTIMIZER = "optimizer.safetensors"
 _FLOAT32_BYTES = 4
@@ -158,7 +158,7 @@ def mark_whole(checkpoint: Path, identity: str) -> None:
         identity: A hash of what is being trained, on what and how.
     """
     os.sync()
-    write_sealed(checkpoint / _MARK, {"identity": identity, "files": _small_files(checkpoint)})
+    write_sealed(checkpoint / MARK, {"identity": identity, "files": _small_files(checkpoint)})
     for other in checkpoint.parent.glob("checkpoint-*"):
         if other != checkpoint:
             shutil.rmtree(other, ignore_errors=True)
@@ -173,7 +173,7 @@ def last_whole(folder: Path, identity: str | None = None) -> Path | None:
         folder: Of the checkpoints.
         identity: A hash of what must be trained, on what and how; without it, anything may be.
     """
-    marks = folder.glob(f"checkpoint-*/{_MARK}")
+    marks = folder.glob(f"checkpoint-*/{MARK}")
     return max((mark.parent for mark in marks if _is_whole(mark, identity)), key=step_of, default=None)
 
 
