@@ -74,6 +74,15 @@ class Build:
             pass
         return self._told(out, process)
 
+    def kill_when(self, out: Path, sign: Callable[[], object], *more: str) -> Told:
+        """Run until a sign is seen and kill the process with all that it has started."""
+        with self._started(out, more) as process:
+            deadline = time.monotonic() + _PATIENCE_SECONDS
+            while process.poll() is None and not sign():
+                assert time.monotonic() < deadline, "no sign was seen"
+                time.sleep(0.05)
+        return self._told(out, process)
+
     def stop(self, out: Path, moment: Moment, signals: Sequence[signal.Signals], *more: str) -> Stopped:
         """Run to a moment, send signals to the process alone, and tell how it ended and what outlived it."""
         with self._at(out, moment, more) as process:
