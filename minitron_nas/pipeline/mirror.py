@@ -18,6 +18,7 @@ from minitron_nas.pipeline.display import Display
 from minitron_nas.storage.atomic import remove
 from minitron_nas.storage.cache import scratch_folder
 from minitron_nas.storage.claim import OWNERS, Claim
+from minitron_nas.storage.foreign import plain_name
 from minitron_nas.storage.ledger import Entry, Ledger
 from minitron_nas.storage.machine import machine_error
 from minitron_nas.storage.outputs import Output, Outputs
@@ -168,6 +169,10 @@ class Mirror:
         kept = {o.path: o for entry in self._entries(told) for o in (*entry.outputs, *entry.rows) if self.keeps(o)}
         self._kept = {path: o.identity for path, o in kept.items() if path in there}
         wanted = {o.path: (o, entry.stage) for entry in self._entries(here) for o in (*entry.outputs, *entry.rows)}
+        if odd := [path for path in (*kept, *wanted) if not plain_name(path)]:
+            raise RunFolderError(
+                f"{self.uri}/{folder.ledger.name} names {odd[0]!r}, which is no file of a run; restore it"
+            )
         missing = self._outputs.differing(
             output for output, _ in wanted.values() if self._kept.get(output.path) == output.identity
         )

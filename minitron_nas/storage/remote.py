@@ -10,6 +10,7 @@ from typing import Any
 
 from minitron_nas.errors import MachineError, MinitronNasError, PlanError
 from minitron_nas.storage.atomic import whole_file
+from minitron_nas.storage.foreign import plain_name
 from minitron_nas.storage.ledger import fingerprint
 from minitron_nas.storage.machine import expanded
 
@@ -86,7 +87,7 @@ class Store:
             raise PlanError(f"{uri} has no driver ({error}); give a folder, or such as s3://bucket/run") from None
 
     def objects(self, under: str = "") -> dict[str, Object]:
-        """Return all objects by name, in order.
+        """Return all objects by name, in order, but for those whose names lead out of a folder.
 
         Args:
             under: Only those in this folder.
@@ -98,7 +99,7 @@ class Store:
         return {
             name: Object(about["size"], fingerprint(about))
             for name, about in named.items()
-            if name and about["type"] == "file"
+            if plain_name(name) and about["type"] == "file"
         }
 
     def put(self, file: Path, name: str) -> int:

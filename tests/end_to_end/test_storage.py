@@ -4,18 +4,13 @@ import json
 import os
 import shutil
 import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pandas as pd
 import pytest
-from moto.server import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import make_server
 
 from minitron_nas.pipeline.family import Family
 from minitron_nas.storage.cache import scratch_folder
@@ -24,72 +19,6 @@ from minitron_nas.storage.schemas import EVALUATIONS
 URI = "s3://bucket/run"
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-
-
-@dataclass
-class Bucket:
-    """A bucket of an S3 server on this machine, which can be told to hold up or refuse what is written."""
-
-    client: Any
-    held: str | None = None
-    refused: str | None = None
-    arrived: threading.Event = field(default_factory=threading.Event)
-    released: threading.Event = field(default_factory=threading.Event)
-
-    def names(self, run: str) -> dict[str, int]:
-        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket="bucket", Prefix=f"{run}/")
-        return {o["Key"].removeprefix(f"{run}/"): o["Size"] for page in pages for o in page.get("Contents", ())}
-
-    def read(self, name: str) -> bytes:
-        content: bytes = self.client.get_object(Bucket="bucket", Key=name)["Body"].read()
-        return content
-
-    def write(self, name: str, content: bytes) -> None:
-        self.client.put_object(Bucket="bucket", Key=name, Body=content)
-
-
-class Gate:
-    """Passes requests on to the server, but for those that the bucket holds up or refuses."""
-
-    def __init__(self, server: Callable[..., Iterable[bytes]]) -> None:
-        self.server, self.bucket = server, None
-
-    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        bucket, path = self.bucket, environ["PATH_INFO"]
-        if bucket is not None and environ["REQUEST_METHOD"] in ("PUT", "POST"):
-            if bucket.held is not None and path.endswith(bucket.held):
-                bucket.arrived.set()
-                bucket.released.wait(120)
-            if bucket.refused is not None and path.endswith(bucket.refused):
-                start_response("503 Service Unavailable", [("Content-Length", "0")])
-                return [b""]
-        return self.server(environ, start_response)
-
-
-@pytest.fixture
-def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-    gate = Gate(DomainDispatcherApplication(create_backend_app))
-    server = make_server("127.0.0.1", 0, gate, threaded=True)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    environment = {
-        "AWS_ACCESS_KEY_ID": "someone",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
-        "MINITRON_NAS_CACHE": str(tmp_path / "cache"),
-    }
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="bucket")
-    gate.bucket = Bucket(client)
-    yield gate.bucket
-    gate.bucket.released.set()
-    client.close()
-    server.shutdown()
-    server.server_close()
-    thread.join()
 
 
 def scratch_of(uri: str) -> Path:
@@ -108,13 +37,13 @@ def finished_before(err: str) -> list[str]:
     return [line.removesuffix(words) for line in err.splitlines() if line.endswith(words)]
 
 
-def marks(bucket: Bucket) -> list[str]:
+def marks(bucket: Any) -> list[str]:
     """The whole checkpoints of the student's training in the bucket."""
     return [name for name in bucket.names("run") if name.startswith("checkpoints/90k/") and name.endswith("/complete")]
 
 
 def test_nothing_is_repeated_on_a_machine_without_scratch(
-    bucket: Bucket, build: Any, uninterrupted: Any, finished: Callable[[Path], Any]
+    bucket: Any, build: Any, uninterrupted: Any, finished: Callable[[Path], Any]
 ) -> None:
     told = build.finish(scratch_of(URI), f"--out={URI}")
     assert told.code == 0, told.err
@@ -138,7 +67,7 @@ def test_nothing_is_repeated_on_a_machine_without_scratch(
 
 
 def test_a_run_that_is_asked_to_end_in_a_training_goes_on_in_it_on_another_machine(
-    bucket: Bucket, build: Any, uninterrupted: Any, finished: Callable[[Path], Any]
+    bucket: Any, build: Any, uninterrupted: Any, finished: Callable[[Path], Any]
 ) -> None:
     moment = uninterrupted.moment("90k distil", 0.5, sign="checkpoints/90k/checkpoint-*/complete")
     stopped = build.stop(scratch_of(URI), moment, [signal.SIGTERM], f"--out={URI}")
@@ -157,7 +86,7 @@ def test_a_run_that_is_asked_to_end_in_a_training_goes_on_in_it_on_another_machi
 
 @pytest.mark.parametrize("stage", ["teacher signal", "90k screen", "90k tournament", "90k distil"])
 def test_a_run_killed_in_a_stage_ends_elsewhere_as_if_nothing_had_happened(
-    bucket: Bucket, build: Any, uninterrupted: Any, finished: Callable[[Path], Any], stage: str
+    bucket: Any, build: Any, uninterrupted: Any, finished: Callable[[Path], Any], stage: str
 ) -> None:
     assert build.kill(scratch_of(URI), uninterrupted.moment(stage, 0.5), f"--out={URI}").code == -9
     done = [json.loads(line)["stage"] for line in bucket.read("run/ledger.jsonl").splitlines()]
@@ -170,7 +99,7 @@ def test_a_run_killed_in_a_stage_ends_elsewhere_as_if_nothing_had_happened(
 
 @pytest.mark.parametrize("loses_disk", [True, False])
 def test_a_run_killed_in_an_upload_ends_as_if_nothing_had_happened(
-    bucket: Bucket, build: Any, uninterrupted: Any, finished: Callable[[Path], Any], loses_disk: bool
+    bucket: Any, build: Any, uninterrupted: Any, finished: Callable[[Path], Any], loses_disk: bool
 ) -> None:
     bucket.held = "students/90k/model.safetensors"
     assert build.kill_when(scratch_of(URI), bucket.arrived.is_set, f"--out={URI}").code == -9
@@ -189,7 +118,7 @@ def test_a_run_killed_in_an_upload_ends_as_if_nothing_had_happened(
 
 
 def test_a_network_that_is_lost_is_told_with_what_is_kept_and_the_same_command_goes_on(
-    bucket: Bucket, build: Any, uninterrupted: Any, finished: Callable[[Path], Any]
+    bucket: Any, build: Any, uninterrupted: Any, finished: Callable[[Path], Any]
 ) -> None:
     bucket.refused = "students/90k/model.safetensors"
     told = build.finish(scratch_of(URI), f"--out={URI}")
@@ -205,7 +134,7 @@ def test_a_network_that_is_lost_is_told_with_what_is_kept_and_the_same_command_g
     finished(scratch_of(URI)).assert_equals(uninterrupted)
 
 
-def test_what_cannot_be_used_is_told_in_a_line(bucket: Bucket, build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_used_is_told_in_a_line(bucket: Any, build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     told = build.finish(scratch_of("s3://nowhere/run"), "--out=s3://nowhere/run")
     assert told.code == 2
     assert told.err.splitlines()[-1].startswith(
