@@ -6,6 +6,7 @@ What can be made again stays on scratch: tokens, what teachers say, prepared tea
 """
 
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -232,7 +233,7 @@ class Mirror:
                 self._put(name)
                 self._under_way.add(name)
         for folder in sorted({mark.parents[1] for mark in run.glob(f"{_TRAININGS}**/checkpoint-*/{MARK}")}):
-            if _STARTS not in f"{folder}/" and not (over and over.is_set()):
+            if _STARTS not in f"{folder.relative_to(run)}/" and not (over and over.is_set()):
                 self._put_training(folder)
         for name in sorted(self._under_way):
             place = run / name
@@ -252,13 +253,14 @@ class Mirror:
             for file in (*folder.glob("best-*/*.*"), *whole.glob("*")):
                 link = work / file.relative_to(folder)
                 link.parent.mkdir(exist_ok=True)
-                link.hardlink_to(file)
+                _link(link, file)
             if not (whole / MARK).exists() or last_whole(work) is None or not _has_weights(work / whole.name):
                 return  # a newer one has just replaced it
             files = [file for file in work.rglob("*") if file.is_file() and _has_weights(file.parent)]
             for file in sorted(files, key=lambda file: file.name == MARK):
                 name = str((folder / file.relative_to(work)).relative_to(run))
-                self.sent_bytes += self._store.put(file, name)
+                if name not in self._under_way or "/best-" not in name:  # the best stay the best for long
+                    self.sent_bytes += self._store.put(file, name)
                 self._under_way.add(name)
             brought = {str((folder / file.relative_to(work)).relative_to(run)) for file in files}
         for name in sorted(self._under_way - brought):
@@ -289,6 +291,16 @@ def _is_whole(name: str, there: Mapping[str, Object]) -> bool:
     if not name.startswith(_TRAININGS):
         return True
     return f"{place}/{MARK}" in there or ("/best-" in name and f"{place}/model.checksums.json" in there)
+
+
+def _link(link: Path, file: Path) -> None:
+    """Let a file go on to be there under another name, or a copy of it where its disk knows no links."""
+    try:
+        link.hardlink_to(file)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        shutil.copyfile(file, link)
 
 
 def _has_weights(folder: Path) -> bool:
