@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from minitron_nas.cli.command import AsJson, MaybeData, Out, Overrides, app, print_json, stdout_for_results
+from minitron_nas.cli.command import AsJson, MaybeData, Overrides, app, print_json, stdout_for_results
 
 if TYPE_CHECKING:
     from minitron_nas.pipeline.family import Family
+
+Out = Annotated[Path, typer.Option(help="The run folder; or a URI, such as s3://bucket/run.")]
 
 
 @app.command()
@@ -104,7 +106,7 @@ def submit(
 
 @app.command()
 def report(
-    run_folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, finished or not.")],
+    run_folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders or URIs, finished or not.")],
     out: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="The file; else report.html in the run folder, or in the one that holds all of several."),
@@ -129,7 +131,7 @@ def report(
 
 @app.command()
 def push(
-    run: Annotated[Path, typer.Argument(help="A run folder, or the folder of one student.")],
+    run: Annotated[Path, typer.Argument(help="A run, or one student: a folder or a URI.")],
     repo: Annotated[str, typer.Option(help="Where it goes on the Hugging Face hub: owner/name.")],
     size: Annotated[Optional[str], typer.Option(help="Which student of the run, such as 94M.")] = None,  # noqa: UP045
     public: Annotated[bool, typer.Option("--public", help="Let a new repository be public.")] = False,
