@@ -94,6 +94,7 @@ class Mirror:
             MachineError: If it cannot be reached.
         """
         over = threading.Event()
+        self._refuse_foreign(self._store.objects())
         with self._claim.held(self._display.note):
             self._fetch()
             thread = threading.Thread(target=self._watch, args=(over,), daemon=True, name="mirror")
@@ -152,14 +153,16 @@ class Mirror:
                 self._put(name)
                 self._loose[name] = look
 
-    def _fetch(self) -> None:
-        """Make scratch what the URI holds, unless it goes on from there already."""
-        folder, there = self.folder, self._store.objects()
-        if folder.plan.name not in there and (others := [name for name in there if not name.startswith(OWNERS)]):
+    def _refuse_foreign(self, there: Mapping[str, Object]) -> None:
+        if self.folder.plan.name not in there and (others := [name for name in there if not name.startswith(OWNERS)]):
             raise RunFolderError(
                 f"{self.uri} holds other objects ({', '.join(others[:3])}) but no plan.yaml of a run; choose an empty "
                 "or new --out"
             )
+
+    def _fetch(self) -> None:
+        """Make scratch what the URI holds, unless it goes on from there already."""
+        folder, there = self.folder, self._store.objects()
         told = self._store.read(folder.ledger.name) or b""
         here = folder.ledger.read_bytes() if folder.ledger.is_file() else b""
         if folder.plan.name not in there or not (told.startswith(here) or here.startswith(told)):
