@@ -90,7 +90,7 @@ def compiler() -> None:
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Fill], Path]:
     """Fill a folder of the session once, also where pytest-xdist runs the session in several processes."""
-    from minitron_nas.models.cache import build_once
+    from minitron_nas.storage.cache import build_once
 
     base = tmp_path_factory.getbasetemp()
     root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made-once"

@@ -1,15 +1,16 @@
 """Verbs of whole runs: `build`, `demo`, `submit`, `report`, `push`."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from minitron_nas.cli.command import AsJson, MaybeData, Out, Overrides, app, at_work, print_json
+from minitron_nas.cli.command import AsJson, MaybeData, Overrides, app, at_work, print_json
 
 if TYPE_CHECKING:
     from minitron_nas.pipeline.family import Family
+
+Out = Annotated[Path, typer.Option(help="The run folder; or a URI, such as s3://bucket/run.")]
 
 
 @app.command()
@@ -67,7 +68,7 @@ def submit(
     address: Annotated[str, typer.Option(help="The cluster's dashboard.")] = "http://127.0.0.1:8265",
     out: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="The run folder: an absolute path on storage that all nodes share."),
+        typer.Option(help="The run folder: an absolute path on storage that all nodes share, or a URI."),
     ] = None,
     attach: Annotated[Optional[str], typer.Option(metavar="ID", help="Follow a job that was submitted.")] = None,  # noqa: UP045
     stop: Annotated[Optional[str], typer.Option(metavar="ID", help="End a job that was submitted.")] = None,  # noqa: UP045
@@ -105,7 +106,7 @@ def submit(
 
 @app.command()
 def report(
-    run_folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, finished or not.")],
+    run_folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders or URIs, finished or not.")],
     out: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="The file; else report.html in the run folder, or in the one that holds all of several."),
@@ -130,7 +131,7 @@ def report(
 
 @app.command()
 def push(
-    run: Annotated[Path, typer.Argument(help="A run folder, or the folder of one student.")],
+    run: Annotated[Path, typer.Argument(help="A run, or one student: a folder or a URI.")],
     repo: Annotated[str, typer.Option(help="Where it goes on the Hugging Face hub: owner/name.")],
     size: Annotated[Optional[str], typer.Option(help="Which student of the run, such as 94M.")] = None,  # noqa: UP045
     public: Annotated[bool, typer.Option("--public", help="Let a new repository be public.")] = False,
@@ -153,7 +154,11 @@ def push(
 def _print_family(family: "Family", as_json: bool) -> None:
     members = [family.teacher, *family.members]
     if as_json:
-        rows = [{**asdict(member), "path": str(member.path)} for member in members]
+        names = ("name", "path", "num_parameters", "kl_nats", "perplexity")
+        rows = [
+            {name: str(value) if isinstance(value := getattr(member, name), Path) else value for name in names}
+            for member in members
+        ]
         print_json({"members": rows, "report": str(family.report)})
         return
     width = max(10, *(len(member.name) for member in members))

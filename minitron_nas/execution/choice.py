@@ -37,6 +37,22 @@ def check_cluster(settings: RunnerSettings, folder: Path) -> None:
     RayTuneRunner(settings, folder).check()
 
 
+def count_nodes(settings: RunnerSettings, folder: Path) -> int:
+    """Return how many nodes a Ray cluster has.
+
+    Args:
+        settings: Name it.
+        folder: For Ray's state; removed.
+
+    Raises:
+        PlanError: If no cluster answers.
+    """
+    from minitron_nas.execution import ray_session  # deferred: Ray is imported where it is used
+
+    with ray_session.connected(settings.address, folder):
+        return ray_session.num_nodes()
+
+
 def check_ray(settings: RunnerSettings) -> None:
     """Refuse a Ray cluster that does not answer, or a Ray that cannot be started here, for a training on Ray.
 

@@ -223,6 +223,11 @@ def cpus_beside(gpus: float) -> float:
     return float(int(share)) if share >= 1 else share or 1.0
 
 
+def num_nodes() -> int:
+    """Return how many nodes are alive."""
+    return len(_nodes())
+
+
 def num_gpus() -> int:
     """Return the GPUs of all nodes."""
     return int(sum(node.get("GPU", 0.0) for node in _nodes()))

@@ -11,7 +11,6 @@ from minitron_nas.architecture.config import architecture_of
 from minitron_nas.architecture.layout import Layout
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.families.catalog import layout_of
-from minitron_nas.models.cache import build_once, cache_folder
 from minitron_nas.models.gguf_config import config_of, family_of
 from minitron_nas.models.gguf_file import GgufFile, digest_of, parts_of, reading
 from minitron_nas.models.gguf_tensors import GgufNames, check_names, read_tensors
@@ -19,6 +18,7 @@ from minitron_nas.models.gguf_tokenizer import tokenizer_of
 from minitron_nas.models.live import write_stock_folder
 from minitron_nas.models.stock import model_from_tensors
 from minitron_nas.progress import Progress, silent
+from minitron_nas.storage.cache import build_once, cache_folder
 
 _CONVERSION = "v3"  # part of the cache key: raise it when the conversion writes other bytes
 

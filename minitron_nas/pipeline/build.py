@@ -3,11 +3,14 @@
 import os
 import shutil
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
 from minitron_nas.architecture.spec import Architecture
+from minitron_nas.errors import PlanError
 from minitron_nas.evaluation.settings import EvaluationSettings
+from minitron_nas.execution.choice import count_nodes
 from minitron_nas.execution.preemption import going_on
 from minitron_nas.models.agreement import check_agreement
 from minitron_nas.models.checkpoint import Checkpoint, open_checkpoint
@@ -20,6 +23,7 @@ from minitron_nas.pipeline.engine import Done, Engine
 from minitron_nas.pipeline.family import Family
 from minitron_nas.pipeline.hop import Hop
 from minitron_nas.pipeline.member import Baseline, Role
+from minitron_nas.pipeline.mirror import Mirror
 from minitron_nas.pipeline.plan import FamilyPlan, deciding, make_plan, with_overrides
 from minitron_nas.pipeline.preflight import preflight
 from minitron_nas.pipeline.room import assumed_tokens, settled
@@ -41,7 +45,9 @@ from minitron_nas.reporting.model_card import write_model_card
 from minitron_nas.settings import Settings
 from minitron_nas.space.enumerate import Enumeration
 from minitron_nas.space.size import Size
+from minitron_nas.storage.cache import named_scratch
 from minitron_nas.storage.machine import expanded, free_bytes
+from minitron_nas.storage.remote import as_path
 from minitron_nas.storage.run_folder import RunFolder
 from minitron_nas.text.data_source import read_sources
 from minitron_nas.text.sources import Data, absolute_name, data_fingerprint, data_name
@@ -70,7 +76,7 @@ def build_family(
         data: Text, jsonl or parquet files, a glob, a folder, a hub dataset's name, a Dataset or
             IterableDataset, or a blend of them: `[{"path": ..., "weight": 0.3}, ...]`, or a mapping from path to
             weight.
-        out: The run folder.
+        out: The run folder; or a URI such as s3://bucket/run, where all that outlives the machine is brought.
         overrides: `key.subkey=value` strings, applied last.
         display: Shows progress; on stderr by default.
         **settings: Any other field of `FamilyPlan`.
@@ -94,7 +100,7 @@ def run_plan(
 
     Args:
         plan: What to build.
-        out: The run folder.
+        out: The run folder, or a URI.
         teacher: A live (model, tokenizer) pair; otherwise the plan's teacher counts.
         data: A Dataset object, or a blend with one; otherwise the plan's data counts.
         display: Shows progress; on stderr by default.
@@ -102,24 +108,41 @@ def run_plan(
     Raises:
         MinitronNasError: If something that was given cannot be used; says what to do.
     """
-    folder = RunFolder(Path(out).absolute())
+    display = display or default_display()
+    mirror = Mirror.of(out, display)
+    folder = RunFolder(as_path(out).absolute()) if mirror is None else mirror.folder
     folder.refuse_foreign()
     plan = _located(plan, is_live=teacher is not None and isinstance(teacher, tuple))
     data = data_name(plan.data) if data is None else data
-    display = display or default_display()
-    with folder.lock(), going_on(f"the same command goes on in {folder.path}"):
+    place = folder.path if mirror is None else mirror.uri
+    holding = nullcontext() if mirror is None else mirror.held()
+    with folder.lock(), going_on(f"the same command goes on in {place}"), holding:
+        if mirror is not None:
+            _require_shared(plan, folder)
         devices = Devices.here()
         source = plan.teacher if teacher is None else teacher
         plan, checkpoint, pools = _begin(plan, folder, source, data, devices, display)
-        engine = Engine(folder, display)
+        engine = Engine(folder, display, mirror)
         latency, measured = find_latency(engine, plan, checkpoint)
         if measured:
             pools = preflight(plan, checkpoint.outline(), data, folder, devices, folder.work / "ray", latency)
         tokens = prepare_tokens(engine, plan, checkpoint, data)
-        display.expect(estimate_workload(plan, checkpoint.outline(), pools, TokenCounts.of(tokens), devices))
+        display.expect(estimate_workload(plan, checkpoint.outline(), pools, TokenCounts.of(tokens, plan), devices))
         corrected = correct_teacher(engine, plan, Source("teacher", checkpoint), tokens)
         _build(Run(engine, plan, corrected, tokens, latency, measured))
     return Family(folder.path)
+
+
+def _require_shared(plan: FamilyPlan, folder: RunFolder) -> None:
+    """Refuse a cluster of several nodes whose scratch is this one's own."""
+    if not plan.runner.on_cluster or named_scratch() is not None:
+        return
+    num_nodes = count_nodes(plan.runner, folder.work / "ray")
+    if num_nodes > 1:
+        raise PlanError(
+            f"the cluster has {num_nodes} nodes, and a run whose --out is a URI works in {folder.path}, which is this "
+            "one's own; set MINITRON_NAS_SCRATCH to a folder that all of them see"
+        )
 
 
 def _located(plan: FamilyPlan, is_live: bool) -> FamilyPlan:
@@ -240,8 +263,9 @@ def _build(run: Run) -> None:
             lessons = let_speak(run, source) if plan.kd_teacher == "previous" else lessons
         shape, layout = source.checkpoint.architecture, source.checkpoint.layout
         costing = costing_of(plan, shape, layout, run.latency, teacher.checkpoint.architecture)
-        prepared, prepared_by = prepare_source(run, source, layer_counts(plan, costing, size))
-        hop = Hop(size, source, costing, prepared, prepared_by, lessons, first.signal, learning_rate)
+        prepared_by = prepare_source(run, source, layer_counts(plan, costing, size))
+        prepared_in = folder.prepared(source.name)
+        hop = Hop(size, source, costing, prepared_in, prepared_by, lessons, first.signal, learning_rate)
         found = find_shapes(run, hop)
         hop, tried = find_learning_rate(run, hop, found.chosen[0].architecture)
         learning_rate = hop.learning_rate

@@ -21,9 +21,9 @@ from minitron_nas.distillation.training.arguments import check_engine
 from minitron_nas.errors import MinitronNasError
 from minitron_nas.execution.compiler import has_compiler
 from minitron_nas.execution.device import available_bytes, compute_dtype, pick_device, total_bytes
-from minitron_nas.models.cache import cache_folder
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pipeline.preflight import check_tasks
+from minitron_nas.storage.cache import cache_folder
 
 _REHEARSAL_SECONDS = 240
 _TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")

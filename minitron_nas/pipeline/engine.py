@@ -4,13 +4,14 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from minitron_nas.errors import RunFolderError
 from minitron_nas.execution.preemption import going_on
 from minitron_nas.pipeline.display import Display
+from minitron_nas.pipeline.mirror import Mirror
 from minitron_nas.progress import Progress
 from minitron_nas.storage.atomic import remove, whole_folder
 from minitron_nas.storage.ledger import Entry, Ledger, fingerprint
@@ -83,23 +84,29 @@ Action: TypeAlias = Callable[[Progress], Left]
 class Engine:
     """Skips what the ledger says is done, records what gets done, and makes the tables of what stages say.
 
-    Only the latest entry of a stage counts, and only while its files are those that the stage wrote.
+    Only the latest entry of a stage counts, and only while its files are those that the stage wrote. In a run that is
+    kept at a URI, a stage whose files stay on scratch, and are gone with it, is made again once another needs them.
     """
 
-    def __init__(self, folder: RunFolder, display: Display) -> None:
+    def __init__(self, folder: RunFolder, display: Display, mirror: Mirror | None = None) -> None:
         """Open the folder's ledger.
 
         Args:
             folder: The run; this process must hold its lock.
             display: Shows the stages.
+            mirror: Brings what stages leave to the run's URI, if it has one.
         """
         self.folder = folder
+        self._mirror = mirror
+        self._waiting: dict[str, tuple[Stage, Action]] = {}
         self._ledger = Ledger(folder.ledger)
         self._outputs = Outputs(folder.path)
         self._display = display
         self._asked_for: set[str] = set()
         with folder.telling():
             self._unite(self._ledger.entries())
+        if mirror is not None:
+            mirror.commit(self._ledger.entries())
 
     def run(self, stage: Stage, action: Action) -> Done:
         """Run a stage, or return what it left before for the same inputs.
@@ -122,10 +129,24 @@ class Engine:
         if entry is not None and entry.fingerprint == stage.fingerprint and self._is_whole(stage, entry):
             self._display.skip(stage.name)
             return Done(entry)
+        if entry is not None and entry.fingerprint == stage.fingerprint and self._may_wait(entry):
+            self._display.skip(stage.name)
+            self._waiting[stage.name] = stage, action
+            return Done(entry)
+        return self._make(stage, action)
+
+    def _make(self, stage: Stage, action: Action, stands_for: Entry | None = None) -> Done:
+        """Make a stage.
+
+        Args:
+            stage: What it is.
+            action: Does the work.
+            stands_for: What it left before, on which others have built.
+        """
         for done in stage.needs:
             self._require(done.entry)
         started = time.perf_counter()
-        words = f"the same command goes on in {self.folder.path} with the stage {stage.name!r}"
+        words = f"the same command goes on in {self._place} with the stage {stage.name!r}"
         with going_on(words), self._display.stage(stage.name, stage.title) as progress:
             left = action(progress)
         rows = self.folder.rows(stage.name)
@@ -142,10 +163,15 @@ class Engine:
             tuple(self._outputs.describe(stage.outputs, stage.self_checked)),
             tuple(self._outputs.describe([rows] if left.rows else [])),
         )
+        if stands_for is not None and entry.digest != stands_for.digest:
+            entry = replace(entry, stands_for=stands_for.digest)
+            self._display.note(f"{stage.name}: made again here, it differs from what another machine has built on")
         with self.folder.telling():
             self._ledger.append(entry)
             if left.rows:
                 self._unite(self._ledger.entries())
+        if self._mirror is not None:
+            self._mirror.commit(self._ledger.entries())
         return Done(entry)
 
     def finish(self) -> None:
@@ -161,6 +187,11 @@ class Engine:
         """
         self._display.note(text)
 
+    @property
+    def _place(self) -> str:
+        """Where the run is, for people."""
+        return str(self.folder.path) if self._mirror is None else self._mirror.uri
+
     @contextmanager
     def _saying_what_is_kept(self, stage: str) -> Iterator[None]:
         try:
@@ -172,6 +203,7 @@ class Engine:
             raise type(fault)(
                 f"{stage}: {fault}; {len(self._ledger.entries())} finished stages and what this one had finished are "
                 f"kept in {self.folder.path}, and the same command goes on from there"
+                f"{f' and brings them to {self._place}' if self._mirror is not None else ''}"
             ) from error
 
     def _is_whole(self, stage: Stage, entry: Entry) -> bool:
@@ -188,7 +220,18 @@ class Engine:
             remove(path)
         return not differing
 
+    def _may_wait(self, entry: Entry) -> bool:
+        """Whether all that a stage lacks are files that stay on scratch: they can wait until they are read."""
+        if self._mirror is None:
+            return False
+        differing = self._outputs.differing((*entry.outputs, *entry.rows))
+        return not any(self._mirror.keeps(output) for output in differing)
+
     def _require(self, entry: Entry) -> None:
+        """Refuse to build on what has changed; what is gone with another machine's scratch is made again first."""
+        if (waiting := self._waiting.pop(entry.stage, None)) is not None:
+            entry = self._make(*waiting, stands_for=entry).entry
+        entry = self._ledger.latest(entry.stage) or entry
         differing = self._outputs.differing(entry.outputs, thorough=True)
         if differing:
             path = self._outputs.path(differing[0])

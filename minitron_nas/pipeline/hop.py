@@ -1,6 +1,7 @@
 """`Hop`: one step down the family."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from minitron_nas.distillation.job import TrainingFiles
 from minitron_nas.distillation.settings import DistillationSettings
@@ -45,7 +46,7 @@ class Hop:
         size: How large its students are to be.
         source: The model that it is pruned from.
         costing: What shapes that are cut from it cost.
-        prepared: The same, ranked and rotated.
+        prepared_in: Where what makes it a prepared teacher lies, once a stage needs it.
         prepared_by: The stage that did it.
         lessons: Text and signals.
         first_signal: The stage in which the first teacher spoke, against which all are measured.
@@ -56,7 +57,7 @@ class Hop:
     size: Size
     source: Source
     costing: Costing
-    prepared: PreparedTeacher
+    prepared_in: Path
     prepared_by: Done
     lessons: Lessons
     first_signal: Done
@@ -66,6 +67,11 @@ class Hop:
     def label(self) -> str:
         """What its models, files and folders are called."""
         return self.size.label
+
+    @property
+    def prepared(self) -> PreparedTeacher:
+        """The model that it is pruned from, ranked and rotated."""
+        return PreparedTeacher.open(self.source.checkpoint.path, self.prepared_in)
 
     @property
     def needs(self) -> tuple[Done, ...]:

@@ -8,6 +8,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 
 from minitron_nas.errors import PlanError, ProofError, RunFolderError
 from minitron_nas.models.hub import HUB_NAME
+from minitron_nas.storage.copies import local, local_model
 from minitron_nas.storage.lineage import LINEAGE, read_lineage
 from minitron_nas.storage.run_folder import RunFolder
 
@@ -40,7 +41,7 @@ def push(run: str | Path, repo: str, size: str | None = None, public: bool = Fal
     """Publish a student: weights, tokenizer, terms of use, card, lineage and proof, in one commit.
 
     Args:
-        run: A run folder, or the folder of one student.
+        run: A run, or one student: a folder or a URI.
         repo: `owner/name`; it is made if it is not there, and private unless that is asked for.
         size: Which of a run's students, such as "94M" or "94M-2".
         public: Whether a new repository is public.
@@ -53,7 +54,7 @@ def push(run: str | Path, repo: str, size: str | None = None, public: bool = Fal
     """
     if not HUB_NAME.fullmatch(repo) or "@" in repo:
         raise PlanError(f"--repo {repo!r} is no name of the hub; write owner/name")
-    folder = _student(Path(run), size)
+    folder = _student(run, size)
     proof = read_lineage(folder).proof
     if proof is not None and not proof.holds:
         raise ProofError(
@@ -82,8 +83,9 @@ def push(run: str | Path, repo: str, size: str | None = None, public: bool = Fal
     return Pushed(repo, folder, files, str(url))
 
 
-def _student(path: Path, size: str | None) -> Path:
+def _student(place: str | Path, size: str | None) -> Path:
     """Return the folder of a student, of a run or by itself."""
+    path = local(place)
     if (path / "config.json").is_file() and (path / LINEAGE).is_file():
         if size is not None:
             raise RunFolderError(f"{path} is one model; leave --size out, or give the run folder")
@@ -96,7 +98,7 @@ def _student(path: Path, size: str | None) -> Path:
         known = f"name one with --size: {', '.join(there)}" if there else "none is finished yet"
         asked = "which student of" if size is None else f"no student {size!r} in"
         raise RunFolderError(f"{asked} {path}: {known}")
-    return run.student(size)
+    return local_model(place, f"students/{size}")
 
 
 def _is_hidden(path: Path, folder: Path) -> bool:

@@ -19,10 +19,11 @@ from minitron_nas.reporting.members import list_members
 from minitron_nas.reporting.run_record import read_run
 from minitron_nas.resources import resource_names
 from minitron_nas.space.axes import AxisValues, SearchSpace, load_space
+from minitron_nas.storage.copies import local
 from minitron_nas.storage.ledger import Ledger
 from minitron_nas.storage.lineage import LINEAGE, Lineage, read_lineage
-from minitron_nas.storage.machine import expanded
 from minitron_nas.storage.plain_yaml import load_yaml
+from minitron_nas.storage.remote import as_uri
 from minitron_nas.storage.run_folder import RunFolder, holds_run
 
 _CONTEXT_TOKENS = 4096
@@ -67,15 +68,15 @@ def show(what: str) -> Shown:
     """Say what something is, without running it.
 
     Args:
-        what: A run folder, a model (folder, hub name, GGUF file, wheel), a folder of scores, a space (preset or YAML
-            file) or a file of `minitron-nas latency`.
+        what: A run (folder or URI), a model (folder, URI, hub name, GGUF file, wheel), a folder of scores, a space
+            (preset or YAML file) or a file of `minitron-nas latency`.
 
     Raises:
         MinitronNasError: If it is none of these; says what it was taken for.
     """
-    path = expanded(what)
+    path = local(what)
     if holds_run(path):
-        return _run(path)
+        return _run(path, what)
     if (path / _SCORES).is_file():
         return _scores(path)
     if path.suffix in (".yaml", ".yml") and _is_plan(path):
@@ -118,7 +119,7 @@ def _model(what: str) -> Shown:
         "bytes_of_kv_cache_per_token": kv_cache_bytes_per_token(shape, outline.layout),
         f"forward_flops_per_token_at_{_CONTEXT_TOKENS:,}": costs["forward_flops_per_token"],
     }
-    folder = expanded(what)
+    folder = local(what)
     lineage = _lineage(read_lineage(folder)) if (folder / LINEAGE).is_file() else {}
     return Shown("model", what, {**facts, **lineage}, {"parameters by part": _parts(outline)})
 
@@ -165,7 +166,7 @@ def _lineage(lineage: Lineage) -> dict[str, Any]:
     return {name: value for name, value in said.items() if value is not None}
 
 
-def _run(path: Path) -> Shown:
+def _run(path: Path, what: str) -> Shown:
     record, entries = read_run(path), Ledger(RunFolder(path.absolute()).ledger).entries()
     members = list_members(record)
     done = {entry.stage: entry for entry in entries}
@@ -183,7 +184,7 @@ def _run(path: Path) -> Shown:
     }
     columns = ("num_parameters", "kl_nats", "perplexity", "prefill_speedup", "decode_speedup", "tokens_trained")
     rows = [{"model": member.name, **{name: member.value(name) for name in columns}} for member in members]
-    return Shown("run", str(path), facts, {"members": rows})
+    return Shown("run", what if as_uri(what) is not None else str(path), facts, {"members": rows})
 
 
 def _scores(path: Path) -> Shown:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from minitron_nas.errors import PlanError
 from minitron_nas.pipeline.plan import load_plan
 from minitron_nas.storage.machine import expanded
+from minitron_nas.storage.remote import as_path, as_uri
 
 if TYPE_CHECKING:
     from minitron_nas.execution.ray_jobs import JobEnd
@@ -33,7 +34,7 @@ def submit(
     Args:
         plan: A YAML file.
         address: Of the head's dashboard, such as http://head:8265.
-        out: The run folder on the cluster, an absolute path on storage that all nodes share.
+        out: The run folder on the cluster, an absolute path on storage that all nodes share; or a URI.
         overrides: `key.subkey=value` strings that replace what the plan says.
         python: The Python of the cluster that has minitron_nas, by name or path.
 
@@ -42,10 +43,11 @@ def submit(
     """
     from minitron_nas.execution.ray_jobs import JobServer  # deferred: Ray is imported where it is used
 
-    if not PurePosixPath(out).is_absolute():
+    place = as_uri(out) or str(as_path(out))
+    if as_uri(out) is None and not PurePosixPath(place).is_absolute():
         raise PlanError(
             f"--out {out} is relative, and a job works in a folder of Ray's own that ends with the cluster; give an "
-            "absolute path on storage that all nodes share"
+            "absolute path on storage that all nodes share, or a URI"
         )
     planned = load_plan(plan, overrides)
     runner = planned.runner.model_copy(update={"kind": "ray", "address": "auto"})
@@ -55,9 +57,9 @@ def submit(
             f"{plan} has {len(text):,} characters, and goes to the cluster as a variable of at most {_MOST_BYTES:,}; "
             "name fewer files in data, a folder or a glob"
         )
-    build = shlex.join([python, "-m", "minitron_nas", "build", "--plan", "-", "--out", str(out)])
+    build = shlex.join([python, "-m", "minitron_nas", "build", "--plan", "-", "--out", place])
     server = JobServer(address)
-    return server.submit(f'printf %s "${_VARIABLE}" | {build}', {_VARIABLE: text}, {"minitron_nas": str(out)})
+    return server.submit(f'printf %s "${_VARIABLE}" | {build}', {_VARIABLE: text}, {"minitron_nas": place})
 
 
 def _from_root(value: Any, key: str = "") -> Any:

@@ -75,12 +75,15 @@ class TokenCounts:
         return cls(distillation_tokens, used, validation, text.calibration_samples * length)
 
     @classmethod
-    def of(cls, tokens: RunTokens) -> Self:
+    def of(cls, tokens: RunTokens, plan: FamilyPlan) -> Self:
         """Count the tokens that a run has read.
 
         Args:
             tokens: The run's.
+            plan: Tells what it asks for where they are not on this machine, because nothing has read them yet.
         """
+        if not all(tokens.file(name).is_file() for name in ("train", "validation", "calibration")):
+            return cls.planned(plan, tokens.distillation_tokens)
         return cls(
             tokens.distillation_tokens,
             *(tokens.part(name).num_tokens for name in ("train", "validation", "calibration")),

@@ -14,6 +14,7 @@ from minitron_nas.reporting.html import render_report
 from minitron_nas.reporting.run_record import read_runs
 from minitron_nas.storage.ledger import fingerprint
 from minitron_nas.storage.lineage import LINEAGE
+from minitron_nas.storage.remote import as_uri
 from minitron_nas.storage.run_folder import RunFolder
 from minitron_nas.storage.schemas import RUN_TABLES
 
@@ -33,8 +34,10 @@ def follow(run_folders: Sequence[Path], on_address: Callable[[str], None]) -> No
         on_address: Told where the page is.
 
     Raises:
-        RunFolderError: If a folder or its `plan.yaml` is missing.
+        RunFolderError: If a folder or its `plan.yaml` is missing, or one is a URI.
     """
+    if uris := [uri for folder in run_folders if (uri := as_uri(folder)) is not None]:
+        raise RunFolderError(f"--follow looks at folders every second, which {uris[0]} is none of; leave --follow out")
     page = LivePage(run_folders)
     page.current()
     with _Server((_LOOPBACK, 0), functools.partial(_Handler, page)) as server:

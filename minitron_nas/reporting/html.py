@@ -26,7 +26,9 @@ from minitron_nas.reporting.teacher_name import display_name
 from minitron_nas.reporting.texts import disagreements, member_texts, text_names
 from minitron_nas.resources import resource
 from minitron_nas.storage.atomic import write_text
+from minitron_nas.storage.copies import local
 from minitron_nas.storage.machine import require_writable
+from minitron_nas.storage.remote import Store, as_uri
 from minitron_nas.storage.run_folder import RunFolder
 
 FIRST_ROWS = 40
@@ -37,14 +39,19 @@ def write_report(*run_folders: str | Path, out: str | Path | None = None) -> Pat
     """Write the report of a run, finished or not, or of several beside each other, and return its path.
 
     Args:
-        *run_folders: At least one.
-        out: The file; without it, `report.html` in the run folder, or of several in the folder that holds them all.
+        *run_folders: At least one; a URI is read from a copy.
+        out: The file; without it, `report.html` in the run folder, or of several in the folder that holds them all. At
+            a URI it is written there, too.
 
     Raises:
-        RunFolderError: If a folder or its `plan.yaml` is missing, or the folder that holds several is a run itself.
-        MachineError: If the file cannot be written.
+        RunFolderError: If a folder or its `plan.yaml` is missing, or the folder that holds several is a run itself, or
+            several lie at URIs and no file is named.
+        MachineError: If the file cannot be written, or a URI not be reached.
     """
-    folders = [Path(folder) for folder in run_folders]
+    uris = [uri for folder in run_folders if (uri := as_uri(folder)) is not None]
+    if len(run_folders) > 1 and uris and out is None:
+        raise RunFolderError(f"no folder holds {uris[0]} and the others; say where their report goes with --out")
+    folders = [local(folder) for folder in run_folders]
     whole = RunFolder(folders[0])
     if len(folders) > 1 or out is not None:
         runs = read_runs(folders)
@@ -55,6 +62,8 @@ def write_report(*run_folders: str | Path, out: str | Path | None = None) -> Pat
         run = read_run(whole.path)
         require_writable(whole.path)
         write_text(whole.report, render_report(run))
+    if uris:
+        Store(uris[0]).put(whole.report, whole.report.name)
     return whole.report
 
 

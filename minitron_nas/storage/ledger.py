@@ -32,6 +32,8 @@ class Entry:
         outputs: The files that it left for others.
         rows: The files of the tables' rows that it left.
         finished: When, as ISO 8601 in UTC; the ledger's own clock says it when it appends.
+        stands_for: Of a stage that was made again on another machine, the digest of what it left first, on which others
+            have built; what it left now may differ in rounding.
     """
 
     stage: str
@@ -41,11 +43,12 @@ class Entry:
     outputs: tuple[Output, ...] = ()
     rows: tuple[Output, ...] = ()
     finished: str | None = field(default=None, compare=False)
+    stands_for: str | None = None
 
     @property
     def digest(self) -> str:
         """A hash of what it returned and left for others, by content: what decides a stage that builds on it."""
-        return fingerprint([self.result, [output.identity for output in self.outputs]])
+        return self.stands_for or fingerprint([self.result, [output.identity for output in self.outputs]])
 
 
 class Ledger:
@@ -73,6 +76,7 @@ class Ledger:
                     from_plain(content["outputs"]),
                     from_plain(content["rows"]),
                     content.get("finished"),
+                    content.get("stands_for"),
                 )
 
     def latest(self, stage: str) -> Entry | None:
@@ -93,6 +97,7 @@ class Ledger:
             "outputs": to_plain(entry.outputs),
             "rows": to_plain(entry.rows),
             "finished": datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds"),
+            **({} if entry.stands_for is None else {"stands_for": entry.stands_for}),
         }
         with open(self._path, "ab") as file:
             # A killed process may have left a line without its end.

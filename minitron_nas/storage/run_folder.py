@@ -15,6 +15,7 @@ from minitron_nas.storage.atomic import remove, write_text
 from minitron_nas.storage.locks import held, one_at_a_time, refuse_held, release
 from minitron_nas.storage.machine import require_writable
 from minitron_nas.storage.plain_yaml import load_yaml
+from minitron_nas.storage.remote import as_uri
 
 LAYOUT = 2
 """Of a run folder; a run of another layout is not gone on with."""
@@ -305,9 +306,11 @@ def require_new_folder(path: Path) -> None:
     """Refuse to write where something lies already, or where nothing can be written.
 
     Raises:
-        RunFolderError: If the path is a file or a folder that is not empty, or another disk begins there.
+        RunFolderError: If the path is a URI, a file or a folder that is not empty, or another disk begins there.
         MachineError: If no folder can be made there; says why.
     """
+    if (uri := as_uri(path)) is not None:
+        raise RunFolderError(f"--out {uri} is a URI, which only a whole run is written to; choose a folder")
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise RunFolderError(f"{path} exists and is not empty; choose an empty or new --out")
     if path.is_mount():  # which nothing can take the place of when it is whole

@@ -6,10 +6,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,15 @@ class Build:
         """Run to a moment and kill the process with all that it has started; code 0 means that it was faster."""
         with self._at(out, moment, more) as process:
             pass
+        return self._told(out, process)
+
+    def kill_when(self, out: Path, sign: Callable[[], object], *more: str) -> Told:
+        """Run until a sign is seen and kill the process with all that it has started."""
+        with self._started(out, more) as process:
+            deadline = time.monotonic() + _PATIENCE_SECONDS
+            while process.poll() is None and not sign():
+                assert time.monotonic() < deadline, "no sign was seen"
+                time.sleep(0.05)
         return self._told(out, process)
 
     def stop(self, out: Path, moment: Moment, signals: Sequence[signal.Signals], *more: str) -> Stopped:
@@ -263,3 +273,96 @@ def uninterrupted(made_once: Callable[..., Path], build: Build) -> Finished:
         assert told.code == 0, told.err
 
     return Finished(made_once("uninterrupted", fill) / "run")
+
+
+@dataclass
+class Bucket:
+    """A bucket of an S3 server on this machine, which can be told to hold up or refuse what is written."""
+
+    client: Any
+    environment: dict[str, str]
+    held: str | None = None
+    refused: str | None = None
+    arrived: threading.Event = field(default_factory=threading.Event)
+    released: threading.Event = field(default_factory=threading.Event)
+
+    def names(self, run: str) -> dict[str, int]:
+        """The objects of a run and their sizes."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket="bucket", Prefix=f"{run}/")
+        return {o["Key"].removeprefix(f"{run}/"): o["Size"] for page in pages for o in page.get("Contents", ())}
+
+    def read(self, name: str) -> bytes:
+        """The content of an object."""
+        content: bytes = self.client.get_object(Bucket="bucket", Key=name)["Body"].read()
+        return content
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write an object."""
+        self.client.put_object(Bucket="bucket", Key=name, Body=content)
+
+    def empty(self) -> None:
+        """Remove everything, and hold up and refuse nothing."""
+        for page in self.client.get_paginator("list_objects_v2").paginate(Bucket="bucket"):
+            for each in page.get("Contents", ()):
+                self.client.delete_object(Bucket="bucket", Key=each["Key"])
+        self.held = self.refused = None
+        self.arrived, self.released = threading.Event(), threading.Event()
+
+
+class Gate:
+    """Passes requests on to the server, but for those that the bucket holds up or refuses."""
+
+    def __init__(self, server: Callable[..., Iterable[bytes]]) -> None:
+        self.server, self.bucket = server, None
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        bucket, path = self.bucket, environ["PATH_INFO"]
+        if bucket is not None and environ["REQUEST_METHOD"] in ("PUT", "POST"):
+            if bucket.held is not None and path.endswith(bucket.held):
+                bucket.arrived.set()
+                bucket.released.wait(120)
+            if bucket.refused is not None and path.endswith(bucket.refused):
+                start_response("503 Service Unavailable", [("Content-Length", "0")])
+                return [b""]
+        return self.server(environ, start_response)
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[Bucket]:
+    """A bucket named "bucket" of a server of this session."""
+    import boto3
+    from moto.server import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import make_server
+
+    gate = Gate(DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, gate, threaded=True)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    environment = {
+        "AWS_ACCESS_KEY_ID": "someone",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="bucket")
+        gate.bucket = Bucket(client, environment)
+        yield gate.bucket
+        client.close()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def bucket(s3: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """The bucket, empty, and a machine without scratch or cache."""
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MINITRON_NAS_CACHE", str(tmp_path / "cache"))
+    s3.empty()
+    yield s3
+    s3.released.set()

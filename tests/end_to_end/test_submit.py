@@ -3,6 +3,7 @@
 import os
 import re
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,9 +15,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import psutil
 import pytest
 import yaml
+
+from minitron_nas.pipeline.family import Family
+from minitron_nas.storage.schemas import EVALUATIONS
 
 pytestmark = [
     pytest.mark.slow,
@@ -59,14 +64,19 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+def head(tmp_path_factory: pytest.TempPathFactory, s3: Any) -> Iterator[Head]:
     port, dashboard = free_port(), free_port()
-    environment = os.environ | {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_TMPDIR": "/tmp",  # sockets have short paths
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
+    environment = (
+        os.environ
+        | s3.environment
+        | {
+            "MINITRON_NAS_SCRATCH": str(tmp_path_factory.mktemp("scratch")),
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_TMPDIR": "/tmp",  # sockets have short paths
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        }
+    )
     start = [
         str(Path(sys.executable).parent / "ray"), "start", "--head", f"--port={port}", "--num-cpus=1", "--num-gpus=0",
         "--include-dashboard=true", f"--dashboard-port={dashboard}", "--disable-usage-stats", "--block",
@@ -184,3 +194,20 @@ def test_a_python_that_is_not_there_is_told(head: Head, plan: Path, tmp_path: Pa
     code, _, err = head.run(str(plan), "--out", str(tmp_path / "run"), "--python", "/nowhere/python")
     assert code == 127
     assert "/nowhere/python" in err
+
+
+def test_a_run_in_a_bucket_is_read_from_there(
+    head: Head, plan: Path, bucket: Any, uninterrupted: Any, finished: Callable[[Path], Any]
+) -> None:
+    uri = "s3://bucket/run"
+    code, _, told = head.run(str(plan), "--out", uri)
+    assert code == 0, told
+    assert f"{uri} holds the run (" in told
+    (scratch,) = Path(head.environment["MINITRON_NAS_SCRATCH"]).glob("*/run")
+    finished(scratch).assert_equals(uninterrupted)
+    shutil.rmtree(scratch)
+    read = Family(uri)
+    ours, theirs = (finished(path).rows(EVALUATIONS) for path in (read.path, uninterrupted.path))
+    pd.testing.assert_frame_equal(ours, theirs)
+    weights = (read.members[0].path / "model.safetensors").read_bytes()
+    assert uninterrupted.weights() == {"students/90k/model.safetensors": weights}

@@ -23,6 +23,7 @@ from minitron_nas.pipeline.stages.prepare import prepare_source
 from minitron_nas.pipeline.steps.prune import prune
 from minitron_nas.pipeline.steps.score import score
 from minitron_nas.progress import Progress, silent
+from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.storage.run_folder import RunFolder
 from minitron_nas.text.packing import pack
 from minitron_nas.text.settings import TextSettings
@@ -141,7 +142,9 @@ def test_a_run_scores_a_source_that_does_not_fit_layer_by_layer(
         engine = Engine(RunFolder(tmp_path / name), told)
         packed = engine.run(Stage("text", "read", {}), lambda progress: Left())
         run = Run(engine, plan, source, RunTokens(tmp_path, packed, 0))
-        orders.append(prepare_source(run, source, [4])[0].order)
+        prepare_source(run, source, [4])
+        prepared = PreparedTeacher.open(trained_teacher, engine.folder.prepared("teacher"))
+        orders.append(prepared.order)
         left = {"importance", "prepared", "ledger.jsonl", "work"}
         assert {path.name for path in engine.folder.path.iterdir()} == left
         assert list(engine.folder.work.iterdir()) == []

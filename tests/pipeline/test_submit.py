@@ -62,6 +62,13 @@ def test_names_of_the_hub_and_of_the_cluster_go_as_they_are(plan: Path, server: 
     assert " '/shared/venv/bin/python 3' -m minitron_nas " in server.got[0]
 
 
+@pytest.mark.parametrize("out", ["s3://bucket/run", Path("s3://bucket/run")])
+def test_a_uri_goes_as_it_is_though_a_path_has_lost_a_slash(plan: Path, server: Any, out: str | Path) -> None:
+    submit(plan, "http://head:8265", out)
+    assert server.got[0].endswith(" --out s3://bucket/run")
+    assert server.got[2] == {"minitron_nas": "s3://bucket/run"}
+
+
 def test_a_plan_is_read_from_standard_input_as_the_job_does(
     plan: Path, server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,7 +45,7 @@ STUDENT = "student"
 WEIGHTS = "model.safetensors"
 """The file of the trained weights in a checkpoint."""
 
-_MARK = "complete"
+MARK = "complete"
 _MODEL = "model"
 _OPTIMIZER = "optimizer"
 
@@ -205,7 +205,7 @@ def mark_whole(checkpoint: Path, identity: str) -> None:
     """
     for file in (*checkpoint.glob(TRAINER_STATE_NAME), checkpoint):
         _bring_to_disk(file)  # which the tensors have been
-    write_sealed(checkpoint / _MARK, {"identity": identity, "files": _small_files(checkpoint)})
+    write_sealed(checkpoint / MARK, {"identity": identity, "files": _small_files(checkpoint)})
     _bring_to_disk(checkpoint)
     for other in checkpoint.parent.glob("checkpoint-*"):
         if other != checkpoint:
@@ -221,7 +221,7 @@ def last_whole(folder: Path, identity: str | None = None) -> Path | None:
         folder: Of the checkpoints.
         identity: A hash of what must be trained, on what and how; without it, anything may be.
     """
-    marks = folder.glob(f"checkpoint-*/{_MARK}")
+    marks = folder.glob(f"checkpoint-*/{MARK}")
     return max((mark.parent for mark in marks if _is_whole(mark, identity)), key=step_of, default=None)
 
 

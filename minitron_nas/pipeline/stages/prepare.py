@@ -15,13 +15,13 @@ from minitron_nas.pipeline.engine import Done, Left, Stage
 from minitron_nas.pipeline.run import Run, Source
 from minitron_nas.progress import Progress
 from minitron_nas.pruning.order import PruningOrder
-from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
+from minitron_nas.pruning.prepare import write_prepared
 from minitron_nas.pruning.settings import StartSettings
 from minitron_nas.pruning.start import measure_start, possible_start
 from minitron_nas.text.tokens import PackedTokens
 
 
-def prepare_source(run: Run, source: Source, layer_counts: Collection[int]) -> tuple[PreparedTeacher, Done]:
+def prepare_source(run: Run, source: Source, layer_counts: Collection[int]) -> Done:
     """Score a model in one pass, rank its parts, and find the basis in which its channels are cut.
 
     Args:
@@ -30,7 +30,7 @@ def prepare_source(run: Run, source: Source, layer_counts: Collection[int]) -> t
         layer_counts: How many layers the models that are pruned from it keep.
 
     Returns:
-        The prepared model, and the stage that prepared it.
+        The stage that prepared it.
     """
     plan, checkpoint, tokens = run.plan, source.checkpoint, run.tokens
     folder, protected = run.folder.prepared(source.name), plan.space.protected_layers
@@ -62,8 +62,7 @@ def prepare_source(run: Run, source: Source, layer_counts: Collection[int]) -> t
         needs=(tokens.done, *source.made_by, scored),
         outputs=[folder],
     )
-    done = run.engine.run(stage, action)
-    return PreparedTeacher.open(checkpoint.path, folder), done
+    return run.engine.run(stage, action)
 
 
 def _score(run: Run, source: Source) -> Done:

@@ -29,7 +29,7 @@ from minitron_nas.progress import silent
 from minitron_nas.reporting.run_record import plain_rows, read_run
 from minitron_nas.settings import Settings, plan_error
 from minitron_nas.storage.atomic import whole_folder, write_text
-from minitron_nas.storage.machine import expanded
+from minitron_nas.storage.copies import local
 from minitron_nas.storage.plain_yaml import load_yaml
 from minitron_nas.storage.run_folder import holds_run, require_new_folder
 from minitron_nas.storage.schemas import COMPARISON
@@ -123,7 +123,7 @@ def compare(
     a limit asks for it, by speed, memory and lm-eval tasks. Runs are compared by what they have measured.
 
     Args:
-        base: What the other is held against: a model, or the folder of a run.
+        base: What the other is held against: a model, or a run, its folder or URI.
         other: The same.
         text: Text, jsonl or parquet files that neither has seen; of runs there is none.
         limits: What is allowed.
@@ -201,7 +201,7 @@ def _runs(base: ModelSource, other: ModelSource) -> tuple[Path, Path] | None:
     """Return the folders of two runs; None if one of them is a model."""
     if isinstance(base, tuple) or isinstance(other, tuple):
         return None
-    first, second = expanded(base), expanded(other)
+    first, second = local(base), local(other)
     return (first, second) if holds_run(first) and holds_run(second) else None
 
 

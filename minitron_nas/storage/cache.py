@@ -1,4 +1,4 @@
-"""Where converted teachers are kept, so that each is converted once."""
+"""Where this machine keeps what it can make or fetch again: converted teachers, and copies of what lies at URIs."""
 
 import fcntl
 import os
@@ -13,6 +13,17 @@ def cache_folder() -> Path:
     """Return $MINITRON_NAS_CACHE, or ~/.cache/minitron_nas where that is not set."""
     chosen = os.environ.get("MINITRON_NAS_CACHE")
     return expanded(chosen) if chosen else Path.home() / ".cache" / "minitron_nas"
+
+
+def named_scratch() -> Path | None:
+    """Return $MINITRON_NAS_SCRATCH, None where that is not set."""
+    chosen = os.environ.get("MINITRON_NAS_SCRATCH")
+    return expanded(chosen).absolute() if chosen else None
+
+
+def scratch_folder() -> Path:
+    """Return where runs work whose folder is a URI: $MINITRON_NAS_SCRATCH, or a folder in the cache."""
+    return named_scratch() or cache_folder().absolute() / "runs"
 
 
 def build_once(folder: Path, fill: Callable[[Path], None]) -> Path:

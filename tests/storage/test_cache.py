@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from minitron_nas.models.cache import build_once, cache_folder
+from minitron_nas.storage.cache import build_once, cache_folder
 
 
 def test_the_cache_lies_where_the_environment_says(monkeypatch, tmp_path):
