@@ -272,7 +272,7 @@ def align(
     ]
     given = _given(epochs=epochs, learning_rate=learning_rate, batch_sequences=batch)
     settings = read_alignment(with_overrides({"align": {"method": method.value, **given}}, own)["align"])
-    with stdout_for_results():
+    with at_work():
         result = align(
             student,
             data,
