@@ -187,14 +187,17 @@ def tell(num_processes: int, measured: dict[str, list[list[float]]]) -> None:
             f"{num_processes} processes, {way}: {stalls[way]:.2f} s ({stalls[way] / stalls['one process']:.3f} of one "
             f"process), whole after {wholes[way]:.2f} s ({NUM_BYTES / wholes[way] / 1e6:.0f} MB/s)"
         )
-    rate = NUM_BYTES / num_processes / stalls["copy"]
-    copy = STATE_8B_BYTES / NUM_GPUS / rate
+    own_bytes, own_8b_bytes = NUM_BYTES / num_processes, STATE_8B_BYTES / NUM_GPUS
     at_once = STATE_8B_BYTES / DISK_BYTES_PER_SECOND
+    for what, seconds in (("the copy alone", stalls["copy"]), ("all that steps lose", stalls[WAYS[2]])):
+        lost = own_8b_bytes * seconds / own_bytes
+        print(
+            f"{num_processes} processes, {what}: {own_bytes / seconds / 1e9:.2f} GB/s each; 8B on {NUM_GPUS} processes "
+            f"loses {lost:.1f} s of {INTERVAL_SECONDS} at that rate: {lost / INTERVAL_SECONDS:.2%}"
+        )
     print(
-        f"{num_processes} processes copy at {rate / 1e9:.2f} GB/s each; at that rate 8B on {NUM_GPUS} processes stand "
-        f"still for {copy:.1f} s of {INTERVAL_SECONDS}: {copy / INTERVAL_SECONDS:.2%}; writing "
-        f"{STATE_8B_BYTES / 1e9:.0f} GB at {DISK_BYTES_PER_SECOND / 1e9:.0f} GB/s takes {at_once:.0f} s beside it, and "
-        f"would be {at_once / INTERVAL_SECONDS:.2%} in its place"
+        f"writing {STATE_8B_BYTES / 1e9:.0f} GB at {DISK_BYTES_PER_SECOND / 1e9:.0f} GB/s takes {at_once:.0f} s: "
+        f"{at_once / INTERVAL_SECONDS:.2%} if training waited"
     )
 
 
