@@ -300,6 +300,17 @@ class Bucket:
         """Write an object."""
         self.client.put_object(Bucket="bucket", Key=name, Body=content)
 
+    def begin(self, run: Finished, before: str) -> list[str]:
+        """Write what a run has left before a stage, and return the stages."""
+        lines = (run.path / "ledger.jsonl").read_text().splitlines(keepends=True)
+        done = run.stages()[: run.stages().index(before)]
+        names = [output[0] for entry in run.ledger()[: len(done)] for output in (*entry["outputs"], *entry["rows"])]
+        for name in ("plan.yaml", *names):
+            if not name.startswith(("tokens/", "signals/", "prepared/")):
+                self.write(f"run/{name}", (run.path / name).read_bytes())
+        self.write("run/ledger.jsonl", "".join(lines[: len(done)]).encode())
+        return done
+
     def empty(self) -> None:
         """Remove everything, and hold up and refuse nothing."""
         for page in self.client.get_paginator("list_objects_v2").paginate(Bucket="bucket"):

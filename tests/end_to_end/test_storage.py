@@ -37,18 +37,6 @@ def finished_before(err: str) -> list[str]:
     return [line.removesuffix(words) for line in err.splitlines() if line.endswith(words)]
 
 
-def begin(bucket: Any, run: Any, before: str) -> list[str]:
-    """Bring to the bucket what a run has left there before a stage, and return the stages."""
-    lines = (run.path / "ledger.jsonl").read_text().splitlines(keepends=True)
-    done = run.stages()[: run.stages().index(before)]
-    names = [output[0] for entry in run.ledger()[: len(done)] for output in (*entry["outputs"], *entry["rows"])]
-    for name in ("plan.yaml", *names):
-        if not name.startswith(("tokens/", "signals/", "prepared/")):
-            bucket.write(f"run/{name}", (run.path / name).read_bytes())
-    bucket.write("run/ledger.jsonl", "".join(lines[: len(done)]).encode())
-    return list(done)
-
-
 def assert_same(run: Any, other: Any) -> None:
     """Compare two runs, one of which may have made again what had stayed on a disk that was lost."""
     for table in (TRIALS, EVALUATIONS):
@@ -89,7 +77,7 @@ def test_nothing_is_repeated_on_a_machine_without_scratch(
 def test_a_run_that_is_asked_to_end_in_a_training_goes_on_in_it_on_another_machine(
     bucket: Any, build: Any, uninterrupted: Any, finished: Callable[[Path], Any]
 ) -> None:
-    begin(bucket, uninterrupted, "90k distil")
+    bucket.begin(uninterrupted, "90k distil")
     moment = uninterrupted.moment("90k distil", 0.2, sign="checkpoints/90k/checkpoint-*/complete")
     stopped = build.stop(scratch_of(URI), moment, [signal.SIGTERM], f"--out={URI}")
     assert stopped.told.code == 143, stopped.told.err
@@ -108,7 +96,7 @@ def test_a_run_that_is_asked_to_end_in_a_training_goes_on_in_it_on_another_machi
 def test_a_run_killed_in_a_stage_ends_elsewhere_as_if_nothing_had_happened(
     bucket: Any, build: Any, uninterrupted: Any, finished: Callable[[Path], Any], stage: str
 ) -> None:
-    done = begin(bucket, uninterrupted, stage)
+    done = bucket.begin(uninterrupted, stage)
     assert build.kill(scratch_of(URI), uninterrupted.moment(stage, 0.5), f"--out={URI}").code == -9
     assert {entry["stage"] for entry in map(json.loads, bucket.read("run/ledger.jsonl").splitlines())} == {*done}
     lose_the_disk()
@@ -122,7 +110,7 @@ def test_a_run_killed_in_a_stage_ends_elsewhere_as_if_nothing_had_happened(
 def test_a_run_killed_in_an_upload_ends_as_if_nothing_had_happened(
     bucket: Any, build: Any, uninterrupted: Any, finished: Callable[[Path], Any], loses_disk: bool
 ) -> None:
-    begin(bucket, uninterrupted, "90k distil")
+    bucket.begin(uninterrupted, "90k distil")
     bucket.held = "students/90k/model.safetensors"
     assert build.kill_when(scratch_of(URI), bucket.arrived.is_set, f"--out={URI}").code == -9
     there = bucket.names("run")
@@ -142,7 +130,7 @@ def test_a_run_killed_in_an_upload_ends_as_if_nothing_had_happened(
 def test_a_network_that_is_lost_is_told_with_what_is_kept_and_the_same_command_goes_on(
     bucket: Any, build: Any, uninterrupted: Any, finished: Callable[[Path], Any]
 ) -> None:
-    begin(bucket, uninterrupted, "90k distil")
+    bucket.begin(uninterrupted, "90k distil")
     bucket.refused = "students/90k/model.safetensors"
     told = build.finish(scratch_of(URI), f"--out={URI}")
     assert told.code == 2, told.err
