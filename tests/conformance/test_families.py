@@ -118,7 +118,7 @@ NOTHING_NEW = {"glm4_moe", "granitemoehybrid", "olmoe", "qwen3_5_moe_text"}
 
 
 STEPS = (check_steps, check_axes, check_distils)
-STEPPED = ("deepseek_v3", "gemma2", "gpt2", "gpt_oss", "llama", "mixtral", "nemotron_h", "phi3")
+STEPPED = ("gemma2", "gpt2", "gpt_oss", "llama", "nemotron_h", "phi3")
 """Families that always take the longer steps, the others when there is time; the steps have tests of their own."""
 
 

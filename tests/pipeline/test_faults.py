@@ -17,7 +17,7 @@ import torch
 import yaml
 from lm_eval.tasks import TaskManager
 
-from minitron_nas.distillation.training import trainer
+from minitron_nas.distillation.training import writer
 from minitron_nas.errors import MachineError, RunFolderError, TrialError
 from minitron_nas.evaluation import lm_eval
 from minitron_nas.pipeline import build as module
@@ -181,7 +181,7 @@ def test_a_disk_that_is_full_for_a_moment_changes_no_winner(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run, undisturbed = begun(tmp_path / "run", "90k tournament"), Family(finished)
-    mark, calls = trainer.mark_whole, []
+    mark, calls = writer.mark_whole, []
 
     def full_once(*arguments: Any) -> None:
         calls.append(arguments)
@@ -189,7 +189,7 @@ def test_a_disk_that_is_full_for_a_moment_changes_no_winner(
             raise OSError(errno.ENOSPC, "No space left on device")
         mark(*arguments)
 
-    monkeypatch.setattr(trainer, "mark_whole", full_once)
+    monkeypatch.setattr(writer, "mark_whole", full_once)
     with pytest.raises(
         MachineError, match=r"^90k tournament: trial .*checkpoints/.*: No space left .*and the same"
     ) as told:
