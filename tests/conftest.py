@@ -37,8 +37,11 @@ TRIED_THROUGHOUT = frozenset({
 """Families between which every kind of tensor, norm and layer occurs."""
 
 
-LONGEST_FIRST = ("end_to_end", "pipeline", "execution", "distillation", "conformance")
-"""Folders whose files take minutes: at the end, with nothing left for others to do, they would hold up a run."""
+LONGEST_FIRST = ("end_to_end", "conformance", "pipeline", "execution", "distillation")
+"""Folders whose files take minutes: at the end, with nothing left for others to do, they would hold up a run.
+
+Of two workers one makes the runs that are shared while the other tries families, which need none.
+"""
 
 
 @pytest.hookimpl(tryfirst=True)

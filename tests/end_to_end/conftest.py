@@ -341,6 +341,8 @@ class Gate:
 @pytest.fixture(scope="session")
 def s3() -> Iterator[Bucket]:
     """A bucket named "bucket" of a server of this session."""
+    for name in ("boto3", "moto", "s3fs"):
+        pytest.importorskip(name, reason="pip install -e '.[nightly]' brings an S3 server and its client")
     import boto3
     from moto.server import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server

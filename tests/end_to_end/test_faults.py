@@ -1,5 +1,6 @@
 """Every fault in every stage, here, on Ray and in two processes: how a command ends, and how the next one goes on."""
 
+import json
 import os
 import random
 import subprocess
@@ -49,6 +50,11 @@ SMALL_DISK = "512m"
 def test_every_stage_of_a_run_is_one_of_these(uninterrupted: Any) -> None:
     assert tuple(uninterrupted.stages()) == STAGES
     uninterrupted.assert_equals(uninterrupted)
+
+
+def test_the_standard_output_of_a_run_is_its_result_and_nothing_else(uninterrupted: Any) -> None:
+    result = json.loads(uninterrupted.path.with_name("run.out").read_text())
+    assert [member["name"] for member in result["members"]] == ["teacher", "90k"]
 
 
 @pytest.fixture(scope="module")

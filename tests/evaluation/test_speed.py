@@ -110,6 +110,7 @@ def test_a_tiny_model_has_a_speed_and_needs_more_memory_than_its_weights(tmp_pat
     assert (path / "model.safetensors").stat().st_size < found.peak_memory_bytes < 8e9
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_loaded_is_an_error_of_one_line(tmp_path):
     with pytest.raises(MinitronNasError, match=rf"measuring the speed of {tmp_path} failed: \S") as caught:
         measure_speed(tmp_path, SETTINGS)

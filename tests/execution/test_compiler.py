@@ -34,6 +34,7 @@ def test_a_compiled_function_takes_any_number_of_rows_without_being_compiled_aga
     assert len(graphs) == 1
 
 
+@pytest.mark.slow
 def test_without_a_compiler_a_function_runs_as_written_and_says_so_once(tmp_path):
     environment = {"PATH": str(tmp_path), "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     done = subprocess.run(

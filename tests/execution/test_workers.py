@@ -123,6 +123,7 @@ def remote():
     return work
 
 
+@pytest.mark.slow
 def test_a_cluster_does_parts_side_by_side_and_replaces_a_lost_worker(one_ray, tmp_path):
     told = []
     workers = Workers(ON_CLUSTER, tmp_path / "workers")

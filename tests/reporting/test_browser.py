@@ -103,7 +103,7 @@ def report(run: RunRecord) -> str:
     return render_report(run)
 
 
-@pytest.mark.parametrize("width", [360, 768, 1280])
+@pytest.mark.parametrize("width", [360, *(pytest.param(width, marks=pytest.mark.slow) for width in (768, 1280))])
 def test_no_page_is_wider_than_its_window(open_page: Open, report: str, width: int) -> None:
     page = open_page(report, width).page
     assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -185,7 +185,9 @@ def test_a_text_that_a_spreadsheet_would_compute_is_quoted_in_the_file(open_page
     assert rows[1][-1] == '\'=HYPERLINK("x")'
 
 
-@pytest.mark.parametrize("which", ["empty", "no numbers", "one trial"])
+@pytest.mark.parametrize(
+    "which", ["no numbers", *(pytest.param(which, marks=pytest.mark.slow) for which in ("empty", "one trial"))]
+)
 def test_a_run_with_little_in_it_draws_without_complaint(
     open_page: Open, run: RunRecord, new_run: Path, which: str
 ) -> None:
@@ -231,7 +233,7 @@ def test_two_runs_on_a_page_have_tables_and_figures_of_their_own(open_page: Open
     assert opened.drawn("plot-r2-speed")["student"]["x"]
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("dark", [pytest.param(False, marks=pytest.mark.slow), True], ids=["light", "dark"])
 def test_axe_finds_no_serious_fault(open_page: Open, report: str, dark: bool) -> None:
     found = axe.Axe().run(open_page(report, dark=dark).page)
     serious = [

@@ -107,6 +107,7 @@ def get(port: int, path: str, host: str = "") -> tuple[int, str]:
     return answer.status, answer.read().decode()
 
 
+@pytest.mark.slow
 def test_the_command_shows_the_page_on_loopback_and_ends_with_ctrl_c_in_one_line(
     command: tuple[subprocess.Popen[str], int],
 ) -> None:
