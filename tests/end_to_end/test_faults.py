@@ -178,4 +178,4 @@ def test_a_kill_and_then_a_file_that_is_cut(
         damaged.write_bytes(whole)
         again = build.finish(run, *settings)
     assert again.code == 0, again.err
-    finished(run).assert_equals(undisturbed(where))
+    finished(run).assert_same_results(undisturbed(where))
