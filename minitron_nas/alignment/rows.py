@@ -12,10 +12,11 @@ from minitron_nas.errors import ColumnError, DataError
 from minitron_nas.storage.machine import expanded
 from minitron_nas.text.conversation import Conversation
 from minitron_nas.text.document import CHAT_COLUMNS, TEXT_COLUMN, Document, document_digest
-from minitron_nas.text.files import Part, is_path, one_line, open_files
+from minitron_nas.text.files import Part, is_path, open_files
 from minitron_nas.text.formats import PROSE, kind_of
 from minitron_nas.text.listing import list_files
 from minitron_nas.text.settings import TextSettings
+from minitron_nas.text.sources import open_hub
 from minitron_nas.text.tables import TableRows
 from minitron_nas.text.turns import ASSISTANT
 
@@ -165,13 +166,7 @@ def _tables(data: Rows, settings: TextSettings) -> list[_Table]:
         return [_Table(file, str(file)) for file in files]
     if is_path(name) or expanded(name).exists():
         raise DataError(f"no file matches {name}; give an existing file, glob, folder or a hub dataset's name")
-    try:
-        table = datasets.load_dataset(name, settings.config, split=settings.split)
-    except Exception as error:
-        raise DataError(
-            f"{name!r} is neither a file here nor a hub dataset that could be opened: {one_line(error)}"
-        ) from error
-    return [_Table(table, name)]
+    return [_Table(open_hub(name, settings, streaming=False), name)]
 
 
 def _turns(cell: Document | None, role: str) -> list[dict[str, Any]]:

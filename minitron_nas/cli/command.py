@@ -66,7 +66,6 @@ def at_work() -> redirect_stdout[TextIO]:
     What they have loaded when work begins is hidden from the garbage collector: it outlives the work, and a collection
     over torch and transformers takes 0.4 s, which a run would spend after every model that it lets go.
     """
-    gc.collect()
     gc.freeze()
     return redirect_stdout(sys.stderr)
 

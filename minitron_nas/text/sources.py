@@ -288,14 +288,27 @@ def _shuffled(data: SingleData, settings: TextSettings, seed: int) -> Iterable[D
     return read_parts(parts, order)
 
 
-def _hub_rows(name: str, settings: TextSettings, seed: int) -> Iterator[Document]:
+def open_hub(name: str, settings: TextSettings, *, streaming: bool) -> Any:
+    """Open a dataset of the hub.
+
+    Args:
+        name: On the hub.
+        settings: Configuration and split.
+        streaming: Whether its rows come one by one as they are read; else all of it is fetched first.
+
+    Raises:
+        DataError: If it cannot be opened.
+    """
     try:
-        stream = datasets.load_dataset(name, settings.config, split=settings.split, streaming=True)
+        return datasets.load_dataset(name, settings.config, split=settings.split, streaming=streaming)
     except Exception as error:
         raise DataError(
             f"{name!r} is neither a file here nor a hub dataset that could be opened: {one_line(error)}"
         ) from error
-    stream = stream.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER)
+
+
+def _hub_rows(name: str, settings: TextSettings, seed: int) -> Iterator[Document]:
+    stream = open_hub(name, settings, streaming=True).shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER)
     return _rows(stream, settings.column, name, partial(_number_of_stream, seed))
 
 
