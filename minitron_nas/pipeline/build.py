@@ -160,7 +160,7 @@ def _located(plan: FamilyPlan, is_live: bool) -> FamilyPlan:
         "importance": plan.importance.model_copy(update={"depth": _with_path(depth, "include_path")}),
         "evaluation": _with_texts(_with_path(evaluation, "include_path")),
         "distillation": _with_path(distillation, "deepspeed"),
-        "search": _with_path(plan.search, "latency"),
+        "search": _with_path(_with_path(plan.search, "latency"), "extends"),
     }
     return plan.model_copy(update=changes)
 

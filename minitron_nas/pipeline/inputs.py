@@ -21,6 +21,8 @@ from minitron_nas.pruning.settings import StartSettings
 from minitron_nas.search.rates import RULE
 from minitron_nas.space.size import Size
 from minitron_nas.storage.atomic import read_json
+from minitron_nas.storage.ledger import fingerprint
+from minitron_nas.storage.run_folder import RunFolder
 
 _SPEED = {"prompt_tokens", "decode_tokens", "repeats"}
 """What of the evaluation's settings says how speed is measured; the others are of lm-eval's tasks."""
@@ -95,16 +97,24 @@ def of_latency(plan: FamilyPlan, teacher: Checkpoint) -> dict[str, Any]:
 
 def of_search(plan: FamilyPlan, size: Size, learning_rate: float) -> dict[str, Any]:
     """A shape is found: all of the plan that decides anything, but for the other sizes, and the rate of the trials."""
-    deciders = {key: value for key, value in deciding(plan.to_dict()).items() if key not in {"sizes", "search.latency"}}
+    files = {"search.latency", "search.extends"}
+    deciders = {key: value for key, value in deciding(plan.to_dict()).items() if key not in {"sizes", *files}}
     deciders["distillation.learning_rate"] = learning_rate
     latency = read_json(Path(plan.search.latency)) if plan.search.latency is not None else None
+    extended = {} if plan.search.extends is None else {"extends": _screened_there(Path(plan.search.extends), size)}
     return {
+        **extended,
         "plan": deciders,
         "size": size.written,
         "latency": latency,
         "start": "the better repair",
         "cut": "paired test",
     }
+
+
+def _screened_there(earlier: Path, size: Size) -> str | None:
+    file = RunFolder(earlier).screened(size.label)
+    return fingerprint(read_json(file)) if file.exists() else None
 
 
 def of_start(plan: FamilyPlan) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from minitron_nas.pipeline.devices import Devices
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pipeline.room import Room, num_trials
 from minitron_nas.pipeline.stages.correct import correction_tokens
+from minitron_nas.pipeline.stages.extend import check_extended
 from minitron_nas.pipeline.stages.latency import named_latency
 from minitron_nas.pipeline.stages.search import costing_of, pool_of, shapes_of
 from minitron_nas.pipeline.stages.tokenize import held_out_sources
@@ -81,6 +82,7 @@ def preflight(
         lambda: _check_batch(plan),
         lambda: _check_correction(plan),
         lambda: check_tasks(plan),
+        lambda: check_extended(plan),
     ]
     for check in checks:
         with _kept(faults):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from minitron_nas.execution.ray_jobs import JobEnd
 
 _VARIABLE = "MINITRON_NAS_PLAN"
-_NAMES = {"teacher", "data", "path", "include_path", "deepspeed", "latency"}
+_NAMES = {"teacher", "data", "path", "include_path", "deepspeed", "latency", "extends"}
 """Keys of a plan whose values may be files."""
 
 _MOST_BYTES = 100_000

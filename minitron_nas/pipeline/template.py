@@ -27,6 +27,7 @@ OFFERED = (
     "search.batch_size",
     "search.context_tokens",
     "search.latency",
+    "search.extends",
     "search.max_screened",
     "search.num_finalists",
     "search.num_rungs",

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
+from types import MappingProxyType
 from typing import Any, Self, TypeAlias
 
 import numpy as np
@@ -30,7 +31,7 @@ class Exploration:
 
     Attributes:
         outcomes: By index in the pool, in the order of the measurements; their keys are candidate ids.
-        rounds: In which round each was measured, from 1, by index.
+        rounds: In which round each was measured, from 1, by index; 0 for what was known before.
         ended: Why no more were, in words.
     """
 
@@ -59,7 +60,13 @@ class Exploration:
         return cls(outcomes, {int(index): each for index, each in values["rounds"].items()}, values["ended"])
 
 
-def explore(pool: Pool, sampler: Sampler, settings: SearchSettings, measure: Measure) -> Exploration:
+def explore(
+    pool: Pool,
+    sampler: Sampler,
+    settings: SearchSettings,
+    measure: Measure,
+    before: Mapping[int, Outcome] = MappingProxyType({}),
+) -> Exploration:
     """Measure candidates round by round.
 
     It ends when `max_screened` are measured or the pool is empty; with a sampler that predicts, also when two rounds in
@@ -70,30 +77,32 @@ def explore(pool: Pool, sampler: Sampler, settings: SearchSettings, measure: Mea
         sampler: Proposes.
         settings: Width of a round, and how many are measured at most.
         measure: Measures; called once a round.
+        before: What is known already, by index.
 
     Raises:
         TrialError: If none could be measured.
     """
-    most = settings.num_screened(len(pool))
-    outcomes, rounds = dict[int, Outcome](), dict[int, int]()
-    known, before, still = dict[int, float | None](), None, 0
-    for number in range(1, most + 1):
+    most = len(before) + settings.num_screened(len(pool) - len(before))
+    outcomes, rounds = dict(before), dict.fromkeys(before, 0)
+    known = {index: outcome.number("kl_nats") for index, outcome in outcomes.items()}
+    favourites, still = _favourites(sampler, known), 0
+    while len(outcomes) < most:
         proposed = sampler.propose(known, min(settings.round_size, most - len(outcomes)))
         found = measure([pool.candidates[index] for index in proposed])
         outcomes |= {index: found[pool.candidates[index].id] for index in proposed}
-        rounds |= dict.fromkeys(proposed, number)
+        rounds |= dict.fromkeys(proposed, max(rounds.values(), default=0) + 1)
         known |= {index: outcomes[index].number("kl_nats") for index in proposed}
         if len(outcomes) == most:
             break
-        now = _favourites(sampler, known)
-        still = still + 1 if now is not None and now == before else 0
-        before = now
+        last, favourites = favourites, _favourites(sampler, known)
+        still = still + 1 if favourites is not None and favourites == last else 0
         if still == _STILL_ROUNDS:
             return Exploration(outcomes, rounds, f"the best stayed the same over {_STILL_ROUNDS} rounds")
     if all(outcome.value is None for outcome in outcomes.values()):
         errors = {last_line(outcome.error) or "" for outcome in outcomes.values()}
         raise TrialError(f"no candidate could be measured: {'; '.join(sorted(errors))}")
-    ended = "all were measured" if most == len(pool) else f"search.max_screened={most} were measured"
+    new = most - len(before)
+    ended = "all were measured" if most == len(pool) else f"search.max_screened={new} were measured"
     return Exploration(outcomes, rounds, ended)
 
 

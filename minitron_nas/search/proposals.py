@@ -72,7 +72,7 @@ def references(pool: Pool, seed: int) -> dict[str, int]:
 class PoolSampler:
     """Looks at the whole pool through a surrogate.
 
-    Of the first shapes two are the references, the others lie as far apart as the pool allows. Of every later round one
+    Before all others come the references. The others of the first round lie as far apart as the pool allows. Of every later round one
     half has the greatest expected improvement, each chosen as if what the surrogate says of those before it had been
     measured; three in eight are the nearest neighbours of the best so far; and the last is drawn at random, which keeps
     the surrogate honest.
@@ -93,16 +93,17 @@ class PoolSampler:
         left = np.setdiff1d(np.arange(len(features)), list(measured))
         num = min(num, len(left))
         known = _usable(measured)
+        first = [index for index in dict.fromkeys(references(self.pool, self.seed).values()) if index not in measured]
+        first = first[:num]
+        left, num = left[~np.isin(left, first)], num - len(first)
         if len(known) < min(_FIRST_ROUND, len(features)) or not features.shape[1]:
-            new = [index for index in dict.fromkeys(references(self.pool, self.seed).values()) if index not in measured]
-            first = new[:num]
-            return first + spread(features, [*measured, *first], num - len(first), self.seed)
+            return first + spread(features, [*measured, *first], num, self.seed)
         num_random = 1 if num > 1 else 0
         num_near = min(3 * num // 8, num - num_random)
         chosen = self._improving(features, left, known, num - num_near - num_random)
         chosen += self._near(features, left, known, chosen, num_near)
-        gone = dict.fromkeys([*measured, *chosen])
-        return chosen + RandomSampler(self.pool, self.seed).propose(gone, num - len(chosen))
+        gone = dict.fromkeys([*measured, *first, *chosen])
+        return first + chosen + RandomSampler(self.pool, self.seed).propose(gone, num - len(chosen))
 
     def predict(self, measured: Mapping[int, float | None]) -> Values | None:
         """Return the KL that the surrogate expects of every shape; None while too few are measured.

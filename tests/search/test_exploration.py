@@ -4,12 +4,13 @@ import pytest
 from minitron_nas.errors import TrialError
 from minitron_nas.execution.runner import Outcome
 from minitron_nas.search.exploration import Exploration, explore, make_sampler
+from minitron_nas.search.proposals import references
 from minitron_nas.search.settings import SearchSettings
 
 
-def explored(landscape, measure=None, seed=0, **given):
-    settings = SearchSettings(**given)
-    return explore(landscape.pool, make_sampler(landscape.pool, settings, seed), settings, measure or landscape.measure)
+def explored(landscape, measure=None, seed=0, before=None, **given):
+    settings, sampler = SearchSettings(**given), make_sampler(landscape.pool, SearchSettings(**given), seed)
+    return explore(landscape.pool, sampler, settings, measure or landscape.measure, before or {})
 
 
 def test_it_ends_when_nothing_changes_any_more_and_has_the_best(landscape):
@@ -53,6 +54,40 @@ def test_a_killed_exploration_goes_on_to_the_same_measurements(landscape):
 
     assert explored(landscape, resumed) == whole
     assert len(measured) == len(whole.outcomes) - 16
+
+
+@pytest.mark.parametrize("sampler", ["pool", "random", "tpe"])
+def test_it_goes_on_from_what_is_known_and_measures_none_of_it_again(landscape, sampler):
+    first = explored(landscape, sampler=sampler, max_screened=16)
+    measured = []
+
+    def measure(candidates):
+        measured.extend(each.id for each in candidates)
+        return landscape.measure(candidates)
+
+    second = explored(landscape, measure, sampler=sampler, max_screened=8, before=first.outcomes)
+    assert second.ended == "search.max_screened=8 were measured"
+    assert not {*measured} & {outcome.key for outcome in first.outcomes.values()}
+    assert list(second.rounds.values()) == [0] * 16 + [1] * 8
+    assert list(second.outcomes)[:16] == list(first.outcomes)
+    if sampler != "tpe":  # which remembers what it asked for
+        assert second.outcomes == explored(landscape, sampler=sampler, max_screened=24).outcomes
+
+
+def test_what_the_choice_is_held_against_is_measured_though_another_space_is_known(landscape):
+    held_against = set(references(landscape.pool, 0).values())
+    others = [index for index in range(0, len(landscape.pool), 9) if index not in held_against]
+    found = landscape.measure([landscape.pool.candidates[index] for index in others])
+    before = {index: found[landscape.pool.candidates[index].id] for index in others}
+    second = explored(landscape, before=before, max_screened=8)
+    assert held_against <= {index for index, number in second.rounds.items() if number == 1}
+    assert len(second.outcomes) == len(others) + 8
+
+
+def test_where_all_is_known_nothing_is_measured(landscape):
+    whole = explored(landscape, sampler="random", max_screened=None)
+    again = explored(landscape, pytest.fail, before=whole.outcomes)
+    assert (again.outcomes, again.ended) == (whole.outcomes, "all were measured")
 
 
 def test_it_is_written_and_read_without_the_time_that_it_took(landscape):

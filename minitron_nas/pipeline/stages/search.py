@@ -16,6 +16,7 @@ from minitron_nas.pipeline.engine import Done, Left, Stage
 from minitron_nas.pipeline.hop import Hop
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pipeline.run import Run
+from minitron_nas.pipeline.stages.extend import conditions, taken_over
 from minitron_nas.pipeline.stages.train import starts_of
 from minitron_nas.progress import Progress
 from minitron_nas.search.by_text import kls_by_text, text_correlations
@@ -171,7 +172,9 @@ def _screen(run: Run, hop: Hop, pool: Pool) -> Done:
                 lambda each, _: progress(before + each, most),
             )
 
-        explored = explore(pool, make_sampler(pool, settings, plan.seed), settings, measure)
+        here = conditions(run, hop, num_sequences)
+        before = taken_over(run, hop, pool, here)
+        explored = explore(pool, make_sampler(pool, settings, plan.seed), settings, measure, before)
         _tell_losses(run, f"{hop.label} screen", {each.key: each for each in explored.outcomes.values()})
         kls = explored.kls()
         if not kls:
@@ -180,7 +183,8 @@ def _screen(run: Run, hop: Hop, pool: Pool) -> Done:
                 "the teacher; the model or the text is damaged, or numbers overflow: try another text, or start=select "
                 "and repair=none"
             )
-        write_json(explored_file, explored.to_dict())
+        shapes = {str(index): pool.candidates[index].architecture.sizes() for index in explored.outcomes}
+        write_json(explored_file, {**explored.to_dict(), "conditions": here, "shapes": shapes})
         return Left(choose_finalists(pool, kls, settings.others, settings.num_finalists))
 
     stage = Stage(

@@ -11,9 +11,11 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.errors import LatencyError, SpaceError
+from minitron_nas.errors import LatencyError, PlanError, RunFolderError, SpaceError
 from minitron_nas.models.checkpoint import open_checkpoint
+from minitron_nas.pipeline.display import default_display
 from minitron_nas.search.pareto import pareto_front
+from minitron_nas.search.screen import screen
 from minitron_nas.storage.lineage import read_lineage
 from minitron_nas.storage.schemas import CANDIDATES, EXCLUSIONS, TRIALS
 from minitron_nas.storage.tables import read_rows
@@ -33,7 +35,7 @@ BOUND = "decode_speedup >= 1.2"
 
 @pytest.fixture(scope="module")
 def search(build, latency):
-    def call(out, *overrides):
+    def call(out, *overrides, **changes):
         return build(
             out,
             "search.num_rungs=0",
@@ -43,7 +45,7 @@ def search(build, latency):
             f"search.constraints=[{BOUND}]",
             f"search.latency={latency}",
             *overrides,
-            space=SPACE,
+            **{"space": SPACE, **changes},
         )
 
     return call
@@ -115,6 +117,58 @@ def test_optuna_reads_what_was_screened_against_all_objectives(searched, rows):
     assert len(study.trials) == 20
     front = {row["candidate"] for row in rows if row["on_front"]}
     assert {trial.user_attrs["candidate"] for trial in study.best_trials} == front
+
+
+def test_a_search_goes_on_from_that_of_another_run_in_a_wider_space(search, searched, rows, tmp_path, monkeypatch):
+    measured = []
+    monkeypatch.setattr(
+        "minitron_nas.pipeline.stages.search.screen",
+        lambda candidates, *given: measured.extend(each.id for each in candidates) or screen(candidates, *given),
+    )
+    wider = {**SPACE, "axes": {**SPACE["axes"], "hidden_size": {"values": [36, 40, 42, 48]}}}
+    found = search(tmp_path / "run", "search.max_screened=4", f"search.extends={searched.path}", space=wider)
+    known = {row["candidate"]: row["screen_kl_nats"] for row in rows if row["round"] is not None}
+    now = {row["candidate"]: row for row in read_rows(found.path, CANDIDATES) if row["round"] is not None}
+    assert {key: row["screen_kl_nats"] for key, row in now.items() if row["round"] == 0} == known
+    assert sorted(measured) == sorted(key for key, row in now.items() if row["round"] == 1)
+    assert len(measured) == 4
+    assert len(read_rows(found.path, CANDIDATES)) > len(rows)
+
+
+def test_what_was_measured_on_other_text_is_not_taken_over(search, searched, tmp_path, capsys):
+    found = search(
+        tmp_path / "run",
+        "search.max_screened=4",
+        f"search.extends={searched.path}",
+        "text.validation_samples=5",
+        display=default_display(),
+    )
+    assert "nothing is taken over from" in (told := capsys.readouterr().err)
+    assert "where other were the held-out text" in told
+    assert {row["round"] for row in read_rows(found.path, CANDIDATES)} == {None, 1}
+
+
+def test_a_run_whose_screening_was_changed_is_not_gone_on_from(search, searched, tmp_path):
+    earlier = tmp_path / "earlier"
+    shutil.copytree(searched.path, earlier)
+    file = earlier / "screened" / "90k.json"
+    file.write_text(file.read_text().replace('"completed"', '"completeD"', 1))
+    with pytest.raises(RunFolderError, match=r"90k.json is not what the stage '90k screen' wrote"):
+        search(tmp_path / "run", f"search.extends={earlier}")
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ("{folder}", "search.extends=.* is no run"),
+        ("{run}", "has screened 90k, none of this plan's 85k; name a run that has"),
+    ],
+)
+def test_what_is_no_run_of_the_size_is_refused_before_anything_is_written(search, searched, tmp_path, named, message):
+    named = named.format(folder=tmp_path, run=searched.path)
+    with pytest.raises(PlanError, match=message):
+        search(tmp_path / "run", f"search.extends={named}", sizes=["85k"])
+    assert not (tmp_path / "run" / "plan.yaml").exists()
 
 
 @pytest.mark.slow
