@@ -67,6 +67,15 @@ def format_bytes(num_bytes: int) -> str:
     return f"{num_bytes}B"
 
 
+def about_bytes(num_bytes: float) -> str:
+    """Write bytes as people say them, to three digits: 612345678 becomes "612 MB"."""
+    for unit in ("TB", "GB", "MB", "kB"):
+        digits = f"{num_bytes / BYTES[unit.lower()]:.3g}"
+        if float(digits) >= 1:
+            return f"{float(digits):,g} {unit}"
+    return f"{num_bytes:.0f} bytes"
+
+
 Count = Annotated[int, BeforeValidator(parse_count)]
 """A positive integer that may be written with a suffix (k, M, B, T)."""
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
 from minitron_nas.errors import MinitronNasError, PlanError
-from minitron_nas.settings import Count, Settings, format_count, parse_count, plan_error
+from minitron_nas.settings import Count, Settings, about_bytes, format_count, parse_count, plan_error
 
 
 class Inner(Settings):
@@ -91,6 +91,23 @@ def test_a_count_that_no_64_bits_hold_is_refused(written: object) -> None:
 )
 def test_a_count_is_written_with_four_digits_and_a_suffix(count: int, written: str) -> None:
     assert format_count(count) == written
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "written"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1 kB"),
+        (612_345_678, "612 MB"),
+        (999_900_000, "1 GB"),
+        (2.5e9, "2.5 GB"),
+        (1.64e12, "1.64 TB"),
+        (1234e12, "1,230 TB"),
+    ],
+)
+def test_bytes_are_written_to_three_digits(num_bytes, written):
+    assert about_bytes(num_bytes) == written
 
 
 @given(st.integers(min_value=1, max_value=10**15 - 1))

@@ -17,6 +17,7 @@ from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.loading import load_for_inference
 from minitron_nas.models.outline import Outline
 from minitron_nas.progress import Progress
+from minitron_nas.settings import about_bytes
 from minitron_nas.text.tokens import PackedTokens
 
 _MARGIN_FRACTION = 0.2
@@ -125,7 +126,7 @@ def require_whole_model(checkpoint: Checkpoint | Outline, depth: DepthSettings) 
     if not fits_in_memory(checkpoint):
         raise PlanError(
             f"importance.depth criterion={depth.criterion} with mode={depth.mode} runs the whole model, which needs "
-            f"{whole_model_bytes(checkpoint) / 1e9:.1f} GB of free memory for "
+            f"{about_bytes(whole_model_bytes(checkpoint))} of free memory for "
             f"{checkpoint.path}; choose criterion=block_importance with mode=layers, which needs one layer "
             "at a time, or use a machine with more memory"
         )

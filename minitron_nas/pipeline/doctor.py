@@ -23,6 +23,7 @@ from minitron_nas.execution.compiler import has_compiler
 from minitron_nas.execution.device import available_bytes, compute_dtype, pick_device, total_bytes
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pipeline.preflight import check_tasks
+from minitron_nas.settings import about_bytes
 from minitron_nas.storage.cache import cache_folder
 
 _REHEARSAL_SECONDS = 240
@@ -112,7 +113,7 @@ def _accelerator(plan: FamilyPlan | None) -> Finding:
 def _memory() -> Finding:
     device = pick_device()
     free, total = available_bytes(device), total_bytes(device)
-    return Finding("memory", True, True, f"{free / 1e9:.1f} GB free of {total / 1e9:.1f} GB on {device}")
+    return Finding("memory", True, True, f"{about_bytes(free)} free of {about_bytes(total)} on {device}")
 
 
 def _folder(name: str, folder: Path) -> Finding:
@@ -123,7 +124,7 @@ def _folder(name: str, folder: Path) -> Finding:
     except OSError as error:
         variable = "MINITRON_NAS_CACHE" if folder == cache_folder() else "HF_HOME"
         return Finding(name, False, True, f"{folder}: {error.strerror}", f"export {variable}=a folder to write to")
-    return Finding(name, True, True, f"{folder}, {shutil.disk_usage(folder).free / 1e9:.1f} GB free")
+    return Finding(name, True, True, f"{folder}, {about_bytes(shutil.disk_usage(folder).free)} free")
 
 
 def _training(plan: FamilyPlan) -> Finding:

@@ -22,7 +22,7 @@ from minitron_nas.pipeline.room import BYTES_PER_TOKEN, assumed_tokens, settled
 from minitron_nas.pipeline.stages.latency import measures_latency
 from minitron_nas.pipeline.workload import TokenCounts
 from minitron_nas.search.costing import needs_latency
-from minitron_nas.settings import format_count
+from minitron_nas.settings import about_bytes, format_count
 from minitron_nas.space.axes import SearchSpace
 from minitron_nas.storage.machine import free_bytes
 from minitron_nas.storage.run_folder import RunFolder
@@ -60,7 +60,7 @@ class DryRun:
         yield from self.text
         yield from self.forecast.lines()
         if self.unpacked_bytes:
-            yield f"         and {self.unpacked_bytes / 1e9:.3g} GB for text that is unpacked while it is read"
+            yield f"         and {about_bytes(self.unpacked_bytes)} for text that is unpacked while it is read"
         yield from (f"note     {note}" for note in self.notes)
 
 

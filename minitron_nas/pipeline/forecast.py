@@ -22,7 +22,7 @@ from minitron_nas.pipeline.workload import (
 )
 from minitron_nas.search.rates import MOST_PROBES, probe_schedule
 from minitron_nas.search.tournament import ShortTraining
-from minitron_nas.settings import format_count
+from minitron_nas.settings import about_bytes, format_count
 from minitron_nas.space.enumerate import Enumeration
 from minitron_nas.space.size import Size
 
@@ -186,7 +186,7 @@ class Forecast:
             f"{self.tokens.validation:,} for validation"
         )
         yield (
-            f"devices  {self.devices.number} x {self.devices.name}, {_gigabytes(self.devices.memory_bytes)} and "
+            f"devices  {self.devices.number} x {self.devices.name}, {about_bytes(self.devices.memory_bytes)} and "
             f"{_flops(self.flops_per_second)} FLOPs per second each"
         )
         yield ""
@@ -215,8 +215,8 @@ class Forecast:
         rungs = ", ".join(format_count(tokens) for tokens in self.sizes[0].rung_tokens)
         yield f"rungs end at {rungs} tokens; of a later size only the shapes remain that the student before it holds"
         yield ""
-        parts = ", ".join(f"{name.replace('_', ' ')} {_gigabytes(size)}" for name, size in asdict(self.disk).items())
-        yield f"disk     {_gigabytes(self.disk_bytes)} at most: {parts}"
+        parts = ", ".join(f"{name.replace('_', ' ')} {about_bytes(size)}" for name, size in asdict(self.disk).items())
+        yield f"disk     {about_bytes(self.disk_bytes)} at most: {parts}"
 
 
 def step_flops(forward_flops: float, schedule: Schedule) -> float:
@@ -303,8 +303,3 @@ def _flops(value: float) -> str:
 
 def _hours(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.2g}" if value < 1 else f"{value:.1f}"
-
-
-def _gigabytes(num_bytes: int) -> str:
-    size = num_bytes / 1e9
-    return f"{size / 1000:,.1f} TB" if size >= 1000 else f"{size:.3g} GB"

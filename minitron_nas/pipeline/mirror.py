@@ -16,6 +16,7 @@ from pathlib import Path
 from minitron_nas.distillation.training.checkpoints import MARK, last_whole
 from minitron_nas.errors import MinitronNasError, RunFolderError
 from minitron_nas.pipeline.display import Display
+from minitron_nas.settings import about_bytes
 from minitron_nas.storage.atomic import remove
 from minitron_nas.storage.cache import scratch_folder
 from minitron_nas.storage.claim import OWNERS, Claim
@@ -112,7 +113,7 @@ class Mirror:
             thread.join()
             self._put_loose()
             self._put_under_way()
-        self._display.note(f"{self.uri} holds the run ({_gigabytes(self.sent_bytes)} uploaded by this command)")
+        self._display.note(f"{self.uri} holds the run ({about_bytes(self.sent_bytes)} uploaded by this command)")
 
     def commit(self, entries: Sequence[Entry]) -> None:
         """Bring what stages have left to the URI, and last the ledger, which says that it is there.
@@ -277,7 +278,7 @@ class Mirror:
         if num_bytes < _SHOWN_BYTES:
             yield lambda _: None
             return
-        with self._display.stage("storage", f"{_gigabytes(num_bytes)} are {done}") as progress:
+        with self._display.stage("storage", f"{about_bytes(num_bytes)} are {done}") as progress:
             total = 0
 
             def moved(more: int) -> None:
@@ -319,7 +320,3 @@ def _size(names: Sequence[str], there: Mapping[str, Object]) -> int:
 def _look(file: Path) -> tuple[int, int]:
     status = file.stat()
     return status.st_size, status.st_mtime_ns
-
-
-def _gigabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"

@@ -27,6 +27,7 @@ from minitron_nas.pipeline.stages.search import costing_of, pool_of, shapes_of
 from minitron_nas.pipeline.stages.tokenize import held_out_sources
 from minitron_nas.pipeline.stages.train import layer_counts
 from minitron_nas.pruning.order import PruningOrder
+from minitron_nas.settings import about_bytes
 from minitron_nas.space.enumerate import Enumeration
 from minitron_nas.space.size import Size
 from minitron_nas.storage.atomic import require_free_bytes
@@ -163,8 +164,8 @@ def _check_memory(plan: FamilyPlan, size: Size, pool: Enumeration, devices: Devi
     needed, there = sum(state_bytes(least, stage, num_devices)), devices.memory_bytes
     if needed > there:
         raise PlanError(
-            f"a trial of {size} takes at least {needed / 1e9:.3g} GB on each device for float32 weights, "
-            f"gradients and Adam's moments, and {devices.name} has {there / 1e9:.3g} GB; choose smaller sizes, or "
+            f"a trial of {size} takes at least {about_bytes(needed)} on each device for float32 weights, "
+            f"gradients and Adam's moments, and {devices.name} has {about_bytes(there)}; choose smaller sizes, or "
             "shard each trial over GPUs with distillation.deepspeed=zero-3 and runner.gpus_per_trial"
         )
 

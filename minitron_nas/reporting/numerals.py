@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from minitron_nas.settings import format_count
+from minitron_nas.settings import about_bytes, format_count
 
 MISSING = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
@@ -69,10 +69,7 @@ def memory(num_bytes: float | None) -> str:
     """Write bytes with a decimal unit: 612000000 becomes "612 MB"."""
     if num_bytes is None:
         return MISSING
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if num_bytes >= scale:
-            return f"{num_bytes / scale:.3g}\N{NO-BREAK SPACE}{unit}"
-    return f"{num_bytes:.0f}\N{NO-BREAK SPACE}B"
+    return about_bytes(num_bytes).replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def tiny(value: float | None) -> str:

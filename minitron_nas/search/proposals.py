@@ -72,10 +72,10 @@ def references(pool: Pool, seed: int) -> dict[str, int]:
 class PoolSampler:
     """Looks at the whole pool through a surrogate.
 
-    Before all others come the references. The others of the first round lie as far apart as the pool allows. Of every later round one
-    half has the greatest expected improvement, each chosen as if what the surrogate says of those before it had been
-    measured; three in eight are the nearest neighbours of the best so far; and the last is drawn at random, which keeps
-    the surrogate honest.
+    Before all others come the references. The others of the first round lie as far apart as the pool allows. Of every
+    later round one half has the greatest expected improvement, each chosen as if what the surrogate says of those
+    before it had been measured; three in eight are the nearest neighbours of the best so far; and the last is drawn at
+    random, which keeps the surrogate honest.
 
     Attributes:
         pool: What is searched.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from minitron_nas.errors import DiskSpaceError
+from minitron_nas.settings import about_bytes
 from minitron_nas.storage.machine import free_bytes, naming
 
 
@@ -113,6 +114,6 @@ def require_free_bytes(
     free = free_bytes(folder)
     if free < needed_bytes:
         raise DiskSpaceError(
-            f"{purpose} needs {needed_bytes / 1e9:.2f} GB in {folder}, which has {free / 1e9:.2f} GB "
+            f"{purpose} needs {about_bytes(needed_bytes)} in {folder}, which has {about_bytes(free)} "
             f"free; free some space or {remedy}"
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from minitron_nas.errors import MachineError, MinitronNasError
+from minitron_nas.settings import about_bytes
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 _DISK = _NO_ROOM | {
@@ -182,4 +183,4 @@ def _room(place: Path | None) -> str:
     except OSError:
         return ""
     used_up = ", and no more files" if files.f_files and not files.f_favail else ""
-    return f" ({disk.free / 1e9:.2f} GB of {disk.total / 1e9:.2f} GB free there{used_up})"
+    return f" ({about_bytes(disk.free)} of {about_bytes(disk.total)} free there{used_up})"

@@ -76,7 +76,11 @@ CANDIDATES = Table(
         Column("prefill_seconds", _FLOAT, "predicted time of a prompt; null where no latency model predicts it"),
         Column("decode_seconds", _FLOAT, "predicted time of a new token; null where no latency model predicts it"),
         Column("predicted_kl_nats", _FLOAT, "untrained KL that the surrogate expects; null without one"),
-        Column("round", _INT, "round of the screening in which it was measured, from 1; 0 if an earlier run had; null if not screened"),
+        Column(
+            "round",
+            _INT,
+            "round of the screening in which it was measured, from 1; 0 if an earlier run had; null if not screened",
+        ),
         Column("screen_kl_nats", _FLOAT, "untrained KL(teacher || candidate) per token; null if not screened"),
         Column("screen_loss_nats", _FLOAT, "untrained next-token loss; null if not screened"),
         Column(

@@ -7,6 +7,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from minitron_nas.settings import about_bytes
 from minitron_nas.text.content import Content, Spool
 from minitron_nas.text.formats import JSON, PARQUET, SAVED_FOLDER, compression_of, kind_of
 from minitron_nas.text.json_rows import count_rows
@@ -39,7 +40,7 @@ def _about(source: TextSource) -> str:
     parts = [
         f"{len(files):,} file{'s' * (len(files) > 1)}",
         *([f"{rows:,} row{'s' * (rows != 1)}"] if rows is not None else []),
-        _size(num_bytes),
+        about_bytes(num_bytes),
         *([f"split {listing.split}"] if listing.split is not None else []),
     ]
     said = listing.about_passed_over()
@@ -71,10 +72,3 @@ def _rows_of(file: Path) -> int:
     if kind == SAVED_FOLDER:
         return len(datasets.load_from_disk(str(file)))
     return count_rows(Content.of(file, Spool()))
-
-
-def _size(num_bytes: int) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if num_bytes >= size:
-            return f"{num_bytes / size:.3g} {unit}"
-    return f"{num_bytes} bytes"

@@ -118,8 +118,7 @@ def test_too_little_disk_is_refused_with_both_numbers(tmp_path: Path, monkeypatc
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     require_free_bytes(tmp_path, 2 * 10**9, "the cache")
     message = (
-        f"the cache needs 2.50 GB in {tmp_path}, which has 2.00 GB free; "
-        "free some space or choose another output folder"
+        f"the cache needs 2.5 GB in {tmp_path}, which has 2 GB free; free some space or choose another output folder"
     )
     with pytest.raises(DiskSpaceError, match=f"^{re.escape(message)}$") as caught:
         require_free_bytes(tmp_path, 2_500_000_000, "the cache")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from minitron_nas.distillation.settings import DistillationSettings, SignalKind
 from minitron_nas.distillation.signals.top_k_cache import TOP_K_BYTES
-from minitron_nas.settings import format_count
+from minitron_nas.settings import about_bytes, format_count
 
 CACHE_SHARE = 0.5
 """The most of the free disk that what the teacher says over the training text may take."""
@@ -73,21 +73,20 @@ def settle(settings: DistillationSettings, speech: Speech, free_bytes: int) -> t
             f"over a token takes {speech.state_bytes:,} bytes; set distillation.tokens to have it held against the disk"
         )
     room = CACHE_SHARE * free_bytes
-    said = list[str]()
+    said, half = list[str](), f"half of the {about_bytes(free_bytes)} that are free"
     for kind in _KEPT:
         if kind == "top_k" and settings.loss in _WHOLE:
             continue
         chosen = _with(settings, kind)
         needed = speech.num_tokens * kept_bytes(chosen, speech.vocab_size, speech.state_bytes)
-        words = f"{_KEPT[kind]} of {format_count(speech.num_tokens)} tokens take {_size(needed)}"
+        words = f"{_KEPT[kind]} of {format_count(speech.num_tokens)} tokens take {about_bytes(needed)}"
         if needed <= room:
-            before = f"{'; '.join(said)}, more than half of the {_size(free_bytes)} that are free; " if said else ""
-            after = "" if said else f", at most half of the {_size(free_bytes)} that are free"
+            before = f"{'; '.join(said)}, more than {half}; " if said else ""
+            after = "" if said else f", at most {half}"
             return chosen, f"teacher_signal: {kind}; {before}{words}{after}"
         said.append(words)
     return _with(settings, "online"), (
-        f"teacher_signal: online, the teacher runs beside every student; {' and '.join(said)}, more than half of the "
-        f"{_size(free_bytes)} that are free"
+        f"teacher_signal: online, the teacher runs beside every student; {' and '.join(said)}, more than {half}"
     )
 
 
@@ -102,7 +101,3 @@ def folder_bytes(folder: Path) -> int:
 
 def _with(settings: DistillationSettings, kind: SignalKind) -> DistillationSettings:
     return settings.model_copy(update={"teacher_signal": kind})
-
-
-def _size(num_bytes: float) -> str:
-    return f"{num_bytes / 1e9:.3g} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.3g} MB"

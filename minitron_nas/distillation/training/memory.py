@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.settings import CorrectionTraining, DistillationSettings
 from minitron_nas.errors import TrainingMemoryError
+from minitron_nas.settings import about_bytes
 
 _FLOAT32_BYTES = 4
 _MOMENTS = 2
@@ -85,9 +86,9 @@ class TrainingMemory:
             changes.append("shard over more processes with distillation.deepspeed=zero-3 and runner.num_processes")
         changes += ["lower text.sequence_length"]
         return TrainingMemoryError(
-            f"training ran out of memory; a process needs about {_gigabytes(self.weights_bytes)} for weights, "
-            f"{_gigabytes(self.gradients_bytes)} for gradients, {_gigabytes(self.optimizer_bytes)} for the optimizer "
-            f"and {_gigabytes(self.activations_bytes)} for activations, beside the teacher; {', or '.join(changes)}"
+            f"training ran out of memory; a process needs about {about_bytes(self.weights_bytes)} for weights, "
+            f"{about_bytes(self.gradients_bytes)} for gradients, {about_bytes(self.optimizer_bytes)} for the optimizer "
+            f"and {about_bytes(self.activations_bytes)} for activations, beside the teacher; {', or '.join(changes)}"
         )
 
 
@@ -106,7 +107,3 @@ def state_bytes(num_parameters: int, zero_stage: int, num_processes: int) -> tup
         whole if zero_stage < _LAST_STAGE_WITH_WHOLE_WEIGHTS else shard,
         (_MOMENTS + 1) * shard if zero_stage else _MOMENTS * whole,
     )
-
-
-def _gigabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.3g} GB"
