@@ -70,9 +70,13 @@ class Checkpoint:
         stored = sum(header.num_bytes for header in read_text_headers(self.path).values())
         return Outline(self.path, self.architecture, self.layout, stored, small, self.config, self.text_of)
 
-    def about(self) -> Iterator[str]:
-        """Yield what a user should know of how it is read."""
-        return about_model(self.text_of, self.config, self.layout)
+    def about(self, sequence_length: int) -> Iterator[str]:
+        """Yield what a user should know of how it is read.
+
+        Args:
+            sequence_length: Tokens of the sequences that it reads.
+        """
+        return about_model(self.text_of, self.config, self.layout, sequence_length)
 
     def require_length(self, sequence_length: int) -> None:
         """Refuse sequences that are longer than a table of learned positions.

@@ -70,9 +70,13 @@ class Outline:
         """Number of parameters, tied embeddings counted once."""
         return count_parameters(self.architecture, self.layout)
 
-    def about(self) -> Iterator[str]:
-        """Yield what a user should know of how it is read."""
-        return about_model(self.text_of, self.config, self.layout)
+    def about(self, sequence_length: int) -> Iterator[str]:
+        """Yield what a user should know of how it is read.
+
+        Args:
+            sequence_length: Tokens of the sequences that it reads.
+        """
+        return about_model(self.text_of, self.config, self.layout, sequence_length)
 
     def require_length(self, sequence_length: int) -> None:
         """Refuse sequences that are longer than a table of learned positions.
@@ -83,13 +87,14 @@ class Outline:
         require_positions(self.path, self.architecture, sequence_length)
 
 
-def about_model(text_of: str, config: Mapping[str, Any], layout: Layout) -> Iterator[str]:
-    """Yield what it means that a model is the text part of a wrapper, and that its layers hand on a state.
+def about_model(text_of: str, config: Mapping[str, Any], layout: Layout, sequence_length: int) -> Iterator[str]:
+    """Yield what it means that a model is part of a wrapper, hands on a state, or reads more than it was made for.
 
     Args:
         text_of: The type of the wrapper; empty of a whole model.
         config: The stock config of the model.
         layout: The table of its family.
+        sequence_length: Tokens of the sequences that it reads.
     """
     if text_of:
         names = ", ".join(config.get("architectures") or [str(config.get("model_type"))])
@@ -102,6 +107,19 @@ def about_model(text_of: str, config: Mapping[str, Any], layout: Layout) -> Iter
             f"layers of {layout.model_type} hand a state on from token to token, and transformers does not stop it "
             "between the documents of a sequence: teacher and students see what stands before a document there"
         )
+    positions = config.get("max_position_embeddings")
+    if isinstance(positions, int) and positions < sequence_length and not _stretched(config):
+        yield (
+            f"sequences of {sequence_length:,} tokens are longer than the model was made for "
+            f"(max_position_embeddings={positions}), and what it says at their ends is no measure of it; "
+            f"text.sequence_length={positions} keeps within"
+        )
+
+
+def _stretched(config: Mapping[str, Any]) -> bool:
+    """Whether rotary positions are scaled, so that `max_position_embeddings` may be that of before."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling")
+    return isinstance(rope, Mapping) and "factor" in str(rope)
 
 
 def require_positions(path: Path | str, architecture: Architecture, sequence_length: int) -> None:

@@ -41,8 +41,6 @@ def submit(
     Raises:
         PlanError: If the plan has faults, the folder is relative, or no cluster takes the job.
     """
-    from minitron_nas.execution.ray_jobs import JobServer  # deferred: Ray is imported where it is used
-
     place = as_uri(out) or str(as_path(out))
     if as_uri(out) is None and not PurePosixPath(place).is_absolute():
         raise PlanError(
@@ -57,6 +55,8 @@ def submit(
             f"{plan} has {len(text):,} characters, and goes to the cluster as a variable of at most {_MOST_BYTES:,}; "
             "name fewer files in data, a folder or a glob"
         )
+    from minitron_nas.execution.ray_jobs import JobServer  # deferred: Ray is imported where it is used
+
     build = shlex.join([python, "-m", "minitron_nas", "build", "--plan", "-", "--out", place])
     server = JobServer(address)
     return server.submit(f'printf %s "${_VARIABLE}" | {build}', {_VARIABLE: text}, {"minitron_nas": place})

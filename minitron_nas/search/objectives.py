@@ -94,7 +94,7 @@ def _conditions(text: str, conditions: str) -> dict[str, int]:
         match = _CONDITION.fullmatch(condition.strip())
         if match is None:
             raise ValueError(f"{text!r}: {condition.strip()!r} is not such as 'batch 8' or 'context 32k'")
-        given[match[1].lower()] = parse_count(match[2])
+        given[match[1].lower()] = _count(text, match[2])
     return given
 
 
@@ -108,4 +108,11 @@ def _limit(text: str, column: str, number: str, unit: str) -> float:
         if unit not in scale:
             raise ValueError(f"{text!r}: {column} is a number{' or such as 20ms' if 's' in scale else ' such as 1.6'}")
         return float(number) * scale[unit]
-    return float(parse_count(f"{number}{unit}"))
+    return float(_count(text, f"{number}{unit}"))
+
+
+def _count(text: str, written: str) -> int:
+    try:
+        return parse_count(written)
+    except ValueError as error:
+        raise ValueError(f"{text!r}: {error}") from None

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -100,12 +101,25 @@ def test_a_shape_alone_is_taken_in_half_precision() -> None:
         outline.require_length(33)
 
 
+@pytest.mark.parametrize(
+    ("rope", "told"),
+    [({"rope_type": "default"}, True), ({"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}, False)],
+)
+def test_sequences_longer_than_a_model_was_made_for_are_told(tmp_path: Path, rope: dict[str, Any], told: bool) -> None:
+    config = tiny_config("llama").to_dict() | {"max_position_embeddings": 128, "rope_parameters": rope}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    outline = outline_teacher(tmp_path, tmp_path / "work")
+    assert list(outline.about(128)) == []
+    words = "sequences of 129 tokens are longer than the model was made for (max_position_embeddings=128)"
+    assert [note.startswith(words) for note in outline.about(129)] == [True] * told
+
+
 @pytest.mark.parametrize("model_type", ["llama", "falcon_h1"])
 def test_a_model_whose_layers_hand_a_state_on_says_so(tmp_path: Path, model_type: str) -> None:
     (tmp_path / "config.json").write_text(
         json.dumps(tiny_config(model_type).to_dict() | {"time_step_limit": [0.0, 1.0]})
     )
-    notes = list(outline_teacher(tmp_path, tmp_path / "work").about())
+    notes = list(outline_teacher(tmp_path, tmp_path / "work").about(0))
     assert [note.startswith("layers of falcon_h1 hand a state on from token to token") for note in notes] == (
         [True] if model_type == "falcon_h1" else []
     )

@@ -71,7 +71,7 @@ def test_a_wrapper_on_the_hub_has_the_shape_of_its_text_part(wrapper, tmp_path, 
     monkeypatch.setattr(teacher, "download_config", lambda name: tmp_path)
     outline = outline_teacher("owner/tiny", tmp_path)
     assert (outline.layout.model_type, outline.text_of) == ("qwen3", "qwen3_vl")
-    assert next(outline.about()).startswith("of the qwen3_vl the text part is taken, a Qwen3ForCausalLM;")
+    assert next(outline.about(0)).startswith("of the qwen3_vl the text part is taken, a Qwen3ForCausalLM;")
 
 
 def test_a_live_pair_has_the_shape_of_what_is_written_of_it(tmp_path):

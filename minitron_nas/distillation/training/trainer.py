@@ -287,9 +287,11 @@ class _DistillationTrainer(Trainer):
 def _compiled(student: CausalLM, wanted: bool) -> Iterator[None]:
     """Run a student's layers compiled, if that is wanted; attention is masked then, which has one shape."""
     attend_by_document(student, not wanted)
-    with compiled_modules(_layers(student) if wanted else ()):
-        yield
-    attend_by_document(student)
+    try:
+        with compiled_modules(_layers(student) if wanted else ()):
+            yield
+    finally:
+        attend_by_document(student)
 
 
 def _recompute_activations(student: CausalLM) -> None:

@@ -87,7 +87,7 @@ def taken_over(run: Run, hop: Hop, pool: Pool, here: Mapping[str, str]) -> dict[
     content = read_json(path)
     there = content.get("conditions", {})
     if others := [words for words, identity in here.items() if there.get(words) != identity]:
-        run.engine.note(f"{hop.label}: nothing is taken over from {earlier.path}, where other were {', '.join(others)}")
+        run.engine.note(f"{hop.label}: nothing is taken over from {earlier.path}; not the same are {', '.join(others)}")
         return {}
     known, columns = dict[int, Outcome](), pool.candidates.columns()
     for index, outcome in Exploration.from_dict(content).outcomes.items():

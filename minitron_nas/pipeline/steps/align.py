@@ -192,7 +192,7 @@ def _open(
     if teacher is not None:
         with display.stage("teacher", f"load and check {teacher_name}") as progress:
             other = resolve_teacher(teacher, work / "teacher", progress, compare=False)
-        tell(display, other.about())
+        tell(display, other.about(0))
         vocabulary = Vocabulary.of(own.path, f"{name!r}")
         vocabulary.require_same(Vocabulary.of(other.path, f"{teacher_name!r}"))
     instruct, instruct_name = (None, "") if other is None else (other.path, teacher_name)

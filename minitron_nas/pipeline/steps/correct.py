@@ -91,7 +91,7 @@ def correct(
     with new_folder(folder), going_on(f"the same command goes on in {work}"):
         with display.stage("teacher", f"load and check {source_name(teacher)}") as progress:
             source = resolve_teacher(teacher, work / "teacher", progress)
-        tell(display, source.about())
+        tell(display, source.about(text.sequence_length))
         with display.stage("text", "read, split and pack") as progress:
             splits = read_splits(work, data, source, text, settings.tokens, seed, progress)
         tokens = settings.tokens or splits.one_pass_tokens

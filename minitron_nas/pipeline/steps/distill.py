@@ -117,7 +117,7 @@ def distill(
             source = resolve_teacher(student, work / "student", progress)
         with display.stage("teacher", f"load and check {source_name(teacher)}") as progress:
             other = resolve_teacher(teacher, work / "teacher", progress)
-        tell(display, other.about())
+        tell(display, other.about(text.sequence_length))
         Vocabulary.of(source.path, f"{source_name(student)!r}").require_same(
             Vocabulary.of(other.path, f"{source_name(teacher)!r}")
         )

@@ -72,11 +72,12 @@ def evaluate(
     with TemporaryDirectory() as work:
         checkpoint = resolve_teacher(model, Path(work) / "model", compare=False)
         other = resolve_teacher(teacher, Path(work) / "teacher", compare=False) if teacher is not None else None
-        tell(display, (other or checkpoint).about())
         if other is not None and teacher is not None:
             vocabulary = Vocabulary.of(checkpoint.path, source_name(model))
             vocabulary.require_same(Vocabulary.of(other.path, source_name(teacher)))
         read = read_whole_text([each for each in (checkpoint, other) if each is not None], text, settings)
+        longest = max(part.input_ids.shape[1] for part in read.parts)
+        tell(display, (other or checkpoint).about(longest))
         signal = OnlineTeacher(load_for_inference(other.path)) if other is not None else None
         student = load_for_inference(checkpoint.path)
         with display.stage("evaluate", f"{read.num_tokens:,} tokens") as progress:

@@ -123,7 +123,7 @@ def prune(
     with new_folder(folder) as work, going_on(f"nothing was written to {folder}; the same command begins again"):
         with display.stage("teacher", f"load {source_name(teacher)}") as progress:
             checkpoint = resolve_teacher(teacher, work, progress, read_values=False)
-        tell(display, checkpoint.about())
+        tell(display, checkpoint.about((text or TextSettings()).sequence_length if data is not None else 0))
         source, layout = checkpoint.architecture, checkpoint.layout
         named = drop_from(source, shape or {}, drop_layers) if drop_layers is not None else None
         protected = space.protected_layers if named is None else ()

@@ -56,7 +56,7 @@ def score(
     with new_folder(folder) as work, going_on(f"nothing was written to {folder}; the same command begins again"):
         with display.stage("teacher", "check every value") as progress:
             checkpoint = resolve_teacher(teacher, work, progress)
-        tell(display, checkpoint.about())
+        tell(display, checkpoint.about((text or TextSettings()).sequence_length))
         text, importance = text or TextSettings(), importance or ImportanceSettings()
         calibration = _calibration(checkpoint, data, text, seed)
         scores = _scored(checkpoint, calibration, importance, work, display)
