@@ -101,7 +101,7 @@ def of_search(plan: FamilyPlan, size: Size, learning_rate: float) -> dict[str, A
     deciders = {key: value for key, value in deciding(plan.to_dict()).items() if key not in {"sizes", *files}}
     deciders["distillation.learning_rate"] = learning_rate
     latency = read_json(Path(plan.search.latency)) if plan.search.latency is not None else None
-    extended = {} if plan.search.extends is None else {"extends": _screened_there(Path(plan.search.extends), size)}
+    extended = {} if plan.search.extends is None else {"extends": _screened_in(RunFolder(Path(plan.search.extends)))}
     return {
         **extended,
         "plan": deciders,
@@ -112,9 +112,8 @@ def of_search(plan: FamilyPlan, size: Size, learning_rate: float) -> dict[str, A
     }
 
 
-def _screened_there(earlier: Path, size: Size) -> str | None:
-    file = RunFolder(earlier).screened(size.label)
-    return fingerprint(read_json(file)) if file.exists() else None
+def _screened_in(earlier: RunFolder) -> dict[str, str]:
+    return {file.stem: fingerprint(read_json(file)) for file in earlier.all_screened()}
 
 
 def of_start(plan: FamilyPlan) -> dict[str, Any]:

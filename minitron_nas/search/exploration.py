@@ -11,7 +11,7 @@ import numpy as np
 from minitron_nas.errors import TrialError
 from minitron_nas.execution.runner import Outcome, last_line
 from minitron_nas.search.pool import Pool
-from minitron_nas.search.proposals import PoolSampler, RandomSampler, Sampler
+from minitron_nas.search.proposals import Beyond, PoolSampler, RandomSampler, Sampler
 from minitron_nas.search.settings import SearchSettings
 from minitron_nas.space.enumerate import Candidate
 
@@ -106,18 +106,19 @@ def explore(
     return Exploration(outcomes, rounds, ended)
 
 
-def make_sampler(pool: Pool, settings: SearchSettings, seed: int) -> Sampler:
+def make_sampler(pool: Pool, settings: SearchSettings, seed: int, beyond: Sequence[Beyond] = ()) -> Sampler:
     """Return the sampler that the settings name.
 
     Args:
         pool: What is explored.
         settings: Name it, and the objectives.
         seed: Of its draws.
+        beyond: What is known of other sizes, which only `pool` makes use of.
     """
     if settings.sampler == "random":
         return RandomSampler(pool, seed)
     if settings.sampler == "pool":
-        return PoolSampler(pool, settings.others, seed)
+        return PoolSampler(pool, settings.others, seed, tuple(beyond))
     from minitron_nas.search.optuna_sampler import OptunaSampler  # deferred: importing optuna takes a second
 
     return OptunaSampler(pool, settings.sampler, settings.others, seed)

@@ -70,9 +70,26 @@ class Pool:
         Returns:
             (num_candidates, num_axes).
         """
-        axes = [name for name in self.source.sizes() if name in self.columns and np.ptp(self.columns[name])]
-        logs = [np.log(self.columns[name].astype(float) / getattr(self.source, name)) for name in axes]
+        logs = [np.log(self.columns[name].astype(float) / getattr(self.source, name)) for name in self._axes()]
         return np.stack(logs, axis=1) if logs else np.zeros((len(self), 0))
+
+    def place(self, sizes: Mapping[str, int | None]) -> Values | None:
+        """Return where a shape of another size would lie among the features, (num_axes,).
+
+        Args:
+            sizes: Its sizes, by name.
+
+        Returns:
+            None where it has a size of its own that all candidates share another of.
+        """
+        axes = self._axes()
+        shared = [name for name in self.candidates.columns() if name not in axes]
+        if any(sizes[name] != self.columns[name][0] for name in shared):
+            return None
+        return np.log([float(sizes[name] or 0) / getattr(self.source, name) for name in axes])
+
+    def _axes(self) -> list[str]:
+        return [name for name in self.source.sizes() if name in self.columns and np.ptp(self.columns[name])]
 
     def costs(self, names: Sequence[str]) -> Values:
         """Return some columns side by side, (num_candidates, num_names).

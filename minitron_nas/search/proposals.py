@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
@@ -21,6 +21,10 @@ _INCUMBENTS = 3
 
 _SHORTLIST = 1024
 """Most promising shapes among which a round's own are chosen one by one."""
+
+
+Beyond: TypeAlias = tuple[Mapping[str, int | None], float]
+"""The sizes and the KL of a shape that is not in the pool."""
 
 
 class Sampler(Protocol):
@@ -81,11 +85,13 @@ class PoolSampler:
         pool: What is searched.
         others: Objectives beside KL, columns of the pool; with any, improvement is that of the hypervolume.
         seed: Of the draws.
+        beyond: Shapes of other sizes that are cut from the same model, with their KL; the surrogate knows them too.
     """
 
     pool: Pool
     others: tuple[str, ...]
     seed: int
+    beyond: tuple[Beyond, ...] = ()
 
     def propose(self, measured: Mapping[int, float | None], num: int) -> list[int]:
         """Return a round of proposals."""
@@ -115,11 +121,11 @@ class PoolSampler:
         features = scaled(self.pool)
         if len(known) < _FIRST_ROUND or not features.shape[1]:
             return None
-        expected: Values = np.exp(_fitted(features, known).predict(features)[0])
+        expected: Values = np.exp(self._surrogate(features, known).predict(features)[0])
         return expected
 
     def _improving(self, features: Values, left: Values, known: Mapping[int, float], num: int) -> list[int]:
-        surrogate, chosen = _fitted(features, known), list[int]()
+        surrogate, chosen = self._surrogate(features, known), list[int]()
         shortlist = left
         for _ in range(num):
             gains = self._gains(surrogate, features, shortlist, known)
@@ -135,10 +141,19 @@ class PoolSampler:
     def _gains(self, surrogate: Surrogate, features: Values, shapes: Values, known: Mapping[int, float]) -> Values:
         means, deviations = surrogate.predict(features[shapes])
         if not self.others:
-            return expected_improvement(means, deviations, surrogate.values.min())
+            return expected_improvement(means, deviations, np.log(min(known.values())))
         costs = np.log(self.pool.costs(self.others))
         measured, at = np.log(list(known.values())), list(known)
         return expected_hypervolume_gain(means, deviations, costs[shapes], measured, costs[at], self.seed)
+
+    def _surrogate(self, features: Values, known: Mapping[int, float]) -> Surrogate:
+        places, kls = [features[list(known)]], [*known.values()]
+        scale = _scale(self.pool.features())
+        for sizes, kl in self.beyond:
+            if (place := self.pool.place(sizes)) is not None:
+                places.append(place[None] / scale)
+                kls.append(kl)
+        return Surrogate.fit(np.concatenate(places), np.array(kls))
 
     def _near(
         self, features: Values, left: Values, known: Mapping[int, float], taken: Sequence[int], num: int
@@ -157,7 +172,11 @@ class PoolSampler:
 def scaled(pool: Pool) -> Values:
     """Return the pool's features, each axis scaled to a range of one."""
     features = pool.features()
-    return features / np.maximum(np.ptp(features, axis=0), 1e-12) if features.size else features
+    return features / _scale(features)
+
+
+def _scale(features: Values) -> Values:
+    return np.maximum(np.ptp(features, axis=0), 1e-12)
 
 
 def spread(features: Values, taken: Sequence[int], num: int, seed: int) -> list[int]:
@@ -189,10 +208,6 @@ def spread(features: Values, taken: Sequence[int], num: int, seed: int) -> list[
 def _usable(measured: Mapping[int, float | None]) -> dict[int, float]:
     """What has a logarithm."""
     return {index: kl for index, kl in measured.items() if kl is not None and isfinite(kl) and kl > 0}
-
-
-def _fitted(features: Values, known: Mapping[int, float]) -> Surrogate:
-    return Surrogate.fit(features[list(known)], np.array(list(known.values())))
 
 
 def _best(pool: Pool, others: Sequence[str], known: Mapping[int, float]) -> list[int]:

@@ -40,8 +40,8 @@ class SearchSettings(Settings):
         context_tokens: Tokens of each that keys and values are counted for.
         latency: A file of `minitron-nas latency`, which predicts seconds; without it the run measures one where
             seconds are weighed or constrained, or a size is told in speed.
-        extends: A run whose screening this one goes on from: what was measured there under the same conditions is known
-            before the first round, and only what is measured beyond it counts for `max_screened`.
+        extends: A run whose screening this one goes on from: what was measured there under the same conditions, of any
+            size, is known before the first round, and only what is measured beyond it counts for `max_screened`.
         max_screened: Candidates whose untrained KL is measured at most; null for all.
         round_size: Candidates that are screened before the sampler looks again; as many as run at a time, or more.
         screen_sequences: Validation sequences of the screening, of each held-out text; all without it.

@@ -87,6 +87,10 @@ class RunFolder:
         """What the screening of a size has measured."""
         return self.path / "screened" / f"{size}.json"
 
+    def all_screened(self) -> list[Path]:
+        """What the screenings have measured that have ended, in the order of their sizes' names."""
+        return sorted((self.path / "screened").glob("*.json"))
+
     def trials(self, size: str) -> Path:
         """Results and checkpoints of a size's screening and tournament while they are under way."""
         return self.path / "trials" / size

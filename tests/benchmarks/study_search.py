@@ -4,7 +4,8 @@
 SmolLM2-135M, drawn evenly out of the space `default`, near (the corpus' validation split) and far (WikiText-2), and
 keeps each as it comes: killed, it goes on. `python tests/benchmarks/study_search.py replay` needs nothing but what is
 kept in `measured/pools.json`: for each pool and sampler the regret, the share of the least KL by which the best shape
-found is behind it, after so many evaluations, over twenty seeds.
+found is behind it, after so many evaluations, over twenty seeds. Of two recorded sizes each also teaches the other, as
+`search.extends` does.
 """
 
 import argparse
@@ -45,7 +46,9 @@ SEQUENCES = 3
 TEXTS = ("near", "far")
 EVALUATIONS = (8, 16, 24, 32, 64)
 NUM_SEEDS = 20
-SAMPLERS = ("random", "plain GP", "tpe", "gp", "nsga2", "pool")
+TAUGHT = "pool, taught"
+"""The pool sampler that knows what it measured of another recorded size, 24 shapes."""
+SAMPLERS = ("random", "plain GP", "tpe", "gp", "nsga2", "pool", TAUGHT)
 
 
 def screen_pool(study: Starts, size: int, num_shapes: int) -> None:
@@ -101,16 +104,28 @@ class PlainProcess:
         return best
 
 
-def sampler_of(name: str, pool: Pool, seed: int) -> Any:
+def sampler_of(name: str, pool: Pool, seed: int, other: tuple[Pool, np.ndarray] | None) -> Any:
     """Return a sampler by the name that the table gives it."""
-    return PlainProcess(pool, seed) if name == "plain GP" else make_sampler(pool, SearchSettings(sampler=name), seed)
+    if name == "plain GP":
+        return PlainProcess(pool, seed)
+    if name != TAUGHT:
+        return make_sampler(pool, SearchSettings(sampler=name), seed)
+    assert other is not None
+    larger, kls = other
+    sampler, measured = make_sampler(larger, SearchSettings(), seed), dict[int, float]()
+    while len(measured) < 24:
+        measured |= {index: float(kls[index]) for index in sampler.propose(measured, 8)}
+    beyond = [(larger.candidates[index].architecture.sizes(), kl) for index, kl in measured.items()]
+    return make_sampler(pool, SearchSettings(), seed, beyond)
 
 
-def regrets(name: str, pool: Pool, kls: np.ndarray, num: int) -> np.ndarray:
+def regrets(
+    name: str, pool: Pool, kls: np.ndarray, num: int, other: tuple[Pool, np.ndarray] | None = None
+) -> np.ndarray:
     """Return (num_seeds, num_evaluations): how far the best found is behind the best, as a share of it."""
     table = []
     for seed in range(NUM_SEEDS):
-        sampler, measured, row = sampler_of(name, pool, seed), dict[int, float](), []
+        sampler, measured, row = sampler_of(name, pool, seed, other), dict[int, float](), []
         while len(measured) < min(num, len(kls)):
             measured |= {index: float(kls[index]) for index in sampler.propose(measured, 8)}
             row.append(min(measured.values()) / kls.min() - 1)
@@ -123,8 +138,11 @@ def replay(samplers: list[str], most: int) -> None:
     warnings.simplefilter("ignore")
     rows = Measurements(MEASURED).all()
     columns = [each for each in EVALUATIONS if each <= most]
-    for size in dict.fromkeys(key.partition(" | ")[0] for key in rows):
+    sizes = list(dict.fromkeys(key.partition(" | ")[0] for key in rows))
+    for size in sizes:
         pool, kls = recorded(size, rows)
+        others = [recorded(each, rows) for each in sizes if each != size]
+        other = (others[0][0], others[0][1]["near"]) if others else None
         near, far = kls["near"], kls["far"]
         agreement = spearmanr(near, far).statistic
         print(
@@ -134,7 +152,9 @@ def replay(samplers: list[str], most: int) -> None:
         print(f"{far.max():.3f}, Spearman near and far {agreement:.3f}; best {pool.candidates[int(near.argmin())].id}")
         print("| sampler | " + " | ".join(f"after {each}" for each in columns) + " |\n|" + "---|" * (1 + len(columns)))
         for name in samplers:
-            found = regrets(name, pool, near, most)
+            if name == TAUGHT and other is None:
+                continue
+            found = regrets(name, pool, near, most, other)
             cells = []
             for each in columns:
                 if each <= 8 * found.shape[1]:

@@ -97,6 +97,15 @@ def make_pool():
     return smollm2_pool
 
 
+@pytest.fixture(scope="session")
+def make_landscape():
+    def make(size):
+        pool = smollm2_pool(size, load_space("default").model_dump(mode="json")["axes"], tolerance=0.05)
+        return Landscape(pool, harm(pool) * np.exp(np.random.default_rng(size).normal(0, 0.02, len(pool))))
+
+    return make
+
+
 @pytest.fixture(autouse=True)
 def _garbage_stays(monkeypatch):
     """Between trials garbage is collected, which takes longer than a tiny trial."""

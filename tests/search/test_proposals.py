@@ -95,3 +95,30 @@ def test_the_surrogate_predicts_the_whole_pool_once_it_has_been_measured_eight_t
     assert sampler.predict(measured_after(sampler, landscape, 1, width=7)) is None
     predicted = sampler.predict(measured_after(sampler, landscape, 3))
     assert np.corrcoef(np.log(predicted), np.log(landscape.kls))[0, 1] > 0.95
+
+
+def test_what_is_known_of_another_size_leads_to_the_best_in_sixteen(make_landscape):
+    larger, landscape = make_landscape(110_000_000), make_landscape(94_000_000)
+    found = {"alone": 0, "with the other size": 0}
+    for seed in range(3):
+        known = measured_after(PoolSampler(larger.pool, (), seed), larger, 3)
+        beyond = tuple((larger.pool.candidates[index].architecture.sizes(), kl) for index, kl in known.items())
+        for name, others in (("alone", ()), ("with the other size", beyond)):
+            at = [*measured_after(PoolSampler(landscape.pool, (), seed, others), landscape, 2)]
+            found[name] += landscape.kls[at].min() <= 1.01 * landscape.kls.min()
+    assert found["with the other size"] == 3
+    assert found["alone"] < 3
+
+
+def test_a_shape_of_another_size_lies_where_its_sizes_are_unless_it_differs_in_one_that_all_share(make_pool):
+    axes = {
+        "num_hidden_layers": {"values": [24, 26, 28, 30]},
+        "hidden_size": {"values": [432, 504]},
+        "intermediate_size": {"values": [1024, 1152, 1280]},
+        "num_attention_heads": {"values": [9]},
+    }
+    pool = make_pool(axes=axes, tolerance=0.2)
+    index = len(pool) // 2
+    sizes = pool.candidates[index].architecture.sizes()
+    np.testing.assert_allclose(pool.place(sizes), pool.features()[index])
+    assert pool.place({**sizes, "num_attention_heads": 6}) is None

@@ -173,8 +173,9 @@ def _screen(run: Run, hop: Hop, pool: Pool) -> Done:
             )
 
         here = conditions(run, hop, num_sequences)
-        before = taken_over(run, hop, pool, here)
-        explored = explore(pool, make_sampler(pool, settings, plan.seed), settings, measure, before)
+        earlier = taken_over(run, hop, pool, here)
+        sampler = make_sampler(pool, settings, plan.seed, earlier.beyond)
+        explored = explore(pool, sampler, settings, measure, earlier.known)
         _tell_losses(run, f"{hop.label} screen", {each.key: each for each in explored.outcomes.values()})
         kls = explored.kls()
         if not kls:

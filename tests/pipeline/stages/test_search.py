@@ -144,7 +144,7 @@ def test_what_was_measured_on_other_text_is_not_taken_over(search, searched, tmp
         display=default_display(),
     )
     assert "nothing is taken over from" in (told := capsys.readouterr().err)
-    assert "not the same are how they are cut, the held-out text" in " ".join(told.split())
+    assert "not the same: how they are cut, the held-out text" in " ".join(told.split())
     assert {row["round"] for row in read_rows(found.path, CANDIDATES)} == {None, 1}
 
 
@@ -153,21 +153,25 @@ def test_a_run_whose_screening_was_changed_is_not_gone_on_from(search, searched,
     shutil.copytree(searched.path, earlier)
     file = earlier / "screened" / "90k.json"
     file.write_text(file.read_text().replace('"completed"', '"completeD"', 1))
-    with pytest.raises(RunFolderError, match=r"90k.json is not what the stage '90k screen' wrote"):
+    with pytest.raises(RunFolderError, match=r"90k.json is not what a screening wrote"):
         search(tmp_path / "run", f"search.extends={earlier}")
 
 
-@pytest.mark.parametrize(
-    ("named", "message"),
-    [
-        ("{folder}", "search.extends=.* is no run"),
-        ("{run}", "has screened 90k, none of this plan's 85k; name a run that has"),
-    ],
-)
-def test_what_is_no_run_of_the_size_is_refused_before_anything_is_written(search, searched, tmp_path, named, message):
-    named = named.format(folder=tmp_path, run=searched.path)
-    with pytest.raises(PlanError, match=message):
-        search(tmp_path / "run", f"search.extends={named}", sizes=["85k"])
+def test_a_size_learns_from_what_was_measured_of_another(search, searched, tmp_path, capsys):
+    extends = f"search.extends={searched.path}"
+    search(tmp_path / "run", "search.max_screened=4", extends, sizes=["70k"], display=default_display())
+    told = " ".join(capsys.readouterr().err.split())
+    assert "70k: 0 of its candidates were screened in" in told
+    assert "and 20 other shapes tell what to look at" in told
+
+
+def test_what_has_screened_nothing_is_refused_before_anything_is_written(search, searched, tmp_path):
+    begun = tmp_path / "begun"
+    for folder, message in ((tmp_path, "is no run"), (begun, "has screened no size yet")):
+        begun.mkdir(exist_ok=True)
+        shutil.copy(searched.path / "plan.yaml", begun)
+        with pytest.raises(PlanError, match=f"search.extends={folder} {message}"):
+            search(tmp_path / "run", f"search.extends={folder}")
     assert not (tmp_path / "run" / "plan.yaml").exists()
 
 
