@@ -176,7 +176,8 @@ def scaled(pool: Pool) -> Values:
 
 
 def _scale(features: Values) -> Values:
-    return np.maximum(np.ptp(features, axis=0), 1e-12)
+    scale: Values = np.maximum(np.ptp(features, axis=0), 1e-12)
+    return scale
 
 
 def spread(features: Values, taken: Sequence[int], num: int, seed: int) -> list[int]:

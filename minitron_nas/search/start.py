@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 import torch
 
@@ -66,46 +66,90 @@ class MeasuredStart:
         )
 
 
-def write_start(
-    prepared: PreparedTeacher,
-    target: Architecture,
-    calibration: Path | None,
-    files: TrainingFiles,
-    folder: Path,
-    progress: Progress = silent,
-) -> MeasuredStart:
-    """Write a student as a stock folder with float32 weights, unless it is there whole, and return what it is.
+@dataclass(frozen=True, slots=True)
+class Starts:
+    """What finalists and students of a size begin as, each in a folder that is named after its shape.
 
-    Args:
-        prepared: The ranked teacher.
-        target: The student's shape.
+    Attributes:
+        prepared: The ranked teacher that they are cut from.
+        files: What they are trained on; on its held-out stream the repairs are compared.
+        folder: Of them all.
         calibration: The text that repairs read; None to repair nothing.
-        files: The held-out stream with the teacher's hidden states.
-        folder: Where it goes, whole or not at all; what the repair needs lies beside it meanwhile.
-        progress: Told about the tokens of the repair.
-
-    Raises:
-        InvalidArchitectureError: If stock transformers would refuse the shape.
-        DiskSpaceError: If neither memory nor disk can hold the hidden states of the calibration text.
     """
-    if (start := _written(folder)) is not None:
+
+    prepared: PreparedTeacher
+    files: TrainingFiles
+    folder: Path
+    calibration: Path | None = None
+
+    def of(self, target: Architecture) -> Path:
+        """The folder of one of them.
+
+        Args:
+            target: Its shape.
+        """
+        return self.folder / target.id
+
+    def write(self, target: Architecture, progress: Progress = silent) -> MeasuredStart:
+        """Write one as a stock folder with float32 weights, unless it is there whole, and return what it is.
+
+        Args:
+            target: Its shape.
+            progress: Told about the tokens of the repair.
+
+        Raises:
+            InvalidArchitectureError: If stock transformers would refuse the shape.
+            DiskSpaceError: If neither memory nor disk can hold the hidden states of the calibration text.
+        """
+        folder = self.of(target)
+        if (start := _written(folder)) is not None:
+            return start
+        held_out, device = self.files.held_out(), pick_device()
+        work = folder.with_name(f"{folder.name}.repair")
+        measured: dict[Way, float] = {}
+        with whole_folder(folder) as unfinished:
+            for way, student in self._ways(target, work, progress):
+                kl = validate(moved(student, device), held_out.tokens, held_out.signal).kl_nats
+                if not measured or (isfinite(kl) and not kl >= min(measured.values())):
+                    student.save_pretrained(unfinished)
+                measured[way] = kl
+                del student
+                release_memory()
+            start = _better(measured)
+            written = to_plain(Outputs(unfinished).describe([unfinished]))
+            write_sealed(unfinished / _ABOUT, {"measured": asdict(start), "files": written})
+        shutil.rmtree(work, ignore_errors=True)
         return start
-    held_out, device = files.held_out(), pick_device()
-    work = folder.with_name(f"{folder.name}.repair")
-    measured: dict[Way, float] = {}
-    with whole_folder(folder) as unfinished:
-        for way, student in _ways(prepared, target, calibration, work, progress):
-            kl = validate(moved(student, device), held_out.tokens, held_out.signal).kl_nats
-            if not measured or (isfinite(kl) and not kl >= min(measured.values())):
-                student.save_pretrained(unfinished)
-            measured[way] = kl
-            del student
-            release_memory()
-        start = _better(measured)
-        written = to_plain(Outputs(unfinished).describe([unfinished]))
-        write_sealed(unfinished / _ABOUT, {"measured": asdict(start), "files": written})
-    shutil.rmtree(work, ignore_errors=True)
-    return start
+
+    def _ways(self, target: Architecture, work: Path, progress: Progress) -> Iterator[tuple[Way, CausalLM]]:
+        """Build the student in every way that its family knows, one at a time."""
+        prepared, calibration = self.prepared, self.calibration
+        repairs = calibration is not None and target != prepared.architecture
+        yield "one_pass" if repairs else "none", build_student(prepared, target, torch.float32)
+        if calibration is None or not repairs or why_never_in_sequence(prepared.layout) is not None:
+            return
+        repaired = refit_in_sequence(prepared, target, PackedTokens.load(calibration), work, progress)
+        yield "in_sequence", build_student(prepared, target, torch.float32, repaired)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for a worker; paths become absolute, because it may run in another folder."""
+        return {
+            "prepared": self.prepared.to_dict(),
+            "files": self.files.to_dict(),
+            "folder": str(self.folder.absolute()),
+            "calibration": None if self.calibration is None else str(self.calibration.absolute()),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` returned."""
+        calibration = values["calibration"]
+        return cls(
+            PreparedTeacher.from_dict(values["prepared"]),
+            TrainingFiles.from_dict(values["files"]),
+            Path(values["folder"]),
+            None if calibration is None else Path(calibration),
+        )
 
 
 def _written(folder: Path) -> MeasuredStart | None:
@@ -114,18 +158,6 @@ def _written(folder: Path) -> MeasuredStart | None:
     if about is None or Outputs(folder).differing(from_plain(about["files"]), thorough=True):
         return None
     return MeasuredStart(**about["measured"])
-
-
-def _ways(
-    prepared: PreparedTeacher, target: Architecture, calibration: Path | None, work: Path, progress: Progress
-) -> Iterator[tuple[Way, CausalLM]]:
-    """Build the student in every way that its family knows, one at a time."""
-    repairs = calibration is not None and target != prepared.architecture
-    yield "one_pass" if repairs else "none", build_student(prepared, target, torch.float32)
-    if calibration is None or not repairs or why_never_in_sequence(prepared.layout) is not None:
-        return
-    repaired = refit_in_sequence(prepared, target, PackedTokens.load(calibration), work, progress)
-    yield "in_sequence", build_student(prepared, target, torch.float32, repaired)
 
 
 def _better(measured: Mapping[Way, float]) -> MeasuredStart:

@@ -28,11 +28,10 @@ from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.loading import load_for_training
 from minitron_nas.progress import Progress, silent
-from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.search.choice import Choice
 from minitron_nas.search.contest import Contest, TrialRow
 from minitron_nas.search.rungs import quotas
-from minitron_nas.search.start import write_start
+from minitron_nas.search.start import Starts
 from minitron_nas.space.enumerate import Candidate
 
 
@@ -85,13 +84,10 @@ class ShortTraining:
 
 def tournament(
     finalists: Sequence[Candidate],
-    prepared: PreparedTeacher,
-    files: TrainingFiles,
+    starts: Starts,
     training: ShortTraining,
     jobs: Jobs,
     checkpoints: Path,
-    starts: Path,
-    calibration: Path | None = None,
     choice: Choice | None = None,
     progress: Progress = silent,
 ) -> tuple[list[Candidate], list[TrialRow]]:
@@ -99,28 +95,20 @@ def tournament(
 
     Args:
         finalists: Best first.
-        prepared: The ranked teacher.
-        files: Streams and signals.
+        starts: What trials begin with; those of the chosen stay.
         training: Rungs, reduction between them, and how trials are trained.
         jobs: Where and how trials run.
         checkpoints: A folder of checkpoints, which go when a trial has ended.
-        starts: A folder of what trials begin with, by shape; those of the chosen stay.
-        calibration: The text on which trials are repaired before they train; None to repair nothing.
         choice: How many are chosen, and by what; the one with the lowest KL without it.
         progress: Told about trial tokens.
 
     Raises:
         TrialError: If no trial of a rung completed.
     """
-    schedule = training.schedule(files.train.open().input_ids.shape[1])
+    schedule = training.schedule(starts.files.train.open().input_ids.shape[1])
     seen = [schedule.steps_for(tokens) * schedule.tokens_per_step for tokens in training.rung_tokens]
     contest = Contest(finalists, seen, training.reduction, choice or Choice())
-    arguments = {
-        "prepared": prepared.to_dict(),
-        "files": files.to_dict(),
-        "training": training.to_dict(),
-        "calibration": str(calibration.absolute()) if calibration is not None else None,
-    }
+    arguments = {"starts": starts.to_dict(), "training": training.to_dict()}
     done, previous = 0, 0
     while not contest.is_over:
         alive, tokens = contest.alive, training.rung_tokens[contest.rung - 1]
@@ -132,7 +120,6 @@ def tournament(
                     "architecture": candidate.architecture.to_dict(),
                     "stop_tokens": tokens,
                     "checkpoints": str(checkpoints.absolute() / candidate.id),
-                    "start": str(starts.absolute() / candidate.id),
                 },
             )
             for candidate in alive
@@ -150,49 +137,37 @@ def tournament(
             if contest.is_over or candidate not in contest.alive:
                 shutil.rmtree(checkpoints / candidate.id, ignore_errors=True)
             if candidate not in contest.alive:
-                shutil.rmtree(starts / candidate.id, ignore_errors=True)
+                shutil.rmtree(starts.of(candidate.architecture), ignore_errors=True)
     progress(done, done)
     return contest.alive, contest.rows
 
 
 def train_rung(
-    prepared: Mapping[str, str],
+    starts: Mapping[str, Any],
     architecture: Mapping[str, Any],
-    files: Mapping[str, Any],
     training: Mapping[str, Any],
     stop_tokens: int,
     checkpoints: str,
-    start: str,
-    calibration: str | None = None,
 ) -> dict[str, Any]:
     """Train one candidate to the end of a rung, from where the rung before left it, or from what its student will be.
 
     Args:
-        prepared: `PreparedTeacher.to_dict`.
+        starts: `Starts.to_dict`.
         architecture: The candidate's shape, `Architecture.to_dict`.
-        files: `TrainingFiles.to_dict`.
         training: `ShortTraining.to_dict`.
         stop_tokens: KD tokens at the end of the rung.
         checkpoints: The trial's folder.
-        start: The folder of what it begins with.
-        calibration: The text that repairs read; None to repair nothing.
     """
-    short, training_files, begun = ShortTraining.from_dict(training), TrainingFiles.from_dict(files), Path(start)
-    schedule = short.schedule(training_files.train.open().input_ids.shape[1])
+    short, begun, target = ShortTraining.from_dict(training), Starts.from_dict(starts), Architecture(**architecture)
+    files = begun.files
+    schedule = short.schedule(files.train.open().input_ids.shape[1])
     stop_step = schedule.steps_for(stop_tokens)
-
-    measured = write_start(
-        PreparedTeacher.from_dict(prepared),
-        Architecture(**architecture),
-        Path(calibration) if calibration is not None else None,
-        training_files,
-        begun,
-    )
+    measured = begun.write(target)
     result, student = train_shortly(
-        begun, training_files, short.distillation, schedule, short.seed, Path(checkpoints), stop_step
+        begun.of(target), files, short.distillation, schedule, short.seed, Path(checkpoints), stop_step
     )
     # Where several processes train, none of them has the student as a whole.
-    written = continuations(student, training_files.validation.open()) if student is not None else None
+    written = continuations(student, files.validation.open()) if student is not None else None
     return {
         "kl_nats": result.final.kl_nats,
         "loss_nats": result.final.loss_nats,

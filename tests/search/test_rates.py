@@ -12,7 +12,7 @@ from minitron_nas.execution.local import LocalRunner
 from minitron_nas.execution.runner import Jobs
 from minitron_nas.search import rates as module
 from minitron_nas.search.rates import MOST_PROBES, Probing, find_rate, probe_schedule, told_rates, train_probe
-from minitron_nas.search.start import write_start
+from minitron_nas.search.start import Starts
 from minitron_nas.storage.schemas import RATES
 from minitron_nas.storage.sealed import read_sealed
 from minitron_nas.storage.tables import read_rows, write_rows
@@ -134,8 +134,9 @@ def test_a_tenth_that_is_less_than_a_few_steps_is_not_tried():
 @pytest.fixture
 def start(arena, tmp_path):
     shape = arena.candidate(intermediate_size=20).architecture
-    write_start(arena.prepared, shape, None, arena.files, tmp_path / "start")
-    return tmp_path / "start"
+    starts = Starts(arena.prepared, arena.files, tmp_path / "starts")
+    starts.write(shape)
+    return starts.of(shape)
 
 
 def probe_of(arena, start, folder, rate):

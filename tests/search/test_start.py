@@ -8,7 +8,7 @@ from minitron_nas.models.loading import load_for_training
 from minitron_nas.pruning.refit import refit_in_sequence
 from minitron_nas.pruning.student import build_student
 from minitron_nas.search import start as module
-from minitron_nas.search.start import MeasuredStart, write_start
+from minitron_nas.search.start import MeasuredStart, Starts
 from minitron_nas.text.tokens import PackedTokens
 
 
@@ -18,7 +18,11 @@ def target_of(arena):
 
 def written(arena, folder, calibration="the arena's"):
     text = arena.calibration if calibration == "the arena's" else calibration
-    return write_start(arena.prepared, target_of(arena), text, arena.files, folder)
+    return Starts(arena.prepared, arena.files, folder, text).write(target_of(arena))
+
+
+def stored(arena, folder):
+    return load_for_training(folder / target_of(arena).id)
 
 
 def kl_of(arena, student):
@@ -41,9 +45,9 @@ def test_both_ways_are_measured_and_the_better_is_written(arena, tmp_path):
     kls = {way: kl_of(arena, student) for way, student in ways.items()}
     better, worse = sorted(kls, key=kls.__getitem__)
     assert start == MeasuredStart(better, kls[better], kls[worse])
-    stored = load_for_training(tmp_path / "start")
-    assert same_weights(stored, ways[better])
-    assert not same_weights(stored, ways[worse])
+    kept = stored(arena, tmp_path / "start")
+    assert same_weights(kept, ways[better])
+    assert not same_weights(kept, ways[worse])
     assert [path.name for path in tmp_path.iterdir() if path.name != "repaired"] == ["start"]
 
 
@@ -58,7 +62,7 @@ def test_whichever_way_is_worse_is_not_the_start(arena, tmp_path, monkeypatch, d
     monkeypatch.setattr(module, "build_student", build)
     start = written(arena, tmp_path / "start")
     assert (start.repair, start.kl_nats < start.other_kl_nats) == (expected, True)
-    assert kl_of(arena, load_for_training(tmp_path / "start")) == start.kl_nats
+    assert kl_of(arena, stored(arena, tmp_path / "start")) == start.kl_nats
 
 
 def test_a_way_whose_kl_is_no_number_loses(arena, tmp_path, monkeypatch):
@@ -76,7 +80,7 @@ def test_without_text_nothing_is_repaired(arena, tmp_path):
     start = written(arena, tmp_path / "start", calibration=None)
     plain = build_student(arena.prepared, target_of(arena), torch.float32)
     assert start == MeasuredStart("none", kl_of(arena, plain))
-    assert same_weights(load_for_training(tmp_path / "start"), plain)
+    assert same_weights(stored(arena, tmp_path / "start"), plain)
 
 
 def test_a_family_that_cannot_be_repaired_in_sequence_is_repaired_in_one_pass(arena, tmp_path, monkeypatch):
@@ -95,7 +99,7 @@ def test_a_start_that_is_there_is_not_made_again(arena, tmp_path, monkeypatch):
 @pytest.mark.parametrize("damage", ["changed", "cut", "gone"])
 def test_a_start_that_has_changed_since_is_made_again(arena, tmp_path, monkeypatch, name, damage):
     folder = tmp_path / "start"
-    start, file = written(arena, folder), folder / name
+    start, file = written(arena, folder), folder / target_of(arena).id / name
     content = file.read_bytes()
     match damage:
         case "changed":
@@ -118,7 +122,7 @@ def test_a_kill_leaves_no_half_start(arena, tmp_path, monkeypatch):
         patch.setattr(module, "refit_in_sequence", killed)
         with pytest.raises(KeyboardInterrupt):
             written(arena, tmp_path / "start")
-    assert not (tmp_path / "start").exists()
+    assert not (tmp_path / "start" / target_of(arena).id).exists()
     assert written(arena, tmp_path / "start") == written(arena, tmp_path / "other")
 
 

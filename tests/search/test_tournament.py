@@ -18,6 +18,7 @@ from minitron_nas.search import start as starting
 from minitron_nas.search import tournament as module
 from minitron_nas.search.choice import Choice
 from minitron_nas.search.contest import TrialRow
+from minitron_nas.search.start import Starts
 from minitron_nas.search.tournament import ShortTraining, tournament, train_rung
 from minitron_nas.storage.schemas import TRIALS
 from minitron_nas.storage.sealed import read_sealed
@@ -31,12 +32,10 @@ RUNGS = [32, 64, 128]
 def held(arena, folder, finalists=None, runner=None, rung_tokens=RUNGS, max_failures=9, progress=silent, reduction=2):
     (winner,), rows = tournament(
         arena.finalists if finalists is None else finalists,
-        arena.prepared,
-        arena.files,
+        Starts(arena.prepared, arena.files, folder / "starts"),
         ShortTraining(DISTILLATION, tuple(rung_tokens), reduction, seed=3),
         Jobs(runner or LocalRunner(), folder / "results", max_failures),
         folder / "checkpoints",
-        folder / "starts",
         progress=progress,
     )
     return winner, rows
@@ -158,8 +157,9 @@ def test_what_a_worker_is_handed_is_plain_and_its_paths_are_absolute(arena, tmp_
     held(arena, Path("trials"))
     for call in calls:
         assert call["checkpoints"].parent == tmp_path / "trials" / "checkpoints"
-        streams = [*call["files"]["train"].values(), *call["files"]["validation"].values()]
-        paths = [call["files"]["teacher"], *streams, *call["prepared"].values()]
+        starts = call["starts"]
+        streams = [*starts["files"]["train"].values(), *starts["files"]["validation"].values()]
+        paths = [starts["folder"], starts["files"]["teacher"], *streams, *starts["prepared"].values()]
         assert all(Path(path).is_absolute() for path in paths)
         json.dumps({name: value for name, value in call.items() if name != "checkpoints"})
 
@@ -372,10 +372,9 @@ def test_the_teacher_itself_is_as_good_as_a_cache_of_its_states(arena, tmp_path,
 def test_a_repaired_trial_begins_as_its_start_and_is_repaired_once(arena, tmp_path, monkeypatch):
     calls, repair = [], starting.refit_in_sequence
     monkeypatch.setattr(starting, "refit_in_sequence", lambda *args: calls.append(args) or repair(*args))
-    values = [
-        one_rung(arena, arena.files, tmp_path, stop, calibration=str(arena.calibration)) for stop in (32, 64, 128)
-    ]
-    measured = read_sealed(tmp_path / "start" / "start.json")["measured"]
+    values = [one_rung(arena, arena.files, tmp_path, stop, calibration=arena.calibration) for stop in (32, 64, 128)]
+    start = tmp_path / "starts" / arena.finalists[2].architecture.id
+    measured = read_sealed(start / "start.json")["measured"]
     assert [value["start_kl_nats"] for value in values] == [measured["kl_nats"]] * 3
     assert [value["repair"] for value in values] == [measured["repair"]] * 3
     assert len(calls) == 1
@@ -429,14 +428,11 @@ def one_rung(arena, files, checkpoints, stop_tokens=32, calibration=None, **chan
     """Train the largest finalist to the end of a rung."""
     settings = DistillationSettings(**{**DISTILLATION.model_dump(mode="json"), **changes})
     return train_rung(
-        arena.prepared.to_dict(),
+        Starts(arena.prepared, files, checkpoints / "starts", calibration).to_dict(),
         arena.finalists[2].architecture.to_dict(),
-        files.to_dict(),
         ShortTraining(settings, (128,), 2, seed=3).to_dict(),
         stop_tokens,
         str(checkpoints),
-        str(checkpoints / "start"),
-        calibration,
     )
 
 
@@ -449,12 +445,10 @@ def test_two_members_are_the_best_and_the_one_of_the_front_that_is_far_from_it(a
     costs = {candidate.id: (float(candidate.architecture.intermediate_size),) for candidate in arena.finalists}
     chosen, rows = tournament(
         arena.finalists,
-        arena.prepared,
-        arena.files,
+        Starts(arena.prepared, arena.files, tmp_path / "starts"),
         ShortTraining(DISTILLATION, tuple(RUNGS), 2, seed=3),
         Jobs(LocalRunner(), tmp_path / "results", 9),
         tmp_path / "checkpoints",
-        tmp_path / "starts",
         choice=Choice(2, costs=costs, by_front=True),
     )
     assert [candidate.architecture.intermediate_size for candidate in chosen] == [46, 4]

@@ -215,13 +215,10 @@ def _contest(
             training = ShortTraining(distillation, tuple(rungs), plan.search.reduction, plan.seed)
             chosen, trials = tournament(
                 finalists,
-                hop.prepared,
-                hop.lessons.trials,
+                starts_of(run, hop, hop.lessons.trials),
                 training,
                 jobs.within("rungs"),
                 jobs.results / "checkpoints",
-                starts_of(run, hop),
-                run.tokens.file("calibration") if plan.repair == "ridge" else None,
                 choice,
                 progress,
             )

@@ -33,7 +33,7 @@ from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.start import TakenStart
 from minitron_nas.pruning.student import random_student
 from minitron_nas.search.costing import Costing
-from minitron_nas.search.start import MeasuredStart, write_start
+from minitron_nas.search.start import MeasuredStart, Starts
 from minitron_nas.space.size import Size
 from minitron_nas.storage.atomic import whole_folder
 from minitron_nas.storage.ledger import fingerprint
@@ -141,21 +141,24 @@ def _write_start(
 ) -> tuple[Path, MeasuredStart | None]:
     """Write the untrained model as a stock folder with float32 weights, for the training's processes to read."""
     if role == "random_weights":
-        prepared, folder = hop.prepared.to_dict(), starts_of(run, hop) / f"{target.id}-random"
+        prepared, folder = hop.prepared.to_dict(), starts_of(run, hop).folder / f"{target.id}-random"
         run.workers.call(draw_weights, prepared=prepared, target=target, seed=run.plan.seed, folder=folder)
         return folder, None
     return start_member(run, hop, target, progress)
 
 
-def starts_of(run: Run, hop: Hop) -> Path:
-    """Return the folder of a size's untrained students, by shape; each is written by whoever needs it first.
+def starts_of(run: Run, hop: Hop, files: TrainingFiles | None = None) -> Starts:
+    """Return the untrained students of a size; each is written by whoever needs it first.
 
     Args:
         run: The run.
         hop: The size.
+        files: What they are trained on; what the size's students are without it.
     """
     needs = [done.entry.digest for done in (run.tokens.done, *hop.needs)]
-    return run.folder.starts(hop.label) / fingerprint([inputs.of_start(run.plan), needs])
+    folder = run.folder.starts(hop.label) / fingerprint([inputs.of_start(run.plan), needs])
+    calibration = run.tokens.file("calibration") if run.plan.repair == "ridge" else None
+    return Starts(hop.prepared, files or hop.lessons.files, folder, calibration)
 
 
 def start_member(run: Run, hop: Hop, target: Architecture, progress: Progress) -> tuple[Path, MeasuredStart]:
@@ -167,42 +170,23 @@ def start_member(run: Run, hop: Hop, target: Architecture, progress: Progress) -
         target: The student's shape.
         progress: Told about the tokens of its repair.
     """
-    folder = starts_of(run, hop) / target.id
-    measured = run.workers.call(
-        repair,
-        progress,
-        prepared=hop.prepared.to_dict(),
-        target=target,
-        calibration=run.tokens.file("calibration") if run.plan.repair == "ridge" else None,
-        files=hop.lessons.files.to_dict(),
-        folder=folder,
-    )
-    return folder, MeasuredStart(**measured)
+    starts = starts_of(run, hop)
+    measured = run.workers.call(repair, progress, starts=starts.to_dict(), target=target)
+    return starts.of(target), MeasuredStart(**measured)
 
 
-def repair(
-    prepared: Mapping[str, str],
-    target: Architecture,
-    calibration: Path | None,
-    files: Mapping[str, Any],
-    folder: Path,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Do what `write_start` does.
+def repair(starts: Mapping[str, Any], target: Architecture, progress: Progress) -> dict[str, Any]:
+    """Do what `Starts.write` does.
 
     Args:
-        prepared: `PreparedTeacher.to_dict`.
+        starts: `Starts.to_dict`.
         target: The student's shape.
-        calibration: The file of the text that repairs read; None to repair nothing.
-        files: `TrainingFiles.to_dict`.
-        folder: Where the student goes.
         progress: Told about the tokens of the repair.
 
     Returns:
         The fields of `MeasuredStart`.
     """
-    source, lessons = PreparedTeacher.from_dict(prepared), TrainingFiles.from_dict(files)
-    return asdict(write_start(source, target, calibration, lessons, folder, progress))
+    return asdict(Starts.from_dict(starts).write(target, progress))
 
 
 def draw_weights(prepared: Mapping[str, str], target: Architecture, seed: int, folder: Path) -> None:
