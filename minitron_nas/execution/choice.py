@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import torch
+
 from minitron_nas.execution.local import LocalRunner
 from minitron_nas.execution.runner import Runner
 from minitron_nas.execution.settings import RunnerSettings
@@ -53,16 +55,20 @@ def count_nodes(settings: RunnerSettings, folder: Path) -> int:
         return ray_session.num_nodes()
 
 
-def check_ray(settings: RunnerSettings) -> None:
-    """Refuse a Ray cluster that does not answer, or a Ray that cannot be started here, for a training on Ray.
+def check_training(settings: RunnerSettings, sharded: bool) -> None:
+    """Refuse a Ray cluster that does not answer, or a Ray that cannot be started here, if a training will be on Ray.
 
     Args:
-        settings: Name it.
+        settings: Name it, and the number of processes; one for each GPU without it.
+        sharded: Whether DeepSpeed trains, which Ray starts in one process, too.
 
     Raises:
         PlanError: Says what to change.
         MachineError: If Ray's folder cannot be written to.
     """
+    several = sharded or (settings.num_processes or torch.cuda.device_count()) > 1
+    if not settings.on_cluster and (settings.kind != "ray" or not several):
+        return
     from minitron_nas.execution import ray_session  # deferred: Ray is imported where it is used
 
     ray_session.check(settings.address)

@@ -46,6 +46,7 @@ OFFERED = (
     "start",
     "repair",
     "baselines",
+    "evaluation.texts",
     "evaluation.tasks",
     "runner.kind",
     "runner.address",

@@ -34,13 +34,12 @@ def let_speak(run: Run, teacher: Source) -> Lessons:
     if num_short:
         parts["trials"] = None
     short = tokens.file("trials")
-    caches = {part: run.folder.signal(checkpoint.fingerprint, part) for part in parts}
+    spoken = {part: StreamFiles(tokens.file(part), run.folder.signal(checkpoint.fingerprint, part)) for part in parts}
 
     def action(progress: Progress) -> Left:
         if num_short:
             tokens.part("train").first(num_short).save(short)
-        texts = {part: tokens.file(part) for part in parts}
-        written = speak_in_shares(run.workers, checkpoint, parts, texts, caches, "validation", progress)
+        written = speak_in_shares(run.workers, checkpoint, parts, spoken, "validation", progress)
         return Left({"continuations": written})
 
     stage = Stage(
@@ -48,14 +47,14 @@ def let_speak(run: Run, teacher: Source) -> Lessons:
         f"{teacher.name} speaks once ({_SAID[settings.teacher_signal]})",
         inputs.of_signal(checkpoint, parts, num_short),
         needs=(tokens.done, *teacher.made_by),
-        outputs=[*caches.values(), *([short] if num_short else [])],
+        outputs=[*(stream.cache for stream in spoken.values() if stream.cache), *([short] if num_short else [])],
         costly=True,
         self_checked=SHARD_SUFFIX,
     )
     done = run.engine.run(stage, action)
-    train, validation = (StreamFiles(tokens.file(part), caches.get(part)) for part in ("train", "validation"))
+    train, validation = (spoken.get(part, StreamFiles(tokens.file(part))) for part in ("train", "validation"))
     files = TrainingFiles(checkpoint.path, checkpoint.fingerprint, train, validation)
-    trials = replace(files, train=StreamFiles(short, caches["trials"])) if num_short else files
+    trials = replace(files, train=spoken["trials"]) if num_short else files
     return Lessons(files, trials, done, done.result["continuations"])
 
 

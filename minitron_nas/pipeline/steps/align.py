@@ -16,7 +16,7 @@ from minitron_nas.alignment.texts import AlignmentTexts, read_conversations, rea
 from minitron_nas.distillation.loss.losses import perplexity
 from minitron_nas.distillation.training.arguments import check_engine
 from minitron_nas.errors import PlanError
-from minitron_nas.execution.choice import check_ray
+from minitron_nas.execution.choice import check_training
 from minitron_nas.execution.preemption import going_on
 from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.models.source import ModelSource, resolve_teacher, source_name
@@ -174,8 +174,7 @@ def _check(settings: AlignmentSettings, teacher: ModelSource | None, runner: Run
             raise PlanError("method dpo runs in one process without DeepSpeed; leave it out, or choose sft or kd")
         return
     check_engine(settings.training())
-    if runner.on_cluster or (runner.kind == "ray" and ((runner.num_processes or 1) > 1 or settings.deepspeed)):
-        check_ray(runner)
+    check_training(runner, settings.deepspeed is not None)
 
 
 def _open(

@@ -15,7 +15,7 @@ from minitron_nas.distillation.settings import HOW_TO_TRAIN, DistillationSetting
 from minitron_nas.distillation.training.arguments import check_engine, micro_batch
 from minitron_nas.distillation.training.curve import CurvePoint, TrainingResult
 from minitron_nas.distillation.training.schedule import Schedule
-from minitron_nas.execution.choice import check_ray, make_runner
+from minitron_nas.execution.choice import check_training, make_runner
 from minitron_nas.execution.device import release_memory
 from minitron_nas.execution.preemption import going_on
 from minitron_nas.execution.runner import Jobs
@@ -107,7 +107,8 @@ def distill(
     require_new_folder(folder)
     if signals is not None:
         require_writable(Path(signals))
-    _check_machines(settings, runner)
+    check_engine(settings)
+    check_training(runner, settings.deepspeed is not None)
     followed, settings = _followed(correction, settings)
     tell(display, about_text(data, text))
     work = folder.with_name(f"{folder.name}.work").absolute()
@@ -183,13 +184,6 @@ def export(training: Path, source: Path, folder: Path, dtype: torch.dtype, linea
     proof = export_student(trained(job), source, folder, dtype, proof_prompt(job.files.validation.open()), lineage)
     release_memory()
     return asdict(proof)
-
-
-def _check_machines(settings: DistillationSettings, runner: RunnerSettings) -> None:
-    check_engine(settings)
-    several = (runner.num_processes or 1) > 1 or settings.deepspeed is not None
-    if runner.on_cluster or (runner.kind == "ray" and several):
-        check_ray(runner)
 
 
 def _followed(

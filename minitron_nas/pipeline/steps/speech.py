@@ -22,8 +22,7 @@ def speak_in_shares(
     workers: Workers,
     teacher: Checkpoint,
     parts: Mapping[str, int | None],
-    texts: Mapping[str, Path],
-    caches: Mapping[str, Path],
+    streams: Mapping[str, StreamFiles],
     continued: str | None,
     progress: Progress,
 ) -> list[list[int]]:
@@ -33,18 +32,17 @@ def speak_in_shares(
         workers: Who writes them.
         teacher: The teacher.
         parts: What is kept of each part of the text, as `cached_parts` says.
-        texts: The files of the parts.
-        caches: The folders of their caches.
+        streams: The files of each part, and where its cache goes.
         continued: The part whose beginnings it continues greedily; None for none.
         progress: Told about tokens.
 
     Returns:
         The continuations, as token ids.
     """
-    count = min(workers.room(), max(PackedTokens.load(text).num_sequences for text in texts.values()))
+    count = min(workers.room(), max(stream.open().num_sequences for stream in streams.values()))
     said = {
         "teacher": teacher.path, "fingerprint": teacher.fingerprint,
-        "parts": parts, "texts": texts, "caches": caches, "continued": continued,
+        "parts": parts, "streams": streams, "continued": continued,
     }  # fmt: skip
     written: list[list[list[int]]] = workers.share(
         speak, [{**said, "share": Share(number, count)} for number in range(count)], progress
@@ -56,8 +54,7 @@ def speak(
     teacher: Path,
     fingerprint: str,
     parts: Mapping[str, int | None],
-    texts: Mapping[str, Path],
-    caches: Mapping[str, Path],
+    streams: Mapping[str, StreamFiles],
     continued: str | None,
     share: Share,
     progress: Progress,
@@ -68,8 +65,7 @@ def speak(
         teacher: Its folder.
         fingerprint: Its fingerprint.
         parts: What is kept of each part of the text, as `cached_parts` says.
-        texts: The files of the parts.
-        caches: The folders of their caches.
+        streams: The files of each part, and where its cache goes.
         continued: The part whose beginnings are continued; None for none.
         share: Which shards.
         progress: Told about tokens.
@@ -77,7 +73,8 @@ def speak(
     Returns:
         The continuations, as token ids; none of other writers.
     """
-    tokens = {part: PackedTokens.load(text) for part, text in texts.items()}
+    tokens = {part: stream.open() for part, stream in streams.items()}
+    caches = {part: stream.cache for part, stream in streams.items() if stream.cache is not None}
     with loaded_once(teacher) as load:
         keep_signals(load, fingerprint, parts, tokens, caches, progress, share)
         return continuations(load(), tokens[continued]) if continued is not None and share.number == 0 else []
@@ -123,14 +120,13 @@ def training_files(
         signals: Gets what the teacher says.
         progress: Told about tokens.
     """
-    parts = cached_parts(settings)
-    tokens, caches = {}, {}
+    parts, streams = cached_parts(settings), dict[str, StreamFiles]()
     for part, text in texts.items():
-        tokens[part] = work / f"{part}-{text.fingerprint}.safetensors"
-        text.save(tokens[part])
-    for part, top_k in parts.items():
-        said = "hidden" if top_k is None else f"top-{top_k}"
-        caches[part] = signals / f"{said}-{teacher.fingerprint}-{texts[part].fingerprint}"
-    speak_in_shares(workers, teacher, parts, {part: tokens[part] for part in parts}, caches, None, progress)
-    train, validation = (StreamFiles(tokens[part], caches.get(part)) for part in ("train", "validation"))
-    return TrainingFiles(teacher.path, teacher.fingerprint, train, validation)
+        file, cache = work / f"{part}-{text.fingerprint}.safetensors", None
+        text.save(file)
+        if part in parts:
+            said = "hidden" if parts[part] is None else f"top-{parts[part]}"
+            cache = signals / f"{said}-{teacher.fingerprint}-{text.fingerprint}"
+        streams[part] = StreamFiles(file, cache)
+    speak_in_shares(workers, teacher, parts, {part: streams[part] for part in parts}, None, progress)
+    return TrainingFiles(teacher.path, teacher.fingerprint, streams["train"], streams["validation"])
