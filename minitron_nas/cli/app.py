@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from minitron_nas.cli import families, looking, planning, runs, steps  # noqa: F401  # they add their verbs
+from minitron_nas.cli import aligning, families, judging, looking, planning, runs, steps  # noqa: F401  # they add their verbs
 from minitron_nas.cli.command import app
 from minitron_nas.errors import MinitronNasError, printable
 

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
@@ -11,9 +12,24 @@ from pathlib import Path
 from typing import Annotated, Any, Optional, TextIO
 
 import typer
+from typer.core import TyperGroup
+
+_ORDER = (
+    "demo", "doctor", "init", "plan", "build", "submit", "report", "show", "push",
+    "score", "prune", "distill", "correct", "align", "evaluate", "compare", "latency",
+    "enumerate", "ls", "check-family", "draft-family",
+)  # fmt: skip
+"""Of the verbs in the help: whole runs, single steps, what one looks up."""
+
+
+class _Verbs(TyperGroup):
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]  # typer's is click's
+        return sorted(super().list_commands(ctx), key=_ORDER.index)
+
 
 app = typer.Typer(
     name="minitron-nas",
+    cls=_Verbs,
     help="Build a family of smaller models from one trained language model.",
     no_args_is_help=True,
     add_completion=False,
@@ -73,6 +89,31 @@ def at_work() -> redirect_stdout[TextIO]:
 def print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
     """Print a result on stdout; numbers that JSON has no word for become null."""
     typer.echo(json.dumps(_finite(value), indent=2))
+
+
+def read_step(
+    teacher: str,
+    data: Sequence[str] | None,
+    overrides: Sequence[str] | None,
+    takes: Sequence[str],
+    **settings: dict[str, Any],
+) -> tuple[Any, Any]:
+    """Return the text of a step, None without --data, and the plan that its settings are read through.
+
+    Raises:
+        PlanError: If a setting is of no use to the step, or has a fault.
+    """
+    from minitron_nas.cli.values import parse_data
+    from minitron_nas.errors import PlanError
+    from minitron_nas.pipeline.plan import make_plan, with_overrides
+
+    for override in overrides or ():
+        if re.split("[.=]", override.strip())[0] not in {*takes, "seed"}:
+            keys = ", ".join(f"{name}.*" for name in takes)
+            raise PlanError(f"--set {override!r}: this command takes {keys} and seed; see its options for the rest")
+    text = parse_data(data) if data else None
+    values = {"teacher": teacher, "sizes": [1], "data": text or "none", **settings}
+    return text, make_plan(with_overrides(values, overrides or ()), "--set")
 
 
 def _finite(value: Any) -> Any:

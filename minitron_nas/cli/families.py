@@ -23,7 +23,7 @@ def check_family(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Try a family's table and every step that stands on it, on a tiny random model of the config's kind."""
+    """Try a family's table. Every step that stands on it runs on a tiny random model of the config's kind."""
     with at_work():
         from minitron_nas.testing.examination import examine_family
 
@@ -53,7 +53,7 @@ def draft_family(
     model: Model,
     as_json: AsJson = False,
 ) -> None:
-    """Print a first table for a model type that is not known, as Python; what it cannot explain are comments."""
+    """Draft a table for a model type that is not known. It is Python; what it cannot explain are comments."""
     with at_work():
         from minitron_nas.drafting.draft import draft_family as draft
 

@@ -34,7 +34,7 @@ def enumerate_(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List every candidate of a size, and how many shapes each rule left out."""
+    """List every candidate of a size. It says how many shapes each rule left out."""
     from minitron_nas.cli.values import parse_size, parse_tokens
     from minitron_nas.pipeline.listing import enumerate_size
 
@@ -61,7 +61,7 @@ def list_(
     what: Annotated[Listed, typer.Argument(help="What to list.")],
     as_json: AsJson = False,
 ) -> None:
-    """List the known model families, search spaces or settings of a plan."""
+    """List known families, search spaces or settings of a plan."""
     from minitron_nas.pipeline.listing import list_known
 
     rows = list_known(what.value)
@@ -100,7 +100,7 @@ def doctor(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Try what runs use on this machine, and say what mends what is missing."""
+    """Try what runs use on this machine. It says what mends what is missing."""
     from minitron_nas.pipeline.doctor import examine
     from minitron_nas.pipeline.plan import load_plan
 

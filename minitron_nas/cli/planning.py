@@ -42,7 +42,7 @@ def plan_(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a build would do and cost, or why it cannot be; nothing is written, and no weights are needed."""
+    """Say what a build would do and cost, or why it cannot be. Nothing is written; no weights are needed."""
     from minitron_nas.pipeline.dry_run import dry_run
 
     with at_work():

@@ -54,7 +54,7 @@ def build(
 
 @app.command()
 def demo(out: Out, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Build a family of two from SmolLM2-135M on text that every machine has."""
+    """Build a family of two from SmolLM2-135M. Its text is what every machine has."""
     from minitron_nas.pipeline.demo import run_demo
 
     with at_work():
@@ -76,7 +76,7 @@ def submit(
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait for the job.")] = False,
     overrides: Overrides = None,
 ) -> None:
-    """Let a running Ray cluster build a plan; the job's id is printed, and what it prints is passed on."""
+    """Let a running Ray cluster build a plan. The job's id is printed, and what it prints is passed on."""
     from minitron_nas.errors import PlanError
     from minitron_nas.execution.preemption import going_on
     from minitron_nas.pipeline import submit as jobs
@@ -114,7 +114,7 @@ def report(
     follow: Annotated[bool, typer.Option("--follow", help="Show it on this machine while the runs go on.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write the HTML report of a run again, or one of several, or show it while they go on."""
+    """Write a run's HTML report again. It may be one of several runs, or be shown while they go on."""
     if follow:
         from minitron_nas.errors import RunFolderError
         from minitron_nas.reporting.follow import follow as show
@@ -138,7 +138,7 @@ def push(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Publish a student on the Hugging Face hub, private unless asked otherwise."""
+    """Publish a student on the Hugging Face hub. It is private unless asked otherwise."""
     from minitron_nas.pipeline.push import push as publish
 
     with at_work():

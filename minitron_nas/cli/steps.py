@@ -1,11 +1,9 @@
-"""Verbs of single steps: `score`, `prune`, `distill`, `correct`, `align`, `evaluate`, `compare`, `latency`."""
+"""Verbs of single steps that make something: `score`, `prune`, `distill`, `correct`."""
 
-import re
-from collections.abc import Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Optional
 
 import typer
 
@@ -19,6 +17,7 @@ from minitron_nas.cli.command import (
     app,
     at_work,
     print_json,
+    read_step,
 )
 
 
@@ -34,14 +33,6 @@ class Repair(StrEnum):
 
     none = "none"
     ridge = "ridge"
-
-
-class Method(StrEnum):
-    """How a student is aligned."""
-
-    sft = "sft"
-    dpo = "dpo"
-    kd = "kd"
 
 
 @app.command()
@@ -63,7 +54,7 @@ def score(
     from minitron_nas.cli.values import calibration_samples
     from minitron_nas.pipeline.steps.score import score
 
-    text_data, plan = _read_step(teacher, data, overrides, ("text", "importance"))
+    text_data, plan = read_step(teacher, data, overrides, ("text", "importance"))
     text = calibration_samples(plan.text, tokens) if tokens else plan.text
     with at_work():
         folder = score(teacher, text_data, out, text, plan.importance, plan.seed)
@@ -105,7 +96,7 @@ def prune(
     overrides: StepOverrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Cut one shape out of a teacher without training it; --data is what to score and to measure layers on.
+    """Cut one shape out of a teacher, without training it. --data is what to score and measure layers on.
 
     --set takes text.*, importance.* and space.* keys.
     """
@@ -113,7 +104,7 @@ def prune(
     from minitron_nas.cli.values import parse_size
     from minitron_nas.pipeline.steps.prune import prune
 
-    text_data, plan = _read_step(teacher, data, overrides, ("text", "importance", "space"))
+    text_data, plan = read_step(teacher, data, overrides, ("text", "importance", "space"))
     sizes, layers = parse_request(shape, drop_layers)
     with at_work():
         result = prune(
@@ -168,7 +159,7 @@ def distill(
     """Train a student to match a teacher. --set takes distillation.*, text.* and runner.* keys."""
     from minitron_nas.pipeline.steps.distill import distill
 
-    text_data, plan = _read_step(
+    text_data, plan = read_step(
         teacher, data, overrides, ("distillation", "text", "runner"), distillation={"tokens": tokens}
     )
     with at_work():
@@ -200,11 +191,11 @@ def correct(
     overrides: StepOverrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fine-tune a teacher on the KD text before students learn from it. --set takes correct.* and text.* keys."""
+    """Fine-tune a teacher on the text that students learn from. --set takes correct.* and text.* keys."""
     from minitron_nas.distillation.settings import CorrectionSettings
     from minitron_nas.pipeline.steps.correct import correct
 
-    text_data, plan = _read_step(teacher, data, overrides, ("correct", "text"), correct={"tokens": tokens})
+    text_data, plan = read_step(teacher, data, overrides, ("correct", "text"), correct={"tokens": tokens})
     with at_work():
         result = correct(teacher, text_data, out, plan.correct or CorrectionSettings(), plan.text, plan.seed)
     before, after = result.before.loss_nats, result.after.loss_nats
@@ -212,219 +203,3 @@ def correct(
         print_json({"path": str(result.path), "loss_nats_before": before, "loss_nats": after})
         return
     typer.echo(f"{result.path}: validation loss {before:.4f} nats before, {after:.4f} after")
-
-
-@app.command()
-def align(
-    student: Annotated[str, typer.Argument(help="The model to align: folder, hub name, GGUF file or wheel.")],
-    data: Annotated[
-        str,
-        typer.Option(
-            help="jsonl, json or parquet file, glob, folder or hub dataset with messages, conversations, or prompt and "
-            "completion; for dpo with prompt, chosen and rejected."
-        ),
-    ],
-    out: Out,
-    method: Annotated[
-        Method,
-        typer.Option(
-            help="sft: next-token loss on what assistants write; kd: KL to --teacher there; dpo: what was chosen over "
-            "what was rejected, which takes `pip install 'minitron-nas[align]'`."
-        ),
-    ] = Method.sft,
-    teacher: Annotated[Optional[str], typer.Option(help="The instruct model that kd learns from.")] = None,  # noqa: UP045
-    template_from: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="An instruct model whose chat template the student takes; its own, or for kd the teacher's."),
-    ] = None,
-    validation: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Rows to hold out; a tenth of --data without it, at most text.validation_samples."),
-    ] = None,
-    epochs: Annotated[Optional[float], typer.Option(help="How often the rows are read; 2 without it.")] = None,  # noqa: UP045
-    learning_rate: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(help="Peak; 2e-5 without it, for dpo 1e-6."),
-    ] = None,
-    batch: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(help="Packed sequences of a step, for dpo pairs; about 100 steps without it."),
-    ] = None,
-    sequence_length: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(help="Tokens of a sequence, at which conversations are cut; text.sequence_length without it."),
-    ] = None,
-    overrides: StepOverrides = None,
-    as_json: AsJson = False,
-) -> None:
-    """Teach a student to answer, from conversations, preferences or an instruct model.
-
-    --set takes align.*, text.* and runner.* keys.
-    """
-    from minitron_nas.alignment.settings import read_alignment
-    from minitron_nas.pipeline.plan import with_overrides
-    from minitron_nas.pipeline.steps.align import align
-
-    own = [override for override in overrides or () if override.strip().startswith("align.")]
-    others = [override for override in overrides or () if override not in own]
-    plan = _read_step(student, None, others, ("align", "text", "runner"), text=_given(sequence_length=sequence_length))[
-        1
-    ]
-    given = _given(epochs=epochs, learning_rate=learning_rate, batch_sequences=batch)
-    settings = read_alignment(with_overrides({"align": {"method": method.value, **given}}, own)["align"])
-    with at_work():
-        result = align(
-            student,
-            data,
-            out,
-            settings=settings,
-            teacher=teacher,
-            template_from=template_from,
-            validation=validation,
-            text=plan.text,
-            seed=plan.seed,
-            runner=plan.runner,
-        )
-    if as_json:
-        told = {name: value for name, value in asdict(result).items() if name not in ("path", "proof")}
-        print_json({"path": str(result.path), **told})
-        return
-    measure = {"sft": "loss_nats", "kd": "kl_nats", "dpo": "preference_loss"}[result.method]
-    name = {"loss_nats": "loss", "kl_nats": "KL to the teacher", "preference_loss": "preference loss"}[measure]
-    before, after = (getattr(held, measure) for held in (result.before, result.after))
-    margin = f", margin {result.after.margin:.4f}" if result.after.margin is not None else ""
-    typer.echo(f"{result.path}: held-out {name} {before:.4f} nats before, {after:.4f} after{margin}")
-
-
-@app.command()
-def evaluate(
-    model: Annotated[str, typer.Argument(help="Folder, hub name, GGUF file or wheel.")],
-    text: Annotated[str, typer.Option(help="Text, jsonl or parquet file.")],
-    teacher: Annotated[Optional[str], typer.Option(help="Also take the KL to this model.")] = None,  # noqa: UP045
-    sequence_length: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(min=8, help="Tokens of a sequence; text.sequence_length without it."),
-    ] = None,
-    overrides: StepOverrides = None,
-    as_json: AsJson = False,
-) -> None:
-    """Measure loss and perplexity of a model on a text, and its KL to a teacher. --set takes text.* keys."""
-    from minitron_nas.pipeline.steps.evaluate import evaluate
-
-    settings = _read_step(model, None, overrides, ("text",))[1].text
-    if sequence_length is not None:
-        settings = settings.model_copy(update={"sequence_length": sequence_length})
-    with at_work():
-        result = asdict(evaluate(model, text, teacher, settings))
-    if as_json:
-        print_json(result)
-        return
-    for name, value in result.items():
-        if value is not None:
-            typer.echo(f"{name:<16} {value:,.4f}" if isinstance(value, float) else f"{name:<16} {value:,}")
-
-
-@app.command()
-def compare(
-    base: Annotated[str, typer.Argument(help="What the other is held against: a model, or the folder of a run.")],
-    other: Annotated[str, typer.Argument(help="The same.")],
-    text: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Text, jsonl or parquet file that neither model has seen; of runs there is none."),
-    ] = None,
-    limit: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(
-            metavar="NAME=VALUE",
-            help="kl_nats, loss_increase_nats, agreement_share, parameters_ratio, memory_ratio, prefill_speedup, "
-            "decode_speedup or task_drop; null for no limit; repeatable.",
-        ),
-    ] = None,
-    limits: Annotated[Optional[Path], typer.Option(help="A YAML file of limits.")] = None,  # noqa: UP045
-    out: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="A new folder for comparison.parquet and comparison.md."),
-    ] = None,
-    overrides: StepOverrides = None,
-    as_json: AsJson = False,
-) -> None:
-    """Hold a model against another, or a run against another; exit code 1 where a limit is not kept to.
-
-    --set takes text.* and evaluation.* keys.
-    """
-    from minitron_nas.pipeline.steps.compare import compare, read_limits
-
-    plan = _read_step(base, None, overrides, ("text", "evaluation"))[1]
-    with at_work():
-        asked = read_limits(limits, limit or ())
-        found = compare(base, other, text, asked, out, plan.evaluation, plan.text, plan.seed)
-    if as_json:
-        print_json({"passes": found.passes, "checks": [check.to_row() for check in found.checks]})
-    else:
-        for check in found.checks:
-            name = " ".join(filter(None, (check.model, check.measure)))
-            typer.echo(f"{'pass' if check.passes else 'FAIL'}  {name:<32} {check.told}")
-    if not found.passes:
-        raise typer.Exit(1)
-
-
-@app.command()
-def latency(
-    teacher: Teacher,
-    out: Annotated[Path, typer.Option(help="The JSON file to write.")],
-    space: Annotated[
-        str, typer.Option(help="The sizes that candidates have: a preset's name or a YAML file.")
-    ] = "default",
-    batch: Annotated[int, typer.Option(min=1, help="Sequences at once.")] = 1,
-    prompt_tokens: Annotated[int, typer.Option(min=2, help="Of each sequence, in one prefill.")] = 512,
-    context_tokens: Annotated[
-        int, typer.Option(min=1, help="Of each sequence, before the token that is decoded.")
-    ] = 512,
-    as_json: AsJson = False,
-) -> None:
-    """Measure how long shapes of a teacher's family take on this machine; its config.json is enough."""
-    from minitron_nas.pipeline.steps.latency import measure_latency
-
-    with at_work():
-        told = measure_latency(teacher, out, space, batch, prompt_tokens, context_tokens).told()
-    if as_json:
-        print_json({"path": str(out), **told})
-        return
-    typer.echo(f"{out}: fitted to {told['num_measurements']} stacks of layers on {told['setting']['device']}")
-    for phase in ("prefill", "decode"):
-        fit = told[phase]
-        errors = [abs(error) for error in fit["whole_model_errors"]]
-        whole = f"; {len(errors)} whole models at most {max(errors):.1%} off" if errors else ""
-        typer.echo(
-            f"{phase}: R² {fit['r_squared']:.3f}, median error {fit['layer_error']:.1%} of stacks left out{whole}"
-        )
-
-
-def _given(**options: Any) -> dict[str, Any]:
-    """Return the options that were given."""
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _read_step(
-    teacher: str,
-    data: Sequence[str] | None,
-    overrides: Sequence[str] | None,
-    takes: Sequence[str],
-    **settings: dict[str, Any],
-) -> tuple[Any, Any]:
-    """Return the text of a step, None without --data, and the plan that its settings are read through.
-
-    Raises:
-        PlanError: If a setting is of no use to the step, or has a fault.
-    """
-    from minitron_nas.cli.values import parse_data
-    from minitron_nas.errors import PlanError
-    from minitron_nas.pipeline.plan import make_plan, with_overrides
-
-    for override in overrides or ():
-        if re.split("[.=]", override.strip())[0] not in {*takes, "seed"}:
-            keys = ", ".join(f"{name}.*" for name in takes)
-            raise PlanError(f"--set {override!r}: this command takes {keys} and seed; see its options for the rest")
-    text = parse_data(data) if data else None
-    values = {"teacher": teacher, "sizes": [1], "data": text or "none", **settings}
-    return text, make_plan(with_overrides(values, overrides or ()), "--set")

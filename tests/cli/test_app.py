@@ -545,6 +545,9 @@ def test_the_version_is_told_on_stdout(run: Callable[..., Output]) -> None:
 def test_the_help_says_what_the_command_is_for(run: Callable[..., Output]) -> None:
     assert "Build a family of smaller models from one trained language model." in run("--help").out
     assert run("-h").out == run("--help").out
+    verbs = run("--help").out.partition("Commands:\n")[2]
+    assert "..." not in verbs  # each says in a line what it is for
+    assert verbs.split()[0] == "demo"
     assert run("show", "-h").out == run("show", "--help").out
 
 
