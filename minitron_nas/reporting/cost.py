@@ -86,6 +86,7 @@ class _Work:
             return tokens, _product(tokens, self._flops_of(model))
         if kind == "screen":
             rows = self._run.candidates[self._run.candidates["size"] == model].dropna(subset=["screen_kl_nats"])
+            rows = rows[rows["round"] != 0]  # which an earlier run paid for
             flops = float(rows["forward_flops_per_token"].sum())
             return _product(len(rows), self._screened), _product(flops, self._screened)
         if kind in ("tournament", "rate"):

@@ -78,7 +78,8 @@ def asked(run: RunRecord) -> list[tuple[str, str]]:
 def _searched(search: Mapping[str, Any]) -> str:
     limits = (("max_screened", "shapes screened"), ("num_finalists", "trained"), ("num_rungs", "rungs"))
     told = [f"{search[name]:,} {noun}" for name, noun in limits if isinstance(search.get(name), int)]
-    return f"a size: at most {', '.join(told)}" if told else ""
+    beside = f", beside what {earlier} has screened" if (earlier := search.get("extends")) else ""
+    return f"a size: at most {', '.join(told)}{beside}" if told else ""
 
 
 def _distilled(distillation: Mapping[str, Any]) -> str:

@@ -55,6 +55,14 @@ def test_tokens_are_those_that_models_read_or_learned_from(costs: dict[str, Stag
     assert costs["110M distil"].tokens == 20_000_000
 
 
+def test_what_an_earlier_run_has_screened_costs_this_one_nothing(run: RunRecord) -> None:
+    candidates = run.candidates.copy()
+    screened = candidates.index[(candidates["size"] == "94M") & candidates["screen_kl_nats"].notna()]
+    candidates.loc[screened[:3], "round"] = 0
+    costs = {cost.stage: cost for cost in stage_costs(replace(run, candidates=candidates))}
+    assert costs["94M screen"].tokens == 5 * 4 * 1000
+
+
 def test_training_counts_three_forward_passes_of_each_shape(run: RunRecord, costs: dict[str, StageCost]) -> None:
     flops = run.candidates.set_index(["size", "candidate"])["forward_flops_per_token"]
     last = run.trials[run.trials["size"] == "110M"].groupby("candidate")["tokens"].max()
