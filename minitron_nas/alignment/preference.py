@@ -57,6 +57,25 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
+class Preferences:
+    """What a student is to prefer, and how it learns it.
+
+    Attributes:
+        train: In the order of training; repeated if the schedule is longer.
+        held_out: What validations are taken on.
+        settings: Learning rate, beta and so on.
+        schedule: Steps and batch, in pairs.
+        seed: Of what the model may draw, and of the order of pairs.
+    """
+
+    train: Sequence[Pair]
+    held_out: Sequence[Pair]
+    settings: AlignmentSettings
+    schedule: Schedule
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
 class PreferencePoint:
     """A student on held-out preferences.
 
@@ -104,13 +123,9 @@ def require_trl() -> None:
 
 def prefer(
     student: Path,
-    train: Sequence[Pair],
-    held_out: Sequence[Pair],
-    settings: AlignmentSettings,
-    schedule: Schedule,
+    preferences: Preferences,
     folder: Path,
     tokenizer: PreTrainedTokenizerBase,
-    seed: int,
     progress: Progress = silent,
 ) -> Preferred:
     """Train a student to prefer what was chosen, going on from the last whole checkpoint in `folder`.
@@ -120,13 +135,9 @@ def prefer(
 
     Args:
         student: A stock folder.
-        train: In the order of training; repeated if the schedule is longer.
-        held_out: What validations are taken on.
-        settings: Learning rate, beta and so on.
-        schedule: Steps and batch, in pairs.
+        preferences: Pairs, and how they are learned.
         folder: Of the checkpoints of this training.
         tokenizer: Saved beside checkpoints, and says what fills up a batch.
-        seed: Seeds what the model may draw, and the order of pairs.
         progress: Told about optimizer steps.
 
     Raises:
@@ -137,13 +148,13 @@ def prefer(
     model = load_for_training(student)
     try:
         with _quiet():
-            trainer = _trainer(model, train, held_out, settings, schedule, folder, tokenizer, seed, progress)
+            trainer = _trainer(model, preferences, folder, tokenizer, progress)
             trainer.train(resume_from_checkpoint=_last_whole(folder))
     except Exception as error:
         if is_out_of_memory(error):
             raise TrainingMemoryError(
-                f"{settings.micro_batch_sequences} pairs at once do not fit into memory; set --micro-batch 1 or "
-                "--gradient-checkpointing, or shorten text.sequence_length"
+                f"{preferences.settings.micro_batch_sequences} pairs at once do not fit into memory; lower "
+                "align.micro_batch_sequences, set align.gradient_checkpointing=true, or shorten text.sequence_length"
             ) from error
         if (fault := machine_error(error, folder)) is not None:
             raise fault from error
@@ -154,15 +165,7 @@ def prefer(
 
 
 def _trainer(
-    model: CausalLM,
-    train: Sequence[Pair],
-    held_out: Sequence[Pair],
-    settings: AlignmentSettings,
-    schedule: Schedule,
-    folder: Path,
-    tokenizer: PreTrainedTokenizerBase,
-    seed: int,
-    progress: Progress,
+    model: CausalLM, preferences: Preferences, folder: Path, tokenizer: PreTrainedTokenizerBase, progress: Progress
 ) -> "DPOTrainer":
     from trl.trainer.dpo_config import DPOConfig  # deferred: trl is an extra
     from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
@@ -173,7 +176,7 @@ def _trainer(
         def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
             return dataset
 
-    device = pick_device()
+    settings, schedule, device = preferences.settings, preferences.schedule, pick_device()
     announce_device()
     ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     pad_id = next(number for number in ids if number is not None)
@@ -207,7 +210,7 @@ def _trainer(
         report_to="none",
         disable_tqdm=True,
         log_level="error",
-        seed=seed,
+        seed=preferences.seed,
         use_cache=model.config.use_cache,
         dataloader_pin_memory=device.type == "cuda",
     )
@@ -217,8 +220,8 @@ def _trainer(
         model=model,
         args=arguments,
         data_collator=DataCollatorForPreference(pad_token_id=pad_id),
-        train_dataset=_dataset(train),
-        eval_dataset=_dataset(held_out),
+        train_dataset=_dataset(preferences.train),
+        eval_dataset=_dataset(preferences.held_out),
         processing_class=tokenizer,
         callbacks=[_Watch(progress)],
     )

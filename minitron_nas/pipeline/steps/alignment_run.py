@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from minitron_nas.alignment.parts import pack_turns
-from minitron_nas.alignment.preference import UNTRAINED_LOSS, prefer
+from minitron_nas.alignment.preference import UNTRAINED_LOSS, Preferences, prefer
 from minitron_nas.alignment.settings import AlignmentSettings
 from minitron_nas.alignment.texts import AlignmentTexts
 from minitron_nas.distillation.job import StreamFiles, TrainingFiles, TrainingJob
@@ -140,13 +140,9 @@ class AlignmentRun:
         with self.display.stage("align", _title(schedule, "pairs")) as progress:
             preferred = prefer(
                 student.path,
-                self.texts.pairs,
-                self.texts.held_out_pairs,
-                settings,
-                schedule,
+                Preferences(self.texts.pairs, self.texts.held_out_pairs, settings, schedule, self.seed),
                 self.work / f"checkpoints-{identity}",
                 self.opened.tokenizer,
-                self.seed,
                 progress,
             )
         release_memory()
