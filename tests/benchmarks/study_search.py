@@ -46,7 +46,7 @@ SEQUENCES = 3
 TEXTS = ("near", "far")
 EVALUATIONS = (8, 16, 24, 32, 64)
 NUM_SEEDS = 20
-TAUGHT = "pool, taught"
+TAUGHT = "taught pool"
 """The pool sampler that knows what it measured of another recorded size, 24 shapes."""
 SAMPLERS = ("random", "plain GP", "tpe", "gp", "nsga2", "pool", TAUGHT)
 
