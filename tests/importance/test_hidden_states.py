@@ -66,6 +66,6 @@ def test_the_share_of_the_memory_may_be_smaller(tmp_path, monkeypatch):
 
 def test_a_disk_that_is_too_small_is_told_of_before_anything_is_written(tmp_path, monkeypatch):
     with_memory(monkeypatch, 0)
-    message = r"hidden states of the text needs .* GB in .* free some space"
+    message = r"hidden states of the text needs .*B in .* free some space"
     with pytest.raises(DiskSpaceError, match=message), HiddenStates.make((1, 1, 1 << 60), torch.float32, tmp_path):
         pass
