@@ -115,6 +115,11 @@ SHARED_NEURONS = dim(Axis.SHARED_NEURONS)
 HEAD_DIM = dim(Axis.HEAD_DIM)
 QUERIES = dim(Axis.KV_GROUPS, Axis.GROUP_HEADS, Axis.HEAD_DIM)
 KEYS = dim(Axis.KV_GROUPS, Axis.HEAD_DIM)
+EXPERTS_IN_STACKS = (
+    (".mlp.experts.gate_up_proj", (".mlp.experts.{expert}.gate_proj.weight", ".mlp.experts.{expert}.up_proj.weight")),
+    (".mlp.experts.down_proj", (".mlp.experts.{expert}.down_proj.weight",)),
+)
+"""Experts as they lie in memory, all of a layer in one tensor: what gates, then what goes up."""
 HEADWISE_QKV = dim(Axis.KV_GROUPS, 3, Axis.HEAD_DIM)
 """Queries, keys and values of the first head, then those of the second, and so on."""
 GATE_UP_BY_NEURON = dim(Axis.NEURONS, 2)
@@ -294,6 +299,10 @@ class Layout:
         renamed: Parts of tensor names that differ in the loaded model: (in the checkpoint, in the model).
         aliases: Older names: (beginning of a name of this table, what checkpoints may have instead).
         ignored: Name endings of tensors that old checkpoints carry and transformers drops.
+        ignored_modules: Name beginnings of those that checkpoints carry beside the model, such as what predicts further
+            tokens at a time, and transformers drops.
+        stacked: Name endings of tensors in which checkpoints may hold all experts of a layer, one after the other,
+            each with the endings of the rows that lie one after the other in each expert's part.
         cached: What a layer with attention keeps of a token of context, one dimension after the other.
         drops_later_layers: Whether checkpoints carry layers behind the last, which predict further tokens at a time and
             which transformers drops.
@@ -322,6 +331,8 @@ class Layout:
     renamed: tuple[tuple[str, str], ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
+    ignored_modules: tuple[str, ...] = ()
+    stacked: tuple[tuple[str, tuple[str, ...]], ...] = ()
     cached: Dim = KEYS + KEYS
     drops_later_layers: bool = False
     kinds: KindsInConfig | None = None
@@ -351,6 +362,18 @@ class Layout:
         for own, older in self.aliases:
             if name.startswith(own):
                 yield older + name.removeprefix(own)
+
+    def unstacked(self, name: str) -> tuple[str, ...]:
+        """Return the names, with `{expert}`, of what lies in each expert's part of a tensor; none for any other tensor.
+
+        Args:
+            name: Of a tensor of a checkpoint.
+        """
+        for ending, parts in self.stacked:
+            if name.endswith(ending):
+                before = name.removesuffix(ending)
+                return tuple(f"{before}{part}" for part in parts)
+        return ()
 
     def config_names(self, field_name: str) -> tuple[str, ...]:
         """Return the keys under which `config.json` may hold a field of `Architecture`."""

@@ -66,6 +66,7 @@ WRAPPERS = {
         Wrapper("qwen2_vl", ("visual.",), {"qwen2_vl_text": "qwen2"}),
         Wrapper("qwen2_5_vl", ("visual.",), {"qwen2_5_vl_text": "qwen2"}),
         Wrapper("qwen3_5", ("visual.", "mtp.")),
+        Wrapper("qwen3_5_moe", ("visual.", "mtp.")),
         Wrapper("qwen3_vl", ("visual.",), {"qwen3_vl_text": "qwen3"}),
         Wrapper("smolvlm", ("vision_model.", "connector.")),
     )
