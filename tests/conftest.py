@@ -195,15 +195,19 @@ def _tiny_wrapper(model_type: str, tied: bool) -> Any:
         "qwen2_vl": ("qwen2_vl_text", {"depth": 1, "embed_dim": 16, "hidden_size": 48, "num_heads": 2}),
         "qwen2_5_vl": ("qwen2_5_vl_text", qwen),
         "qwen3_5": ("qwen3_5_text", {**qwen, "num_position_embeddings": 16}),
+        "qwen3_5_moe": ("qwen3_5_moe_text", {**qwen, "num_position_embeddings": 16}),
         "qwen3_vl": ("qwen3_vl_text", {**qwen, "deepstack_visual_indexes": [0], "num_position_embeddings": 16}),
         "smolvlm": ("llama", {**tower, **picture, "model_type": "smolvlm_vision"}),
     }
     kind, vision = parts[model_type]
     if not kind.startswith("qwen2"):
         text["head_dim"] = 8
-    if kind == "qwen3_5_text":
+    if kind.startswith("qwen3_5"):
         text |= {"linear_num_key_heads": 2, "linear_num_value_heads": 6, "num_hidden_layers": 4}
         text |= {"linear_key_head_dim": 4, "linear_value_head_dim": 12}
+    if kind == "qwen3_5_moe_text":
+        text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
+        text |= {"shared_expert_intermediate_size": 56}
     if kind.endswith("vl_text"):
         text |= {"rope_parameters": turning}
     tokens = {"image_token_id": 5, "video_token_id": 6, "vision_start_token_id": 7, "vision_end_token_id": 8}

@@ -56,6 +56,8 @@ def architecture_of(config: Mapping[str, Any], layout: Layout) -> Architecture:
                 f"the config has no {layout.config_names(field.name)[0]!r}; minitron_nas needs a causal language "
                 "model's config.json"
             )
+    if layout.ffn_width is not None:
+        read["intermediate_size"] = layout.ffn_width.read(config, read["intermediate_size"])
     known = {name: value for name, value in read.items() if value is not None}
     kinds = _kinds(config, layout, known["num_hidden_layers"])
     return Architecture(**known, layer_kinds=kinds, fixed_sizes=_fixed_sizes(config, layout))
@@ -77,6 +79,8 @@ def with_sizes(config: Mapping[str, Any], target: Architecture, layout: Layout) 
         sizes |= dict.fromkeys(present or keys[:1], getattr(target, name))
     if layout.hidden_divides_mixer:
         sizes["mamba_expand"] = mixer_channels(target) // target.hidden_size
+    if layout.ffn_width is not None:
+        sizes |= layout.ffn_width.written()
     kinds = layout.kinds.written(target.layer_kinds) if layout.kinds is not None else {}
     return {**config, **sizes, **kinds}
 

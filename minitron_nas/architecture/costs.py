@@ -130,6 +130,7 @@ def axis_sizes_of(source: Architecture, columns: Columns) -> dict[str, Any]:
     return sizes | {
         Axis.GROUP_HEADS: columns["num_attention_heads"] // columns["num_key_value_heads"],
         Axis.SHARED_NEURONS: following if own is None else own,
+        Axis.CONV_CHANNELS: sizes[Axis.HIDDEN],
     }
 
 

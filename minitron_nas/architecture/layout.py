@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, Self, TypeAlias
 
 from minitron_nas.architecture.kinds import KindsInConfig
 from minitron_nas.architecture.spec import SHAPE_FIELDS, Architecture
+from minitron_nas.architecture.widths import AdjustedWidth
 
 
 class Axis(StrEnum):
@@ -28,6 +29,7 @@ class Axis(StrEnum):
     EXPERTS = "num_experts"
     EXPERT_NEURONS = "moe_intermediate_size"
     SHARED_NEURONS = "num_shared_neurons"
+    CONV_CHANNELS = "num_conv_channels"
     KV_GROUPS = "num_key_value_heads"
     GROUP_HEADS = "heads_per_group"
     HEAD_DIM = "head_dim"
@@ -112,6 +114,8 @@ NEURONS = dim(Axis.NEURONS)
 EXPERTS = dim(Axis.EXPERTS)
 EXPERT_NEURONS = dim(Axis.EXPERT_NEURONS)
 SHARED_NEURONS = dim(Axis.SHARED_NEURONS)
+CONV_CHANNELS = dim(Axis.CONV_CHANNELS)
+"""Channels of a convolution: as many as are hidden, but others, which every layer ranks for itself."""
 HEAD_DIM = dim(Axis.HEAD_DIM)
 QUERIES = dim(Axis.KV_GROUPS, Axis.GROUP_HEADS, Axis.HEAD_DIM)
 KEYS = dim(Axis.KV_GROUPS, Axis.HEAD_DIM)
@@ -130,8 +134,9 @@ NEURON_AXES = {
     Axis.NEURONS: "neurons",
     Axis.EXPERT_NEURONS: "expert_neurons",
     Axis.SHARED_NEURONS: "shared_neurons",
+    Axis.CONV_CHANNELS: "conv_channels",
 }
-"""The axes of neurons, each with what its scores and its ranking are called."""
+"""The axes of neurons, and of what is ranked as they are, each with what its scores and its ranking are called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,6 +300,7 @@ class Layout:
             no name where it does not hold the field.
         defaults: What transformers takes where a config leaves a field of `Architecture` out.
         ffn_ratio: Hidden sizes of an FFN whose size the config leaves out; 0 where it has to say it.
+        ffn_width: How transformers computes the neurons of an FFN from what the config says; None where it says them.
         requires: Keys of `config.json` whose other values this table does not describe.
         renamed: Parts of tensor names that differ in the loaded model: (in the checkpoint, in the model).
         aliases: Older names: (beginning of a name of this table, what checkpoints may have instead).
@@ -327,6 +333,7 @@ class Layout:
     config_keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     ffn_ratio: int = 0
+    ffn_width: AdjustedWidth | None = None
     requires: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     renamed: tuple[tuple[str, str], ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
@@ -468,14 +475,14 @@ class Layout:
         matrices = [r for r in self.rows if _is_matrix(r) and self.input_dim(r) == HIDDEN and r.in_kind(kind)]
         ffn = [r for r in matrices if not self.output_dim(r).axes.isdisjoint(_FFN_AXES)]
         attention = [r for r in matrices if Axis.KV_GROUPS in self.output_dim(r)]
-        mixer = [r for r in matrices if self.output_dim(r).fixed_keys]
+        mixer = [r for r in matrices if self.output_dim(r).fixed_keys or Axis.CONV_CHANNELS in self.output_dim(r)]
         return (*(attention or mixer)[:1], *ffn[:1])
 
     def writer(self, axis: Axis) -> TensorRow:
         """Return the matrix of a layer that reads an axis and writes the hidden channels.
 
         Args:
-            axis: GROUP_HEADS for attention, one of `neuron_axes` for an FFN.
+            axis: GROUP_HEADS for attention, one of `neuron_axes` for an FFN or a convolution.
         """
         (found,) = [r for r in self.rows if self.writes_hidden(r) and axis in self.input_dim(r)]
         return found
@@ -495,7 +502,7 @@ class Layout:
 
     @property
     def neuron_axes(self) -> tuple[Axis, ...]:
-        """The axes of neurons that the family has."""
+        """The axes of neurons, and of what is ranked as they are, that the family has."""
         return tuple(axis for axis in NEURON_AXES if axis in self.axes())
 
     @property
@@ -531,7 +538,7 @@ class Layout:
         return name.rpartition(".")[0].partition(".{expert}")[0]
 
 
-_FFN_AXES = (*NEURON_AXES, Axis.EXPERTS)
+_FFN_AXES = (Axis.NEURONS, Axis.EXPERT_NEURONS, Axis.SHARED_NEURONS, Axis.EXPERTS)
 _SHARED_WIDTH = "shared_expert_intermediate_size"
 
 

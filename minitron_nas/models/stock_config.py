@@ -94,9 +94,9 @@ def _aliases(filled: PreTrainedConfig) -> dict[str, Any]:
     return {name: getattr(filled, names[0]) for names in several for name in names}
 
 
-def _patterns(config: Mapping[str, Any], filled: PreTrainedConfig) -> dict[str, int | str | None]:
+def _patterns(config: Mapping[str, Any], filled: PreTrainedConfig) -> dict[str, int | str | list[int] | None]:
     """What short forms of a list with one entry per layer have to say; None for one that cannot say it."""
-    found: dict[str, int | str | None] = {}
+    found: dict[str, int | str | list[int] | None] = {}
     num_layers = filled.num_hidden_layers
     kinds = getattr(filled, "layer_types", None)
     full = [kind == "full_attention" for kind in kinds or []]
@@ -108,6 +108,8 @@ def _patterns(config: Mapping[str, Any], filled: PreTrainedConfig) -> dict[str, 
         found["no_rope_layer_interval"] = _period(without, config["no_rope_layer_interval"])
     if "full_attention_interval" in config:
         found["full_attention_interval"] = _period(full, config["full_attention_interval"])
+    if config.get("full_attn_idxs") is not None:
+        found["full_attn_idxs"] = [layer for layer, is_full in enumerate(full) if is_full]
     if "hybrid_override_pattern" in config:
         found["hybrid_override_pattern"] = getattr(filled, "hybrid_override_pattern", None)
     if config.get("max_window_layers") is not None:

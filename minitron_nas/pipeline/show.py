@@ -140,7 +140,7 @@ def _part(row: TensorRow) -> str:
         return "embeddings"
     if axes & {Axis.KV_GROUPS, Axis.GROUP_HEADS, Axis.HEAD_DIM}:
         return "attention"
-    if any(dim.fixed_keys for dim in row.dims):
+    if any(dim.fixed_keys for dim in row.dims) or Axis.CONV_CHANNELS in axes:
         return "mixers"
     if Axis.SHARED_NEURONS in axes:
         return "shared experts"

@@ -332,11 +332,12 @@ def _is_narrowed(model: CausalLM, name: str) -> bool:
 
 def _reads(layout: Layout, row: TensorRow, pruned: set[Axis]) -> bool:
     """Whether a tensor has entries for pruned units other than where these write to the residual stream."""
+    axes = {axis for dimension in row.dims for axis in dimension.axes}
+    writes = len(row.dims) == 2 and row.per_layer and layout.output_dim(row) == HIDDEN
     if pruned & {Axis.HIDDEN}:
         readers = len(row.dims) == 2 and row.per_layer and layout.input_dim(row) == HIDDEN
-        return (row.dims == (HIDDEN,) and row.is_norm) or readers
-    axes = {axis for dimension in row.dims for axis in dimension.axes}
+        tied = bool(axes & (pruned - {Axis.HIDDEN})) and not writes
+        return (row.dims == (HIDDEN,) and row.is_norm) or readers or tied
     if pruned == {Axis.EXPERTS}:
         return row.per_expert
-    writes = len(row.dims) == 2 and row.per_layer and layout.output_dim(row) == HIDDEN
     return bool(axes & pruned) and not writes

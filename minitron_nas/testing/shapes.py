@@ -1,10 +1,14 @@
 """Shapes that a family table is tried on."""
 
-from minitron_nas.architecture.layout import NEURON_AXES, Layout
+from minitron_nas.architecture.layout import NEURON_AXES, Axis, Layout
 from minitron_nas.architecture.rules import EXPERT_GRAIN, mixer_channels
-from minitron_nas.architecture.spec import EXPERT_FIELDS, Architecture
+from minitron_nas.architecture.spec import Architecture
 
-_NEURONS = dict(zip(("intermediate_size", *EXPERT_FIELDS[1:]), NEURON_AXES.values(), strict=True))
+_NEURONS = {
+    "intermediate_size": NEURON_AXES[Axis.NEURONS],
+    "moe_intermediate_size": NEURON_AXES[Axis.EXPERT_NEURONS],
+    "shared_expert_intermediate_size": NEURON_AXES[Axis.SHARED_NEURONS],
+}
 """What the neurons are called of which a field of `Architecture` is the number."""
 
 

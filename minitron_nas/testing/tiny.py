@@ -41,6 +41,7 @@ _TINY_EXPERTS: dict[str, Any] = {
     "shared_expert_intermediate_size": 56,
 }
 _TINY_FIXED: dict[str, int] = {
+    "conv_L_cache": 3,
     "conv_kernel": 3,
     "kv_lora_rank": 12,
     "linear_conv_kernel_dim": 3,
@@ -74,11 +75,13 @@ _TINY_OF_FAMILY: dict[str, dict[str, int]] = {
         "topk_group": 1,
     },
     "granitemoehybrid": {"mamba_n_heads": 12, "num_local_experts": 0, "shared_intermediate_size": 96},
+    "lfm2": {"block_multiple_of": 8},
 }
 """What a family needs beside."""
 
 _TINY_KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "granitemoehybrid": ("layer_types", ("linear_attention", "full_attention")),
+    "lfm2": ("layer_types", ("conv", "full_attention")),
     "nemotron_h": ("layers_block_type", ("linear_attention", "mlp", "full_attention", "mlp")),
 }
 """Kinds of layers, over and over, where those that transformers takes for itself are not what a table describes."""

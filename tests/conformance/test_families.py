@@ -82,6 +82,7 @@ WHOLE: dict[str, tuple[dict[str, Any], ...]] = {
     ),
     "helium": ({**BIASES}, {"tied": True}),
     "hunyuan_v1_dense": ({**rope("dynamic", alpha=1000.0, factor=1.0), **BIAS}, {"tied": True}),
+    "lfm2": ({"tied": True, "conv_bias": True}, {"block_auto_adjust_ff_dim": False}),
     "internlm3": ({**BIASES}, {"tied": True}),
     "iquestcoder": ({**BIASES}, {"tied": True}),
     "ministral": ({"layer_types": ["sliding_attention", "full_attention"] * 2, **WINDOW}, {"tied": True}),
@@ -106,6 +107,7 @@ WHOLE: dict[str, tuple[dict[str, Any], ...]] = {
         {"tied": True, **BIAS},
         {"layer_types": ["full_attention", "linear_attention", "linear_attention", "full_attention"]},
     ),
+    "qwen3_next": ({**BIAS}, {"tied": True}),
     "seed_oss": ({"mlp_bias": True}, {"tied": True, "attention_bias": False}),
     "stablelm": ({"use_qkv_bias": True}, {"tied": True}),
     "vaultgemma": ({"tied": True, **WINDOW, **BIAS}, {}),
@@ -116,7 +118,7 @@ WHOLE: dict[str, tuple[dict[str, Any], ...]] = {
 NOTHING_NEW = {
     "arcee", "cohere", "cwm", "ernie4_5", "exaone4", "gemma", "glm", "glm4_moe", "granite_swa", "granitemoehybrid",
     "helium", "hunyuan_v1_dense", "internlm3", "iquestcoder", "ministral", "ministral3", "olmoe", "qwen3_5_moe_text",
-    "seed_oss",
+    "qwen3_next", "seed_oss",
 }  # fmt: skip
 """Families whose tables hold nothing that those of others do not hold, too; they are tried when there is time."""
 
