@@ -188,6 +188,7 @@ def _tiny_wrapper(model_type: str, tied: bool) -> Any:
             "qwen3",
             {**tower, "image_size": [28, 28], "patch_size": [14, 14], "model_type": "internvl_vision"},
         ),
+        "llama4": ("llama4_text", {**tower, **picture, "vision_output_dim": 16, "projector_input_dim": 16}),
         "llava": ("llama", clip),
         "llava_next": ("mistral", clip),
         "llava_onevision": ("qwen2", siglip),

@@ -59,6 +59,7 @@ WRAPPERS = {
         Wrapper("gemma3"),
         Wrapper("idefics3", ("vision_model.", "connector.")),
         Wrapper("internvl"),
+        Wrapper("llama4", ("vision_model.", "multi_modal_projector.")),
         Wrapper("llava"),
         Wrapper("llava_next"),
         Wrapper("llava_onevision"),

@@ -106,6 +106,9 @@ def _patterns(config: Mapping[str, Any], filled: PreTrainedConfig) -> dict[str, 
     if "no_rope_layer_interval" in config:
         without = [not rotary for rotary in getattr(filled, "no_rope_layers", None) or []]
         found["no_rope_layer_interval"] = _period(without, config["no_rope_layer_interval"])
+    if "interleave_moe_layer_step" in config:
+        with_experts = [layer in filled.moe_layers for layer in range(num_layers)]
+        found["interleave_moe_layer_step"] = _period(with_experts, config["interleave_moe_layer_step"])
     if "full_attention_interval" in config:
         found["full_attention_interval"] = _period(full, config["full_attention_interval"])
     if config.get("full_attn_idxs") is not None:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from minitron_nas.models.config import LISTS_OF_NUMBERS
 from minitron_nas.testing.tiny import SPECIAL_TOKENS
 
 VOCAB_SIZE = 320
@@ -124,7 +125,10 @@ def _by_layer(content: Mapping[str, Any], num_layers: int) -> dict[str, list[Any
     return {
         key: value
         for key, value in content.items()
-        if isinstance(value, list) and "layer" in key and len(value) == num_layers > 0
+        if isinstance(value, list)
+        and "layer" in key
+        and key not in LISTS_OF_NUMBERS
+        and len(value) == num_layers > 0
     }
 
 

@@ -76,6 +76,7 @@ _TINY_OF_FAMILY: dict[str, dict[str, int]] = {
     },
     "granitemoehybrid": {"mamba_n_heads": 12, "num_local_experts": 0, "shared_intermediate_size": 96},
     "lfm2": {"block_multiple_of": 8},
+    "llama4_text": {"intermediate_size": 40, "intermediate_size_mlp": 96, "interleave_moe_layer_step": 2},
 }
 """What a family needs beside."""
 

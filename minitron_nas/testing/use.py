@@ -31,7 +31,7 @@ from minitron_nas.families.catalog import with_layout
 from minitron_nas.importance.baselines import magnitude_scores
 from minitron_nas.importance.depth import WholeModel, kl_to_whole, logit_error, make_criterion, next_token_loss
 from minitron_nas.importance.depth_modes import layer_table
-from minitron_nas.importance.experts import expert_neurons, expert_outputs, expert_tokens
+from minitron_nas.importance.experts import expert_neurons, expert_outputs, sent_to
 from minitron_nas.importance.layer_removal import without_layers
 from minitron_nas.importance.score import score_importance
 from minitron_nas.importance.scores import ImportanceScores
@@ -123,13 +123,14 @@ def check_experts(subject: Subject) -> None:
     down, differences = layout.writer(layout.neuron_axis), []
     name = layout.module_of(down)
 
-    def compare(module: nn.Module, args: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        inputs, chosen, weights = args
-        rest = output.clone()
-        for expert in range(subject.architecture.num_experts):
-            tokens, choices = expert_tokens(chosen, expert)
-            added = expert_outputs(module, expert, expert_neurons(module, expert, inputs[tokens]))
-            rest[tokens] -= added * weights[tokens, choices, None]
+    num_experts = subject.architecture.num_experts
+
+    def compare(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        rest = output.clone() if len(args) > 1 else output.unflatten(0, (num_experts, -1)).sum(dim=0)
+        for expert in range(num_experts):
+            tokens, inputs, weights = sent_to(module, expert, args)
+            added = expert_outputs(module, expert, expert_neurons(module, expert, inputs))
+            rest[tokens] -= added * weights
         differences.append(rest.abs().max().item())
 
     layers = [layer for layer, kind in enumerate(subject.architecture.kinds) if down.in_kind(kind)]

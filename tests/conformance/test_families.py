@@ -85,6 +85,10 @@ WHOLE: dict[str, tuple[dict[str, Any], ...]] = {
     "lfm2": ({"tied": True, "conv_bias": True}, {"block_auto_adjust_ff_dim": False}),
     "internlm3": ({**BIASES}, {"tied": True}),
     "iquestcoder": ({**BIASES}, {"tied": True}),
+    "llama4_text": (
+        {"attn_scale": 0.3, **BIAS},
+        {"tied": True, "use_qk_norm": False, "no_rope_layer_interval": 2, "num_experts_per_tok": 1},
+    ),
     "ministral": ({"layer_types": ["sliding_attention", "full_attention"] * 2, **WINDOW}, {"tied": True}),
     "ministral3": (
         rope("yarn", factor=16.0, original_max_position_embeddings=4, llama_4_scaling_beta=0.1),
