@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from minitron_nas.architecture.kinds import Indexed
 from minitron_nas.architecture.layout import (
+    CONV_CHANNELS,
     EXPERT_NEURONS,
     EXPERTS,
     GATE_UP_BY_NEURON,
@@ -103,6 +105,23 @@ WRONG: dict[str, tuple[Callable[[], Layout], str]] = {
     "a buffer that runs along nothing": (
         lambda: with_dims("glm4_moe", "e_score_correction_bias", dim()),
         "mlp.gate.e_score_correction_bias",
+    ),
+    "a convolution of the channels that stay in the stream": (
+        lambda: with_dims("lfm2", "conv.out_proj.weight", HIDDEN, HIDDEN),
+        "conv.in_proj.weight",
+    ),
+    "a convolution between neurons": (
+        lambda: with_dims("lfm2", "feed_forward.w2.weight", HIDDEN, CONV_CHANNELS),
+        "feed_forward.w2.weight",
+    ),
+    "a width that is adjusted": (lambda: replace(layout_of("lfm2"), ffn_width=None), "feed_forward.w1.weight"),
+    "experts in the layers that are listed for the others": (
+        lambda: replace(layout_of("llama4_text"), kinds=Indexed("moe_layers", listed="dense", others="experts")),
+        "layers.1.feed_forward.gate_proj.weight",
+    ),
+    "gates and ups in turns": (
+        lambda: with_dims("llama4_text", "gate_up_proj[{expert}]", HIDDEN, dim(Axis.EXPERT_NEURONS, 2)),
+        "experts.gate_up_proj[{expert}]",
     ),
     "a size that follows from others": (
         lambda: replace(layout_of("helium"), head_dim_is_derived=False),

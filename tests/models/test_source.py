@@ -41,8 +41,8 @@ def test_a_model_on_the_hub_has_a_shape_without_its_weights(tmp_path, monkeypatc
     ("config", "told"),
     [
         (
-            {"model_type": "qwen3_next", "num_experts": 512},
-            r"'qwen3_next' is no known family; .* nearest to it is 'qwen3",
+            {"model_type": "qwen4_exp_text", "num_experts": 512},
+            r"'qwen4_exp_text' is no known family; .* nearest to it is 'qwen3",
         ),
         (
             {"model_type": "gemma4", "text_config": {"model_type": "gemma4_text", "hidden_size": 64}},
