@@ -36,6 +36,7 @@ from minitron_nas.importance.layer_removal import without_layers
 from minitron_nas.importance.score import score_importance
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
+from minitron_nas.models.causal_lm import decoder_of
 from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.pipeline.display import Quiet
 from minitron_nas.pipeline.steps.prune import prune
@@ -183,7 +184,7 @@ def check_packing(subject: Subject) -> None:
     positions = torch.cat([torch.arange(border), torch.arange(ids.shape[1] - border)])[None]
     with with_layout(subject.layout):
         packed = subject.model.get_output_embeddings()(final_hidden(subject.model, ids, positions))
-    decoder = subject.model.get_decoder()
+    decoder = decoder_of(subject.model)
     parts = (ids[:, :border], ids[:, border:])
     alone = [decoder(input_ids=part, use_cache=False).last_hidden_state for part in parts]
     difference = (packed - subject.model.get_output_embeddings()(torch.cat(alone, dim=1))).abs().max().item()

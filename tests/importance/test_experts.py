@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from minitron_nas.importance.experts import expert_neurons, expert_outputs, expert_tokens, sent_to
+from minitron_nas.models.causal_lm import decoder_of
 from minitron_nas.testing import tiny_config, tiny_model
 
 
@@ -73,7 +74,7 @@ def test_of_tokens_that_are_weighed_before_an_expert_is_sent_those_that_are_not_
 
 
 def test_llama_4_gates_and_goes_up_by_one_matrix_that_is_stored_inputs_first() -> None:
-    experts = tiny_model(tiny_config("llama4_text")).get_decoder().layers[1].feed_forward.experts
+    experts = decoder_of(tiny_model(tiny_config("llama4_text"))).layers[1].feed_forward.experts
     inputs = torch.randn(4, 5, 48, generator=torch.Generator().manual_seed(0))
     together = experts(inputs.flatten(0, 1)).unflatten(0, (4, 5))
     for expert in range(4):
