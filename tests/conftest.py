@@ -180,6 +180,7 @@ def _tiny_wrapper(model_type: str, tied: bool) -> Any:
     picture = {"image_size": 28, "patch_size": 14}
     siglip = {**tower, **picture, "model_type": "siglip_vision_model"}
     clip = {**tower, **picture, "model_type": "clip_vision_model"}
+    adapter = {"projector_input_dim": 16, "projector_output_dim": 16}
     qwen = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 48}
     parts: dict[str, tuple[str, dict[str, Any]]] = {
         "gemma3": ("gemma3_text", siglip),
@@ -188,7 +189,7 @@ def _tiny_wrapper(model_type: str, tied: bool) -> Any:
             "qwen3",
             {**tower, "image_size": [28, 28], "patch_size": [14, 14], "model_type": "internvl_vision"},
         ),
-        "llama4": ("llama4_text", {**tower, **picture, "vision_output_dim": 16, "projector_input_dim": 16}),
+        "llama4": ("llama4_text", {**tower, **picture, "vision_output_dim": 16, **adapter}),
         "llava": ("llama", clip),
         "llava_next": ("mistral", clip),
         "llava_onevision": ("qwen2", siglip),
@@ -209,6 +210,8 @@ def _tiny_wrapper(model_type: str, tied: bool) -> Any:
     if kind == "qwen3_5_moe_text":
         text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
         text |= {"shared_expert_intermediate_size": 56}
+    if kind == "llama4_text":
+        text |= {"intermediate_size_mlp": 56, "interleave_moe_layer_step": 2, "num_local_experts": 4}
     if kind.endswith("vl_text"):
         text |= {"rope_parameters": turning}
     tokens = {"image_token_id": 5, "video_token_id": 6, "vision_start_token_id": 7, "vision_end_token_id": 8}

@@ -149,9 +149,7 @@ def _hooks(layout: Layout, kept: MutableMapping[str, Tensor], readers: Readers, 
             handle.remove()
 
 
-def _add_experts(
-    add: Callable[[str, Tensor], None], names: str, module: nn.Module, args: tuple[Tensor, ...]
-) -> None:
+def _add_experts(add: Callable[[str, Tensor], None], names: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
     for expert in range(len(module.get_parameter("down_proj"))):
         _, inputs, _ = sent_to(module, expert, args)
         add(names.format(expert=expert), expert_neurons(module, expert, inputs))

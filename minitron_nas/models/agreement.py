@@ -4,7 +4,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from minitron_nas.architecture.config import with_sizes
 from minitron_nas.architecture.costs import count_parameters
@@ -122,7 +128,16 @@ def _as_transformers_loads(
     model, info = loaded
     if wrapper is not None:
         info["missing_keys"] = wrapper.text_names(info["missing_keys"]).keys()
-    return model, info
+    return _causal_lm_in(model), info
+
+
+def _causal_lm_in(model: CausalLM) -> CausalLM:
+    """Return the causal LM that a wrapper holds; the wrapper, where its own class puts out logits.
+
+    Llama 4's holds one, and its own forward pass fails on text without pictures in transformers 5.24.
+    """
+    inner = getattr(model, "language_model", None)
+    return inner if isinstance(inner, PreTrainedModel) and inner.get_output_embeddings() is not None else model
 
 
 def _wrapper_config(checkpoint: Checkpoint, config: dict[str, Any]) -> PreTrainedConfig:

@@ -112,10 +112,7 @@ def layer_lists(config: Mapping[str, Any], num_layers: int, kept_layers: Sequenc
     return {
         key: [value[layer] for layer in kept_layers]
         for key, value in config.items()
-        if isinstance(value, list)
-        and "layer" in key
-        and key not in LISTS_OF_NUMBERS
-        and len(value) == num_layers
+        if isinstance(value, list) and "layer" in key and key not in LISTS_OF_NUMBERS and len(value) == num_layers
     }
 
 

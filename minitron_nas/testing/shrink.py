@@ -125,10 +125,7 @@ def _by_layer(content: Mapping[str, Any], num_layers: int) -> dict[str, list[Any
     return {
         key: value
         for key, value in content.items()
-        if isinstance(value, list)
-        and "layer" in key
-        and key not in LISTS_OF_NUMBERS
-        and len(value) == num_layers > 0
+        if isinstance(value, list) and "layer" in key and key not in LISTS_OF_NUMBERS and len(value) == num_layers > 0
     }
 
 

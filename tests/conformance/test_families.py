@@ -12,8 +12,13 @@ from transformers import AutoConfig
 import minitron_nas.families
 from minitron_nas.families.catalog import layouts
 from minitron_nas.testing import CHECKS, USES, Subject, check_family, check_use, tiny_config
-from minitron_nas.testing.conformance import check_masked_teacher, check_units
-from minitron_nas.testing.use import check_axes, check_distils, check_steps
+from minitron_nas.testing.conformance import (
+    check_layer_by_layer,
+    check_masked_teacher,
+    check_nothing_pruned,
+    check_units,
+)
+from minitron_nas.testing.use import check_axes, check_depth, check_distils, check_scores, check_steps
 
 
 def rope(kind: str, **settings: Any) -> dict[str, Any]:
@@ -218,6 +223,13 @@ def test_a_table_is_right_and_works(tmp_path: Path, name: str, changes: dict[str
     for check in (*CHECKS, *USES):
         if check.__name__ != "check_written" and check not in STEPS:
             check(subject)
+
+
+def test_llama_4_attends_in_chunks_and_turns_up_queries_by_where_they_stand(tmp_path: Path) -> None:
+    changes = {"attention_chunk_size": 5, "floor_scale": 4, "attn_scale": 0.5}
+    subject = Subject.make(layouts()["llama4_text"], tiny_config("llama4_text", **changes), tmp_path)
+    for check in (check_nothing_pruned, check_masked_teacher, check_layer_by_layer, check_scores, check_depth):
+        check(subject)
 
 
 @pytest.mark.parametrize(

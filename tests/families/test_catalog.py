@@ -147,11 +147,19 @@ FALCON_H1_05B = {
     "mamba_n_heads": 24, "mamba_d_head": 64, "mamba_d_state": 128, "mamba_n_groups": 1, "mamba_d_conv": 4,
     "tie_word_embeddings": False,
 }  # fmt: skip
+LFM2 = {
+    "model_type": "lfm2", "num_hidden_layers": 16, "num_key_value_heads": 8, "vocab_size": 65536,
+    "full_attn_idxs": [2, 5, 8, 10, 12, 14],
+}  # fmt: skip
+LFM2_350M = {**LFM2, "hidden_size": 1024, "block_ff_dim": 6656, "num_attention_heads": 16, "head_dim": 64}
+LFM2_1_2B = {**LFM2, "hidden_size": 2048, "block_ff_dim": 12288, "num_attention_heads": 32, "head_dim": 64}
 
 
 @pytest.mark.parametrize(
     ("config", "total", "layers_with_cache"),
     [
+        pytest.param(LFM2_350M, 354_483_968, 6, id="LFM2-350M"),
+        pytest.param(LFM2_1_2B, 1_170_340_608, 6, id="LFM2-1.2B"),
         pytest.param(NEMOTRON_NANO_9B, 8_888_227_328, 4, id="Nemotron-Nano-9B-v2"),
         pytest.param(FALCON_H1_05B, 521_411_104, 36, id="Falcon-H1-0.5B"),
     ],
@@ -217,6 +225,14 @@ def test_a_fixed_size_that_is_no_number_is_refused() -> None:
         pytest.param("glm4_moe", {"head_dim": 128, "attention_bias": True}, 106_852_245_504, id="GLM-4.5-Air"),
         pytest.param("deepseek_v3", {}, 671_026_404_352, id="DeepSeek-V3"),
         pytest.param("qwen3_5_moe_text", {}, 34_660_610_688, id="Qwen3.5-35B-A3B"),
+        pytest.param("qwen3_next", {}, 79_674_391_296, id="Qwen3-Next-80B-A3B"),
+        pytest.param("llama4_text", {}, 107_769_861_120, id="Llama-4-Scout, text"),
+        pytest.param(
+            "llama4_text",
+            {"num_local_experts": 128, "interleave_moe_layer_step": 2},
+            400_711_848_960,
+            id="Llama-4-Maverick, text",
+        ),
     ],
 )  # fmt: skip
 def test_models_with_experts_have_the_totals_of_the_real_ones(family: str, sizes: dict[str, Any], total: int) -> None:

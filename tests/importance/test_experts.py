@@ -18,6 +18,7 @@ class Experts(nn.Module):
         super().__init__()
         one = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [1.0, -1.0]])
         self.gate_up_proj = nn.Parameter(torch.stack([one, 2 * one]))
+        self.down_proj = nn.Parameter(torch.eye(2).repeat(2, 1, 1))
         self.act_fn = nn.ReLU()
 
     def _apply_gate(self, gate_up: Tensor) -> Tensor:
