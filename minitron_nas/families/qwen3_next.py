@@ -1,4 +1,4 @@
-"""Qwen3-Next: three of four layers are gated delta nets with fused projections; a shared expert has a gate of its own."""
+"""Qwen3-Next: three of four layers are gated delta nets, their projections fused; a shared expert has its own gate."""
 
 from minitron_nas.architecture.kinds import Listed
 from minitron_nas.architecture.layout import (

@@ -62,7 +62,8 @@ def expert_neurons(experts: nn.Module, expert: int, inputs: Tensor) -> Tensor:
     module: Any = experts
     if _reads_weighed(experts):
         gates, ups = (inputs @ module.gate_up_proj[expert]).chunk(2, dim=-1)
-        return ups * module.act_fn(gates)
+        weighed: Tensor = ups * module.act_fn(gates)
+        return weighed
     if module.has_gate:
         gated: Tensor = module._apply_gate(_projected(experts, "gate_up_proj", expert, inputs))
         return gated

@@ -182,7 +182,7 @@ def test_experts_that_lie_in_stacks_are_read_as_transformers_reads_them(wrapper,
 
 
 def in_stacks(tensors):
-    """The experts of every layer as published files of Qwen 3.5 hold them: in one tensor for gates and ups, one for downs."""
+    """The experts of every layer as files of Qwen 3.5 hold them: in a tensor of gates and ups, and one of downs."""
     changes = {name: None for name in tensors if re.search(r"experts\.\d", name)}
     for layer in {name.partition(".mlp.experts.")[0] for name in changes}:
         gates, ups, downs = (
