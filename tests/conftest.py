@@ -184,6 +184,8 @@ def _tiny_wrapper(model_type: str, tied: bool) -> Any:
     qwen = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 48}
     parts: dict[str, tuple[str, dict[str, Any]]] = {
         "gemma3": ("gemma3_text", siglip),
+        "gemma4": ("gemma4_text", {**tower, "patch_size": 14, "num_key_value_heads": 2, "head_dim": 8}),
+        "gemma4_unified": ("gemma4_unified_text", {"mm_embed_dim": 16, "mm_posemb_size": 8}),
         "idefics3": ("llama", {**tower, **picture, "model_type": "idefics3_vision"}),
         "internvl": (
             "qwen3",
@@ -210,6 +212,10 @@ def _tiny_wrapper(model_type: str, tied: bool) -> Any:
     if kind == "qwen3_5_moe_text":
         text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
         text |= {"shared_expert_intermediate_size": 56}
+    if kind.startswith("gemma4"):
+        text |= {"num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2}
+        text |= {"attention_k_eq_v": True, "global_head_dim": 16, "num_global_key_value_heads": 1}
+        text |= {"hidden_size_per_layer_input": 0} if kind == "gemma4_text" else {}
     if kind == "llama4_text":
         text |= {"intermediate_size_mlp": 56, "interleave_moe_layer_step": 2, "num_local_experts": 4}
     if kind.endswith("vl_text"):

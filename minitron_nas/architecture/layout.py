@@ -3,8 +3,9 @@
 A `Layout` lists `TensorRow`s. Each dimension of a row is a product of axes, or several products
 one after the other: the rows of a query projection run along KV_GROUPS x GROUP_HEADS x HEAD_DIM,
 those of a fused gate and up projection along NEURONS and then NEURONS again. A factor that pruning
-never changes is a number, or the key of a number in the config. Where layers are of several kinds,
-rows may stand for layers of one kind only. Parameter counts, checkpoint checks, slicing and the
+never changes is a number, or the key of a number in the config, with a kind of layers before it
+(`full_attention.head_dim`) where layers of that kind have another number. Where layers are of several
+kinds, rows may stand for layers of one kind only. Parameter counts, checkpoint checks, slicing and the
 places where importance is measured are all derived from the rows.
 """
 
@@ -310,6 +311,10 @@ class Layout:
         stacked: Name endings of tensors in which checkpoints may hold all experts of a layer, one after the other,
             each with the endings of the rows that lie one after the other in each expert's part.
         cached: What a layer with attention keeps of a token of context, one dimension after the other.
+        fixed_attention: Kinds of layers whose attention has sizes of its own, all of them fixed, with what such a layer
+            keeps of a token of context.
+        fixed: Sizes that pruning leaves as they are, although tensors run along them.
+        reasons: Why a table describes no other values of a key that it requires.
         drops_later_layers: Whether checkpoints carry layers behind the last, which predict further tokens at a time and
             which transformers drops.
         kinds: How the config tells of what kind each layer is; None where all layers are alike.
@@ -341,6 +346,9 @@ class Layout:
     ignored_modules: tuple[str, ...] = ()
     stacked: tuple[tuple[str, tuple[str, ...]], ...] = ()
     cached: Dim = KEYS + KEYS
+    fixed_attention: Mapping[str, Dim] = field(default_factory=dict)
+    fixed: tuple[str, ...] = ()
+    reasons: Mapping[str, str] = field(default_factory=dict)
     drops_later_layers: bool = False
     kinds: KindsInConfig | None = None
     epsilon: str = "rms_norm_eps"
@@ -410,7 +418,7 @@ class Layout:
             names.add("num_attention_heads")
         if Axis.SHARED_NEURONS in self.axes() and self.config_names(_SHARED_WIDTH):
             names.add(_SHARED_WIDTH)
-        return tuple(name for name in SHAPE_FIELDS if name in names)
+        return tuple(name for name in SHAPE_FIELDS if name in names and name not in self.fixed)
 
     def inputs_first(self, table_row: TensorRow) -> bool:
         """Whether a layer's matrix is stored (inputs, outputs)."""
@@ -486,6 +494,14 @@ class Layout:
         """
         (found,) = [r for r in self.rows if self.writes_hidden(r) and axis in self.input_dim(r)]
         return found
+
+    def attentions(self) -> Iterator[tuple[tuple[str, ...], Dim, Dim]]:
+        """Yield kinds of layers with attention, what its output projection reads, and what it keeps of a token."""
+        output = self.writer(Axis.GROUP_HEADS)
+        yield output.kinds, self.input_dim(output), self.cached
+        for kind, cached in self.fixed_attention.items():
+            (output,) = [r for r in self.rows if r.kinds == (kind,) and self.writes_hidden(r)]
+            yield output.kinds, self.input_dim(output), cached
 
     def writers(self) -> tuple[TensorRow, ...]:
         """Return the output projections that lose inputs when heads and neurons leave: attention's first."""

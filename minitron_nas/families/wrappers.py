@@ -17,6 +17,7 @@ others, Qwen2.5-VL under the text model's own names. They serve as `key_mapping`
 """
 
 _IN_MODEL = "model."
+_OF_GEMMA_4 = ("vision_tower.", "audio_tower.", "embed_vision.", "embed_audio.", "vision_embedder.")
 _TOWERS = ("vision_tower.", "multi_modal_projector.", "image_newline")
 
 
@@ -57,6 +58,8 @@ WRAPPERS = {
     wrapper.model_type: wrapper
     for wrapper in (
         Wrapper("gemma3"),
+        Wrapper("gemma4", _OF_GEMMA_4),
+        Wrapper("gemma4_unified", _OF_GEMMA_4),
         Wrapper("idefics3", ("vision_model.", "connector.")),
         Wrapper("internvl"),
         Wrapper("llama4", ("vision_model.", "multi_modal_projector.")),

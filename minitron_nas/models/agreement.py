@@ -22,7 +22,7 @@ from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.checks import check_values
 from minitron_nas.models.config import layer_lists
 from minitron_nas.models.loading import quiet_transformers
-from minitron_nas.models.stock import model_from_tensors, read_tensor
+from minitron_nas.models.stock import filled_config, model_from_tensors, read_tensor
 from minitron_nas.models.text_part import wrapper_in
 from minitron_nas.progress import silent
 from minitron_nas.storage.foreign import read_object
@@ -117,7 +117,7 @@ def _as_transformers_loads(
 ) -> tuple[CausalLM, dict[str, Any]]:
     is_cut, wrapper = shape != checkpoint.architecture, wrapper_in(checkpoint.path)
     kind = AutoModelForCausalLM if wrapper is None else AutoModelForImageTextToText
-    whole = AutoConfig.for_model(**config) if wrapper is None else _wrapper_config(checkpoint, config)
+    whole = filled_config(config) if wrapper is None else _wrapper_config(checkpoint, config)
     loaded: Any = kind.from_pretrained(  # a pair, which its annotation does not know
         checkpoint.path,
         dtype=torch.float32,

@@ -27,6 +27,9 @@ _BOTH_NAMES = {"gpt_neox": {"rotary_emb_base": "rope_theta", "rotary_pct": "part
 _TYPE_ALONE = frozenset({"olmo2", "phi3"})
 """Families that transformers 4 lets have no key in `rope_scaling` but `type` and what that type needs."""
 
+_NOT_IN_4 = frozenset({"proportional"})
+"""Types of rotary positions of which transformers 4, and so its form of them, has none."""
+
 _OUTSIDE_SCALING = frozenset({"rope_theta", "partial_rotary_factor", "rope_type", "type"})
 """Entries of `rope_parameters` that have no place in `rope_scaling`, or another name."""
 
@@ -71,7 +74,7 @@ def finished_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     if isinstance(name, str):
         own["architectures"] = [name]
     patterns = _patterns(config, filled)
-    written = {**own, **_aliases(filled), **patterns, **_rope(filled)}
+    written = {**own, **_aliases(filled), **patterns, **_rope(filled), **_global_heads(filled)}
     return {key: value for key, value in written.items() if value is not None or key not in patterns}
 
 
@@ -121,6 +124,15 @@ def _patterns(config: Mapping[str, Any], filled: PreTrainedConfig) -> dict[str, 
     return found
 
 
+def _global_heads(filled: PreTrainedConfig) -> dict[str, int]:
+    """The keys by which other readers know heads of layers that see everything; per_layer_config is for the newest."""
+    if not filled.model_type.startswith("gemma4") or "full_attention" not in filled.layer_types:
+        return {}
+    own = filled.per_layer_config[filled.layer_types.index("full_attention")]
+    groups = {"num_global_key_value_heads": own.num_key_value_heads} if filled.attention_k_eq_v else {}
+    return {"global_head_dim": own.head_dim, **groups}
+
+
 def _period(marked: Sequence[bool], stated: int | str | None) -> int | None:
     """The n of "every n-th layer is marked", the stated one if it holds; None if no n holds.
 
@@ -141,6 +153,8 @@ def _rope(filled: PreTrainedConfig) -> dict[str, Any]:
         each.pop("type", None)
         _say_attention_factor(each, filled)
     plain = kinds.get("full_attention") or next(iter(kinds.values()))
+    if plain.get("rope_type") in _NOT_IN_4:
+        return {"rope_parameters": both}
     old = {"rope_theta": plain["rope_theta"], "rope_scaling": _scaling(plain, filled)}
     if "sliding_attention" in kinds:
         old["rope_local_base_freq"] = kinds["sliding_attention"]["rope_theta"]

@@ -17,6 +17,9 @@ from minitron_nas.space.axes import SpaceAxes
 BLOCK = 2**16
 """Combinations that are looked at together: few enough for their columns to stay in the cache."""
 
+_HEADS = ("num_attention_heads", "num_key_value_heads")
+"""Sizes that are columns even where they stay."""
+
 
 @dataclass(frozen=True, slots=True)
 class Grid:
@@ -58,7 +61,7 @@ class Grid:
             _wheel(axes, source, "moe_intermediate_size", ascending=True),
             _wheel(axes, source, "shared_expert_intermediate_size", ascending=True),
         )
-        return cls(tuple(wheel for wheel in wheels if set(wheel) <= set(names)))
+        return cls(tuple(wheel for wheel in wheels if set(wheel) <= {*names, *_HEADS}))
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -65,6 +65,11 @@ WHOLE: dict[str, tuple[dict[str, Any], ...]] = {
         {"mamba_conv_bias": False, "mamba_proj_bias": True},
     ),
     "gemma": ({"tied": True, **BIAS}, {}),
+    "gemma4_text": (
+        {"tied": True, "attention_k_eq_v": True, "final_logit_softcapping": 20.0, **WINDOW, **BIAS},
+        {"layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]},
+    ),
+    "gemma4_unified_text": ({"attention_k_eq_v": True, **WINDOW}, {"tied": True}),
     "glm": ({}, {"tied": True, "attention_bias": False}),
     "glm4": ({}, {"tied": True, "attention_bias": False}),
     "gpt_oss": ({"swiglu_limit": 1.0, **WINDOW}, {"tied": True, "attention_bias": False}),
@@ -125,8 +130,8 @@ WHOLE: dict[str, tuple[dict[str, Any], ...]] = {
 
 NOTHING_NEW = {
     "arcee", "cohere", "cwm", "ernie4_5", "exaone4", "gemma", "glm", "glm4_moe", "granite_swa", "granitemoehybrid",
-    "helium", "hunyuan_v1_dense", "internlm3", "iquestcoder", "llama4_text", "ministral", "ministral3", "olmoe", "qwen3_5_moe_text",
-    "qwen3_next", "seed_oss",
+    "gemma4_unified_text", "helium", "hunyuan_v1_dense", "internlm3", "iquestcoder", "llama4_text", "ministral",
+    "ministral3", "olmoe", "qwen3_5_moe_text", "qwen3_next", "seed_oss",
 }  # fmt: skip
 """Families whose tables hold nothing that those of others do not hold, too; they are tried when there is time.
 

@@ -41,6 +41,18 @@ def with_dims(name: str, ending: str, *dims: Dim) -> Layout:
     )
 
 
+def replace_in(name: str, kind: str, ending: str, *dims: Dim) -> Layout:
+    """Describe one tensor of the layers of a kind otherwise."""
+    layout = layout_of(name)
+    return replace(
+        layout,
+        rows=tuple(
+            replace(row, dims=dims) if row.name.endswith(ending) and row.kinds == (kind,) else row
+            for row in layout.rows
+        ),
+    )
+
+
 def without(name: str, ending: str) -> Layout:
     layout = layout_of(name)
     return replace(layout, rows=tuple(row for row in layout.rows if not row.name.endswith(ending)))
@@ -122,6 +134,10 @@ WRONG: dict[str, tuple[Callable[[], Layout], str]] = {
     "gates and ups in turns": (
         lambda: with_dims("llama4_text", "gate_up_proj[{expert}]", HIDDEN, dim(Axis.EXPERT_NEURONS, 2)),
         "experts.gate_up_proj[{expert}]",
+    ),
+    "heads of layers of another kind": (
+        lambda: replace_in("gemma4_text", "full_attention", "o_proj.weight", HIDDEN, QUERIES),
+        "layers.1.self_attn.o_proj.weight",
     ),
     "a size that follows from others": (
         lambda: replace(layout_of("helium"), head_dim_is_derived=False),
@@ -205,6 +221,7 @@ def test_a_table_that_errs_about_the_epsilon_is_told_so(tmp_path: Path) -> None:
         pytest.param(lambda: replace(layout_of("gemma2"), norm="rms"), id="gain of one forgotten"),
         pytest.param(lambda: replace(layout_of("gemma2"), scales_embeddings=False), id="scaled embeddings forgotten"),
         pytest.param(lambda: no_buffers("glm4_moe"), id="a buffer counted as a parameter"),
+        pytest.param(lambda: replace(layout_of("gemma4_text"), fixed=()), id="fixed heads that are offered"),
         pytest.param(lambda: tied_to_nothing("glm4_moe"), id="a shared width that is not tied"),
         pytest.param(lambda: outputs_first("gpt_oss"), id="orientation of experts"),
         pytest.param(lambda: with_dims("mixtral", "gate.weight", dim(Axis.EXPERTS), EXPERTS), id="router"),
