@@ -38,12 +38,7 @@ def architecture_of(config: Mapping[str, Any], layout: Layout) -> Architecture:
         InvalidArchitectureError: If a field that has no default is missing, or the config asks for
             something that the family's table does not describe.
     """
-    for key, accepted in layout.requires.items():
-        if (value := config.get(key, accepted[0])) not in accepted:
-            raise InvalidArchitectureError(
-                f"{key}={value!r} is not described by the table of family {layout.model_type!r}, which needs "
-                f"{key}={accepted[0]!r}{f': {layout.reasons[key]}' if key in layout.reasons else ''}"
-            )
+    check_described(config, layout)
     absent = {name for name, axis in _ONLY_WITH.items() if axis not in layout.axes()}
     names = [field.name for field in fields(Architecture) if field.name not in absent and field.name not in _OF_LAYOUT]
     read = {name: _value(config, layout, name) for name in names}
@@ -64,6 +59,24 @@ def architecture_of(config: Mapping[str, Any], layout: Layout) -> Architecture:
     known = {name: value for name, value in read.items() if value is not None}
     kinds = _kinds(config, layout, known["num_hidden_layers"])
     return Architecture(**known, layer_kinds=kinds, fixed_sizes=_fixed_sizes(config, layout, kinds))
+
+
+def check_described(config: Mapping[str, Any], layout: Layout) -> None:
+    """Refuse a config with values that the table of its family does not describe.
+
+    Args:
+        config: The content of a `config.json`.
+        layout: The table of its family.
+
+    Raises:
+        InvalidArchitectureError: With the key, what it has to be and, where the table says so, why.
+    """
+    for key, accepted in layout.requires.items():
+        if (value := config.get(key, accepted[0])) not in accepted:
+            raise InvalidArchitectureError(
+                f"{key}={value!r} is not described by the table of family {layout.model_type!r}, which needs "
+                f"{key}={accepted[0]!r}{f': {layout.reasons[key]}' if key in layout.reasons else ''}"
+            )
 
 
 def with_sizes(config: Mapping[str, Any], target: Architecture, layout: Layout) -> dict[str, Any]:

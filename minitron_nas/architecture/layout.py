@@ -420,6 +420,20 @@ class Layout:
             names.add(_SHARED_WIDTH)
         return tuple(name for name in SHAPE_FIELDS if name in names and name not in self.fixed)
 
+    def shape_fields_of(self, architecture: Architecture) -> tuple[str, ...]:
+        """Return the sizes that pruning may change in a model of the family: those of which some layer has tensors.
+
+        Args:
+            architecture: The model's shape; all its layers may be of kinds that lack an axis.
+        """
+        kinds = set(architecture.kinds)
+        absent = {axis.value for axis in NEURON_AXES if not any(self.has_axis(axis, kind) for kind in kinds)}
+        return tuple(name for name in self.shape_fields() if name not in absent)
+
+    def column_fields(self) -> tuple[str, ...]:
+        """Return the sizes that columns of shapes have: those that pruning may change, and heads where they stay, too."""
+        return tuple(name for name in SHAPE_FIELDS if name in {*self.shape_fields(), *_HEADS})
+
     def inputs_first(self, table_row: TensorRow) -> bool:
         """Whether a layer's matrix is stored (inputs, outputs)."""
         return self.conv1d or table_row.inputs_first
@@ -555,6 +569,7 @@ class Layout:
 
 
 _FFN_AXES = (Axis.NEURONS, Axis.EXPERT_NEURONS, Axis.SHARED_NEURONS, Axis.EXPERTS)
+_HEADS = ("num_attention_heads", "num_key_value_heads")
 _SHARED_WIDTH = "shared_expert_intermediate_size"
 
 

@@ -17,9 +17,6 @@ from minitron_nas.space.axes import SpaceAxes
 BLOCK = 2**16
 """Combinations that are looked at together: few enough for their columns to stay in the cache."""
 
-_HEADS = ("num_attention_heads", "num_key_value_heads")
-"""Sizes that are columns even where they stay."""
-
 
 @dataclass(frozen=True, slots=True)
 class Grid:
@@ -45,7 +42,7 @@ class Grid:
         Raises:
             SpaceError: If the space lists values or ratios of a size that the source's family lacks.
         """
-        names = layout.shape_fields()
+        names = layout.shape_fields_of(source)
         for name, axis in axes.given().items():
             if name not in names and axis.min_fraction is None:
                 raise SpaceError(
@@ -61,7 +58,7 @@ class Grid:
             _wheel(axes, source, "moe_intermediate_size", ascending=True),
             _wheel(axes, source, "shared_expert_intermediate_size", ascending=True),
         )
-        return cls(tuple(wheel for wheel in wheels if set(wheel) <= {*names, *_HEADS}))
+        return cls(tuple(wheel for wheel in wheels if set(wheel) <= set(layout.column_fields())))
 
     @property
     def shape(self) -> tuple[int, ...]:

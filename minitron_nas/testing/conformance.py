@@ -83,7 +83,7 @@ def check_parameters(subject: Subject) -> None:
 def check_offered(subject: Subject) -> None:
     """Every size that the family offers is one that the other checks prune."""
     shapes = conformance_shapes(subject.layout, subject.architecture).values()
-    blind = set(subject.layout.shape_fields()) - {name for shape in shapes for name in shape}
+    blind = set(subject.layout.shape_fields_of(subject.architecture)) - {name for shape in shapes for name in shape}
     assert not blind, (
         f"{', '.join(sorted(blind))}: tensors of the table run along it, so that users are offered to prune it, but "
         "no shape of this suite does, so that nothing says whether that works"
@@ -280,8 +280,8 @@ def _check_units_of(subject: Subject, target: Architecture, name: str) -> None:
     tensors = written_off(subject, target, writers_only=True)
     with masked(subject, target, writers_only=True, tensors=tensors) as model:
         base = subject.logits(model)
-        for row in subject.layout.rows:
-            if not row.exists(subject.architecture) or not _reads(subject.layout, row, pruned):
+        for row in dict.fromkeys(place.row for place in subject.layout.tensors(subject.architecture)):
+            if not _reads(subject.layout, row, pruned):
                 continue
             for wanted in (False, True):
                 noisy = with_noise(subject, target, tensors, row, wanted, generator)

@@ -64,7 +64,7 @@ def unit_shapes(layout: Layout, source: Architecture) -> dict[str, dict[str, int
         **{
             part: {size: getattr(source, size) * 5 // 8 - 1}
             for size, part in _NEURONS.items()
-            if size in layout.shape_fields()
+            if size in layout.shape_fields_of(source)
         },
         "groups": {"num_key_value_heads": groups - 1, "num_attention_heads": (groups - 1) * in_group},
         "channels": {"hidden_size": source.hidden_size * 3 // 4},

@@ -207,7 +207,7 @@ def check_steps(subject: Subject) -> None:
     source, path, scores = teacher.architecture, teacher.prepared.path, teacher.folder / "scores"
     active = score_importance(teacher.model, source, layout, teacher.text, ImportanceSettings())
     target = source.reshaped(conformance_shapes(layout, source)["all"])
-    sizes = {name: (getattr(target, name), getattr(source, name)) for name in layout.shape_fields()}
+    sizes = {name: (getattr(target, name), getattr(source, name)) for name in layout.shape_fields_of(source)}
     axes = SpaceAxes.model_validate({name: {"values": both} for name, both in sizes.items()})
     space, size = SearchSpace(axes=axes, tolerance=_EXACTLY), count_parameters(target, layout)
     with with_layout(layout):

@@ -97,6 +97,7 @@ WHOLE: dict[str, tuple[dict[str, Any], ...]] = {
     "llama4_text": (
         {"attn_scale": 0.3, **BIAS},
         {"tied": True, "use_qk_norm": False, "no_rope_layer_interval": 2, "num_experts_per_tok": 1},
+        {"interleave_moe_layer_step": 1},
     ),
     "ministral": ({"layer_types": ["sliding_attention", "full_attention"] * 2, **WINDOW}, {"tied": True}),
     "ministral3": (
