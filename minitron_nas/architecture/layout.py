@@ -431,7 +431,7 @@ class Layout:
         return tuple(name for name in self.shape_fields() if name not in absent)
 
     def column_fields(self) -> tuple[str, ...]:
-        """Return the sizes that columns of shapes have: those that pruning may change, and heads where they stay, too."""
+        """Return the sizes that columns of shapes have: those that pruning may change, and heads even if they stay."""
         return tuple(name for name in SHAPE_FIELDS if name in {*self.shape_fields(), *_HEADS})
 
     def inputs_first(self, table_row: TensorRow) -> bool:

@@ -221,7 +221,11 @@ def test_a_table_that_errs_about_the_epsilon_is_told_so(tmp_path: Path) -> None:
         pytest.param(lambda: replace(layout_of("gemma2"), norm="rms"), id="gain of one forgotten"),
         pytest.param(lambda: replace(layout_of("gemma2"), scales_embeddings=False), id="scaled embeddings forgotten"),
         pytest.param(lambda: no_buffers("glm4_moe"), id="a buffer counted as a parameter"),
-        pytest.param(lambda: replace(layout_of("gemma4_text"), fixed=()), id="fixed heads that are offered"),
+        pytest.param(
+            lambda: replace(layout_of("gemma4_text"), fixed=()),
+            id="fixed heads that are offered",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(lambda: tied_to_nothing("glm4_moe"), id="a shared width that is not tied"),
         pytest.param(lambda: outputs_first("gpt_oss"), id="orientation of experts"),
         pytest.param(lambda: with_dims("mixtral", "gate.weight", dim(Axis.EXPERTS), EXPERTS), id="router"),
