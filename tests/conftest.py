@@ -180,14 +180,18 @@ def _tiny_wrapper(model_type: str, tied: bool) -> Any:
     picture = {"image_size": 28, "patch_size": 14}
     siglip = {**tower, **picture, "model_type": "siglip_vision_model"}
     clip = {**tower, **picture, "model_type": "clip_vision_model"}
+    adapter = {"projector_input_dim": 16, "projector_output_dim": 16}
     qwen = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 48}
     parts: dict[str, tuple[str, dict[str, Any]]] = {
         "gemma3": ("gemma3_text", siglip),
+        "gemma4": ("gemma4_text", {**tower, "patch_size": 14, "num_key_value_heads": 2, "head_dim": 8}),
+        "gemma4_unified": ("gemma4_unified_text", {"mm_embed_dim": 16, "mm_posemb_size": 8}),
         "idefics3": ("llama", {**tower, **picture, "model_type": "idefics3_vision"}),
         "internvl": (
             "qwen3",
             {**tower, "image_size": [28, 28], "patch_size": [14, 14], "model_type": "internvl_vision"},
         ),
+        "llama4": ("llama4_text", {**tower, **picture, "vision_output_dim": 16, **adapter}),
         "llava": ("llama", clip),
         "llava_next": ("mistral", clip),
         "llava_onevision": ("qwen2", siglip),
@@ -195,15 +199,25 @@ def _tiny_wrapper(model_type: str, tied: bool) -> Any:
         "qwen2_vl": ("qwen2_vl_text", {"depth": 1, "embed_dim": 16, "hidden_size": 48, "num_heads": 2}),
         "qwen2_5_vl": ("qwen2_5_vl_text", qwen),
         "qwen3_5": ("qwen3_5_text", {**qwen, "num_position_embeddings": 16}),
+        "qwen3_5_moe": ("qwen3_5_moe_text", {**qwen, "num_position_embeddings": 16}),
         "qwen3_vl": ("qwen3_vl_text", {**qwen, "deepstack_visual_indexes": [0], "num_position_embeddings": 16}),
         "smolvlm": ("llama", {**tower, **picture, "model_type": "smolvlm_vision"}),
     }
     kind, vision = parts[model_type]
     if not kind.startswith("qwen2"):
         text["head_dim"] = 8
-    if kind == "qwen3_5_text":
+    if kind.startswith("qwen3_5"):
         text |= {"linear_num_key_heads": 2, "linear_num_value_heads": 6, "num_hidden_layers": 4}
         text |= {"linear_key_head_dim": 4, "linear_value_head_dim": 12}
+    if kind == "qwen3_5_moe_text":
+        text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
+        text |= {"shared_expert_intermediate_size": 56}
+    if kind.startswith("gemma4"):
+        text |= {"num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2}
+        text |= {"attention_k_eq_v": True, "global_head_dim": 16, "num_global_key_value_heads": 1}
+        text |= {"hidden_size_per_layer_input": 0} if kind == "gemma4_text" else {}
+    if kind == "llama4_text":
+        text |= {"intermediate_size_mlp": 56, "interleave_moe_layer_step": 2, "num_local_experts": 4}
     if kind.endswith("vl_text"):
         text |= {"rope_parameters": turning}
     tokens = {"image_token_id": 5, "video_token_id": 6, "vision_start_token_id": 7, "vision_end_token_id": 8}

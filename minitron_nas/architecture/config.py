@@ -1,6 +1,6 @@
 """From the content of a `config.json` to a shape, and back."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
@@ -20,6 +20,9 @@ _ONLY_WITH = {
 }
 """Fields that are 0 unless some tensor of the family runs along an axis, whatever a config says."""
 
+_BY_LAYER = "per_layer_config"
+"""The key of what a config says of single layers, by their numbers, where that differs."""
+
 _OF_LAYOUT = ("layer_kinds", "fixed_sizes")
 """Fields that are read as the table says, not under names of their own."""
 
@@ -35,12 +38,7 @@ def architecture_of(config: Mapping[str, Any], layout: Layout) -> Architecture:
         InvalidArchitectureError: If a field that has no default is missing, or the config asks for
             something that the family's table does not describe.
     """
-    for key, accepted in layout.requires.items():
-        if (value := config.get(key, accepted[0])) not in accepted:
-            raise InvalidArchitectureError(
-                f"{key}={value!r} is not described by the table of family {layout.model_type!r}, which needs "
-                f"{key}={accepted[0]!r}"
-            )
+    check_described(config, layout)
     absent = {name for name, axis in _ONLY_WITH.items() if axis not in layout.axes()}
     names = [field.name for field in fields(Architecture) if field.name not in absent and field.name not in _OF_LAYOUT]
     read = {name: _value(config, layout, name) for name in names}
@@ -56,9 +54,29 @@ def architecture_of(config: Mapping[str, Any], layout: Layout) -> Architecture:
                 f"the config has no {layout.config_names(field.name)[0]!r}; minitron_nas needs a causal language "
                 "model's config.json"
             )
+    if layout.ffn_width is not None:
+        read["intermediate_size"] = layout.ffn_width.read(config, read["intermediate_size"])
     known = {name: value for name, value in read.items() if value is not None}
     kinds = _kinds(config, layout, known["num_hidden_layers"])
-    return Architecture(**known, layer_kinds=kinds, fixed_sizes=_fixed_sizes(config, layout))
+    return Architecture(**known, layer_kinds=kinds, fixed_sizes=_fixed_sizes(config, layout, kinds))
+
+
+def check_described(config: Mapping[str, Any], layout: Layout) -> None:
+    """Refuse a config with values that the table of its family does not describe.
+
+    Args:
+        config: The content of a `config.json`.
+        layout: The table of its family.
+
+    Raises:
+        InvalidArchitectureError: With the key, what it has to be and, where the table says so, why.
+    """
+    for key, accepted in layout.requires.items():
+        if (value := config.get(key, accepted[0])) not in accepted:
+            raise InvalidArchitectureError(
+                f"{key}={value!r} is not described by the table of family {layout.model_type!r}, which needs "
+                f"{key}={accepted[0]!r}{f': {layout.reasons[key]}' if key in layout.reasons else ''}"
+            )
 
 
 def with_sizes(config: Mapping[str, Any], target: Architecture, layout: Layout) -> dict[str, Any]:
@@ -77,8 +95,10 @@ def with_sizes(config: Mapping[str, Any], target: Architecture, layout: Layout) 
         sizes |= dict.fromkeys(present or keys[:1], getattr(target, name))
     if layout.hidden_divides_mixer:
         sizes["mamba_expand"] = mixer_channels(target) // target.hidden_size
+    if layout.ffn_width is not None:
+        sizes |= layout.ffn_width.written()
     kinds = layout.kinds.written(target.layer_kinds) if layout.kinds is not None else {}
-    return {**config, **sizes, **kinds}
+    return {**config, **sizes, **kinds, **_by_layer(target)}
 
 
 def _kinds(config: Mapping[str, Any], layout: Layout, num_layers: int) -> tuple[str, ...]:
@@ -94,10 +114,31 @@ def _kinds(config: Mapping[str, Any], layout: Layout, num_layers: int) -> tuple[
     return kinds
 
 
-def _fixed_sizes(config: Mapping[str, Any], layout: Layout) -> dict[str, int]:
+def _by_layer(target: Architecture) -> dict[str, Any]:
+    """What a config says of layers whose kind has sizes of its own, by the layer's number."""
+    own: dict[str, dict[str, int]] = {}
+    for key, size in target.fixed_sizes.items():
+        kind, dot, name = key.partition(".")
+        for layer, of_kind in enumerate(target.layer_kinds if dot else ()):
+            if of_kind == kind:
+                own.setdefault(str(layer), {})[name] = size
+    return {_BY_LAYER: own} if any("." in key for key in target.fixed_sizes) else {}
+
+
+def _of_kind(config: Mapping[str, Any], kind: str, name: str, kinds: Sequence[str]) -> Any:
+    """What the config says of a size of the layers of a kind; nothing where it leaves that to transformers."""
+    if _BY_LAYER not in config:
+        return None
+    own = {int(layer): sizes for layer, sizes in config[_BY_LAYER].items()}
+    found = {own.get(layer, {}).get(name, config.get(name)) for layer, of_kind in enumerate(kinds) if of_kind == kind}
+    return found.pop() if len(found) == 1 else (0 if not found else None)
+
+
+def _fixed_sizes(config: Mapping[str, Any], layout: Layout, kinds: Sequence[str]) -> dict[str, int]:
     sizes = {}
     for key in sorted(layout.fixed_keys()):
-        size = config.get(key)
+        kind, dot, name = key.partition(".")
+        size = _of_kind(config, kind, name, kinds) if dot else config.get(key)
         if not isinstance(size, int):
             raise InvalidArchitectureError(
                 f"{key}={size!r} must be an integer, as a fixed size of family {layout.model_type!r}; give the config "

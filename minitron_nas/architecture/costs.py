@@ -88,8 +88,8 @@ def kv_cache_bytes_per_token(architecture: Architecture, layout: Layout, bytes_p
         layout: The table of its family.
         bytes_per_value: 2 in half precision.
     """
-    num_layers = int(_num_attention_layers(layout, architecture, architecture.num_hidden_layers))
-    return num_layers * int(layout.cached.size(axis_sizes(architecture))) * bytes_per_value
+    values = _cached_values(layout, architecture, axis_sizes(architecture), architecture.num_hidden_layers)
+    return int(values) * bytes_per_value
 
 
 def costs_of(layout: Layout, source: Architecture, columns: Columns, context_tokens: int) -> dict[str, Integers]:
@@ -112,7 +112,7 @@ def costs_of(layout: Layout, source: Architecture, columns: Columns, context_tok
         "num_active_parameters": _active_parameters(layout, source, sizes, sent_to, num_layers),
         "num_embedding_parameters": _embedding_parameters(layout, source, sizes),
         "forward_flops_per_token": _forward_flops(layout, source, sizes, num_layers, context_tokens),
-        "kv_cache_bytes_per_token": (_num_attention_layers(layout, source, num_layers) * 2 * layout.cached.size(sizes)),
+        "kv_cache_bytes_per_token": 2 * _cached_values(layout, source, sizes, num_layers),
     }
     return {name: np.broadcast_to(values, num_layers.shape).astype(np.int64) for name, values in costs.items()}
 
@@ -125,11 +125,12 @@ def axis_sizes_of(source: Architecture, columns: Columns) -> dict[str, Any]:
         columns: An array for each prunable size.
     """
     sizes: dict[str, Any] = dict(axis_sizes(source))
-    sizes |= {Axis(name): column for name, column in columns.items() if name in sizes}
+    sizes |= {Axis(name): column for name, column in columns.items() if name in set(Axis)}
     own, following = columns.get(_SHARED_WIDTH), source.num_shared_experts * sizes[Axis.EXPERT_NEURONS]
     return sizes | {
-        Axis.GROUP_HEADS: columns["num_attention_heads"] // columns["num_key_value_heads"],
+        Axis.GROUP_HEADS: columns.get("num_attention_heads", source.num_attention_heads) // sizes[Axis.KV_GROUPS],
         Axis.SHARED_NEURONS: following if own is None else own,
+        Axis.CONV_CHANNELS: sizes[Axis.HIDDEN],
     }
 
 
@@ -154,8 +155,10 @@ def _forward_flops(layout: Layout, source: Architecture, sizes: Sizes, num_layer
         if row.per_layer and len(row.dims) == 2 and row.exists(source):
             weights = row.elements(sizes) * (source.num_experts_per_tok if row.per_expert else 1)
             per_layer[row.kinds] = per_layer.get(row.kinds, np.int64(0)) + weights
-    attended = layout.input_dim(layout.writer(Axis.GROUP_HEADS)).size(sizes)
-    attention = _num_attention_layers(layout, source, num_layers) * 4 * attended * context_tokens
+    attended = sum(
+        _num_layers_of(kinds, source, num_layers) * read.size(sizes) for kinds, read, _ in layout.attentions()
+    )
+    attention = 4 * attended * context_tokens
     return 2 * _in_all_layers(per_layer, source, num_layers) + attention + 2 * source.vocab_size * sizes[Axis.HIDDEN]
 
 
@@ -176,5 +179,8 @@ def _num_layers_of(kinds: tuple[str, ...], source: Architecture, num_layers: Any
     return np.array([sum(count[kind] for kind in kinds) for count in counts])[num_layers]
 
 
-def _num_attention_layers(layout: Layout, source: Architecture, num_layers: Any) -> Any:
-    return _num_layers_of(layout.writer(Axis.GROUP_HEADS).kinds, source, num_layers)
+def _cached_values(layout: Layout, source: Architecture, sizes: Sizes, num_layers: Any) -> Any:
+    """What all layers with attention keep of a token of context."""
+    return sum(
+        _num_layers_of(kinds, source, num_layers) * cached.size(sizes) for kinds, _, cached in layout.attentions()
+    )

@@ -110,6 +110,46 @@ class FirstLayers:
         return {self.key: list(kinds).count(self.first)}
 
 
+@dataclass(frozen=True, slots=True)
+class Indexed:
+    """A list of the numbers of the layers that are of one kind; all others are of another.
+
+    Attributes:
+        key: Of the list in `config.json`.
+        listed: The kind of the layers that it names.
+        others: The kind of all others.
+    """
+
+    key: str
+    listed: str
+    others: str
+
+    def count(self, config: Mapping[str, Any]) -> int | None:
+        """Return nothing: the number of all layers does not follow."""
+
+    def read(self, config: Mapping[str, Any], num_layers: int) -> tuple[str, ...]:
+        """Return the one kind for layers that the list names, and the other for those that it does not.
+
+        Args:
+            config: The content, with all that transformers fills in.
+            num_layers: How many layers there are.
+
+        Raises:
+            InvalidArchitectureError: If the list is missing.
+        """
+        numbers = config.get(self.key)
+        if not isinstance(numbers, list | tuple):
+            raise InvalidArchitectureError(
+                f"{self.key}={numbers!r} must list which of the {num_layers} layers are of kind {self.listed!r}; give "
+                "the config as transformers fills it in"
+            )
+        return tuple(self.listed if layer in numbers else self.others for layer in range(num_layers))
+
+    def written(self, kinds: Sequence[str]) -> dict[str, Any]:
+        """Return the numbers of these layers that are of the one kind."""
+        return {self.key: [layer for layer, kind in enumerate(kinds) if kind == self.listed]}
+
+
 def kept_of_each_kind(kinds: Sequence[str], num_kept: int) -> Counter[str]:
     """Return how many layers of each kind a model of fewer layers keeps.
 

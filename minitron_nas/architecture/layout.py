@@ -3,8 +3,9 @@
 A `Layout` lists `TensorRow`s. Each dimension of a row is a product of axes, or several products
 one after the other: the rows of a query projection run along KV_GROUPS x GROUP_HEADS x HEAD_DIM,
 those of a fused gate and up projection along NEURONS and then NEURONS again. A factor that pruning
-never changes is a number, or the key of a number in the config. Where layers are of several kinds,
-rows may stand for layers of one kind only. Parameter counts, checkpoint checks, slicing and the
+never changes is a number, or the key of a number in the config, with a kind of layers before it
+(`full_attention.head_dim`) where layers of that kind have another number. Where layers are of several
+kinds, rows may stand for layers of one kind only. Parameter counts, checkpoint checks, slicing and the
 places where importance is measured are all derived from the rows.
 """
 
@@ -16,6 +17,7 @@ from typing import Any, Literal, NamedTuple, Self, TypeAlias
 
 from minitron_nas.architecture.kinds import KindsInConfig
 from minitron_nas.architecture.spec import SHAPE_FIELDS, Architecture
+from minitron_nas.architecture.widths import AdjustedWidth
 
 
 class Axis(StrEnum):
@@ -28,6 +30,7 @@ class Axis(StrEnum):
     EXPERTS = "num_experts"
     EXPERT_NEURONS = "moe_intermediate_size"
     SHARED_NEURONS = "num_shared_neurons"
+    CONV_CHANNELS = "num_conv_channels"
     KV_GROUPS = "num_key_value_heads"
     GROUP_HEADS = "heads_per_group"
     HEAD_DIM = "head_dim"
@@ -112,9 +115,16 @@ NEURONS = dim(Axis.NEURONS)
 EXPERTS = dim(Axis.EXPERTS)
 EXPERT_NEURONS = dim(Axis.EXPERT_NEURONS)
 SHARED_NEURONS = dim(Axis.SHARED_NEURONS)
+CONV_CHANNELS = dim(Axis.CONV_CHANNELS)
+"""Channels of a convolution: as many as are hidden, but others, which every layer ranks for itself."""
 HEAD_DIM = dim(Axis.HEAD_DIM)
 QUERIES = dim(Axis.KV_GROUPS, Axis.GROUP_HEADS, Axis.HEAD_DIM)
 KEYS = dim(Axis.KV_GROUPS, Axis.HEAD_DIM)
+EXPERTS_IN_STACKS = (
+    (".mlp.experts.gate_up_proj", (".mlp.experts.{expert}.gate_proj.weight", ".mlp.experts.{expert}.up_proj.weight")),
+    (".mlp.experts.down_proj", (".mlp.experts.{expert}.down_proj.weight",)),
+)
+"""Experts as they lie in memory, all of a layer in one tensor: what gates, then what goes up."""
 HEADWISE_QKV = dim(Axis.KV_GROUPS, 3, Axis.HEAD_DIM)
 """Queries, keys and values of the first head, then those of the second, and so on."""
 GATE_UP_BY_NEURON = dim(Axis.NEURONS, 2)
@@ -125,8 +135,9 @@ NEURON_AXES = {
     Axis.NEURONS: "neurons",
     Axis.EXPERT_NEURONS: "expert_neurons",
     Axis.SHARED_NEURONS: "shared_neurons",
+    Axis.CONV_CHANNELS: "conv_channels",
 }
-"""The axes of neurons, each with what its scores and its ranking are called."""
+"""The axes of neurons, and of what is ranked as they are, each with what its scores and its ranking are called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,11 +301,20 @@ class Layout:
             no name where it does not hold the field.
         defaults: What transformers takes where a config leaves a field of `Architecture` out.
         ffn_ratio: Hidden sizes of an FFN whose size the config leaves out; 0 where it has to say it.
+        ffn_width: How transformers computes the neurons of an FFN from what the config says; None where it says them.
         requires: Keys of `config.json` whose other values this table does not describe.
         renamed: Parts of tensor names that differ in the loaded model: (in the checkpoint, in the model).
         aliases: Older names: (beginning of a name of this table, what checkpoints may have instead).
         ignored: Name endings of tensors that old checkpoints carry and transformers drops.
+        ignored_modules: Name beginnings of those that checkpoints carry beside the model, such as what predicts further
+            tokens at a time, and transformers drops.
+        stacked: Name endings of tensors in which checkpoints may hold all experts of a layer, one after the other,
+            each with the endings of the rows that lie one after the other in each expert's part.
         cached: What a layer with attention keeps of a token of context, one dimension after the other.
+        fixed_attention: Kinds of layers whose attention has sizes of its own, all of them fixed, with what such a layer
+            keeps of a token of context.
+        fixed: Sizes that pruning leaves as they are, although tensors run along them.
+        reasons: Why a table describes no other values of a key that it requires.
         drops_later_layers: Whether checkpoints carry layers behind the last, which predict further tokens at a time and
             which transformers drops.
         kinds: How the config tells of what kind each layer is; None where all layers are alike.
@@ -318,11 +338,17 @@ class Layout:
     config_keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     ffn_ratio: int = 0
+    ffn_width: AdjustedWidth | None = None
     requires: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     renamed: tuple[tuple[str, str], ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
+    ignored_modules: tuple[str, ...] = ()
+    stacked: tuple[tuple[str, tuple[str, ...]], ...] = ()
     cached: Dim = KEYS + KEYS
+    fixed_attention: Mapping[str, Dim] = field(default_factory=dict)
+    fixed: tuple[str, ...] = ()
+    reasons: Mapping[str, str] = field(default_factory=dict)
     drops_later_layers: bool = False
     kinds: KindsInConfig | None = None
     epsilon: str = "rms_norm_eps"
@@ -352,6 +378,18 @@ class Layout:
             if name.startswith(own):
                 yield older + name.removeprefix(own)
 
+    def unstacked(self, name: str) -> tuple[str, ...]:
+        """Return the names, with `{expert}`, of what lies in each expert's part of a tensor; none for any other tensor.
+
+        Args:
+            name: Of a tensor of a checkpoint.
+        """
+        for ending, parts in self.stacked:
+            if name.endswith(ending):
+                before = name.removesuffix(ending)
+                return tuple(f"{before}{part}" for part in parts)
+        return ()
+
     def config_names(self, field_name: str) -> tuple[str, ...]:
         """Return the keys under which `config.json` may hold a field of `Architecture`."""
         return self.config_keys.get(field_name, (field_name,))
@@ -380,7 +418,21 @@ class Layout:
             names.add("num_attention_heads")
         if Axis.SHARED_NEURONS in self.axes() and self.config_names(_SHARED_WIDTH):
             names.add(_SHARED_WIDTH)
-        return tuple(name for name in SHAPE_FIELDS if name in names)
+        return tuple(name for name in SHAPE_FIELDS if name in names and name not in self.fixed)
+
+    def shape_fields_of(self, architecture: Architecture) -> tuple[str, ...]:
+        """Return the sizes that pruning may change in a model of the family: those of which some layer has tensors.
+
+        Args:
+            architecture: The model's shape; all its layers may be of kinds that lack an axis.
+        """
+        kinds = set(architecture.kinds)
+        absent = {axis.value for axis in NEURON_AXES if not any(self.has_axis(axis, kind) for kind in kinds)}
+        return tuple(name for name in self.shape_fields() if name not in absent)
+
+    def column_fields(self) -> tuple[str, ...]:
+        """Return the sizes that columns of shapes have: those that pruning may change, and heads even if they stay."""
+        return tuple(name for name in SHAPE_FIELDS if name in {*self.shape_fields(), *_HEADS})
 
     def inputs_first(self, table_row: TensorRow) -> bool:
         """Whether a layer's matrix is stored (inputs, outputs)."""
@@ -445,17 +497,25 @@ class Layout:
         matrices = [r for r in self.rows if _is_matrix(r) and self.input_dim(r) == HIDDEN and r.in_kind(kind)]
         ffn = [r for r in matrices if not self.output_dim(r).axes.isdisjoint(_FFN_AXES)]
         attention = [r for r in matrices if Axis.KV_GROUPS in self.output_dim(r)]
-        mixer = [r for r in matrices if self.output_dim(r).fixed_keys]
+        mixer = [r for r in matrices if self.output_dim(r).fixed_keys or Axis.CONV_CHANNELS in self.output_dim(r)]
         return (*(attention or mixer)[:1], *ffn[:1])
 
     def writer(self, axis: Axis) -> TensorRow:
         """Return the matrix of a layer that reads an axis and writes the hidden channels.
 
         Args:
-            axis: GROUP_HEADS for attention, one of `neuron_axes` for an FFN.
+            axis: GROUP_HEADS for attention, one of `neuron_axes` for an FFN or a convolution.
         """
         (found,) = [r for r in self.rows if self.writes_hidden(r) and axis in self.input_dim(r)]
         return found
+
+    def attentions(self) -> Iterator[tuple[tuple[str, ...], Dim, Dim]]:
+        """Yield kinds of layers with attention, what its output projection reads, and what it keeps of a token."""
+        output = self.writer(Axis.GROUP_HEADS)
+        yield output.kinds, self.input_dim(output), self.cached
+        for kind, cached in self.fixed_attention.items():
+            (output,) = [r for r in self.rows if r.kinds == (kind,) and self.writes_hidden(r)]
+            yield output.kinds, self.input_dim(output), cached
 
     def writers(self) -> tuple[TensorRow, ...]:
         """Return the output projections that lose inputs when heads and neurons leave: attention's first."""
@@ -472,7 +532,7 @@ class Layout:
 
     @property
     def neuron_axes(self) -> tuple[Axis, ...]:
-        """The axes of neurons that the family has."""
+        """The axes of neurons, and of what is ranked as they are, that the family has."""
         return tuple(axis for axis in NEURON_AXES if axis in self.axes())
 
     @property
@@ -508,7 +568,8 @@ class Layout:
         return name.rpartition(".")[0].partition(".{expert}")[0]
 
 
-_FFN_AXES = (*NEURON_AXES, Axis.EXPERTS)
+_FFN_AXES = (Axis.NEURONS, Axis.EXPERT_NEURONS, Axis.SHARED_NEURONS, Axis.EXPERTS)
+_HEADS = ("num_attention_heads", "num_key_value_heads")
 _SHARED_WIDTH = "shared_expert_intermediate_size"
 
 

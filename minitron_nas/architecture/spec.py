@@ -115,6 +115,11 @@ class Architecture:
         """Neurons of what every token is sent to beside its experts."""
         return self.shared_expert_intermediate_size or self.num_shared_experts * self.moe_intermediate_size
 
+    @property
+    def num_conv_channels(self) -> int:
+        """Channels of a convolution, where layers have one: as many as are hidden."""
+        return self.hidden_size
+
     def sizes(self) -> dict[str, int]:
         """Return the prunable sizes by name, without those of experts where there are none."""
         names = [name for name in SHAPE_FIELDS if self.num_experts or name not in EXPERT_FIELDS]

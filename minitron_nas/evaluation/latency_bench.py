@@ -26,6 +26,7 @@ from minitron_nas.evaluation.turns import Player, Reals, take_turns
 from minitron_nas.execution.device import compute_dtype, pick_device, release_memory
 from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.config import layer_lists
+from minitron_nas.models.stock import filled_config
 
 ROUNDS = 5
 DECODE_TOKENS = 8
@@ -109,8 +110,7 @@ class Bench:
         content = with_sizes({**self._config, **kinds}, target, self._layout)
         with torch.random.fork_rng(devices=[]), torch.device(self.device):
             torch.manual_seed(0)
-            config = AutoConfig.for_model(**copy.deepcopy(content))
-            model: CausalLM = AutoModelForCausalLM.from_config(config, dtype=self.dtype)
+            model: CausalLM = AutoModelForCausalLM.from_config(filled_config(content), dtype=self.dtype)
         return _player(model.eval(), self._lengths)
 
 

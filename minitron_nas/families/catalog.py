@@ -24,6 +24,8 @@ from minitron_nas.families import (
     gemma,
     gemma2,
     gemma3_text,
+    gemma4_text,
+    gemma4_unified_text,
     glm,
     glm4,
     glm4_moe,
@@ -38,7 +40,9 @@ from minitron_nas.families import (
     hunyuan_v1_dense,
     internlm3,
     iquestcoder,
+    lfm2,
     llama,
+    llama4_text,
     ministral,
     ministral3,
     mistral,
@@ -56,6 +60,7 @@ from minitron_nas.families import (
     qwen3_5_moe_text,
     qwen3_5_text,
     qwen3_moe,
+    qwen3_next,
     seed_oss,
     smollm3,
     stablelm,
@@ -67,11 +72,11 @@ ENTRY_POINT_GROUP = "minitron_nas.families"
 """Entry points of this group name a `Layout` in another package."""
 
 _MODULES = (
-    arcee, cohere, cohere2, cwm, deepseek_v3, ernie4_5, exaone4, falcon_h1, gemma, gemma2, gemma3_text, glm, glm4,
-    glm4_moe, gpt2, gpt_neox, gpt_oss, granite, granite_swa, granitemoe, granitemoehybrid, helium, hunyuan_v1_dense,
-    internlm3, iquestcoder, llama, ministral, ministral3, mistral, mixtral, nemotron, nemotron_h, olmo2, olmo3, olmoe,
-    phi, phi3, qwen2, qwen2_moe, qwen3, qwen3_5_moe_text, qwen3_5_text, qwen3_moe, seed_oss, smollm3, stablelm,
-    starcoder2, vaultgemma,
+    arcee, cohere, cohere2, cwm, deepseek_v3, ernie4_5, exaone4, falcon_h1, gemma, gemma2, gemma3_text, gemma4_text,
+    gemma4_unified_text, glm, glm4, glm4_moe, gpt2, gpt_neox, gpt_oss, granite, granite_swa, granitemoe,
+    granitemoehybrid, helium, hunyuan_v1_dense, internlm3, iquestcoder, lfm2, llama, llama4_text, ministral,
+    ministral3, mistral, mixtral, nemotron, nemotron_h, olmo2, olmo3, olmoe, phi, phi3, qwen2, qwen2_moe, qwen3,
+    qwen3_5_moe_text, qwen3_5_text, qwen3_moe, qwen3_next, seed_oss, smollm3, stablelm, starcoder2, vaultgemma,
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from minitron_nas.architecture.kinds import Listed
 from minitron_nas.architecture.layout import (
     EXPERT_NEURONS,
     EXPERTS,
+    EXPERTS_IN_STACKS,
     HEAD_DIM,
     HIDDEN,
     KEYS,
@@ -68,6 +69,7 @@ LAYOUT = Layout(
         row("lm_head.weight", VOCAB, HIDDEN, unless="tie_word_embeddings"),
     ),
     norm="rms_plus_one",
+    stacked=EXPERTS_IN_STACKS,
     kinds=Listed("layer_types"),
     hands_on_state=True,
     logits_tolerance=1e-3,

@@ -17,6 +17,7 @@ others, Qwen2.5-VL under the text model's own names. They serve as `key_mapping`
 """
 
 _IN_MODEL = "model."
+_OF_GEMMA_4 = ("vision_tower.", "audio_tower.", "embed_vision.", "embed_audio.", "vision_embedder.")
 _TOWERS = ("vision_tower.", "multi_modal_projector.", "image_newline")
 
 
@@ -57,8 +58,11 @@ WRAPPERS = {
     wrapper.model_type: wrapper
     for wrapper in (
         Wrapper("gemma3"),
+        Wrapper("gemma4", _OF_GEMMA_4),
+        Wrapper("gemma4_unified", _OF_GEMMA_4),
         Wrapper("idefics3", ("vision_model.", "connector.")),
         Wrapper("internvl"),
+        Wrapper("llama4", ("vision_model.", "multi_modal_projector.")),
         Wrapper("llava"),
         Wrapper("llava_next"),
         Wrapper("llava_onevision"),
@@ -66,6 +70,7 @@ WRAPPERS = {
         Wrapper("qwen2_vl", ("visual.",), {"qwen2_vl_text": "qwen2"}),
         Wrapper("qwen2_5_vl", ("visual.",), {"qwen2_5_vl_text": "qwen2"}),
         Wrapper("qwen3_5", ("visual.", "mtp.")),
+        Wrapper("qwen3_5_moe", ("visual.", "mtp.")),
         Wrapper("qwen3_vl", ("visual.",), {"qwen3_vl_text": "qwen3"}),
         Wrapper("smolvlm", ("vision_model.", "connector.")),
     )

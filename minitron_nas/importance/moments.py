@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from minitron_nas.architecture.layout import Layout, TensorRow
-from minitron_nas.importance.experts import expert_neurons, expert_tokens
+from minitron_nas.importance.experts import expert_neurons, sent_to
 from minitron_nas.importance.sweep import Section, one_pass, sweep
 from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.checkpoint import Checkpoint
@@ -127,7 +127,7 @@ def _hooks(layout: Layout, kept: MutableMapping[str, Tensor], readers: Readers, 
         module = layout.module_of(row)
         if row.per_expert:
             names = row.name.format(layer=layer, expert="{expert}")
-            before(module, layer, lambda module, args: _add_experts(add, names, module, *args))
+            before(module, layer, lambda module, args: _add_experts(add, names, module, args))
         else:
             before(module, layer, lambda _, args: add(row.name.format(layer=layer), args[0]))
 
@@ -149,9 +149,7 @@ def _hooks(layout: Layout, kept: MutableMapping[str, Tensor], readers: Readers, 
             handle.remove()
 
 
-def _add_experts(
-    add: Callable[[str, Tensor], None], names: str, module: nn.Module, states: Tensor, chosen: Tensor, _: Tensor
-) -> None:
+def _add_experts(add: Callable[[str, Tensor], None], names: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
     for expert in range(len(module.get_parameter("down_proj"))):
-        tokens, _ = expert_tokens(chosen, expert)
-        add(names.format(expert=expert), expert_neurons(module, expert, states[tokens]))
+        _, inputs, _ = sent_to(module, expert, args)
+        add(names.format(expert=expert), expert_neurons(module, expert, inputs))

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from math import nan
+from math import nan, prod
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.nn.functional import cosine_similarity
 from minitron_nas.architecture.layout import NEURON_AXES, Axis, Layout, axis_sizes
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.importance.aggregation import BatchAggregate, over_sequence
-from minitron_nas.importance.experts import expert_neurons, expert_outputs, expert_tokens
+from minitron_nas.importance.experts import expert_neurons, expert_outputs, sent_to
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import ImportanceSettings
 from minitron_nas.importance.sweep import Section, one_pass, sweep
@@ -123,24 +123,23 @@ class _Collector:
         ]
         self._add(self._kv_groups[layer], torch.stack(contributions, dim=-1))
 
-    def add_experts(self, layer: int, module: nn.Module, inputs: Tensor, chosen: Tensor, weights: Tensor) -> None:
+    def add_experts(self, layer: int, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         """Compute again, expert by expert, what the module computes.
 
         Args:
             layer: The layer.
             module: Computes all experts of the layer.
-            inputs: (num_tokens, hidden_size).
-            chosen: (num_tokens, num_experts_per_tok), the experts that each token is sent to.
-            weights: The same shape, the router's weights.
+            args: What it is called with.
         """
-        added = inputs.new_zeros((len(inputs), self._architecture.num_experts), dtype=torch.float32)
+        num_tokens = prod(self.batch_shape)
+        added = args[0].new_zeros((num_tokens, self._architecture.num_experts), dtype=torch.float32)
         for expert, aggregate in enumerate(self._expert_neurons[layer]):
-            tokens, choice = expert_tokens(chosen, expert)
-            active = expert_neurons(module, expert, inputs[tokens])
-            neurons = active.new_zeros((len(inputs), active.shape[-1]))
+            tokens, inputs, weights = sent_to(module, expert, args)
+            active = expert_neurons(module, expert, inputs)
+            neurons = active.new_zeros((num_tokens, active.shape[-1]))
             neurons[tokens] = active
             self._add(aggregate, neurons)
-            output = expert_outputs(module, expert, active) * weights[tokens, choice, None]
+            output = expert_outputs(module, expert, active) * weights
             added[tokens, expert] = output.float().norm(dim=-1)
         self._add(self._experts[layer], added)
 
@@ -196,7 +195,7 @@ def _hooks(layout: Layout, collector: _Collector, section: Section) -> Iterator[
         if not down.in_kind(collector.kind_of(layer)):
             return
         if down.per_expert:
-            before(layout.module_of(down), layer, lambda module, args: collector.add_experts(layer, module, *args))
+            before(layout.module_of(down), layer, lambda module, args: collector.add_experts(layer, module, args))
         else:
             before(layout.module_of(down), layer, lambda _, args: collector.add_neurons(axis, layer, args[0]))
 

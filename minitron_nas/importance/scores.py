@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -39,6 +39,7 @@ class ImportanceScores:
         layers: (num_hidden_layers,).
         expert_neurons: (num_hidden_layers, num_experts, num_neurons) where experts have a size of their own.
         shared_neurons: (num_hidden_layers, num_neurons), of what every token is sent to beside its experts.
+        conv_channels: (num_hidden_layers, hidden_size), of the convolutions of layers that have one.
     """
 
     hidden: Tensor
@@ -49,6 +50,7 @@ class ImportanceScores:
     layers: Tensor
     expert_neurons: Tensor = field(default_factory=lambda: torch.zeros(0, 0, 0))
     shared_neurons: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    conv_channels: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
 
     def save(self, folder: Path, about: dict[str, str], calibration: PackedTokens | None = None) -> None:
         """Write a folder, whole or not at all.
@@ -85,7 +87,9 @@ class ImportanceScores:
         try:
             with safe_open(file, framework="pt") as handle:
                 scored = json.loads((handle.metadata() or {}).get(_ABOUT, "{}")).get("source")
-                tensors = {each.name: handle.get_tensor(each.name) for each in fields(cls)}
+                stored = set(handle.keys())
+                read = [each.name for each in fields(cls) if each.name in stored or each.default_factory is MISSING]
+                tensors = {name: handle.get_tensor(name) for name in read}
         except (SafetensorError, ValueError) as error:
             raise ScoresError(f"{file} is cut short or of another version ({error}); score again") from None
         if source is not None and scored != source:

@@ -7,7 +7,21 @@ from torch import nn
 from transformers import PreTrainedModel
 
 CausalLM: TypeAlias = PreTrainedModel
-"""A causal language model of transformers, with `get_decoder`, `get_output_embeddings` and a `config`."""
+"""A causal language model of transformers, with `get_output_embeddings` and a `config`."""
+
+
+def decoder_of(model: CausalLM) -> PreTrainedModel:
+    """Return the part of a model between its tokens and its output head.
+
+    transformers takes Llama 4 for a decoder itself, because its class names another inner model than it has.
+
+    Args:
+        model: A causal LM.
+    """
+    found: PreTrainedModel = model.get_decoder()
+    if found is not model:
+        return found
+    return next(inner for inner in model.children() if isinstance(inner, PreTrainedModel))
 
 
 def moved(model: CausalLM, device: torch.device) -> CausalLM:

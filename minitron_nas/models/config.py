@@ -17,6 +17,8 @@ from minitron_nas.models.special_floats import plain_floats
 from minitron_nas.models.text_part import read_text_headers, text_config, wrapper_in
 from minitron_nas.storage.foreign import read_object, what_lies_instead
 
+LISTS_OF_NUMBERS = ("mlp_only_layers", "moe_layers")
+"""Lists of a config that name layers by their numbers, however many there are."""
 _CAUSAL_CLASSES = ("ForCausalLM", "LMHeadModel")
 _HEADS = "num_attention_heads"
 _LAYERS = "num_hidden_layers"
@@ -100,6 +102,8 @@ def read_outline(path: Path, name: Path | str) -> Outline:
 def layer_lists(config: Mapping[str, Any], num_layers: int, kept_layers: Sequence[int]) -> dict[str, list[Any]]:
     """Return the lists of a config that hold one entry per layer, with the entries of some layers only.
 
+    Lists that name layers by their numbers are none of them.
+
     Args:
         config: The content of a `config.json` with all that transformers fills in.
         num_layers: How many layers the config describes.
@@ -108,7 +112,7 @@ def layer_lists(config: Mapping[str, Any], num_layers: int, kept_layers: Sequenc
     return {
         key: [value[layer] for layer in kept_layers]
         for key, value in config.items()
-        if isinstance(value, list) and "layer" in key and len(value) == num_layers
+        if isinstance(value, list) and "layer" in key and key not in LISTS_OF_NUMBERS and len(value) == num_layers
     }
 
 

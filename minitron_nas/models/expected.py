@@ -8,6 +8,8 @@ from minitron_nas.architecture.layout import HIDDEN, VOCAB, Layout, stored_tenso
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.storage.weights import TensorHeader
 
+_DIMS_OF_STACK = 3
+
 
 @dataclass(frozen=True, slots=True)
 class ExpectedTensors:
@@ -61,14 +63,27 @@ class ExpectedTensors:
         """
         known, layout = self.known, self.layout
         own = {older: name for name in known for older in layout.stored_names(name) if older not in known}
-        return {own.get(name, name): header for name, header in found.items() if not self._is_dropped(name)}
+        named = {own.get(name, name): header for name, header in found.items() if not self._is_dropped(name)}
+        return {own: piece for name, header in named.items() for own, piece in self._unstacked(name, header).items()}
+
+    def _unstacked(self, name: str, header: TensorHeader) -> dict[str, TensorHeader]:
+        """Return the headers of all experts' own tensors of one that holds them, or that of any other tensor."""
+        parts = self.layout.unstacked(name)
+        if len(header.shape) != _DIMS_OF_STACK or not parts or header.shape[1] % len(parts):
+            return {name: header}
+        size = header.shape[1] // len(parts)
+        return {
+            part.format(expert=expert): header.slice(expert).rows(number * size, (number + 1) * size)
+            for expert in range(header.shape[0])
+            for number, part in enumerate(parts)
+        }
 
     def _is_dropped(self, name: str) -> bool:
         """Whether transformers has no use for a tensor of the file, and says nothing of it."""
         before = self.layout.layer_module.partition("{layer}")[0]
         number = name.removeprefix(before).partition(".")[0] if name.startswith(before) else ""
         later = self.layout.drops_later_layers and number.isdecimal() and int(number) >= self.num_layers
-        return later or name.endswith(self.layout.ignored)
+        return later or name.endswith(self.layout.ignored) or name.startswith(self.layout.ignored_modules)
 
     def sliced(self, named: Mapping[str, TensorHeader]) -> dict[str, TensorHeader]:
         """Return one header for each tensor of the table, those of a stack instead of the stack's own.

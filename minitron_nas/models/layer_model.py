@@ -16,7 +16,7 @@ from minitron_nas.architecture.config import architecture_of, with_sizes
 from minitron_nas.architecture.layout import HIDDEN, VOCAB, Layout
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.models.borders import border_masks
-from minitron_nas.models.causal_lm import CausalLM
+from minitron_nas.models.causal_lm import CausalLM, decoder_of
 from minitron_nas.models.config import layer_lists
 from minitron_nas.models.stock import model_from_tensors
 
@@ -101,7 +101,7 @@ def run_layer(model: CausalLM, layout: Layout, states: Tensor, position_ids: Ten
     with giving, module.register_forward_hook(take):
         # The embeddings are given for their shape and type alone: models may scale them or add to them.
         masks = border_masks(model, position_ids)
-        model.get_decoder()(inputs_embeds=states, position_ids=position_ids, use_cache=False, **masks)
+        decoder_of(model)(inputs_embeds=states, position_ids=position_ids, use_cache=False, **masks)
     return outputs[0]
 
 
@@ -116,7 +116,7 @@ def embed(model: CausalLM, layout: Layout, input_ids: Tensor, position_ids: Tens
     """
     return input_of(
         decoder_layers(model, layout, [0])[0],
-        lambda: model.get_decoder()(input_ids=input_ids, position_ids=position_ids, use_cache=False),
+        lambda: decoder_of(model)(input_ids=input_ids, position_ids=position_ids, use_cache=False),
     )
 
 

@@ -1,5 +1,6 @@
 """From stored tensors to stock causal LMs."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -7,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from minitron_nas.architecture.layout import stored_tensor
 from minitron_nas.models.attention import attend_by_document
@@ -18,6 +19,8 @@ DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
 }  # fmt: skip
 """The floating-point types of safetensors."""
+
+_KINDS = "layer_types"
 
 Bits: TypeAlias = NDArray[np.signedinteger[Any]]
 """Stored numbers of any type, as signed integers of the same width."""
@@ -47,6 +50,22 @@ def read_entries(header: TensorHeader, indices: Tensor) -> Tensor:
     return torch.from_numpy(np.concatenate(pieces)).view(DTYPES[header.dtype])
 
 
+def filled_config(content: Mapping[str, Any]) -> PreTrainedConfig:
+    """Return transformers' config of a model, with the kinds of layers that its content says.
+
+    transformers takes the last layer of Gemma 4 for one that sees everything, whatever the content says. Models of a
+    few layers are built here that end otherwise, to measure or compare those.
+
+    Args:
+        content: The content of a `config.json`; it stays as it is.
+    """
+    config = AutoConfig.for_model(**copy.deepcopy(dict(content)))
+    said, own = list(content.get(_KINDS) or ()), list(getattr(config, _KINDS, None) or ())
+    if said[-1:] == ["sliding_attention"] and own == [*said[:-1], "full_attention"]:
+        setattr(config, _KINDS, said)
+    return config
+
+
 def model_from_tensors(config: dict[str, Any], tensors: Mapping[str, Tensor], dtype: torch.dtype) -> CausalLM:
     """Build a stock causal LM around tensors.
 
@@ -58,7 +77,7 @@ def model_from_tensors(config: dict[str, Any], tensors: Mapping[str, Tensor], dt
     Raises:
         RuntimeError: If tensors are missing or do not fit; that is a defect of the family table.
     """
-    model_config = AutoConfig.for_model(**config)
+    model_config = filled_config(config)
     with torch.device("meta"):
         shell = AutoModelForCausalLM.from_config(model_config, dtype=dtype)
     model: CausalLM

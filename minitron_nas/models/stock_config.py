@@ -27,6 +27,9 @@ _BOTH_NAMES = {"gpt_neox": {"rotary_emb_base": "rope_theta", "rotary_pct": "part
 _TYPE_ALONE = frozenset({"olmo2", "phi3"})
 """Families that transformers 4 lets have no key in `rope_scaling` but `type` and what that type needs."""
 
+_NOT_IN_4 = frozenset({"proportional"})
+"""Types of rotary positions of which transformers 4, and so its form of them, has none."""
+
 _OUTSIDE_SCALING = frozenset({"rope_theta", "partial_rotary_factor", "rope_type", "type"})
 """Entries of `rope_parameters` that have no place in `rope_scaling`, or another name."""
 
@@ -71,7 +74,7 @@ def finished_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     if isinstance(name, str):
         own["architectures"] = [name]
     patterns = _patterns(config, filled)
-    written = {**own, **_aliases(filled), **patterns, **_rope(filled)}
+    written = {**own, **_aliases(filled), **patterns, **_rope(filled), **_global_heads(filled)}
     return {key: value for key, value in written.items() if value is not None or key not in patterns}
 
 
@@ -94,9 +97,9 @@ def _aliases(filled: PreTrainedConfig) -> dict[str, Any]:
     return {name: getattr(filled, names[0]) for names in several for name in names}
 
 
-def _patterns(config: Mapping[str, Any], filled: PreTrainedConfig) -> dict[str, int | str | None]:
+def _patterns(config: Mapping[str, Any], filled: PreTrainedConfig) -> dict[str, int | str | list[int] | None]:
     """What short forms of a list with one entry per layer have to say; None for one that cannot say it."""
-    found: dict[str, int | str | None] = {}
+    found: dict[str, int | str | list[int] | None] = {}
     num_layers = filled.num_hidden_layers
     kinds = getattr(filled, "layer_types", None)
     full = [kind == "full_attention" for kind in kinds or []]
@@ -106,14 +109,28 @@ def _patterns(config: Mapping[str, Any], filled: PreTrainedConfig) -> dict[str, 
     if "no_rope_layer_interval" in config:
         without = [not rotary for rotary in getattr(filled, "no_rope_layers", None) or []]
         found["no_rope_layer_interval"] = _period(without, config["no_rope_layer_interval"])
+    if "interleave_moe_layer_step" in config:
+        with_experts = [layer in filled.moe_layers for layer in range(num_layers)]
+        found["interleave_moe_layer_step"] = _period(with_experts, config["interleave_moe_layer_step"])
     if "full_attention_interval" in config:
         found["full_attention_interval"] = _period(full, config["full_attention_interval"])
+    if config.get("full_attn_idxs") is not None:
+        found["full_attn_idxs"] = [layer for layer, is_full in enumerate(full) if is_full]
     if "hybrid_override_pattern" in config:
         found["hybrid_override_pattern"] = getattr(filled, "hybrid_override_pattern", None)
     if config.get("max_window_layers") is not None:
         before = next((layer for layer, is_full in enumerate(full) if not is_full), num_layers)
         found["max_window_layers"] = before if kinds else min(config["max_window_layers"], num_layers)
     return found
+
+
+def _global_heads(filled: PreTrainedConfig) -> dict[str, int]:
+    """The keys by which other readers know heads of layers that see everything; per_layer_config is for the newest."""
+    if not filled.model_type.startswith("gemma4") or "full_attention" not in filled.layer_types:
+        return {}
+    own = filled.per_layer_config[filled.layer_types.index("full_attention")]
+    groups = {"num_global_key_value_heads": own.num_key_value_heads} if filled.attention_k_eq_v else {}
+    return {"global_head_dim": own.head_dim, **groups}
 
 
 def _period(marked: Sequence[bool], stated: int | str | None) -> int | None:
@@ -136,6 +153,8 @@ def _rope(filled: PreTrainedConfig) -> dict[str, Any]:
         each.pop("type", None)
         _say_attention_factor(each, filled)
     plain = kinds.get("full_attention") or next(iter(kinds.values()))
+    if plain.get("rope_type") in _NOT_IN_4:
+        return {"rope_parameters": both}
     old = {"rope_theta": plain["rope_theta"], "rope_scaling": _scaling(plain, filled)}
     if "sliding_attention" in kinds:
         old["rope_local_base_freq"] = kinds["sliding_attention"]["rope_theta"]

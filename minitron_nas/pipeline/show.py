@@ -107,7 +107,7 @@ def _model(what: str) -> Shown:
         except TeacherNotFoundError as error:
             raise TeacherNotFoundError(f"{what} is no run, scores, space or latency model either: {error}") from None
     shape = outline.architecture
-    whole = {name: np.array([getattr(shape, name)]) for name in outline.layout.shape_fields()}
+    whole = {name: np.array([getattr(shape, name)]) for name in outline.layout.column_fields()}
     costs = {name: int(column[0]) for name, column in costs_of(outline.layout, shape, whole, _CONTEXT_TOKENS).items()}
     facts = {
         "family": shape.model_type,
@@ -140,7 +140,7 @@ def _part(row: TensorRow) -> str:
         return "embeddings"
     if axes & {Axis.KV_GROUPS, Axis.GROUP_HEADS, Axis.HEAD_DIM}:
         return "attention"
-    if any(dim.fixed_keys for dim in row.dims):
+    if any(dim.fixed_keys for dim in row.dims) or Axis.CONV_CHANNELS in axes:
         return "mixers"
     if Axis.SHARED_NEURONS in axes:
         return "shared experts"

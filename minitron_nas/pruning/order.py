@@ -48,6 +48,7 @@ class PruningOrder:
             layers keeps, none where that was not measured.
         expert_neurons: (num_hidden_layers, num_experts, num_neurons).
         shared_neurons: (num_hidden_layers, num_neurons).
+        conv_channels: (num_hidden_layers, hidden_size).
     """
 
     hidden: Tensor
@@ -58,6 +59,7 @@ class PruningOrder:
     layers: Tensor
     expert_neurons: Tensor = field(default_factory=lambda: torch.zeros(0, 0, 0, dtype=torch.int64))
     shared_neurons: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
+    conv_channels: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
 
     @classmethod
     def from_scores(
@@ -97,6 +99,7 @@ class PruningOrder:
             layers=layers,
             expert_neurons=descending(scores.expert_neurons),
             shared_neurons=descending(scores.shared_neurons),
+            conv_channels=descending(scores.conv_channels),
         )
 
     @staticmethod

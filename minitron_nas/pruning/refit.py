@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from minitron_nas.architecture.layout import Layout, axis_sizes
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.progress import Progress, silent
@@ -77,15 +78,17 @@ def needs_moments(checkpoint: Checkpoint, target: Architecture) -> bool:
     """
     layout, source = checkpoint.layout, checkpoint.architecture
     left = layout.has_experts or why_not_in_sequence(layout, source, target) is not None
-    return left and cuts_inputs(source, target)
+    return left and cuts_inputs(layout, source, target)
 
 
-def cuts_inputs(source: Architecture, target: Architecture) -> bool:
-    """Whether output projections lose inputs: neurons or heads.
+def cuts_inputs(layout: Layout, source: Architecture, target: Architecture) -> bool:
+    """Whether output projections lose inputs: neurons, heads or channels of a convolution.
 
     Args:
+        layout: The table of the family.
         source: The source's shape.
         target: The student's.
     """
-    sizes = ("intermediate_size", "moe_intermediate_size", "num_shared_neurons", "num_attention_heads")
-    return any(getattr(source, size) != getattr(target, size) for size in sizes)
+    sizes, wanted = axis_sizes(source), axis_sizes(target)
+    read = {axis for row in layout.writers() for axis in layout.input_dim(row).axes}
+    return any(sizes[axis] != wanted[axis] for axis in read)

@@ -1,5 +1,6 @@
 """The one surgery: from a prepared teacher to a candidate's tensors."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,14 +45,21 @@ def student_config(prepared: PreparedTeacher, target: Architecture) -> dict[str,
     filled = AutoConfig.for_model(**prepared.config).to_dict()
     per_layer = layer_lists(filled, prepared.architecture.num_hidden_layers, kept_layers)
     constants = scaled_constants(filled, prepared.layout, prepared.architecture, target)
-    config = with_sizes({**prepared.config, **per_layer, **constants}, prepared.settled(target), prepared.layout)
+    settled = prepared.settled(target)
+    config = with_sizes({**prepared.config, **per_layer, **constants}, settled, prepared.layout)
     try:
-        AutoConfig.for_model(**config)
+        filled = AutoConfig.for_model(**copy.deepcopy(config)).to_dict()
     except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise InvalidArchitectureError(
             f"transformers refuses the config of the student {target.id}: {reason}; choose other sizes"
         ) from error
+    kinds = prepared.layout.kinds
+    if kinds is not None and kinds.read(filled, target.num_hidden_layers) != tuple(settled.layer_kinds):
+        raise InvalidArchitectureError(
+            f"transformers takes the student's last layer, a {settled.layer_kinds[-1]!r}, for one of another kind; let "
+            "the source's last layer stay"
+        )
     return config
 
 

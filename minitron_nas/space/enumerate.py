@@ -163,7 +163,7 @@ def enumerate_candidates(
     if measure is None:
         raise SpaceError(f"size {size} needs a `measure` of {size.column}; see minitron_nas.search.costing.Costing")
     low, high = space.size_window(size)
-    whole = {name: np.array([getattr(source, name)]) for name in layout.shape_fields()}
+    whole = {name: np.array([getattr(source, name)]) for name in layout.column_fields()}
     _require_below(size, measure(whole)[0].item())
     grid = Grid.of(space.axes, source, layout)
     checks = list(_checks(space, source, layout))

@@ -42,7 +42,7 @@ class Grid:
         Raises:
             SpaceError: If the space lists values or ratios of a size that the source's family lacks.
         """
-        names = layout.shape_fields()
+        names = layout.shape_fields_of(source)
         for name, axis in axes.given().items():
             if name not in names and axis.min_fraction is None:
                 raise SpaceError(
@@ -58,7 +58,7 @@ class Grid:
             _wheel(axes, source, "moe_intermediate_size", ascending=True),
             _wheel(axes, source, "shared_expert_intermediate_size", ascending=True),
         )
-        return cls(tuple(wheel for wheel in wheels if set(wheel) <= set(names)))
+        return cls(tuple(wheel for wheel in wheels if set(wheel) <= set(layout.column_fields())))
 
     @property
     def shape(self) -> tuple[int, ...]:

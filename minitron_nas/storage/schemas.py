@@ -51,7 +51,11 @@ SCORES = Table(
     "scores.parquet",
     ("axis", "layer", "expert", "index"),
     (
-        Column("axis", _TEXT, "hidden, neurons, expert_neurons, shared_neurons, heads, kv_groups, experts, layers"),
+        Column(
+            "axis",
+            _TEXT,
+            "hidden, neurons, expert_neurons, shared_neurons, conv_channels, heads, kv_groups, experts, layers",
+        ),
         Column("layer", _INT, "decoder layer from 0; null for hidden, whose ranking all layers share, and for layers"),
         Column("expert", _INT, "expert from 0 whose neuron it is; null otherwise"),
         Column("index", _INT, "channel, neuron, query head, KV group, expert or layer, from 0"),

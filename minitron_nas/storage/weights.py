@@ -69,6 +69,16 @@ class TensorHeader:
         begin = self.offset + number * self.row_bytes
         return replace(self, shape=self.shape[1:], num_bytes=self.row_bytes, offset=begin)
 
+    def rows(self, first: int, last: int) -> "TensorHeader":
+        """Return some entries of the first dimension, which lie one behind the other, as a tensor of their own.
+
+        Args:
+            first: The first of them.
+            last: The one behind the last.
+        """
+        begin, count = self.offset + first * self.row_bytes, last - first
+        return replace(self, shape=(count, *self.shape[1:]), num_bytes=count * self.row_bytes, offset=begin)
+
 
 def weight_files(folder: Path) -> list[Path]:
     """Return the files that hold a model's weights, as `from_pretrained` chooses them.

@@ -83,7 +83,7 @@ def check_parameters(subject: Subject) -> None:
 def check_offered(subject: Subject) -> None:
     """Every size that the family offers is one that the other checks prune."""
     shapes = conformance_shapes(subject.layout, subject.architecture).values()
-    blind = set(subject.layout.shape_fields()) - {name for shape in shapes for name in shape}
+    blind = set(subject.layout.shape_fields_of(subject.architecture)) - {name for shape in shapes for name in shape}
     assert not blind, (
         f"{', '.join(sorted(blind))}: tensors of the table run along it, so that users are offered to prune it, but "
         "no shape of this suite does, so that nothing says whether that works"
@@ -280,8 +280,8 @@ def _check_units_of(subject: Subject, target: Architecture, name: str) -> None:
     tensors = written_off(subject, target, writers_only=True)
     with masked(subject, target, writers_only=True, tensors=tensors) as model:
         base = subject.logits(model)
-        for row in subject.layout.rows:
-            if not row.exists(subject.architecture) or not _reads(subject.layout, row, pruned):
+        for row in dict.fromkeys(place.row for place in subject.layout.tensors(subject.architecture)):
+            if not _reads(subject.layout, row, pruned):
                 continue
             for wanted in (False, True):
                 noisy = with_noise(subject, target, tensors, row, wanted, generator)
@@ -332,11 +332,12 @@ def _is_narrowed(model: CausalLM, name: str) -> bool:
 
 def _reads(layout: Layout, row: TensorRow, pruned: set[Axis]) -> bool:
     """Whether a tensor has entries for pruned units other than where these write to the residual stream."""
+    axes = {axis for dimension in row.dims for axis in dimension.axes}
+    writes = len(row.dims) == 2 and row.per_layer and layout.output_dim(row) == HIDDEN
     if pruned & {Axis.HIDDEN}:
         readers = len(row.dims) == 2 and row.per_layer and layout.input_dim(row) == HIDDEN
-        return (row.dims == (HIDDEN,) and row.is_norm) or readers
-    axes = {axis for dimension in row.dims for axis in dimension.axes}
+        tied = bool(axes & (pruned - {Axis.HIDDEN})) and not writes
+        return (row.dims == (HIDDEN,) and row.is_norm) or readers or tied
     if pruned == {Axis.EXPERTS}:
         return row.per_expert
-    writes = len(row.dims) == 2 and row.per_layer and layout.output_dim(row) == HIDDEN
     return bool(axes & pruned) and not writes

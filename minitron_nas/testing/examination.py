@@ -18,6 +18,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
+from minitron_nas.architecture.config import check_described
 from minitron_nas.architecture.layout import Layout
 from minitron_nas.errors import CheckpointError, MinitronNasError, PlanError
 from minitron_nas.families.catalog import with_layout
@@ -145,10 +146,13 @@ def tiny_config_of(name: object, content: Mapping[str, Any], layout: Layout) -> 
     Raises:
         PlanError: If the table is of another type.
         CheckpointError: If transformers makes no model of the config, or no tiny one.
+        InvalidArchitectureError: If the table does not describe a value of the config.
     """
     if (model_type := content.get("model_type")) != layout.model_type:
         raise PlanError(f"{name} is a {model_type!r}, the table is of {layout.model_type!r}; give such a config")
-    return buildable(name, shrunk(filled(name, content), layout.config_names))
+    whole = filled(name, content)
+    check_described(whole, layout)
+    return buildable(name, shrunk(whole, layout.config_names))
 
 
 def filled(name: object, content: Mapping[str, Any]) -> dict[str, Any]:

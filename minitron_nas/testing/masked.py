@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from minitron_nas.architecture.layout import EXPERTS, HIDDEN, Axis, TensorPlace, TensorRow, axis_sizes
+from minitron_nas.architecture.layout import EXPERTS, HIDDEN, Axis, TensorPlace, TensorRow, axis_sizes, dim
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.stock import model_from_tensors
@@ -90,6 +90,8 @@ def written_off(subject: Subject, target: Architecture, writers_only: bool = Fal
                 tensor *= mask.view([-1 if number == axis else 1 for axis in range(tensor.dim())])
         if writes and place.layer not in layers:
             tensor.zero_()
+        if row.is_buffer and row.dims == (dim(),) and place.layer not in layers:
+            tensor.fill_(1)  # what multiplies all that a layer puts out
         result[place.name] = tensor
     return result
 

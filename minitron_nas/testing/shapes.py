@@ -1,10 +1,14 @@
 """Shapes that a family table is tried on."""
 
-from minitron_nas.architecture.layout import NEURON_AXES, Layout
+from minitron_nas.architecture.layout import NEURON_AXES, Axis, Layout
 from minitron_nas.architecture.rules import EXPERT_GRAIN, mixer_channels
-from minitron_nas.architecture.spec import EXPERT_FIELDS, Architecture
+from minitron_nas.architecture.spec import Architecture
 
-_NEURONS = dict(zip(("intermediate_size", *EXPERT_FIELDS[1:]), NEURON_AXES.values(), strict=True))
+_NEURONS = {
+    "intermediate_size": NEURON_AXES[Axis.NEURONS],
+    "moe_intermediate_size": NEURON_AXES[Axis.EXPERT_NEURONS],
+    "shared_expert_intermediate_size": NEURON_AXES[Axis.SHARED_NEURONS],
+}
 """What the neurons are called of which a field of `Architecture` is the number."""
 
 
@@ -30,9 +34,12 @@ def conformance_shapes(layout: Layout, source: Architecture) -> dict[str, dict[s
             for name, each in follow.items()
         }
         return {**shapes, **together, "all": {**fewer, **together["groups_and_hidden_size"]}}
-    shapes["num_key_value_heads"] = groups
-    if heads is not None:
-        shapes["num_attention_heads"] = heads
+    if not offers_heads(layout):
+        groups = heads = {}
+    elif heads is None:
+        shapes["num_key_value_heads"] = groups
+    else:
+        shapes |= {"num_key_value_heads": groups, "num_attention_heads": heads}
     if layout.hidden_divides_mixer:
         channels = mixer_channels(source)
         narrow = next(size for size in range(source.hidden_size - 1, 0, -1) if channels % size == 0)
@@ -57,17 +64,24 @@ def unit_shapes(layout: Layout, source: Architecture) -> dict[str, dict[str, int
         **{
             part: {size: getattr(source, size) * 5 // 8 - 1}
             for size, part in _NEURONS.items()
-            if size in layout.shape_fields()
+            if size in layout.shape_fields_of(source)
         },
         "groups": {"num_key_value_heads": groups - 1, "num_attention_heads": (groups - 1) * in_group},
         "channels": {"hidden_size": source.hidden_size * 3 // 4},
     }
-    if in_group > 1:
+    if not offers_heads(layout):
+        del shapes["groups"]
+    if offers_heads(layout) and in_group > 1:
         shapes["heads"] = {"num_attention_heads": groups * (in_group - 1)}
     if layout.has_experts:
         fewer = source.num_experts - max(1, source.num_expert_groups)
         shapes["experts"] = {"num_experts": max(source.num_experts_per_tok, fewer)}
     return shapes
+
+
+def offers_heads(layout: Layout) -> bool:
+    """Whether attention's sizes are among those that can be pruned."""
+    return "num_attention_heads" in layout.shape_fields()
 
 
 def _fewer_groups(layout: Layout, source: Architecture) -> dict[str, int]:

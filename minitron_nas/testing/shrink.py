@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from minitron_nas.models.config import LISTS_OF_NUMBERS
 from minitron_nas.testing.tiny import SPECIAL_TOKENS
 
 VOCAB_SIZE = 320
@@ -24,6 +25,8 @@ _NOT_SHRUNK = frozenset({
 _ROTATED_SHARE = ("partial_rotary_factor", "rotary_pct")
 _ROTATED_CHANNELS = "rotary_dim"
 _FACTORS = ("short_factor", "long_factor")
+_BY_LAYER = "per_layer_config"
+"""What a config says of single layers, by their numbers, where that differs."""
 _TOKENS = {"bos_token_id": 1, "eos_token_id": 2}
 
 Keys = Callable[[str], Sequence[str]]
@@ -52,6 +55,8 @@ def shrunk(config: Mapping[str, Any], keys: Keys) -> dict[str, Any]:
         layers = _kept_layers(content, size("num_hidden_layers") or _FEWEST_LAYERS)
         sizes["num_hidden_layers"] = len(layers)
         content |= _of_layers(content, size("num_hidden_layers") or 0, layers)
+        if content.get(_BY_LAYER):
+            content[_BY_LAYER] = _smaller_heads(content[_BY_LAYER], layers, sizes["head_dim"])
     for field, value in sizes.items():
         content |= {key: value for key in keys(field) if key in content}
     content |= _tokens(content)
@@ -124,12 +129,25 @@ def _by_layer(content: Mapping[str, Any], num_layers: int) -> dict[str, list[Any
     return {
         key: value
         for key, value in content.items()
-        if isinstance(value, list) and "layer" in key and len(value) == num_layers > 0
+        if isinstance(value, list) and "layer" in key and key not in LISTS_OF_NUMBERS and len(value) == num_layers > 0
     }
 
 
 def _of_layers(content: Mapping[str, Any], num_layers: int, kept: Sequence[int]) -> dict[str, list[Any]]:
     return {key: [value[layer] for layer in kept] for key, value in _by_layer(content, num_layers).items()}
+
+
+def _smaller_heads(
+    by_layer: Mapping[str, Mapping[str, Any]], kept: Sequence[int], head_dim: int
+) -> dict[str, dict[str, Any]]:
+    """Let layers that have heads of their own have heads twice as wide as the others', all in one group."""
+    tiny = {"head_dim": 2 * head_dim, "num_key_value_heads": 1}
+    own = {int(layer): sizes for layer, sizes in by_layer.items()}
+    return {
+        str(number): {key: tiny.get(key, value) for key, value in own[layer].items()}
+        for number, layer in enumerate(kept)
+        if layer in own
+    }
 
 
 def _tokens(content: Mapping[str, Any]) -> dict[str, int]:

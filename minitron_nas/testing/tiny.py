@@ -41,6 +41,7 @@ _TINY_EXPERTS: dict[str, Any] = {
     "shared_expert_intermediate_size": 56,
 }
 _TINY_FIXED: dict[str, int] = {
+    "conv_L_cache": 3,
     "conv_kernel": 3,
     "kv_lora_rank": 12,
     "linear_conv_kernel_dim": 3,
@@ -65,6 +66,7 @@ _TINY_FIXED: dict[str, int] = {
 }
 """Sizes that families do not prune, for those whose table names them."""
 
+_TINY_GEMMA_4 = {"global_head_dim": 16, "hidden_size_per_layer_input": 0, "num_global_key_value_heads": 1}
 _TINY_OF_FAMILY: dict[str, dict[str, int]] = {
     "deepseek_v3": {
         "first_k_dense_replace": 1,
@@ -73,12 +75,19 @@ _TINY_OF_FAMILY: dict[str, dict[str, int]] = {
         "num_local_experts": 8,
         "topk_group": 1,
     },
+    "gemma4_text": _TINY_GEMMA_4,
+    "gemma4_unified_text": _TINY_GEMMA_4,
     "granitemoehybrid": {"mamba_n_heads": 12, "num_local_experts": 0, "shared_intermediate_size": 96},
+    "lfm2": {"block_multiple_of": 8},
+    "llama4_text": {"intermediate_size": 40, "intermediate_size_mlp": 96, "interleave_moe_layer_step": 2},
 }
 """What a family needs beside."""
 
 _TINY_KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "gemma4_text": ("layer_types", ("sliding_attention", "full_attention")),
+    "gemma4_unified_text": ("layer_types", ("sliding_attention", "full_attention")),
     "granitemoehybrid": ("layer_types", ("linear_attention", "full_attention")),
+    "lfm2": ("layer_types", ("conv", "full_attention")),
     "nemotron_h": ("layers_block_type", ("linear_attention", "mlp", "full_attention", "mlp")),
 }
 """Kinds of layers, over and over, where those that transformers takes for itself are not what a table describes."""
@@ -143,6 +152,7 @@ def tiny_model(config: PreTrainedConfig, seed: int = 0, *, dtype: torch.dtype = 
         dtype: Of the parameters.
     """
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -31,11 +31,12 @@ from minitron_nas.families.catalog import with_layout
 from minitron_nas.importance.baselines import magnitude_scores
 from minitron_nas.importance.depth import WholeModel, kl_to_whole, logit_error, make_criterion, next_token_loss
 from minitron_nas.importance.depth_modes import layer_table
-from minitron_nas.importance.experts import expert_neurons, expert_outputs, expert_tokens
+from minitron_nas.importance.experts import expert_neurons, expert_outputs, sent_to
 from minitron_nas.importance.layer_removal import without_layers
 from minitron_nas.importance.score import score_importance
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
+from minitron_nas.models.causal_lm import decoder_of
 from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.pipeline.display import Quiet
 from minitron_nas.pipeline.steps.prune import prune
@@ -123,13 +124,14 @@ def check_experts(subject: Subject) -> None:
     down, differences = layout.writer(layout.neuron_axis), []
     name = layout.module_of(down)
 
-    def compare(module: nn.Module, args: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        inputs, chosen, weights = args
-        rest = output.clone()
-        for expert in range(subject.architecture.num_experts):
-            tokens, choices = expert_tokens(chosen, expert)
-            added = expert_outputs(module, expert, expert_neurons(module, expert, inputs[tokens]))
-            rest[tokens] -= added * weights[tokens, choices, None]
+    num_experts = subject.architecture.num_experts
+
+    def compare(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        rest = output.clone() if len(args) > 1 else output.unflatten(0, (num_experts, -1)).sum(dim=0)
+        for expert in range(num_experts):
+            tokens, inputs, weights = sent_to(module, expert, args)
+            added = expert_outputs(module, expert, expert_neurons(module, expert, inputs))
+            rest[tokens] -= added * weights
         differences.append(rest.abs().max().item())
 
     layers = [layer for layer, kind in enumerate(subject.architecture.kinds) if down.in_kind(kind)]
@@ -182,7 +184,7 @@ def check_packing(subject: Subject) -> None:
     positions = torch.cat([torch.arange(border), torch.arange(ids.shape[1] - border)])[None]
     with with_layout(subject.layout):
         packed = subject.model.get_output_embeddings()(final_hidden(subject.model, ids, positions))
-    decoder = subject.model.get_decoder()
+    decoder = decoder_of(subject.model)
     parts = (ids[:, :border], ids[:, border:])
     alone = [decoder(input_ids=part, use_cache=False).last_hidden_state for part in parts]
     difference = (packed - subject.model.get_output_embeddings()(torch.cat(alone, dim=1))).abs().max().item()
@@ -205,7 +207,7 @@ def check_steps(subject: Subject) -> None:
     source, path, scores = teacher.architecture, teacher.prepared.path, teacher.folder / "scores"
     active = score_importance(teacher.model, source, layout, teacher.text, ImportanceSettings())
     target = source.reshaped(conformance_shapes(layout, source)["all"])
-    sizes = {name: (getattr(target, name), getattr(source, name)) for name in layout.shape_fields()}
+    sizes = {name: (getattr(target, name), getattr(source, name)) for name in layout.shape_fields_of(source)}
     axes = SpaceAxes.model_validate({name: {"values": both} for name, both in sizes.items()})
     space, size = SearchSpace(axes=axes, tolerance=_EXACTLY), count_parameters(target, layout)
     with with_layout(layout):

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minitron_nas.architecture.kinds import FirstLayers, Listed, best_of_each_kind, fewest_layers, kept_of_each_kind
+from minitron_nas.architecture.kinds import (
+    FirstLayers,
+    Indexed,
+    Listed,
+    best_of_each_kind,
+    fewest_layers,
+    kept_of_each_kind,
+)
 from minitron_nas.errors import InvalidArchitectureError
 
 PERIOD = ("delta", "delta", "delta", "full")
@@ -74,4 +81,13 @@ def test_a_number_of_first_layers_tells_the_kinds_both_ways() -> None:
     assert kinds.read({"first_k_dense_replace": 2}, 5) == ("dense", "dense", "moe", "moe", "moe")
     assert kinds.written(("dense", "moe", "moe")) == {"first_k_dense_replace": 1}
     with pytest.raises(InvalidArchitectureError, match=r"first_k_dense_replace=None must say how many of the 5 layers"):
+        kinds.read({}, 5)
+
+
+def test_a_list_of_numbers_tells_the_kinds_both_ways() -> None:
+    kinds = Indexed("moe_layers", listed="moe", others="dense")
+    assert kinds.read({"moe_layers": [1, 3, 9]}, 4) == ("dense", "moe", "dense", "moe")
+    assert kinds.read({"moe_layers": []}, 2) == ("dense", "dense")
+    assert kinds.written(("dense", "moe", "moe")) == {"moe_layers": [1, 2]}
+    with pytest.raises(InvalidArchitectureError, match=r"moe_layers=None must list which of the 5 layers are of kind"):
         kinds.read({}, 5)

@@ -64,6 +64,7 @@ def test_every_axis_has_the_size_of_its_name() -> None:
         Axis.EXPERTS: 0,
         Axis.EXPERT_NEURONS: 0,
         Axis.SHARED_NEURONS: 0,
+        Axis.CONV_CHANNELS: 10,
     }
 
 

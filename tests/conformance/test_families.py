@@ -12,8 +12,12 @@ from transformers import AutoConfig
 import minitron_nas.families
 from minitron_nas.families.catalog import layouts
 from minitron_nas.testing import CHECKS, USES, Subject, check_family, check_use, tiny_config
-from minitron_nas.testing.conformance import check_masked_teacher, check_units
-from minitron_nas.testing.use import check_axes, check_distils, check_steps
+from minitron_nas.testing.conformance import (
+    check_masked_teacher,
+    check_nothing_pruned,
+    check_units,
+)
+from minitron_nas.testing.use import check_axes, check_depth, check_distils, check_scores, check_steps
 
 
 def rope(kind: str, **settings: Any) -> dict[str, Any]:
@@ -61,6 +65,11 @@ WHOLE: dict[str, tuple[dict[str, Any], ...]] = {
         {"mamba_conv_bias": False, "mamba_proj_bias": True},
     ),
     "gemma": ({"tied": True, **BIAS}, {}),
+    "gemma4_text": (
+        {"tied": True, "attention_k_eq_v": True, "final_logit_softcapping": 20.0, **WINDOW, **BIAS},
+        {"layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]},
+    ),
+    "gemma4_unified_text": ({"attention_k_eq_v": True, **WINDOW}, {"tied": True}),
     "glm": ({}, {"tied": True, "attention_bias": False}),
     "glm4": ({}, {"tied": True, "attention_bias": False}),
     "gpt_oss": ({"swiglu_limit": 1.0, **WINDOW}, {"tied": True, "attention_bias": False}),
@@ -82,8 +91,14 @@ WHOLE: dict[str, tuple[dict[str, Any], ...]] = {
     ),
     "helium": ({**BIASES}, {"tied": True}),
     "hunyuan_v1_dense": ({**rope("dynamic", alpha=1000.0, factor=1.0), **BIAS}, {"tied": True}),
+    "lfm2": ({"tied": True, "conv_bias": True}, {"block_auto_adjust_ff_dim": False}),
     "internlm3": ({**BIASES}, {"tied": True}),
     "iquestcoder": ({**BIASES}, {"tied": True}),
+    "llama4_text": (
+        {"attn_scale": 0.3, **BIAS},
+        {"tied": True, "use_qk_norm": False, "no_rope_layer_interval": 2, "num_experts_per_tok": 1},
+        {"interleave_moe_layer_step": 1},
+    ),
     "ministral": ({"layer_types": ["sliding_attention", "full_attention"] * 2, **WINDOW}, {"tied": True}),
     "ministral3": (
         rope("yarn", factor=16.0, original_max_position_embeddings=4, llama_4_scaling_beta=0.1),
@@ -106,6 +121,7 @@ WHOLE: dict[str, tuple[dict[str, Any], ...]] = {
         {"tied": True, **BIAS},
         {"layer_types": ["full_attention", "linear_attention", "linear_attention", "full_attention"]},
     ),
+    "qwen3_next": ({**BIAS}, {"tied": True}),
     "seed_oss": ({"mlp_bias": True}, {"tied": True, "attention_bias": False}),
     "stablelm": ({"use_qkv_bias": True}, {"tied": True}),
     "vaultgemma": ({"tied": True, **WINDOW, **BIAS}, {}),
@@ -115,10 +131,13 @@ WHOLE: dict[str, tuple[dict[str, Any], ...]] = {
 
 NOTHING_NEW = {
     "arcee", "cohere", "cwm", "ernie4_5", "exaone4", "gemma", "glm", "glm4_moe", "granite_swa", "granitemoehybrid",
-    "helium", "hunyuan_v1_dense", "internlm3", "iquestcoder", "ministral", "ministral3", "olmoe", "qwen3_5_moe_text",
-    "seed_oss",
+    "gemma4_unified_text", "helium", "hunyuan_v1_dense", "internlm3", "iquestcoder", "llama4_text", "ministral",
+    "ministral3", "olmoe", "qwen3_5_moe_text", "qwen3_next", "seed_oss",
 }  # fmt: skip
-"""Families whose tables hold nothing that those of others do not hold, too; they are tried when there is time."""
+"""Families whose tables hold nothing that those of others do not hold, too; they are tried when there is time.
+
+Llama 4's does, and has a test of its own below.
+"""
 
 
 STEPS = (check_steps, check_axes, check_distils)
@@ -212,6 +231,13 @@ def test_a_table_is_right_and_works(tmp_path: Path, name: str, changes: dict[str
     for check in (*CHECKS, *USES):
         if check.__name__ != "check_written" and check not in STEPS:
             check(subject)
+
+
+def test_llama_4_attends_in_chunks_and_turns_up_queries_by_where_they_stand(tmp_path: Path) -> None:
+    changes = {"attention_chunk_size": 5, "floor_scale": 4, "attn_scale": 0.5}
+    subject = Subject.make(layouts()["llama4_text"], tiny_config("llama4_text", **changes), tmp_path)
+    for check in (check_nothing_pruned, check_masked_teacher, check_scores, check_depth):
+        check(subject)
 
 
 @pytest.mark.parametrize(

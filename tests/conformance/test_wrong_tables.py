@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from minitron_nas.architecture.kinds import Indexed
 from minitron_nas.architecture.layout import (
+    CONV_CHANNELS,
     EXPERT_NEURONS,
     EXPERTS,
     GATE_UP_BY_NEURON,
@@ -36,6 +38,18 @@ def with_dims(name: str, ending: str, *dims: Dim) -> Layout:
     assert sum(row.name.endswith(ending) for row in layout.rows) == 1
     return replace(
         layout, rows=tuple(replace(row, dims=dims) if row.name.endswith(ending) else row for row in layout.rows)
+    )
+
+
+def replace_in(name: str, kind: str, ending: str, *dims: Dim) -> Layout:
+    """Describe one tensor of the layers of a kind otherwise."""
+    layout = layout_of(name)
+    return replace(
+        layout,
+        rows=tuple(
+            replace(row, dims=dims) if row.name.endswith(ending) and row.kinds == (kind,) else row
+            for row in layout.rows
+        ),
     )
 
 
@@ -103,6 +117,27 @@ WRONG: dict[str, tuple[Callable[[], Layout], str]] = {
     "a buffer that runs along nothing": (
         lambda: with_dims("glm4_moe", "e_score_correction_bias", dim()),
         "mlp.gate.e_score_correction_bias",
+    ),
+    "a convolution of the channels that stay in the stream": (
+        lambda: with_dims("lfm2", "conv.out_proj.weight", HIDDEN, HIDDEN),
+        "conv.in_proj.weight",
+    ),
+    "a convolution between neurons": (
+        lambda: with_dims("lfm2", "feed_forward.w2.weight", HIDDEN, CONV_CHANNELS),
+        "feed_forward.w2.weight",
+    ),
+    "a width that is adjusted": (lambda: replace(layout_of("lfm2"), ffn_width=None), "feed_forward.w1.weight"),
+    "experts in the layers that are listed for the others": (
+        lambda: replace(layout_of("llama4_text"), kinds=Indexed("moe_layers", listed="dense", others="experts")),
+        "layers.1.feed_forward.gate_proj.weight",
+    ),
+    "gates and ups in turns": (
+        lambda: with_dims("llama4_text", "gate_up_proj[{expert}]", HIDDEN, dim(Axis.EXPERT_NEURONS, 2)),
+        "experts.gate_up_proj[{expert}]",
+    ),
+    "heads of layers of another kind": (
+        lambda: replace_in("gemma4_text", "full_attention", "o_proj.weight", HIDDEN, QUERIES),
+        "layers.1.self_attn.o_proj.weight",
     ),
     "a size that follows from others": (
         lambda: replace(layout_of("helium"), head_dim_is_derived=False),
@@ -186,6 +221,11 @@ def test_a_table_that_errs_about_the_epsilon_is_told_so(tmp_path: Path) -> None:
         pytest.param(lambda: replace(layout_of("gemma2"), norm="rms"), id="gain of one forgotten"),
         pytest.param(lambda: replace(layout_of("gemma2"), scales_embeddings=False), id="scaled embeddings forgotten"),
         pytest.param(lambda: no_buffers("glm4_moe"), id="a buffer counted as a parameter"),
+        pytest.param(
+            lambda: replace(layout_of("gemma4_text"), fixed=()),
+            id="fixed heads that are offered",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(lambda: tied_to_nothing("glm4_moe"), id="a shared width that is not tied"),
         pytest.param(lambda: outputs_first("gpt_oss"), id="orientation of experts"),
         pytest.param(lambda: with_dims("mixtral", "gate.weight", dim(Axis.EXPERTS), EXPERTS), id="router"),

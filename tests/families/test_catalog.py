@@ -52,7 +52,7 @@ def meta_model(config: Any) -> Any:
 
 
 def test_these_are_the_families() -> None:
-    assert len(layouts()) == 48
+    assert len(layouts()) == 53
     assert set(FAMILIES) <= set(layouts())
 
 
@@ -147,11 +147,59 @@ FALCON_H1_05B = {
     "mamba_n_heads": 24, "mamba_d_head": 64, "mamba_d_state": 128, "mamba_n_groups": 1, "mamba_d_conv": 4,
     "tie_word_embeddings": False,
 }  # fmt: skip
+LFM2 = {
+    "model_type": "lfm2", "num_hidden_layers": 16, "num_key_value_heads": 8, "vocab_size": 65536,
+    "full_attn_idxs": [2, 5, 8, 10, 12, 14],
+}  # fmt: skip
+LFM2_350M = {**LFM2, "hidden_size": 1024, "block_ff_dim": 6656, "num_attention_heads": 16, "head_dim": 64}
+LFM2_1_2B = {**LFM2, "hidden_size": 2048, "block_ff_dim": 12288, "num_attention_heads": 32, "head_dim": 64}
+
+
+GEMMA_4_31B = {
+    "model_type": "gemma4_text", "hidden_size": 5376, "intermediate_size": 21504, "num_hidden_layers": 60,
+    "num_attention_heads": 32, "num_key_value_heads": 16, "head_dim": 256, "global_head_dim": 512,
+    "num_global_key_value_heads": 4, "attention_k_eq_v": True, "hidden_size_per_layer_input": 0,
+}  # fmt: skip
+
+
+def test_gemma_4_31b_has_its_total_and_two_sizes_of_cache() -> None:
+    content, layout = AutoConfig.for_model(**GEMMA_4_31B).to_dict(), layout_of("gemma4_text")
+    shape = architecture_of(content, layout)
+    assert count_parameters(content) == 30_697_345_280
+    assert kv_cache_bytes_per_token(shape, layout) == 2 * (50 * 2 * 16 * 256 + 10 * 2 * 4 * 512)
+    fewer = shape.reshaped({"num_hidden_layers": 42})  # of whole periods
+    assert kv_cache_bytes_per_token(fewer, layout) == 2 * (35 * 2 * 16 * 256 + 7 * 2 * 4 * 512)
+    student = AutoConfig.for_model(**with_sizes(content, fewer.reshaped({"hidden_size": 4096}), layout))
+    assert count_parameters(student) == sum(parameter.numel() for parameter in meta_model(student).parameters())
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"hidden_size_per_layer_input": 256}, "needs hidden_size_per_layer_input=0: embeddings of every layer"),
+        ({"num_kv_shared_layers": 10}, "needs num_kv_shared_layers=0: layers without keys of their own"),
+        (
+            {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 64},
+            "needs enable_moe_block=False: experts beside the FFN",
+        ),
+        ({"use_bidirectional_attention": "all"}, "tokens that see those after them"),
+    ],
+)
+def test_a_gemma_4_that_its_table_cannot_carry_is_refused_with_the_reason(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InvalidArchitectureError, match=reason):
+        count_parameters(AutoConfig.for_model(**{**GEMMA_4_31B, **changes}))
+
+
+def test_a_size_of_a_kind_of_layers_that_transformers_has_not_filled_in_is_refused() -> None:
+    with pytest.raises(InvalidArchitectureError, match=r"full_attention\.head_dim=None must be an integer"):
+        count_parameters({**GEMMA_4_31B, "vocab_size": 262144, "layer_types": ["full_attention"] * 60})
 
 
 @pytest.mark.parametrize(
     ("config", "total", "layers_with_cache"),
     [
+        pytest.param(LFM2_350M, 354_483_968, 6, id="LFM2-350M"),
+        pytest.param(LFM2_1_2B, 1_170_340_608, 6, id="LFM2-1.2B"),
         pytest.param(NEMOTRON_NANO_9B, 8_888_227_328, 4, id="Nemotron-Nano-9B-v2"),
         pytest.param(FALCON_H1_05B, 521_411_104, 36, id="Falcon-H1-0.5B"),
     ],
@@ -217,6 +265,14 @@ def test_a_fixed_size_that_is_no_number_is_refused() -> None:
         pytest.param("glm4_moe", {"head_dim": 128, "attention_bias": True}, 106_852_245_504, id="GLM-4.5-Air"),
         pytest.param("deepseek_v3", {}, 671_026_404_352, id="DeepSeek-V3"),
         pytest.param("qwen3_5_moe_text", {}, 34_660_610_688, id="Qwen3.5-35B-A3B"),
+        pytest.param("qwen3_next", {}, 79_674_391_296, id="Qwen3-Next-80B-A3B"),
+        pytest.param("llama4_text", {}, 107_769_861_120, id="Llama-4-Scout, text"),
+        pytest.param(
+            "llama4_text",
+            {"num_local_experts": 128, "interleave_moe_layer_step": 2},
+            400_711_848_960,
+            id="Llama-4-Maverick, text",
+        ),
     ],
 )  # fmt: skip
 def test_models_with_experts_have_the_totals_of_the_real_ones(family: str, sizes: dict[str, Any], total: int) -> None:
@@ -528,7 +584,7 @@ def test_a_family_package_that_is_broken_is_told_once_and_passed_over(
     (tmp_path / "broken_family.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "broken_family", raising=False)
-    assert (layout_of("llama").model_type, len(layouts())) == ("llama", 48)
+    assert (layout_of("llama").model_type, len(layouts())) == ("llama", 53)
     told = (
         f"package broken-families, entry point 'new' of group 'minitron_nas.families': broken_family:LAYOUT {fault}; "
     )

@@ -1,10 +1,12 @@
 """What a checkpoint is expected to hold, read off its family's table."""
 
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 import pytest
 
+from minitron_nas.architecture.layout import EXPERTS_IN_STACKS
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.families.catalog import layout_of
 from minitron_nas.models.expected import ExpectedTensors
@@ -100,3 +102,39 @@ def test_layers_behind_the_last_are_left_out_where_transformers_drops_them(tmp_p
     plain, dropping = layout_of("llama"), replace(layout_of("llama"), drops_later_layers=True)
     assert ExpectedTensors.of(shape, plain).named(found) == found
     assert list(ExpectedTensors.of(shape, dropping).named(found)) == ["model.layers.1.input_layernorm.weight"]
+
+
+def test_what_lies_beside_the_model_is_left_out_where_transformers_drops_it(tmp_path: Path) -> None:
+    header = TensorHeader(tmp_path, (16,), "F32", 64, 0)
+    shape = Architecture("llama", 2, 16, 32, 4, 2, 4, 50)
+    layout = replace(layout_of("llama"), ignored_modules=("mtp.",))
+    found = {"mtp.norm.weight": header, "model.norm.weight": header}
+    assert list(ExpectedTensors.of(shape, layout).named(found)) == ["model.norm.weight"]
+
+
+EXPERTS = "model.layers.0.mlp.experts"
+
+
+def with_experts() -> ExpectedTensors:
+    shape = Architecture(
+        "qwen3_moe", 1, 16, 32, 4, 2, 4, 50, num_experts=3, num_experts_per_tok=1, moe_intermediate_size=24
+    )
+    return ExpectedTensors.of(shape, replace(layout_of("qwen3_moe"), stacked=EXPERTS_IN_STACKS))
+
+
+def test_experts_that_lie_in_a_stack_get_the_headers_of_their_own_tensors(tmp_path: Path) -> None:
+    stack = TensorHeader(tmp_path, (3, 48, 16), "BF16", 2 * 3 * 48 * 16, 100)
+    named = with_experts().named({f"{EXPERTS}.gate_up_proj": stack})
+    half = 2 * 24 * 16
+    assert {name.removeprefix(f"{EXPERTS}."): header.offset for name, header in named.items()} == {
+        f"{expert}.{part}_proj.weight": 100 + (2 * expert + number) * half
+        for expert in range(3)
+        for number, part in enumerate(("gate", "up"))
+    }
+    assert {(header.shape, header.num_bytes) for header in named.values()} == {((24, 16), half)}
+
+
+@pytest.mark.parametrize("shape", [(3, 47, 16), (48, 16)])
+def test_what_is_no_stack_of_experts_keeps_its_name(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    odd = {f"{EXPERTS}.gate_up_proj": TensorHeader(tmp_path, shape, "BF16", 2 * prod(shape), 0)}
+    assert with_experts().named(odd) == odd

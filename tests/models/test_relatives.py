@@ -10,7 +10,7 @@ from minitron_nas.models.relatives import nearest_family
         ("minimax_m2", "mixtral"),
         ("bamba", "falcon_h1"),
         ("ernie4_5_moe", "ernie4_5"),
-        ("qwen3_next", "qwen3_5_text"),
+        ("qwen4_exp_text", "qwen3_next"),
     ],
 )
 def test_the_nearest_family_goes_by_name_and_by_the_keys_of_the_config(model_type, family):

@@ -41,16 +41,16 @@ def test_a_model_on_the_hub_has_a_shape_without_its_weights(tmp_path, monkeypatc
     ("config", "told"),
     [
         (
-            {"model_type": "qwen3_next", "num_experts": 512},
-            r"'qwen3_next' is no known family; .* nearest to it is 'qwen3",
+            {"model_type": "qwen4_exp_text", "num_experts": 512},
+            r"'qwen4_exp_text' is no known family; .* nearest to it is 'qwen3",
         ),
         (
-            {"model_type": "gemma4", "text_config": {"model_type": "gemma4_text", "hidden_size": 64}},
-            r"'gemma4' .*its text part, 'gemma4_text', is none either; nearest to it is 'gemma",
+            {"model_type": "gemma3n", "text_config": {"model_type": "gemma3n_text", "hidden_size": 64}},
+            r"'gemma3n' .*its text part, 'gemma3n_text', is none either; nearest to it is 'gemma",
         ),
         (
             {"model_type": "seen", "text_config": {"model_type": "llama"}},
-            r"its text part is a 'llama', which is known, but .* of these the text part is taken: gemma3, idefics3",
+            r"its text part is a 'llama', which is known, but .* of these the text part is taken: gemma3, gemma4",
         ),
     ],
 )

@@ -174,6 +174,28 @@ def test_the_interval_of_layers_with_attention_holds_or_goes(layers, interval):
     assert finished(config).get("full_attention_interval") == interval
 
 
+def test_the_numbers_of_layers_with_attention_follow_the_list_of_kinds():
+    config = {**tiny_config("lfm2").to_dict(), "full_attn_idxs": [2, 5]}
+    assert finished(config)["full_attn_idxs"] == [1, 3]
+    assert finished(config)["block_ff_dim"] == 96
+
+
+@pytest.mark.parametrize(("layers", "step"), [([1, 3], 2), ([3], 4), ([0, 3], None), ([0, 1, 2, 3], 1)])
+def test_the_step_of_layers_with_experts_holds_or_goes(layers, step):
+    config = tiny_config("llama4_text", moe_layers=layers).to_dict()
+    assert finished(config).get("interleave_moe_layer_step") == step
+    assert finished(config)["moe_layers"] == layers
+
+
+@pytest.mark.parametrize(("k_eq_v", "groups"), [(True, 1), (False, None)])
+def test_heads_of_layers_that_see_everything_are_said_for_other_readers_too(k_eq_v, groups):
+    config = tiny_config("gemma4_text", attention_k_eq_v=k_eq_v).to_dict()
+    assert "global_head_dim" not in config
+    written = finished(config)
+    assert (written["global_head_dim"], written.get("num_global_key_value_heads")) == (16, groups)
+    assert AutoConfig.for_model(**written).to_dict()["per_layer_config"] == config["per_layer_config"]
+
+
 def test_a_pattern_of_letters_follows_the_list_of_kinds():
     config = {**tiny_config("nemotron_h").to_dict(), "hybrid_override_pattern": "M-M-*-"}
     assert finished(config)["hybrid_override_pattern"] == "M-*-"

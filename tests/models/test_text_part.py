@@ -1,10 +1,12 @@
 """The text part of wrappers against the wrappers themselves, which transformers loads and runs."""
 
 import json
+import re
 import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from minitron_nas.errors import CheckpointError, UnknownFamilyError
@@ -14,6 +16,8 @@ from minitron_nas.models.config import read_config, read_outline
 from minitron_nas.models.loading import load_for_training
 from minitron_nas.models.source import resolve_teacher
 from minitron_nas.models.text_part import read_text_headers, text_config
+from minitron_nas.pipeline.steps.prune import prune
+from minitron_nas.storage.weights import read_headers
 from minitron_nas.testing import rewrite_tensors, tiny_tokenizer
 
 CLASSES = {
@@ -28,6 +32,8 @@ IDS = torch.arange(10, 40)[None]
 
 @torch.no_grad()
 def logits(model):
+    if type(model).__name__ == "Llama4ForConditionalGeneration":  # whose own forward pass fails on text
+        model = model.language_model
     return model.eval()(input_ids=IDS, use_cache=False).logits
 
 
@@ -132,8 +138,8 @@ def test_two_tensors_of_one_name_are_refused(wrapper, tmp_path):
 
 
 def test_a_wrapper_whose_text_part_is_unknown_is_refused_with_its_relative():
-    text = {"model_type": "qwen3_next", "hidden_size": 64, "num_hidden_layers": 2, "num_experts": 4}
-    message = r"'qwen3_next' is no known family; .*this is the text part of a llava; nearest to it is 'qwen3_moe'"
+    text = {"model_type": "glm4_moe_lite", "hidden_size": 64, "num_hidden_layers": 2, "n_routed_experts": 4}
+    message = r"'glm4_moe_lite' is no known family; .*this is the text part of a llava; nearest to it is 'glm4_moe'"
     with pytest.raises(UnknownFamilyError, match=message):
         text_config("config.json", {"model_type": "llava", "text_config": text})
 
@@ -155,3 +161,34 @@ def test_a_wrapper_that_cannot_be_read_is_refused(wrapper, tmp_path, changes, fa
     folder = edited(wrapper, tmp_path, "gemma3", **changes)
     with pytest.raises(CheckpointError, match=fault):
         read_outline(folder, "gemma")
+
+
+@torch.no_grad()
+def test_experts_that_lie_in_stacks_are_read_as_transformers_reads_them(wrapper, tmp_path):
+    folder = shutil.copytree(wrapper("qwen3_5_moe"), tmp_path / "stacked")
+    rewrite_tensors(folder, in_stacks(load_file(folder / "model.safetensors")))
+    names = read_headers(folder)
+    assert sum(name.endswith(".mlp.experts.gate_up_proj") for name in names) == 4
+    assert not any(".experts.0." in name for name in names)
+    checkpoint = resolve_teacher(folder, tmp_path)  # compares the logits of what is cut with those of the wrapper
+    whole = AutoModelForImageTextToText.from_pretrained(folder)
+    assert torch.equal(logits(load_for_training(checkpoint.path)), logits(whole))
+    one_by_one = AutoModelForImageTextToText.from_pretrained(wrapper("qwen3_5_moe"))
+    torch.testing.assert_close(logits(whole), logits(one_by_one), rtol=0, atol=1e-5)
+    pruned = prune(folder, tmp_path / "pruned", {"num_experts": 3, "moe_intermediate_size": 24}, scores="magnitude")
+    student = AutoModelForCausalLM.from_pretrained(pruned.path)
+    assert type(student).__name__ == "Qwen3_5MoeForCausalLM"
+    assert student.get_decoder().layers[0].mlp.experts.gate_up_proj.shape == (3, 48, 48)
+
+
+def in_stacks(tensors):
+    """The experts of every layer as files of Qwen 3.5 hold them: in a tensor of gates and ups, and one of downs."""
+    changes = {name: None for name in tensors if re.search(r"experts\.\d", name)}
+    for layer in {name.partition(".mlp.experts.")[0] for name in changes}:
+        gates, ups, downs = (
+            torch.stack([tensors[f"{layer}.mlp.experts.{expert}.{part}_proj.weight"] for expert in range(4)])
+            for part in ("gate", "up", "down")
+        )
+        changes[f"{layer}.mlp.experts.gate_up_proj"] = torch.cat([gates, ups], dim=1)
+        changes[f"{layer}.mlp.experts.down_proj"] = downs
+    return changes

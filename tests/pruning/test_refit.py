@@ -36,7 +36,8 @@ def test_moments_are_measured_for_what_the_repair_in_sequence_leaves(
 
 
 def test_which_shapes_take_inputs_away_from_output_projections(trained_teacher: Path) -> None:
-    source = open_checkpoint(trained_teacher).architecture
-    assert cuts_inputs(source, source.reshaped({"intermediate_size": 96}))
-    assert cuts_inputs(source, source.reshaped({"num_key_value_heads": 1}))
-    assert not cuts_inputs(source, source.reshaped({"hidden_size": 36, "num_hidden_layers": 3}))
+    checkpoint = open_checkpoint(trained_teacher)
+    source, layout = checkpoint.architecture, checkpoint.layout
+    assert cuts_inputs(layout, source, source.reshaped({"intermediate_size": 96}))
+    assert cuts_inputs(layout, source, source.reshaped({"num_key_value_heads": 1}))
+    assert not cuts_inputs(layout, source, source.reshaped({"hidden_size": 36, "num_hidden_layers": 3}))

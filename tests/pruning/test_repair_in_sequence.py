@@ -32,7 +32,8 @@ from minitron_nas.text.tokens import PackedTokens
 
 WITH_NORMS_ON_BRANCHES = {"exaone4", "gemma2", "gemma3_text", "glm4", "olmo2", "olmo3"}
 OF_SEVERAL_KINDS = {
-    "deepseek_v3", "glm4_moe", "granitemoehybrid", "nemotron_h", "qwen3_5_moe_text", "qwen3_5_text",
+    "deepseek_v3", "gemma4_text", "gemma4_unified_text", "glm4_moe", "granitemoehybrid", "lfm2", "llama4_text",
+    "nemotron_h", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next",
 }  # fmt: skip
 NOT_REPAIRABLE = WITH_NORMS_ON_BRANCHES | OF_SEVERAL_KINDS | {"cohere", "cohere2", "falcon_h1", "phi"}
 IDS = torch.randint(0, 320, (400,), generator=torch.Generator().manual_seed(1)).numpy()

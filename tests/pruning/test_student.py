@@ -1,11 +1,13 @@
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from minitron_nas.errors import InvalidArchitectureError
 from minitron_nas.families.catalog import layout_of
+from minitron_nas.importance.depth_modes import layer_table
 from minitron_nas.pruning.parts import whole
 from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.student import build_student, cuts, random_student, student_config
@@ -338,3 +340,17 @@ def test_what_transformers_keeps_in_float32_is_not_rounded_to_the_type_of_the_ot
     assert kept.e_score_correction_bias.dtype == kept.weight.dtype == torch.float32
     assert torch.equal(kept.e_score_correction_bias, own.e_score_correction_bias)
     assert torch.equal(kept.weight, own.weight)
+
+
+def test_a_student_that_would_end_on_a_layer_that_transformers_takes_for_another_is_refused(tmp_path):
+    prepared = Subject.make(layout_of("gemma4_text"), tiny_config("gemma4_text"), tmp_path).prepared
+
+    def config(kept):
+        order = replace(prepared.order, layers=layer_table({len(kept): kept}, 4))
+        shape = prepared.architecture.reshaped({"num_hidden_layers": len(kept)})
+        return student_config(replace(prepared, order=order), shape)
+
+    assert config([0, 1, 3])["layer_types"] == ["sliding_attention", "full_attention", "full_attention"]
+    assert config([0, 1, 3])["per_layer_config"].keys() == {"1", "2"}
+    with pytest.raises(InvalidArchitectureError, match="takes the student's last layer, a 'sliding_attention', for"):
+        config([1, 2])

@@ -81,3 +81,20 @@ def test_the_blocks_hold_every_number_once(monkeypatch: pytest.MonkeyPatch) -> N
 def test_an_axis_that_the_family_lacks_is_refused() -> None:
     with pytest.raises(SpaceError, match="the space lists an axis 'num_experts', a size that family 'llama' lacks"):
         grid_of({"num_experts": {"values": [2]}})
+
+
+def test_heads_that_stay_are_columns_of_one_size_each() -> None:
+    source = Architecture("gemma4_text", 4, 48, 96, 6, 2, 8, 320)
+    grid = grid_of({"num_attention_heads": {"min_fraction": 0.5}, "hidden_size": {"values": [24, 48]}}, source)
+    assert rows(grid, "num_attention_heads", "num_key_value_heads", "hidden_size") == [(6, 2, 48), (6, 2, 24)]
+    with pytest.raises(SpaceError, match="lists an axis 'num_attention_heads', a size that family 'gemma4_text' lacks"):
+        grid_of({"num_attention_heads": {"values": [4]}}, source)
+
+
+@pytest.mark.parametrize(("kinds", "neurons"), [(("experts",) * 4, [96]), (("experts", "dense") * 2, [48, 72, 96])])
+def test_neurons_that_no_layer_has_stay_as_many(kinds: tuple[str, ...], neurons: list[int]) -> None:
+    source = Architecture(
+        "llama4_text", 4, 48, 96, 6, 2, 8, 320, num_experts=4, moe_intermediate_size=40, layer_kinds=kinds
+    )
+    grid = grid_of({"intermediate_size": {"min_fraction": 0.5, "step_fraction": 0.25}}, source)
+    assert sorted(size for (size,) in rows(grid, "intermediate_size")) == neurons

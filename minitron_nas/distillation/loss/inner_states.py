@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from minitron_nas.families.catalog import layout_of
-from minitron_nas.models.causal_lm import CausalLM
+from minitron_nas.models.causal_lm import CausalLM, decoder_of
 from minitron_nas.models.layer_model import kinds_of
 
 Result = TypeVar("Result")
@@ -31,7 +31,7 @@ class InnerStates:
             places: From 0 to the number of layers.
         """
         self._kept: dict[int, Tensor] = {}
-        self._decoder, self._last = model.get_decoder(), model.config.num_hidden_layers
+        self._decoder, self._last = decoder_of(model), model.config.num_hidden_layers
         wanted = set(places)
         self._wants_last = self._last in wanted
         self._readers = {place: _first_reader(model, place) for place in wanted - {self._last}}

@@ -12,7 +12,7 @@ from torch import Tensor
 from minitron_nas.distillation.signals.head import OutputHead
 from minitron_nas.distillation.signals.targets import HiddenTargets, TopKTargets
 from minitron_nas.models.borders import border_masks
-from minitron_nas.models.causal_lm import CausalLM
+from minitron_nas.models.causal_lm import CausalLM, decoder_of
 from minitron_nas.text.tokens import PackedTokens
 
 
@@ -40,7 +40,7 @@ def final_hidden(model: CausalLM, input_ids: Tensor, position_ids: Tensor) -> Te
         (batch, seq_len, hidden_size), after the final norm.
     """
     masks = border_masks(model, position_ids)
-    output = model.get_decoder()(input_ids=input_ids, position_ids=position_ids, use_cache=False, **masks)
+    output = decoder_of(model)(input_ids=input_ids, position_ids=position_ids, use_cache=False, **masks)
     hidden: Tensor = output.last_hidden_state
     return hidden
 

@@ -59,8 +59,8 @@ class TrainingMemory:
 
         Source: Rajbhandari et al. 2020 (arXiv 1910.02054), section 3.1, for all but activations.
         """
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        key_value_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        head_dim = _own(config, "head_dim") or config.hidden_size // config.num_attention_heads
+        key_value_heads = _own(config, "num_key_value_heads") or config.num_attention_heads
         heads = 2 * (config.num_attention_heads + key_value_heads) * head_dim
         intermediate = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
         layer = (6 * config.hidden_size + heads + 4 * intermediate) * value_bytes
@@ -107,3 +107,10 @@ def state_bytes(num_parameters: int, zero_stage: int, num_processes: int) -> tup
         whole if zero_stage < _LAST_STAGE_WITH_WHOLE_WEIGHTS else shard,
         (_MOMENTS + 1) * shard if zero_stage else _MOMENTS * whole,
     )
+
+
+def _own(config: PreTrainedConfig | Architecture, name: str) -> int | None:
+    """What a config says of a size, of all layers but those of which it says something else."""
+    if getattr(config, "is_heterogeneous", False):
+        return vars(config).get(name)
+    return getattr(config, name, None)

@@ -61,7 +61,7 @@ def depth_only_target(costing: Costing, size: Size, protected: Collection[int]) 
     source = costing.source
     fewest = max(fewest_layers(source.kinds, {layer % source.num_hidden_layers for layer in protected}), 1)
     layers = np.arange(min(fewest, source.num_hidden_layers - 1), source.num_hidden_layers)
-    whole = {name: np.full_like(layers, getattr(source, name)) for name in costing.layout.shape_fields()}
+    whole = {name: np.full_like(layers, getattr(source, name)) for name in costing.layout.column_fields()}
     values = costing.measure(size)({**whole, "num_hidden_layers": layers})
     return source.reshaped({"num_hidden_layers": int(layers[np.abs(values - size.value).argmin()])})
 
