@@ -21,7 +21,7 @@ from minitron_nas.reporting import numerals
         (numerals.percent, 0.8149, "81\N{NO-BREAK SPACE}%"),
         (numerals.memory, 652_800_000, "653\N{NO-BREAK SPACE}MB"),
         (numerals.memory, 1_372_000_000, "1.37\N{NO-BREAK SPACE}GB"),
-        (numerals.memory, 12, "12\N{NO-BREAK SPACE}B"),
+        (numerals.memory, 12, "12\N{NO-BREAK SPACE}bytes"),
         (numerals.tiny, 2.1e-6, "2.1e-6"),
         (numerals.tiny, 1e-4, "1e-4"),
         (numerals.tiny, 0.0, "0"),
