@@ -141,7 +141,7 @@ Llama 4's does, and has a test of its own below.
 
 
 STEPS = (check_steps, check_axes, check_distils)
-STEPPED = ("gemma2", "gpt2", "llama", "mixtral", "nemotron_h", "phi3")
+STEPPED = ("gpt2", "llama", "mixtral")
 """Families that always take the longer steps, the others when there is time; the steps have tests of their own."""
 
 

@@ -26,6 +26,8 @@ CASES = {
     "next-token loss": (PLAIN, {"loss": "lm"}),
     "top-K cache": (PLAIN, {"teacher_signal": "top_k"}),
 }
+ALWAYS = ("forward KL", "top-K cache")
+"""What is compiled whenever tests run; the others take as long each."""
 
 
 def numbers(*shape: int, seed: int) -> torch.Tensor:
@@ -33,7 +35,9 @@ def numbers(*shape: int, seed: int) -> torch.Tensor:
 
 
 @pytest.mark.filterwarnings("ignore:top_k=7")
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [case if case in ALWAYS else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+)
 def test_a_compiled_chunk_has_the_loss_and_the_gradients_of_the_written_one(case, monkeypatch):
     form, given = CASES[case]
     settings = DistillationSettings(**given)

@@ -575,6 +575,7 @@ def test_recomputing_activations_gives_the_same_bits(tmp_path, uninterrupted):
     assert_same_bits(student, uninterrupted[0])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch.compile looks at every tensor's
 def test_compiled_layers_give_the_losses_of_written_ones_and_are_gone_after_training(tmp_path, uninterrupted):
