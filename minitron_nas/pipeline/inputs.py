@@ -102,8 +102,10 @@ def of_search(plan: FamilyPlan, size: Size, learning_rate: float) -> dict[str, A
     deciders["distillation.learning_rate"] = learning_rate
     latency = read_json(Path(plan.search.latency)) if plan.search.latency is not None else None
     extended = {} if plan.search.extends is None else {"extends": _screened_in(RunFolder(Path(plan.search.extends)))}
+    finalists = {"finalists": "spread over the front"} if plan.search.others else {}
     return {
         **extended,
+        **finalists,
         "plan": deciders,
         "size": size.written,
         "latency": latency,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from minitron_nas.search.pareto import pareto_front
+from minitron_nas.search.pareto import spread_front
 from minitron_nas.search.rungs import Standing
 from minitron_nas.search.settings import First
 
@@ -60,13 +60,4 @@ class Choice:
     def _front(self, standings: Sequence[Standing]) -> list[Standing]:
         """Return the front of some trials, by KL, in the order in which they become members."""
         points = np.array([(each.kl_nats, *self.costs.get(each.candidate, ())) for each in standings])
-        scaled = (points - points.min(axis=0)) / np.maximum(np.ptp(points, axis=0), 1e-12)
-        left = [place for place, on in enumerate(pareto_front(points)) if on]
-        first = left[0] if self.first == "kl" else min(left, key=lambda place: float(np.linalg.norm(scaled[place])))
-        chosen = [first]
-        left.remove(first)
-        while left:
-            nearest = {place: np.linalg.norm(scaled[chosen] - scaled[place], axis=1).min() for place in left}
-            chosen.append(max(nearest, key=lambda place: float(nearest[place])))
-            left.remove(chosen[-1])
-        return [standings[place] for place in chosen]
+        return [standings[place] for place in spread_front(points, knee=self.first == "knee")]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.search.pareto import pareto_front
+from minitron_nas.search.pareto import spread_front
 from minitron_nas.search.pool import Pool
 
 Stratum: TypeAlias = tuple[bool, bool, bool]
@@ -34,8 +34,9 @@ def stratum(target: Architecture, source: Architecture) -> Stratum:
 def choose_finalists(pool: Pool, kls: Mapping[int, float], others: Sequence[str], num: int | None) -> list[int]:
     """Return indices of the shapes to train, the most promising first.
 
-    Half of them, rounded up, are those with the least KL, or the front where there are more objectives. The others are
-    the best of each kind that has none yet, as long as its KL is within twice the least; what is left goes by KL again.
+    Half of them, rounded up, are those with the least KL, or where there are more objectives points of the front, from
+    the least KL on each the farthest from those before it. The others are the best of each kind that has none yet, as
+    long as its KL is within twice the least; what is left goes by the same order again.
 
     Args:
         pool: The size's candidates.
@@ -47,8 +48,8 @@ def choose_finalists(pool: Pool, kls: Mapping[int, float], others: Sequence[str]
     if num is None or num >= len(ranked):
         return ranked
     costs = pool.costs(others)
-    on_front = pareto_front([(kls[index], *costs[index]) for index in ranked]) if others else [False] * len(ranked)
-    first = [index for index, front in zip(ranked, on_front, strict=True) if front]
+    front = spread_front([(kls[index], *costs[index]) for index in ranked]) if others else []
+    first = [ranked[place] for place in front]
     first += [index for index in ranked if index not in first]
     chosen = first[: (num + 1) // 2]
     kinds = {index: stratum(pool.candidates[index].architecture, pool.source) for index in ranked}

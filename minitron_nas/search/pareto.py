@@ -32,6 +32,26 @@ def pareto_front(points: Sequence[Sequence[float]] | ArrayLike) -> list[bool]:
     return on_front.tolist()
 
 
+def spread_front(points: ArrayLike, knee: bool = False) -> list[int]:
+    """Return the points of the front, each the farthest from those before it, every objective scaled to its range.
+
+    Args:
+        points: (num_points, num_objectives), every objective to be minimised; at least one without NaN.
+        knee: Whether the point nearest to the best of every objective comes first; else the first of the front does.
+    """
+    values = np.asarray(points, dtype=float)
+    left = [place for place, on in enumerate(pareto_front(values)) if on]
+    scaled = (values - values.min(axis=0)) / np.maximum(np.ptp(values, axis=0), 1e-12)
+    chosen = [min(left, key=lambda place: float(np.linalg.norm(scaled[place]))) if knee else left[0]]
+    left.remove(chosen[0])
+    distances = np.full(len(values), np.inf)
+    while left:
+        distances = np.minimum(distances, np.linalg.norm(scaled - scaled[chosen[-1]], axis=1))
+        chosen.append(max(left, key=lambda place: float(distances[place])))
+        left.remove(chosen[-1])
+    return chosen
+
+
 def _of_distinct(points: NDArray[np.float64]) -> NDArray[np.bool_]:
     """The same for distinct points in lexical order."""
     on_front = np.zeros(len(points), dtype=bool)

@@ -50,3 +50,14 @@ def test_with_more_objectives_the_front_comes_before_what_it_dominates(pool):
     front = [most, middle, least]
     many = {**kls, other: 0.61, ascending[-3]: 0.62, ascending[-4]: 0.63}
     assert set(front) <= set(choose_finalists(pool, many, ("memory_bytes",), 5))
+
+
+def test_of_a_long_front_both_ends_are_trained_and_not_only_the_least_kls(pool):
+    memory = pool.columns["memory_bytes"]
+    ascending = sorted(range(len(pool)), key=lambda index: memory[index])
+    front = [*ascending[:3], *ascending[-6:]]
+    front = [index for number, index in enumerate(front) if number == 0 or memory[index] > memory[front[number - 1]]]
+    kls = {index: 1.3 - number / 20 for number, index in enumerate(front)}
+    chosen = choose_finalists(pool, kls, ("memory_bytes",), 4)
+    assert {front[0], front[-1]} <= set(chosen)
+    assert chosen[0] == front[-1]

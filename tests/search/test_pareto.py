@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minitron_nas.search.pareto import pareto_front
+from minitron_nas.search.pareto import pareto_front, spread_front
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,15 @@ def test_a_point_is_on_the_front_unless_another_one_beats_it(points):
 def test_the_front_does_not_depend_on_the_order(points):
     on_front = {point for point, on in zip(points, pareto_front(points), strict=True) if on}
     assert on_front == {(5, 1), (4, 2), (3, 3), (1, 9)}
+
+
+def test_the_front_is_spread_from_its_first_point_each_the_farthest_from_those_before():
+    points = [(0.0, 10.0), (0.1, 9.0), (0.5, 5.0), (1.0, 0.0), (1.0, 5.0)]
+    assert spread_front(points) == [0, 3, 2, 1]
+    assert spread_front(points[::-1]) == [1, 4, 2, 3]
+    assert spread_front(points, knee=True)[0] == 2
+
+
+def test_of_one_point_or_one_objective_the_front_is_what_is_least():
+    assert spread_front([(2.0, 1.0)]) == [0]
+    assert spread_front([(2.0,), (1.0,), (3.0,)]) == [1]
