@@ -73,20 +73,25 @@ class Pool:
         logs = [np.log(self.columns[name].astype(float) / getattr(self.source, name)) for name in self._axes()]
         return np.stack(logs, axis=1) if logs else np.zeros((len(self), 0))
 
-    def place(self, sizes: Mapping[str, int | None]) -> Values | None:
-        """Return where a shape of another size would lie among the features, (num_axes,).
+    def places(self, shapes: Sequence[Mapping[str, int | None]]) -> list[Values | None]:
+        """Return where shapes of other sizes would lie among the features, (num_axes,) each.
 
         Args:
-            sizes: Its sizes, by name.
+            shapes: The sizes of each, by name.
 
         Returns:
-            None where it has a size of its own that all candidates share another of.
+            None for one that has a size of its own that all candidates share another of.
         """
         axes = self._axes()
-        shared = [name for name in self.candidates.columns() if name not in axes]
-        if any(sizes[name] != self.columns[name][0] for name in shared):
-            return None
-        return np.log([float(sizes[name] or 0) / getattr(self.source, name) for name in axes])
+        shared = {
+            name: self.columns[name][0] for name in self.source.sizes() if name in self.columns and name not in axes
+        }
+        return [
+            np.log([float(sizes[name] or 0) / getattr(self.source, name) for name in axes])
+            if all(sizes[name] == value for name, value in shared.items())
+            else None
+            for sizes in shapes
+        ]
 
     def _axes(self) -> list[str]:
         return [name for name in self.source.sizes() if name in self.columns and np.ptp(self.columns[name])]

@@ -148,11 +148,13 @@ class PoolSampler:
 
     def _surrogate(self, features: Values, known: Mapping[int, float]) -> Surrogate:
         places, kls = [features[list(known)]], [*known.values()]
-        scale = _scale(self.pool.features())
-        for sizes, kl in self.beyond:
-            if (place := self.pool.place(sizes)) is not None:
-                places.append(place[None] / scale)
-                kls.append(kl)
+        if self.beyond:
+            scale = _scale(self.pool.features())
+            found = self.pool.places([sizes for sizes, _ in self.beyond])
+            for place, (_, kl) in zip(found, self.beyond, strict=True):
+                if place is not None:
+                    places.append(place[None] / scale)
+                    kls.append(kl)
         return Surrogate.fit(np.concatenate(places), np.array(kls))
 
     def _near(

@@ -120,5 +120,6 @@ def test_a_shape_of_another_size_lies_where_its_sizes_are_unless_it_differs_in_o
     pool = make_pool(axes=axes, tolerance=0.2)
     index = len(pool) // 2
     sizes = pool.candidates[index].architecture.sizes()
-    np.testing.assert_allclose(pool.place(sizes), pool.features()[index])
-    assert pool.place({**sizes, "num_attention_heads": 6}) is None
+    there, elsewhere = pool.places([sizes, {**sizes, "num_attention_heads": 6}])
+    np.testing.assert_allclose(there, pool.features()[index])
+    assert elsewhere is None
