@@ -2,28 +2,17 @@
 
 from minitron_nas.architecture.kinds import Listed
 from minitron_nas.architecture.layout import (
-    EXPERT_NEURONS,
-    EXPERTS,
-    HEAD_DIM,
     HIDDEN,
-    KEYS,
-    QUERIES,
-    SHARED_NEURONS,
     VOCAB,
-    Axis,
     Layout,
     dim,
     norm,
     only,
     row,
 )
+from minitron_nas.families.qwen3_5_moe_text import SPARSE_FFN
+from minitron_nas.families.qwen3_5_text import CONVOLVED, DELTA_HEADS, DELTA_KEYS, DELTA_VALUES, GATED_ATTENTION
 
-GATED_QUERIES = dim(Axis.KV_GROUPS, Axis.GROUP_HEADS, 2, Axis.HEAD_DIM)
-"""The queries of the first head, then the gates of its outputs, and so on."""
-DELTA_HEADS = dim("linear_num_value_heads")
-DELTA_KEYS = dim("linear_num_key_heads", "linear_key_head_dim")
-DELTA_VALUES = dim("linear_num_value_heads", "linear_value_head_dim")
-CONVOLVED = DELTA_KEYS + DELTA_KEYS + DELTA_VALUES
 BY_KEY_HEAD = DELTA_KEYS + DELTA_KEYS + DELTA_VALUES + DELTA_VALUES
 """Query, key, values and gates of the first key head, then those of the second, and so on; all of it stays."""
 
@@ -42,28 +31,9 @@ LAYOUT = Layout(
             norm("model.layers.{layer}.linear_attn.norm.weight", dim("linear_value_head_dim")),
             row("model.layers.{layer}.linear_attn.out_proj.weight", HIDDEN, DELTA_VALUES),
         ),
-        *only(
-            "full_attention",
-            row("model.layers.{layer}.self_attn.q_proj.weight", GATED_QUERIES, HIDDEN),
-            row("model.layers.{layer}.self_attn.q_proj.bias", GATED_QUERIES, when="attention_bias"),
-            row("model.layers.{layer}.self_attn.k_proj.weight", KEYS, HIDDEN),
-            row("model.layers.{layer}.self_attn.k_proj.bias", KEYS, when="attention_bias"),
-            row("model.layers.{layer}.self_attn.v_proj.weight", KEYS, HIDDEN),
-            row("model.layers.{layer}.self_attn.v_proj.bias", KEYS, when="attention_bias"),
-            norm("model.layers.{layer}.self_attn.q_norm.weight", HEAD_DIM),
-            norm("model.layers.{layer}.self_attn.k_norm.weight", HEAD_DIM),
-            row("model.layers.{layer}.self_attn.o_proj.weight", HIDDEN, QUERIES),
-            row("model.layers.{layer}.self_attn.o_proj.bias", HIDDEN, when="attention_bias"),
-        ),
+        *GATED_ATTENTION,
         norm("model.layers.{layer}.post_attention_layernorm.weight", HIDDEN),
-        row("model.layers.{layer}.mlp.gate.weight", EXPERTS, HIDDEN),
-        row("model.layers.{layer}.mlp.experts.{expert}.gate_proj.weight", EXPERT_NEURONS, HIDDEN),
-        row("model.layers.{layer}.mlp.experts.{expert}.up_proj.weight", EXPERT_NEURONS, HIDDEN),
-        row("model.layers.{layer}.mlp.experts.{expert}.down_proj.weight", HIDDEN, EXPERT_NEURONS),
-        row("model.layers.{layer}.mlp.shared_expert.gate_proj.weight", SHARED_NEURONS, HIDDEN),
-        row("model.layers.{layer}.mlp.shared_expert.up_proj.weight", SHARED_NEURONS, HIDDEN),
-        row("model.layers.{layer}.mlp.shared_expert.down_proj.weight", HIDDEN, SHARED_NEURONS),
-        row("model.layers.{layer}.mlp.shared_expert_gate.weight", dim(), HIDDEN),
+        *SPARSE_FFN,
         norm("model.norm.weight", HIDDEN),
         row("lm_head.weight", VOCAB, HIDDEN, unless="tie_word_embeddings"),
     ),
