@@ -20,7 +20,7 @@ _ONLY_WITH = {
 }
 """Fields that are 0 unless some tensor of the family runs along an axis, whatever a config says."""
 
-_BY_LAYER = "per_layer_config"
+BY_LAYER = "per_layer_config"
 """The key of what a config says of single layers, by their numbers, where that differs."""
 
 _OF_LAYOUT = ("layer_kinds", "fixed_sizes")
@@ -122,14 +122,14 @@ def _by_layer(target: Architecture) -> dict[str, Any]:
         for layer, of_kind in enumerate(target.layer_kinds if dot else ()):
             if of_kind == kind:
                 own.setdefault(str(layer), {})[name] = size
-    return {_BY_LAYER: own} if any("." in key for key in target.fixed_sizes) else {}
+    return {BY_LAYER: own} if any("." in key for key in target.fixed_sizes) else {}
 
 
 def _of_kind(config: Mapping[str, Any], kind: str, name: str, kinds: Sequence[str]) -> Any:
     """What the config says of a size of the layers of a kind; nothing where it leaves that to transformers."""
-    if _BY_LAYER not in config:
+    if BY_LAYER not in config:
         return None
-    own = {int(layer): sizes for layer, sizes in config[_BY_LAYER].items()}
+    own = {int(layer): sizes for layer, sizes in config[BY_LAYER].items()}
     found = {own.get(layer, {}).get(name, config.get(name)) for layer, of_kind in enumerate(kinds) if of_kind == kind}
     return found.pop() if len(found) == 1 else (0 if not found else None)
 

@@ -17,7 +17,7 @@ from minitron_nas.models.special_floats import plain_floats
 from minitron_nas.models.text_part import read_text_headers, text_config, wrapper_in
 from minitron_nas.storage.foreign import read_object, what_lies_instead
 
-LISTS_OF_NUMBERS = ("mlp_only_layers", "moe_layers")
+_LISTS_OF_NUMBERS = ("mlp_only_layers", "moe_layers")
 """Lists of a config that name layers by their numbers, however many there are."""
 _CAUSAL_CLASSES = ("ForCausalLM", "LMHeadModel")
 _HEADS = "num_attention_heads"
@@ -112,7 +112,7 @@ def layer_lists(config: Mapping[str, Any], num_layers: int, kept_layers: Sequenc
     return {
         key: [value[layer] for layer in kept_layers]
         for key, value in config.items()
-        if isinstance(value, list) and "layer" in key and key not in LISTS_OF_NUMBERS and len(value) == num_layers
+        if isinstance(value, list) and "layer" in key and key not in _LISTS_OF_NUMBERS and len(value) == num_layers
     }
 
 

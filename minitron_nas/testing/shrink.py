@@ -4,7 +4,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from minitron_nas.models.config import LISTS_OF_NUMBERS
+from minitron_nas.architecture.config import BY_LAYER
+from minitron_nas.models.config import layer_lists
 from minitron_nas.testing.tiny import SPECIAL_TOKENS
 
 VOCAB_SIZE = 320
@@ -25,8 +26,6 @@ _NOT_SHRUNK = frozenset({
 _ROTATED_SHARE = ("partial_rotary_factor", "rotary_pct")
 _ROTATED_CHANNELS = "rotary_dim"
 _FACTORS = ("short_factor", "long_factor")
-_BY_LAYER = "per_layer_config"
-"""What a config says of single layers, by their numbers, where that differs."""
 _TOKENS = {"bos_token_id": 1, "eos_token_id": 2}
 
 Keys = Callable[[str], Sequence[str]]
@@ -55,8 +54,8 @@ def shrunk(config: Mapping[str, Any], keys: Keys) -> dict[str, Any]:
         layers = _kept_layers(content, size("num_hidden_layers") or _FEWEST_LAYERS)
         sizes["num_hidden_layers"] = len(layers)
         content |= _of_layers(content, size("num_hidden_layers") or 0, layers)
-        if content.get(_BY_LAYER):
-            content[_BY_LAYER] = _smaller_heads(content[_BY_LAYER], layers, sizes["head_dim"])
+        if content.get(BY_LAYER):
+            content[BY_LAYER] = _smaller_heads(content[BY_LAYER], layers, sizes["head_dim"])
     for field, value in sizes.items():
         content |= {key: value for key in keys(field) if key in content}
     content |= _tokens(content)
@@ -126,15 +125,11 @@ def _kept_layers(content: Mapping[str, Any], num_layers: int) -> list[int]:
 
 
 def _by_layer(content: Mapping[str, Any], num_layers: int) -> dict[str, list[Any]]:
-    return {
-        key: value
-        for key, value in content.items()
-        if isinstance(value, list) and "layer" in key and key not in LISTS_OF_NUMBERS and len(value) == num_layers > 0
-    }
+    return _of_layers(content, num_layers, range(num_layers))
 
 
 def _of_layers(content: Mapping[str, Any], num_layers: int, kept: Sequence[int]) -> dict[str, list[Any]]:
-    return {key: [value[layer] for layer in kept] for key, value in _by_layer(content, num_layers).items()}
+    return layer_lists(content, num_layers, kept) if num_layers > 0 else {}
 
 
 def _smaller_heads(
