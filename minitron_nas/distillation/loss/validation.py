@@ -46,7 +46,7 @@ def validate(
     done = 0
     try:
         for indices, batch in tokens.batches(batch_sequences):
-            with torch.autocast(device.type, dtype=dtype, enabled=dtype not in (torch.float32, head.weight.dtype)):
+            with torch.autocast(device.type, dtype=dtype, enabled=head.weight.dtype == torch.float32 != dtype):
                 hidden = final_hidden(model, batch.input_ids.to(device), batch.position_ids.to(device))
             labels = batch.labels().flatten().to(device)
             flat = hidden.flatten(0, 1)
