@@ -1,7 +1,8 @@
 """Reading `config.json`: which family a folder belongs to, and its shape."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from minitron_nas.errors import CheckpointError, MinitronNasError, TeacherNotFou
 from minitron_nas.models.outline import Outline
 from minitron_nas.models.relatives import known_layout
 from minitron_nas.models.special_floats import plain_floats
-from minitron_nas.models.text_part import read_text_headers, text_config, wrapper_in
+from minitron_nas.models.text_part import read_text_headers, text_config, tower_in
 from minitron_nas.storage.foreign import read_object, what_lies_instead
 
+_BASES = ("rope_theta", "rope_local_base_freq", "rotary_emb_base")
+_ROPE = ("rope_parameters", "rope_scaling")
 _LISTS_OF_NUMBERS = ("mlp_only_layers", "moe_layers")
 """Lists of a config that name layers by their numbers, however many there are."""
 _CAUSAL_CLASSES = ("ForCausalLM", "LMHeadModel")
@@ -94,9 +97,7 @@ def read_outline(path: Path, name: Path | str) -> Outline:
     config = read_config(path)
     layout = _readable_layout(path, config)
     _check_sizes(path, config, layout, _MOST_LAYERS, _LONGEST_DIMENSION, "no known model has more")
-    wrapper = wrapper_in(path)
-    text_of = wrapper.model_type if wrapper is not None else ""
-    return Outline.of_config(name, config, _filled_architecture(path, config, layout), layout, text_of)
+    return Outline.of_config(name, config, _filled_architecture(path, config, layout), layout, tower_in(path))
 
 
 def layer_lists(config: Mapping[str, Any], num_layers: int, kept_layers: Sequence[int]) -> dict[str, list[Any]]:
@@ -119,6 +120,7 @@ def layer_lists(config: Mapping[str, Any], num_layers: int, kept_layers: Sequenc
 def _readable_layout(path: Path, config: dict[str, Any]) -> Layout:
     """Return the table of a config's family, if it is one of a model in plain floating point."""
     _refuse_other_tasks(path, config)
+    _check_bases(path, config)
     layout = known_layout(config)
     if packing := config.get("quantization_config"):
         method = str(packing.get("quant_method")) if isinstance(packing, dict) else ""
@@ -168,6 +170,22 @@ def _refuse_other_readings(path: Path, config: dict[str, Any]) -> None:
             f"{path / 'config.json'} names other configs for other versions of transformers (configuration_files="
             f"{files!r}); load the model in transformers and save it again with save_pretrained"
         )
+
+
+def _check_bases(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse rotary positions of which there is no angle: some machines compute finite numbers even of these."""
+    for key, value in _bases(config):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < inf:
+            raise CheckpointError(f"{path / 'config.json'}: {key}={value!r} must be a number above 0")
+
+
+def _bases(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if key in _BASES and value is not None:
+            yield key, value
+        elif key in _ROPE and isinstance(value, Mapping):
+            for each in (value, *(kind for kind in value.values() if isinstance(kind, Mapping))):
+                yield from _bases(each)
 
 
 def _check_sizes(path: Path, config: dict[str, Any], layout: Layout, most_layers: int, longest: int, told: str) -> None:

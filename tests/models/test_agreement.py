@@ -67,7 +67,10 @@ def test_what_transformers_would_make_up_is_named(llama, tmp_path):
     [
         ({"pad_token_id": 10**9}, "transformers cannot load .*; see that"),
         ({"hidden_act": "nothing"}, "transformers cannot load"),
-        ({"rope_parameters": {"rope_type": "default", "rope_theta": 0.0}}, "although every weight is finite|two ways"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 0.0}}, r"rope_theta=0\.0 must be a number above 0"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": -1}}}, r"rope_theta=-1 must be a number above 0"),
+        ({"rope_theta": "ten"}, r"rope_theta='ten' must be a number above 0"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": float("inf")}}, "rope_theta=inf must be"),
         ({"rms_norm_eps": -1e9}, "computes NaN or infinity although every weight is finite"),
         ({"rope_parameters": {"rope_type": "nothing", "rope_theta": 1.0}}, "transformers (cannot load|refuses)"),
     ],
