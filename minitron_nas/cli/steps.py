@@ -28,6 +28,14 @@ class Start(StrEnum):
     rotate = "rotate"
 
 
+TextOnly = Annotated[
+    bool,
+    typer.Option(
+        "--text-only/--with-tower", help="Of a model that looks at pictures: the text model alone, or inside the whole."
+    ),
+]
+
+
 class Repair(StrEnum):
     """What makes up for what was cut."""
 
@@ -93,6 +101,7 @@ def prune(
     merge_heads: Annotated[
         bool, typer.Option("--merge-heads", help="Let query heads that stay take over something of those that leave.")
     ] = False,
+    text_only: TextOnly = True,
     overrides: StepOverrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -122,6 +131,7 @@ def prune(
             start=start.value if start is not None else None,
             repair=repair.value if repair is not None else None,
             merge_heads=merge_heads,
+            text_only=text_only,
         )
     if as_json:
         proof = asdict(result.proof) if result.proof is not None else None
@@ -153,6 +163,7 @@ def distill(
         Optional[Path],  # noqa: UP045
         typer.Option(help="The --out of a `correct` under way: learn from the teacher's newest weights there."),
     ] = None,
+    text_only: TextOnly = True,
     overrides: StepOverrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -174,6 +185,7 @@ def distill(
             runner=plan.runner,
             signals=signals,
             correction=correction,
+            text_only=text_only,
         )
     before, after = result.before.kl_nats, result.result.best.kl_nats
     if as_json:

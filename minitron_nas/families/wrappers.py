@@ -18,7 +18,27 @@ others, Qwen2.5-VL under the text model's own names. They serve as `key_mapping`
 
 _IN_MODEL = "model."
 _OF_GEMMA_4 = ("vision_tower.", "audio_tower.", "embed_vision.", "embed_audio.", "vision_embedder.")
+_WRITTEN = ("hidden_size",)
+_HEADS = ("num_attention_heads", "num_key_value_heads")
+_PREDICTS = "mtp."
 _TOWERS = ("vision_tower.", "multi_modal_projector.", "image_newline")
+
+
+@dataclass(frozen=True, slots=True)
+class Tower:
+    """What stands beside a text part: what looks at pictures, and projects what it sees into the text part's channels.
+
+    Attributes:
+        model_type: Of the wrapper that holds both.
+        num_fed_layers: How many of the first layers of the text part take what it has seen, beside the embedding.
+        kept_sizes: The text part's sizes that stay with it.
+        is_there: Whether its tensors lie in the folder that the text part is read from.
+    """
+
+    model_type: str
+    num_fed_layers: int = 0
+    kept_sizes: tuple[str, ...] = _WRITTEN
+    is_there: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +49,17 @@ class Wrapper:
         model_type: As `config.json` names it.
         others: How names of tensors that are no part of the text model begin, with or without `model.` before.
         text_types: Families by what the text part's config calls itself, where that is no family's name.
+        fed_layers: The key of its vision config whose list says how many of the first layers of the text part take
+            what the tower has seen, beside the embedding; empty where none do.
+        head_dim_is_derived: Whether it takes the channels of a head to be hidden_size / num_attention_heads, whatever
+            the text part does alone.
     """
 
     model_type: str
     others: tuple[str, ...] = _TOWERS
     text_types: Mapping[str, str] = field(default_factory=dict)
+    fed_layers: str = ""
+    head_dim_is_derived: bool = False
 
     def family(self, text_type: str) -> str:
         """Return the model type under which the text part stands alone.
@@ -53,6 +79,31 @@ class Wrapper:
         """
         return {name: _bare(name) for name in names if not name.removeprefix(_IN_MODEL).startswith(self.others)}
 
+    def other_names(self, names: Iterable[str]) -> list[str]:
+        """Return the names of what is kept as it is beside another text part: towers, projectors, their tokens.
+
+        What predicts further tokens at a time is not kept, because it reads the states of the text part that was.
+
+        Args:
+            names: Of all tensors of the wrapper, on disk or in memory.
+        """
+        return [
+            name
+            for name in names
+            if (bare := name.removeprefix(_IN_MODEL)).startswith(self.others) and not bare.startswith(_PREDICTS)
+        ]
+
+    def tower(self, config: Mapping[str, Any]) -> Tower:
+        """Return what stands beside the text part.
+
+        Args:
+            config: The content of the wrapper's `config.json`.
+        """
+        vision = config.get("vision_config")
+        fed = vision.get(self.fed_layers) if isinstance(vision, dict) else None
+        kept = (*_WRITTEN, *(_HEADS if self.head_dim_is_derived else ()))
+        return Tower(self.model_type, len(fed) if isinstance(fed, list) else 0, kept)
+
 
 WRAPPERS = {
     wrapper.model_type: wrapper
@@ -67,11 +118,11 @@ WRAPPERS = {
         Wrapper("llava_next"),
         Wrapper("llava_onevision"),
         Wrapper("mistral3"),
-        Wrapper("qwen2_vl", ("visual.",), {"qwen2_vl_text": "qwen2"}),
-        Wrapper("qwen2_5_vl", ("visual.",), {"qwen2_5_vl_text": "qwen2"}),
-        Wrapper("qwen3_5", ("visual.", "mtp.")),
-        Wrapper("qwen3_5_moe", ("visual.", "mtp.")),
-        Wrapper("qwen3_vl", ("visual.",), {"qwen3_vl_text": "qwen3"}),
+        Wrapper("qwen2_vl", ("visual.",), {"qwen2_vl_text": "qwen2"}, head_dim_is_derived=True),
+        Wrapper("qwen2_5_vl", ("visual.",), {"qwen2_5_vl_text": "qwen2"}, head_dim_is_derived=True),
+        Wrapper("qwen3_5", ("visual.", _PREDICTS)),
+        Wrapper("qwen3_5_moe", ("visual.", _PREDICTS)),
+        Wrapper("qwen3_vl", ("visual.",), {"qwen3_vl_text": "qwen3"}, fed_layers="deepstack_visual_indexes"),
         Wrapper("smolvlm", ("vision_model.", "connector.")),
     )
 }

@@ -9,7 +9,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     PreTrainedConfig,
-    PreTrainedModel,
 )
 
 from minitron_nas.architecture.config import with_sizes
@@ -23,7 +22,7 @@ from minitron_nas.models.checks import check_values
 from minitron_nas.models.config import layer_lists
 from minitron_nas.models.loading import quiet_transformers
 from minitron_nas.models.stock import filled_config, model_from_tensors, read_tensor
-from minitron_nas.models.text_part import wrapper_in
+from minitron_nas.models.text_part import causal_lm_in, wrapper_in
 from minitron_nas.progress import silent
 from minitron_nas.storage.foreign import read_object
 
@@ -128,16 +127,7 @@ def _as_transformers_loads(
     model, info = loaded
     if wrapper is not None:
         info["missing_keys"] = wrapper.text_names(info["missing_keys"]).keys()
-    return _causal_lm_in(model), info
-
-
-def _causal_lm_in(model: CausalLM) -> CausalLM:
-    """Return the causal LM that a wrapper holds; the wrapper, where its own class puts out logits.
-
-    Llama 4's holds one, and its own forward pass fails on text without pictures in transformers 5.24.
-    """
-    inner = getattr(model, "language_model", None)
-    return inner if isinstance(inner, PreTrainedModel) and inner.get_output_embeddings() is not None else model
+    return causal_lm_in(model), info
 
 
 def _wrapper_config(checkpoint: Checkpoint, config: dict[str, Any]) -> PreTrainedConfig:

@@ -9,6 +9,7 @@ from typing import Any, Self
 from minitron_nas.architecture.costs import count_parameters
 from minitron_nas.architecture.layout import Layout
 from minitron_nas.architecture.spec import Architecture
+from minitron_nas.families.wrappers import Tower
 from minitron_nas.models.checks import (
     check_tensors,
     check_tokenizer,
@@ -18,8 +19,8 @@ from minitron_nas.models.checks import (
 )
 from minitron_nas.models.config import read_architecture, read_config
 from minitron_nas.models.expected import ExpectedTensors
-from minitron_nas.models.outline import Outline, about_model, require_positions
-from minitron_nas.models.text_part import read_text_headers, wrapper_in
+from minitron_nas.models.outline import Outline, require_positions
+from minitron_nas.models.text_part import read_text_headers, tower_in
 from minitron_nas.progress import Progress, silent
 from minitron_nas.storage.weights import TensorHeader
 
@@ -40,7 +41,7 @@ class Checkpoint:
         headers: Where each tensor lies, by the table's names.
         fingerprint: 16 hexadecimal digits of `config.json`, of the tensors' names, types and shapes, and
             of the beginning, middle and end of each; a training step changes them.
-        text_of: The type of the wrapper whose text part this is; empty where it is a whole model.
+        tower: What stands beside it where it is the text part of a wrapper.
     """
 
     path: Path
@@ -49,7 +50,7 @@ class Checkpoint:
     layout: Layout
     headers: Mapping[str, TensorHeader]
     fingerprint: str
-    text_of: str = ""
+    tower: Tower | None = None
 
     @property
     def num_parameters(self) -> int:
@@ -68,15 +69,16 @@ class Checkpoint:
         """Return its shape, and how much its files take."""
         small = sum(file.stat().st_size for file in self.path.glob("*") if file.suffix in _COMPANIONS)
         stored = sum(header.num_bytes for header in read_text_headers(self.path).values())
-        return Outline(self.path, self.architecture, self.layout, stored, small, self.config, self.text_of)
+        return Outline(self.path, self.architecture, self.layout, stored, small, self.config, self.tower)
 
-    def about(self, sequence_length: int) -> Iterator[str]:
+    def about(self, sequence_length: int, text_only: bool = True) -> Iterator[str]:
         """Yield what a user should know of how it is read.
 
         Args:
             sequence_length: Tokens of the sequences that it reads.
+            text_only: Whether students of a text part are text models.
         """
-        return about_model(self.text_of, self.config, self.layout, sequence_length)
+        return self.outline().about(sequence_length, text_only)
 
     def require_length(self, sequence_length: int) -> None:
         """Refuse sequences that are longer than a table of learned positions.
@@ -120,6 +122,4 @@ def open_checkpoint(path: Path, read_values: bool = True, progress: Progress = s
         check_values(path, headers, progress)
     content = (path / "config.json").read_bytes() + fingerprint_tensors(headers).encode()
     fingerprint = hashlib.sha256(content).hexdigest()[:_FINGERPRINT_DIGITS]
-    wrapper = wrapper_in(path)
-    text_of = wrapper.model_type if wrapper is not None else ""
-    return Checkpoint(path, config, architecture, layout, headers, fingerprint, text_of)
+    return Checkpoint(path, config, architecture, layout, headers, fingerprint, tower_in(path))

@@ -9,6 +9,7 @@ from minitron_nas.architecture.costs import count_parameters
 from minitron_nas.architecture.layout import Layout
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import PlanError
+from minitron_nas.families.wrappers import Tower
 
 _BYTES_OF_DTYPE = {"float32": 4, "float64": 8}
 _HALF_BYTES = 2
@@ -25,7 +26,7 @@ class Outline:
         weights_bytes: Of its weights in files.
         companions_bytes: Of what lies beside them and goes with every student: tokenizer, templates, terms.
         config: Its `config.json`; empty where a shape is all that is known.
-        text_of: The type of the wrapper whose text part this is; empty where it is a whole model.
+        tower: What stands beside it where it is the text part of a wrapper.
     """
 
     path: Path | str
@@ -34,7 +35,7 @@ class Outline:
     weights_bytes: int
     companions_bytes: int = 0
     config: Mapping[str, Any] = field(default_factory=dict)
-    text_of: str = ""
+    tower: Tower | None = None
 
     @classmethod
     def of_shape(cls, name: str, architecture: Architecture, layout: Layout) -> Self:
@@ -49,7 +50,12 @@ class Outline:
 
     @classmethod
     def of_config(
-        cls, path: Path | str, config: dict[str, Any], architecture: Architecture, layout: Layout, text_of: str = ""
+        cls,
+        path: Path | str,
+        config: dict[str, Any],
+        architecture: Architecture,
+        layout: Layout,
+        tower: Tower | None = None,
     ) -> Self:
         """Return the outline of a model whose config alone is there.
 
@@ -58,25 +64,47 @@ class Outline:
             config: The content of its `config.json`, which says in what type its weights are.
             architecture: Its shape.
             layout: The table of its family.
-            text_of: The type of the wrapper whose text part this is.
+            tower: What stands beside it where it is the text part of a wrapper.
         """
         dtype = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
         num_bytes = _BYTES_OF_DTYPE.get(dtype, _HALF_BYTES)
         num_bytes *= count_parameters(architecture, layout)
-        return cls(path, architecture, layout, num_bytes, config=config, text_of=text_of)
+        return cls(path, architecture, layout, num_bytes, config=config, tower=tower)
 
     @property
     def num_parameters(self) -> int:
         """Number of parameters, tied embeddings counted once."""
         return count_parameters(self.architecture, self.layout)
 
-    def about(self, sequence_length: int) -> Iterator[str]:
-        """Yield what a user should know of how it is read.
+    def about(self, sequence_length: int, text_only: bool = True) -> Iterator[str]:
+        """Yield what it means that it is part of a wrapper, hands on a state, or reads more than it was made for.
 
         Args:
             sequence_length: Tokens of the sequences that it reads.
+            text_only: Whether students of a text part are text models.
         """
-        return about_model(self.text_of, self.config, self.layout, sequence_length)
+        config = self.config
+        if self.tower is not None:
+            names = ", ".join(config.get("architectures") or [str(config.get("model_type"))])
+            yield f"of the {self.tower.model_type} the text part is taken, a {names}; " + (
+                "what looks at pictures is left out, and students are text models"
+                if text_only
+                else f"what looks at pictures stays as it is, and so {kept_for(self.tower, self.architecture)}; sizes "
+                "count the text part alone, and nothing but text is trained or measured on"
+            )
+        if self.layout.hands_on_state:
+            yield (
+                f"layers of {self.layout.model_type} hand a state on from token to token, and transformers does not "
+                "stop it between the documents of a sequence: teacher and students see what stands before a document "
+                "there"
+            )
+        positions = config.get("max_position_embeddings")
+        if isinstance(positions, int) and positions < sequence_length and not _stretched(config):
+            yield (
+                f"sequences of {sequence_length:,} tokens are longer than the model was made for "
+                f"(max_position_embeddings={positions}), and what it says at their ends is no measure of it; "
+                f"text.sequence_length={positions} keeps within"
+            )
 
     def require_length(self, sequence_length: int) -> None:
         """Refuse sequences that are longer than a table of learned positions.
@@ -87,33 +115,15 @@ class Outline:
         require_positions(self.path, self.architecture, sequence_length)
 
 
-def about_model(text_of: str, config: Mapping[str, Any], layout: Layout, sequence_length: int) -> Iterator[str]:
-    """Yield what it means that a model is part of a wrapper, hands on a state, or reads more than it was made for.
+def kept_for(tower: Tower, architecture: Architecture) -> str:
+    """Say what has to stay of a text part beside which a tower is to stay.
 
     Args:
-        text_of: The type of the wrapper; empty of a whole model.
-        config: The stock config of the model.
-        layout: The table of its family.
-        sequence_length: Tokens of the sequences that it reads.
+        tower: The tower.
+        architecture: The text part's shape.
     """
-    if text_of:
-        names = ", ".join(config.get("architectures") or [str(config.get("model_type"))])
-        yield (
-            f"of the {text_of} the text part is taken, a {names}; what looks at pictures is left out, and students are "
-            "text models"
-        )
-    if layout.hands_on_state:
-        yield (
-            f"layers of {layout.model_type} hand a state on from token to token, and transformers does not stop it "
-            "between the documents of a sequence: teacher and students see what stands before a document there"
-        )
-    positions = config.get("max_position_embeddings")
-    if isinstance(positions, int) and positions < sequence_length and not _stretched(config):
-        yield (
-            f"sequences of {sequence_length:,} tokens are longer than the model was made for "
-            f"(max_position_embeddings={positions}), and what it says at their ends is no measure of it; "
-            f"text.sequence_length={positions} keeps within"
-        )
+    sizes = [f"{name}={getattr(architecture, name)}" for name in tower.kept_sizes]
+    return f"{', '.join(sizes)}{' and the first layers that it feeds' if tower.num_fed_layers else ''} stay"
 
 
 def _stretched(config: Mapping[str, Any]) -> bool:

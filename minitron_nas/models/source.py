@@ -150,7 +150,9 @@ def _with_origin(model: CausalLM, checkpoint: Checkpoint) -> Checkpoint:
     if name and folder is not None:
         check_origin(checkpoint, folder, model.base_model_prefix)
     wrapper = wrapper_of({"model_type": model.config.model_type})
-    return replace(checkpoint, text_of=wrapper.model_type) if wrapper is not None else checkpoint
+    if wrapper is None:
+        return checkpoint
+    return replace(checkpoint, tower=replace(wrapper.tower(model.config.to_dict()), is_there=False))
 
 
 def _folder_of(source: ModelSource, work_folder: Path, progress: Progress) -> Path:

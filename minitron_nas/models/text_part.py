@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from minitron_nas.errors import CheckpointError
-from minitron_nas.families.wrappers import Wrapper, wrapper_of
+from minitron_nas.families.wrappers import Tower, Wrapper, wrapper_of
 from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.relatives import known_layout
 from minitron_nas.storage.foreign import read_object
@@ -43,6 +43,16 @@ def wrapper_in(folder: Path) -> Wrapper | None:
     return wrapper_of(read_object(file)) if file.is_file() else None
 
 
+def tower_in(folder: Path) -> Tower | None:
+    """Return what stands beside the text part that a folder holds, None where it holds another model or no config.
+
+    Raises:
+        CheckpointError: If its `config.json` cannot be read.
+    """
+    wrapper = wrapper_in(folder)
+    return wrapper.tower(read_object(folder / _CONFIG)) if wrapper is not None else None
+
+
 def text_config(file: Path | str, config: dict[str, Any]) -> dict[str, Any]:
     """Return the stock config of a wrapper's text part; that of another model as it is.
 
@@ -65,9 +75,10 @@ def text_config(file: Path | str, config: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:
         raise CheckpointError(f"transformers refuses {file}: {' '.join(str(error).split())}") from error
     family = wrapper.family(str(part["model_type"]))
-    known_layout({**stated, "model_type": family}, f"the text part of a {wrapper.model_type}")
+    layout = known_layout({**stated, "model_type": family}, f"the text part of a {wrapper.model_type}")
     own = AutoConfig.for_model(family).to_dict()
-    found = {key: value for key, value in part.items() if key in own}
+    read = {key for name in (*layout.shape_fields(), "head_dim") for key in layout.config_names(name)}
+    found = {key: value for key, value in part.items() if key in own or key in read}
     if _TIED in config or _TIED in stated:
         found[_TIED] = whole[_TIED]
     else:
@@ -118,6 +129,18 @@ def live_text_model(model: CausalLM, wrapper: Wrapper) -> CausalLM:
         ) from error
     text.generation_config = model.generation_config
     return text
+
+
+def causal_lm_in(model: CausalLM) -> CausalLM:
+    """Return the causal LM that a wrapper holds; the wrapper, where its own class puts out logits.
+
+    Llama 4's holds one, and its own forward pass fails on text without pictures in transformers 5.24.
+
+    Args:
+        model: Any model that transformers has loaded.
+    """
+    inner = getattr(model, "language_model", None)
+    return inner if isinstance(inner, PreTrainedModel) and inner.get_output_embeddings() is not None else model
 
 
 def _text_tensors(told: str, wrapper: Wrapper, tensors: Mapping[str, Any]) -> dict[str, Any]:

@@ -193,7 +193,7 @@ def _begin(
         if not folder.has_begun_with(checkpoint.fingerprint):
             check_values(checkpoint.path, checkpoint.headers, progress)
             workers_of(plan, folder).call(agree, teacher=checkpoint.path)
-    tell(display, checkpoint.about(plan.text.sequence_length))
+    tell(display, checkpoint.about(plan.text.sequence_length, plan.text_only))
     plan, signal = _settled(plan, checkpoint, folder, devices)
     pools = preflight(plan, checkpoint.outline(), data, folder, devices, folder.work / "ray")
     tell(display, (*about_text(data, plan.text), *([signal] if signal else [])))

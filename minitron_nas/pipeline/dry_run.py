@@ -97,7 +97,8 @@ def dry_run(
         plan, signal = settled(plan, teacher, known, free_bytes(out.absolute()), (devices or here).value_bytes)
         pools = preflight(plan, teacher, data, RunFolder(out.absolute()), devices or here, Path(work) / "ray")
     text = tuple(about_text(data, plan.text)) if data is not None else ()
-    tokens, notes = plan.distillation.tokens, [*teacher.about(plan.text.sequence_length), *([signal] if signal else [])]
+    tokens, notes = plan.distillation.tokens, [*teacher.about(plan.text.sequence_length, plan.text_only)]
+    notes += [signal] if signal else []
     if tokens is None:
         tokens = known or ONE_PASS_TOKENS
         notes.append(_how_assumed(known))

@@ -147,6 +147,7 @@ def of_training(plan: FamilyPlan, role: str, target: Architecture, learning_rate
         "protected": plan.space.protected_layers,
         "importance": plan.importance.model_dump(),
         "start": asdict(plan.start_settings),
+        **({} if plan.text_only else {"text_only": False}),
     }
 
 

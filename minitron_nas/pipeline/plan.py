@@ -30,6 +30,10 @@ _MOST_TRIAL_STATES = 10**10
 """The most values of hidden states that are kept for trials alone: 20 GB in 16 bits, 2.4M tokens of an 8B model."""
 
 
+_ADDED = {"text_only": True}
+"""What plans meant before there was a key for it."""
+
+
 class FamilyPlan(Settings):
     """What to build, from what, and how.
 
@@ -50,6 +54,8 @@ class FamilyPlan(Settings):
             text, in one pass for candidates that are screened, in that way or layer after layer, whichever
             brings it nearer to the teacher, for finalists and students; `none` leaves them as they are.
         merge_heads: Whether query heads that stay take over something of those that leave their group.
+        text_only: Of a teacher that looks at pictures too, whether students are text models; `false` keeps tower and
+            projector beside them, as they are, and with them `hidden_size` and the layers that the tower feeds.
         correct: Fine-tunes the teacher on the training text first; what comes out is the model that is pruned,
             the first teacher of all students and the one they are measured against. `true` takes the defaults; off
             without it.
@@ -72,6 +78,7 @@ class FamilyPlan(Settings):
     start: Start = "rotate"
     repair: Repair = "ridge"
     merge_heads: bool = False
+    text_only: bool = True
     members_per_size: Annotated[int, Field(ge=1)] = 1
     choose: First = "kl"
     baselines: tuple[Baseline, ...] = DEFAULT_BASELINES
@@ -158,6 +165,15 @@ class FamilyPlan(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _tower_beside_what_it_knows(self) -> Self:
+        if not self.text_only and self.correct is not None:
+            raise ValueError(
+                "correct makes a text model of the teacher, and text_only=false asks for what looks at pictures beside "
+                "its students; leave one of them out"
+            )
+        return self
+
     @property
     def descending_sizes(self) -> list[Size]:
         """Sizes in the order in which they are built: the largest model first."""
@@ -208,7 +224,11 @@ def deciding(plan: Mapping[str, Any]) -> dict[str, Any]:
     """
     free = ("runner.", "evaluation.", *(f"distillation.{name}." for name in HOW_TO_TRAIN))
     decides = "evaluation.texts."
-    return {k: value for k, value in _flat(plan) if f"{k}.".startswith(decides) or not f"{k}.".startswith(free)}
+    return {
+        k: value
+        for k, value in _flat({**_ADDED, **plan})
+        if f"{k}.".startswith(decides) or not f"{k}.".startswith(free)
+    }
 
 
 def make_plan(values: Mapping[str, Any], origin: str = "the plan") -> FamilyPlan:

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Self
+from typing import Any, Self
 
 from minitron_nas.distillation.signals.choice import Speech, kept_bytes, settle
 from minitron_nas.models.outline import Outline
 from minitron_nas.pipeline.devices import Devices
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pruning.start import moments_bytes
+from minitron_nas.pruning.whole import require_tower, space_beside
 from minitron_nas.search.rates import MOST_PROBES
 from minitron_nas.space.enumerate import Enumeration, expected_parameters
 from minitron_nas.space.size import Size
@@ -96,7 +97,7 @@ class Room:
 def settled(
     plan: FamilyPlan, teacher: Outline, num_tokens: int | None, free_bytes: int, value_bytes: int
 ) -> tuple[FamilyPlan, str]:
-    """Return a plan whose teacher signal is settled, and why it is that one; see `settle`.
+    """Return a plan with nothing left open: its teacher signal, see `settle`, and what a tower leaves to prune.
 
     Args:
         plan: The plan.
@@ -104,12 +105,18 @@ def settled(
         num_tokens: KD tokens of one student; None where that is not known before the text is read.
         free_bytes: Of the disk that the run lies on.
         value_bytes: Of a number that teachers compute with.
+
+    Raises:
+        PlanError: If a tower is to stay that is not there.
     """
     shape = teacher.architecture
     whole = None if num_tokens is None else num_tokens * _num_teachers(plan)
     speech = Speech(whole, shape.vocab_size, shape.hidden_size * value_bytes)
     distillation, told = settle(plan.distillation, speech, free_bytes)
-    return plan.model_copy(update={"distillation": distillation}), told
+    changes: dict[str, Any] = {"distillation": distillation}
+    if not plan.text_only:
+        changes |= {"start": "select", "space": space_beside(require_tower(teacher, plan.teacher), plan.space)}
+    return plan.model_copy(update=changes), told
 
 
 def assumed_tokens(plan: FamilyPlan) -> int | None:

@@ -2,7 +2,8 @@
 
 import copy
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -25,16 +26,18 @@ from minitron_nas.progress import Progress, silent
 from minitron_nas.pruning.parts import num_bytes, total_bytes
 from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.student import build_student, cuts, student_config
+from minitron_nas.pruning.whole import put_into_wrapper
 from minitron_nas.pruning.write import surgery_key, write_weights
 from minitron_nas.storage.atomic import whole_folder, write_json
 from minitron_nas.storage.lineage import Lineage, Proof
-from minitron_nas.storage.weights import TensorHeader
+from minitron_nas.storage.weights import INDEX, TensorHeader
 from minitron_nas.text.tokens import PackedTokens
 
 PROOF = "proof.json"
 _GENERATION = "generation_config.json"
 _TOLERANCE = 1e-3
 _TOP_LOGITS = 8
+_TEXT_PART = ".text"
 _MODELS_IN_A_PROOF = 3
 """The student in memory, the reloaded one, and room for what loading takes."""
 _COPIED = (
@@ -48,7 +51,13 @@ PROOF_TOKENS = 16
 
 
 def export_student(
-    model: CausalLM, source: Path, folder: Path, dtype: torch.dtype, prompt: Tensor, lineage: Lineage
+    model: CausalLM,
+    source: Path,
+    folder: Path,
+    dtype: torch.dtype,
+    prompt: Tensor,
+    lineage: Lineage,
+    text_only: bool = True,
 ) -> Proof:
     """Write a student that lives in memory, reload it as a user would, and compare the logits.
 
@@ -64,6 +73,7 @@ def export_student(
         dtype: Of the stored weights.
         prompt: (1, seq_len), token ids.
         lineage: Where the student comes from; the proof is added to it.
+        text_only: Whether it is written as a text model; else inside the wrapper that the source holds.
 
     Raises:
         ProofError: If the reloaded model gives other logits.
@@ -72,11 +82,11 @@ def export_student(
     # Parameters only: rotary frequencies are buffers, which stock loading leaves in float32.
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
-    with whole_folder(folder) as partial:
-        save_stock(_with_generation_of(source, model), partial)
-        copy_companions(source, partial)
-        proof = _prove(partial, model, dtype, prompt)
-        lineage.write(partial, proof)
+    with whole_folder(folder) as partial, _text_part(partial, source, text_only, silent) as text:
+        save_stock(_with_generation_of(source, model), text)
+        copy_companions(source, text)
+        proof = _prove(text, model, dtype, prompt)
+        lineage.write(text, proof)
     return proof
 
 
@@ -88,6 +98,8 @@ def write_student(
     lineage: Lineage,
     repaired: Mapping[str, TensorHeader] | None = None,
     progress: Progress = silent,
+    *,
+    text_only: bool = True,
 ) -> Proof | None:
     """Cut an untrained student out of a teacher's files, tensor by tensor, into a folder as above.
 
@@ -105,6 +117,7 @@ def write_student(
         lineage: Where the student comes from; the proof is added to it.
         repaired: Tensors of the student that stand ready in a file, by name.
         progress: Told the number of bytes written and verified.
+        text_only: Whether it is written as a text model; else inside the wrapper that the teacher's folder holds.
 
     Returns:
         The proof, or None where memory is too small for it.
@@ -119,16 +132,35 @@ def write_student(
     parts = cuts(prepared, target, repaired)
     dtype = _most((part.dtype, num_bytes(part)) for part in parts)
     config = finished_config(student_config(prepared, target), str(dtype).removeprefix("torch."))
-    with whole_folder(folder, surgery_key(parts, config)) as partial:
-        write_weights(parts, partial, progress)
-        write_json(partial / "config.json", tagged_floats(config))
-        copy_companions(prepared.path, partial)
-        check_tensors(partial, ExpectedTensors.of(prepared.settled(target), prepared.layout))
+    with (
+        whole_folder(folder, surgery_key(parts, config)) as partial,
+        _text_part(partial, prepared.path, text_only, progress) as text,
+    ):
+        write_weights(parts, text, progress)
+        write_json(text / "config.json", tagged_floats(config))
+        copy_companions(prepared.path, text)
+        check_tensors(text, ExpectedTensors.of(prepared.settled(target), prepared.layout))
         proof = None
         if _MODELS_IN_A_PROOF * total_bytes(parts) <= available_memory():
-            proof = _prove(partial, build_student(prepared, target, dtype, repaired).eval(), dtype, prompt)
-        lineage.write(partial, proof)
+            proof = _prove(text, build_student(prepared, target, dtype, repaired).eval(), dtype, prompt)
+        lineage.write(text, proof)
     return proof
+
+
+@contextmanager
+def _text_part(partial: Path, source: Path, text_only: bool, progress: Progress) -> Iterator[Path]:
+    """Give the folder for a student's text model; unless that is all, it goes into the source's wrapper afterwards."""
+    if text_only:
+        yield partial
+        return
+    text = partial / _TEXT_PART
+    text.mkdir(exist_ok=True)
+    yield text
+    put_into_wrapper(text, source, partial, progress)
+    for file in text.iterdir():
+        if not (partial / file.name).exists() and not file.name.endswith((".safetensors", INDEX)):
+            file.rename(partial / file.name)
+    shutil.rmtree(text)
 
 
 def proof_prompt(validation: PackedTokens) -> Tensor:

@@ -193,6 +193,48 @@ class Vector:
         digest.update(self.name.encode() + self.values.numpy().tobytes())
 
 
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """A tensor of any type that is taken over as it is.
+
+    Attributes:
+        name: Of the tensor that is written.
+        source: Where it lies.
+    """
+
+    name: str
+    source: TensorHeader
+
+    @property
+    def dtype(self) -> str:
+        """Its type."""
+        return self.source.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return self.source.shape
+
+    @property
+    def origin(self) -> Path:
+        """The folder that it lies in."""
+        return self.source.file.parent
+
+    def blocks(self) -> Iterator[Rows]:
+        """Yield its rows in blocks."""
+        return row_blocks(self.source)
+
+    def read(self, rows: Rows) -> Bits:
+        """Return a block of it, (num_rows, ...)."""
+        block: Bits = read_rows(self.source, *rows)
+        return block
+
+    def update(self, digest: Digest) -> None:
+        """Feed a hash with its name, and with the size, time and place of what it is copied from."""
+        status = self.source.file.stat()
+        digest.update(f"{self.name} {status.st_size} {status.st_mtime_ns} {self.source.offset}".encode())
+
+
 def whole(part: Part) -> Tensor:
     """Return all of a tensor of a student, in the type that it is stored in."""
     return torch.from_numpy(part.read((0, part.shape[0]))).view(DTYPES[part.dtype])
@@ -218,6 +260,8 @@ def entries(part: Part, indices: Tensor) -> Tensor:
 
 def num_bytes(part: Part) -> int:
     """Return the bytes of a tensor of a student."""
+    if isinstance(part, Copied):
+        return part.source.num_bytes
     return prod(part.shape) * DTYPES[part.dtype].itemsize
 
 

@@ -50,7 +50,7 @@ class _Shard:
 
     def blocks(self) -> Iterator[_Block]:
         for part, offset in zip(self.parts, self.offsets, strict=True):
-            row_bytes = num_bytes(part) // max(1, part.shape[0])
+            row_bytes = num_bytes(part) // max(1, next(iter(part.shape), 1))
             for rows in part.blocks():
                 yield _Block(part, rows, offset + rows[0] * row_bytes)
 

@@ -71,11 +71,14 @@ def _content(run: RunRecord, size: str) -> dict[str, Any]:
     lineage = run.lineages[size]
     members = list_members(run)
     source = lineage.teacher.name or run.teacher["source"]
-    base_model = hub_name(source)
+    base_model, text_only = hub_name(source), bool(run.plan.get("text_only", True))
     student = next(member for member in members if member.name == size)
     compared = [member for member in members if member.role == "teacher" or member.size == (lineage.size or size)]
     return {
-        "front_matter": Markup(_front_matter(base_model)),  # noqa: S704 - YAML's own writer quotes it
+        "front_matter": Markup(_front_matter(base_model, text_only)),  # noqa: S704 - YAML's own writer quotes it
+        "text_only": text_only,
+        "model_class": "AutoModelForCausalLM" if text_only else "AutoModelForImageTextToText",
+        "reader_class": "AutoTokenizer" if text_only else "AutoProcessor",
         "size": size,
         "asked_of": asked_of(run, lineage.size or size),
         "base_model": base_model,
@@ -97,8 +100,9 @@ def _content(run: RunRecord, size: str) -> dict[str, Any]:
     }
 
 
-def _front_matter(base_model: str | None) -> str:
-    fields: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+def _front_matter(base_model: str | None, text_only: bool) -> str:
+    task = "text-generation" if text_only else "image-text-to-text"
+    fields: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": task}
     if base_model is not None:
         fields |= {"base_model": base_model, "base_model_relation": "finetune"}
     fields["tags"] = ["minitron", "pruned", "distilled"]

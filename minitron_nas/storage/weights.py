@@ -60,9 +60,14 @@ class TensorHeader:
         return self.num_bytes // max(1, prod(self.shape))
 
     @property
+    def num_rows(self) -> int:
+        """Entries of the first dimension; 1 of a tensor without dimensions."""
+        return next(iter(self.shape), 1)
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of one entry of the first dimension."""
-        return self.num_bytes // max(1, self.shape[0])
+        return self.num_bytes // max(1, self.num_rows)
 
     def slice(self, number: int) -> "TensorHeader":
         """Return one entry of the first dimension as a tensor of its own."""
@@ -253,8 +258,8 @@ def safetensors_header(tensors: Iterable[tuple[str, str, tuple[int, ...], int]])
 def row_blocks(header: TensorHeader) -> Iterator[tuple[int, int]]:
     """Yield (first, last) rows that cut a tensor into blocks of at most `BLOCK_BYTES`, but at least a row."""
     step = max(1, BLOCK_BYTES // max(1, header.row_bytes))
-    for first in range(0, header.shape[0], step):
-        yield first, min(first + step, header.shape[0])
+    for first in range(0, header.num_rows, step):
+        yield first, min(first + step, header.num_rows)
 
 
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

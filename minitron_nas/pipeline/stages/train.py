@@ -118,6 +118,7 @@ def train_member(run: Run, hop: Hop, role: Role, target: Architecture, number: i
             folder=folder,
             dtype=stored_dtype(run.teacher.checkpoint.path),
             lineage=lineage,
+            text_only=plan.text_only,
         )
         path = str(folder.relative_to(run.folder.path))
         member = TrainedMember(name, role, hop.label, path, schedule.num_tokens, exported, untrained, Proof(**proof))

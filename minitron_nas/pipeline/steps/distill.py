@@ -21,12 +21,15 @@ from minitron_nas.execution.preemption import going_on
 from minitron_nas.execution.runner import Jobs
 from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.execution.workers import Workers
+from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.source import ModelSource, resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display, tell
 from minitron_nas.pipeline.steps.speech import settled, training_files
 from minitron_nas.pipeline.steps.text import read_splits
 from minitron_nas.pipeline.versions import versions
+from minitron_nas.progress import Progress
 from minitron_nas.pruning.export import export_student, proof_prompt, stored_dtype
+from minitron_nas.pruning.whole import require_tower
 from minitron_nas.search.rates import RULE, Probing, find_rate, probe_schedule, told_rates, why_no_probes
 from minitron_nas.storage.ledger import fingerprint
 from minitron_nas.storage.lineage import Lineage, Origin, Proof
@@ -70,6 +73,7 @@ def distill(
     runner: RunnerSettings | None = None,
     signals: str | Path | None = None,
     correction: str | Path | None = None,
+    text_only: bool = True,
     display: Display | None = None,
 ) -> Distilled:
     """Train a student to match a teacher with the same tokenizer, and write it as a stock folder.
@@ -96,6 +100,8 @@ def distill(
             same text from it.
         correction: What `correct` writes the same teacher to, under way or done: the teacher runs beside the
             student and takes its newest weights. Validation compares with the teacher as it was.
+        text_only: Of a student that looks at pictures too, whether what comes out is a text model; else it keeps tower
+            and projector as they are.
         display: Shows progress; on stderr by default.
 
     Raises:
@@ -115,7 +121,7 @@ def distill(
     workers = Workers(runner, work / "workers")
     with new_folder(folder), going_on(f"the same command goes on in {work}"):
         with display.stage("student", f"load and check {source_name(student)}") as progress:
-            source = resolve_teacher(student, work / "student", progress)
+            source = _opened(student, work / "student", text_only, progress)
         with display.stage("teacher", f"load and check {source_name(teacher)}") as progress:
             other = resolve_teacher(teacher, work / "teacher", progress)
         tell(display, other.about(text.sequence_length))
@@ -162,12 +168,15 @@ def distill(
             folder=folder.absolute(),
             dtype=stored_dtype(source.path),
             lineage=lineage,
+            text_only=text_only,
         )
         shutil.rmtree(work, ignore_errors=True)
     return Distilled(folder, result, Proof(**proof))
 
 
-def export(training: Path, source: Path, folder: Path, dtype: torch.dtype, lineage: Lineage) -> dict[str, Any]:
+def export(
+    training: Path, source: Path, folder: Path, dtype: torch.dtype, lineage: Lineage, text_only: bool
+) -> dict[str, Any]:
     """Write what a training has left as a stock folder, with its proof.
 
     Args:
@@ -176,14 +185,24 @@ def export(training: Path, source: Path, folder: Path, dtype: torch.dtype, linea
         folder: Where it goes.
         dtype: Of the stored weights.
         lineage: Where it comes from.
+        text_only: Whether it is written as a text model; else inside the wrapper that the source holds.
 
     Returns:
         The fields of `Proof`.
     """
     job = TrainingJob.read(training)
-    proof = export_student(trained(job), source, folder, dtype, proof_prompt(job.files.validation.open()), lineage)
+    prompt = proof_prompt(job.files.validation.open())
+    proof = export_student(trained(job), source, folder, dtype, prompt, lineage, text_only)
     release_memory()
     return asdict(proof)
+
+
+def _opened(student: ModelSource, work: Path, text_only: bool, progress: Progress) -> Checkpoint:
+    """Bring the student to disk, and refuse one without a tower if it is to keep that."""
+    source = resolve_teacher(student, work, progress)
+    if not text_only:
+        require_tower(source, source_name(student))
+    return source
 
 
 def _followed(

@@ -32,6 +32,7 @@ from minitron_nas.pruning.refit import needs_moments, repair_student
 from minitron_nas.pruning.repair_in_sequence import why_not_in_sequence
 from minitron_nas.pruning.settings import Repair, Start, StartSettings
 from minitron_nas.pruning.start import TakenStart, measure_start, possible_start
+from minitron_nas.pruning.whole import check_beside, require_tower, space_beside
 from minitron_nas.space.axes import SearchSpace, load_space
 from minitron_nas.space.enumerate import Candidate, enumerate_candidates
 from minitron_nas.space.size import Size
@@ -77,6 +78,7 @@ def prune(
     start: Start | None = None,
     repair: Repair | None = None,
     merge_heads: bool = False,
+    text_only: bool = True,
     display: Display | None = None,
 ) -> Pruned:
     """Cut one shape out of a teacher, without training, and write it as a stock folder.
@@ -105,6 +107,8 @@ def prune(
             allows it, unless given.
         repair: What makes up for what was cut; "ridge" where there is text, unless given.
         merge_heads: Whether query heads that stay take over something of those that leave their group.
+        text_only: Of a model that looks at pictures too, whether the student is a text model; else it keeps tower and
+            projector as they are, and with them `hidden_size` and the layers that the tower feeds.
         display: Shows progress; on stderr by default.
 
     Raises:
@@ -122,12 +126,12 @@ def prune(
     tell(display, about_text(data, text or TextSettings()) if data is not None else ())
     with new_folder(folder) as work, going_on(f"nothing was written to {folder}; the same command begins again"):
         with display.stage("teacher", f"load {source_name(teacher)}") as progress:
-            checkpoint = resolve_teacher(teacher, work, progress, read_values=False)
-        tell(display, checkpoint.about((text or TextSettings()).sequence_length if data is not None else 0))
+            checkpoint, space = _opened(teacher, work, space, text_only, progress)
+        tell(display, checkpoint.about((text or TextSettings()).sequence_length if data is not None else 0, text_only))
         source, layout = checkpoint.architecture, checkpoint.layout
         named = drop_from(source, shape or {}, drop_layers) if drop_layers is not None else None
         protected = space.protected_layers if named is None else ()
-        target = _target(checkpoint, shape or {}, wanted, named, space)
+        target = _target(checkpoint, shape or {}, wanted, named, space, text_only)
         PruningOrder.check_layers(source, protected, target.num_hidden_layers)
         taken = TakenStart.of(checkpoint, target, asked)
         rotates = possible_start(asked.channels, checkpoint)[0] == "rotate" and target.hidden_size < source.hidden_size
@@ -169,7 +173,9 @@ def prune(
             versions=versions(),
         )
         with display.stage("prune", f"cut to {target.id}; {taken}") as progress:
-            proof = write_student(prepared, target, folder, _prompt(source, seed), lineage, repaired, progress)
+            proof = write_student(
+                prepared, target, folder, _prompt(source, seed), lineage, repaired, progress, text_only=text_only
+            )
     return Pruned(folder, prepared.settled(target), count_parameters(target, layout), proof)
 
 
@@ -255,8 +261,21 @@ def _check_together(
         )
 
 
+def _opened(
+    teacher: ModelSource, work: Path, space: SearchSpace, text_only: bool, progress: Progress
+) -> tuple[Checkpoint, SearchSpace]:
+    """Bring the teacher to disk, and return it with the space that its tower leaves, if that is to stay."""
+    checkpoint = resolve_teacher(teacher, work, progress, read_values=False)
+    return checkpoint, space if text_only else space_beside(require_tower(checkpoint, source_name(teacher)), space)
+
+
 def _target(
-    checkpoint: Checkpoint, shape: Mapping[str, int], size: int | None, named: Sequence[int] | None, space: SearchSpace
+    checkpoint: Checkpoint,
+    shape: Mapping[str, int],
+    size: int | None,
+    named: Sequence[int] | None,
+    space: SearchSpace,
+    text_only: bool,
 ) -> Architecture:
     check_changes(shape, checkpoint.layout)
     if size is not None:
@@ -264,6 +283,8 @@ def _target(
     else:
         source = checkpoint.architecture
         target = (source if named is None else source.with_layers(named)).reshaped(shape)
+    if not text_only and checkpoint.tower is not None:
+        check_beside(checkpoint.tower, checkpoint.architecture, target, named)
     check_architecture(target, checkpoint.layout)
     return target
 

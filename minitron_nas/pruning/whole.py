@@ -1,0 +1,164 @@
+"""A student inside the wrapper that it was cut from: towers and projectors as they are, beside another text part."""
+
+import copy
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+from minitron_nas.architecture.spec import Architecture
+from minitron_nas.errors import InvalidArchitectureError, PlanError, ProofError
+from minitron_nas.execution.memory import available_memory
+from minitron_nas.families.wrappers import Tower
+from minitron_nas.models.causal_lm import CausalLM
+from minitron_nas.models.checkpoint import Checkpoint
+from minitron_nas.models.config import read_config
+from minitron_nas.models.loading import quiet_transformers
+from minitron_nas.models.outline import Outline, kept_for
+from minitron_nas.models.special_floats import plain_floats, tagged_floats
+from minitron_nas.models.stock_config import finished_config
+from minitron_nas.models.text_part import causal_lm_in, wrapper_in
+from minitron_nas.progress import Progress
+from minitron_nas.pruning.parts import Copied, total_bytes
+from minitron_nas.pruning.write import write_weights
+from minitron_nas.space.axes import SearchSpace
+from minitron_nas.storage.atomic import read_json, write_json
+from minitron_nas.storage.foreign import read_object
+from minitron_nas.storage.weights import read_headers
+
+_CONFIG = "config.json"
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+"""What says how pictures become numbers."""
+
+_ITS_OWN = {"architectures", "model_type", "transformers_version", "dtype", "torch_dtype"}
+"""Keys that a text model and a wrapper each have for themselves."""
+
+
+def require_tower(model: Checkpoint | Outline, told: str) -> Tower:
+    """Return the tower that is to stay beside a model's students.
+
+    Args:
+        model: The model.
+        told: What it is called, for the message.
+
+    Raises:
+        PlanError: If none lies beside it.
+    """
+    if model.tower is not None and model.tower.is_there:
+        return model.tower
+    held = "is in memory" if model.tower is not None else "has no such part"
+    raise PlanError(
+        f"text_only=false keeps what looks at pictures, and {told} {held}; give the folder or hub name of a model that "
+        "has it, or leave text_only out"
+    )
+
+
+def space_beside(tower: Tower, space: SearchSpace) -> SearchSpace:
+    """Return a space of shapes that a tower can stay beside.
+
+    Args:
+        tower: The tower.
+        space: The space, from which sizes that stay are left out, and whose protected layers grow.
+    """
+    protected = (*space.protected_layers, *(set(range(tower.num_fed_layers)) - set(space.protected_layers)))
+    axes = space.axes.model_copy(update=dict.fromkeys(tower.kept_sizes))
+    return space.model_copy(update={"axes": axes, "protected_layers": protected})
+
+
+def check_beside(
+    tower: Tower, source: Architecture, target: Architecture, kept_layers: Sequence[int] | None = None
+) -> None:
+    """Refuse a student that its source's tower cannot stay beside.
+
+    Args:
+        tower: The tower.
+        source: The shape of the text part.
+        target: The student's.
+        kept_layers: The layers of the source that it consists of, where they are known.
+
+    Raises:
+        InvalidArchitectureError: Naming what has to stay.
+    """
+    fed = set(range(tower.num_fed_layers))
+    changed = any(getattr(target, name) != getattr(source, name) for name in tower.kept_sizes)
+    if changed or (kept_layers is not None and fed - set(kept_layers)):
+        raise InvalidArchitectureError(
+            f"{target.id}: with text_only=false {kept_for(tower, source)}, because what looks at pictures writes "
+            "there; prune neurons, heads, experts or other layers"
+        )
+
+
+def put_into_wrapper(student: Path, source: Path, folder: Path, progress: Progress) -> None:
+    """Write the wrapper of a source with the student in place of its text part, and compare logits of text.
+
+    Args:
+        student: The student as a stock text model.
+        source: The wrapper's folder.
+        folder: An existing folder that holds nothing but an earlier attempt at the same.
+        progress: Told the number of bytes written and verified.
+
+    Raises:
+        DiskSpaceError: If the disk cannot hold it.
+        ProofError: If transformers computes other logits from it than from the student.
+    """
+    wrapper, headers = wrapper_in(source), read_headers(source)
+    assert wrapper is not None, source
+    names = wrapper.text_names(headers)
+    text = [Copied(_name_inside(name, names), header) for name, header in read_headers(student).items()]
+    parts = [*text, *(Copied(name, headers[name]) for name in wrapper.other_names(headers))]
+    write_weights(parts, folder, progress)
+    write_json(folder / _CONFIG, tagged_floats(_config_with(student, source)))
+    for name in _PROCESSORS:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    if 2 * total_bytes(parts) <= available_memory():
+        _compare(student, folder)
+
+
+def _name_inside(name: str, names: dict[str, str]) -> str:
+    """Return the name that a tensor of the text part has in the wrapper: another beginning."""
+    beginning = name.partition(".")[0] + "."
+    inside, bare = next(pair for pair in names.items() if pair[1].startswith(beginning))
+    return inside.removesuffix(bare.removeprefix(beginning)) + name.removeprefix(beginning)
+
+
+def _config_with(student: Path, source: Path) -> dict[str, Any]:
+    """Return the wrapper's config with all of its text part's that is another in the student's."""
+    config: dict[str, Any] = plain_floats(read_object(source / _CONFIG))
+    after = _filled(plain_floats(read_json(student / _CONFIG)))
+    before = _filled(finished_config(read_config(source), after["dtype"]))
+    changed = [key for key in before.keys() | after.keys() if before.get(key) != after.get(key)]
+    inner = config.get("text_config", config)
+    stated = {key: value for key, value in inner.items() if key in _ITS_OWN or key not in changed}
+    stated |= {key: after[key] for key in changed if key in after and key not in _ITS_OWN}
+    return {**config, "text_config": stated} if "text_config" in config else stated
+
+
+def _filled(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a text model's config with all that transformers fills in, as JSON holds it."""
+    filled = AutoConfig.for_model(**copy.deepcopy(config)).to_dict()
+    found: dict[str, Any] = json.loads(json.dumps({**filled, **config}, default=str))
+    return found
+
+
+@torch.no_grad()
+def _compare(student: Path, folder: Path) -> None:
+    proof = read_json(student / "proof.json")
+    ids, dtype = torch.tensor(proof["input_ids"]), getattr(torch, proof["dtype"])
+    found = []
+    for kind, place in ((AutoModelForCausalLM, student), (AutoModelForImageTextToText, folder)):
+        with quiet_transformers():
+            loaded: CausalLM = kind.from_pretrained(place, dtype=dtype, trust_remote_code=False)
+        found.append(causal_lm_in(loaded).eval()(input_ids=ids, use_cache=False).logits.float())
+        del loaded
+    difference = (found[0] - found[1]).abs().max().item()
+    if not difference <= proof["tolerance"]:
+        raise ProofError(
+            f"the student inside its wrapper, written to {folder.parent}, gives logits that differ by {difference:.3g} "
+            f"from those that it gives alone (at most {proof['tolerance']} is accepted); it was not given its name; "
+            "please report this"
+        )

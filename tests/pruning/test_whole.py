@@ -1,0 +1,136 @@
+"""Students inside the wrapper that they were cut from, against the same students alone, as transformers loads both."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+from minitron_nas.errors import InvalidArchitectureError, PlanError
+from minitron_nas.families.wrappers import WRAPPERS
+from minitron_nas.models.checkpoint import open_checkpoint
+from minitron_nas.pipeline.display import Quiet
+from minitron_nas.pipeline.steps.prune import prune
+from minitron_nas.space.axes import load_space
+from minitron_nas.testing import tiny_checkpoint
+
+IDS = torch.arange(10, 40)[None]
+SHAPES = {
+    "gemma4": {"intermediate_size": 40, "num_hidden_layers": 2},
+    "gemma4_unified": {"intermediate_size": 40, "num_hidden_layers": 2},
+    "llama4": {"intermediate_size": 40, "num_experts": 2, "num_key_value_heads": 1},
+    "qwen2_vl": {"intermediate_size": 40, "num_hidden_layers": 2},
+    "qwen2_5_vl": {"intermediate_size": 40, "num_hidden_layers": 2},
+    "qwen3_5": {"intermediate_size": 40, "num_key_value_heads": 1},
+    "qwen3_5_moe": {"moe_intermediate_size": 24, "num_experts": 2},
+}
+OTHERS = {"intermediate_size": 40, "num_key_value_heads": 1, "num_hidden_layers": 2}
+
+
+@torch.no_grad()
+def logits(model: Any) -> torch.Tensor:
+    if type(model).__name__ == "Llama4ForConditionalGeneration":  # whose own forward pass fails on text
+        model = model.language_model
+    found: torch.Tensor = model.eval()(input_ids=IDS, use_cache=False).logits
+    return found
+
+
+def loaded(folder: Path) -> Any:
+    """The wrapper in a folder, after transformers has found all that it needs there and needed all that is there."""
+    model, info = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=False, output_loading_info=True)
+    assert not any(info.values()), info
+    return model
+
+
+def beside_text(folder: Path) -> dict[str, torch.Tensor]:
+    tensors = load_file(folder / "model.safetensors")
+    wrapper = WRAPPERS[json.loads((folder / "config.json").read_text())["model_type"]]
+    return {name: tensors[name] for name in wrapper.other_names(tensors)}
+
+
+@pytest.mark.parametrize("model_type", WRAPPERS)
+def test_a_student_says_the_same_inside_its_wrapper_and_alone(
+    wrapper: Callable[..., Path], tmp_path: Path, model_type: str
+) -> None:
+    teacher, shape = wrapper(model_type, tied=model_type in {"gemma3", "smolvlm"}), SHAPES.get(model_type, OTHERS)
+    alone = prune(teacher, tmp_path / "alone", shape, scores="random", display=Quiet())
+    inside = prune(teacher, tmp_path / "inside", shape, scores="random", text_only=False, display=Quiet())
+    assert (inside.architecture, inside.num_parameters) == (alone.architecture, alone.num_parameters)
+    assert inside.proof == alone.proof is not None
+    whole, student = loaded(inside.path), AutoModelForCausalLM.from_pretrained(alone.path, trust_remote_code=False)
+    assert type(whole) is type(AutoModelForImageTextToText.from_pretrained(teacher))
+    assert torch.equal(logits(whole), logits(student))
+    before, after = beside_text(teacher), beside_text(inside.path)
+    assert before.keys() == after.keys() != set()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert open_checkpoint(inside.path).architecture == open_checkpoint(alone.path).architecture
+    assert {file.name for file in alone.path.iterdir()} == {file.name for file in inside.path.iterdir()}
+
+
+def test_pruning_nothing_of_it_gives_the_wrapper_back(wrapper: Callable[..., Path], tmp_path: Path) -> None:
+    teacher = wrapper("qwen3_vl")
+    prune(teacher, tmp_path / "same", {"intermediate_size": 96}, scores="magnitude", text_only=False, display=Quiet())
+    before, after = (load_file(folder / "model.safetensors") for folder in (teacher, tmp_path / "same"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    configs = [json.loads((folder / "config.json").read_text()) for folder in (teacher, tmp_path / "same")]
+    assert configs[0] == configs[1]
+
+
+def test_a_student_that_was_cut_inside_its_wrapper_is_cut_again(wrapper: Callable[..., Path], tmp_path: Path) -> None:
+    first = prune(
+        wrapper("mistral3"),
+        tmp_path / "a",
+        {"intermediate_size": 64},
+        scores="random",
+        text_only=False,
+        display=Quiet(),
+    )
+    second = prune(
+        first.path, tmp_path / "b", {"num_hidden_layers": 2}, scores="random", text_only=False, display=Quiet()
+    )
+    assert (loaded(second.path).config.text_config.intermediate_size, second.architecture.num_hidden_layers) == (64, 2)
+
+
+def test_what_is_said_of_pictures_goes_with_the_wrapper(wrapper: Callable[..., Path], tmp_path: Path) -> None:
+    teacher = wrapper("gemma3")
+    (teacher / "preprocessor_config.json").write_text('{"size": 28}')
+    pruned = prune(teacher, tmp_path / "s", OTHERS, scores="random", text_only=False, display=Quiet())
+    assert (pruned.path / "preprocessor_config.json").read_text() == '{"size": 28}'
+
+
+@pytest.mark.parametrize(
+    ("model_type", "request_", "fault"),
+    [
+        ("gemma3", {"shape": {"hidden_size": 40}}, r"hidden_size=48 stay, because what looks at pictures writes there"),
+        ("qwen3_vl", {"drop_layers": [0]}, r"hidden_size=48 and the first layers that it feeds stay"),
+        ("qwen2_5_vl", {"shape": {"num_key_value_heads": 1}}, r"hidden_size=48, num_attention_heads=6, num_key_value"),
+    ],
+)
+def test_what_the_tower_writes_into_cannot_leave(
+    wrapper: Callable[..., Path], tmp_path: Path, model_type: str, request_: dict[str, Any], fault: str
+) -> None:
+    with pytest.raises(InvalidArchitectureError, match=fault):
+        prune(wrapper(model_type), tmp_path / "s", scores="random", text_only=False, display=Quiet(), **request_)
+    assert not (tmp_path / "s").exists()
+
+
+def test_layers_that_a_tower_feeds_are_never_ranked_last(wrapper: Callable[..., Path], tmp_path: Path) -> None:
+    space = load_space("default").model_copy(update={"protected_layers": ()})
+    teacher, shape = wrapper("qwen3_vl"), {"num_hidden_layers": 1}
+    pruned = prune(teacher, tmp_path / "s", shape, scores="random", text_only=False, space=space, display=Quiet())
+    assert json.loads((pruned.path / "lineage.json").read_text())["kept_layers"] == [0]
+
+
+def test_a_model_without_a_tower_and_one_in_memory_are_refused(wrapper: Callable[..., Path], tmp_path: Path) -> None:
+    from minitron_nas.testing import tiny_tokenizer
+
+    llama = tiny_checkpoint(tmp_path / "llama", "llama")
+    live = (AutoModelForImageTextToText.from_pretrained(wrapper("gemma3")), tiny_tokenizer())
+    for teacher, fault in ((llama, "has no such part; give the folder"), (live, "is in memory; give the folder")):
+        with pytest.raises(PlanError, match=f"text_only=false keeps what looks at pictures, and .* {fault}"):
+            prune(teacher, tmp_path / "s", OTHERS, scores="random", text_only=False, display=Quiet())
