@@ -4,11 +4,10 @@ from collections.abc import MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from minitron_nas.errors import PlanError
-from minitron_nas.execution.device import available_bytes, compute_dtype, pick_device, release_memory
+from minitron_nas.execution.device import release_memory
 from minitron_nas.importance.moments import Readers, second_moments, sweep_moments
 from minitron_nas.importance.score import score_importance, sweep_importance
 from minitron_nas.importance.scores import ImportanceScores
@@ -16,34 +15,10 @@ from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.loading import load_for_inference
 from minitron_nas.models.outline import Outline
+from minitron_nas.models.placement import fits_in_memory, whole_model_bytes
 from minitron_nas.progress import Progress
 from minitron_nas.settings import about_bytes
 from minitron_nas.text.tokens import PackedTokens
-
-_MARGIN_FRACTION = 0.2
-"""Of the weights, for what loading and a forward pass need beside them."""
-_MARGIN_BYTES = 1 << 30
-
-
-def whole_model_bytes(checkpoint: Checkpoint | Outline) -> int:
-    """Return the memory that running a whole model takes, in the type that this process computes in.
-
-    Args:
-        checkpoint: The model.
-    """
-    weights = checkpoint.num_parameters * compute_dtype(pick_device()).itemsize
-    return int(weights * (1 + _MARGIN_FRACTION)) + _MARGIN_BYTES
-
-
-def fits_in_memory(checkpoint: Checkpoint | Outline, more_bytes: int = 0) -> bool:
-    """Whether a whole model can be loaded now, in main memory and on this process' device.
-
-    Args:
-        checkpoint: The model.
-        more_bytes: What is kept beside it.
-    """
-    places = {torch.device("cpu"), pick_device()}
-    return whole_model_bytes(checkpoint) + more_bytes <= min(available_bytes(place) for place in places)
 
 
 def pass_title(title: str, whole: bool) -> str:

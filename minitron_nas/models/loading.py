@@ -3,6 +3,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from weakref import finalize
 
 import torch
 
@@ -11,16 +14,27 @@ from minitron_nas.families.wrappers import TEXT_NAMES
 from minitron_nas.models.attention import attend_by_document
 from minitron_nas.models.causal_lm import CausalLM, moved
 from minitron_nas.models.config import read_config
+from minitron_nas.models.placement import find_places
 from minitron_nas.models.text_part import wrapper_in
 
 
 def load_for_inference(path: Path) -> CausalLM:
     """Load a stock folder on this process' device, in the dtype it computes best with.
 
+    What the device has no room for lies on this process' other devices, in main memory or in its files, and is not
+    fit for training.
+
     Args:
         path: The folder.
     """
-    return _load(path, compute_dtype(pick_device()), pick_device())
+    device, places = pick_device(), find_places(path)
+    if places is None:
+        return moved(load_stock(path, compute_dtype(device)).eval(), device)
+    folder = TemporaryDirectory()  # for tensors that transformers has to put together
+    with quiet_transformers():
+        model = load_stock(path, compute_dtype(device), device_map=places, offload_folder=folder.name).eval()
+    finalize(model, folder.cleanup)
+    return model
 
 
 def load_for_training(path: Path, device: torch.device | None = None) -> CausalLM:
@@ -30,27 +44,28 @@ def load_for_training(path: Path, device: torch.device | None = None) -> CausalL
         path: The folder.
         device: Where to, instead of this process' device.
     """
-    return _load(path, torch.float32, device or pick_device())
+    return moved(load_stock(path, torch.float32).eval(), device or pick_device())
 
 
-def load_stock(path: Path, dtype: torch.dtype) -> CausalLM:
+def load_stock(path: Path, dtype: torch.dtype, **options: Any) -> CausalLM:
     """Load a stock folder; of a wrapper its text part, without the others.
 
     Args:
         path: The folder.
         dtype: Of the weights.
+        **options: Others of `from_pretrained`.
     """
     from transformers import AutoConfig, AutoModelForCausalLM  # deferred: importing model classes takes seconds
 
     model: CausalLM
     if wrapper_in(path) is None:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=False, **options)
         attend_by_document(model)
         return model
     config = AutoConfig.for_model(**read_config(path))
     with quiet_transformers():  # it would report every tensor of the other parts
         model = AutoModelForCausalLM.from_pretrained(
-            path, config=config, key_mapping=TEXT_NAMES, dtype=dtype, trust_remote_code=False
+            path, config=config, key_mapping=TEXT_NAMES, dtype=dtype, trust_remote_code=False, **options
         )
     attend_by_document(model)
     vars(model).pop("_weight_conversions", None)  # else it would be saved under the wrapper's names again
@@ -68,7 +83,3 @@ def quiet_transformers() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(verbosity)
-
-
-def _load(path: Path, dtype: torch.dtype, device: torch.device) -> CausalLM:
-    return moved(load_stock(path, dtype).eval(), device)

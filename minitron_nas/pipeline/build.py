@@ -16,6 +16,7 @@ from minitron_nas.models.agreement import check_agreement
 from minitron_nas.models.checkpoint import Checkpoint, open_checkpoint
 from minitron_nas.models.checks import check_values
 from minitron_nas.models.hub import commit_of
+from minitron_nas.models.placement import about_places, find_places
 from minitron_nas.models.source import ModelSource, check_source, resolve_teacher, source_name
 from minitron_nas.pipeline.devices import Devices
 from minitron_nas.pipeline.display import Display, default_display, tell
@@ -192,7 +193,8 @@ def _begin(
         checkpoint = resolve_teacher(source, folder.given, progress, read_values=False, compare=False)
         if not folder.has_begun_with(checkpoint.fingerprint):
             check_values(checkpoint.path, checkpoint.headers, progress)
-            workers_of(plan, folder).call(agree, teacher=checkpoint.path)
+            if spread := workers_of(plan, folder).call(agree, teacher=checkpoint.path):
+                display.note(f"teacher: {spread}")
     tell(display, checkpoint.about(plan.text.sequence_length, plan.text_only))
     plan, signal = _settled(plan, checkpoint, folder, devices)
     pools = preflight(plan, checkpoint.outline(), data, folder, devices, folder.work / "ray")
@@ -223,13 +225,19 @@ def _begin(
     return plan, checkpoint.at(folder.teacher), pools
 
 
-def agree(teacher: Path) -> None:
+def agree(teacher: Path) -> str:
     """Check that surgery reads the model that transformers loads, as `check_agreement` says.
 
     Args:
         teacher: Its folder.
+
+    Returns:
+        How it is spread over several places; empty where one device has room for it.
     """
-    check_agreement(open_checkpoint(teacher, read_values=False))
+    checkpoint = open_checkpoint(teacher, read_values=False)
+    check_agreement(checkpoint)
+    places = find_places(teacher)
+    return about_places(places, checkpoint.layout) if places is not None else ""
 
 
 def _settled(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder, devices: Devices) -> tuple[FamilyPlan, str]:

@@ -7,10 +7,11 @@ from pathlib import Path
 from minitron_nas.architecture.layout import HIDDEN
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.importance.moments import Readers
-from minitron_nas.importance.passes import CalibrationPass, fits_in_memory
+from minitron_nas.importance.passes import CalibrationPass
 from minitron_nas.importance.tensor_folder import TensorFolder
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.outline import Outline
+from minitron_nas.models.placement import fits_in_memory
 from minitron_nas.progress import Progress, silent
 from minitron_nas.pruning.refit import cuts_inputs
 from minitron_nas.pruning.repair_in_sequence import why_not_in_sequence

@@ -11,10 +11,12 @@ import torch
 
 from minitron_nas.errors import PlanError
 from minitron_nas.importance import passes
-from minitron_nas.importance.passes import CalibrationPass, fits_in_memory, require_whole_model, whole_model_bytes
+from minitron_nas.importance.passes import CalibrationPass, require_whole_model
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
+from minitron_nas.models import placement
 from minitron_nas.models.checkpoint import open_checkpoint
+from minitron_nas.models.placement import fits_in_memory, whole_model_bytes
 from minitron_nas.pipeline.display import Quiet
 from minitron_nas.pipeline.engine import Engine, Left, Stage
 from minitron_nas.pipeline.plan import make_plan
@@ -33,7 +35,7 @@ TEXT = TextSettings(sequence_length=64, calibration_samples=8)
 
 @pytest.fixture(autouse=True)
 def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    for place in ("importance.layered_model", "importance.passes", "models.loading"):
+    for place in ("importance.layered_model", "models.loading", "models.placement"):
         monkeypatch.setattr(f"minitron_nas.{place}.compute_dtype", lambda device: torch.float32)
 
 
@@ -80,7 +82,7 @@ def test_it_has_to_fit_into_main_memory_and_the_devices(
     checkpoint = open_checkpoint(trained_teacher)
     needed = whole_model_bytes(checkpoint)
     give_memory(monkeypatch, main * needed)
-    monkeypatch.setattr(passes, "pick_device", lambda: torch.device("cuda", 0))
+    monkeypatch.setattr(placement, "pick_device", lambda: torch.device("cuda", 0))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda place: (device * needed, 2 * needed))
     assert fits_in_memory(checkpoint) == fits
 

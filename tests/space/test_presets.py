@@ -37,6 +37,16 @@ PRESETS = {
     "smollm2-1.7b": Preset(1_711_376_384, ("1.3B", "1B")),
     "smollm2-135m": Preset(134_515_008, ("90M",)),
     "smollm2-360m": Preset(361_821_120, ("280M", "230M")),
+    "gpt-oss-20b": Preset(20_914_757_184, ("16B", "12B")),
+    # Without the vision tower and projector.
+    "gemma-3-12b": Preset(11_766_034_176, ("9B", "7B")),
+    "llama-3.3-70b": Preset(70_553_706_496, ("50B", "35B")),
+    "mistral-small-24b": Preset(23_572_403_200, ("16B", "12B")),
+    "olmo-2-7b": Preset(7_298_617_344, ("5B", "4B")),
+    "phi-4": Preset(14_659_507_200, ("10B", "7B")),
+    "qwen3-1.7b": Preset(1_720_574_976, ("1.2B", "900M")),
+    "qwen3-14b": Preset(14_768_307_200, ("10B", "8B")),
+    "qwen3-32b": Preset(32_762_123_264, ("24B", "16B")),
 }
 SIZES = [(name, size) for name, preset in PRESETS.items() for size in preset.sizes]
 

@@ -6,10 +6,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from minitron_nas.importance.layers import Depths, choose_layers
-from minitron_nas.importance.passes import CalibrationPass, fits_in_memory, pass_title
+from minitron_nas.importance.passes import CalibrationPass, pass_title
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
 from minitron_nas.models.checkpoint import open_checkpoint
+from minitron_nas.models.placement import fits_in_memory
 from minitron_nas.pipeline import inputs
 from minitron_nas.pipeline.engine import Done, Left, Stage
 from minitron_nas.pipeline.run import Run, Source

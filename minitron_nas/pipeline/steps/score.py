@@ -10,10 +10,11 @@ from transformers import AutoTokenizer
 
 from minitron_nas.execution.preemption import going_on
 from minitron_nas.importance.baselines import magnitude_scores, random_scores
-from minitron_nas.importance.passes import CalibrationPass, fits_in_memory, pass_title
+from minitron_nas.importance.passes import CalibrationPass, pass_title
 from minitron_nas.importance.scores import ImportanceScores, load_calibration
 from minitron_nas.importance.settings import ImportanceSettings
 from minitron_nas.models.checkpoint import Checkpoint
+from minitron_nas.models.placement import fits_in_memory
 from minitron_nas.models.source import ModelSource, resolve_teacher
 from minitron_nas.pipeline.display import Display, default_display, tell
 from minitron_nas.storage.run_folder import new_folder, require_new_folder
