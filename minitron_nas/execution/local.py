@@ -1,6 +1,7 @@
-"""The runner that stays in this process: for debugging, notebooks and single machines."""
+"""The runner that stays in this process: for debugging, notebooks, and what gains nothing by another."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from minitron_nas.execution.deadline import Deadline
 from minitron_nas.execution.runner import Job, JobFunction, Outcome, attempt, slowest_before
@@ -21,6 +22,10 @@ class LocalRunner:
     def room(self) -> int:
         """Return how many jobs run at once: one."""
         return 1
+
+    def held(self) -> AbstractContextManager[None]:
+        """Do nothing: nothing is started."""
+        return nullcontext()
 
     def execute(self, function: JobFunction, jobs: Sequence[Job], on_outcome: Callable[[Outcome], None]) -> None:
         """Run every job in this process.

@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,10 @@ class RayTuneRunner:
         with ray_session.connected(self._settings.address, self._folder):
             each = self._resources()
             return ray_session.room_for(each["cpu"], each["gpu"])
+
+    def held(self) -> AbstractContextManager[None]:
+        """Stay connected to Ray, and with it the Ray that is started here, until the block ends."""
+        return ray_session.connected(self._settings.address, self._folder)
 
     def execute(self, function: JobFunction, jobs: Sequence[Job], on_outcome: Callable[[Outcome], None]) -> None:
         """Run every job as a trial.

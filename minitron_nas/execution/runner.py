@@ -7,7 +7,7 @@ are interchangeable behind it.
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self, TypeAlias
@@ -77,6 +77,9 @@ class Runner(Protocol):
 
     def room(self) -> int:
         """Return how many jobs run at once."""
+
+    def held(self) -> AbstractContextManager[None]:
+        """Keep what is started for a call until the block ends, for the calls in it."""
 
     def execute(self, function: JobFunction, jobs: Sequence[Job], on_outcome: Callable[[Outcome], None]) -> None:
         """Run every job and hand over each outcome as soon as it is there.

@@ -10,7 +10,8 @@ from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import TrialError
 from minitron_nas.evaluation.latency import LatencyModel
 from minitron_nas.execution.choice import make_runner
-from minitron_nas.execution.runner import Jobs, Outcome
+from minitron_nas.execution.local import LocalRunner
+from minitron_nas.execution.runner import Jobs, Outcome, Runner
 from minitron_nas.pipeline import inputs
 from minitron_nas.pipeline.engine import Done, Left, Stage
 from minitron_nas.pipeline.hop import Hop
@@ -140,13 +141,14 @@ def write_search(run: Run, told: Sequence[Done]) -> None:
     run.engine.run(stage, action)
 
 
-def _jobs(run: Run, hop: Hop) -> Jobs:
+def _jobs(run: Run, hop: Hop, here: bool = False) -> Jobs:
     """Where the size's jobs run; what has been measured for other inputs is not taken for theirs."""
-    folder, runner = run.folder.trials(hop.label), run.plan.runner
+    folder, settings = run.folder.trials(hop.label), run.plan.runner
+    runner: Runner = LocalRunner(settings) if here else make_runner(settings, run.folder.work / "ray")
     key = fingerprint(
         [inputs.of_search(run.plan, hop.size, hop.learning_rate), [done.entry.digest for done in hop.needs]]
     )
-    return Jobs(make_runner(runner, run.folder.work / "ray"), folder / key, runner.max_failures)
+    return Jobs(runner, folder / key, settings.max_failures)
 
 
 def _screen(run: Run, hop: Hop, pool: Pool) -> Done:
@@ -156,7 +158,8 @@ def _screen(run: Run, hop: Hop, pool: Pool) -> Done:
     num_sequences = settings.screen_sequences and settings.screen_sequences * len(run.tokens.texts)
 
     def action(progress: Progress) -> Left:
-        jobs = _jobs(run, hop).within("screen")
+        # One after the other they gain nothing by workers, each of which takes longer to start than they take.
+        jobs = _jobs(run, hop, run.workers.here).within("screen")
         done = 0
 
         def measure(candidates: Sequence[Candidate]) -> dict[str, Outcome]:
@@ -175,7 +178,8 @@ def _screen(run: Run, hop: Hop, pool: Pool) -> Done:
         here = conditions(run, hop, num_sequences)
         earlier = taken_over(run, hop, pool, here)
         sampler = make_sampler(pool, settings, plan.seed, earlier.beyond)
-        explored = explore(pool, sampler, settings, measure, earlier.known)
+        with jobs.runner.held():
+            explored = explore(pool, sampler, settings, measure, earlier.known)
         _tell_losses(run, f"{hop.label} screen", {each.key: each for each in explored.outcomes.values()})
         kls = explored.kls()
         if not kls:
@@ -213,15 +217,16 @@ def _contest(
             jobs = _jobs(run, hop)
             distillation = hop.lessons.of_trials(plan.distillation.at_rate(hop.learning_rate))
             training = ShortTraining(distillation, tuple(rungs), plan.search.reduction, plan.seed)
-            chosen, trials = tournament(
-                finalists,
-                starts_of(run, hop, hop.lessons.trials),
-                training,
-                jobs.within("rungs"),
-                jobs.results / "checkpoints",
-                choice,
-                progress,
-            )
+            with jobs.runner.held():
+                chosen, trials = tournament(
+                    finalists,
+                    starts_of(run, hop, hop.lessons.trials),
+                    training,
+                    jobs.within("rungs"),
+                    jobs.results / "checkpoints",
+                    choice,
+                    progress,
+                )
             ids = [candidate.id for candidate in chosen]
             _tell_losses(run, f"{hop.label} tournament", {trial.candidate.id: trial.outcome for trial in trials})
         outcomes = {outcome.key: outcome for outcome in explored.outcomes.values()}
