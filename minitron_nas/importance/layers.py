@@ -14,7 +14,7 @@ from minitron_nas.importance.passes import require_whole_model
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import DepthSettings
 from minitron_nas.models.checkpoint import Checkpoint
-from minitron_nas.models.loading import load_for_inference
+from minitron_nas.models.loading import load_whole
 from minitron_nas.progress import Progress, silent
 from minitron_nas.text.tokens import PackedTokens
 
@@ -66,7 +66,7 @@ def choose_layers(
         return layer_table({}, num_layers)
     require_whole_model(checkpoint, settings)
     text = calibration().first(settings.num_sequences) if settings.needs_text else None
-    model = load_for_inference(checkpoint.path)
+    model = load_whole(checkpoint.path)
     criterion = make_criterion(model, checkpoint.layout, settings, text, checkpoint.path, seed)
     if settings.mode == "layers":
         table = layers_alone(criterion, num_layers, protected, progress, kinds)

@@ -13,7 +13,7 @@ from minitron_nas.importance.score import score_importance, sweep_importance
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
 from minitron_nas.models.checkpoint import Checkpoint
-from minitron_nas.models.loading import load_for_inference
+from minitron_nas.models.loading import load_whole
 from minitron_nas.models.outline import Outline
 from minitron_nas.models.placement import fits_in_memory, whole_model_bytes
 from minitron_nas.progress import Progress
@@ -60,7 +60,7 @@ class CalibrationPass:
         checkpoint = self.checkpoint
         if not self.whole:
             return sweep_importance(checkpoint, self.text, settings, self.folder, progress=progress)
-        model = load_for_inference(checkpoint.path)
+        model = load_whole(checkpoint.path)
         scores = score_importance(
             model, checkpoint.architecture, checkpoint.layout, self.text, settings, progress=progress
         )
@@ -82,7 +82,7 @@ class CalibrationPass:
         if not self.whole:
             sweep_moments(self.checkpoint, self.text, self.folder, kept, readers, progress=progress)
             return
-        model = load_for_inference(self.checkpoint.path)
+        model = load_whole(self.checkpoint.path)
         second_moments(model, self.checkpoint.layout, self.text, kept, readers, progress=progress)
         del model
         release_memory()

@@ -21,20 +21,30 @@ from minitron_nas.models.text_part import wrapper_in
 def load_for_inference(path: Path) -> CausalLM:
     """Load a stock folder on this process' device, in the dtype it computes best with.
 
-    What the device has no room for lies on this process' other devices, in main memory or in its files, and is not
-    fit for training.
+    What the device has no room for lies on this process' other devices, in main memory or in its files: such a model
+    can be run, but its layers' weights can neither be read nor trained.
 
     Args:
         path: The folder.
     """
     device, places = pick_device(), find_places(path)
     if places is None:
-        return moved(load_stock(path, compute_dtype(device)).eval(), device)
+        return load_whole(path)
     folder = TemporaryDirectory()  # for tensors that transformers has to put together
     with quiet_transformers():
         model = load_stock(path, compute_dtype(device), device_map=places, offload_folder=folder.name).eval()
     finalize(model, folder.cleanup)
     return model
+
+
+def load_whole(path: Path) -> CausalLM:
+    """Load a stock folder likewise, all of it on this process' device, so that its weights can be read.
+
+    Args:
+        path: The folder.
+    """
+    device = pick_device()
+    return moved(load_stock(path, compute_dtype(device)).eval(), device)
 
 
 def load_for_training(path: Path, device: torch.device | None = None) -> CausalLM:

@@ -41,7 +41,7 @@ def measured_numbers(table: torch.Tensor) -> list[int]:
 def test_block_importance_of_single_layers_needs_neither_text_nor_model(
     checkpoint: Checkpoint, scores: ImportanceScores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "load_for_inference", None)
+    monkeypatch.setattr(module, "load_whole", None)
     depths = Depths([3], (0, -1))
     table = choose_layers(checkpoint, scores, DepthSettings(), depths, lambda: 1 / 0, 0)  # type: ignore[arg-type, return-value]
     best = max((1, 2, 3), key=lambda layer: scores.layers[layer].item())

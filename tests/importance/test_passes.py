@@ -94,7 +94,7 @@ def test_a_model_that_does_not_fit_gets_the_same_scores_layer_by_layer_and_the_u
     score(trained_teacher, text_file, tmp_path / "whole", TEXT, display=told)
     assert told.titles[-1] == "importance over 512 tokens"
     give_memory(monkeypatch, 1000)
-    monkeypatch.setattr(passes, "load_for_inference", None)
+    monkeypatch.setattr(passes, "load_whole", None)
     score(trained_teacher, text_file, tmp_path / "swept", TEXT, display=told)
     assert told.titles[-1] == ("importance over 512 tokens, layer by layer, because the model does not fit into memory")
     whole, swept = (ImportanceScores.load(tmp_path / name, checkpoint.fingerprint) for name in ("whole", "swept"))
@@ -124,7 +124,7 @@ def test_pruning_on_text_gives_the_same_student_layer_by_layer(
     shape = {"hidden_size": 42, "num_hidden_layers": 4}
     prune(trained_teacher, tmp_path / "whole", shape, data=text_file, text=TEXT, display=Quiet())
     give_memory(monkeypatch, 1000)
-    monkeypatch.setattr(passes, "load_for_inference", None)
+    monkeypatch.setattr(passes, "load_whole", None)
     prune(trained_teacher, tmp_path / "swept", shape, data=text_file, text=TEXT, display=Quiet())
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "swept")]
     assert files[0] == files[1]

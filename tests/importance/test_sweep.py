@@ -13,7 +13,7 @@ from minitron_nas.importance.settings import ImportanceSettings
 from minitron_nas.importance.sweep import Section, sweep
 from minitron_nas.importance.tensor_folder import TensorFolder
 from minitron_nas.models.checkpoint import open_checkpoint
-from minitron_nas.models.loading import load_for_inference
+from minitron_nas.models.loading import load_whole
 from minitron_nas.testing import tiny_checkpoint
 from minitron_nas.text.packing import pack
 
@@ -36,7 +36,7 @@ def compute_in(monkeypatch, dtype):
 
 def both_scores(folder, settings=None):
     checkpoint, settings = open_checkpoint(folder), settings or ImportanceSettings()
-    model = load_for_inference(folder)
+    model = load_whole(folder)
     whole = score_importance(model, checkpoint.architecture, checkpoint.layout, TEXT, settings, 2)
     return whole, sweep_importance(checkpoint, TEXT, settings, folder, 2)
 
@@ -91,7 +91,7 @@ def test_the_second_moments_are_those_of_one_pass_to_the_bit(tmp_path, model_typ
     checkpoint = open_checkpoint(tiny_checkpoint(tmp_path, model_type))
     layout, shape = checkpoint.layout, checkpoint.architecture
     whole, swept = {}, TensorFolder(tmp_path / "moments")
-    second_moments(load_for_inference(tmp_path), layout, TEXT, whole, batch_sequences=2)
+    second_moments(load_whole(tmp_path), layout, TEXT, whole, batch_sequences=2)
     sweep_moments(checkpoint, TEXT, tmp_path, swept, batch_sequences=2)
     assert set(swept) == set(whole)
     assert set(whole) == {
@@ -115,7 +115,7 @@ def test_every_layer_is_visited_once_in_order_alone_and_the_final_norm_with_the_
 
 
 def test_all_of_a_model_is_a_section(tmp_path):
-    section = Section.whole(load_for_inference(tiny_checkpoint(tmp_path, "gpt2")))
+    section = Section.whole(load_whole(tiny_checkpoint(tmp_path, "gpt2")))
     assert (section.layers, section.is_last) == (range(4), True)
     assert section.module("transformer.h.{layer}", 2) is section.model.transformer.h[2]
 

@@ -70,7 +70,8 @@ def test_a_wrapper_on_the_hub_has_the_shape_of_its_text_part(wrapper, tmp_path, 
     shutil.copy(wrapper("qwen3_vl") / "config.json", tmp_path)
     monkeypatch.setattr(teacher, "download_config", lambda name: tmp_path)
     outline = outline_teacher("owner/tiny", tmp_path)
-    assert (outline.layout.model_type, outline.text_of) == ("qwen3", "qwen3_vl")
+    assert outline.tower is not None
+    assert (outline.layout.model_type, outline.tower.model_type) == ("qwen3", "qwen3_vl")
     assert next(outline.about(0)).startswith("of the qwen3_vl the text part is taken, a Qwen3ForCausalLM;")
 
 

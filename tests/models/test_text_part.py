@@ -57,7 +57,8 @@ def test_the_text_part_gives_the_logits_of_the_wrapper_to_the_bit(wrapper, tmp_p
     assert checkpoint.num_parameters == sum(parameter.numel() for parameter in teacher.parameters())
     assert checkpoint.num_parameters < sum(parameter.numel() for parameter in whole.parameters())
     assert checkpoint.architecture.tie_word_embeddings is tied
-    assert (checkpoint.text_of, checkpoint.path) == (model_type, folder)
+    assert checkpoint.tower is not None
+    assert (checkpoint.tower.model_type, checkpoint.tower.is_there, checkpoint.path) == (model_type, True, folder)
 
 
 @pytest.mark.parametrize("model_type", ["gemma3", "qwen3_vl"])
@@ -74,7 +75,9 @@ def test_a_live_wrapper_gives_its_text_part_and_stays_as_it_is(wrapper, tmp_path
     before = {name: tensor.clone() for name, tensor in live.state_dict().items()}
     checkpoint = resolve_teacher((live, tiny_tokenizer()), tmp_path)
     stock = AutoModelForCausalLM.from_pretrained(checkpoint.path)
-    assert (type(stock).__name__, checkpoint.text_of) == (CLASSES[model_type], model_type)
+    assert checkpoint.tower is not None
+    assert (type(stock).__name__, checkpoint.tower.model_type) == (CLASSES[model_type], model_type)
+    assert not checkpoint.tower.is_there
     assert torch.equal(logits(stock), logits(live))
     assert not any("vision" in name or "visual" in name for name in read_text_headers(checkpoint.path))
     assert all(torch.equal(tensor, before[name]) for name, tensor in live.state_dict().items())

@@ -157,7 +157,7 @@ def test_a_finished_run_that_is_repeated_reads_no_weights(
     def refuse(*_: Any, **__: Any) -> None:
         pytest.fail("weights were read")
 
-    for place in ("pipeline.build.check_values", "models.checkpoint.check_values", "models.loading._load"):
+    for place in ("pipeline.build.check_values", "models.checkpoint.check_values", "models.loading.load_stock"):
         monkeypatch.setattr(f"minitron_nas.{place}", refuse)
     assert repeat(run).members[0].name == "90k"
 
