@@ -32,8 +32,9 @@ def load_for_inference(path: Path) -> CausalLM:
         return load_whole(path)
     folder = TemporaryDirectory()  # for tensors that transformers has to put together
     with quiet_transformers():
-        model = load_stock(path, compute_dtype(device), device_map=places, offload_folder=folder.name).eval()
+        model = load_stock(path, compute_dtype(device), device_map=places, offload_folder=folder.name)
     finalize(model, folder.cleanup)
+    model.eval()
     return model
 
 
