@@ -94,19 +94,27 @@ def written_out(teacher: Path, tick: Tick, loss: Callable[[Any, Any, torch.Tenso
         tick()
 
 
-def trainer(teacher: Path, folder: Path, tick: Tick) -> None:
+class Distiller(Trainer):
     """Hugging Face's Trainer with a `compute_loss` over whole logits."""
-    speaker = load_for_inference(teacher)
 
-    class Distiller(Trainer):
-        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None):
-            with torch.no_grad():
-                target = speaker(input_ids=inputs["input_ids"], use_cache=False).logits
-            return whole_kl(model(input_ids=inputs["input_ids"], use_cache=False).logits, target)
+    def __init__(self, student: Any, speaker: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(student, *args, **kwargs)
+        self._speaker = speaker
 
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        with torch.no_grad():
+            target = self._speaker(input_ids=inputs["input_ids"], use_cache=False).logits
+        return whole_kl(model(input_ids=inputs["input_ids"], use_cache=False).logits, target)
+
+
+def trainer(teacher: Path, folder: Path, tick: Tick) -> None:
+    """Hugging Face's Trainer."""
     rows = [{"input_ids": ids} for ids in tokens().input_ids]
     arguments = TrainingArguments(**trainer_arguments(folder))
-    Distiller(new_student(teacher), arguments, train_dataset=rows, callbacks=[Ticker(tick)]).train()
+    speaker = load_for_inference(teacher)
+    Distiller(new_student(teacher), speaker, arguments, train_dataset=rows, callbacks=[Ticker(tick)]).train()
 
 
 def gkd(teacher: Path, folder: Path, tick: Tick) -> None:
@@ -139,35 +147,29 @@ def gkd(teacher: Path, folder: Path, tick: Tick) -> None:
     ).train()
 
 
-def ours(
-    teacher: Path, folder: Path, tick: Tick, signal: TeacherSignal, kind: str, torch_compile: bool = False
-) -> None:
-    text = tokens()
-    settings = DistillationSettings(
-        tokens=text.num_tokens,
-        learning_rate=LEARNING_RATE,
-        batch_sequences=BATCH,
-        micro_batch_sequences=BATCH,
-        teacher_signal=kind,
-        torch_compile=torch_compile,
-        num_evaluations=1,
-        checkpoint_minutes=1000,
-    )
-    schedule = Schedule.resolve(settings, text.num_tokens, LENGTH)
+def ours(student: Any, text: PackedTokens, signal: TeacherSignal, folder: Path, tick: Tick, **changes: Any) -> None:
+    """Our loop, once over a text, with some settings changed."""
+    fixed = {"tokens": text.num_tokens, "num_evaluations": 1, "checkpoint_minutes": 1000}
+    batch = {"learning_rate": LEARNING_RATE, "batch_sequences": BATCH, "micro_batch_sequences": BATCH}
+    settings = DistillationSettings.model_validate({**fixed, **batch, **changes})
+    schedule = Schedule.resolve(settings, text.num_tokens, text.input_ids.shape[1])
     few = Stream(text.first(1), signal)
     lesson = Lesson(Stream(text, signal), few, settings, schedule, 0)
-    distill(new_student(teacher), lesson, folder, progress=lambda *_: tick())
+    distill(student, lesson, folder, progress=lambda *_: tick())
 
 
 def online(teacher: Path, folder: Path, tick: Tick) -> None:
     """Our loop beside the teacher."""
-    ours(teacher, folder, tick, OnlineTeacher(load_for_inference(teacher)), "online")
+    signal = OnlineTeacher(load_for_inference(teacher))
+    ours(new_student(teacher), tokens(), signal, folder, tick, teacher_signal="online")
 
 
 def cached(teacher: Path, folder: Path, tick: Tick, torch_compile: bool = False) -> None:
     """Our loop with a cache of what the teacher said, which `write_cache` has written."""
-    cache = HiddenCache(folder.parent / "cache", open_checkpoint(teacher).fingerprint, tokens())
-    ours(teacher, folder, tick, cache, "hidden_cache", torch_compile)
+    text = tokens()
+    cache = HiddenCache(folder.parent / "cache", open_checkpoint(teacher).fingerprint, text)
+    kind = {"teacher_signal": "hidden_cache", "torch_compile": torch_compile}
+    ours(new_student(teacher), text, cache, folder, tick, **kind)
 
 
 def write_cache(teacher: Path, folder: Path) -> None:
@@ -201,6 +203,12 @@ def trainer_arguments(folder: Path) -> dict[str, Any]:
     }
 
 
+def resident_peak_bytes() -> int:
+    """The greatest resident set of this process so far."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
 def whole_kl(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Mean KL over tokens, from logits in float32, as Trainer loops write it."""
     student, teacher = (log_softmax(side.flatten(0, 1).float(), dim=-1) for side in (logits, target))
@@ -226,13 +234,13 @@ def main() -> None:
     times = [time.perf_counter()]
     CONTENDERS[name](teacher, folder, lambda: times.append(time.perf_counter()))
     seconds = [end - start for start, end in pairwise(times)][-STEPS:]
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    peak = resident_peak_bytes()
     student = sum(parameter.numel() for parameter in new_student(teacher).parameters())
     print(
         json.dumps(
             {
                 "tokens_per_second": BATCH * LENGTH / statistics.median(seconds),
-                "peak_bytes": int(line.split()[1]) * 1024,
+                "peak_bytes": peak,
                 "student_parameters": student,
             }
         )
