@@ -94,19 +94,24 @@ class Study:
         out: The folder.
         measurements: The figures.
         also: Further texts to measure on, by name: folders of .txt or .md files, one for each document.
+        source: Another teacher than the demo's, whatever `resolve_teacher` takes.
     """
 
     def __init__(self, data: Path, out: Path, measurements: Path) -> None:
         self.data, self.out = data, out
         self.measurements = Measurements(measurements)
         self.also: dict[str, Path] = {}
+        self.source: str | None = None
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
         folder = self.out / "teacher"
         if not folder.is_dir():
             with TemporaryDirectory() as work:
-                original, _ = demo_teacher(Path(work))
+                if self.source is None:
+                    original, _ = demo_teacher(Path(work))
+                else:
+                    original = resolve_teacher(self.source, Path(work), progress("teacher"))
                 with whole_folder(folder) as partial:
                     shutil.copytree(original.path, partial, dirs_exist_ok=True)
         return resolve_teacher(folder, self.out, read_values=False)

@@ -2,9 +2,10 @@
 
 `python tests/benchmarks/study_search.py pool --data DATA --out OUT --size 94M --shapes 300` screens so many shapes of
 SmolLM2-135M, drawn evenly out of the space `default`, near (the corpus' validation split) and far (WikiText-2), and
-keeps each as it comes: killed, it goes on. `python tests/benchmarks/study_search.py replay` needs nothing but what is
-kept in `measured/pools.json`: for each pool and sampler the regret, the share of the least KL by which the best shape
-found is behind it, after so many evaluations, over twenty seeds. Of two recorded sizes each also teaches the other, as
+keeps each as it comes: killed, it goes on. `--teacher` takes another model, with a `--measured` of its own.
+`python tests/benchmarks/study_search.py replay` needs nothing but what is kept in `measured/pools.json`, or in the file
+that `--measured` names: for each pool and sampler the regret, the share of the least KL by which the best shape found is
+behind it, after so many evaluations, over twenty seeds. Of two recorded sizes each also teaches the other, as
 `search.extends` does.
 """
 
@@ -46,6 +47,8 @@ SEQUENCES = 3
 TEXTS = ("near", "far")
 EVALUATIONS = (8, 16, 24, 32, 64)
 NUM_SEEDS = 20
+SOURCE = "source"
+"""The key of the shape that a pool is cut from, where it is not SmolLM2-135M's."""
 TAUGHT = "taught pool"
 """The pool sampler that knows what it measured of another recorded size, 24 shapes."""
 SAMPLERS = ("random", "plain GP", "tpe", "gp", "nsga2", "pool", TAUGHT)
@@ -54,6 +57,8 @@ SAMPLERS = ("random", "plain GP", "tpe", "gp", "nsga2", "pool", TAUGHT)
 def screen_pool(study: Starts, size: int, num_shapes: int) -> None:
     """Measure shapes of a size that are not measured yet."""
     teacher = study.checkpoint
+    if study.source is not None:
+        study.measurements.once(SOURCE, lambda: {"architecture": teacher.architecture.to_dict()})
     found = enumerate_candidates(load_space("default"), size, teacher.architecture, teacher.layout)
     candidates = list(found.candidates)
     random.Random(SEED).shuffle(candidates)
@@ -73,7 +78,11 @@ def screen_pool(study: Starts, size: int, num_shapes: int) -> None:
 
 def recorded(size: str, rows: Mapping[str, Any]) -> tuple[Pool, dict[str, np.ndarray]]:
     """Return the pool of what was measured at a size, and the KLs of its shapes by text."""
-    source = load_space("smollm2-135m").source_architecture()
+    source = (
+        Architecture(**rows[SOURCE]["architecture"])
+        if SOURCE in rows
+        else load_space("smollm2-135m").source_architecture()
+    )
     layout = layout_of(source.model_type)
     found = enumerate_candidates(load_space("default"), parse_count(size), source, layout)
     pool = Pool.of(found, Costing(source, layout, 256, Deployment(1, 4096)))
@@ -133,12 +142,12 @@ def regrets(
     return np.array(table)
 
 
-def replay(samplers: list[str], most: int) -> None:
+def replay(samplers: list[str], most: int, measured: Path) -> None:
     """Print what samplers find in each pool, and when the search ends of itself."""
     warnings.simplefilter("ignore")
-    rows = Measurements(MEASURED).all()
+    rows = Measurements(measured).all()
     columns = [each for each in EVALUATIONS if each <= most]
-    sizes = list(dict.fromkeys(key.partition(" | ")[0] for key in rows))
+    sizes = list(dict.fromkeys(key.partition(" | ")[0] for key in rows if key != SOURCE))
     for size in sizes:
         pool, kls = recorded(size, rows)
         others = [recorded(each, rows) for each in sizes if each != size]
@@ -188,16 +197,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--size", default="94M")
     parser.add_argument("--shapes", type=int, default=300)
+    parser.add_argument("--teacher")
+    parser.add_argument("--measured", type=Path, default=MEASURED)
     parser.add_argument("--samplers", default=",".join(SAMPLERS))
     parser.add_argument("--most", type=int, default=32)
     args = parser.parse_args()
     if args.part == "replay":
-        replay(args.samplers.split(","), args.most)
+        replay(args.samplers.split(","), args.most, args.measured)
         return
     if args.data is None or args.out is None:
         parser.error("pool needs --data and --out")
     default_display()  # silences the libraries' own bars
-    screen_pool(Starts(args.data.absolute(), args.out.absolute(), MEASURED), parse_count(args.size), args.shapes)
+    study = Starts(args.data.absolute(), args.out.absolute(), args.measured)
+    study.source = args.teacher
+    screen_pool(study, parse_count(args.size), args.shapes)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
 from minitron_nas.pruning.repair_in_sequence import repair_in_sequence
 from minitron_nas.pruning.settings import RANDOM_TOKENS, RIDGE, SEQUENCE_RIDGE, SequenceSettings, StartSettings
-from minitron_nas.pruning.start import measure_start
+from minitron_nas.pruning.start import measure_start, possible_start
 from minitron_nas.pruning.student import build_student
 from minitron_nas.space.axes import load_space
 from minitron_nas.storage.lineage import Lineage
@@ -157,7 +157,7 @@ class Starts(Study):
                 measures = measure_start(
                     self.checkpoint,
                     lambda: text,
-                    StartSettings("rotate", "ridge"),
+                    StartSettings(possible_start("rotate", self.checkpoint)[0], "ridge"),
                     Path(work),
                     random_tokens=random_tokens,
                     progress=progress("moments"),

@@ -77,6 +77,31 @@ def test_ray_and_this_process_give_the_same_outcomes(ran):
         assert last_line(other.error) == last_line(outcome.error)
 
 
+def test_calls_within_a_hold_share_one_connection(monkeypatch, tmp_path):
+    from contextlib import contextmanager
+
+    from minitron_nas.execution import ray_session
+
+    connected = SimpleNamespace(now=False, times=0, called=0)
+
+    @contextmanager
+    def connect(address, folder):
+        mine, connected.now = not connected.now, True
+        connected.times += mine
+        yield
+        connected.now = not mine
+
+    monkeypatch.setattr(ray_session, "connected", connect)
+    tried = runner(tmp_path)
+    monkeypatch.setattr(type(tried), "_fit", lambda *_: setattr(connected, "called", connected.called + 1))
+    with tried.held():
+        for _ in range(2):
+            tried.execute(behaviour(), jobs(tmp_path, "ordinary"), silent)
+    assert (connected.called, connected.times, connected.now) == (2, 1, False)
+    tried.execute(behaviour(), jobs(tmp_path, "ordinary"), silent)
+    assert connected.times == 2
+
+
 def test_every_job_has_its_outcome_in_the_jobs_order(ran):
     assert [(key, outcome.status) for key, outcome in ran.ray.items()] == [
         ("0-ordinary", "completed"),

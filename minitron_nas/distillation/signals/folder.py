@@ -18,12 +18,14 @@ from itertools import islice, starmap
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from xxhash import xxh3_64_intdigest
 
 from minitron_nas.errors import CacheError
 from minitron_nas.progress import Progress
+from minitron_nas.storage.ahead import ReadAhead
 from minitron_nas.storage.atomic import require_free_bytes, whole_file
 from minitron_nas.storage.sealed import read_sealed, write_sealed
 from minitron_nas.storage.shards import Bytes, Shards
@@ -164,6 +166,19 @@ class SignalFolder:
     def is_whole(self) -> bool:
         """Whether all is there and nothing is cut short."""
         return all(file.exists() for file in self.files) and not self.shards.missing()
+
+    def reader(self, device: torch.device) -> ReadAhead[Tensor]:
+        """Return what reads records, (num_records, record_bytes) uint8 on the CPU, with the next ones read ahead.
+
+        Args:
+            device: Where they go from there; for a GPU they lie in memory that it copies from by itself.
+        """
+
+        def read(records: Sequence[int]) -> Tensor:
+            values = torch.from_numpy(self.shards.read(records))
+            return values.pin_memory() if device.type == "cuda" else values
+
+        return ReadAhead(read, self.shards.num_records)
 
     def write(
         self,

@@ -42,7 +42,8 @@ class HiddenCache:
             CacheError: If the cache is not whole, of something else, or its head is damaged.
         """
         folder = SignalFolder.open(path, self.kind, fingerprint, tokens)
-        self._shards, self._device = folder.shards, device or pick_device()
+        self._device = device or pick_device()
+        self._read = folder.reader(self._device)
         self._dtype: torch.dtype = getattr(torch, folder.about["dtype"])
         self._hidden_size: int = folder.about["hidden_size"]
         parts = {name: _read_shared(folder, name, self._device) for name in folder.about["shared"]}
@@ -59,8 +60,8 @@ class HiddenCache:
         Raises:
             CacheError: If they are not what was written.
         """
-        values = torch.from_numpy(self._shards.read(indices.tolist())).view(self._dtype)
-        return HiddenTargets(values.view(-1, self._hidden_size).to(self._device), self.head)
+        values = self._read(indices.tolist()).view(self._dtype)
+        return HiddenTargets(values.view(-1, self._hidden_size).to(self._device, non_blocking=True), self.head)
 
 
 @torch.no_grad()

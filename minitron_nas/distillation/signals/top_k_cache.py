@@ -43,7 +43,8 @@ class TopKCache:
             CacheError: If the cache is not whole, or of something else.
         """
         folder = SignalFolder.open(path, self.kind, fingerprint, tokens)
-        self._shards, self._k, self._device = folder.shards, folder.about["k"], device or pick_device()
+        self._k, self._device = folder.about["k"], device or pick_device()
+        self._read = folder.reader(self._device)
 
     def targets(self, indices: Tensor, tokens: PackedTokens) -> TopKTargets:
         """Read the sequences' log-probabilities.
@@ -55,12 +56,12 @@ class TopKCache:
         Raises:
             CacheError: If they are not what was written.
         """
-        values = torch.from_numpy(self._shards.read(indices.tolist()))
+        values = self._read(indices.tolist()).to(self._device, non_blocking=True)
         border = values.shape[1] // TOP_K_BYTES * INDEX_DTYPE.itemsize
         entries, log_probs = values[:, :border].view(INDEX_DTYPE), values[:, border:].view(LOG_PROB_DTYPE)
         return TopKTargets(
-            log_probs.reshape(-1, self._k).to(self._device).float(),
-            entries.reshape(-1, self._k).to(self._device).long(),
+            log_probs.reshape(-1, self._k).float(),
+            entries.reshape(-1, self._k).long(),
         )
 
 

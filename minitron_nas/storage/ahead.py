@@ -1,0 +1,41 @@
+"""Reading what will probably be wanted next while what was wanted is worked on."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+Batch = TypeVar("Batch")
+
+
+class ReadAhead(Generic[Batch]):
+    """A function that reads batches of records, with one batch read ahead in a thread of its own.
+
+    Which one is guessed: after 0 to 3 come 4 to 7, and after 0 to 3 and 8 to 11, as one of two processes reads them,
+    come 16 to 19. A guess that was wrong costs a read, and is no error even where the read failed.
+    """
+
+    def __init__(self, read: Callable[[Sequence[int]], Batch], num_records: int) -> None:
+        """Read nothing yet.
+
+        Args:
+            read: Reads the records of these numbers; it is called in another thread too.
+            num_records: How many there are; behind the last comes the first.
+        """
+        self._read, self._num_records = read, num_records
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="read ahead")
+        self._last: list[int] = []
+        self._next: tuple[list[int], Future[Batch]] | None = None
+
+    def __call__(self, records: Sequence[int]) -> Batch:
+        """Return what is asked for, and begin to read what may come behind it.
+
+        Args:
+            records: Their numbers.
+        """
+        wanted, ahead = list(records), self._next
+        found = ahead[1].result() if ahead is not None and ahead[0] == wanted else self._read(wanted)
+        step = wanted[0] - self._last[0] if len(self._last) == len(wanted) else len(wanted)
+        following = [(record + step) % self._num_records for record in wanted]
+        self._last = wanted
+        self._next = (following, self._pool.submit(self._read, following))
+        return found
