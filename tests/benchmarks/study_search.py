@@ -4,8 +4,8 @@
 SmolLM2-135M, drawn evenly out of the space `default`, near (the corpus' validation split) and far (WikiText-2), and
 keeps each as it comes: killed, it goes on. `--teacher` takes another model, with a `--measured` of its own.
 `python tests/benchmarks/study_search.py replay` needs nothing but what is kept in `measured/pools.json`, or in the file
-that `--measured` names: for each pool and sampler the regret, the share of the least KL by which the best shape found is
-behind it, after so many evaluations, over twenty seeds. Of two recorded sizes each also teaches the other, as
+that `--measured` names: for each pool and sampler the regret, the share of the least KL by which the best shape found
+is behind it, after so many evaluations, over twenty seeds. Of two recorded sizes each also teaches the other, as
 `search.extends` does.
 """
 
