@@ -13,17 +13,18 @@ from minitron_nas.text.sources import EMBEDDED
 DEMO_SETTINGS: dict[str, Any] = {
     "sizes": ["110M", "94M"],
     "data": EMBEDDED,
-    "text": {"sequence_length": 256, "calibration_samples": 64, "validation_samples": 12},
-    "search": {"max_screened": 16, "screen_sequences": 4, "num_finalists": 3, "num_rungs": 2, "tokens": "4k"},
+    "text": {"sequence_length": 256, "calibration_samples": 48, "validation_samples": 12},
+    "search": {"max_screened": 16, "screen_sequences": 4, "num_finalists": 2, "num_rungs": 1, "tokens": "4k"},
     "distillation": {
-        "tokens": "20k",
+        "tokens": "16k",
         "batch_sequences": 4,
         "micro_batch_sequences": 4,
         "num_evaluations": 3,
     },
+    "baselines": ["depth_only"],
     "evaluation": {"prompt_tokens": 256, "decode_tokens": 32, "texts": {"benchmarks": "embedded-benchmarks"}},
 }
-"""Small enough for two cores and an hour or so; a real run would raise every number."""
+"""Small enough for two cores and less than half an hour; a real run would raise every number."""
 
 
 def run_demo(out: str | Path, overrides: tuple[str, ...] = (), display: Display | None = None) -> Family:

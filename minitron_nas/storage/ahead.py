@@ -32,7 +32,7 @@ class ReadAhead(Generic[Batch]):
         Args:
             records: Their numbers.
         """
-        wanted, ahead = list(records), self._next
+        wanted, ahead, self._next = list(records), self._next, None
         found = ahead[1].result() if ahead is not None and ahead[0] == wanted else self._read(wanted)
         step = wanted[0] - self._last[0] if len(self._last) == len(wanted) else len(wanted)
         following = [(record + step) % self._num_records for record in wanted]

@@ -26,7 +26,7 @@ def test_the_demo_builds_two_sizes_from_text_that_every_machine_has(planned: lis
     (plan,) = planned
     assert (plan.teacher, [*map(str, plan.sizes)], plan.data) == ("owner/name", ["110M", "94M"], "embedded")
     assert {name: text.path for name, text in plan.evaluation.texts.items()} == {"benchmarks": "embedded-benchmarks"}
-    assert (plan.baselines, plan.runner.kind) == (("depth_only", "random_shape"), "ray")
+    assert (plan.baselines, plan.runner.kind) == (("depth_only",), "ray")
 
 
 def test_the_demo_can_be_changed(planned: list[FamilyPlan], tmp_path: Path) -> None:
