@@ -133,7 +133,7 @@ def report(
 def push(
     run: Annotated[Path, typer.Argument(help="A run, or one student: a folder or a URI.")],
     repo: Annotated[str, typer.Option(help="Where it goes on the Hugging Face hub: owner/name.")],
-    size: Annotated[Optional[str], typer.Option(help="Which student of the run, such as 94M.")] = None,  # noqa: UP045
+    size: Annotated[Optional[str], typer.Option(help="Which student of the run, such as 94M, or aligned one.")] = None,  # noqa: UP045
     public: Annotated[bool, typer.Option("--public", help="Let a new repository be public.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     as_json: AsJson = False,

@@ -43,7 +43,7 @@ def push(run: str | Path, repo: str, size: str | None = None, public: bool = Fal
     Args:
         run: A run, or one student: a folder or a URI.
         repo: `owner/name`; it is made if it is not there, and private unless that is asked for.
-        size: Which of a run's students, such as "94M" or "94M-2".
+        size: Which of a run's students, such as "94M" or "94M-2", or of those that were aligned.
         public: Whether a new repository is public.
         dry_run: Whether only to say what would go.
 
@@ -93,12 +93,13 @@ def _student(place: str | Path, size: str | None) -> Path:
     run = RunFolder(path)
     if not run.plan.is_file():
         raise RunFolderError(f"{path} is neither a run nor a student: it has no plan.yaml and no {LINEAGE}")
-    there = sorted(folder.name for folder in (path / "students").glob("*") if (folder / LINEAGE).is_file())
+    folders = sorted(file.parent for kind in ("aligned", "students") for file in (path / kind).glob(f"*/{LINEAGE}"))
+    there = {folder.name: str(folder.relative_to(path)) for folder in folders}
     if size is None or size not in there:
-        known = f"name one with --size: {', '.join(there)}" if there else "none is finished yet"
+        known = f"name one with --size: {', '.join(sorted(there))}" if there else "none is finished yet"
         asked = "which student of" if size is None else f"no student {size!r} in"
         raise RunFolderError(f"{asked} {path}: {known}")
-    return local_model(place, f"students/{size}")
+    return local_model(place, there[size])
 
 
 def _is_hidden(path: Path, folder: Path) -> bool:

@@ -63,6 +63,14 @@ def test_a_dry_run_says_what_would_go_and_asks_the_hub_nothing(run: Path, hub: t
     assert "model.safetensors" in pushed.files
 
 
+def test_an_aligned_student_of_a_run_goes_by_its_name(run: Path, hub: type[Hub]) -> None:
+    shutil.copytree(run / "students" / "90k", run / "aligned" / "90k-chat")
+    assert push(run, "owner/name", "90k-chat", dry_run=True).folder == run / "aligned" / "90k-chat"
+    assert push(run, "owner/name", "90k", dry_run=True).folder == run / "students" / "90k"
+    with pytest.raises(RunFolderError, match=r"which student of .*: name one with --size: 90k, 90k-chat"):
+        push(run, "owner/name")
+
+
 def test_a_repository_is_public_only_if_that_is_asked_for(run: Path, hub: type[Hub]) -> None:
     push(run, "owner/name", "90k", public=True)
     assert hub.asked[0][1]["private"] is False
