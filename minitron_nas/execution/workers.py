@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -55,6 +56,14 @@ class Workers:
             PlanError: If no cluster answers, or none of its nodes has what one job asks for.
         """
         return 1 if self.here else make_runner(self.settings, self.folder / "ray").room()
+
+    def held(self) -> AbstractContextManager[None]:
+        """Keep what calls start until the block ends, for all calls in it.
+
+        Raises:
+            PlanError: If no cluster answers.
+        """
+        return nullcontext() if self.here else make_runner(self.settings, self.folder / "ray").held()
 
     def call(self, function: Work, progress: Progress | None = None, **arguments: Any) -> Any:
         """Call a function where work is done, and return what it returns.

@@ -130,7 +130,9 @@ def run_plan(
         tokens = prepare_tokens(engine, plan, checkpoint, data)
         display.expect(estimate_workload(plan, checkpoint.outline(), pools, TokenCounts.of(tokens, plan), devices))
         corrected = correct_teacher(engine, plan, Source("teacher", checkpoint), tokens)
-        _build(Run(engine, plan, corrected, tokens, latency, measured))
+        run = Run(engine, plan, corrected, tokens, latency, measured)
+        with run.workers.held():
+            _build(run)
     return Family(folder.path)
 
 
