@@ -76,8 +76,12 @@ def asked(run: RunRecord) -> list[tuple[str, str]]:
 
 
 def _searched(search: Mapping[str, Any]) -> str:
-    limits = (("max_screened", "shapes screened"), ("num_finalists", "trained"), ("num_rungs", "rungs"))
-    told = [f"{search[name]:,} {noun}" for name, noun in limits if isinstance(search.get(name), int)]
+    limits = (("max_screened", "shape", " screened"), ("num_finalists", "finalist", " trained"), ("num_rungs", "rung", ""))
+    told = [
+        f"{number:,} {noun}{'' if number == 1 else 's'}{rest}"
+        for name, noun, rest in limits
+        if isinstance(number := search.get(name), int)
+    ]
     beside = f", beside what {earlier} has screened" if (earlier := search.get("extends")) else ""
     return f"a size: at most {', '.join(told)}{beside}" if told else ""
 
