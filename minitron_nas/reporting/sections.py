@@ -76,7 +76,11 @@ def asked(run: RunRecord) -> list[tuple[str, str]]:
 
 
 def _searched(search: Mapping[str, Any]) -> str:
-    limits = (("max_screened", "shape", " screened"), ("num_finalists", "finalist", " trained"), ("num_rungs", "rung", ""))
+    limits = (
+        ("max_screened", "shape", " screened"),
+        ("num_finalists", "finalist", " trained"),
+        ("num_rungs", "rung", ""),
+    )
     told = [
         f"{number:,} {noun}{'' if number == 1 else 's'}{rest}"
         for name, noun, rest in limits
