@@ -22,7 +22,7 @@ from minitron_nas.distillation.training.lesson import Stream
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.errors import CheckpointError, PlanError
 from minitron_nas.execution.deepspeed import load_sharded_teacher
-from minitron_nas.models.loading import load_for_inference, load_stock
+from minitron_nas.models.loading import load_stock, load_whole
 from minitron_nas.storage.sealed import read_sealed, write_sealed
 from minitron_nas.text.tokens import PackedTokens
 
@@ -119,7 +119,7 @@ class TrainingFiles:
         if asks_teacher and sharded and self.train.cache is None:
             signal = OnlineTeacher(load_sharded_teacher(partial(load_stock, self.teacher)))
         elif asks_teacher and self.correction is not None:
-            teacher = load_for_inference(self.teacher)
+            teacher = load_whole(self.teacher)  # whose weights are written to
             signal = FollowingTeacher(teacher, self.fingerprint, Correction(self.correction))
         elif asks_teacher:
             signal = open_signal(self.teacher, self.fingerprint, train, self.train.cache)

@@ -133,7 +133,7 @@ def write_student(
     dtype = _most((part.dtype, num_bytes(part)) for part in parts)
     config = finished_config(student_config(prepared, target), str(dtype).removeprefix("torch."))
     with (
-        whole_folder(folder, surgery_key(parts, config)) as partial,
+        whole_folder(folder, surgery_key(parts, {**config, **({} if text_only else {_TEXT_PART: True})})) as partial,
         _text_part(partial, prepared.path, text_only, progress) as text,
     ):
         write_weights(parts, text, progress)

@@ -115,7 +115,7 @@ def put_into_wrapper(student: Path, source: Path, folder: Path, progress: Progre
     for name in _PROCESSORS:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
-    if 2 * total_bytes(parts) <= available_memory():
+    if (student / "proof.json").is_file() and 2 * total_bytes(parts) <= available_memory():
         _compare(student, folder)
 
 
@@ -135,6 +135,8 @@ def _config_with(student: Path, source: Path) -> dict[str, Any]:
     inner = config.get("text_config", config)
     stated = {key: value for key, value in inner.items() if key in _ITS_OWN or key not in changed}
     stated |= {key: after[key] for key in changed if key in after and key not in _ITS_OWN}
+    if "num_attention_heads" in changed and "head_dim" in after:  # which would be derived from fewer heads
+        stated["head_dim"] = after["head_dim"]
     return {**config, "text_config": stated} if "text_config" in config else stated
 
 
