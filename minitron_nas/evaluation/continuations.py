@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from minitron_nas.evaluation.clock import decode, prefill
-from minitron_nas.execution.device import compute_dtype
+from minitron_nas.execution.device import autocast, compute_dtype
 from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.text.tokens import PackedTokens
 
@@ -49,7 +49,7 @@ def continuations(model: CausalLM, tokens: PackedTokens) -> list[list[int]]:
     dtype, read = compute_dtype(device), prompts(tokens).to(device)
     num_new = min(NEW_TOKENS, max(tokens.input_ids.shape[1] - read.shape[1], 1))
     try:
-        with torch.autocast(device.type, dtype=dtype, enabled=model.dtype == torch.float32 != dtype):
+        with autocast(device, dtype, model.dtype):
             first, cache = prefill(model, read)
             written: list[list[int]] = torch.cat([first, decode(model, first, cache, num_new - 1)], dim=1).tolist()
     finally:

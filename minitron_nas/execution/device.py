@@ -34,6 +34,17 @@ def compute_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
+def autocast(device: torch.device, dtype: torch.dtype, weights: torch.dtype) -> torch.autocast:
+    """Return what lets float32 weights be computed with in another type; weights of other types stay as they are.
+
+    Args:
+        device: Where they lie.
+        dtype: To compute in.
+        weights: Their type.
+    """
+    return torch.autocast(device.type, dtype=dtype, enabled=weights == torch.float32 != dtype)
+
+
 def available_bytes(device: torch.device) -> int:
     """Return how much of a device's memory is free to take; for the CPU, of main memory, within this process' limits.
 

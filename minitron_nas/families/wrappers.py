@@ -1,7 +1,7 @@
 """Which models of images and text hold a text model of a known family, and under which names."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,7 +79,7 @@ class Wrapper:
         """
         return {name: _bare(name) for name in names if not name.removeprefix(_IN_MODEL).startswith(self.others)}
 
-    def other_names(self, names: Iterable[str]) -> list[str]:
+    def other_names(self, names: Collection[str]) -> list[str]:
         """Return the names of what is kept as it is beside another text part: towers, projectors, their tokens.
 
         What predicts further tokens at a time is not kept, because it reads the states of the text part that was.
@@ -87,11 +87,8 @@ class Wrapper:
         Args:
             names: Of all tensors of the wrapper, on disk or in memory.
         """
-        return [
-            name
-            for name in names
-            if (bare := name.removeprefix(_IN_MODEL)).startswith(self.others) and not bare.startswith(_PREDICTS)
-        ]
+        others = set(names) - self.text_names(names).keys()
+        return [name for name in names if name in others and not name.removeprefix(_IN_MODEL).startswith(_PREDICTS)]
 
     def tower(self, config: Mapping[str, Any]) -> Tower:
         """Return what stands beside the text part.

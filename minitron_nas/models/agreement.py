@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -16,7 +15,7 @@ from minitron_nas.architecture.costs import count_parameters
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import CheckpointError
 from minitron_nas.execution.device import available_bytes
-from minitron_nas.models.causal_lm import CausalLM
+from minitron_nas.models.causal_lm import CausalLM, logits_of
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.checks import check_values
 from minitron_nas.models.config import layer_lists
@@ -55,11 +54,11 @@ def check_agreement(checkpoint: Checkpoint) -> None:
     shape = checkpoint.architecture.with_layers(range(_num_layers(checkpoint)))
     ids = torch.randint(0, shape.vocab_size, (1, _NUM_TOKENS), generator=torch.Generator().manual_seed(0))
     try:
-        with quiet_transformers(), torch.no_grad():
+        with quiet_transformers():
             config = _content(checkpoint, shape)
-            read = _logits(_as_surgery_reads(checkpoint, config, shape), ids)
+            read = logits_of(_as_surgery_reads(checkpoint, config, shape), ids)
             model, info = _as_transformers_loads(checkpoint, config, shape)
-            loaded = _logits(model, ids)
+            loaded = logits_of(model, ids)
     except Exception as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(
@@ -138,11 +137,6 @@ def _wrapper_config(checkpoint: Checkpoint, config: dict[str, Any]) -> PreTraine
     for key, value in {**lists, "num_hidden_layers": config["num_hidden_layers"]}.items():
         setattr(text, key, value)
     return whole
-
-
-def _logits(model: CausalLM, ids: Tensor) -> Tensor:
-    logits: Tensor = model.eval()(input_ids=ids, use_cache=False).logits
-    return logits.float()
 
 
 def _files(checkpoint: Checkpoint) -> list[str]:

@@ -3,7 +3,7 @@
 from typing import TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 CausalLM: TypeAlias = PreTrainedModel
@@ -22,6 +22,18 @@ def decoder_of(model: CausalLM) -> PreTrainedModel:
     if found is not model:
         return found
     return next(inner for inner in model.children() if isinstance(inner, PreTrainedModel))
+
+
+@torch.no_grad()
+def logits_of(model: CausalLM, input_ids: Tensor) -> Tensor:
+    """Return a model's logits, (batch, seq_len, vocab_size), float32; it is set to evaluate.
+
+    Args:
+        model: A causal LM.
+        input_ids: (batch, seq_len), on its device.
+    """
+    logits: Tensor = model.eval()(input_ids=input_ids, use_cache=False).logits
+    return logits.float()
 
 
 def moved(model: CausalLM, device: torch.device) -> CausalLM:

@@ -78,7 +78,8 @@ class Checkpoint:
             sequence_length: Tokens of the sequences that it reads.
             text_only: Whether students of a text part are text models.
         """
-        return self.outline().about(sequence_length, text_only)
+        alone = Outline.of_config(self.path, self.config, self.architecture, self.layout, self.tower)
+        return alone.about(sequence_length, text_only)
 
     def require_length(self, sequence_length: int) -> None:
         """Refuse sequences that are longer than a table of learned positions.

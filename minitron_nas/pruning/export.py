@@ -2,7 +2,7 @@
 
 import copy
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from minitron_nas.architecture.rules import check_architecture
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import ProofError
 from minitron_nas.execution.memory import available_memory
-from minitron_nas.models.causal_lm import CausalLM
+from minitron_nas.models.causal_lm import CausalLM, logits_of
 from minitron_nas.models.checks import check_tensors
 from minitron_nas.models.expected import ExpectedTensors
 from minitron_nas.models.hub import TERMS
@@ -29,11 +29,10 @@ from minitron_nas.pruning.student import build_student, cuts, student_config
 from minitron_nas.pruning.whole import put_into_wrapper
 from minitron_nas.pruning.write import surgery_key, write_weights
 from minitron_nas.storage.atomic import whole_folder, write_json
-from minitron_nas.storage.lineage import Lineage, Proof
+from minitron_nas.storage.lineage import PROOF, Lineage, Proof
 from minitron_nas.storage.weights import INDEX, TensorHeader
 from minitron_nas.text.tokens import PackedTokens
 
-PROOF = "proof.json"
 _GENERATION = "generation_config.json"
 _TOLERANCE = 1e-3
 _TOP_LOGITS = 8
@@ -44,6 +43,8 @@ _COPIED = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*",
     "additional_chat_templates/*", "vocab.*", "merges.txt", "*.model", _GENERATION, *TERMS,
 )  # fmt: skip
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+"""What says how pictures become numbers."""
 
 
 PROOF_TOKENS = 16
@@ -157,6 +158,7 @@ def _text_part(partial: Path, source: Path, text_only: bool, progress: Progress)
     text.mkdir(exist_ok=True)
     yield text
     put_into_wrapper(text, source, partial, progress)
+    copy_companions(source, partial, _PROCESSORS)
     for file in text.iterdir():
         if not (partial / file.name).exists() and not file.name.endswith((".safetensors", INDEX)):
             file.rename(partial / file.name)
@@ -201,23 +203,24 @@ def _with_generation_of(source: Path, model: CausalLM) -> CausalLM:
     return twin
 
 
-def copy_companions(source: Path, folder: Path) -> None:
+def copy_companions(source: Path, folder: Path, patterns: Sequence[str] = _COPIED) -> None:
     """Copy what lies beside a model's weights: tokenizer, chat template, generation settings and terms of use.
 
     Args:
         source: A stock folder.
         folder: An existing folder.
+        patterns: Names of what is copied; of a text model's by default.
     """
-    for file in [file for pattern in _COPIED for file in source.glob(pattern)]:
+    for file in [file for pattern in patterns for file in source.glob(pattern)]:
         place = folder / file.relative_to(source)
         place.parent.mkdir(exist_ok=True)
         shutil.copyfile(file, place)
 
 
 def _prove(folder: Path, model: CausalLM, dtype: torch.dtype, prompt: Tensor) -> Proof:
-    expected = _logits(model, prompt)
+    expected = logits_of(model, prompt)
     reloaded = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False).eval()
-    difference = (_logits(reloaded, prompt) - expected).abs().max().item()
+    difference = (logits_of(reloaded, prompt) - expected).abs().max().item()
     if not difference <= _TOLERANCE:
         raise ProofError(
             f"the student written to {folder.parent} gives logits that differ by {difference:.3g} from the model in "
@@ -234,9 +237,3 @@ def _prove(folder: Path, model: CausalLM, dtype: torch.dtype, prompt: Tensor) ->
     }
     write_json(folder / PROOF, record)
     return Proof(difference, _TOLERANCE)
-
-
-@torch.no_grad()
-def _logits(model: CausalLM, prompt: Tensor) -> Tensor:
-    logits: Tensor = model(input_ids=prompt, use_cache=False).logits
-    return logits.float()

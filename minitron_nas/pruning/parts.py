@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Protocol, TypeAlias, TypeGuard
+from typing import Protocol, Self, TypeAlias, TypeGuard
 
 import numpy as np
 import torch
@@ -34,6 +34,10 @@ class Part(Protocol):
         """Its type, as safetensors names it."""
 
     @property
+    def itemsize(self) -> int:
+        """Bytes of one of its numbers."""
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Its shape."""
 
@@ -53,7 +57,7 @@ class Part(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A tensor of a student that comes out of one of the teacher's.
+    """A tensor of a student that comes out of one of the teacher's; of numbers of any type where it is that one.
 
     Attributes:
         name: Of the student's tensor.
@@ -67,10 +71,25 @@ class Cut:
     kept: tuple[Kept, ...]
     scaling: Scaling = _UNSCALED
 
+    @classmethod
+    def all_of(cls, name: str, source: TensorHeader) -> Self:
+        """Return a tensor that is taken over as it is.
+
+        Args:
+            name: Of the tensor that is written.
+            source: Where it lies.
+        """
+        return cls(name, source, (None,) * len(source.shape))
+
     @property
     def dtype(self) -> str:
         """Type of both tensors."""
         return self.source.dtype
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a number of both."""
+        return self.source.itemsize
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -86,7 +105,7 @@ class Cut:
 
     def blocks(self) -> Iterator[Rows]:
         """Yield the student's rows, each block out of one block of the teacher's where rows are not mixed."""
-        kept = self.kept[0]
+        kept = next(iter(self.kept), None)
         for first, last in row_blocks(self.source):
             if isinstance(kept, np.ndarray):
                 first, last = np.searchsorted(kept, (first, last)).tolist()  # noqa: PLW2901
@@ -97,7 +116,7 @@ class Cut:
 
     def read(self, rows: Rows) -> Bits:
         """Return a block of the student's tensor, (num_rows, ...)."""
-        kept, *others = self.kept
+        kept, *others = self.kept or (None,)
         mixes = [each for each in others if _mixes(each)]
         if _mixes(kept):
             wide = self._mixed_rows(kept.matrix()[:, slice(*rows)])
@@ -132,7 +151,7 @@ class Cut:
         return mixed
 
     def _selected(self, rows: Rows) -> Bits:
-        kept = self.kept[0]
+        kept = next(iter(self.kept), None)
         if not isinstance(kept, np.ndarray):
             return self._selected_columns(read_rows(self.source, *rows))
         wanted = kept[slice(*rows)]
@@ -176,6 +195,11 @@ class Vector:
     origin: Path
 
     @property
+    def itemsize(self) -> int:
+        """Bytes of one of its numbers."""
+        return DTYPES[self.dtype].itemsize
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Its shape."""
         return tuple(self.values.shape)
@@ -191,48 +215,6 @@ class Vector:
     def update(self, digest: Digest) -> None:
         """Feed a hash with its values."""
         digest.update(self.name.encode() + self.values.numpy().tobytes())
-
-
-@dataclass(frozen=True, slots=True)
-class Copied:
-    """A tensor of any type that is taken over as it is.
-
-    Attributes:
-        name: Of the tensor that is written.
-        source: Where it lies.
-    """
-
-    name: str
-    source: TensorHeader
-
-    @property
-    def dtype(self) -> str:
-        """Its type."""
-        return self.source.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape."""
-        return self.source.shape
-
-    @property
-    def origin(self) -> Path:
-        """The folder that it lies in."""
-        return self.source.file.parent
-
-    def blocks(self) -> Iterator[Rows]:
-        """Yield its rows in blocks."""
-        return row_blocks(self.source)
-
-    def read(self, rows: Rows) -> Bits:
-        """Return a block of it, (num_rows, ...)."""
-        block: Bits = read_rows(self.source, *rows)
-        return block
-
-    def update(self, digest: Digest) -> None:
-        """Feed a hash with its name, and with the size, time and place of what it is copied from."""
-        status = self.source.file.stat()
-        digest.update(f"{self.name} {status.st_size} {status.st_mtime_ns} {self.source.offset}".encode())
 
 
 def whole(part: Part) -> Tensor:
@@ -260,9 +242,7 @@ def entries(part: Part, indices: Tensor) -> Tensor:
 
 def num_bytes(part: Part) -> int:
     """Return the bytes of a tensor of a student."""
-    if isinstance(part, Copied):
-        return part.source.num_bytes
-    return prod(part.shape) * DTYPES[part.dtype].itemsize
+    return prod(part.shape) * part.itemsize
 
 
 def total_bytes(parts: Iterable[Part]) -> int:

@@ -101,9 +101,7 @@ def turned_cuts(
     """
     surgeon = _Surgeon(prepared, target, basis)
     return [
-        Cut(place.name, repaired[place.name], (None,) * len(place.row.dims))
-        if place.name in repaired
-        else surgeon.part(place)
+        Cut.all_of(place.name, repaired[place.name]) if place.name in repaired else surgeon.part(place)
         for place in prepared.layout.tensors(prepared.settled(target))
     ]
 

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import InvalidArchitectureError, PlanError, ProofError
 from minitron_nas.execution.memory import available_memory
 from minitron_nas.families.wrappers import Tower
-from minitron_nas.models.causal_lm import CausalLM
+from minitron_nas.models.causal_lm import CausalLM, logits_of
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.config import read_config
 from minitron_nas.models.loading import quiet_transformers
@@ -23,17 +22,15 @@ from minitron_nas.models.special_floats import plain_floats, tagged_floats
 from minitron_nas.models.stock_config import finished_config
 from minitron_nas.models.text_part import causal_lm_in, wrapper_in
 from minitron_nas.progress import Progress
-from minitron_nas.pruning.parts import Copied, total_bytes
+from minitron_nas.pruning.parts import Cut, total_bytes
 from minitron_nas.pruning.write import write_weights
 from minitron_nas.space.axes import SearchSpace
 from minitron_nas.storage.atomic import read_json, write_json
 from minitron_nas.storage.foreign import read_object
+from minitron_nas.storage.lineage import PROOF
 from minitron_nas.storage.weights import read_headers
 
 _CONFIG = "config.json"
-_PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
-"""What says how pictures become numbers."""
-
 _ITS_OWN = {"architectures", "model_type", "transformers_version", "dtype", "torch_dtype"}
 """Keys that a text model and a wrapper each have for themselves."""
 
@@ -108,14 +105,11 @@ def put_into_wrapper(student: Path, source: Path, folder: Path, progress: Progre
     wrapper, headers = wrapper_in(source), read_headers(source)
     assert wrapper is not None, source
     names = wrapper.text_names(headers)
-    text = [Copied(_name_inside(name, names), header) for name, header in read_headers(student).items()]
-    parts = [*text, *(Copied(name, headers[name]) for name in wrapper.other_names(headers))]
+    text = [Cut.all_of(_name_inside(name, names), header) for name, header in read_headers(student).items()]
+    parts = [*text, *(Cut.all_of(name, headers[name]) for name in wrapper.other_names(headers))]
     write_weights(parts, folder, progress)
     write_json(folder / _CONFIG, tagged_floats(_config_with(student, source)))
-    for name in _PROCESSORS:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
-    if (student / "proof.json").is_file() and 2 * total_bytes(parts) <= available_memory():
+    if (student / PROOF).is_file() and 2 * total_bytes(parts) <= available_memory():
         _compare(student, folder)
 
 
@@ -147,15 +141,14 @@ def _filled(config: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-@torch.no_grad()
 def _compare(student: Path, folder: Path) -> None:
-    proof = read_json(student / "proof.json")
+    proof = read_json(student / PROOF)
     ids, dtype = torch.tensor(proof["input_ids"]), getattr(torch, proof["dtype"])
     found = []
     for kind, place in ((AutoModelForCausalLM, student), (AutoModelForImageTextToText, folder)):
         with quiet_transformers():
             loaded: CausalLM = kind.from_pretrained(place, dtype=dtype, trust_remote_code=False)
-        found.append(causal_lm_in(loaded).eval()(input_ids=ids, use_cache=False).logits.float())
+        found.append(logits_of(causal_lm_in(loaded), ids))
         del loaded
     difference = (found[0] - found[1]).abs().max().item()
     if not difference <= proof["tolerance"]:

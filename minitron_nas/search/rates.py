@@ -173,11 +173,12 @@ def find_rate(
         )
         return {rate: Probe(rate, tokens, outcomes[job.key]) for rate, job in todo.items()}
 
-    probes = tried(RATES)
-    one_more = {None: BELOW, max(RATES): ABOVE}.get(_best(probes, probing.judge))
-    if one_more is not None:
-        known = [rate for rate, probe in probes.items() if probe.outcome.status == "completed"]  # as files, by now
-        probes |= tried([*known, one_more])
+    with jobs.runner.held():
+        probes = tried(RATES)
+        one_more = {None: BELOW, max(RATES): ABOVE}.get(_best(probes, probing.judge))
+        if one_more is not None:
+            known = [rate for rate, probe in probes.items() if probe.outcome.status == "completed"]  # as files, by now
+            probes |= tried([*known, one_more])
     best = _best(probes, probing.judge)
     if best is None:
         told = "; ".join(f"{rate:g} {probe.status} ({probe.error})" for rate, probe in probes.items())

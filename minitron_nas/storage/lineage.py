@@ -10,6 +10,8 @@ from minitron_nas.errors import RunFolderError
 from minitron_nas.storage.atomic import read_json, write_json
 
 LINEAGE = "lineage.json"
+PROOF = "proof.json"
+"""What a prompt gave, so that anyone can repeat the comparison."""
 
 
 @dataclass(frozen=True, slots=True)

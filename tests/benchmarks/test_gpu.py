@@ -1,6 +1,5 @@
 """The script that measures on a GPU: what it computes, on a CPU and by hand; its figures need a GPU."""
 
-import importlib
 import json
 import subprocess
 import sys
@@ -11,13 +10,6 @@ from typing import Any
 import pytest
 
 SCRIPT = Path(__file__).with_name("gpu.py")
-
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Import modules that lie beside this file."""
-    monkeypatch.syspath_prepend(Path(__file__).parent)
-    return importlib.import_module
 
 
 @pytest.fixture

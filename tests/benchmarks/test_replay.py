@@ -1,4 +1,3 @@
-import importlib
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -8,13 +7,6 @@ import numpy as np
 import pytest
 
 from minitron_nas.search.settings import SearchSettings
-
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Import modules that lie beside this file."""
-    monkeypatch.syspath_prepend(Path(__file__).parent)
-    return importlib.import_module
 
 
 @pytest.fixture

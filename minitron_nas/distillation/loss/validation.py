@@ -9,7 +9,7 @@ from minitron_nas.distillation.signals.head import OutputHead
 from minitron_nas.distillation.signals.targets import TopKTargets
 from minitron_nas.distillation.signals.teacher import TeacherSignal, final_hidden
 from minitron_nas.errors import CacheError
-from minitron_nas.execution.device import compute_dtype
+from minitron_nas.execution.device import autocast, compute_dtype
 from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.progress import Progress, silent
 from minitron_nas.text.tokens import PackedTokens
@@ -46,7 +46,7 @@ def validate(
     done = 0
     try:
         for indices, batch in tokens.batches(batch_sequences):
-            with torch.autocast(device.type, dtype=dtype, enabled=head.weight.dtype == torch.float32 != dtype):
+            with autocast(device, dtype, head.weight.dtype):
                 hidden = final_hidden(model, batch.input_ids.to(device), batch.position_ids.to(device))
             labels = batch.labels().flatten().to(device)
             flat = hidden.flatten(0, 1)

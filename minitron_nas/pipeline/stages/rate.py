@@ -43,8 +43,7 @@ def find_learning_rate(run: Run, hop: Hop, target: Architecture) -> tuple[Hop, t
         work, files = folder / stage.fingerprint, hop.lessons.trials
         begun, start = start_member(run, hop, target, progress)
         jobs = Jobs(make_runner(plan.runner, run.folder.work / "ray"), work / "results", plan.runner.max_failures)
-        with jobs.runner.held():
-            rate, probes = find_rate(begun, files, probing, jobs, work / "checkpoints", progress)
+        rate, probes = find_rate(begun, files, probing, jobs, work / "checkpoints", progress)
         run.engine.note(f"{hop.label}: {told_rates(rate, probes)}")
         told = {"size": hop.label, "candidate": target.id, "start_kl_nats": start.kl_nats}
         return Left(rate, rows=((RATES, [{**told, **probe.to_row(rate)} for probe in probes]),))

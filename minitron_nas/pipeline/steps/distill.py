@@ -234,7 +234,7 @@ def _at_a_rate(job: TrainingJob, runner: RunnerSettings, display: Display) -> Tr
     here = runner if runner.address is not None else runner.model_copy(update={"kind": "local"})
     jobs = Jobs(make_runner(here, work / "ray"), work / "results", runner.max_failures)
     probing = Probing(settings, probe, job.seed)
-    with display.stage("rate", "a few learning rates are tried") as progress, jobs.runner.held():
+    with display.stage("rate", "a few learning rates are tried") as progress:
         rate, probes = find_rate(job.student, job.files, probing, jobs, work / "checkpoints", progress)
     display.note(told_rates(rate, probes))
     return replace(job, settings=settings.at_rate(rate))
