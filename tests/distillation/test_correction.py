@@ -5,11 +5,15 @@ import torch
 
 from minitron_nas.distillation import correction
 from minitron_nas.distillation.correction import Correction, FollowingTeacher
+from minitron_nas.distillation.job import StreamFiles, TrainingFiles
 from minitron_nas.distillation.settings import DistillationSettings
+from minitron_nas.distillation.signals.hidden_cache import write_hidden_cache
 from minitron_nas.distillation.signals.teacher import OnlineTeacher
 from minitron_nas.distillation.training.checkpoints import mark_whole, save_weights
 from minitron_nas.distillation.training.objective import Objective
 from minitron_nas.errors import CheckpointError, PlanError
+from minitron_nas.models import placement
+from minitron_nas.models.loading import load_whole
 from minitron_nas.storage.atomic import write_json
 from minitron_nas.testing import tiny_checkpoint, tiny_config, tiny_model
 from minitron_nas.text.tokens import PackedTokens
@@ -58,6 +62,20 @@ def test_the_newest_whole_checkpoint_speaks_and_in_the_end_the_corrected_teacher
     heard.append(words(teacher))
     for got, seed in zip(heard, (1, 2, 3, 5), strict=True):
         assert torch.equal(got, words(OnlineTeacher(model_of(seed))))
+
+
+def test_a_teacher_that_follows_is_loaded_whole_where_others_are_spread(tmp_path, monkeypatch):
+    folder, text = tiny_checkpoint(tmp_path / "teacher", "llama"), tmp_path / "text.safetensors"
+    TOKENS.save(text)
+    write_hidden_cache(load_whole(folder), TOKENS, tmp_path / "cache", "print")
+    files = TrainingFiles(
+        folder, "print", StreamFiles(text), StreamFiles(text, tmp_path / "cache"), correction=tmp_path / "out"
+    )
+    monkeypatch.setattr(placement, "_rooms", lambda: [("cpu", 2**30)])
+    assert placement.find_places(folder) is not None
+    train, _ = files.streams()
+    assert isinstance(train.signal, FollowingTeacher)
+    assert not any(parameter.is_meta for parameter in train.signal.model.parameters())
 
 
 def test_the_head_is_that_of_the_same_weights(teacher, save):

@@ -1,6 +1,7 @@
 """Students inside the wrapper that they were cut from, against the same students alone, as transformers loads both."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,51 @@ def test_a_student_that_was_cut_inside_its_wrapper_is_cut_again(wrapper: Callabl
         first.path, tmp_path / "b", {"num_hidden_layers": 2}, scores="random", text_only=False, display=Quiet()
     )
     assert (loaded(second.path).config.text_config.intermediate_size, second.architecture.num_hidden_layers) == (64, 2)
+
+
+@pytest.mark.parametrize("model_type", ["llava", "mistral3", "smolvlm"])
+def test_heads_keep_their_channels_where_the_wrapper_does_not_say_how_many_they_have(
+    wrapper: Callable[..., Path], tmp_path: Path, model_type: str
+) -> None:
+    teacher = shutil.copytree(wrapper(model_type), tmp_path / "teacher")
+    config = json.loads((teacher / "config.json").read_text())
+    del config["text_config"]["head_dim"]
+    (teacher / "config.json").write_text(json.dumps(config))
+    shape = {"num_key_value_heads": 1, "intermediate_size": 40}
+    pruned = prune(teacher, tmp_path / "s", shape, scores="random", text_only=False, display=Quiet())
+    assert loaded(pruned.path).config.text_config.head_dim == 8
+
+
+@pytest.mark.parametrize("text_only", [True, False])
+def test_an_attempt_of_the_other_kind_is_not_gone_on_with(
+    wrapper: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text_only: bool
+) -> None:
+    teacher, shape = wrapper("qwen2_5_vl"), SHAPES["qwen2_5_vl"]
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "minitron_nas.pruning.export._prove" if text_only else "minitron_nas.pruning.whole._compare", stop
+        )
+        with pytest.raises(KeyboardInterrupt):
+            prune(teacher, tmp_path / "s", shape, scores="random", text_only=text_only, display=Quiet())
+    pruned = prune(teacher, tmp_path / "s", shape, scores="random", text_only=not text_only, display=Quiet())
+    if text_only:
+        loaded(pruned.path)
+    else:
+        assert type(AutoModelForCausalLM.from_pretrained(pruned.path)).__name__ == "Qwen2ForCausalLM"
+    assert not [file for file in tmp_path.iterdir() if file.name != "s"]
+
+
+def test_where_memory_is_too_small_for_a_proof_nothing_is_compared(
+    wrapper: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minitron_nas.pruning.export.available_memory", lambda: 0)
+    pruned = prune(wrapper("gemma3"), tmp_path / "s", OTHERS, scores="random", text_only=False, display=Quiet())
+    assert pruned.proof is None
+    loaded(pruned.path)
 
 
 def test_what_is_said_of_pictures_goes_with_the_wrapper(wrapper: Callable[..., Path], tmp_path: Path) -> None:
