@@ -1,12 +1,10 @@
-"""Exploring a pool: rounds of proposals and measurements, until nothing changes any more."""
+"""Exploring a pool: rounds of proposals and measurements, until nothing that is left promises a gain."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from types import MappingProxyType
 from typing import Any, Self, TypeAlias
-
-import numpy as np
 
 from minitron_nas.errors import TrialError
 from minitron_nas.execution.runner import Outcome, last_line
@@ -18,11 +16,11 @@ from minitron_nas.space.enumerate import Candidate
 Measure: TypeAlias = Callable[[Sequence[Candidate]], Mapping[str, Outcome]]
 """Measures candidates; returns outcomes by candidate id, values `kl_nats` and `loss_nats`."""
 
-_PREDICTED_BEST = 8
-"""Shapes whose order the surrogate must keep for the exploration to end."""
+_LEAST_GAIN = 0.001
+"""What is worth a round: of the least KL, or of the space between the front and the worst of every objective."""
 
 _STILL_ROUNDS = 2
-"""Rounds in a row that must change nothing."""
+"""Rounds in a row after which nothing may promise more: early on the surrogate is often too sure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +67,9 @@ def explore(
 ) -> Exploration:
     """Measure candidates round by round.
 
-    It ends when `max_screened` are measured or the pool is empty; with a sampler that predicts, also when two rounds in
-    a row have changed neither the best shape nor the eight that are predicted to be best.
+    It ends when `max_screened` are measured or the pool is empty; with a sampler that predicts, also when after each of
+    two rounds in a row no shape that is left is expected to gain as much as 0.1 %: of the least KL, or of the space
+    that a front leaves.
 
     Args:
         pool: What is explored.
@@ -85,7 +84,7 @@ def explore(
     most = len(before) + settings.num_screened(len(pool) - len(before))
     outcomes, rounds = dict(before), dict.fromkeys(before, 0)
     known = {index: outcome.number("kl_nats") for index, outcome in outcomes.items()}
-    favourites, still = _favourites(sampler, known), 0
+    still = 0
     while len(outcomes) < most:
         proposed = sampler.propose(known, min(settings.round_size, most - len(outcomes)))
         found = measure([pool.candidates[index] for index in proposed])
@@ -94,10 +93,10 @@ def explore(
         known |= {index: outcomes[index].number("kl_nats") for index in proposed}
         if len(outcomes) == most:
             break
-        last, favourites = favourites, _favourites(sampler, known)
-        still = still + 1 if favourites is not None and favourites == last else 0
+        promised = sampler.promised(known) if isinstance(sampler, PoolSampler) else None
+        still = still + 1 if promised is not None and promised < _LEAST_GAIN else 0
         if still == _STILL_ROUNDS:
-            return Exploration(outcomes, rounds, f"the best stayed the same over {_STILL_ROUNDS} rounds")
+            return Exploration(outcomes, rounds, f"no other shape promised a gain of {_LEAST_GAIN:.1%}")
     if all(outcome.value is None for outcome in outcomes.values()):
         errors = {last_line(outcome.error) or "" for outcome in outcomes.values()}
         raise TrialError(f"no candidate could be measured: {'; '.join(sorted(errors))}")
@@ -122,14 +121,3 @@ def make_sampler(pool: Pool, settings: SearchSettings, seed: int, beyond: Sequen
     from minitron_nas.search.optuna_sampler import OptunaSampler  # deferred: importing optuna takes a second
 
     return OptunaSampler(pool, settings.sampler, settings.others, seed)
-
-
-def _favourites(sampler: Sampler, known: Mapping[int, float | None]) -> tuple[int, frozenset[int]] | None:
-    """Return the best measured shape and those that are predicted to be best; None where nothing is predicted."""
-    predicted = sampler.predict(known) if isinstance(sampler, PoolSampler) else None
-    if predicted is None:
-        return None
-    finite = {index: kl for index, kl in known.items() if kl is not None and isfinite(kl)}
-    predicted[list(finite)] = list(finite.values())
-    best = np.argpartition(predicted, min(_PREDICTED_BEST, len(predicted)) - 1)[:_PREDICTED_BEST]
-    return min(finite, key=lambda index: finite[index]), frozenset(best.tolist())

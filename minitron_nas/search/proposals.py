@@ -124,6 +124,21 @@ class PoolSampler:
         expected: Values = np.exp(self._surrogate(features, known).predict(features)[0])
         return expected
 
+    def promised(self, measured: Mapping[int, float | None]) -> float | None:
+        """Return the greatest gain that is expected of a shape that was not measured; None while too few are.
+
+        Args:
+            measured: KL by index.
+
+        Returns:
+            A share of the least KL; with more objectives, of the space that they span.
+        """
+        known, features = _usable(measured), scaled(self.pool)
+        left = np.setdiff1d(np.arange(len(features)), list(measured))
+        if len(known) < _FIRST_ROUND or not features.shape[1] or not len(left):
+            return None
+        return float(self._gains(self._surrogate(features, known), features, left, known).max())
+
     def _improving(self, features: Values, left: Values, known: Mapping[int, float], num: int) -> list[int]:
         surrogate, chosen = self._surrogate(features, known), list[int]()
         shortlist = left

@@ -4,6 +4,7 @@ import pytest
 from minitron_nas.errors import TrialError
 from minitron_nas.execution.runner import Outcome
 from minitron_nas.search.exploration import Exploration, explore, make_sampler
+from minitron_nas.search.pareto import pareto_front
 from minitron_nas.search.proposals import references
 from minitron_nas.search.settings import SearchSettings
 
@@ -13,12 +14,21 @@ def explored(landscape, measure=None, seed=0, before=None, **given):
     return explore(landscape.pool, sampler, settings, measure or landscape.measure, before or {})
 
 
-def test_it_ends_when_nothing_changes_any_more_and_has_the_best(landscape):
-    found = explored(landscape)
-    assert found.ended == "the best stayed the same over 2 rounds"
-    assert len(found.outcomes) < min(64, len(landscape.pool))
+@pytest.mark.parametrize("seed", range(3))
+def test_it_ends_when_nothing_promises_a_gain_any_more_and_has_the_best(landscape, seed):
+    found = explored(landscape, seed=seed)
+    assert found.ended == "no other shape promised a gain of 0.1%"
+    assert len(found.outcomes) <= 40 < len(landscape.pool)
     assert min(found.kls().values()) == pytest.approx(landscape.kls.min())
     assert list(found.rounds.values()) == sorted(found.rounds.values())
+
+
+def test_a_front_ends_when_nothing_promises_to_widen_it_and_is_that_of_the_pool_within_3_percent(landscape):
+    found = explored(landscape, objectives=("kl", "memory_bytes"))
+    assert found.ended == "no other shape promised a gain of 0.1%"
+    memory, kls, at = landscape.pool.columns["memory_bytes"], landscape.kls, list(found.outcomes)
+    for point in np.flatnonzero(pareto_front(np.column_stack([kls, memory]))):
+        assert kls[at][memory[at] <= memory[point]].min() <= 1.03 * kls[point]
 
 
 def test_it_ends_at_the_most_that_may_be_screened(landscape):
