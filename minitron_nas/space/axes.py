@@ -1,7 +1,7 @@
 """`SearchSpace`: what may change, read from YAML."""
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -108,7 +108,8 @@ class SearchSpace(Settings):
         window: Least and greatest total parameters of one size; replaces `tolerance`. The size may be up to a
             tenth below the window, as Llama-3.1-Minitron-4B is below its 4.5 billion, and not above it.
         protected_layers: Layers that depth pruning never drops, negative ones from the end.
-        source: The shape that the space was made for; lets it be enumerated without a checkpoint.
+        source: The shape that the space was made for, in the words of `Architecture`; lets it be enumerated without a
+            checkpoint. `layer_kinds` may be those of a period, which repeats.
     """
 
     description: str = ""
@@ -116,7 +117,7 @@ class SearchSpace(Settings):
     tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.05
     window: tuple[Count, Count] | None = None
     protected_layers: tuple[int, ...] = (0, -1)
-    source: dict[str, int | str | bool] | None = None
+    source: dict[str, bool | int | str | tuple[str, ...] | dict[str, bool | int]] | None = None
 
     @model_validator(mode="after")
     def _window_in_order(self) -> Self:
@@ -155,11 +156,16 @@ class SearchSpace(Settings):
 
         Raises:
             SpaceError: If it carries none, or one with fields missing.
+            InvalidArchitectureError: If such a shape cannot exist.
         """
         if self.source is None:
             raise SpaceError("this space carries no source shape; name a teacher to enumerate it for")
+        fields: dict[str, Any] = dict(self.source)
+        num_layers, kinds = fields.get("num_hidden_layers"), fields.get("layer_kinds")
+        if isinstance(kinds, tuple) and kinds and isinstance(num_layers, int) and num_layers % len(kinds) == 0:
+            fields["layer_kinds"] = kinds * (num_layers // len(kinds))
         try:
-            return Architecture(**self.source)  # type: ignore[arg-type]
+            return Architecture(**fields)
         except TypeError as error:
             raise SpaceError(f"the space's source is no shape: {error}") from None
 

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from minitron_nas.architecture.spec import SHAPE_FIELDS, Architecture
-from minitron_nas.errors import SpaceError
+from minitron_nas.errors import InvalidArchitectureError, SpaceError
 from minitron_nas.resources import resource_names
 from minitron_nas.space.axes import AxisValues, SearchSpace, SpaceAxes, load_space
 
@@ -147,6 +147,26 @@ def test_a_space_without_a_shape_says_so() -> None:
 def test_a_shape_with_a_size_missing_says_which() -> None:
     space = SearchSpace.model_validate({"source": {"model_type": "llama", "hidden_size": 48}})
     with pytest.raises(SpaceError, match="the space's source is no shape: .*missing.*'num_hidden_layers'"):
+        space.source_architecture()
+
+
+HYBRID = {
+    "model_type": "lfm2", "num_hidden_layers": 6, "hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 12, "vocab_size": 100, "fixed_sizes": {"conv_L_cache": 3, "conv_bias": False},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kinds", [["conv", "full_attention"] * 3, ["conv", "full_attention"]])
+def test_the_kinds_of_a_shapes_layers_are_listed_whole_or_as_a_period(kinds: list[str]) -> None:
+    shape = SearchSpace.model_validate({"source": {**HYBRID, "layer_kinds": kinds}}).source_architecture()
+    assert shape.layer_kinds == ("conv", "full_attention") * 3
+    assert shape.fixed_sizes == {"conv_L_cache": 3, "conv_bias": False}
+    assert shape.fixed_sizes["conv_bias"] is False
+
+
+def test_kinds_of_too_few_layers_are_refused() -> None:
+    space = SearchSpace.model_validate({"source": {**HYBRID, "layer_kinds": ["conv"] * 4}})
+    with pytest.raises(InvalidArchitectureError, match="layer_kinds names 4 layers, but num_hidden_layers=6"):
         space.source_architecture()
 
 

@@ -47,6 +47,13 @@ PRESETS = {
     "qwen3-1.7b": Preset(1_720_574_976, ("1.2B", "900M")),
     "qwen3-14b": Preset(14_768_307_200, ("10B", "8B")),
     "qwen3-32b": Preset(32_762_123_264, ("24B", "16B")),
+    # Text models with layers of several kinds.
+    "gemma-4-31b": Preset(30_697_345_280, ("24B", "18B")),
+    "lfm2-1.2b": Preset(1_170_340_608, ("900M", "700M")),
+    "nemotron-nano-9b-v2": Preset(8_888_227_328, ("7B", "5B")),
+    "qwen3-next-80b-a3b": Preset(79_674_391_296, ("60B", "40B")),
+    "qwen3.5-9b": Preset(8_953_803_264, ("7B", "5B")),
+    "qwen3.5-35b-a3b": Preset(34_660_610_688, ("24B", "18B")),
 }
 SIZES = [(name, size) for name, preset in PRESETS.items() for size in preset.sizes]
 
