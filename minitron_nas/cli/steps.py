@@ -14,6 +14,7 @@ from minitron_nas.cli.command import (
     Out,
     StepOverrides,
     Teacher,
+    TextOnly,
     app,
     at_work,
     print_json,
@@ -26,14 +27,6 @@ class Start(StrEnum):
 
     select = "select"
     rotate = "rotate"
-
-
-TextOnly = Annotated[
-    bool,
-    typer.Option(
-        "--text-only/--with-tower", help="Of a model that looks at pictures: the text model alone, or inside the whole."
-    ),
-]
 
 
 class Repair(StrEnum):
