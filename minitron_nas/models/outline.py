@@ -117,6 +117,8 @@ class Outline:
                 f"what looks at pictures stays as it is, and so {kept_for(self.tower, self.architecture)}; sizes "
                 "count the text part alone, and nothing but text is trained or measured on"
             )
+            if not self.tower.num_bytes:
+                told += "; the disk that it takes is not known before its weights are there, and not counted"
         yield f"of the {self.tower.model_type} the text part is taken, a {names}; {told}"
 
     def require_length(self, sequence_length: int) -> None:

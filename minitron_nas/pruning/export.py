@@ -4,6 +4,7 @@ import copy
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from minitron_nas.models.special_floats import tagged_floats
 from minitron_nas.models.stock import DTYPES
 from minitron_nas.models.stock_config import finished_config, save_stock
 from minitron_nas.models.text_part import read_text_headers
+from minitron_nas.models.tower import tower_in
 from minitron_nas.progress import Progress, silent
 from minitron_nas.pruning.parts import num_bytes, total_bytes
 from minitron_nas.pruning.prepare import PreparedTeacher
@@ -87,7 +89,7 @@ def export_student(
         save_stock(_with_generation_of(source, model), text)
         copy_companions(source, text)
         proof = _prove(text, folder, model, dtype, prompt)
-        lineage.write(text, proof)
+        _beside_tower(lineage, wrapper).write(text, proof)
     return proof
 
 
@@ -145,9 +147,9 @@ def write_student(
         copy_companions(prepared.path, text)
         check_tensors(text, ExpectedTensors.of(prepared.settled(target), prepared.layout))
         proof = None
-        if _MODELS_IN_A_PROOF * total_bytes(parts) <= available_memory():
+        if _MODELS_IN_A_PROOF * total_bytes([*parts, *tower]) <= available_memory():
             proof = _prove(text, folder, build_student(prepared, target, dtype, repaired).eval(), dtype, prompt)
-        lineage.write(text, proof)
+        _beside_tower(lineage, wrapper).write(text, proof)
     return proof
 
 
@@ -166,6 +168,12 @@ def _text_part(partial: Path, wrapper: Path | None, folder: Path, progress: Prog
         if not (partial / file.name).exists() and not file.name.endswith((".safetensors", INDEX)):
             file.rename(partial / file.name)
     shutil.rmtree(text)
+
+
+def _beside_tower(lineage: Lineage, wrapper: Path | None) -> Lineage:
+    """Return the lineage of a student inside a wrapper, which says how large what stands beside it is."""
+    tower = tower_in(wrapper) if wrapper is not None else None
+    return lineage if tower is None else replace(lineage, num_tower_parameters=tower.num_parameters)
 
 
 def _require_room_for_both(partial: Path, text_bytes: int, tower_bytes: int) -> None:

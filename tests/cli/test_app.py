@@ -142,7 +142,7 @@ def test_prune_distill_and_evaluate_follow_one_another(
         *("prune", trained_teacher, "--shape", shape, "--data", text_file, "--out", pruned, *SHORT_TEXT),
         *("--repair", "none", "--json"),
     ).json()
-    assert set(cut) == {"path", "num_parameters", "shape", "proof"}
+    assert set(cut) == {"path", "num_parameters", "num_tower_parameters", "shape", "proof"}
     assert set(cut["proof"]) == {"max_abs_difference", "tolerance"}
     assert json.loads((pruned / "config.json").read_text())["intermediate_size"] == 48
 

@@ -52,14 +52,16 @@ class Pruned:
     Attributes:
         path: A stock Hugging Face folder.
         architecture: Its shape.
-        num_parameters: In total, tied embeddings counted once.
+        num_parameters: In total, tied embeddings counted once; of its text part where a tower stands beside it.
         proof: What reloading it showed; None where memory was too small to load it.
+        num_tower_parameters: Of what looks at pictures beside its text part; 0 of a text model.
     """
 
     path: Path
     architecture: Architecture
     num_parameters: int
     proof: Proof | None
+    num_tower_parameters: int = 0
 
 
 def prune(
@@ -176,7 +178,13 @@ def prune(
             proof = write_student(
                 prepared, target, folder, _prompt(source, seed), lineage, repaired, progress, text_only=text_only
             )
-    return Pruned(folder, prepared.settled(target), count_parameters(target, layout), proof)
+    return Pruned(
+        folder,
+        prepared.settled(target),
+        count_parameters(target, layout),
+        proof,
+        0 if text_only or checkpoint.tower is None else checkpoint.tower.num_parameters,
+    )
 
 
 @dataclass(frozen=True, slots=True)
