@@ -61,14 +61,17 @@ class Checkpoint:
     def tokenizer_fingerprint(self) -> str:
         """Return 16 hexadecimal digits of the files that a tokenizer is made of."""
         digest = hashlib.sha256()
-        for file in sorted({file for pattern in _TOKENIZER_FILES for file in self.path.glob(pattern)}):
+        found = {file for pattern in _TOKENIZER_FILES for file in self.path.glob(pattern) if file.is_file()}
+        for file in sorted(found):
             content = file.read_bytes()
             digest.update(f"{file.name} {len(content)} ".encode() + content)
         return digest.hexdigest()[:_FINGERPRINT_DIGITS]
 
     def outline(self) -> Outline:
         """Return its shape, and how much its files take."""
-        small = sum(file.stat().st_size for file in self.path.glob("*") if file.suffix in _COMPANIONS)
+        small = sum(
+            file.stat().st_size for file in self.path.glob("*") if file.suffix in _COMPANIONS and file.is_file()
+        )
         stored = sum(header.num_bytes for header in read_text_headers(self.path).values())
         return Outline(self.path, self.architecture, self.layout, stored, small, self.config, self.tower)
 

@@ -9,7 +9,7 @@ from minitron_nas.models.outline import Outline
 from minitron_nas.pipeline.devices import Devices
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pruning.start import moments_bytes
-from minitron_nas.pruning.whole import require_tower, space_beside
+from minitron_nas.pruning.whole import check_axes_beside, require_tower, space_beside
 from minitron_nas.search.rates import MOST_PROBES
 from minitron_nas.space.enumerate import Enumeration, expected_parameters
 from minitron_nas.space.size import Size
@@ -110,6 +110,7 @@ def settled(
 
     Raises:
         PlanError: If a tower is to stay that is not there.
+        SpaceError: If it leaves nothing to prune.
     """
     shape = teacher.architecture
     whole = None if num_tokens is None else num_tokens * _num_teachers(plan)
@@ -117,7 +118,9 @@ def settled(
     distillation, told = settle(plan.distillation, speech, free_bytes)
     changes: dict[str, Any] = {"distillation": distillation}
     if not plan.text_only:
-        changes |= {"start": "select", "space": space_beside(require_tower(teacher, plan.teacher), plan.space)}
+        tower = require_tower(teacher, plan.teacher)
+        changes |= {"start": "select", "space": space_beside(tower, plan.space)}
+        check_axes_beside(tower, changes["space"])
     return plan.model_copy(update=changes), told
 
 

@@ -225,11 +225,11 @@ def copy_companions(source: Path, folder: Path, patterns: Sequence[str] = _COPIE
     """Copy what lies beside a model's weights: tokenizer, chat template, generation settings and terms of use.
 
     Args:
-        source: A stock folder.
+        source: A stock folder; folders in it are others', whatever their names.
         folder: An existing folder.
         patterns: Names of what is copied; of a text model's by default.
     """
-    for file in [file for pattern in patterns for file in source.glob(pattern)]:
+    for file in [file for pattern in patterns for file in source.glob(pattern) if file.is_file()]:
         place = folder / file.relative_to(source)
         place.parent.mkdir(exist_ok=True)
         shutil.copyfile(file, place)

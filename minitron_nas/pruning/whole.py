@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.errors import InvalidArchitectureError, PlanError, ProofError
+from minitron_nas.errors import InvalidArchitectureError, PlanError, ProofError, SpaceError
 from minitron_nas.execution.memory import available_memory
 from minitron_nas.families.wrappers import Tower, Wrapper
 from minitron_nas.models.causal_lm import logits_of
@@ -68,6 +68,23 @@ def space_beside(tower: Tower, space: SearchSpace) -> SearchSpace:
     protected = (*space.protected_layers, *(set(range(tower.num_fed_layers)) - set(space.protected_layers)))
     axes = space.axes.model_copy(update=dict.fromkeys(tower.kept_sizes))
     return space.model_copy(update={"axes": axes, "protected_layers": protected})
+
+
+def check_axes_beside(tower: Tower, space: SearchSpace) -> None:
+    """Refuse a space of which a tower leaves nothing to prune.
+
+    Args:
+        tower: The tower.
+        space: What `space_beside` returned.
+
+    Raises:
+        SpaceError: Naming what has to stay.
+    """
+    if not space.axes.given():
+        raise SpaceError(
+            f"with text_only=false {', '.join(tower.kept_sizes)} stay, and the space lets no other size change; add an "
+            "axis to it, such as intermediate_size or num_hidden_layers, or leave text_only out"
+        )
 
 
 def check_beside(

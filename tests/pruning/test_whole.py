@@ -11,12 +11,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-from minitron_nas.errors import CheckpointError, DiskSpaceError, InvalidArchitectureError, PlanError, ProofError
+from minitron_nas.errors import (
+    CheckpointError,
+    DiskSpaceError,
+    InvalidArchitectureError,
+    PlanError,
+    ProofError,
+    SpaceError,
+)
 from minitron_nas.families.wrappers import WRAPPERS
 from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.pipeline.display import Quiet
+from minitron_nas.pipeline.dry_run import dry_run
+from minitron_nas.pipeline.plan import make_plan
 from minitron_nas.pipeline.steps.prune import prune
-from minitron_nas.space.axes import load_space
+from minitron_nas.space.axes import SearchSpace, load_space
 from minitron_nas.testing import tiny_checkpoint
 
 IDS = torch.arange(10, 40)[None]
@@ -256,6 +265,21 @@ def test_what_the_tower_writes_into_cannot_leave(
     with pytest.raises(InvalidArchitectureError, match=fault):
         prune(wrapper(model_type), tmp_path / "s", scores="random", text_only=False, display=Quiet(), **request_)
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("axes", [{}, {"hidden_size": {"values": [24, 32, 40]}}])
+def test_a_space_of_which_a_tower_leaves_nothing_to_prune_is_refused(
+    wrapper: Callable[..., Path], tmp_path: Path, axes: dict[str, Any]
+) -> None:
+    teacher, space = wrapper("gemma3"), SearchSpace.model_validate({"axes": axes})
+    told = "with text_only=false hidden_size stay, and the space lets no other size change; add an axis"
+    options: dict[str, Any] = {"scores": "random", "space": space, "text_only": False, "display": Quiet()}
+    with pytest.raises(SpaceError, match=told):
+        prune(teacher, tmp_path / "s", size="80k", **options)
+    with pytest.raises(SpaceError, match=told):
+        plan = {"teacher": str(teacher), "sizes": ["80k"], "data": "d", "space": {"axes": axes}, "text_only": False}
+        dry_run(make_plan(plan), tmp_path / "run", reads_text=False, flops_per_second=1e9, display=Quiet())
+    assert prune(teacher, tmp_path / "s", OTHERS, **options).proof is not None
 
 
 def test_layers_that_a_tower_feeds_are_never_ranked_last(wrapper: Callable[..., Path], tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from minitron_nas.pruning.refit import needs_moments, repair_student
 from minitron_nas.pruning.repair_in_sequence import why_not_in_sequence
 from minitron_nas.pruning.settings import Repair, Start, StartSettings
 from minitron_nas.pruning.start import TakenStart, measure_start, possible_start
-from minitron_nas.pruning.whole import check_beside, require_tower, space_beside
+from minitron_nas.pruning.whole import check_axes_beside, check_beside, require_tower, space_beside
 from minitron_nas.space.axes import SearchSpace, load_space
 from minitron_nas.space.enumerate import Candidate, enumerate_candidates
 from minitron_nas.space.size import Size
@@ -287,6 +287,8 @@ def _target(
 ) -> Architecture:
     check_changes(shape, checkpoint.layout)
     if size is not None:
+        if not text_only and checkpoint.tower is not None:
+            check_axes_beside(checkpoint.tower, space)
         target = _balanced(checkpoint, space, size)
     else:
         source = checkpoint.architecture
