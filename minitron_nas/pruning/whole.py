@@ -173,7 +173,7 @@ def _config_with(student: Path, source: Path) -> dict[str, Any]:
 
 def _changed(config: Mapping[str, Any], keys: Collection[str], after: Mapping[str, Any]) -> dict[str, Any]:
     """Return a config with the student's values of some keys, without those that the student has not."""
-    if _HEADS in keys:  # from fewer of which a head's channels would be derived
+    if _HEADS in keys and _HEAD_DIM in after:  # from fewer of which a head's channels would be derived
         keys = {*keys, _HEAD_DIM}
     kept = {key: value for key, value in config.items() if key not in keys or key in after}
     return {**kept, **{key: after[key] for key in sorted(keys) if key in after}}
