@@ -6,7 +6,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from minitron_nas.cli.command import AsJson, Out, StepOverrides, app, at_work, print_json, read_step
+from minitron_nas.cli.command import AsJson, Out, StepOverrides, TextOnly, app, at_work, print_json, read_step
 
 
 class Method(StrEnum):
@@ -57,6 +57,7 @@ def align(
         Optional[int],  # noqa: UP045
         typer.Option(help="Tokens of a sequence, at which conversations are cut; text.sequence_length without it."),
     ] = None,
+    text_only: TextOnly = True,
     overrides: StepOverrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -87,6 +88,7 @@ def align(
             text=plan.text,
             seed=plan.seed,
             runner=plan.runner,
+            text_only=text_only,
         )
     if as_json:
         told = {name: value for name, value in asdict(result).items() if name not in ("path", "proof")}

@@ -58,6 +58,12 @@ StepOverrides = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option("--set", metavar="KEY=VALUE", help="A setting of those named above, or seed; repeatable."),
 ]
+TextOnly = Annotated[
+    bool,
+    typer.Option(
+        "--text-only/--with-tower", help="Of a model that looks at pictures: the text model alone, or inside the whole."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 

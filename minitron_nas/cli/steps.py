@@ -14,6 +14,7 @@ from minitron_nas.cli.command import (
     Out,
     StepOverrides,
     Teacher,
+    TextOnly,
     app,
     at_work,
     print_json,
@@ -26,14 +27,6 @@ class Start(StrEnum):
 
     select = "select"
     rotate = "rotate"
-
-
-TextOnly = Annotated[
-    bool,
-    typer.Option(
-        "--text-only/--with-tower", help="Of a model that looks at pictures: the text model alone, or inside the whole."
-    ),
-]
 
 
 class Repair(StrEnum):
@@ -136,16 +129,18 @@ def prune(
     if as_json:
         proof = asdict(result.proof) if result.proof is not None else None
         shape_of = result.architecture.sizes()
-        print_json(
-            {"path": str(result.path), "num_parameters": result.num_parameters, "shape": shape_of, "proof": proof}
-        )
+        counts = {"num_parameters": result.num_parameters, "num_tower_parameters": result.num_tower_parameters}
+        print_json({"path": str(result.path), **counts, "shape": shape_of, "proof": proof})
         return
+    loaded_by = "AutoModelForCausalLM" if text_only else "AutoModelForImageTextToText"
     proved = (
-        "too large to reload here, every tensor read back"
+        f"too large to reload here through {loaded_by}, every tensor read back"
         if result.proof is None
-        else f"reloaded through AutoModelForCausalLM, logits differ by {result.proof.max_abs_difference:.3g}"
+        else f"reloaded through {loaded_by}, logits differ by {result.proof.max_abs_difference:.3g}"
     )
-    typer.echo(f"{result.path}: {result.architecture.id}, {result.num_parameters:,} parameters; {proved}")
+    whole = result.num_parameters + result.num_tower_parameters
+    counted = f"{result.num_parameters:,} parameters{'' if text_only else f' of {whole:,} in its text part'}"
+    typer.echo(f"{result.path}: {result.architecture.id}, {counted}; {proved}")
 
 
 @app.command()

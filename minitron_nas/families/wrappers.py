@@ -33,12 +33,16 @@ class Tower:
         num_fed_layers: How many of the first layers of the text part take what it has seen, beside the embedding.
         kept_sizes: The text part's sizes that stay with it.
         is_there: Whether its tensors lie in the folder that the text part is read from.
+        num_parameters: Numbers in its tensors; 0 where these were not looked at.
+        num_bytes: Of these in files.
     """
 
     model_type: str
     num_fed_layers: int = 0
     kept_sizes: tuple[str, ...] = _WRITTEN
     is_there: bool = True
+    num_parameters: int = 0
+    num_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +98,9 @@ class Wrapper:
         """Return what stands beside the text part.
 
         Args:
-            config: The content of the wrapper's `config.json`.
+            config: The content of the wrapper's `config.json`, with all that transformers fills in.
         """
-        vision = config.get("vision_config")
-        fed = vision.get(self.fed_layers) if isinstance(vision, dict) else None
+        fed = (config.get("vision_config") or {}).get(self.fed_layers)
         kept = (*_WRITTEN, *(_HEADS if self.head_dim_is_derived else ()))
         return Tower(self.model_type, len(fed) if isinstance(fed, list) else 0, kept)
 

@@ -20,7 +20,8 @@ from minitron_nas.models.checks import (
 from minitron_nas.models.config import read_architecture, read_config
 from minitron_nas.models.expected import ExpectedTensors
 from minitron_nas.models.outline import Outline, require_positions
-from minitron_nas.models.text_part import read_text_headers, tower_in
+from minitron_nas.models.text_part import read_text_headers
+from minitron_nas.models.tower import tower_in
 from minitron_nas.progress import Progress, silent
 from minitron_nas.storage.weights import TensorHeader
 
@@ -60,26 +61,40 @@ class Checkpoint:
     def tokenizer_fingerprint(self) -> str:
         """Return 16 hexadecimal digits of the files that a tokenizer is made of."""
         digest = hashlib.sha256()
-        for file in sorted({file for pattern in _TOKENIZER_FILES for file in self.path.glob(pattern)}):
+        found = {file for pattern in _TOKENIZER_FILES for file in self.path.glob(pattern) if file.is_file()}
+        for file in sorted(found):
             content = file.read_bytes()
             digest.update(f"{file.name} {len(content)} ".encode() + content)
         return digest.hexdigest()[:_FINGERPRINT_DIGITS]
 
     def outline(self) -> Outline:
         """Return its shape, and how much its files take."""
-        small = sum(file.stat().st_size for file in self.path.glob("*") if file.suffix in _COMPANIONS)
+        small = sum(
+            file.stat().st_size for file in self.path.glob("*") if file.suffix in _COMPANIONS and file.is_file()
+        )
         stored = sum(header.num_bytes for header in read_text_headers(self.path).values())
         return Outline(self.path, self.architecture, self.layout, stored, small, self.config, self.tower)
 
-    def about(self, sequence_length: int, text_only: bool = True) -> Iterator[str]:
+    def about(self, sequence_length: int, text_only: bool | None = None) -> Iterator[str]:
         """Yield what a user should know of how it is read.
 
         Args:
             sequence_length: Tokens of the sequences that it reads.
-            text_only: Whether students of a text part are text models.
+            text_only: Whether students of a text part are text models; None where none are made of it.
         """
-        alone = Outline.of_config(self.path, self.config, self.architecture, self.layout, self.tower)
-        return alone.about(sequence_length, text_only)
+        return self._as_said().about(sequence_length, text_only)
+
+    def about_tower(self, text_only: bool | None) -> Iterator[str]:
+        """Yield what becomes of what looks at pictures, where it is the text part of a wrapper.
+
+        Args:
+            text_only: Whether students of a text part are text models; None where none are made of it.
+        """
+        return self._as_said().about_tower(text_only)
+
+    def _as_said(self) -> Outline:
+        """Return what its config says of it."""
+        return Outline.of_config(self.path, self.config, self.architecture, self.layout, self.tower)
 
     def require_length(self, sequence_length: int) -> None:
         """Refuse sequences that are longer than a table of learned positions.

@@ -15,7 +15,8 @@ from minitron_nas.errors import CheckpointError, MinitronNasError, TeacherNotFou
 from minitron_nas.models.outline import Outline
 from minitron_nas.models.relatives import known_layout
 from minitron_nas.models.special_floats import plain_floats
-from minitron_nas.models.text_part import read_text_headers, text_config, tower_in
+from minitron_nas.models.text_part import read_text_headers, text_config
+from minitron_nas.models.tower import tower_in
 from minitron_nas.storage.foreign import read_object, what_lies_instead
 
 _BASES = ("rope_theta", "rope_local_base_freq", "rotary_emb_base")

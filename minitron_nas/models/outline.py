@@ -76,22 +76,15 @@ class Outline:
         """Number of parameters, tied embeddings counted once."""
         return count_parameters(self.architecture, self.layout)
 
-    def about(self, sequence_length: int, text_only: bool = True) -> Iterator[str]:
+    def about(self, sequence_length: int, text_only: bool | None = None) -> Iterator[str]:
         """Yield what it means that it is part of a wrapper, hands on a state, or reads more than it was made for.
 
         Args:
             sequence_length: Tokens of the sequences that it reads.
-            text_only: Whether students of a text part are text models.
+            text_only: Whether students of a text part are text models; None where none are made of it.
         """
         config = self.config
-        if self.tower is not None:
-            names = ", ".join(config.get("architectures") or [str(config.get("model_type"))])
-            yield f"of the {self.tower.model_type} the text part is taken, a {names}; " + (
-                "what looks at pictures is left out, and students are text models"
-                if text_only
-                else f"what looks at pictures stays as it is, and so {kept_for(self.tower, self.architecture)}; sizes "
-                "count the text part alone, and nothing but text is trained or measured on"
-            )
+        yield from self.about_tower(text_only)
         if self.layout.hands_on_state:
             yield (
                 f"layers of {self.layout.model_type} hand a state on from token to token, and transformers does not "
@@ -105,6 +98,28 @@ class Outline:
                 f"(max_position_embeddings={positions}), and what it says at their ends is no measure of it; "
                 f"text.sequence_length={positions} keeps within"
             )
+
+    def about_tower(self, text_only: bool | None) -> Iterator[str]:
+        """Yield what becomes of what looks at pictures, where it is the text part of a wrapper.
+
+        Args:
+            text_only: Whether students of a text part are text models; None where none are made of it.
+        """
+        if self.tower is None:
+            return
+        names = ", ".join(self.config.get("architectures") or [str(self.config.get("model_type"))])
+        told = "what looks at pictures is left out"
+        if text_only:
+            kept = "; text_only=false (--with-tower) keeps it" if self.tower.is_there else ""
+            told += f", and students are text models{kept}"
+        elif text_only is not None:
+            told = (
+                f"what looks at pictures stays as it is, and so {kept_for(self.tower, self.architecture)}; sizes "
+                "count the text part alone, and nothing but text is trained or measured on"
+            )
+            if not self.tower.num_bytes:
+                told += "; the disk that it takes is not known before its weights are there, and not counted"
+        yield f"of the {self.tower.model_type} the text part is taken, a {names}; {told}"
 
     def require_length(self, sequence_length: int) -> None:
         """Refuse sequences that are longer than a table of learned positions.

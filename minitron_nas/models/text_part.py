@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from minitron_nas.errors import CheckpointError
-from minitron_nas.families.wrappers import Tower, Wrapper, wrapper_of
+from minitron_nas.families.wrappers import Wrapper, wrapper_of
 from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.relatives import known_layout
 from minitron_nas.storage.foreign import read_object
@@ -41,16 +41,6 @@ def wrapper_in(folder: Path) -> Wrapper | None:
     """
     file = folder / _CONFIG
     return wrapper_of(read_object(file)) if file.is_file() else None
-
-
-def tower_in(folder: Path) -> Tower | None:
-    """Return what stands beside the text part that a folder holds, None where it holds another model or no config.
-
-    Raises:
-        CheckpointError: If its `config.json` cannot be read.
-    """
-    wrapper = wrapper_in(folder)
-    return wrapper.tower(read_object(folder / _CONFIG)) if wrapper is not None else None
 
 
 def text_config(file: Path | str, config: dict[str, Any]) -> dict[str, Any]:

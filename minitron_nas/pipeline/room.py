@@ -9,7 +9,7 @@ from minitron_nas.models.outline import Outline
 from minitron_nas.pipeline.devices import Devices
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pruning.start import moments_bytes
-from minitron_nas.pruning.whole import require_tower, space_beside
+from minitron_nas.pruning.whole import check_axes_beside, require_tower, space_beside
 from minitron_nas.search.rates import MOST_PROBES
 from minitron_nas.space.enumerate import Enumeration, expected_parameters
 from minitron_nas.space.size import Size
@@ -39,7 +39,8 @@ class Room:
     """The most that lies in a run folder at a time, in bytes.
 
     Attributes:
-        models: Students, baselines and a corrected teacher, with what lies beside their weights.
+        models: Students, baselines and a corrected teacher, with what lies beside their weights; of a student that is
+            put into its wrapper, for a while, also the text part alone.
         training: Checkpoints of the largest training, of all trials, or of all learning rates that are tried.
         teacher_states: What teachers say over the text.
         moments: Second moments of what is pruned.
@@ -74,7 +75,8 @@ class Room:
         corrected = plan.correct is not None
         stored, members = teacher.weights_bytes / teacher.num_parameters, plan.members_per_size + len(plan.baselines)
         models = sum(sizes) * stored * members + teacher.weights_bytes * corrected
-        models += len(sizes) * members * teacher.companions_bytes
+        models += len(sizes) * members * (teacher.companions_bytes + _tower_bytes(plan, teacher))
+        models += 0 if plan.text_only else max(sizes) * stored
         trained = teacher.num_parameters if corrected else max(sizes)
         checkpoints = trained * 2 * (_TRAINING_BYTES_PER_PARAMETER + 2 * _START_BYTES_PER_PARAMETER)
         trials = num_trials(plan, pools) * max(sizes) * (_TRAINING_BYTES_PER_PARAMETER + _START_BYTES_PER_PARAMETER)
@@ -108,6 +110,7 @@ def settled(
 
     Raises:
         PlanError: If a tower is to stay that is not there.
+        SpaceError: If it leaves nothing to prune.
     """
     shape = teacher.architecture
     whole = None if num_tokens is None else num_tokens * _num_teachers(plan)
@@ -115,7 +118,9 @@ def settled(
     distillation, told = settle(plan.distillation, speech, free_bytes)
     changes: dict[str, Any] = {"distillation": distillation}
     if not plan.text_only:
-        changes |= {"start": "select", "space": space_beside(require_tower(teacher, plan.teacher), plan.space)}
+        tower = require_tower(teacher, plan.teacher)
+        changes |= {"start": "select", "space": space_beside(tower, plan.space)}
+        check_axes_beside(tower, changes["space"])
     return plan.model_copy(update=changes), told
 
 
@@ -148,6 +153,11 @@ def num_trials(plan: FamilyPlan, pools: Mapping[Size, Enumeration]) -> int:
 def _parameters(plan: FamilyPlan, teacher: Outline, pools: Mapping[Size, Enumeration]) -> list[int]:
     """Return the total parameters of a student of each size, in the order in which they are built."""
     return [expected_parameters(size, pools.get(size), teacher.num_parameters) for size in plan.descending_sizes]
+
+
+def _tower_bytes(plan: FamilyPlan, teacher: Outline) -> int:
+    """Return the bytes of what looks at pictures beside every student; 0 where it is left out."""
+    return 0 if plan.text_only or teacher.tower is None else teacher.tower.num_bytes
 
 
 def _states_bytes(plan: FamilyPlan, teacher: Outline, train_tokens: int, value_bytes: int) -> int:

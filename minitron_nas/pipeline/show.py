@@ -109,13 +109,14 @@ def _model(what: str) -> Shown:
     shape = outline.architecture
     whole = {name: np.array([getattr(shape, name)]) for name in outline.layout.column_fields()}
     costs = {name: int(column[0]) for name, column in costs_of(outline.layout, shape, whole, _CONTEXT_TOKENS).items()}
+    beside = outline.tower.num_bytes if outline.tower is not None else 0
     facts = {
         "family": shape.model_type,
-        "parameters": outline.num_parameters,
+        **_counted(outline),
         "active_parameters": costs["num_active_parameters"],
         **{name: getattr(shape, name) for name in (*SHAPE_FIELDS, "head_dim", "vocab_size") if getattr(shape, name)},
         "tied_embeddings": shape.tie_word_embeddings,
-        "gigabytes_of_weights": round(outline.weights_bytes / 1e9, 3),
+        "gigabytes_of_weights": round((outline.weights_bytes + beside) / 1e9, 3),
         "bytes_of_kv_cache_per_token": kv_cache_bytes_per_token(shape, outline.layout),
         f"forward_flops_per_token_at_{_CONTEXT_TOKENS:,}": costs["forward_flops_per_token"],
     }
@@ -124,12 +125,24 @@ def _model(what: str) -> Shown:
     return Shown("model", what, {**facts, **lineage}, {"parameters by part": _parts(outline)})
 
 
+def _counted(outline: Outline) -> dict[str, Any]:
+    """Return its parameters; of a wrapper its class, and the parameters of its text part and, if known, of all."""
+    if outline.tower is None:
+        return {"parameters": outline.num_parameters}
+    beside = outline.tower.num_parameters
+    whole = {"parameters_of_the_whole": outline.num_parameters + beside} if beside else {}
+    loaded_by = {"loads_through": "AutoModelForImageTextToText"}
+    return {**loaded_by, "parameters_of_the_text_part": outline.num_parameters, **whole}
+
+
 def _parts(outline: Outline) -> list[dict[str, Any]]:
     counts = Counter[str]()
     for place in outline.layout.tensors(outline.architecture):
         if place.row.is_buffer:
             continue
         counts[_part(place.row)] += int(np.prod(place.row.shape(outline.architecture)))
+    if outline.tower is not None and outline.tower.num_parameters:
+        counts["what looks at pictures"] = outline.tower.num_parameters
     total = sum(counts.values())
     return [{"part": part, "parameters": count, "share": count / total} for part, count in counts.most_common()]
 

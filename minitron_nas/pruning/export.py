@@ -4,6 +4,7 @@ import copy
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,13 +23,14 @@ from minitron_nas.models.special_floats import tagged_floats
 from minitron_nas.models.stock import DTYPES
 from minitron_nas.models.stock_config import finished_config, save_stock
 from minitron_nas.models.text_part import read_text_headers
+from minitron_nas.models.tower import tower_in
 from minitron_nas.progress import Progress, silent
 from minitron_nas.pruning.parts import num_bytes, total_bytes
 from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.student import build_student, cuts, student_config
-from minitron_nas.pruning.whole import put_into_wrapper
+from minitron_nas.pruning.whole import put_into_wrapper, tower_parts
 from minitron_nas.pruning.write import surgery_key, write_weights
-from minitron_nas.storage.atomic import whole_folder, write_json
+from minitron_nas.storage.atomic import require_free_bytes, whole_folder, write_json
 from minitron_nas.storage.lineage import PROOF, Lineage, Proof
 from minitron_nas.storage.weights import INDEX, TensorHeader
 from minitron_nas.text.tokens import PackedTokens
@@ -58,7 +60,7 @@ def export_student(
     dtype: torch.dtype,
     prompt: Tensor,
     lineage: Lineage,
-    text_only: bool = True,
+    wrapper: Path | None = None,
 ) -> Proof:
     """Write a student that lives in memory, reload it as a user would, and compare the logits.
 
@@ -74,7 +76,7 @@ def export_student(
         dtype: Of the stored weights.
         prompt: (1, seq_len), token ids.
         lineage: Where the student comes from; the proof is added to it.
-        text_only: Whether it is written as a text model; else inside the wrapper that the source holds.
+        wrapper: The folder of the wrapper that it is written inside; a text model is written without it.
 
     Raises:
         ProofError: If the reloaded model gives other logits.
@@ -83,11 +85,11 @@ def export_student(
     # Parameters only: rotary frequencies are buffers, which stock loading leaves in float32.
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
-    with whole_folder(folder) as partial, _text_part(partial, source, text_only, silent) as text:
+    with whole_folder(folder) as partial, _text_part(partial, wrapper, folder, silent) as text:
         save_stock(_with_generation_of(source, model), text)
         copy_companions(source, text)
-        proof = _prove(text, model, dtype, prompt)
-        lineage.write(text, proof)
+        proof = _prove(text, folder, model, dtype, prompt)
+        _beside_tower(lineage, wrapper).write(text, proof)
     return proof
 
 
@@ -133,36 +135,52 @@ def write_student(
     parts = cuts(prepared, target, repaired)
     dtype = _most((part.dtype, num_bytes(part)) for part in parts)
     config = finished_config(student_config(prepared, target), str(dtype).removeprefix("torch."))
+    wrapper, tower = (None, []) if text_only else (prepared.path, tower_parts(prepared.path))
     with (
-        whole_folder(folder, surgery_key(parts, {**config, **({} if text_only else {_TEXT_PART: True})})) as partial,
-        _text_part(partial, prepared.path, text_only, progress) as text,
+        whole_folder(folder, surgery_key([*parts, *tower], config)) as partial,
+        _text_part(partial, wrapper, folder, progress) as text,
     ):
+        if wrapper is not None:
+            _require_room_for_both(partial, total_bytes(parts), total_bytes(tower))
         write_weights(parts, text, progress)
         write_json(text / "config.json", tagged_floats(config))
         copy_companions(prepared.path, text)
         check_tensors(text, ExpectedTensors.of(prepared.settled(target), prepared.layout))
         proof = None
-        if _MODELS_IN_A_PROOF * total_bytes(parts) <= available_memory():
-            proof = _prove(text, build_student(prepared, target, dtype, repaired).eval(), dtype, prompt)
-        lineage.write(text, proof)
+        if _MODELS_IN_A_PROOF * total_bytes([*parts, *tower]) <= available_memory():
+            proof = _prove(text, folder, build_student(prepared, target, dtype, repaired).eval(), dtype, prompt)
+        _beside_tower(lineage, wrapper).write(text, proof)
     return proof
 
 
 @contextmanager
-def _text_part(partial: Path, source: Path, text_only: bool, progress: Progress) -> Iterator[Path]:
-    """Give the folder for a student's text model; unless that is all, it goes into the source's wrapper afterwards."""
-    if text_only:
+def _text_part(partial: Path, wrapper: Path | None, folder: Path, progress: Progress) -> Iterator[Path]:
+    """Give the folder for a student's text model; unless that is all, it goes into the wrapper afterwards."""
+    if wrapper is None:
         yield partial
         return
     text = partial / _TEXT_PART
     text.mkdir(exist_ok=True)
     yield text
-    put_into_wrapper(text, source, partial, progress)
-    copy_companions(source, partial, _PROCESSORS)
+    put_into_wrapper(text, wrapper, partial, folder, progress)
+    copy_companions(wrapper, partial, _PROCESSORS)
     for file in text.iterdir():
         if not (partial / file.name).exists() and not file.name.endswith((".safetensors", INDEX)):
             file.rename(partial / file.name)
     shutil.rmtree(text)
+
+
+def _beside_tower(lineage: Lineage, wrapper: Path | None) -> Lineage:
+    """Return the lineage of a student inside a wrapper, which says how large what stands beside it is."""
+    tower = tower_in(wrapper) if wrapper is not None else None
+    return lineage if tower is None else replace(lineage, num_tower_parameters=tower.num_parameters)
+
+
+def _require_room_for_both(partial: Path, text_bytes: int, tower_bytes: int) -> None:
+    """Refuse a student that the disk cannot hold alone and inside its wrapper, which lie side by side for a while."""
+    written = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
+    purpose = "the student's weights, alone and inside the wrapper,"
+    require_free_bytes(partial, max(2 * text_bytes + tower_bytes - written, 0), purpose)
 
 
 def proof_prompt(validation: PackedTokens) -> Tensor:
@@ -207,24 +225,24 @@ def copy_companions(source: Path, folder: Path, patterns: Sequence[str] = _COPIE
     """Copy what lies beside a model's weights: tokenizer, chat template, generation settings and terms of use.
 
     Args:
-        source: A stock folder.
+        source: A stock folder; folders in it are others', whatever their names.
         folder: An existing folder.
         patterns: Names of what is copied; of a text model's by default.
     """
-    for file in [file for pattern in patterns for file in source.glob(pattern)]:
+    for file in [file for pattern in patterns for file in source.glob(pattern) if file.is_file()]:
         place = folder / file.relative_to(source)
         place.parent.mkdir(exist_ok=True)
         shutil.copyfile(file, place)
 
 
-def _prove(folder: Path, model: CausalLM, dtype: torch.dtype, prompt: Tensor) -> Proof:
+def _prove(folder: Path, told: Path, model: CausalLM, dtype: torch.dtype, prompt: Tensor) -> Proof:
     expected = logits_of(model, prompt)
     reloaded = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False).eval()
     difference = (logits_of(reloaded, prompt) - expected).abs().max().item()
     if not difference <= _TOLERANCE:
         raise ProofError(
-            f"the student written to {folder.parent} gives logits that differ by {difference:.3g} from the model in "
-            f"memory (at most {_TOLERANCE} is accepted); it was not given its name; please report this"
+            f"the student that was to be {told} gives logits that differ by {difference:.3g} from the model in memory "
+            f"(at most {_TOLERANCE} is accepted); it was not given its name; please report this"
         )
     values, ids = expected[0].topk(_TOP_LOGITS, dim=-1)
     record = {

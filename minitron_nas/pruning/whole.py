@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.errors import InvalidArchitectureError, PlanError, ProofError
+from minitron_nas.errors import InvalidArchitectureError, PlanError, ProofError, SpaceError
 from minitron_nas.execution.memory import available_memory
-from minitron_nas.families.wrappers import Tower
-from minitron_nas.models.causal_lm import CausalLM, logits_of
+from minitron_nas.families.wrappers import Tower, Wrapper
+from minitron_nas.models.causal_lm import logits_of
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.config import read_config
 from minitron_nas.models.loading import quiet_transformers
@@ -21,6 +21,7 @@ from minitron_nas.models.outline import Outline, kept_for
 from minitron_nas.models.special_floats import plain_floats, tagged_floats
 from minitron_nas.models.stock_config import finished_config
 from minitron_nas.models.text_part import causal_lm_in, wrapper_in
+from minitron_nas.models.tower import tower_tensors
 from minitron_nas.progress import Progress
 from minitron_nas.pruning.parts import Cut, total_bytes
 from minitron_nas.pruning.write import write_weights
@@ -33,6 +34,9 @@ from minitron_nas.storage.weights import read_headers
 _CONFIG = "config.json"
 _ITS_OWN = {"architectures", "model_type", "transformers_version", "dtype", "torch_dtype"}
 """Keys that a text model and a wrapper each have for themselves."""
+_HEADS = "num_attention_heads"
+_HEAD_DIM = "head_dim"
+_SHOWN = 3
 
 
 def require_tower(model: Checkpoint | Outline, told: str) -> Tower:
@@ -66,6 +70,23 @@ def space_beside(tower: Tower, space: SearchSpace) -> SearchSpace:
     return space.model_copy(update={"axes": axes, "protected_layers": protected})
 
 
+def check_axes_beside(tower: Tower, space: SearchSpace) -> None:
+    """Refuse a space of which a tower leaves nothing to prune.
+
+    Args:
+        tower: The tower.
+        space: What `space_beside` returned.
+
+    Raises:
+        SpaceError: Naming what has to stay.
+    """
+    if not space.axes.given():
+        raise SpaceError(
+            f"with text_only=false {', '.join(tower.kept_sizes)} stay, and the space lets no other size change; add an "
+            "axis to it, such as intermediate_size or num_hidden_layers, or leave text_only out"
+        )
+
+
 def check_beside(
     tower: Tower, source: Architecture, target: Architecture, kept_layers: Sequence[int] | None = None
 ) -> None:
@@ -89,28 +110,41 @@ def check_beside(
         )
 
 
-def put_into_wrapper(student: Path, source: Path, folder: Path, progress: Progress) -> None:
+def tower_parts(source: Path) -> list[Cut]:
+    """Return what is taken over as it is beside a student: the tensors of the tower.
+
+    Args:
+        source: The wrapper's folder.
+    """
+    return [Cut.all_of(name, header) for name, header in tower_tensors(source).items()]
+
+
+def put_into_wrapper(student: Path, source: Path, folder: Path, told: Path, progress: Progress) -> None:
     """Write the wrapper of a source with the student in place of its text part, and compare logits of text.
+
+    A tower may hold infinity, as Gemma 4's does where it clips nothing.
 
     Args:
         student: The student as a stock text model.
         source: The wrapper's folder.
         folder: An existing folder that holds nothing but an earlier attempt at the same.
+        told: Where it will lie in the end, for messages.
         progress: Told the number of bytes written and verified.
 
     Raises:
         DiskSpaceError: If the disk cannot hold it.
-        ProofError: If transformers computes other logits from it than from the student.
+        ProofError: If transformers computes other logits from it than from the student, or does not find there what
+            it looks for.
     """
-    wrapper, headers = wrapper_in(source), read_headers(source)
+    wrapper, tower = wrapper_in(source), tower_parts(source)
     assert wrapper is not None, source
-    names = wrapper.text_names(headers)
+    names = wrapper.text_names(read_headers(source))
     text = [Cut.all_of(_name_inside(name, names), header) for name, header in read_headers(student).items()]
-    parts = [*text, *(Cut.all_of(name, headers[name]) for name in wrapper.other_names(headers))]
-    write_weights(parts, folder, progress)
+    parts = [*text, *tower]
+    write_weights(parts, folder, progress, as_they_are={part.name for part in tower})
     write_json(folder / _CONFIG, tagged_floats(_config_with(student, source)))
     if (student / PROOF).is_file() and 2 * total_bytes(parts) <= available_memory():
-        _compare(student, folder)
+        _compare(student, wrapper, folder, told)
 
 
 def _name_inside(name: str, names: dict[str, str]) -> str:
@@ -121,17 +155,28 @@ def _name_inside(name: str, names: dict[str, str]) -> str:
 
 
 def _config_with(student: Path, source: Path) -> dict[str, Any]:
-    """Return the wrapper's config with all of its text part's that is another in the student's."""
+    """Return the wrapper's config with all of its text part's that is another in the student's.
+
+    Some wrappers say sizes of the text part at their top level, too, for readers of other versions; these follow.
+    """
     config: dict[str, Any] = plain_floats(read_object(source / _CONFIG))
     after = _filled(plain_floats(read_json(student / _CONFIG)))
     before = _filled(finished_config(read_config(source), after["dtype"]))
-    changed = [key for key in before.keys() | after.keys() if before.get(key) != after.get(key)]
-    inner = config.get("text_config", config)
-    stated = {key: value for key, value in inner.items() if key in _ITS_OWN or key not in changed}
-    stated |= {key: after[key] for key in changed if key in after and key not in _ITS_OWN}
-    if "num_attention_heads" in changed and "head_dim" in after:  # which would be derived from fewer heads
-        stated["head_dim"] = after["head_dim"]
-    return {**config, "text_config": stated} if "text_config" in config else stated
+    changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)} - _ITS_OWN
+    if "text_config" not in config:
+        return _changed(config, changed, after)
+    return {
+        **_changed(config, changed & config.keys(), after),
+        "text_config": _changed(config["text_config"], changed, after),
+    }
+
+
+def _changed(config: Mapping[str, Any], keys: Collection[str], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config with the student's values of some keys, without those that the student has not."""
+    if _HEADS in keys and _HEAD_DIM in after:  # from fewer of which a head's channels would be derived
+        keys = {*keys, _HEAD_DIM}
+    kept = {key: value for key, value in config.items() if key not in keys or key in after}
+    return {**kept, **{key: after[key] for key in sorted(keys) if key in after}}
 
 
 def _filled(config: dict[str, Any]) -> dict[str, Any]:
@@ -141,19 +186,34 @@ def _filled(config: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _compare(student: Path, folder: Path) -> None:
+def _compare(student: Path, wrapper: Wrapper, folder: Path, told: Path) -> None:
     proof = read_json(student / PROOF)
     ids, dtype = torch.tensor(proof["input_ids"]), getattr(torch, proof["dtype"])
     found = []
     for kind, place in ((AutoModelForCausalLM, student), (AutoModelForImageTextToText, folder)):
         with quiet_transformers():
-            loaded: CausalLM = kind.from_pretrained(place, dtype=dtype, trust_remote_code=False)
+            pair: Any = kind.from_pretrained(  # which its annotation does not know
+                place, dtype=dtype, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+        loaded, info = pair
+        _require_complete(info, wrapper, told)
         found.append(logits_of(causal_lm_in(loaded), ids))
-        del loaded
+        del loaded, pair
     difference = (found[0] - found[1]).abs().max().item()
     if not difference <= proof["tolerance"]:
         raise ProofError(
-            f"the student inside its wrapper, written to {folder.parent}, gives logits that differ by {difference:.3g} "
-            f"from those that it gives alone (at most {proof['tolerance']} is accepted); it was not given its name; "
-            "please report this"
+            f"the student that was to be {told} gives logits inside its wrapper that differ by {difference:.3g} from "
+            f"those that it gives alone (at most {proof['tolerance']} is accepted); it was not given its name; please "
+            "report this"
+        )
+
+
+def _require_complete(info: Mapping[str, Any], wrapper: Wrapper, told: Path) -> None:
+    """Refuse what transformers had to make up; what lies in a tower's files and it does not need is the teacher's."""
+    made_up = [*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])]
+    if astray := sorted({*made_up, *wrapper.text_names(info["unexpected_keys"])}):
+        raise ProofError(
+            f"transformers does not find what it looks for in the student that was to be {told}, inside its wrapper: "
+            f"{', '.join(astray[:_SHOWN])} is missing, of another shape, or not known to it; it was not given its "
+            "name; where AutoModelForImageTextToText loads the teacher without such a report, please report this"
         )

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
@@ -56,7 +56,11 @@ class _Shard:
 
 
 def write_weights(
-    parts: Sequence[Part], folder: Path, progress: Progress = silent, shard_bytes: int = _SHARD_BYTES
+    parts: Sequence[Part],
+    folder: Path,
+    progress: Progress = silent,
+    shard_bytes: int = _SHARD_BYTES,
+    as_they_are: Collection[str] = (),
 ) -> None:
     """Write a student's tensors as safetensors, sharded, and verify them by reading them back.
 
@@ -69,10 +73,11 @@ def write_weights(
         folder: An existing folder that holds nothing but an earlier attempt at the same.
         progress: Told the number of bytes written and verified.
         shard_bytes: Greatest size of a file, unless one tensor is larger.
+        as_they_are: Names of tensors that may hold NaN and infinity.
 
     Raises:
         DiskSpaceError: If the disk cannot hold the weights.
-        CheckpointError: If a value is NaN or infinite, or what is read back differs from what was written.
+        CheckpointError: If another value is NaN or infinite, or what is read back differs from what was written.
     """
     shards = _shards(parts, shard_bytes)
     left = [shard for shard in shards if not (folder / shard.name).is_file()]
@@ -81,7 +86,7 @@ def write_weights(
     done = whole - 2 * sum(total_bytes(shard.parts) for shard in left)
     for shard in left:
         partial = folder / f".{shard.name}.partial"
-        for count in _write_shard(shard, partial):
+        for count in _write_shard(shard, partial, as_they_are):
             done += count
             progress(done, whole)
         os.replace(partial, folder / shard.name)
@@ -106,7 +111,7 @@ def surgery_key(parts: Sequence[Part], config: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _write_shard(shard: _Shard, partial: Path) -> Iterator[int]:
+def _write_shard(shard: _Shard, partial: Path, as_they_are: Collection[str]) -> Iterator[int]:
     """Write and verify one file; yields the bytes that each step has dealt with."""
     blocks = list(shard.blocks())
     with open(partial, "wb+") as handle:
@@ -116,7 +121,7 @@ def _write_shard(shard: _Shard, partial: Path) -> Iterator[int]:
 
         def write(block: _Block) -> tuple[bytes, int]:
             bits = block.part.read(block.rows)
-            if not all_finite(bits, block.part.dtype):
+            if block.part.name not in as_they_are and not all_finite(bits, block.part.dtype):
                 raise not_finite(block.part.origin, block.part.name)
             data = bits.data.cast("B")
             _write_all(descriptor, data, block.offset)

@@ -7,7 +7,7 @@ import yaml
 from markupsafe import Markup
 
 from minitron_nas.reporting import numerals
-from minitron_nas.reporting.model_card import card_template
+from minitron_nas.reporting.model_card import card_template, model_class, task_of
 from minitron_nas.reporting.teacher_name import display_name, hub_name
 from minitron_nas.storage.atomic import write_text
 from minitron_nas.storage.lineage import Lineage, read_lineage
@@ -56,6 +56,7 @@ def render_aligned_card(lineage: Lineage, before: dict[str, Any], after: dict[st
         student_name=display_name(lineage.source.name),
         teacher_name=display_name(lineage.teacher.name) if lineage.teacher.name else None,
         lineage=lineage,
+        model_class=model_class(lineage),
         about=about,
         method=Markup(_METHODS[method]),  # noqa: S704 - ours
         before=before,
@@ -66,7 +67,7 @@ def render_aligned_card(lineage: Lineage, before: dict[str, Any], after: dict[st
 
 def _front_matter(lineage: Lineage, method: str) -> str:
     """What the hub reads; the base is the student, or whom it was pruned from where only that lies on the hub."""
-    fields: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    fields: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": task_of(lineage)}
     base = hub_name(lineage.source.name) or hub_name((lineage.alignment or {}).get("student_teacher"))
     if base is not None:
         fields |= {"base_model": base, "base_model_relation": "finetune"}

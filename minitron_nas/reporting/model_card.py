@@ -19,6 +19,7 @@ from minitron_nas.reporting.sections import against_baselines, asked_of, benchma
 from minitron_nas.reporting.teacher_name import display_name, hub_name
 from minitron_nas.resources import resource
 from minitron_nas.storage.atomic import write_text
+from minitron_nas.storage.lineage import Lineage
 
 _MARKS = re.compile(r"[\\`*_\[\]<>|~&#]")
 """What Markdown, or the HTML in it, may take for more than a letter."""
@@ -71,13 +72,13 @@ def _content(run: RunRecord, size: str) -> dict[str, Any]:
     lineage = run.lineages[size]
     members = list_members(run)
     source = lineage.teacher.name or run.teacher["source"]
-    base_model, text_only = hub_name(source), bool(run.plan.get("text_only", True))
+    base_model, text_only = hub_name(source), lineage.num_tower_parameters is None
     student = next(member for member in members if member.name == size)
     compared = [member for member in members if member.role == "teacher" or member.size == (lineage.size or size)]
     return {
-        "front_matter": Markup(_front_matter(base_model, text_only)),  # noqa: S704 - YAML's own writer quotes it
+        "front_matter": Markup(_front_matter(base_model, lineage)),  # noqa: S704 - YAML's own writer quotes it
         "text_only": text_only,
-        "model_class": "AutoModelForCausalLM" if text_only else "AutoModelForImageTextToText",
+        "model_class": model_class(lineage),
         "reader_class": "AutoTokenizer" if text_only else "AutoProcessor",
         "size": size,
         "asked_of": asked_of(run, lineage.size or size),
@@ -100,9 +101,26 @@ def _content(run: RunRecord, size: str) -> dict[str, Any]:
     }
 
 
-def _front_matter(base_model: str | None, text_only: bool) -> str:
-    task = "text-generation" if text_only else "image-text-to-text"
-    fields: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": task}
+def model_class(lineage: Lineage) -> str:
+    """Return the class of transformers through which a student loads.
+
+    Args:
+        lineage: The student's.
+    """
+    return "AutoModelForCausalLM" if lineage.num_tower_parameters is None else "AutoModelForImageTextToText"
+
+
+def task_of(lineage: Lineage) -> str:
+    """Return what a student does, as the hub calls it.
+
+    Args:
+        lineage: The student's.
+    """
+    return "text-generation" if lineage.num_tower_parameters is None else "image-text-to-text"
+
+
+def _front_matter(base_model: str | None, lineage: Lineage) -> str:
+    fields: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": task_of(lineage)}
     if base_model is not None:
         fields |= {"base_model": base_model, "base_model_relation": "finetune"}
     fields["tags"] = ["minitron", "pruned", "distilled"]

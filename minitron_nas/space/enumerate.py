@@ -181,7 +181,8 @@ def enumerate_candidates(
     excluded = {rule: tally[rule] for rule in (*(rule for rule, _ in checks), WINDOW_RULE) if tally[rule]}
     numbers, values = (np.concatenate(parts) for parts in zip(*kept, strict=True))
     if not len(numbers):
-        raise SpaceError(_nothing_reachable(size, low, high, near, excluded) + _advice(space, source, near))
+        advice = _advice(space, source, near, excluded)
+        raise SpaceError(_nothing_reachable(size, low, high, near, excluded) + advice)
     counts = values if size.unit == "parameters" else parameters_of(grid.columns(numbers), source, layout)
     return Enumeration(Candidates(source, grid, numbers, counts), values, excluded)
 
@@ -312,10 +313,12 @@ def _nothing_reachable(size: Size, low: float, high: float, near: list[float], e
     )
 
 
-def _advice(space: SearchSpace, source: Architecture, near: list[float]) -> str:
+def _advice(space: SearchSpace, source: Architecture, near: list[float], excluded: dict[str, int]) -> str:
     """Say what to do where nothing is reachable: above all, whether the space is for another model."""
     made_for = space.source or {}
     other = [name for name in SHAPE_FIELDS if name in made_for and made_for[name] != getattr(source, name)]
+    if not other and excluded.keys() == {"pruning_removes_something"}:
+        return "the space holds the source and nothing smaller; give it an axis with smaller sizes, such as hidden_size"
     if near or not other:
         return "widen the space's axes, its tolerance, or choose a nearby size"
     wanted = ", ".join(f"{name}={made_for[name]}" for name in other)

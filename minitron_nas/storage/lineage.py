@@ -59,6 +59,7 @@ class Lineage:
         start: What it was before training: `channels`, `repair`, `merge_heads`.
         correction: How its teacher was corrected.
         alignment: Of a student that was aligned: method, data, cost.
+        num_tower_parameters: Of what looks at pictures beside its text part; None of a text model.
         tokens_trained: Tokens of its own training.
         exported_tokens: Of these, those after which its weights were reached: the best validation.
         learning_rate: The peak of it.
@@ -83,6 +84,7 @@ class Lineage:
     start: Mapping[str, Any] | None = None
     correction: Mapping[str, Any] | None = None
     alignment: Mapping[str, Any] | None = None
+    num_tower_parameters: int | None = None
     tokens_trained: int | None = None
     exported_tokens: int | None = None
     learning_rate: float | None = None

@@ -142,7 +142,7 @@ def test_prune_distill_and_evaluate_follow_one_another(
         *("prune", trained_teacher, "--shape", shape, "--data", text_file, "--out", pruned, *SHORT_TEXT),
         *("--repair", "none", "--json"),
     ).json()
-    assert set(cut) == {"path", "num_parameters", "shape", "proof"}
+    assert set(cut) == {"path", "num_parameters", "num_tower_parameters", "shape", "proof"}
     assert set(cut["proof"]) == {"max_abs_difference", "tolerance"}
     assert json.loads((pruned / "config.json").read_text())["intermediate_size"] == 48
 
@@ -311,6 +311,22 @@ def test_without_json_a_result_is_told_in_words(
     lines = run("evaluate", trained_teacher, "--text", file).out.splitlines()
     assert [line.split()[0] for line in lines] == ["loss_nats", "perplexity", "num_tokens", "num_parameters"]
     assert lines[2].split() == ["num_tokens", "2"]
+
+
+def test_a_student_that_keeps_its_tower_is_told_with_what_it_loads_through(
+    run: Callable[..., Output], wrapper: Callable[..., Path], tmp_path: Path
+) -> None:
+    teacher, out = wrapper("gemma3"), tmp_path / "student"
+    asked = ("prune", teacher, "--shape", "intermediate_size=40", "--scores", "random", "--with-tower")
+    told, counts = run(*asked, "--out", out).out, run(*asked, "--out", tmp_path / "other", "--json").json()
+    in_text, in_all = counts["num_parameters"], counts["num_parameters"] + counts["num_tower_parameters"]
+    assert in_all > in_text
+    assert (
+        f"{in_text:,} parameters of {in_all:,} in its text part; reloaded through AutoModelForImageTextToText" in told
+    )
+    shown = run("show", out, "--json").json()
+    assert (shown["parameters_of_the_text_part"], shown["parameters_of_the_whole"]) == (in_text, in_all)
+    assert shown["loads_through"] == "AutoModelForImageTextToText"
 
 
 def test_bars_of_libraries_do_not_stand_between_our_lines(

@@ -8,15 +8,24 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-from minitron_nas.errors import InvalidArchitectureError, PlanError
+from minitron_nas.errors import (
+    CheckpointError,
+    DiskSpaceError,
+    InvalidArchitectureError,
+    PlanError,
+    ProofError,
+    SpaceError,
+)
 from minitron_nas.families.wrappers import WRAPPERS
 from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.pipeline.display import Quiet
+from minitron_nas.pipeline.dry_run import dry_run
+from minitron_nas.pipeline.plan import make_plan
 from minitron_nas.pipeline.steps.prune import prune
-from minitron_nas.space.axes import load_space
+from minitron_nas.space.axes import SearchSpace, load_space
 from minitron_nas.testing import tiny_checkpoint
 
 IDS = torch.arange(10, 40)[None]
@@ -133,6 +142,99 @@ def test_an_attempt_of_the_other_kind_is_not_gone_on_with(
     assert not [file for file in tmp_path.iterdir() if file.name != "s"]
 
 
+def test_an_attempt_beside_a_tower_that_was_another_is_not_gone_on_with(
+    wrapper: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(wrapper("qwen2_5_vl"))
+    teacher, shape = shutil.copytree(wrapper("qwen2_5_vl"), tmp_path / "teacher"), SHAPES["qwen2_5_vl"]
+    model.save_pretrained(teacher, max_shard_size="20KB")
+    (teacher / "model.safetensors").unlink()
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("minitron_nas.pruning.whole._compare", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prune(teacher, tmp_path / "s", shape, scores="random", text_only=False, display=Quiet())
+    changed = 0
+    for shard in teacher.glob("model-*.safetensors"):
+        tensors = load_file(shard)
+        if all("visual" in name for name in tensors):
+            save_file({name: 1 - tensor for name, tensor in tensors.items()}, shard, {"format": "pt"})
+            changed += 1
+    assert changed
+    pruned = prune(teacher, tmp_path / "s", shape, scores="random", text_only=False, display=Quiet())
+    before = AutoModelForImageTextToText.from_pretrained(teacher).state_dict()
+    after = loaded(pruned.path).state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items() if "visual" in name)
+
+
+def test_a_tower_that_transformers_would_make_up_a_part_of_is_no_proof(
+    wrapper: Callable[..., Path], tmp_path: Path
+) -> None:
+    teacher = shutil.copytree(wrapper("qwen2_5_vl"), tmp_path / "teacher")
+    config = json.loads((teacher / "config.json").read_text())
+    config["vision_config"]["depth"] += 1
+    (teacher / "config.json").write_text(json.dumps(config))
+    fault = rf"student that was to be {tmp_path / 's'}, inside its wrapper: model\.visual\.blocks\.1\.[^ ]*, "
+    with pytest.raises(ProofError, match=fault):
+        prune(teacher, tmp_path / "s", SHAPES["qwen2_5_vl"], scores="random", text_only=False, display=Quiet())
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_student_that_says_something_else_inside_its_wrapper_is_named(
+    wrapper: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = iter([torch.zeros(1), torch.ones(1)])
+    monkeypatch.setattr("minitron_nas.pruning.whole.logits_of", lambda *_: next(found))
+    fault = rf"the student that was to be {tmp_path / 's'} gives logits inside its wrapper that differ by 1 from those"
+    with pytest.raises(ProofError, match=fault):
+        prune(wrapper("gemma3"), tmp_path / "s", OTHERS, scores="random", text_only=False, display=Quiet())
+    assert not (tmp_path / "s").exists()
+
+
+def test_sizes_that_a_wrapper_says_twice_are_the_students_in_both_places(
+    wrapper: Callable[..., Path], tmp_path: Path
+) -> None:
+    teacher = shutil.copytree(wrapper("llava"), tmp_path / "teacher")
+    config = json.loads((teacher / "config.json").read_text())
+    twice = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    config |= {name: config["text_config"][name] for name in twice}
+    (teacher / "config.json").write_text(json.dumps(config))
+    shape = {"num_hidden_layers": 2, "intermediate_size": 40, "num_key_value_heads": 1}
+    pruned = prune(teacher, tmp_path / "s", shape, scores="random", text_only=False, display=Quiet())
+    loaded(pruned.path)
+    config = json.loads((pruned.path / "config.json").read_text())
+    said = {"hidden_size": 48, "num_attention_heads": 3, "head_dim": 8, **shape}
+    assert {name: config[name] for name in said} == {name: config["text_config"][name] for name in said} == said
+
+
+def test_infinity_that_a_tower_holds_is_kept_and_that_of_the_text_part_refused(
+    wrapper: Callable[..., Path], tmp_path: Path
+) -> None:
+    teacher = shutil.copytree(wrapper("gemma4"), tmp_path / "teacher")
+    tensors = load_file(teacher / "model.safetensors")
+    bound = next(name for name in tensors if name.startswith("model.vision_tower."))
+    tensors[bound][:] = float("inf")
+    save_file(tensors, teacher / "model.safetensors", {"format": "pt"})
+    pruned = prune(teacher, tmp_path / "s", SHAPES["gemma4"], scores="random", text_only=False, display=Quiet())
+    assert beside_text(pruned.path)[bound].isinf().all()
+    tensors["model.language_model.norm.weight"][0] = float("inf")
+    save_file(tensors, teacher / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match="'model.norm.weight' holds NaN or infinity"):
+        prune(teacher, tmp_path / "t", SHAPES["gemma4"], scores="random", text_only=False, display=Quiet())
+
+
+def test_room_for_a_student_alone_and_inside_its_wrapper_is_asked_for_before_anything_is_written(
+    wrapper: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minitron_nas.storage.atomic.free_bytes", lambda folder: 250_000)
+    monkeypatch.setattr("minitron_nas.pruning.export.write_weights", lambda *_: pytest.fail("something was written"))
+    with pytest.raises(DiskSpaceError, match="the student's weights, alone and inside the wrapper, needs"):
+        prune(wrapper("gemma3"), tmp_path / "s", OTHERS, scores="random", text_only=False, display=Quiet())
+
+
 def test_where_memory_is_too_small_for_a_proof_nothing_is_compared(
     wrapper: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +265,21 @@ def test_what_the_tower_writes_into_cannot_leave(
     with pytest.raises(InvalidArchitectureError, match=fault):
         prune(wrapper(model_type), tmp_path / "s", scores="random", text_only=False, display=Quiet(), **request_)
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("axes", [{}, {"hidden_size": {"values": [24, 32, 40]}}])
+def test_a_space_of_which_a_tower_leaves_nothing_to_prune_is_refused(
+    wrapper: Callable[..., Path], tmp_path: Path, axes: dict[str, Any]
+) -> None:
+    teacher, space = wrapper("gemma3"), SearchSpace.model_validate({"axes": axes})
+    told = "with text_only=false hidden_size stay, and the space lets no other size change; add an axis"
+    options: dict[str, Any] = {"scores": "random", "space": space, "text_only": False, "display": Quiet()}
+    with pytest.raises(SpaceError, match=told):
+        prune(teacher, tmp_path / "s", size="80k", **options)
+    with pytest.raises(SpaceError, match=told):
+        plan = {"teacher": str(teacher), "sizes": ["80k"], "data": "d", "space": {"axes": axes}, "text_only": False}
+        dry_run(make_plan(plan), tmp_path / "run", reads_text=False, flops_per_second=1e9, display=Quiet())
+    assert prune(teacher, tmp_path / "s", OTHERS, **options).proof is not None
 
 
 def test_layers_that_a_tower_feeds_are_never_ranked_last(wrapper: Callable[..., Path], tmp_path: Path) -> None:

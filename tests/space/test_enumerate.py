@@ -225,6 +225,13 @@ def test_a_space_for_another_model_says_for_which() -> None:
         enumerate_candidates(load_space("qwen3-8b"), LLAMA_SIZE // 2, LLAMA, layout_of("llama"))
 
 
+@pytest.mark.parametrize("axes", [{}, {"hidden_size": {"values": [48]}}, {"num_hidden_layers": {"min_fraction": 1}}])
+def test_a_space_of_the_source_alone_is_answered_with_what_it_lacks(axes: dict[str, dict[str, object]]) -> None:
+    told = "the space holds the source and nothing smaller; give it an axis with smaller sizes, such as hidden_size"
+    with pytest.raises(SpaceError, match=f"nearest reachable: none; .*; {told}"):
+        small(axes, LLAMA_SIZE - 1)
+
+
 def test_an_unreachable_size_is_answered_with_the_rule_that_blocks() -> None:
     with pytest.raises(SpaceError, match=r"nearest reachable: none; left out by: pruning_only_removes \(1 shapes\)"):
         small({"hidden_size": {"values": [96]}}, LLAMA_SIZE - 1)

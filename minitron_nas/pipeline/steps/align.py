@@ -24,6 +24,7 @@ from minitron_nas.pipeline.display import Display, default_display, tell
 from minitron_nas.pipeline.steps.alignment_run import AlignmentRun, Held, Opened, Outcome
 from minitron_nas.pipeline.versions import versions
 from minitron_nas.pruning.export import export_student, proof_prompt, stored_dtype
+from minitron_nas.pruning.whole import require_tower
 from minitron_nas.reporting.aligned_card import write_aligned_card
 from minitron_nas.storage.lineage import Lineage, Origin, Proof, read_lineage
 from minitron_nas.storage.run_folder import new_folder, require_new_folder
@@ -69,6 +70,7 @@ def align(
     text: TextSettings | None = None,
     seed: int = 0,
     runner: RunnerSettings | None = None,
+    text_only: bool = True,
     display: Display | None = None,
 ) -> Aligned:
     """Teach a student to answer, and write it as a stock folder that stops where an answer ends.
@@ -92,6 +94,8 @@ def align(
         text: Length of a sequence, column, split and number of rows that are held out.
         seed: Decides the order of rows.
         runner: Where `sft` and `kd` run and in how many processes. `dpo` runs in this process on one device.
+        text_only: Of a student that looks at pictures too, whether what comes out is a text model; else it keeps tower
+            and projector as they are.
         display: Shows progress; on stderr by default.
 
     Raises:
@@ -104,7 +108,7 @@ def align(
     require_new_folder(folder)
     work = folder.with_name(f"{folder.name}.work").absolute()
     with new_folder(folder) as temporary, going_on(f"the same command goes on in {work}"):
-        opened = _open(student, teacher, template_from, work, display)
+        opened = _open(student, teacher, template_from, text_only, work, display)
         with display.stage("text", "read conversations") as progress:
             opened.student.require_length(text.sequence_length)
             read = read_pairs if settings.method == "dpo" else read_conversations
@@ -151,7 +155,8 @@ def align(
         )
         staged = temporary / "model"
         prompt = proof_prompt(texts.packed_held_out)
-        proof = export_student(model, opened.chat, staged, stored_dtype(opened.student.path), prompt, lineage)
+        dtype, wrapper = stored_dtype(opened.student.path), None if text_only else opened.student.path
+        proof = export_student(model, opened.chat, staged, dtype, prompt, lineage, wrapper)
         write_rows(staged, ALIGNMENT, _rows(folder.name, opened.student.num_parameters, settings, texts, outcome))
         write_aligned_card(staged, folder.name)
         if folder.is_dir():
@@ -181,12 +186,16 @@ def _open(
     student: ModelSource,
     teacher: ModelSource | None,
     template_from: ModelSource | None,
+    text_only: bool,
     work: Path,
     display: Display,
 ) -> Opened:
     name, teacher_name = source_name(student), "" if teacher is None else source_name(teacher)
     with display.stage("student", f"load and check {name}") as progress:
         own = resolve_teacher(student, work / "student", progress, compare=False)
+    if not text_only:
+        require_tower(own, name)
+    tell(display, (f"student: {note}" for note in own.about_tower(text_only)))
     other = None
     if teacher is not None:
         with display.stage("teacher", f"load and check {teacher_name}") as progress:

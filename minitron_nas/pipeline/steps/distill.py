@@ -122,6 +122,7 @@ def distill(
     with new_folder(folder), going_on(f"the same command goes on in {work}"):
         with display.stage("student", f"load and check {source_name(student)}") as progress:
             source = _opened(student, work / "student", text_only, progress)
+        tell(display, (f"student: {note}" for note in source.about_tower(text_only)))
         with display.stage("teacher", f"load and check {source_name(teacher)}") as progress:
             other = resolve_teacher(teacher, work / "teacher", progress)
         tell(display, other.about(text.sequence_length))
@@ -192,7 +193,8 @@ def export(
     """
     job = TrainingJob.read(training)
     prompt = proof_prompt(job.files.validation.open())
-    proof = export_student(trained(job), source, folder, dtype, prompt, lineage, text_only)
+    wrapper = None if text_only else source
+    proof = export_student(trained(job), source, folder, dtype, prompt, lineage, wrapper)
     release_memory()
     return asdict(proof)
 

@@ -32,7 +32,7 @@ from minitron_nas.pruning.refit import needs_moments, repair_student
 from minitron_nas.pruning.repair_in_sequence import why_not_in_sequence
 from minitron_nas.pruning.settings import Repair, Start, StartSettings
 from minitron_nas.pruning.start import TakenStart, measure_start, possible_start
-from minitron_nas.pruning.whole import check_beside, require_tower, space_beside
+from minitron_nas.pruning.whole import check_axes_beside, check_beside, require_tower, space_beside
 from minitron_nas.space.axes import SearchSpace, load_space
 from minitron_nas.space.enumerate import Candidate, enumerate_candidates
 from minitron_nas.space.size import Size
@@ -52,14 +52,16 @@ class Pruned:
     Attributes:
         path: A stock Hugging Face folder.
         architecture: Its shape.
-        num_parameters: In total, tied embeddings counted once.
+        num_parameters: In total, tied embeddings counted once; of its text part where a tower stands beside it.
         proof: What reloading it showed; None where memory was too small to load it.
+        num_tower_parameters: Of what looks at pictures beside its text part; 0 of a text model.
     """
 
     path: Path
     architecture: Architecture
     num_parameters: int
     proof: Proof | None
+    num_tower_parameters: int = 0
 
 
 def prune(
@@ -176,7 +178,13 @@ def prune(
             proof = write_student(
                 prepared, target, folder, _prompt(source, seed), lineage, repaired, progress, text_only=text_only
             )
-    return Pruned(folder, prepared.settled(target), count_parameters(target, layout), proof)
+    return Pruned(
+        folder,
+        prepared.settled(target),
+        count_parameters(target, layout),
+        proof,
+        0 if text_only or checkpoint.tower is None else checkpoint.tower.num_parameters,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +287,8 @@ def _target(
 ) -> Architecture:
     check_changes(shape, checkpoint.layout)
     if size is not None:
+        if not text_only and checkpoint.tower is not None:
+            check_axes_beside(checkpoint.tower, space)
         target = _balanced(checkpoint, space, size)
     else:
         source = checkpoint.architecture

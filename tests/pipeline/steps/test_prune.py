@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from minitron_nas.errors import InvalidArchitectureError, PlanError, RunFolderError, ScoresError, SpaceError
 from minitron_nas.importance.scores import load_calibration
 from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
+from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.pipeline.display import Quiet
 from minitron_nas.pipeline.steps.prune import prune
 from minitron_nas.pipeline.steps.score import score
@@ -289,3 +290,18 @@ def test_a_hybrid_keeps_the_kinds_that_its_depth_says_or_the_layers_that_are_nam
     model = AutoModelForCausalLM.from_pretrained(result.path, trust_remote_code=False)
     assert model.num_parameters() == result.num_parameters
     assert result.proof.holds
+
+
+@pytest.mark.parametrize("name", ["tokenizer-x", "vocab-x", "LICENSE-x", "x.model"])
+def test_a_student_inside_its_teachers_folder_is_no_part_of_the_teacher(tmp_path: Path, name: str) -> None:
+    teacher = tiny_checkpoint(tmp_path / "teacher", "llama")
+    before = open_checkpoint(teacher)
+    tokenizer, outline = before.tokenizer_fingerprint(), before.outline()
+    inside, beside = (
+        prune(teacher, out, {"intermediate_size": 64}, scores="random", display=Quiet()).path
+        for out in (teacher / name, tmp_path / "student")
+    )
+    after = open_checkpoint(teacher)
+    assert (after.fingerprint, after.tokenizer_fingerprint()) == (before.fingerprint, tokenizer)
+    assert after.outline().companions_bytes == outline.companions_bytes
+    assert {file.name for file in inside.iterdir()} == {file.name for file in beside.iterdir()}

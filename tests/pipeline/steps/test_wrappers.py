@@ -46,7 +46,8 @@ def test_pruning_nothing_of_a_wrapper_gives_a_text_model_of_its_logits_to_the_bi
     student = AutoModelForCausalLM.from_pretrained(tmp_path / "student", trust_remote_code=False)
     assert torch.equal(logits(student), logits(AutoModelForImageTextToText.from_pretrained(teacher)))
     told = f"of the {model_type} the text part is taken, a {type(student).__name__}; what looks at pictures is left out"
-    assert [note for note in display.notes if "text part" in note] == [f"{told}, and students are text models"]
+    kept = "and students are text models; text_only=false (--with-tower) keeps it"
+    assert [note for note in display.notes if "text part" in note] == [f"{told}, {kept}"]
     assert not [file for file in (tmp_path / "student").iterdir() if "processor" in file.name]
 
 
