@@ -1,14 +1,17 @@
 """Students in other engines write what they write in transformers."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from minitron_nas.models.source import demo_teacher
 from minitron_nas.pipeline.display import Quiet
 from minitron_nas.pipeline.steps.prune import prune
 from minitron_nas.resources import resource
@@ -78,3 +81,48 @@ def test_ctranslate2s_own_command_does_where_heads_and_channels_are_whole(studen
     folder = student(**SHAPES["fewer neurons and layers"])
     command = ("-m", "ctranslate2.converters.transformers")
     assert in_ctranslate2(converted(folder, *command)) == in_transformers(folder)
+
+
+LLAMA_CPP = os.environ.get("LLAMA_CPP", "")
+"""A folder of llama.cpp's sources."""
+
+SMOLLM2_SHAPES = {
+    "fewer neurons and layers": {"intermediate_size": 1280, "num_hidden_layers": 28},
+    "fewer channels and heads": {"hidden_size": 512, "num_attention_heads": 6, "num_key_value_heads": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def smollm2_student(made_once: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Cuts SmolLM2, whose tokenizer llama.cpp knows: it refuses those that it does not."""
+
+    def call(**shape: int) -> Path:
+        out = tmp_path_factory.mktemp("students") / "student"
+        with TemporaryDirectory() as work:
+            teacher, _ = demo_teacher(Path(work))
+            prune(teacher.path, out, shape, scores="magnitude", start="select", repair="none", display=Quiet())
+        return out
+
+    return call
+
+
+def in_llama_cpp(file: Path) -> list[int]:
+    llama_cpp = pytest.importorskip("llama_cpp", reason="it needs pip install llama-cpp-python")
+    model = llama_cpp.Llama(str(file), n_ctx=128, verbose=False)
+    prompt = model.tokenize(PROMPT.encode(), add_bos=False)
+    assert prompt == AutoTokenizer.from_pretrained(file.parent / "student")(PROMPT)["input_ids"]
+    writes = model.generate(prompt, temp=0.0, repeat_penalty=1.0)
+    return [next(writes) for _ in range(NEW_TOKENS)]
+
+
+@pytest.mark.network
+@pytest.mark.skipif(not LLAMA_CPP, reason="LLAMA_CPP names no folder with llama.cpp's convert_hf_to_gguf.py")
+@pytest.mark.parametrize("shape", SMOLLM2_SHAPES.values(), ids=SMOLLM2_SHAPES)
+def test_a_student_in_llama_cpp_writes_what_it_writes_in_transformers(
+    smollm2_student: Callable[..., Path], shape: dict[str, int]
+) -> None:
+    folder = smollm2_student(**shape)
+    file = folder.parent / "student.gguf"
+    convert = [sys.executable, str(Path(LLAMA_CPP) / "convert_hf_to_gguf.py")]
+    subprocess.run([*convert, str(folder), "--outfile", str(file), "--outtype", "f32"], check=True, capture_output=True)
+    assert in_llama_cpp(file) == in_transformers(folder)

@@ -1,0 +1,96 @@
+"""What Ray adds to each job where many workers run many: sleeping trials on a head with more CPUs than it has.
+
+`python tests/benchmarks/study_scale.py --workers 1 4 16 64` starts a head of its own for each number of logical workers
+and lets real trials sleep there: a screening of 500 candidates, and a tournament of 32 finalists in three rungs whose
+trials sleep twice as long in each. Prints wall time beside the least that so many workers need, their ratio, and the
+driver's peak memory. The workers share this machine's cores, so that what they compute themselves (their start, what
+they import) is a machine's and not a cluster's; the second run of each kind finds them started.
+"""
+
+import argparse
+import math
+import resource
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from minitron_nas.execution.ray_tune import RayTuneRunner  # isort: skip  # sets what Ray reads when it is imported
+
+import ray
+from ray.cluster_utils import Cluster
+
+from minitron_nas.execution.runner import Job, Jobs
+from minitron_nas.execution.settings import RunnerSettings
+from minitron_nas.pipeline.display import default_display
+from minitron_nas.search.rungs import quotas
+
+CANDIDATES, SCREEN_SECONDS = 500, 0.5
+FINALISTS, RUNG_SECONDS, REDUCTION = 32, (2.0, 4.0, 8.0), 2
+
+
+def sleep(seconds: float) -> Mapping[str, Any]:
+    """Do what a trial does: take time, and return a number."""
+    time.sleep(seconds)
+    return {"kl_nats": seconds}
+
+
+@contextmanager
+def head(num_workers: int) -> Iterator[str]:
+    """Run a head that believes in so many CPUs."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": num_workers, "include_dashboard": False})
+    try:
+        yield cluster.address
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def screening(jobs: Jobs, num_workers: int) -> tuple[float, float]:
+    """Return seconds taken, and the least possible."""
+    return timed(jobs, "screened", CANDIDATES, SCREEN_SECONDS, num_workers)
+
+
+def tournament(jobs: Jobs, num_workers: int) -> tuple[float, float]:
+    """Return seconds taken, and the least possible."""
+    fields = quotas(FINALISTS, len(RUNG_SECONDS), REDUCTION)
+    rungs = [
+        timed(jobs, f"rung {rung}", num, seconds, num_workers)
+        for rung, (num, seconds) in enumerate(zip(fields, RUNG_SECONDS, strict=False))
+    ]
+    return sum(taken for taken, _ in rungs), sum(least for _, least in rungs)
+
+
+def timed(jobs: Jobs, kind: str, num: int, seconds: float, num_workers: int) -> tuple[float, float]:
+    started = time.perf_counter()
+    asked = [Job(f"{kind}-{number}", {"seconds": seconds}) for number in range(num)]
+    jobs.within(kind).run(sleep, asked)
+    return time.perf_counter() - started, math.ceil(num / num_workers) * seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 4, 16, 64])
+    args = parser.parse_args()
+    default_display()  # silences Ray
+    print("| workers | what | run | seconds | least | efficiency | added to a job | driver's peak |")
+    print("|---|---|---|---|---|---|---|---|")
+    for num_workers in args.workers:
+        with head(num_workers) as address, tempfile.TemporaryDirectory() as folder:
+            runner = RayTuneRunner(RunnerSettings(address=address, cpus_per_trial=1, gpus_per_trial=0), Path(folder))
+            with runner.held():
+                for run in ("first", "second"):
+                    jobs = Jobs(runner, Path(folder) / run, max_failures=0)
+                    for name, work in (("screening", screening), ("tournament", tournament)):
+                        taken, least = work(jobs, num_workers)
+                        num = CANDIDATES if name == "screening" else sum(quotas(FINALISTS, 3, REDUCTION)[:3])
+                        added = (taken - least) * min(num_workers, num) / num
+                        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+                        cells = (f"{taken:.1f}", f"{least:.1f}", f"{100 * least / taken:.0f} %", f"{added:.2f} s")
+                        print(f"| {num_workers} | {name} | {run} | {' | '.join(cells)} | {peak:.0f} MB |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
