@@ -18,6 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from minitron_nas.distillation.loss.inner_states import InnerStates
 from minitron_nas.distillation.loss.intermediate import intermediate_loss
+from minitron_nas.distillation.loss.losses import Counted
 from minitron_nas.distillation.loss.validation import validate
 from minitron_nas.distillation.signals.targets import HiddenTargets, TopKTargets
 from minitron_nas.distillation.signals.teacher import OnlineTeacher
@@ -36,7 +37,7 @@ from minitron_nas.distillation.training.control import Control
 from minitron_nas.distillation.training.curve import SEQUENCE_KL, TrainingResult
 from minitron_nas.distillation.training.lesson import Lesson
 from minitron_nas.distillation.training.memory import TrainingMemory
-from minitron_nas.distillation.training.objective import Counted, Objective
+from minitron_nas.distillation.training.objective import Objective
 from minitron_nas.distillation.training.overrides import check_trainer
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.distillation.training.writer import CheckpointWriter
