@@ -24,10 +24,12 @@ class Depths:
     """What the models that are pruned from a source ask of its layers.
 
     Attributes:
+        settings: By which criterion and in which mode layers are chosen.
         counts: How many layers they keep.
         protected_layers: Layers that stay in all of them, negative ones from the end.
     """
 
+    settings: DepthSettings
     counts: Collection[int]
     protected_layers: Collection[int]
 
@@ -35,7 +37,6 @@ class Depths:
 def choose_layers(
     checkpoint: Checkpoint,
     scores: ImportanceScores,
-    settings: DepthSettings,
     depths: Depths,
     calibration: Callable[[], PackedTokens],
     seed: int,
@@ -46,7 +47,6 @@ def choose_layers(
     Args:
         checkpoint: The source; loaded only if layers have to be measured.
         scores: Its scores; Block Importance among them.
-        settings: Criterion and mode.
         depths: The numbers of layers to answer for, and the layers that stay; mode `layers` answers for all numbers.
         calibration: Reads the text to measure on.
         seed: Of the examples in a task's prompts.
@@ -57,6 +57,7 @@ def choose_layers(
             a model that does not fit into memory.
         InvalidArchitectureError: If protected layers leave no block of the size that has to go.
     """
+    settings = depths.settings
     num_layers, kinds = checkpoint.architecture.num_hidden_layers, checkpoint.architecture.layer_kinds
     protected = {layer % num_layers for layer in depths.protected_layers}
     if not settings.needs_model:

@@ -358,8 +358,7 @@ def dropped_layers(study: Starts, text: PackedTokens, settings: DepthSettings) -
     table = choose_layers(
         study.checkpoint,
         study.scored(text, SCORES),
-        settings,
-        Depths(DEPTHS, protected_layers()),
+        Depths(settings, DEPTHS, protected_layers()),
         lambda: study.tokens("depth", lambda: study.beginnings(0, 16, LENGTH)),
         SEED,
         progress(f"{settings.criterion}, {settings.mode}"),
