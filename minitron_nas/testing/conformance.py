@@ -216,7 +216,7 @@ def check_written(subject: Subject) -> None:
     seen: list[Tensor] = []
     for way, prepared in _ways(teacher, target).items():
         folder = teacher.folder / way
-        proof = write_student(prepared, target, folder, teacher.prompt[:1], Lineage())
+        proof = write_student(prepared, target, folder, Lineage())
         assert proof is None or proof.max_abs_difference <= proof.tolerance
         model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
         stored = sum(parameter.numel() for parameter in model.parameters())
