@@ -174,7 +174,7 @@ def proof_prompt(validation: PackedTokens) -> Tensor:
 
 
 def _drawn_prompt(vocab_size: int, seed: int) -> Tensor:
-    """The same where there is no text."""
+    """The same where there is no text: any tokens."""
     return torch.randint(0, vocab_size, (1, PROOF_TOKENS), generator=torch.Generator().manual_seed(seed))
 
 

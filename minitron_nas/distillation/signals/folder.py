@@ -61,7 +61,7 @@ WHOLE = Share()
 
 @dataclass(frozen=True, slots=True)
 class SignalPlace:
-    """Where is kept what one checkpoint says over one token stream.
+    """Where what one checkpoint says over one token stream is kept.
 
     Attributes:
         path: The folder.
