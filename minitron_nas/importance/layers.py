@@ -27,11 +27,13 @@ class Depths:
         settings: By which criterion and in which mode layers are chosen.
         counts: How many layers they keep.
         protected_layers: Layers that stay in all of them, negative ones from the end.
+        seed: Of the examples in a task's prompts, where a task decides.
     """
 
     settings: DepthSettings
     counts: Collection[int]
     protected_layers: Collection[int]
+    seed: int
 
 
 def choose_layers(
@@ -39,7 +41,6 @@ def choose_layers(
     scores: ImportanceScores,
     depths: Depths,
     calibration: Callable[[], PackedTokens],
-    seed: int,
     progress: Progress = silent,
 ) -> Tensor:
     """Return which layers models of each depth keep, as `PruningOrder.layers` has it.
@@ -49,7 +50,6 @@ def choose_layers(
         scores: Its scores; Block Importance among them.
         depths: The numbers of layers to answer for, and the layers that stay; mode `layers` answers for all numbers.
         calibration: Reads the text to measure on.
-        seed: Of the examples in a task's prompts.
         progress: Told what is measured.
 
     Raises:
@@ -68,7 +68,7 @@ def choose_layers(
     require_whole_model(checkpoint, settings)
     text = calibration().first(settings.num_sequences) if settings.needs_text else None
     model = load_whole(checkpoint.path)
-    criterion = make_criterion(model, checkpoint.layout, settings, text, checkpoint.path, seed)
+    criterion = make_criterion(model, checkpoint.layout, settings, text, checkpoint.path, depths.seed)
     if settings.mode == "layers":
         table = layers_alone(criterion, num_layers, protected, progress, kinds)
     elif settings.mode == "block":

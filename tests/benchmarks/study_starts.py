@@ -358,9 +358,8 @@ def dropped_layers(study: Starts, text: PackedTokens, settings: DepthSettings) -
     table = choose_layers(
         study.checkpoint,
         study.scored(text, SCORES),
-        Depths(settings, DEPTHS, protected_layers()),
+        Depths(settings, DEPTHS, protected_layers(), SEED),
         lambda: study.tokens("depth", lambda: study.beginnings(0, 16, LENGTH)),
-        SEED,
         progress(f"{settings.criterion}, {settings.mode}"),
     )
     release_memory()

@@ -29,12 +29,10 @@ class CalibrationFiles:
     Attributes:
         source: The model's folder.
         text: The text.
-        work: A folder for what memory is too small for.
     """
 
     source: Path
     text: Path
-    work: Path
 
     def open(self) -> Checkpoint:
         """Open the model, whose values were read before."""
@@ -67,12 +65,12 @@ def prepare_source(run: Run, source: Source, layer_counts: Collection[int]) -> D
             run.workers.call(
                 prepare,
                 progress,
-                files=CalibrationFiles(checkpoint.path, tokens.file("calibration"), work),
+                files=CalibrationFiles(checkpoint.path, tokens.file("calibration")),
                 scores=run.folder.importance(source.name),
-                depths=Depths(plan.importance.depth, frozenset(layer_counts), protected),
-                seed=plan.seed,
+                depths=Depths(plan.importance.depth, frozenset(layer_counts), protected, plan.seed),
                 start=start,
                 folder=folder,
+                work=work,
             )
         return Left()
 
@@ -96,9 +94,10 @@ def _score(run: Run, source: Source) -> Done:
             run.workers.call(
                 score,
                 progress,
-                files=CalibrationFiles(checkpoint.path, calibration, work),
+                files=CalibrationFiles(checkpoint.path, calibration),
                 settings=plan.importance,
                 folder=folder,
+                work=work,
             )
         return Left()
 
@@ -112,17 +111,18 @@ def _score(run: Run, source: Source) -> Done:
     return run.engine.run(stage, action)
 
 
-def score(files: CalibrationFiles, settings: ImportanceSettings, folder: Path, progress: Progress) -> None:
+def score(files: CalibrationFiles, settings: ImportanceSettings, folder: Path, work: Path, progress: Progress) -> None:
     """Score every part of a model and keep the scores.
 
     Args:
         files: The model and the text.
         settings: The two aggregations.
         folder: Where the scores go.
+        work: A folder for what memory is too small for.
         progress: Told what is done.
     """
     checkpoint, text = files.open(), files.tokens()
-    with TemporaryDirectory(dir=files.work) as own:
+    with TemporaryDirectory(dir=work) as own:
         along = CalibrationPass(checkpoint, text, fits_in_memory(checkpoint), Path(own))
         scores = along.score(settings, progress)
     about = {
@@ -139,9 +139,9 @@ def prepare(
     files: CalibrationFiles,
     scores: Path,
     depths: Depths,
-    seed: int,
     start: StartSettings,
     folder: Path,
+    work: Path,
     progress: Progress,
 ) -> None:
     """Rank a model's parts, find the basis in which its channels are cut, and keep both.
@@ -150,14 +150,14 @@ def prepare(
         files: The model and the text to measure on.
         scores: The folder of its scores.
         depths: How many layers models keep, which stay in all of them, and by what they are chosen.
-        seed: Of the examples in a task's prompts.
         start: How the model is cut.
         folder: Where it goes.
+        work: A folder for what memory is too small for.
         progress: Told what is done.
     """
     checkpoint, kept = files.open(), ImportanceScores.load(scores)
-    layers = choose_layers(checkpoint, kept, depths, files.tokens, seed, progress)
+    layers = choose_layers(checkpoint, kept, depths, files.tokens, progress)
     order = PruningOrder.from_scores(kept, checkpoint.architecture, [*depths.protected_layers], layers)
-    with TemporaryDirectory(dir=files.work) as own:
+    with TemporaryDirectory(dir=work) as own:
         measures = measure_start(checkpoint, files.tokens, start, Path(own), progress=progress)
         write_prepared(folder, order, *measures, merge_heads=start.merge_heads)

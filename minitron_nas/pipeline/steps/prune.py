@@ -191,8 +191,8 @@ class _Work:
         num_layers = self.target.num_hidden_layers
         measured = depth.needs_model and num_layers < self.checkpoint.architecture.num_hidden_layers
         with _stage_if(measured, self.display, "depth", f"{depth.criterion}, {depth.mode}") as progress:
-            depths = Depths(depth, [num_layers], protected)
-            return choose_layers(self.checkpoint, ranking, depths, self.calibration, seed, progress)
+            depths = Depths(depth, [num_layers], protected, seed)
+            return choose_layers(self.checkpoint, ranking, depths, self.calibration, progress)
 
     def prepared(self, order: PruningOrder, start: StartSettings, channels: str) -> PreparedTeacher:
         """Measure what the start needs."""
