@@ -15,6 +15,7 @@ from minitron_nas import errors
 from minitron_nas.distillation.correction import Correction, FollowingTeacher
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals.caches import open_signal
+from minitron_nas.distillation.signals.folder import SignalPlace
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache
 from minitron_nas.distillation.signals.teacher import OnlineTeacher, TeacherSignal
 from minitron_nas.distillation.training.curve import CurvePoint, Judge, TrainingResult
@@ -97,7 +98,7 @@ class TrainingFiles:
         tokens = self.validation.open()
         if self.validation.cache is None:
             return Stream(tokens, None)
-        return Stream(tokens, HiddenCache(self.validation.cache, self.fingerprint, tokens))
+        return Stream(tokens, HiddenCache(SignalPlace(self.validation.cache, self.fingerprint, tokens)))
 
     def streams(self, asks_teacher: bool = True, sharded: bool = False) -> tuple[Stream, Stream]:
         """Open the training and the validation stream.

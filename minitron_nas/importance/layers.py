@@ -24,21 +24,23 @@ class Depths:
     """What the models that are pruned from a source ask of its layers.
 
     Attributes:
+        settings: By which criterion and in which mode layers are chosen.
         counts: How many layers they keep.
         protected_layers: Layers that stay in all of them, negative ones from the end.
+        seed: Of the examples in a task's prompts, where a task decides.
     """
 
+    settings: DepthSettings
     counts: Collection[int]
     protected_layers: Collection[int]
+    seed: int
 
 
 def choose_layers(
     checkpoint: Checkpoint,
     scores: ImportanceScores,
-    settings: DepthSettings,
     depths: Depths,
     calibration: Callable[[], PackedTokens],
-    seed: int,
     progress: Progress = silent,
 ) -> Tensor:
     """Return which layers models of each depth keep, as `PruningOrder.layers` has it.
@@ -46,10 +48,8 @@ def choose_layers(
     Args:
         checkpoint: The source; loaded only if layers have to be measured.
         scores: Its scores; Block Importance among them.
-        settings: Criterion and mode.
         depths: The numbers of layers to answer for, and the layers that stay; mode `layers` answers for all numbers.
         calibration: Reads the text to measure on.
-        seed: Of the examples in a task's prompts.
         progress: Told what is measured.
 
     Raises:
@@ -57,6 +57,7 @@ def choose_layers(
             a model that does not fit into memory.
         InvalidArchitectureError: If protected layers leave no block of the size that has to go.
     """
+    settings = depths.settings
     num_layers, kinds = checkpoint.architecture.num_hidden_layers, checkpoint.architecture.layer_kinds
     protected = {layer % num_layers for layer in depths.protected_layers}
     if not settings.needs_model:
@@ -67,7 +68,7 @@ def choose_layers(
     require_whole_model(checkpoint, settings)
     text = calibration().first(settings.num_sequences) if settings.needs_text else None
     model = load_whole(checkpoint.path)
-    criterion = make_criterion(model, checkpoint.layout, settings, text, checkpoint.path, seed)
+    criterion = make_criterion(model, checkpoint.layout, settings, text, checkpoint.path, depths.seed)
     if settings.mode == "layers":
         table = layers_alone(criterion, num_layers, protected, progress, kinds)
     elif settings.mode == "block":

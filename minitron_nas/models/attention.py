@@ -38,31 +38,32 @@ def _mask(
     *,
     batch_size: int,
     q_length: int,
-    kv_length: int,
     mask_function: Callable[..., Tensor],
-    attention_mask: Tensor | None = None,
     local_size: int | None = None,
-    use_vmap: bool = False,
-    device: torch.device | str = "cpu",
     **others: Any,
 ) -> Tensor | None:
     """Return the lengths of documents, (batch, most_documents), padded by zeros; else what transformers would."""
-    if torch.device(device).type == "cpu" and q_length == kv_length > 1 and attention_mask is None and not use_vmap:
+    if _may_be_blocks(q_length, **others):
         lengths = _lengths(mask_function, batch_size, q_length)
         if lengths.shape[1] > 1 and (local_size is None or int(lengths.max()) <= local_size):
             return lengths
     masked: Tensor | None = sdpa_mask(
-        batch_size=batch_size,
-        q_length=q_length,
-        kv_length=kv_length,
-        mask_function=mask_function,
-        attention_mask=attention_mask,
-        local_size=local_size,
-        use_vmap=use_vmap,
-        device=device,
-        **others,
+        batch_size=batch_size, q_length=q_length, mask_function=mask_function, local_size=local_size, **others
     )
     return masked
+
+
+def _may_be_blocks(
+    q_length: int,
+    *,
+    kv_length: int,
+    attention_mask: Tensor | None = None,
+    use_vmap: bool = False,
+    device: torch.device | str = "cpu",
+    **_: Any,
+) -> bool:
+    """Whether a mask is of sequences without padding, seen from their start, and on the CPU."""
+    return torch.device(device).type == "cpu" and q_length == kv_length > 1 and attention_mask is None and not use_vmap
 
 
 def _lengths(mask_function: Callable[..., Tensor], batch_size: int, length: int) -> Tensor:

@@ -97,7 +97,6 @@ def write_student(
     prepared: PreparedTeacher,
     target: Architecture,
     folder: Path,
-    prompt: Tensor,
     lineage: Lineage,
     repaired: Mapping[str, TensorHeader] | None = None,
     progress: Progress = silent,
@@ -110,13 +109,12 @@ def write_student(
     where it was, unless files that it reads were written again since, as those of repaired tensors are
     by another repair. The result is checked against the family's table. Where memory has room for it,
     the folder is also reloaded as a user would, and its logits are compared with those of the student
-    built in memory.
+    built in memory, on tokens that are drawn by the lineage's seed.
 
     Args:
         prepared: The ranked teacher.
         target: A shape no larger than the teacher's.
         folder: Where it goes; it appears when it is whole.
-        prompt: (1, seq_len), token ids.
         lineage: Where the student comes from; the proof is added to it.
         repaired: Tensors of the student that stand ready in a file, by name.
         progress: Told the number of bytes written and verified.
@@ -132,6 +130,7 @@ def write_student(
         ProofError: If the reloaded model gives other logits.
     """
     check_architecture(target, prepared.layout)
+    prompt = _drawn_prompt(target.vocab_size, lineage.seed or 0)
     parts = cuts(prepared, target, repaired)
     dtype = _most((part.dtype, num_bytes(part)) for part in parts)
     config = finished_config(student_config(prepared, target), str(dtype).removeprefix("torch."))
@@ -190,6 +189,11 @@ def proof_prompt(validation: PackedTokens) -> Tensor:
         validation: Held-out sequences, of which the first is taken.
     """
     return validation.first(1).in_memory().input_ids[:, :PROOF_TOKENS]
+
+
+def _drawn_prompt(vocab_size: int, seed: int) -> Tensor:
+    """The same where there is no text: any tokens."""
+    return torch.randint(0, vocab_size, (1, PROOF_TOKENS), generator=torch.Generator().manual_seed(seed))
 
 
 def stored_dtype(folder: Path) -> torch.dtype:

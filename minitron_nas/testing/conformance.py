@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from minitron_nas.architecture.costs import count_parameters
 from minitron_nas.architecture.layout import HIDDEN, KEYS, Axis, Layout, TensorRow
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.distillation.loss.losses import distillation_loss, forward_kl
+from minitron_nas.distillation.loss.losses import Counted, distillation_loss, forward_kl
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals.head import OutputHead
 from minitron_nas.distillation.signals.targets import HiddenTargets
@@ -193,7 +193,8 @@ def check_loss(subject: Subject) -> None:
         student = replace(head, weight=weight)
         if chunked:
             targets = HiddenTargets(teacher, head)
-            loss = distillation_loss(inputs, student, labels, targets, DistillationSettings(lm_loss_weight=0.5)).total
+            settings = DistillationSettings(lm_loss_weight=0.5)
+            loss = distillation_loss(inputs, student, Counted(labels), targets, settings).total
         else:
             logits = student.logits(inputs)
             loss = forward_kl(logits, head.logits(teacher)).mean() + 0.5 * nn.functional.cross_entropy(logits, labels)
@@ -215,7 +216,7 @@ def check_written(subject: Subject) -> None:
     seen: list[Tensor] = []
     for way, prepared in _ways(teacher, target).items():
         folder = teacher.folder / way
-        proof = write_student(prepared, target, folder, teacher.prompt[:1], Lineage())
+        proof = write_student(prepared, target, folder, Lineage())
         assert proof is None or proof.max_abs_difference <= proof.tolerance
         model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
         stored = sum(parameter.numel() for parameter in model.parameters())

@@ -219,7 +219,7 @@ def check_steps(subject: Subject) -> None:
     assert tied == source.tie_word_embeddings, "the student's embeddings are not tied as the teacher's are"
     tokens = student.generate(subject.prompt[:1], max_new_tokens=2, min_new_tokens=2, do_sample=False)
     assert tokens.shape[1] == subject.prompt.shape[1] + 2, "the student does not generate"
-    write_student(teacher.prepared, source, teacher.folder / "nothing", teacher.prompt[:1], Lineage())
+    write_student(teacher.prepared, source, teacher.folder / "nothing", Lineage())
     whole: Any = AutoModelForCausalLM.from_pretrained(teacher.folder / "nothing", trust_remote_code=False)
     assert torch.equal(teacher.logits(plain_experts(whole)), teacher.logits(teacher.model)), (
         "a student that keeps everything has other logits than the teacher when stock transformers has reloaded it"

@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Traine
 
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals.caches import keep_signal
+from minitron_nas.distillation.signals.folder import SignalPlace
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache
 from minitron_nas.distillation.signals.teacher import OnlineTeacher, TeacherSignal
 from minitron_nas.distillation.training.lesson import Lesson, Stream
@@ -167,7 +168,7 @@ def online(teacher: Path, folder: Path, tick: Tick) -> None:
 def cached(teacher: Path, folder: Path, tick: Tick, torch_compile: bool = False) -> None:
     """Our loop with a cache of what the teacher said, which `write_cache` has written."""
     text = tokens()
-    cache = HiddenCache(folder.parent / "cache", open_checkpoint(teacher).fingerprint, text)
+    cache = HiddenCache(SignalPlace(folder.parent / "cache", open_checkpoint(teacher).fingerprint, text))
     kind = {"teacher_signal": "hidden_cache", "torch_compile": torch_compile}
     ours(new_student(teacher), text, cache, folder, tick, **kind)
 
@@ -175,7 +176,7 @@ def cached(teacher: Path, folder: Path, tick: Tick, torch_compile: bool = False)
 def write_cache(teacher: Path, folder: Path) -> None:
     """Run the teacher over the text once."""
     fingerprint = open_checkpoint(teacher).fingerprint
-    keep_signal(None, lambda: load_for_inference(teacher), fingerprint, tokens(), folder.parent / "cache")
+    keep_signal(None, lambda: load_for_inference(teacher), SignalPlace(folder.parent / "cache", fingerprint, tokens()))
 
 
 class Ticker(TrainerCallback):

@@ -22,6 +22,7 @@ from torch.utils.data import SequentialSampler
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
 
 from minitron_nas.distillation.settings import DistillationSettings
+from minitron_nas.distillation.signals.folder import SignalPlace
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache
 from minitron_nas.distillation.signals.targets import HiddenTargets, TopKTargets
 from minitron_nas.distillation.signals.teacher import OnlineTeacher, TeacherSignal
@@ -227,7 +228,7 @@ def cached(setup: Setup, clock: Clock, torch_compile: bool = False) -> None:
     """Ours with the teacher's cache, which comes from the disk, not out of the system's memory of it."""
     path = setup.folder / "cache"
     forget_files(path)
-    cache = WatchedSignal(HiddenCache(path, FINGERPRINT, setup.text()), clock)
+    cache = WatchedSignal(HiddenCache(SignalPlace(path, FINGERPRINT, setup.text())), clock)
     our_loop(setup, clock, cache, "hidden_cache", torch_compile)
 
 

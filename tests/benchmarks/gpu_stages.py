@@ -11,6 +11,7 @@ from gpu_device import DTYPE, seconds_of
 from gpu_shapes import Scale
 
 from minitron_nas.distillation.job import StreamFiles, TrainingFiles
+from minitron_nas.distillation.signals.folder import SignalPlace
 from minitron_nas.distillation.signals.hidden_cache import write_hidden_cache
 from minitron_nas.execution.device import release_memory
 from minitron_nas.importance.baselines import random_scores
@@ -30,9 +31,9 @@ def signal(scale: Scale, folder: Path) -> dict[str, Any]:
     teacher = random_teacher(scale)
     held_out = random_text(scale, scale.validation_sequences, 1)
     held_out.save(folder / "validation.safetensors")
-    write_hidden_cache(teacher, held_out, folder / "validation", FINGERPRINT)
+    write_hidden_cache(teacher, SignalPlace(folder / "validation", FINGERPRINT, held_out))
     text = random_text(scale, (WARM_STEPS + STEPS) * scale.batch_sequences, 0)
-    seconds = seconds_of(lambda: write_hidden_cache(teacher, text, folder / "cache", FINGERPRINT))
+    seconds = seconds_of(lambda: write_hidden_cache(teacher, SignalPlace(folder / "cache", FINGERPRINT, text)))
     return {
         "tokens_per_second": text.num_tokens / seconds,
         "bytes_per_second": _folder_bytes(folder / "cache") / seconds,

@@ -25,6 +25,7 @@ from transformers import AutoTokenizer
 from minitron_nas.distillation.loss.validation import validate
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals.caches import keep_signal
+from minitron_nas.distillation.signals.folder import SignalPlace
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache
 from minitron_nas.distillation.signals.teacher import OnlineTeacher
 from minitron_nas.distillation.training.lesson import Lesson, Stream
@@ -180,11 +181,11 @@ class Study:
 
     def stream(self, tokens: PackedTokens) -> Stream:
         """Return tokens with what the teacher says over them, which it says once."""
-        cache, teacher = self.out / "signals" / tokens.fingerprint, self.checkpoint
-        load = partial(load_for_inference, teacher.path)
-        keep_signal(None, load, teacher.fingerprint, tokens, cache, progress("signal"))
+        place = SignalPlace(self.out / "signals" / tokens.fingerprint, self.checkpoint.fingerprint, tokens)
+        load = partial(load_for_inference, self.checkpoint.path)
+        keep_signal(None, load, place, progress("signal"))
         release_memory()
-        return Stream(tokens, HiddenCache(cache, teacher.fingerprint, tokens))
+        return Stream(tokens, HiddenCache(place))
 
     def losses(self, model: Any, names: Iterable[str] = EVALUATED, count: int = EVALUATION_SEQUENCES) -> dict[str, Any]:
         """Return KL to the teacher and perplexity on so many sequences of texts."""

@@ -200,7 +200,7 @@ class Starts(Study):
             source = start.apply(self.prepared(text, start.scores, start.random_tokens))
             target = source.architecture.reshaped(shape)
             with self.repaired(source, target, start, text) as repaired:
-                write_student(source, target, folder, text.first(1).in_memory().input_ids[:, :64], Lineage(), repaired)
+                write_student(source, target, folder, Lineage(), repaired)
         return folder
 
     def note(self, key: str, *arguments: Any) -> None:
@@ -358,10 +358,8 @@ def dropped_layers(study: Starts, text: PackedTokens, settings: DepthSettings) -
     table = choose_layers(
         study.checkpoint,
         study.scored(text, SCORES),
-        settings,
-        Depths(DEPTHS, protected_layers()),
+        Depths(settings, DEPTHS, protected_layers(), SEED),
         lambda: study.tokens("depth", lambda: study.beginnings(0, 16, LENGTH)),
-        SEED,
         progress(f"{settings.criterion}, {settings.mode}"),
     )
     release_memory()

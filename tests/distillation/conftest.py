@@ -13,6 +13,7 @@ import torch
 from minitron_nas.distillation import worker
 from minitron_nas.distillation.job import StreamFiles, TrainingFiles, TrainingJob
 from minitron_nas.distillation.settings import DistillationSettings
+from minitron_nas.distillation.signals.folder import SignalPlace
 from minitron_nas.distillation.signals.hidden_cache import write_hidden_cache
 from minitron_nas.distillation.training import trainer
 from minitron_nas.distillation.training.checkpoints import load_weights
@@ -167,7 +168,7 @@ def jobs(tmp_path_factory):
             teacher = tiny_checkpoint(base / kind / "teacher", "llama", seed=1, **sizes)
             tiny_checkpoint(base / kind / "student", "llama", seed=2, num_hidden_layers=2, **sizes)
             for name, tokens in parts.items():
-                write_hidden_cache(load_for_inference(teacher), tokens, base / kind / name, "teacher")
+                write_hidden_cache(load_for_inference(teacher), SignalPlace(base / kind / name, "teacher", tokens))
     return Jobs(base)
 
 

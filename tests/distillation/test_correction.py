@@ -7,6 +7,7 @@ from minitron_nas.distillation import correction
 from minitron_nas.distillation.correction import Correction, FollowingTeacher
 from minitron_nas.distillation.job import StreamFiles, TrainingFiles
 from minitron_nas.distillation.settings import DistillationSettings
+from minitron_nas.distillation.signals.folder import SignalPlace
 from minitron_nas.distillation.signals.hidden_cache import write_hidden_cache
 from minitron_nas.distillation.signals.teacher import OnlineTeacher
 from minitron_nas.distillation.training.checkpoints import mark_whole, save_weights
@@ -67,7 +68,7 @@ def test_the_newest_whole_checkpoint_speaks_and_in_the_end_the_corrected_teacher
 def test_a_teacher_that_follows_is_loaded_whole_where_others_are_spread(tmp_path, monkeypatch):
     folder, text = tiny_checkpoint(tmp_path / "teacher", "llama"), tmp_path / "text.safetensors"
     TOKENS.save(text)
-    write_hidden_cache(load_whole(folder), TOKENS, tmp_path / "cache", "print")
+    write_hidden_cache(load_whole(folder), SignalPlace(tmp_path / "cache", "print", TOKENS))
     files = TrainingFiles(
         folder, "print", StreamFiles(text), StreamFiles(text, tmp_path / "cache"), correction=tmp_path / "out"
     )

@@ -31,7 +31,7 @@ TEXT = pack([torch.randint(0, 320, (60,), generator=torch.Generator().manual_see
 
 
 def chosen(checkpoint: Checkpoint, scores: ImportanceScores, counts: list[int], **settings: object) -> torch.Tensor:
-    return choose_layers(checkpoint, scores, DepthSettings(**settings), Depths(counts, (0, -1)), lambda: TEXT, 0)
+    return choose_layers(checkpoint, scores, Depths(DepthSettings(**settings), counts, (0, -1), 0), lambda: TEXT)
 
 
 def measured_numbers(table: torch.Tensor) -> list[int]:
@@ -42,8 +42,8 @@ def test_block_importance_of_single_layers_needs_neither_text_nor_model(
     checkpoint: Checkpoint, scores: ImportanceScores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "load_whole", None)
-    depths = Depths([3], (0, -1))
-    table = choose_layers(checkpoint, scores, DepthSettings(), depths, lambda: 1 / 0, 0)  # type: ignore[arg-type, return-value]
+    depths = Depths(DepthSettings(), [3], (0, -1), 0)
+    table = choose_layers(checkpoint, scores, depths, lambda: 1 / 0)  # type: ignore[arg-type, return-value]
     best = max((1, 2, 3), key=lambda layer: scores.layers[layer].item())
     assert table[2].nonzero().flatten().tolist() == [0, best, 4]
 

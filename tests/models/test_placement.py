@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from minitron_nas.architecture.config import architecture_of
 from minitron_nas.distillation.loss.validation import validate
+from minitron_nas.distillation.signals.folder import SignalPlace
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache, write_hidden_cache
 from minitron_nas.distillation.signals.teacher import OnlineTeacher
 from minitron_nas.evaluation.continuations import continuations
@@ -65,11 +66,11 @@ def test_it_speaks_validates_and_writes_as_the_whole_model_does(
     little_memory(trained_teacher, 3)
     spread = load_for_inference(trained_teacher)
     for name, model in (("whole", whole), ("spread", spread)):
-        write_hidden_cache(model, text, tmp_path / name, "teacher")
+        write_hidden_cache(model, SignalPlace(tmp_path / name, "teacher", text))
     files = {file.relative_to(tmp_path / "whole") for file in (tmp_path / "whole").rglob("*") if file.is_file()}
     assert files
     assert all((tmp_path / "whole" / file).read_bytes() == (tmp_path / "spread" / file).read_bytes() for file in files)
-    signals = (OnlineTeacher(spread), HiddenCache(tmp_path / "whole", "teacher", text))
+    signals = (OnlineTeacher(spread), HiddenCache(SignalPlace(tmp_path / "whole", "teacher", text)))
     assert [validate(whole, text, signal).kl_nats for signal in signals] == [0, 0]
     assert validate(spread, text, None).loss_nats == validate(whole, text, None).loss_nats
     assert continuations(spread, text) == continuations(whole, text)

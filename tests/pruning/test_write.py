@@ -173,11 +173,11 @@ def test_too_little_disk_is_refused_before_anything_is_written(source, tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_student_too_large_for_memory_is_written_without_a_proof(source, tmp_path, prompt, monkeypatch):
+def test_a_student_too_large_for_memory_is_written_without_a_proof(source, tmp_path, monkeypatch):
     teacher = source("llama")
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
     target = teacher.architecture.reshaped(SHAPE)
-    assert write_student(teacher.prepared, target, tmp_path / "student", prompt[:1], Lineage(size="90k")) is None
+    assert write_student(teacher.prepared, target, tmp_path / "student", Lineage(size="90k")) is None
     assert read_lineage(tmp_path / "student") == Lineage(size="90k")
     assert json.loads((tmp_path / "student" / "lineage.json").read_text())["proof"] is None
     assert not (tmp_path / "student" / "proof.json").exists()

@@ -7,6 +7,7 @@ import torch
 
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.job import StreamFiles, TrainingFiles
+from minitron_nas.distillation.signals.folder import SignalPlace
 from minitron_nas.distillation.signals.hidden_cache import write_hidden_cache
 from minitron_nas.execution import runner
 from minitron_nas.execution.local import LocalRunner
@@ -133,7 +134,7 @@ def arena(tmp_path_factory):
         ids = torch.randint(0, 320, (num_sequences * 16,), generator=draw).numpy()
         tokens = pack([ids[:20], ids[20:]], 16)
         tokens.save(folder / f"{name}.safetensors")
-        write_hidden_cache(model, tokens, folder / name, teacher.fingerprint)
+        write_hidden_cache(model, SignalPlace(folder / name, teacher.fingerprint, tokens))
     pack([torch.randint(0, 320, (8 * 16,), generator=draw).numpy()], 16).save(folder / "calibration.safetensors")
     files = TrainingFiles(
         teacher.path,

@@ -8,6 +8,7 @@ from torch.nn.functional import log_softmax
 
 from minitron_nas.distillation.job import StreamFiles
 from minitron_nas.distillation.loss import validation
+from minitron_nas.distillation.signals.folder import SignalPlace
 from minitron_nas.distillation.signals.hidden_cache import write_hidden_cache
 from minitron_nas.execution.local import LocalRunner
 from minitron_nas.execution.runner import Jobs
@@ -41,7 +42,7 @@ def test_the_teachers_own_shape_is_no_different_from_the_teacher(arena, tmp_path
 def test_the_kl_and_the_loss_are_those_of_the_plain_formulas(arena, tmp_path, in_float32):
     teacher, stored = load_for_inference(arena.files.teacher), arena.files.validation.open()
     tokens = stored.in_memory()
-    write_hidden_cache(teacher, tokens, tmp_path / "cache", "teacher")
+    write_hidden_cache(teacher, SignalPlace(tmp_path / "cache", "teacher", tokens))
     candidate = arena.candidate(hidden_size=12, num_attention_heads=4)
     held_out = StreamFiles(arena.files.validation.tokens, tmp_path / "cache")
     files = replace(arena.files, validation=held_out, fingerprint="teacher")
@@ -75,7 +76,7 @@ def test_more_neurons_are_nearer_to_the_teacher(arena, tmp_path):
 def test_fewer_sequences_are_the_first_ones(arena, tmp_path):
     tokens = arena.files.validation.open().first(2)
     tokens.save(tmp_path / "two.safetensors")
-    write_hidden_cache(load_for_inference(arena.files.teacher), tokens, tmp_path / "two", "teacher")
+    write_hidden_cache(load_for_inference(arena.files.teacher), SignalPlace(tmp_path / "two", "teacher", tokens))
     candidate = arena.finalists[0]
     fewer = screened(arena, [candidate], tmp_path / "fewer", num_sequences=2)
     held_out = StreamFiles(tmp_path / "two.safetensors", tmp_path / "two")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from math import exp, inf
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -150,16 +150,36 @@ class DistillationLoss(NamedTuple):
     distance: Tensor
 
 
+class Counted(NamedTuple):
+    """What of a batch counts in the loss, and over how much of it the loss is a mean.
+
+    A batch in equal parts has the mean of the whole if each is told the whole's numbers over the number of parts, and
+    the parts' losses are averaged.
+
+    Attributes:
+        next_tokens: (num_tokens,) or (batch, seq_len), as the mask; `IGNORE_LABEL` where there is none.
+        num_labels: What the sum of next-token losses is divided by; the labels of this batch by default.
+        mask: Bool; False leaves a token out. All tokens count by default.
+        num_tokens: What the sum of distances is divided by; the tokens of this batch that count by default.
+    """
+
+    next_tokens: Tensor
+    num_labels: float | Tensor | None = None
+    mask: Tensor | None = None
+    num_tokens: float | Tensor | None = None
+
+    def flatten(self) -> Self:
+        """Return the same of (num_tokens,)."""
+        mask = None if self.mask is None else self.mask.flatten()
+        return self._replace(next_tokens=self.next_tokens.flatten(), mask=mask)
+
+
 def distillation_loss(
     hidden: Tensor,
     head: OutputHead,
-    labels: Tensor,
+    counted: Counted,
     targets: HiddenTargets | TopKTargets | None,
     settings: DistillationSettings,
-    *,
-    mask: Tensor | None = None,
-    num_tokens: float | Tensor | None = None,
-    num_labels: float | Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> DistillationLoss:
     """Mean distance to the teacher plus `settings.lm_loss_weight` times the mean next-token loss, or that alone.
@@ -171,19 +191,15 @@ def distillation_loss(
     Args:
         hidden: (num_tokens, hidden_size), the student's final hidden states.
         head: The student's output head; gradients reach its weight, tied or not, and its bias.
-        labels: (num_tokens,), next tokens or `IGNORE_LABEL`.
+        counted: (num_tokens,), what of them counts, and their next tokens.
         targets: What the teacher says; only the next-token loss alone does without.
         settings: Which loss, and how it is weighed.
-        mask: (num_tokens,), bool; False leaves a token out. All tokens count by default.
-        num_tokens: What the sum of distances is divided by; the tokens of this call by default.
-        num_labels: What the sum of next-token losses is divided by; the labels of this call by default.
-            A batch in equal parts has the mean of the whole if each is told the whole's number over
-            the number of parts, and the parts' losses are averaged.
         dtype: Of the matrix products; the head's by default.
 
     Source: Muralidharan et al. 2024 (arXiv 2407.14679), section 3: L = L_CLM + L_logits, where
     L_logits alone proved best.
     """
+    labels, num_labels, mask, num_tokens = counted
     wide = torch.promote_types(head.weight.dtype, torch.float32)
     seen = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask
     labelled = seen & (labels != IGNORE_LABEL)

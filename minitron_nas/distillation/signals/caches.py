@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from minitron_nas.distillation.settings import DistillationSettings
-from minitron_nas.distillation.signals.folder import WHOLE, Share, SignalFolder, read_about
+from minitron_nas.distillation.signals.folder import WHOLE, Share, SignalFolder, SignalPlace, read_about
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache, write_hidden_cache
 from minitron_nas.distillation.signals.teacher import OnlineTeacher, TeacherSignal
 from minitron_nas.distillation.signals.top_k_cache import TopKCache, write_top_k_cache
@@ -35,9 +35,7 @@ def cached_parts(settings: DistillationSettings) -> dict[str, int | None]:
 def keep_signal(
     top_k: int | None,
     load: Callable[[], CausalLM],
-    fingerprint: str,
-    tokens: PackedTokens,
-    path: Path,
+    place: SignalPlace,
     progress: Progress = silent,
     share: Share = WHOLE,
 ) -> None:
@@ -46,9 +44,7 @@ def keep_signal(
     Args:
         top_k: How many tokens are kept of each distribution; None keeps hidden states.
         load: Loads the teacher; not called where the cache is whole.
-        fingerprint: Of the teacher.
-        tokens: The stream.
-        path: The folder of the cache.
+        place: Where, and over what; with the fingerprint of the teacher.
         progress: Told about tokens.
         share: Which of its shards, where several processes write at once.
 
@@ -56,12 +52,12 @@ def keep_signal(
         DiskSpaceError: If the disk cannot hold the cache.
         CacheError: If a shard reads back otherwise than it was written.
     """
-    if _is_kept(top_k, fingerprint, tokens, path):
-        progress(tokens.num_tokens, tokens.num_tokens)
+    if _is_kept(top_k, place):
+        progress(place.tokens.num_tokens, place.tokens.num_tokens)
     elif top_k is not None:
-        write_top_k_cache(load(), tokens, path, fingerprint, top_k, share=share, progress=progress)
+        write_top_k_cache(load(), place, top_k, share=share, progress=progress)
     else:
-        write_hidden_cache(load(), tokens, path, fingerprint, share=share, progress=progress)
+        write_hidden_cache(load(), place, share=share, progress=progress)
 
 
 @contextmanager
@@ -107,9 +103,7 @@ def keep_signals(
         keep_signal(
             top_k,
             load,
-            fingerprint,
-            tokens,
-            paths[part],
+            SignalPlace(paths[part], fingerprint, tokens),
             partial(_tell_part, progress, done, tokens.num_tokens, total),
             share,
         )
@@ -136,14 +130,15 @@ def open_signal(teacher: Path, fingerprint: str, tokens: PackedTokens, path: Pat
     if path is None:
         return OnlineTeacher(load_for_inference(teacher))
     is_top_k = (read_about(path) or {}).get("kind") == TopKCache.kind
-    return TopKCache(path, fingerprint, tokens) if is_top_k else HiddenCache(path, fingerprint, tokens)
+    place = SignalPlace(path, fingerprint, tokens)
+    return TopKCache(place) if is_top_k else HiddenCache(place)
 
 
-def _is_kept(top_k: int | None, fingerprint: str, tokens: PackedTokens, path: Path) -> bool:
-    about = read_about(path)
-    if about is None or not SignalFolder(path, about).is_whole:
+def _is_kept(top_k: int | None, place: SignalPlace) -> bool:
+    about = read_about(place.path)
+    if about is None or not SignalFolder(place.path, about).is_whole:
         return False
-    wanted: dict[str, Any] = {"teacher": fingerprint, "tokens": tokens.fingerprint, "kind": HiddenCache.kind}
+    wanted: dict[str, Any] = place.about(HiddenCache.kind)
     if top_k is not None:
-        wanted |= {"kind": TopKCache.kind, "k": min(top_k, about.get("vocab_size", top_k))}
+        wanted = {**place.about(TopKCache.kind), "k": min(top_k, about.get("vocab_size", top_k))}
     return all(about.get(key) == value for key, value in wanted.items())

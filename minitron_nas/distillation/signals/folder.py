@@ -60,6 +60,29 @@ WHOLE = Share()
 
 
 @dataclass(frozen=True, slots=True)
+class SignalPlace:
+    """Where what one checkpoint says over one token stream is kept.
+
+    Attributes:
+        path: The folder.
+        fingerprint: Of the checkpoint.
+        tokens: The stream.
+    """
+
+    path: Path
+    fingerprint: str
+    tokens: PackedTokens
+
+    def about(self, kind: str) -> dict[str, str]:
+        """Return what a cache there is of, as its `about.json` has it.
+
+        Args:
+            kind: What its records hold.
+        """
+        return {"kind": kind, "teacher": self.fingerprint, "tokens": self.tokens.fingerprint}
+
+
+@dataclass(frozen=True, slots=True)
 class SignalFolder:
     """A cache on disk.
 
@@ -74,10 +97,8 @@ class SignalFolder:
     @classmethod
     def lay_out(
         cls,
-        path: Path,
+        place: SignalPlace,
         kind: str,
-        fingerprint: str,
-        tokens: PackedTokens,
         record_bytes: int,
         batch_sequences: int,
         shared: Sequence[str],
@@ -88,10 +109,8 @@ class SignalFolder:
         A shard holds whole batches, so that its bytes do not depend on where a writer went on.
 
         Args:
-            path: The folder.
+            place: The folder, who speaks and over what.
             kind: What the records hold.
-            fingerprint: Of the checkpoint that speaks.
-            tokens: The stream that it speaks over.
             record_bytes: Bytes of one sequence.
             batch_sequences: Sequences of one of the teacher's forward passes.
             shared: Names of tensors that all sequences share.
@@ -100,35 +119,31 @@ class SignalFolder:
         batches_per_shard = max(_SHARD_BYTES // (record_bytes * batch_sequences), 1)
         about = {
             "format": FORMAT,
-            "kind": kind,
-            "teacher": fingerprint,
-            "tokens": tokens.fingerprint,
-            "num_sequences": tokens.num_sequences,
+            **place.about(kind),
+            "num_sequences": place.tokens.num_sequences,
             "record_bytes": record_bytes,
             "batch_sequences": batch_sequences,
             "sequences_per_shard": batches_per_shard * batch_sequences,
             "shared": list(shared),
             **reading,
         }
-        return cls(path, about)
+        return cls(place.path, about)
 
     @classmethod
-    def open(cls, path: Path, kind: str, fingerprint: str, tokens: PackedTokens) -> Self:
+    def open(cls, place: SignalPlace, kind: str) -> Self:
         """Open a whole cache.
 
         Args:
-            path: The folder.
+            place: The folder, who must have spoken and over what.
             kind: What its records must hold.
-            fingerprint: Of the checkpoint that must have spoken.
-            tokens: The stream that it must have spoken over.
 
         Raises:
             CacheError: If it is not whole, or of something else.
         """
-        about = read_about(path)
+        path, about = place.path, read_about(place.path)
         if about is None:
             raise CacheError(f"{path} holds no cache of what a teacher says; repeat the command that writes it")
-        wanted = {"kind": kind, "teacher": fingerprint, "tokens": tokens.fingerprint}
+        wanted = place.about(kind)
         differences = [f"{key} {about[key]}, not {wanted[key]}" for key in wanted if about[key] != wanted[key]]
         if differences:
             raise CacheError(f"{path} is a cache of {' and '.join(differences)}; delete it or name another folder")

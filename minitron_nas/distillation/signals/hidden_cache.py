@@ -1,6 +1,5 @@
 """The cache of final hidden states: as good as the teacher, one matrix product away from its logits."""
 
-from pathlib import Path
 from weakref import WeakValueDictionary
 
 import torch
@@ -9,7 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from xxhash import xxh3_128
 
-from minitron_nas.distillation.signals.folder import WHOLE, Share, SignalFolder
+from minitron_nas.distillation.signals.folder import WHOLE, Share, SignalFolder, SignalPlace
 from minitron_nas.distillation.signals.head import OutputHead
 from minitron_nas.distillation.signals.targets import HiddenTargets
 from minitron_nas.distillation.signals.teacher import OnlineTeacher
@@ -29,19 +28,17 @@ class HiddenCache:
 
     kind = "hidden_cache"
 
-    def __init__(self, path: Path, fingerprint: str, tokens: PackedTokens, device: torch.device | None = None) -> None:
+    def __init__(self, place: SignalPlace, device: torch.device | None = None) -> None:
         """Open a cache that `write_hidden_cache` wrote.
 
         Args:
-            path: The cache.
-            fingerprint: Of the checkpoint whose states are wanted.
-            tokens: The stream that they are wanted over.
+            place: Where it lies, whose words it must hold, and over what.
             device: Where they are wanted; the process' own device by default.
 
         Raises:
             CacheError: If the cache is not whole, of something else, or its head is damaged.
         """
-        folder = SignalFolder.open(path, self.kind, fingerprint, tokens)
+        folder = SignalFolder.open(place, self.kind)
         self._device = device or pick_device()
         self._read = folder.reader(self._device)
         self._dtype: torch.dtype = getattr(torch, folder.about["dtype"])
@@ -67,9 +64,7 @@ class HiddenCache:
 @torch.no_grad()
 def write_hidden_cache(
     model: CausalLM,
-    tokens: PackedTokens,
-    path: Path,
-    fingerprint: str,
+    place: SignalPlace,
     batch_sequences: int = 4,
     dtype: torch.dtype | None = None,
     share: Share = WHOLE,
@@ -79,9 +74,7 @@ def write_hidden_cache(
 
     Args:
         model: The teacher, on its device and in its compute dtype.
-        tokens: The stream.
-        path: The folder of the cache.
-        fingerprint: Of the model's checkpoint.
+        place: Where, and over what; with the fingerprint of the model's checkpoint.
         batch_sequences: Sequences of one forward pass.
         dtype: Of the stored states: bfloat16 or float32; by default bfloat16 for a bfloat16 teacher,
             else float32, which lose nothing.
@@ -99,11 +92,9 @@ def write_hidden_cache(
     if online.head.bias is not None:
         shared["bias"] = online.head.bias.cpu().contiguous()
     folder = SignalFolder.lay_out(
-        path,
+        place,
         HiddenCache.kind,
-        fingerprint,
-        tokens,
-        tokens.input_ids.shape[1] * hidden_size * stored.itemsize,
+        place.tokens.input_ids.shape[1] * hidden_size * stored.itemsize,
         batch_sequences,
         shared=list(shared),
         dtype=str(stored).removeprefix("torch."),
@@ -118,7 +109,7 @@ def write_hidden_cache(
         records: Bytes = states.view(len(indices), -1).view(torch.uint8).numpy()
         return records
 
-    folder.write(tokens, encode, shared, "the cache of the teacher's hidden states", share, progress)
+    folder.write(place.tokens, encode, shared, "the cache of the teacher's hidden states", share, progress)
 
 
 def _read_shared(folder: SignalFolder, name: str, device: torch.device) -> Tensor:

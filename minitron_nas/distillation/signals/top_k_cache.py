@@ -1,11 +1,9 @@
 """The cache of the K most probable next tokens: smaller than hidden states where those are wide, but lossy."""
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
-from minitron_nas.distillation.signals.folder import WHOLE, Share, SignalFolder
+from minitron_nas.distillation.signals.folder import WHOLE, Share, SignalFolder, SignalPlace
 from minitron_nas.distillation.signals.targets import HiddenTargets, TopKTargets
 from minitron_nas.distillation.signals.teacher import OnlineTeacher
 from minitron_nas.execution.device import pick_device
@@ -30,19 +28,17 @@ class TopKCache:
 
     kind = "top_k"
 
-    def __init__(self, path: Path, fingerprint: str, tokens: PackedTokens, device: torch.device | None = None) -> None:
+    def __init__(self, place: SignalPlace, device: torch.device | None = None) -> None:
         """Open a cache that `write_top_k_cache` wrote.
 
         Args:
-            path: The cache.
-            fingerprint: Of the checkpoint that must have spoken.
-            tokens: The stream that it must have spoken over.
+            place: Where it lies, whose words it must hold, and over what.
             device: Where the targets are wanted; the process' own device by default.
 
         Raises:
             CacheError: If the cache is not whole, or of something else.
         """
-        folder = SignalFolder.open(path, self.kind, fingerprint, tokens)
+        folder = SignalFolder.open(place, self.kind)
         self._k, self._device = folder.about["k"], device or pick_device()
         self._read = folder.reader(self._device)
 
@@ -68,9 +64,7 @@ class TopKCache:
 @torch.no_grad()
 def write_top_k_cache(
     model: CausalLM,
-    tokens: PackedTokens,
-    path: Path,
-    fingerprint: str,
+    place: SignalPlace,
     k: int,
     batch_sequences: int = 4,
     share: Share = WHOLE,
@@ -82,9 +76,7 @@ def write_top_k_cache(
 
     Args:
         model: The teacher, on its device and in its compute dtype.
-        tokens: The stream.
-        path: The folder of the cache.
-        fingerprint: Of the model's checkpoint.
+        place: Where, and over what; with the fingerprint of the model's checkpoint.
         k: Entries of one token; a vocabulary that has no more is kept whole.
         batch_sequences: Sequences of one forward pass.
         share: Which of the shards are written, where several processes write at once.
@@ -98,11 +90,9 @@ def write_top_k_cache(
     vocab_size = len(online.head.weight)
     k = min(k, vocab_size)
     folder = SignalFolder.lay_out(
-        path,
+        place,
         TopKCache.kind,
-        fingerprint,
-        tokens,
-        tokens.input_ids.shape[1] * k * TOP_K_BYTES,
+        place.tokens.input_ids.shape[1] * k * TOP_K_BYTES,
         batch_sequences,
         shared=(),
         k=k,
@@ -115,7 +105,7 @@ def write_top_k_cache(
         records: Bytes = torch.cat([part.view(len(indices), -1).view(torch.uint8) for part in parts], dim=1).numpy()
         return records
 
-    folder.write(tokens, encode, {}, f"the cache of the teacher's {k} most probable tokens", share, progress)
+    folder.write(place.tokens, encode, {}, f"the cache of the teacher's {k} most probable tokens", share, progress)
 
 
 def most_probable(targets: HiddenTargets, num_tokens: int, k: int) -> TopKTargets:

@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Sized
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from minitron_nas.distillation.settings import DistillationSettings
-from minitron_nas.distillation.training.checkpoints import last_whole
 from minitron_nas.distillation.training.together import any_process
 from minitron_nas.distillation.training.writer import CheckpointWriter
 from minitron_nas.errors import MinitronNasError, NonFiniteLossError
@@ -33,8 +31,6 @@ class Control(TrainerCallback):
         last_step: int,
         num_steps: int,
         settings: DistillationSettings,
-        folder: Path,
-        identity: str,
         writer: CheckpointWriter,
         asked_to_stop: Sized,
         progress: Progress,
@@ -45,9 +41,7 @@ class Control(TrainerCallback):
             last_step: Where this call stops.
             num_steps: Of the whole schedule.
             settings: Number of validations, time between checkpoints.
-            folder: Of the checkpoints.
-            identity: Of the checkpoints that belong to this training.
-            writer: Writes them.
+            writer: Writes checkpoints.
             asked_to_stop: Not empty when the machine is about to be taken away.
             progress: Told about optimizer steps, in the first process.
         """
@@ -57,7 +51,7 @@ class Control(TrainerCallback):
         self._evaluation_steps = math.ceil(num_steps / settings.num_evaluations)
         self._interval_seconds = settings.checkpoint_minutes * 60
         self._section = settings.section
-        self._folder, self._identity, self._writer, self._asked_to_stop = folder, identity, writer, asked_to_stop
+        self._writer, self._asked_to_stop = writer, asked_to_stop
         self._saved_at = time.monotonic()
 
     def on_step_begin(
@@ -94,7 +88,7 @@ class Control(TrainerCallback):
             if not math.isfinite(logs.get(name, 0.0)):
                 with suppress(MinitronNasError):  # all processes come here
                     self._writer.finish()
-                good = last_whole(self._folder, self._identity)
+                good = self._writer.last_whole()
                 raise NonFiniteLossError(
                     f"the {words} is {logs[name]} at step {state.global_step} (learning rate "
                     f"{logs['learning_rate']:.3g}); lower {self._section}.learning_rate and begin a new run; "

@@ -1,37 +1,19 @@
 """A student and its loss as one module."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from minitron_nas.distillation.loss.inner_states import InnerStates
 from minitron_nas.distillation.loss.intermediate import IntermediateLoss, weighed
-from minitron_nas.distillation.loss.losses import distillation_loss
+from minitron_nas.distillation.loss.losses import Counted, distillation_loss
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals.head import OutputHead
 from minitron_nas.distillation.signals.targets import HiddenTargets, TopKTargets
 from minitron_nas.distillation.signals.teacher import final_hidden
 from minitron_nas.execution.device import compute_dtype
 from minitron_nas.models.causal_lm import CausalLM
-
-
-class Counted(NamedTuple):
-    """What of a micro-batch counts in the loss.
-
-    Attributes:
-        next_tokens: (batch, seq_len), or `IGNORE_LABEL`.
-        num_labels: A scalar: the labels of the whole optimizer step over its number of micro-batches.
-        mask: (batch, seq_len), bool; False leaves a token out. None where all count.
-        num_tokens: A scalar: the tokens that count, of the whole optimizer step over its number of micro-batches.
-            None where all count.
-    """
-
-    next_tokens: Tensor
-    num_labels: Tensor
-    mask: Tensor | None = None
-    num_tokens: Tensor | None = None
 
 
 class Objective(nn.Module):
@@ -74,7 +56,8 @@ class Objective(nn.Module):
         Args:
             input_ids: (batch, seq_len).
             position_ids: (batch, seq_len), restarting at each document.
-            counted: What of it counts.
+            counted: (batch, seq_len), what of it counts; its numbers are those of the whole optimizer step over its
+                number of micro-batches.
             targets: What the teacher says, if the loss asks.
             teacher_states: Its hidden states that are to be matched, by place.
         """
@@ -83,13 +66,10 @@ class Objective(nn.Module):
             loss, distance = distillation_loss(
                 hidden.flatten(0, 1),
                 OutputHead.of(self.student),
-                counted.next_tokens.flatten(),
+                counted.flatten(),
                 targets,
                 self._settings,
-                mask=None if counted.mask is None else counted.mask.flatten(),
-                num_tokens=counted.num_tokens,
-                num_labels=counted.num_labels,
-                dtype=compute_dtype(hidden.device),
+                compute_dtype(hidden.device),
             )
             if self.intermediate is not None:
                 loss = loss + weighed(self.intermediate(states, teacher_states), distance)

@@ -17,7 +17,8 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from minitron_nas.distillation.loss.inner_states import InnerStates
-from minitron_nas.distillation.loss.intermediate import IntermediateLoss, intermediate_loss
+from minitron_nas.distillation.loss.intermediate import intermediate_loss
+from minitron_nas.distillation.loss.losses import Counted
 from minitron_nas.distillation.loss.validation import validate
 from minitron_nas.distillation.signals.targets import HiddenTargets, TopKTargets
 from minitron_nas.distillation.signals.teacher import OnlineTeacher
@@ -36,7 +37,7 @@ from minitron_nas.distillation.training.control import Control
 from minitron_nas.distillation.training.curve import SEQUENCE_KL, TrainingResult
 from minitron_nas.distillation.training.lesson import Lesson
 from minitron_nas.distillation.training.memory import TrainingMemory
-from minitron_nas.distillation.training.objective import Counted, Objective
+from minitron_nas.distillation.training.objective import Objective
 from minitron_nas.distillation.training.overrides import check_trainer
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.distillation.training.writer import CheckpointWriter
@@ -97,10 +98,12 @@ def distill(
     history, best = _history(checkpoint, last_step), None
     if trained is not None:
         best = BestWeights(folder, trained, last_step, lesson.judge, history, arguments.process_index == 0)
-    matching = intermediate_loss(student.config, lesson.train.signal, settings, lesson.seed)
+    objective = Objective(
+        student, settings, intermediate_loss(student.config, lesson.train.signal, settings, lesson.seed)
+    )
     if checkpoint is not None and step_of(checkpoint) >= last_step:
         if best is None:
-            load_weights(checkpoint, Objective(student, settings, matching))
+            load_weights(checkpoint, objective)
         elif arguments.process_index == 0:
             best.export(partial(copy_weights, checkpoint, STUDENT))
         return TrainingResult.of(history, settings, schedule, lesson.judge)
@@ -112,8 +115,8 @@ def distill(
     asked_to_stop: list[int] = []
     writer = CheckpointWriter(folder, identity, arguments, best.stand if best is not None else lambda: None)
     with on_stop(asked_to_stop.append), _compiled(student, settings.torch_compile), closing(writer):
-        control = Control(last_step, schedule.num_steps, settings, folder, identity, writer, asked_to_stop, progress)
-        trainer = _DistillationTrainer(student, lesson, arguments, writer, matching, checkpoint, control, best)
+        control = Control(last_step, schedule.num_steps, settings, writer, asked_to_stop, progress)
+        trainer = _DistillationTrainer(objective, lesson, arguments, writer, checkpoint, control, best)
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             writer.finish()
@@ -125,7 +128,7 @@ def distill(
             raise
         if control.preempted:
             signum = next(iter(asked_to_stop), SIGTERM)  # it may have come to another process
-            raise stopped(signum, f"the same command goes on from {last_whole(folder, identity)}")
+            raise stopped(signum, f"the same command goes on from {writer.last_whole()}")
         if best is not None:
             writes = trainer.is_world_process_zero()
             best.export(lambda file: save_weights(file, student, writes))
@@ -170,25 +173,23 @@ class _DistillationTrainer(Trainer):
 
     def __init__(
         self,
-        student: CausalLM,
+        objective: Objective,
         lesson: Lesson,
         arguments: TrainingArguments,
         writer: CheckpointWriter,
-        matching: IntermediateLoss | None,
         checkpoint: Path | None,
         control: Control,
         best: BestWeights | None,
     ) -> None:
+        self._objective, self._lesson, self._writer, self._best = objective, lesson, writer, best
         self._sequences = _SequenceDataset(lesson.train.tokens, lesson.schedule)
-        self._objective = Objective(student, lesson.settings, matching)
-        super().__init__(model=self._objective, args=arguments, train_dataset=self._sequences)
+        super().__init__(model=objective, args=arguments, train_dataset=self._sequences)
         self.remove_callback(PrinterCallback)
         self.add_callback(control)
         self.loss_is_scaled_for_ga = False
-        self._lesson, self._writer, self._best = lesson, writer, best
         self._first_step = step_of(checkpoint) if checkpoint else 0
         self._teacher_states = None
-        signal = lesson.train.signal
+        matching, signal = objective.intermediate, lesson.train.signal
         if matching is not None and isinstance(signal, OnlineTeacher):
             self._teacher_states = InnerStates(signal.model, [place for place, _ in matching.pairs])
 

@@ -18,7 +18,7 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import TrainingArguments
 
-from minitron_nas.distillation.training.checkpoints import OwnState, mark_whole
+from minitron_nas.distillation.training.checkpoints import OwnState, last_whole, mark_whole
 from minitron_nas.distillation.training.together import any_process, first_words
 from minitron_nas.errors import MinitronNasError, TrainingProcessError, from_plain, to_plain
 from minitron_nas.execution.deepspeed import ZeroOptimizer
@@ -63,6 +63,10 @@ class CheckpointWriter:
     def is_writing(self) -> bool:
         """Whether this process still writes."""
         return self._work is not None and not self._work.done()
+
+    def last_whole(self) -> Path | None:
+        """Return this training's latest whole checkpoint, of this call or of one before, or None."""
+        return last_whole(self._folder, self._identity)
 
     def save(
         self,

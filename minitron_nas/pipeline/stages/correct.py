@@ -10,7 +10,7 @@ from minitron_nas.pipeline import inputs
 from minitron_nas.pipeline.engine import Engine, Left, Stage
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pipeline.run import RunTokens, Source, workers_of
-from minitron_nas.pipeline.steps.correct import CorrectionRun, correction_schedule
+from minitron_nas.pipeline.steps.correct import CorrectionRun, FineTuning
 from minitron_nas.progress import Progress
 from minitron_nas.text.tokens import PackedTokens
 
@@ -40,10 +40,7 @@ def correct_teacher(engine: Engine, plan: FamilyPlan, teacher: Source, tokens: R
             teacher=checkpoint.path,
             name=plan.teacher,
             texts=(tokens.file("train"), tokens.file("validation")),
-            settings=settings,
-            num_tokens=wanted,
-            sequence_length=plan.text.sequence_length,
-            seed=plan.seed,
+            tuning=FineTuning.of(settings, wanted, plan.text.sequence_length, plan.seed),
             folder=folder,
             checkpoints=checkpoints,
         )
@@ -66,10 +63,7 @@ def correct(
     teacher: Path,
     name: str,
     texts: tuple[Path, Path],
-    settings: CorrectionSettings,
-    num_tokens: int,
-    sequence_length: int,
-    seed: int,
+    tuning: FineTuning,
     folder: Path,
     checkpoints: Path,
     progress: Progress,
@@ -80,10 +74,7 @@ def correct(
         teacher: Its folder.
         name: What the plan calls it.
         texts: The files of the training and the validation text.
-        settings: Learning rate, and which weights are trained.
-        num_tokens: So many are trained on.
-        sequence_length: Of the text.
-        seed: Where LoRA begins.
+        tuning: How it is trained on them.
         folder: Where the corrected teacher goes.
         checkpoints: Where checkpoints lie.
         progress: Told about steps.
@@ -91,11 +82,9 @@ def correct(
     Returns:
         The next-token loss on the validation text before and after.
     """
-    schedule, training = correction_schedule(settings, num_tokens, sequence_length)
     train, validation = map(PackedTokens.load, texts)
     checkpoint = open_checkpoint(teacher, read_values=False)
-    run = CorrectionRun(checkpoint, train, validation, settings, training, schedule, seed)
-    corrected = run.write(folder, checkpoints, name, progress)
+    corrected = CorrectionRun(checkpoint, train, validation, tuning).write(folder, checkpoints, name, progress)
     return {"loss_nats_before": corrected.before.loss_nats, "loss_nats": corrected.after.loss_nats}
 
 

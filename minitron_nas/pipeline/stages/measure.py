@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from minitron_nas.architecture.costs import count_embedding_parameters
 from minitron_nas.distillation.loss.losses import Losses, perplexity
 from minitron_nas.distillation.loss.validation import validate
+from minitron_nas.distillation.signals.folder import SignalPlace
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache
 from minitron_nas.evaluation.continuations import agreement, continuations, prompts, repetition
 from minitron_nas.evaluation.paired import Row, TaskResults, differences
@@ -137,7 +138,7 @@ def measure(
         `losses` and `speed` by the fields of `Losses` and `Speed`, `continuations` as token ids.
     """
     tokens, loaded = PackedTokens.load(held_out), load_for_inference(model)
-    losses = validate(loaded, tokens, HiddenCache(cache, teacher, tokens), progress=progress)
+    losses = validate(loaded, tokens, HiddenCache(SignalPlace(cache, teacher, tokens)), progress=progress)
     written = continuations(loaded, tokens)
     del loaded
     release_memory()

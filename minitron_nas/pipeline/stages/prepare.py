@@ -1,15 +1,15 @@
 """The stages that prepare the model that a size is pruned from: its scores, and which parts leave first."""
 
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from minitron_nas.importance.layers import Depths, choose_layers
 from minitron_nas.importance.passes import CalibrationPass, pass_title
 from minitron_nas.importance.scores import ImportanceScores
-from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
-from minitron_nas.models.checkpoint import open_checkpoint
+from minitron_nas.importance.settings import ImportanceSettings
+from minitron_nas.models.checkpoint import Checkpoint, open_checkpoint
 from minitron_nas.models.placement import fits_in_memory
 from minitron_nas.pipeline import inputs
 from minitron_nas.pipeline.engine import Done, Left, Stage
@@ -20,6 +20,27 @@ from minitron_nas.pruning.prepare import write_prepared
 from minitron_nas.pruning.settings import StartSettings
 from minitron_nas.pruning.start import measure_start, possible_start
 from minitron_nas.text.tokens import PackedTokens
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationFiles:
+    """A model and the text on its way through it, as paths that any worker can open.
+
+    Attributes:
+        source: The model's folder.
+        text: The text.
+    """
+
+    source: Path
+    text: Path
+
+    def open(self) -> Checkpoint:
+        """Open the model, whose values were read before."""
+        return open_checkpoint(self.source, read_values=False)
+
+    def tokens(self) -> PackedTokens:
+        """Memory-map the text."""
+        return PackedTokens.load(self.text)
 
 
 def prepare_source(run: Run, source: Source, layer_counts: Collection[int]) -> Done:
@@ -44,12 +65,9 @@ def prepare_source(run: Run, source: Source, layer_counts: Collection[int]) -> D
             run.workers.call(
                 prepare,
                 progress,
-                source=checkpoint.path,
+                files=CalibrationFiles(checkpoint.path, tokens.file("calibration")),
                 scores=run.folder.importance(source.name),
-                depth=plan.importance.depth,
-                depths=Depths(frozenset(layer_counts), protected),
-                calibration=tokens.file("calibration"),
-                seed=plan.seed,
+                depths=Depths(plan.importance.depth, frozenset(layer_counts), protected, plan.seed),
                 start=start,
                 folder=folder,
                 work=work,
@@ -76,9 +94,8 @@ def _score(run: Run, source: Source) -> Done:
             run.workers.call(
                 score,
                 progress,
-                source=checkpoint.path,
+                files=CalibrationFiles(checkpoint.path, calibration),
                 settings=plan.importance,
-                calibration=calibration,
                 folder=folder,
                 work=work,
             )
@@ -94,20 +111,17 @@ def _score(run: Run, source: Source) -> Done:
     return run.engine.run(stage, action)
 
 
-def score(
-    source: Path, settings: ImportanceSettings, calibration: Path, folder: Path, work: Path, progress: Progress
-) -> None:
+def score(files: CalibrationFiles, settings: ImportanceSettings, folder: Path, work: Path, progress: Progress) -> None:
     """Score every part of a model and keep the scores.
 
     Args:
-        source: Its folder.
+        files: The model and the text.
         settings: The two aggregations.
-        calibration: The file of the text.
         folder: Where the scores go.
         work: A folder for what memory is too small for.
         progress: Told what is done.
     """
-    checkpoint, text = open_checkpoint(source, read_values=False), PackedTokens.load(calibration)
+    checkpoint, text = files.open(), files.tokens()
     with TemporaryDirectory(dir=work) as own:
         along = CalibrationPass(checkpoint, text, fits_in_memory(checkpoint), Path(own))
         scores = along.score(settings, progress)
@@ -122,12 +136,9 @@ def score(
 
 
 def prepare(
-    source: Path,
+    files: CalibrationFiles,
     scores: Path,
-    depth: DepthSettings,
     depths: Depths,
-    calibration: Path,
-    seed: int,
     start: StartSettings,
     folder: Path,
     work: Path,
@@ -136,24 +147,17 @@ def prepare(
     """Rank a model's parts, find the basis in which its channels are cut, and keep both.
 
     Args:
-        source: Its folder.
+        files: The model and the text to measure on.
         scores: The folder of its scores.
-        depth: By what layers are chosen.
-        depths: How many layers models keep, and which stay in all of them.
-        calibration: The file of the text to measure on.
-        seed: Of the examples in a task's prompts.
+        depths: How many layers models keep, which stay in all of them, and by what they are chosen.
         start: How the model is cut.
         folder: Where it goes.
         work: A folder for what memory is too small for.
         progress: Told what is done.
     """
-    checkpoint, kept = open_checkpoint(source, read_values=False), ImportanceScores.load(scores)
-
-    def text() -> PackedTokens:
-        return PackedTokens.load(calibration)
-
-    layers = choose_layers(checkpoint, kept, depth, depths, text, seed, progress)
+    checkpoint, kept = files.open(), ImportanceScores.load(scores)
+    layers = choose_layers(checkpoint, kept, depths, files.tokens, progress)
     order = PruningOrder.from_scores(kept, checkpoint.architecture, [*depths.protected_layers], layers)
     with TemporaryDirectory(dir=work) as own:
-        measures = measure_start(checkpoint, text, start, Path(own), progress=progress)
+        measures = measure_start(checkpoint, files.tokens, start, Path(own), progress=progress)
         write_prepared(folder, order, *measures, merge_heads=start.merge_heads)

@@ -14,6 +14,7 @@ from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.job import JOB, TrainingFiles, TrainingJob
 from minitron_nas.distillation.launch import run as run_training
 from minitron_nas.distillation.loss.validation import validate
+from minitron_nas.distillation.signals.folder import SignalPlace
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache
 from minitron_nas.distillation.training.curve import CurvePoint, TrainingResult
 from minitron_nas.distillation.training.schedule import Schedule
@@ -217,7 +218,7 @@ def compare(model: Path, held_out: Path, cache: Path, teacher: str) -> float:
         teacher: The fingerprint of the teacher.
     """
     tokens = PackedTokens.load(held_out)
-    return validate(load_for_training(model), tokens, HiddenCache(cache, teacher, tokens)).kl_nats
+    return validate(load_for_training(model), tokens, HiddenCache(SignalPlace(cache, teacher, tokens))).kl_nats
 
 
 def _untrained_kl(run: Run, hop: Hop, start: Path, result: TrainingResult) -> float | None:

@@ -156,7 +156,11 @@ def compare(
                 resolve_teacher(source, Path(work) / name, compare=False)
                 for source, name in ((base, "base"), (other, "other"))
             )
-            checks = _of_models(first, second, text, limits, evaluation, settings, seed, display)
+            checks = [
+                *_of_models(first, second, text, settings, limits, display),
+                *_speed_of_models(first, second, evaluation, limits, display),
+                *_tasks_of_models(first, second, evaluation, seed, limits, display),
+            ]
     found = Comparison(source_name(base), source_name(other), tuple(checks))
     if out is not None:
         with whole_folder(Path(out)) as partial:
@@ -209,10 +213,8 @@ def _of_models(
     base: Checkpoint,
     other: Checkpoint,
     text: str | Path,
-    limits: CompareLimits,
-    evaluation: EvaluationSettings,
     settings: TextSettings,
-    seed: int,
+    limits: CompareLimits,
     display: Display,
 ) -> list[Check]:
     checks = [_same_tokenizer(base, other), _same_template(base, other)]
@@ -236,12 +238,6 @@ def _of_models(
             Check("loss_increase_nats", None, limits.loss_increase_nats),
             Check("agreement_share", None, limits.agreement_share, "at least"),
         ]
-    if limits.asks_for_speed:
-        with display.stage("speed", "timed in turns"):
-            checks += _speed(base, other, limits, evaluation)
-    if evaluation.tasks:
-        with display.stage("tasks", f"lm-eval: {', '.join(evaluation.tasks)}"):
-            checks += checks_of_tasks(*results_of_models(base.path, other.path, evaluation, seed), limits.task_drop)
     return checks
 
 
@@ -271,16 +267,34 @@ def _on_text(losses: Sequence[Losses], written: Sequence[list[list[int]]], limit
     yield Check("agreement_share", fmean(shares), limits.agreement_share, "at least")
 
 
-def _speed(
-    base: Checkpoint, other: Checkpoint, limits: CompareLimits, evaluation: EvaluationSettings
+def _speed_of_models(
+    base: Checkpoint, other: Checkpoint, evaluation: EvaluationSettings, limits: CompareLimits, display: Display
 ) -> Iterator[Check]:
-    first, second = measure_speed(base.path, evaluation), measure_speed(other.path, evaluation, base.path)
+    if not limits.asks_for_speed:
+        return
+    with display.stage("speed", "timed in turns"):
+        first, second = measure_speed(base.path, evaluation), measure_speed(other.path, evaluation, base.path)
     for phase in ("prefill", "decode"):
         name, column = f"{phase}_speedup", f"{phase}_tokens_per_second"
         speeds = getattr(first, column), getattr(second, column)
         yield Check(name, getattr(second, name), getattr(limits, name), "at least", *speeds)
     memory = float(first.peak_memory_bytes), float(second.peak_memory_bytes)
     yield Check("memory_ratio", memory[1] / memory[0], limits.memory_ratio, "at most", *memory)
+
+
+def _tasks_of_models(
+    base: Checkpoint,
+    other: Checkpoint,
+    evaluation: EvaluationSettings,
+    seed: int,
+    limits: CompareLimits,
+    display: Display,
+) -> Iterator[Check]:
+    if not evaluation.tasks:
+        return
+    with display.stage("tasks", f"lm-eval: {', '.join(evaluation.tasks)}"):
+        results = results_of_models(base.path, other.path, evaluation, seed)
+    yield from checks_of_tasks(*results, limits.task_drop)
 
 
 def _of_runs(base: Path, other: Path, limits: CompareLimits) -> Iterator[Check]:

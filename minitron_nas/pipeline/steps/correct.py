@@ -7,6 +7,7 @@ student's loss by over 6 % in Sreenivas et al. 2024 (arXiv 2408.11796), section 
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from minitron_nas.distillation.correction import Correction
 from minitron_nas.distillation.loss.losses import Losses
@@ -95,9 +96,10 @@ def correct(
         with display.stage("text", "read, split and pack") as progress:
             splits = read_splits(work, data, source, text, settings.tokens, seed, progress)
         tokens = settings.tokens or splits.one_pass_tokens
-        schedule, training = correction_schedule(settings, tokens, text.sequence_length)
-        with display.stage("correct", f"{schedule.num_tokens:,} tokens in {schedule.num_steps} steps") as progress:
-            run = CorrectionRun(source, splits.train, splits.validation, settings, training, schedule, seed)
+        tuning = FineTuning.of(settings, tokens, text.sequence_length, seed)
+        steps = f"{tuning.schedule.num_tokens:,} tokens in {tuning.schedule.num_steps} steps"
+        with display.stage("correct", steps) as progress:
+            run = CorrectionRun(source, splits.train, splits.validation, tuning)
             corrected = run.write(folder, place.checkpoints(source.fingerprint), source_name(teacher), progress)
         shutil.rmtree(work, ignore_errors=True)
     return corrected
@@ -128,16 +130,42 @@ def correction_schedule(
 
 
 @dataclass(frozen=True, slots=True)
+class FineTuning:
+    """How a teacher is corrected.
+
+    Attributes:
+        settings: Learning rate, and which weights are trained.
+        schedule: Steps and batch.
+        training: What the training loop is told.
+        seed: Where LoRA begins.
+    """
+
+    settings: CorrectionSettings
+    schedule: Schedule
+    training: DistillationSettings
+    seed: int
+
+    @classmethod
+    def of(cls, settings: CorrectionSettings, tokens: int, sequence_length: int, seed: int) -> Self:
+        """Settle steps and batch.
+
+        Args:
+            settings: Of the correction.
+            tokens: To train on.
+            sequence_length: Tokens of a sequence.
+            seed: Where LoRA begins.
+        """
+        return cls(settings, *correction_schedule(settings, tokens, sequence_length), seed)
+
+
+@dataclass(frozen=True, slots=True)
 class CorrectionRun:
     """A teacher, the text, and how it is trained on it."""
 
     teacher: Checkpoint
     train: PackedTokens
     validation: PackedTokens
-    settings: CorrectionSettings
-    training: DistillationSettings
-    schedule: Schedule
-    seed: int
+    tuning: FineTuning
 
     def write(self, folder: Path, checkpoints: Path, name: str, progress: Progress) -> Corrected:
         """Train and export, going on from the last checkpoint.
@@ -148,25 +176,26 @@ class CorrectionRun:
             name: The teacher's, for the lineage.
             progress: Told about optimizer steps.
         """
+        settings, schedule, seed = self.tuning.settings, self.tuning.schedule, self.tuning.seed
         model = load_for_training(self.teacher.path)
         before = validate(model, self.validation, None)
-        if self.settings.weights == "lora":
-            add_adapters(model, self.settings.lora_rank, self.seed)
-        kind = "full" if self.settings.weights == "full" else f"lora-{self.settings.lora_rank}"
+        if settings.weights == "lora":
+            add_adapters(model, settings.lora_rank, seed)
+        kind = "full" if settings.weights == "full" else f"lora-{settings.lora_rank}"
         train, validation = Stream(self.train, None), Stream(self.validation, None)
-        lesson = Lesson(train, validation, self.training, self.schedule, self.seed, "loss_nats")
+        lesson = Lesson(train, validation, self.tuning.training, schedule, seed, "loss_nats")
         result = distill(model, lesson, checkpoints / kind, progress=progress)
-        if self.settings.weights == "lora":
+        if settings.weights == "lora":
             merge_adapters(model)
         after = validate(model, self.validation, None)
         prompt = proof_prompt(self.validation)
         lineage = Lineage(
             corrected=Origin(name, self.teacher.fingerprint),
             architecture=self.teacher.architecture.to_dict(),
-            tokens_trained=self.schedule.num_tokens,
-            settings={**self.settings.model_dump(), "learning_rate": self.settings.peak_learning_rate},
+            tokens_trained=schedule.num_tokens,
+            settings={**settings.model_dump(), "learning_rate": settings.peak_learning_rate},
             validation_loss_nats={"before": before.loss_nats, "after": after.loss_nats},
-            seed=self.seed,
+            seed=seed,
             versions=versions(),
         )
         dtype = stored_dtype(self.teacher.path)

@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from minitron_nas.architecture.costs import count_parameters
@@ -25,7 +24,7 @@ from minitron_nas.pipeline.display import Display, default_display, tell
 from minitron_nas.pipeline.steps.score import MAGNITUDE, RANDOM, calibration_reader, scores_of
 from minitron_nas.pipeline.versions import versions
 from minitron_nas.progress import Progress, silent
-from minitron_nas.pruning.export import PROOF_TOKENS, write_student
+from minitron_nas.pruning.export import write_student
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
 from minitron_nas.pruning.refit import needs_moments, repair_student
@@ -175,9 +174,7 @@ def prune(
             versions=versions(),
         )
         with display.stage("prune", f"cut to {target.id}; {taken}") as progress:
-            proof = write_student(
-                prepared, target, folder, _prompt(source, seed), lineage, repaired, progress, text_only=text_only
-            )
+            proof = write_student(prepared, target, folder, lineage, repaired, progress, text_only=text_only)
     return Pruned(
         folder,
         prepared.settled(target),
@@ -202,8 +199,8 @@ class _Work:
         num_layers = self.target.num_hidden_layers
         measured = depth.needs_model and num_layers < self.checkpoint.architecture.num_hidden_layers
         with _stage_if(measured, self.display, "depth", f"{depth.criterion}, {depth.mode}") as progress:
-            depths = Depths([num_layers], protected)
-            return choose_layers(self.checkpoint, ranking, depth, depths, self.calibration, seed, progress)
+            depths = Depths(depth, [num_layers], protected, seed)
+            return choose_layers(self.checkpoint, ranking, depths, self.calibration, progress)
 
     def prepared(self, order: PruningOrder, start: StartSettings, channels: str) -> PreparedTeacher:
         """Measure what the start needs."""
@@ -230,10 +227,6 @@ def _without_text(scores: str | Path | None) -> PlanError:
         f"scores={scores} bring no text, which start=rotate, repair=ridge and all importance.depth but "
         "criterion=block_importance with mode=layers measure on; give --data too"
     )
-
-
-def _prompt(source: Architecture, seed: int) -> Tensor:
-    return torch.randint(0, source.vocab_size, (1, PROOF_TOKENS), generator=torch.Generator().manual_seed(seed))
 
 
 def _in_parameters(size: Size | float | str) -> int:

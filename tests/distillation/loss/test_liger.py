@@ -9,7 +9,7 @@ import torch
 
 from minitron_nas.distillation.loss import liger, losses
 from minitron_nas.distillation.loss.liger import fused_distance, has_kernel, is_exact
-from minitron_nas.distillation.loss.losses import distillation_loss
+from minitron_nas.distillation.loss.losses import Counted, distillation_loss
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals.head import OutputHead
 from minitron_nas.distillation.signals.targets import HiddenTargets
@@ -88,7 +88,7 @@ def kernel(monkeypatch):
 def test_the_loss_goes_through_the_kernel_where_it_is_exact_with_padding_cut(kernel):
     padded = replace(TARGETS, head=OutputHead(torch.cat([TARGETS.head.weight, numbers(2, 4, seed=8)])))
     hidden, settings = numbers(9, 5, seed=1).requires_grad_(), DistillationSettings(temperature=1.0)
-    got = distillation_loss(hidden, PLAIN, LABELS, padded, settings)
+    got = distillation_loss(hidden, PLAIN, Counted(LABELS), padded, settings)
     expected = losses.forward_kl(PLAIN.logits(hidden), TARGETS.logits()).mean()
     assert kernel == [{"jsd_beta": 0.0, "temperature": 1.0, "accum_dtype": torch.float32}]
     torch.testing.assert_close((got.total, got.distance), (expected, expected))
@@ -97,9 +97,9 @@ def test_the_loss_goes_through_the_kernel_where_it_is_exact_with_padding_cut(ker
 
 def test_the_loss_goes_past_the_kernel_where_it_is_not_exact_or_tokens_are_left_out(kernel):
     hidden = numbers(9, 5, seed=1)
-    distillation_loss(hidden, replace(PLAIN, softcap=30.0), LABELS, TARGETS, DistillationSettings())
-    distillation_loss(hidden, PLAIN, LABELS, TARGETS, DistillationSettings(), mask=torch.arange(9) > 3)
-    distillation_loss(hidden, PLAIN, LABELS, None, DistillationSettings(loss="lm"))
+    distillation_loss(hidden, replace(PLAIN, softcap=30.0), Counted(LABELS), TARGETS, DistillationSettings())
+    distillation_loss(hidden, PLAIN, Counted(LABELS, mask=torch.arange(9) > 3), TARGETS, DistillationSettings())
+    distillation_loss(hidden, PLAIN, Counted(LABELS), None, DistillationSettings(loss="lm"))
     assert kernel == []
 
 
@@ -120,8 +120,8 @@ def test_the_kernel_gives_the_value_and_gradients_of_our_own_loss(settings, dtyp
             loss = fused_distance(hidden, OutputHead(weight), targets, wanted, dtype)
         else:  # a mask of all tokens goes past the kernel
             mask = torch.ones(300, dtype=torch.bool, device="cuda")
-            labels = torch.zeros(300, dtype=torch.long, device="cuda")
-            loss = distillation_loss(hidden, OutputHead(weight), labels, targets, wanted, mask=mask, dtype=dtype).total
+            counted = Counted(torch.zeros(300, dtype=torch.long, device="cuda"), mask=mask)
+            loss = distillation_loss(hidden, OutputHead(weight), counted, targets, wanted, dtype).total
         loss.backward()
         results.append((loss.detach(), hidden.grad, weight.grad))
     allowed = 1e-4 if dtype == torch.float32 else 2e-2

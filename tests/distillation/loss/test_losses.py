@@ -12,7 +12,14 @@ from torch.nn.functional import cosine_similarity, cross_entropy, kl_div, log_so
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minitron_nas.distillation.loss import chunks
-from minitron_nas.distillation.loss.losses import DistillationLoss, LossSums, distillation_loss, forward_kl, perplexity
+from minitron_nas.distillation.loss.losses import (
+    Counted,
+    DistillationLoss,
+    LossSums,
+    distillation_loss,
+    forward_kl,
+    perplexity,
+)
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals.head import OutputHead
 from minitron_nas.distillation.signals.targets import HiddenTargets, TopKTargets
@@ -100,7 +107,8 @@ def value_and_gradients(function, hidden, head, *others, **options):
 def assert_plain(hidden, head, labels, targets, settings, mask=None, chunk=CHUNK):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunks, "_CHUNK_TOKENS", chunk)
-        got = value_and_gradients(distillation_loss, hidden, head, labels, targets, settings, mask=mask)
+        counted = Counted(labels, mask=mask)
+        got = value_and_gradients(distillation_loss, hidden, head, counted, targets, settings)
     expected = value_and_gradients(plain_loss, hidden, head, labels, targets, settings, mask)
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
 
@@ -203,18 +211,17 @@ def test_chunks_of_the_real_size_add_up(num_tokens):
 @pytest.mark.parametrize("loss", ["forward_kl", "reverse_kl", "jsd"])
 def test_all_tokens_as_the_top_ones_are_the_full_divergence(loss):
     hidden, head, labels = numbers(9, 4), OutputHead(numbers(13, 4, seed=1)), some_labels(9, 13)
-    targets = some_targets(9, 13)
-    full = value_and_gradients(distillation_loss, hidden, head, labels, targets, DistillationSettings(loss=loss))
+    targets, wanted = some_targets(9, 13), DistillationSettings(loss=loss)
+    full = value_and_gradients(distillation_loss, hidden, head, Counted(labels), targets, wanted)
     log_probs, indices = log_softmax(targets.logits(), dim=-1).topk(13)
-    wanted = DistillationSettings(loss=loss)
-    got = value_and_gradients(distillation_loss, hidden, head, labels, TopKTargets(log_probs, indices), wanted)
+    got = value_and_gradients(distillation_loss, hidden, head, Counted(labels), TopKTargets(log_probs, indices), wanted)
     torch.testing.assert_close(got, full)
 
 
 def test_the_top_token_alone_is_certain_on_both_sides_so_there_is_nothing_to_learn():
     wanted = DistillationSettings().model_copy(update={"top_k": 1})
     hidden, head, labels = numbers(9, 4), OutputHead(numbers(13, 4, seed=1)), some_labels(9, 13)
-    for part in value_and_gradients(distillation_loss, hidden, head, labels, some_targets(9, 13), wanted):
+    for part in value_and_gradients(distillation_loss, hidden, head, Counted(labels), some_targets(9, 13), wanted):
         assert part.abs().max() == 0
 
 
@@ -222,14 +229,14 @@ def test_the_top_token_alone_is_certain_on_both_sides_so_there_is_nothing_to_lea
 def test_padding_of_the_larger_vocabulary_changes_nothing_and_learns_nothing(larger):
     hidden, weight, labels = numbers(9, 4), numbers(13, 4, seed=1), some_labels(9, 13)
     targets, wanted = some_targets(9, 13), DistillationSettings(lm_loss_weight=0.5)
-    expected = value_and_gradients(distillation_loss, hidden, OutputHead(weight), labels, targets, wanted)
+    expected = value_and_gradients(distillation_loss, hidden, OutputHead(weight), Counted(labels), targets, wanted)
     padding = numbers(3, 4, seed=8)
     if larger == "student":
         weight = torch.cat([weight, padding])
         expected[2] = torch.cat([expected[2], torch.zeros(3, 4).double()])
     else:
         targets = replace(targets, head=OutputHead(torch.cat([targets.head.weight, padding])))
-    got = value_and_gradients(distillation_loss, hidden, OutputHead(weight), labels, targets, wanted)
+    got = value_and_gradients(distillation_loss, hidden, OutputHead(weight), Counted(labels), targets, wanted)
     torch.testing.assert_close(got, expected)
 
 
@@ -237,10 +244,10 @@ def test_a_top_token_that_is_the_teachers_padding_counts_as_impossible():
     hidden, head, labels = numbers(4, 3), OutputHead(numbers(5, 3, seed=1)), some_labels(4, 5)
     log_probs = log_softmax(numbers(4, 3, seed=2), dim=-1)
     with_padding = TopKTargets(log_probs, torch.tensor([[6, 0, 1], [2, 9, 4], [0, 3, 5], [5, 4, 0]]))
-    got = value_and_gradients(distillation_loss, hidden, head, labels, with_padding, DistillationSettings())
+    got = value_and_gradients(distillation_loss, hidden, head, Counted(labels), with_padding, DistillationSettings())
     inside = with_padding.indices < 5
     kept = TopKTargets(log_probs[inside].view(4, 2), with_padding.indices[inside].view(4, 2))
-    expected = value_and_gradients(distillation_loss, hidden, head, labels, kept, DistillationSettings())
+    expected = value_and_gradients(distillation_loss, hidden, head, Counted(labels), kept, DistillationSettings())
     torch.testing.assert_close(got, expected)
 
 
@@ -250,23 +257,12 @@ def test_parts_that_are_told_the_numbers_of_the_whole_average_to_it(loss):
     hidden, head, targets = numbers(8, 4), OutputHead(numbers(13, 4, seed=1)), some_targets(8, 13)
     labels = torch.tensor([1, IGNORE_LABEL, IGNORE_LABEL, IGNORE_LABEL, 7, 2, 2, 9])
     mask = torch.tensor([True, True, True, False, True, True, False, True])
-    expected = value_and_gradients(distillation_loss, hidden, head, labels, targets, wanted, mask=mask)
+    expected = value_and_gradients(distillation_loss, hidden, head, Counted(labels, mask=mask), targets, wanted)
     halves = []
     for rows in (slice(0, 4), slice(4, 8)):
         part = replace(targets, hidden=targets.hidden[rows])
-        numbers_of_the_whole = {"num_tokens": 6 / 2, "num_labels": torch.tensor(4 / 2)}
-        halves.append(
-            value_and_gradients(
-                distillation_loss,
-                hidden[rows],
-                head,
-                labels[rows],
-                part,
-                wanted,
-                mask=mask[rows],
-                **numbers_of_the_whole,
-            )
-        )
+        counted = Counted(labels[rows], torch.tensor(4 / 2), mask[rows], 6 / 2)
+        halves.append(value_and_gradients(distillation_loss, hidden[rows], head, counted, part, wanted))
     (total, states, weight), (other_total, other_states, other_weight) = halves
     got = [(total + other_total) / 2, torch.cat([states, other_states]) / 2, (weight + other_weight) / 2]
     torch.testing.assert_close(got, expected)
@@ -274,7 +270,7 @@ def test_parts_that_are_told_the_numbers_of_the_whole_average_to_it(loss):
 
 def test_the_distance_is_told_apart_from_the_next_token_loss_and_carries_no_gradient():
     hidden, head = numbers(9, 4).requires_grad_(), OutputHead(numbers(13, 4, seed=1))
-    others = some_labels(9, 13), some_targets(9, 13)
+    others = Counted(some_labels(9, 13)), some_targets(9, 13)
     both = distillation_loss(hidden, head, *others, DistillationSettings(lm_loss_weight=0.5))
     alone = distillation_loss(hidden, head, *others, DistillationSettings())
     lm_loss = distillation_loss(hidden, head, others[0], None, DistillationSettings(loss="lm"))
@@ -287,7 +283,7 @@ def test_the_distance_is_told_apart_from_the_next_token_loss_and_carries_no_grad
 def test_the_temperature_divides_logits_and_multiplies_nothing():
     hidden, head = numbers(9, 4), OutputHead(numbers(13, 4, seed=1))
     targets = some_targets(9, 13)
-    hot = distillation_loss(hidden, head, some_labels(9, 13), targets, DistillationSettings(temperature=2.0))
+    hot = distillation_loss(hidden, head, Counted(some_labels(9, 13)), targets, DistillationSettings(temperature=2.0))
     cold = forward_kl(head.logits(hidden) / 2, targets.logits() / 2).mean()
     torch.testing.assert_close(hot.total, cold)
 
@@ -295,10 +291,10 @@ def test_the_temperature_divides_logits_and_multiplies_nothing():
 def test_a_tied_head_gets_the_gradients_of_both_its_uses():
     ids, labels = torch.arange(12) % 5, some_labels(12, 5)
     gradients = []
-    for function in (distillation_loss, plain_loss):
+    for function, counted in ((distillation_loss, Counted(labels)), (plain_loss, labels)):
         embedding = numbers(5, 3).requires_grad_()
         wanted = DistillationSettings(lm_loss_weight=0.5)
-        loss = function(embedding[ids].tanh(), OutputHead(embedding), labels, some_targets(12, 5), wanted)
+        loss = function(embedding[ids].tanh(), OutputHead(embedding), counted, some_targets(12, 5), wanted)
         (loss.total if isinstance(loss, DistillationLoss) else loss).backward()
         gradients.append(embedding.grad)
     torch.testing.assert_close(gradients[0], gradients[1])
@@ -311,7 +307,7 @@ def test_products_in_bfloat16_give_gradients_in_the_students_dtype_that_agree_wi
     labels, wanted = some_labels(300, 40), DistillationSettings(lm_loss_weight=0.5)
     inputs = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
     targets = HiddenTargets(teacher[0], OutputHead(teacher[1]))
-    loss = distillation_loss(inputs[0], OutputHead(inputs[1]), labels, targets, wanted, dtype=torch.bfloat16).total
+    loss = distillation_loss(inputs[0], OutputHead(inputs[1]), Counted(labels), targets, wanted, torch.bfloat16).total
     loss.backward()
 
     wide = hidden.double().requires_grad_(), weight.double().requires_grad_()
@@ -340,7 +336,7 @@ def test_logits_exist_for_one_chunk_of_tokens_at_a_time(loss):
     targets, wanted = some_targets(4 * CHUNK, vocab_size, 2), DistillationSettings(loss=loss, temperature=2.0)
     with Watch():
         distillation_loss(
-            hidden, OutputHead(weight), some_labels(4 * CHUNK, vocab_size), targets, wanted
+            hidden, OutputHead(weight), Counted(some_labels(4 * CHUNK, vocab_size)), targets, wanted
         ).total.backward()
     assert max(sizes) == CHUNK * vocab_size
 

@@ -8,6 +8,7 @@ import torch
 
 from minitron_nas.distillation.loss.losses import forward_kl
 from minitron_nas.distillation.loss.validation import validate
+from minitron_nas.distillation.signals.folder import SignalPlace
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache, write_hidden_cache
 from minitron_nas.distillation.signals.teacher import OnlineTeacher
 from minitron_nas.distillation.signals.top_k_cache import TopKCache, write_top_k_cache
@@ -41,8 +42,9 @@ def some_tokens(num_sequences, sequence_length=16):
 
 def test_the_teacher_has_no_kl_to_its_own_cache(tmp_path, dtype):
     teacher, tokens = tiny_model(tiny_config("llama"), dtype=dtype), some_tokens(5)
-    write_hidden_cache(teacher, tokens, tmp_path / "cache", "teacher", batch_sequences=4)
-    losses = validate(teacher, tokens, HiddenCache(tmp_path / "cache", "teacher", tokens, torch.device("cpu")))
+    place = SignalPlace(tmp_path / "cache", "teacher", tokens)
+    write_hidden_cache(teacher, place, batch_sequences=4)
+    losses = validate(teacher, tokens, HiddenCache(place, torch.device("cpu")))
     assert losses.kl_nats == 0
     assert losses.num_tokens == 5 * 16
 
@@ -101,8 +103,9 @@ def test_the_signal_changes_nothing_about_the_loss():
 @pytest.mark.usefixtures("_float32")
 def test_the_most_probable_tokens_are_no_signal_to_validate_with(tmp_path):
     model, tokens = tiny_model(tiny_config("llama")), some_tokens(2)
-    write_top_k_cache(model, tokens, tmp_path, "teacher", 320)
-    signal = TopKCache(tmp_path, "teacher", tokens, torch.device("cpu"))
+    place = SignalPlace(tmp_path, "teacher", tokens)
+    write_top_k_cache(model, place, 320)
+    signal = TopKCache(place, torch.device("cpu"))
     with pytest.raises(CacheError, match="the KL over the whole vocabulary, and the signal holds the most probable"):
         validate(model, tokens, signal)
 

@@ -8,6 +8,7 @@ import torch
 
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals.caches import cached_parts, keep_signal, keep_signals, open_signal
+from minitron_nas.distillation.signals.folder import SignalPlace
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache
 from minitron_nas.distillation.signals.teacher import OnlineTeacher
 from minitron_nas.distillation.signals.top_k_cache import TopKCache
@@ -49,8 +50,9 @@ def test_validation_always_has_hidden_states(signal, parts):
 @pytest.mark.parametrize("top_k", [None, 9, 1000])
 def test_a_cache_that_is_whole_loads_no_teacher(tmp_path, top_k):
     teacher, tokens, seen = Teacher(), some_tokens(3), []
+    place = SignalPlace(tmp_path, "teacher", tokens)
     for _ in range(2):
-        keep_signal(top_k, teacher.load, "teacher", tokens, tmp_path, lambda done, total: seen.append((done, total)))
+        keep_signal(top_k, teacher.load, place, lambda done, total: seen.append((done, total)))
     assert teacher.times == 1
     assert seen == [(48, 48), (48, 48)]
     kind = HiddenCache if top_k is None else TopKCache
@@ -71,12 +73,11 @@ def test_a_cache_that_is_whole_loads_no_teacher(tmp_path, top_k):
 )
 def test_a_cache_of_something_else_or_with_a_hole_is_written_again(tmp_path, changes):
     teacher, tokens = Teacher(), some_tokens(3)
-    keep_signal(9, teacher.load, "teacher", tokens, tmp_path)
+    keep_signal(9, teacher.load, SignalPlace(tmp_path, "teacher", tokens))
     if "remove" in changes:
         (tmp_path / changes["remove"]).unlink()
-    wanted = {"top_k": 9, "fingerprint": "teacher", "tokens": tokens}
-    wanted |= {name: value for name, value in changes.items() if name != "remove"}
-    keep_signal(load=teacher.load, path=tmp_path, **wanted)
+    wanted = {"top_k": 9, "fingerprint": "teacher", "tokens": tokens, **changes}
+    keep_signal(wanted["top_k"], teacher.load, SignalPlace(tmp_path, wanted["fingerprint"], wanted["tokens"]))
     assert teacher.times == 2
     open_signal(tmp_path / "nowhere", wanted["fingerprint"], wanted["tokens"], tmp_path)
 
@@ -101,7 +102,7 @@ def test_without_a_cache_the_teacher_itself_speaks(tmp_path, monkeypatch):
     folder, tokens = tiny_checkpoint(tmp_path / "teacher", "llama"), some_tokens(2)
     online = open_signal(folder, "teacher", tokens, None)
     assert isinstance(online, OnlineTeacher)
-    keep_signal(None, lambda: load_stock(folder, torch.float32), "teacher", tokens, tmp_path / "cache")
+    keep_signal(None, lambda: load_stock(folder, torch.float32), SignalPlace(tmp_path / "cache", "teacher", tokens))
     cached = open_signal(folder, "teacher", tokens, tmp_path / "cache")
     said = [signal.targets(torch.arange(2), tokens).hidden.cpu() for signal in (cached, online)]
     assert torch.equal(*said)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from minitron_nas.distillation.signals import folder as signal_folder
-from minitron_nas.distillation.signals.folder import Share, SignalFolder, read_about
+from minitron_nas.distillation.signals.folder import Share, SignalFolder, SignalPlace, read_about
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache, write_hidden_cache
 from minitron_nas.distillation.signals.top_k_cache import TopKCache, write_top_k_cache
 from minitron_nas.errors import CacheError, DiskSpaceError
@@ -43,16 +43,16 @@ def some_tokens(num_sequences=NUM_SEQUENCES, seed=7):
 
 
 def write(kind, model, folder, tokens=None, teacher="teacher", **options):
-    tokens, options = tokens or some_tokens(), {"batch_sequences": 1, **options}
+    place, options = SignalPlace(folder, teacher, tokens or some_tokens()), {"batch_sequences": 1, **options}
     if kind == "top_k":
-        write_top_k_cache(model, tokens, folder, teacher, 9, **options)
+        write_top_k_cache(model, place, 9, **options)
     else:
-        write_hidden_cache(model, tokens, folder, teacher, **options)
+        write_hidden_cache(model, place, **options)
 
 
 def read(kind, folder, tokens=None, teacher="teacher"):
     tokens = tokens or some_tokens()
-    cache = (TopKCache if kind == "top_k" else HiddenCache)(folder, teacher, tokens, CPU)
+    cache = (TopKCache if kind == "top_k" else HiddenCache)(SignalPlace(folder, teacher, tokens), CPU)
     targets = cache.targets(torch.arange(tokens.num_sequences), tokens)
     return targets.log_probs if kind == "top_k" else targets.hidden
 
@@ -313,7 +313,7 @@ def test_the_lock_of_a_writer_is_held_against_other_processes_and_given_back(tmp
 
 def test_reading_takes_no_lock_and_touches_only_the_shards_asked_for(tmp_path, model, kind):
     write(kind, model, tmp_path)
-    cache = (TopKCache if kind == "top_k" else HiddenCache)(tmp_path, "teacher", some_tokens(), CPU)
+    cache = (TopKCache if kind == "top_k" else HiddenCache)(SignalPlace(tmp_path, "teacher", some_tokens()), CPU)
     for name in ("00000.shard", "00002.shard", "00003.shard"):
         (tmp_path / name).unlink()
     with open(tmp_path / ".lock", "w") as file:

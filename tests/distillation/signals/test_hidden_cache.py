@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from minitron_nas.distillation.signals import folder as signal_folder
+from minitron_nas.distillation.signals.folder import SignalPlace
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache, write_hidden_cache
 from minitron_nas.distillation.signals.teacher import OnlineTeacher
 from minitron_nas.errors import CacheError
@@ -22,8 +23,9 @@ def some_tokens(num_sequences, sequence_length=16):
 
 
 def written(folder, model, tokens, **options):
-    write_hidden_cache(model, tokens, folder, "teacher", **options)
-    return HiddenCache(folder, "teacher", tokens, CPU)
+    place = SignalPlace(folder, "teacher", tokens)
+    write_hidden_cache(model, place, **options)
+    return HiddenCache(place, CPU)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -110,7 +112,7 @@ def test_the_teacher_is_left_as_it_was(tmp_path):
 @pytest.mark.parametrize("damage", ["a value", "the header", "the name", "the shape", "the type", "cut short", "gone"])
 def test_a_damaged_head_is_found_when_the_cache_is_opened_and_written_again(tmp_path, damage):
     model, tokens = tiny_model(tiny_config("llama"), seed=3), some_tokens(2)
-    write_hidden_cache(model, tokens, tmp_path, "teacher")
+    write_hidden_cache(model, SignalPlace(tmp_path, "teacher", tokens))
     head = tmp_path / "head.safetensors"
     good = head.read_bytes()
     changes = {
@@ -127,7 +129,7 @@ def test_a_damaged_head_is_found_when_the_cache_is_opened_and_written_again(tmp_
     if damage == "gone":
         head.unlink()
     with pytest.raises(CacheError, match=r"head\.safetensors (is not what was .*|cannot be read .*); delete it"):
-        HiddenCache(tmp_path, "teacher", tokens, CPU)
+        HiddenCache(SignalPlace(tmp_path, "teacher", tokens), CPU)
     head.unlink(missing_ok=True)
     shard = tmp_path / "00000.shard"
     stamp = shard.stat().st_mtime_ns

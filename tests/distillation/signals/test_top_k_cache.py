@@ -7,6 +7,7 @@ from torch.nn.functional import log_softmax
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minitron_nas.distillation.signals import folder as signal_folder
+from minitron_nas.distillation.signals.folder import SignalPlace
 from minitron_nas.distillation.signals.teacher import OnlineTeacher
 from minitron_nas.distillation.signals.top_k_cache import LOG_PROB_DTYPE, TopKCache, most_probable, write_top_k_cache
 from minitron_nas.testing import tiny_config, tiny_model
@@ -37,8 +38,9 @@ def full(model):
 
 
 def written(folder, model, k, **options):
-    write_top_k_cache(model, some_tokens(5), folder, "teacher", k, **options)
-    return TopKCache(folder, "teacher", some_tokens(5), CPU)
+    place = SignalPlace(folder, "teacher", some_tokens(5))
+    write_top_k_cache(model, place, k, **options)
+    return TopKCache(place, CPU)
 
 
 @pytest.mark.parametrize("k", [1, 7, 320])

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from minitron_nas.distillation.loss.intermediate import weighed
 from minitron_nas.distillation.loss.validation import validate
 from minitron_nas.distillation.settings import DistillationSettings
+from minitron_nas.distillation.signals.folder import SignalPlace
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache, write_hidden_cache
 from minitron_nas.distillation.signals.teacher import OnlineTeacher
 from minitron_nas.distillation.signals.top_k_cache import TopKCache, write_top_k_cache
@@ -279,12 +280,11 @@ def test_the_linear_map_goes_on_from_a_checkpoint_with_its_student(tmp_path):
 
 
 def test_states_of_a_cache_cannot_be_matched(tmp_path):
+    streams = []
     for name, tokens in (("train", TRAIN), ("validation", VALIDATION)):
-        write_hidden_cache(a_teacher(), tokens, tmp_path / name, "teacher")
-    streams = [
-        Stream(tokens, HiddenCache(tmp_path / name, "teacher", tokens))
-        for name, tokens in (("train", TRAIN), ("validation", VALIDATION))
-    ]
+        place = SignalPlace(tmp_path / name, "teacher", tokens)
+        write_hidden_cache(a_teacher(), place)
+        streams.append(Stream(tokens, HiddenCache(place)))
     with pytest.raises(PlanError, match="needs hidden states inside the teacher"):
         distill(a_student(), Lesson(*streams, MATCHING, SCHEDULE, 0), tmp_path / "run")
 
@@ -520,8 +520,9 @@ def test_a_cached_and_an_online_signal_give_the_same_bits(tmp_path, uninterrupte
     signals = []
     for name, tokens in (("train", TRAIN), ("validation", VALIDATION)):
         size = 1 if name == "train" else 4  # as the online teacher's batches; other shapes round differently
-        write_hidden_cache(a_teacher(), tokens, tmp_path / name, "teacher", batch_sequences=size)
-        signals.append(Stream(tokens, HiddenCache(tmp_path / name, "teacher", tokens, torch.device("cpu"))))
+        place = SignalPlace(tmp_path / name, "teacher", tokens)
+        write_hidden_cache(a_teacher(), place, batch_sequences=size)
+        signals.append(Stream(tokens, HiddenCache(place, torch.device("cpu"))))
     student = a_student()
     result = distill(student, Lesson(*signals, SETTINGS, SCHEDULE, 0), tmp_path / "run")
     assert result == uninterrupted[1]
@@ -529,9 +530,9 @@ def test_a_cached_and_an_online_signal_give_the_same_bits(tmp_path, uninterrupte
 
 
 def test_states_rounded_to_bfloat16_give_the_curve_within_their_rounding(tmp_path, uninterrupted):
-    write_hidden_cache(a_teacher(), TRAIN, tmp_path / "train", "teacher", 1, torch.bfloat16)
-    train_signal = HiddenCache(tmp_path / "train", "teacher", TRAIN, torch.device("cpu"))
-    streams = Stream(TRAIN, train_signal), Stream(VALIDATION, OnlineTeacher(a_teacher()))
+    place = SignalPlace(tmp_path / "train", "teacher", TRAIN)
+    write_hidden_cache(a_teacher(), place, 1, torch.bfloat16)
+    streams = Stream(TRAIN, HiddenCache(place, torch.device("cpu"))), Stream(VALIDATION, OnlineTeacher(a_teacher()))
     result = distill(a_student(), Lesson(*streams, SETTINGS, SCHEDULE, 0), tmp_path / "run")
     assert training_losses(result) == pytest.approx(training_losses(uninterrupted[1]), rel=2e-3)
     assert training_losses(result) != training_losses(uninterrupted[1])
@@ -561,10 +562,9 @@ def test_a_checkpoint_of_another_k_is_not_continued(tmp_path):
 
 def train_on_most_probable(folder, k, **options):
     """Distil a student from a top-K cache; it is validated on the whole distribution."""
-    cache, settings = folder / f"top-{k}", changed(teacher_signal="top_k", top_k=k)
-    write_top_k_cache(a_teacher(), TRAIN, cache, "teacher", k, batch_sequences=1)
-    signal = TopKCache(cache, "teacher", TRAIN, torch.device("cpu"))
-    streams = Stream(TRAIN, signal), Stream(VALIDATION, OnlineTeacher(a_teacher()))
+    place, settings = SignalPlace(folder / f"top-{k}", "teacher", TRAIN), changed(teacher_signal="top_k", top_k=k)
+    write_top_k_cache(a_teacher(), place, k, batch_sequences=1)
+    streams = Stream(TRAIN, TopKCache(place, torch.device("cpu"))), Stream(VALIDATION, OnlineTeacher(a_teacher()))
     return distill(a_student(), Lesson(*streams, settings, SCHEDULE, 0), folder / "run", **options)
 
 
