@@ -25,6 +25,7 @@ from minitron_nas.evaluation.settings import EvaluationSettings
 from minitron_nas.evaluation.turns import Reals, spread, take_turns
 from minitron_nas.execution.device import available_bytes, compute_dtype, pick_device
 from minitron_nas.models.loading import load_for_inference
+from minitron_nas.models.placement import running_bytes
 from minitron_nas.models.text_part import read_text_headers
 
 _END = "end"
@@ -139,12 +140,13 @@ class _Worker:
 
 
 def _fit_together(models: Sequence[Path]) -> bool:
-    """Whether models fit into memory side by side, each with half of its weights' size to work in."""
+    """Whether models fit into the device's memory side by side."""
     if len(models) == 1:
         return True
     device = pick_device()
-    numbers = sum(prod(header.shape) for path in models for header in read_text_headers(path).values())
-    return 1.5 * numbers * compute_dtype(device).itemsize <= available_bytes(device)
+    numbers = (sum(prod(header.shape) for header in read_text_headers(path).values()) for path in models)
+    needed = sum(running_bytes(number * compute_dtype(device).itemsize) for number in numbers)
+    return needed <= available_bytes(device)
 
 
 def _take_afresh(path: Path, settings: EvaluationSettings) -> Sequence[float]:
