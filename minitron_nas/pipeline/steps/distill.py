@@ -22,6 +22,7 @@ from minitron_nas.execution.runner import Jobs
 from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.execution.workers import Workers
 from minitron_nas.models.checkpoint import Checkpoint
+from minitron_nas.models.placement import about_spread
 from minitron_nas.models.source import ModelSource, resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display, tell
 from minitron_nas.pipeline.steps.speech import settled, training_files
@@ -140,7 +141,8 @@ def distill(
         }
         kept = Path(signals) if signals is not None else work
         settings = settled(settings, other, schedule.num_tokens, kept, display)
-        with display.stage("signal", "the teacher speaks once") as progress:
+        with workers.held(), display.stage("signal", "the teacher speaks once") as progress:
+            _tell_spread(display, workers, other)
             files = training_files(workers, settings, other, parts, work, kept, progress)
         files = replace(files, correction=followed.out if followed is not None else None)
         checkpoints = work / f"checkpoints-{source.fingerprint}-{other.fingerprint}"
@@ -238,6 +240,11 @@ def _at_a_rate(job: TrainingJob, runner: RunnerSettings, display: Display) -> Tr
         rate, probes = find_rate(job.student, job.files, probing, jobs, work / "checkpoints", progress)
     display.note(told_rates(rate, probes))
     return replace(job, settings=settings.at_rate(rate))
+
+
+def _tell_spread(display: Display, workers: Workers, teacher: Checkpoint) -> None:
+    if spread := workers.call(about_spread, path=teacher.path):
+        display.note(f"teacher: {spread}")
 
 
 def _tell_harm(display: Display, result: TrainingResult) -> None:
