@@ -25,6 +25,7 @@ from minitron_nas.evaluation.settings import EvaluationSettings
 from minitron_nas.evaluation.turns import Reals, spread, take_turns
 from minitron_nas.execution.device import available_bytes, compute_dtype, pick_device
 from minitron_nas.models.loading import load_for_inference
+from minitron_nas.models.placement import find_places, running_bytes
 from minitron_nas.models.text_part import read_text_headers
 
 _END = "end"
@@ -32,26 +33,27 @@ _END = "end"
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Batch 1, in the device's compute dtype.
+    """Batch 1, in the device's compute dtype; nothing of a model that is larger than the device.
 
     Attributes:
         prefill_tokens_per_second: Prompt tokens over the median time to the first new token.
         decode_tokens_per_second: New tokens over the median time from the first one on.
         peak_memory_bytes: Peak resident set of the measuring process on a CPU; peak allocated
             memory on CUDA.
-        prefill_speedup: The teacher's time over this model's, median of the rounds; 1 for the teacher itself.
+        prefill_speedup: The teacher's time over this model's, median of the rounds; 1 for the teacher itself, None
+            where that is larger than the device.
         decode_speedup: The same of decoding.
-        prefill_spread: Interquartile range over median of the rounds' speedups; of its own times for the teacher.
+        prefill_spread: Interquartile range over median of the rounds' speedups; of its own times where there are none.
         decode_spread: The same of decoding.
     """
 
-    prefill_tokens_per_second: float
-    decode_tokens_per_second: float
-    peak_memory_bytes: int
-    prefill_speedup: float
-    decode_speedup: float
-    prefill_spread: float
-    decode_spread: float
+    prefill_tokens_per_second: float | None = None
+    decode_tokens_per_second: float | None = None
+    peak_memory_bytes: int | None = None
+    prefill_speedup: float | None = None
+    decode_speedup: float | None = None
+    prefill_spread: float | None = None
+    decode_spread: float | None = None
 
 
 def measure_speed(path: Path, settings: EvaluationSettings, teacher: Path | None = None) -> Speed:
@@ -60,6 +62,7 @@ def measure_speed(path: Path, settings: EvaluationSettings, teacher: Path | None
     Processes last for all rounds where the models fit into memory together, else for one round each.
     There are `settings.repeats` rounds after one to warm up, and again as many, up to three times as many in all, while
     a spread is above `turns.WIDE_SPREAD`.
+    What is larger than the device is not timed: that would be the time in which weights come to it.
 
     Args:
         path: A stock folder.
@@ -69,7 +72,9 @@ def measure_speed(path: Path, settings: EvaluationSettings, teacher: Path | None
     Raises:
         MinitronNasError: If a process fails; the message ends with its last line.
     """
-    models = [path] if teacher is None else [path, teacher]
+    if find_places(path) is not None:
+        return Speed()
+    models = [path] if teacher is None or find_places(teacher) is not None else [path, teacher]
     if _fit_together(models):
         with ExitStack() as stack:
             workers = [stack.enter_context(_worker(each, settings)) for each in models]
@@ -82,14 +87,15 @@ def measure_speed(path: Path, settings: EvaluationSettings, teacher: Path | None
             peak_memory_bytes = worker.end()
     prefill_seconds, decode_seconds = np.median(times[:, 0], axis=0)
     figures = compared(times)
-    speedups = np.median(figures, axis=0) if teacher is not None else np.ones(2)
-    spreads = spread(figures)
+    speedups: Sequence[float | None] = [None, None] if teacher is not None else [1.0, 1.0]
+    if len(models) > 1:
+        speedups = np.median(figures, axis=0).tolist()
     return Speed(
         settings.prompt_tokens / float(prefill_seconds),
         settings.decode_tokens / float(decode_seconds),
         peak_memory_bytes,
-        *speedups.tolist(),
-        *spreads.tolist(),
+        *speedups,
+        *spread(figures).tolist(),
     )
 
 
@@ -139,12 +145,13 @@ class _Worker:
 
 
 def _fit_together(models: Sequence[Path]) -> bool:
-    """Whether models fit into memory side by side, each with half of its weights' size to work in."""
+    """Whether models fit into the device's memory side by side."""
     if len(models) == 1:
         return True
     device = pick_device()
-    numbers = sum(prod(header.shape) for path in models for header in read_text_headers(path).values())
-    return 1.5 * numbers * compute_dtype(device).itemsize <= available_bytes(device)
+    numbers = (sum(prod(header.shape) for header in read_text_headers(path).values()) for path in models)
+    needed = sum(running_bytes(number * compute_dtype(device).itemsize) for number in numbers)
+    return needed <= available_bytes(device)
 
 
 def _take_afresh(path: Path, settings: EvaluationSettings) -> Sequence[float]:

@@ -94,18 +94,18 @@ def on_stop(action: Callable[[int], object], signals: Sequence[signal.Signals] =
 
 
 @contextmanager
-def handlers_as_before() -> Iterator[None]:
-    """Undo what the block does to the handlers of signals."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {signum: signal.getsignal(signum) for signum in SIGNALS}
+def put_off() -> Iterator[None]:
+    """Let a signal end the work only when the block has ended, and undo what the block does to handlers of signals.
+
+    The block is one that must not be left halfway. In another's program Ctrl-C leaves it nevertheless.
+    """
+    asked: list[int] = []
     try:
-        yield
+        with _handlers_as_before(), on_stop(asked.append):
+            yield
     finally:
-        for signum, handler in previous.items():
-            if handler is not None and signal.getsignal(signum) is not handler:
-                signal.signal(signum, handler)
+        if asked:
+            raise stopped(asked[0])
 
 
 def leave(stop: PreemptedError) -> NoReturn:
@@ -140,6 +140,20 @@ def _end(words: str, code: int) -> NoReturn:
     except OSError:  # the terminal is gone
         pass
     os._exit(code)
+
+
+@contextmanager
+def _handlers_as_before() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    try:
+        yield
+    finally:
+        for signum, handler in previous.items():
+            if handler is not None:  # set even where it is the same to Python: libraries in C change the system's
+                signal.signal(signum, handler)
 
 
 def _handler(action: Callable[[int], object]) -> Callable[[int, object], None]:

@@ -19,12 +19,12 @@ os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 
 import psutil
 import ray
-from ray._private import services
+from ray._private import services, utils
 from ray.actor import ActorHandle
 
 from minitron_nas.errors import PlanError, TrainingProcessError
 from minitron_nas.execution.memory import available_memory, is_limited, total_memory
-from minitron_nas.execution.preemption import fail, handlers_as_before
+from minitron_nas.execution.preemption import fail, put_off
 from minitron_nas.storage.locks import Process
 from minitron_nas.storage.machine import require_writable
 
@@ -75,29 +75,19 @@ def connected(address: str | None, folder: Path) -> Iterator[None]:
         PlanError: If no cluster answers at the address, or the path of Ray's sockets would be too long.
         MachineError: If Ray's folder cannot be written to.
     """
-    started_here = not ray.is_initialized()
-    if started_here:
-        where = check(address)
-        here = {} if where is not None else {"include_dashboard": False, **_own_ray()}
-        try:
-            with handlers_as_before():
-                node: Any = ray.init(address=where or "local", log_to_driver=False, logging_level=logging.ERROR, **here)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            if where is None:
-                raise
-            raise _unreachable(address, where, str(error)) from error
-        if where is None:
-            Path(node["session_dir"]).chmod(0o700)  # sockets, and logs with names of people's files
-    over = threading.Event()
-    if (raylet := _local_raylet()) is not None:
-        threading.Thread(target=_watch, args=(raylet, over), daemon=True, name="raylet").start()
+    started_here, over = not ray.is_initialized(), threading.Event()
     try:
+        if started_here:
+            _start(address)
+        if (raylet := _local_raylet()) is not None:
+            threading.Thread(target=_watch, args=(raylet, over), daemon=True, name="raylet").start()
         yield
     finally:
         over.set()
         shutil.rmtree(folder, ignore_errors=True)
         if started_here:
-            ray.shutdown()
+            with put_off():  # Ray takes its handlers in C away, and with them whichever are there
+                ray.shutdown()
 
 
 def run_one_task() -> None:
@@ -107,6 +97,32 @@ def run_one_task() -> None:
         GetTimeoutError: Of Ray, if no worker answers within two minutes.
     """
     ray.get(ray.remote(num_cpus=0)(_answer).remote(), timeout=120)
+
+
+def _start(address: str | None) -> None:
+    """Connect to a cluster, or start Ray here."""
+    where = check(address)
+    here = {} if where is not None else {"include_dashboard": False, **_own_ray()}
+    try:
+        with put_off(), _signals_left_to_us():
+            node: Any = ray.init(address=where or "local", log_to_driver=False, logging_level=logging.ERROR, **here)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        if where is None:
+            raise
+        raise _unreachable(address, where, str(error)) from error
+    if where is None:
+        Path(node["session_dir"]).chmod(0o700)  # sockets, and logs with names of people's files
+
+
+@contextmanager
+def _signals_left_to_us() -> Iterator[None]:
+    """Keep Ray from answering SIGTERM, by an end of this process without a word, while it starts."""
+    before = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = before
 
 
 def _answer() -> int:

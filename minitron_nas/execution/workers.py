@@ -1,11 +1,13 @@
 """Where the heavy part of a stage runs: in this process, or on the nodes of a cluster, side by side."""
 
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -48,6 +50,20 @@ class Workers:
     def here(self) -> bool:
         """Whether work is done in this process."""
         return not self.settings.on_cluster and (self.settings.kind == "local" or torch.cuda.device_count() < 2)
+
+    @property
+    def trials_here(self) -> bool:
+        """Whether trials gain nothing by workers: they would run on this machine, one after the other."""
+        return self.here and (self.settings.kind == "local" or self._room_of_machine() < 2)
+
+    def _room_of_machine(self) -> float:
+        """Return how many trials a Ray would run at once that is started here."""
+        cpus, gpus = self.settings.cpus_per_trial, self.settings.gpus_per_trial
+        num_gpus = torch.cuda.device_count()
+        gpus = gpus if gpus is not None else float(num_gpus > 0)
+        by_gpus = num_gpus / gpus if gpus else inf
+        by_cpus = (os.cpu_count() or 1) / cpus if cpus else inf if gpus else 1
+        return min(by_gpus, by_cpus)
 
     def room(self) -> int:
         """Return how many jobs run at once.

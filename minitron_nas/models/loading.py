@@ -1,9 +1,10 @@
 """Loading a stock folder whole, in the type and on the device that this process computes with."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 from weakref import finalize
 
@@ -14,8 +15,9 @@ from minitron_nas.families.wrappers import TEXT_NAMES
 from minitron_nas.models.attention import attend_by_document
 from minitron_nas.models.causal_lm import CausalLM, moved
 from minitron_nas.models.config import read_config
-from minitron_nas.models.placement import find_places
+from minitron_nas.models.placement import find_places, rewritten_bytes
 from minitron_nas.models.text_part import wrapper_in
+from minitron_nas.storage.atomic import require_free_bytes
 
 
 def load_for_inference(path: Path) -> CausalLM:
@@ -26,12 +28,17 @@ def load_for_inference(path: Path) -> CausalLM:
 
     Args:
         path: The folder.
+
+    Raises:
+        DiskSpaceError: If it is a spread mixture of experts, and the disk has no room to put those together.
     """
     device, places = pick_device(), find_places(path)
     if places is None:
         return load_whole(path)
-    folder = TemporaryDirectory()  # for tensors that transformers has to put together
-    with quiet_transformers():
+    purpose, remedy = f"the experts of {path}, which is larger than memory,", "name another folder with TMPDIR"
+    require_free_bytes(Path(gettempdir()), rewritten_bytes(path, places), purpose, remedy)
+    folder = TemporaryDirectory()  # for experts that transformers puts together
+    with quiet_transformers(), _quiet_accelerate():
         model = load_stock(path, compute_dtype(device), device_map=places, offload_folder=folder.name)
     finalize(model, folder.cleanup)
     model.eval()
@@ -94,3 +101,15 @@ def quiet_transformers() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(verbosity)
+
+
+@contextmanager
+def _quiet_accelerate() -> Iterator[None]:
+    """Keep accelerate from saying that layers lie elsewhere, which `about_spread` says in words of ours."""
+    logger = logging.getLogger("accelerate.big_modeling")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

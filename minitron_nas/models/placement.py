@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
+from tempfile import gettempdir
 from typing import TypeAlias
 
 import torch
@@ -21,14 +22,24 @@ from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.config import read_architecture, read_config
 from minitron_nas.models.outline import Outline
 from minitron_nas.models.stock import filled_config
+from minitron_nas.settings import about_bytes
 
 Place: TypeAlias = int | str
 """As accelerate names them: the number of a GPU, `cpu`, or `disk`."""
 
-_MARGIN_FRACTION = 0.2
-"""Of the weights, for what loading and a forward pass need beside them."""
-_MARGIN_BYTES = 1 << 30
+_FRACTION_OF_SMALL, _FRACTION_OF_LARGE, _BYTES_OF_LARGE = 0.5, 0.2, 1 << 30
+"""Of the weights, for what loading and a forward pass need beside them; of large ones a smaller part, and so much."""
 _CPU, _DISK = "cpu", "disk"
+
+
+def running_bytes(weight_bytes: int) -> int:
+    """Return the memory that running a model takes, its weights included.
+
+    Args:
+        weight_bytes: In the type that it is computed in.
+    """
+    beside = min(_FRACTION_OF_SMALL * weight_bytes, _FRACTION_OF_LARGE * weight_bytes + _BYTES_OF_LARGE)
+    return weight_bytes + int(beside)
 
 
 def whole_model_bytes(model: Checkpoint | Outline) -> int:
@@ -37,7 +48,7 @@ def whole_model_bytes(model: Checkpoint | Outline) -> int:
     Args:
         model: The model.
     """
-    return _with_margin(model.num_parameters * compute_dtype(pick_device()).itemsize)
+    return running_bytes(model.num_parameters * compute_dtype(pick_device()).itemsize)
 
 
 def fits_in_memory(model: Checkpoint | Outline, more_bytes: int = 0) -> bool:
@@ -61,7 +72,7 @@ def find_places(path: Path) -> dict[str, Place] | None:
     architecture, layout = read_architecture(path, config)
     sizes = _sizes(architecture, layout, dtype.itemsize)
     rooms = _rooms()
-    if _with_margin(sum(sizes)) <= rooms[0][1]:
+    if running_bytes(sum(sizes)) <= rooms[0][1]:
         return None
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(filled_config(config))
@@ -81,7 +92,7 @@ def places_of(
             has room for stays in its file.
     """
     *layers, others = sizes
-    free = [_without_margin(num_bytes) for _, num_bytes in rooms]
+    free = [_weight_bytes(num_bytes) for _, num_bytes in rooms]
     free[0] -= others + max(layers)  # a layer that lies elsewhere comes here
     places: dict[str, Place] = dict.fromkeys(_beside_layers(model, layout), rooms[0][0])
     number = 0
@@ -94,13 +105,40 @@ def places_of(
     return places
 
 
-def about_places(places: Mapping[str, Place], layout: Layout) -> str:
-    """Say where the layers of a model lie.
+def about_spread(path: Path) -> str:
+    """Say where the layers of a model lie that is larger than this process' device; nothing where that has room.
 
     Args:
-        places: What `find_places` returned.
-        layout: The table of its family.
+        path: A stock folder.
     """
+    places = find_places(path)
+    if places is None:
+        return ""
+    _, layout = read_architecture(path, read_config(path))
+    told, rewritten = _about_places(places, layout), rewritten_bytes(path, places)
+    again = f"; the experts of those in its files are put together in {gettempdir()}, {about_bytes(rewritten)}"
+    return told + again if rewritten else told
+
+
+def rewritten_bytes(path: Path, places: Mapping[str, Place]) -> int:
+    """Return what of the layers that stay in files is written once more, for as long as the model is loaded.
+
+    Stock models hold the experts of a layer as one tensor. Where files hold them one by one, transformers puts them
+    together in the folder for temporary files.
+
+    Args:
+        path: A stock folder.
+        places: What `find_places` returned.
+    """
+    architecture, layout = read_architecture(path, read_config(path))
+    alone = (each for each in layout.tensors(architecture) if each.row.per_expert and not each.row.is_slice)
+    rewritten = (each for each in alone if places[layout.layer_module.format(layer=each.layer)] == _DISK)
+    numbers = sum(prod(each.row.shape(architecture)) for each in rewritten)
+    return numbers * compute_dtype(pick_device()).itemsize
+
+
+def _about_places(places: Mapping[str, Place], layout: Layout) -> str:
+    """Say where the layers of a model lie."""
     before = layout.layer_module.partition("{layer}")[0]
     layers = [place for name, place in places.items() if name.startswith(before)]
     words = {_CPU: "in main memory", _DISK: "in its files"}
@@ -145,9 +183,6 @@ def _beside_layers(model: nn.Module, layout: Layout) -> Iterator[str]:
     yield from walk(model, "")
 
 
-def _with_margin(num_bytes: int) -> int:
-    return int(num_bytes * (1 + _MARGIN_FRACTION)) + _MARGIN_BYTES
-
-
-def _without_margin(num_bytes: int) -> int:
-    return int((num_bytes - _MARGIN_BYTES) / (1 + _MARGIN_FRACTION))
+def _weight_bytes(num_bytes: int) -> int:
+    """Return the weights that can be run in so much memory."""
+    return int(max(num_bytes / (1 + _FRACTION_OF_SMALL), (num_bytes - _BYTES_OF_LARGE) / (1 + _FRACTION_OF_LARGE)))

@@ -16,7 +16,7 @@ from minitron_nas.models.agreement import check_agreement
 from minitron_nas.models.checkpoint import Checkpoint, open_checkpoint
 from minitron_nas.models.checks import check_values
 from minitron_nas.models.hub import commit_of
-from minitron_nas.models.placement import about_places, find_places
+from minitron_nas.models.placement import about_spread
 from minitron_nas.models.source import ModelSource, check_source, resolve_teacher, source_name
 from minitron_nas.pipeline.devices import Devices
 from minitron_nas.pipeline.display import Display, default_display, tell
@@ -236,10 +236,8 @@ def agree(teacher: Path) -> str:
     Returns:
         How it is spread over several places; empty where one device has room for it.
     """
-    checkpoint = open_checkpoint(teacher, read_values=False)
-    check_agreement(checkpoint)
-    places = find_places(teacher)
-    return about_places(places, checkpoint.layout) if places is not None else ""
+    check_agreement(open_checkpoint(teacher, read_values=False))
+    return about_spread(teacher)
 
 
 def _settled(plan: FamilyPlan, teacher: Checkpoint, folder: RunFolder, devices: Devices) -> tuple[FamilyPlan, str]:

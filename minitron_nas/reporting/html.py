@@ -18,7 +18,7 @@ from minitron_nas.reporting.cost import stage_costs
 from minitron_nas.reporting.explorer import explorer
 from minitron_nas.reporting.importance import ImportanceMap, importance_maps
 from minitron_nas.reporting.latency import latency_evidence
-from minitron_nas.reporting.members import comparison, incomparable, list_members, uncertain_speeds
+from minitron_nas.reporting.members import about_untimed, comparison, incomparable, list_members, uncertain_speeds
 from minitron_nas.reporting.neighbours import COST_NAMES, neighbours, weighed
 from minitron_nas.reporting.run_record import RunRecord, read_run, read_runs
 from minitron_nas.reporting.shapes import HEIGHT, WIDTH, drawings
@@ -189,6 +189,7 @@ def _content(run: RunRecord, num_runs: int) -> dict[str, Any]:
         "missing": sections.missing_parts(run),
         "failures": sections.failures(run),
         "uncertain": uncertain_speeds(members),
+        "untimed": about_untimed(members),
         "wide_spread": WIDE_SPREAD,
         "figures": _figures(run, sizes, importance),
         "importance": {

@@ -118,6 +118,25 @@ def uncertain_speeds(members: list[ReportedMember]) -> list[str]:
     ]
 
 
+def about_untimed(members: Sequence[ReportedMember]) -> str:
+    """Say which models were not timed, because they are larger than the device; empty where all were.
+
+    Args:
+        members: Of the run.
+    """
+    names = [
+        member.title
+        for member in members
+        if member.value("loss_nats") is not None and member.value("decode_tokens_per_second") is None
+    ]
+    if not names:
+        return ""
+    return (
+        f"Speed and memory of {', '.join(names)} were not measured: a model that is larger than the device takes the "
+        "time in which its weights come there."
+    )
+
+
 def incomparable(runs: Sequence[RunRecord]) -> list[str]:
     """Say why numbers of several runs do not measure the same, if they do not.
 

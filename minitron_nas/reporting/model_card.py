@@ -13,7 +13,7 @@ from markupsafe import Markup
 from minitron_nas.architecture.spec import EXPERT_FIELDS, SHAPE_FIELDS
 from minitron_nas.errors import RunFolderError, printable
 from minitron_nas.reporting import numerals
-from minitron_nas.reporting.members import comparison, list_members
+from minitron_nas.reporting.members import about_untimed, comparison, list_members
 from minitron_nas.reporting.run_record import RunRecord, read_run
 from minitron_nas.reporting.sections import against_baselines, asked_of, benchmark_table, words
 from minitron_nas.reporting.teacher_name import display_name, hub_name
@@ -91,6 +91,7 @@ def _content(run: RunRecord, size: str) -> dict[str, Any]:
         "settings": _settings(run.plan.get("distillation") or {}),
         "student": student,
         "compared": compared,
+        "untimed": about_untimed(compared),
         "evaluated": student.value("loss_nats") is not None,
         "comparison": comparison(members, size),
         "benchmarks": benchmark_table(run, [member.name for member in compared]),

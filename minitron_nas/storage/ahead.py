@@ -11,7 +11,7 @@ class ReadAhead(Generic[Batch]):
     """A function that reads batches of records, with one batch read ahead in a thread of its own.
 
     Which one is guessed: after 0 to 3 come 4 to 7, and after 0 to 3 and 8 to 11, as one of two processes reads them,
-    come 16 to 19. A guess that was wrong costs a read, and is no error even where the read failed.
+    come 16 to 19. A guess that was wrong costs a read, and a read ahead that failed is done again when it is asked for.
     """
 
     def __init__(self, read: Callable[[Sequence[int]], Batch], num_records: int) -> None:
@@ -33,7 +33,8 @@ class ReadAhead(Generic[Batch]):
             records: Their numbers.
         """
         wanted, ahead, self._next = list(records), self._next, None
-        found = ahead[1].result() if ahead is not None and ahead[0] == wanted else self._read(wanted)
+        guessed = ahead is not None and ahead[0] == wanted and ahead[1].exception() is None
+        found = ahead[1].result() if ahead is not None and guessed else self._read(wanted)
         step = wanted[0] - self._last[0] if len(self._last) == len(wanted) else len(wanted)
         following = [(record + step) % self._num_records for record in wanted]
         self._last = wanted

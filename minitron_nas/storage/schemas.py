@@ -240,13 +240,23 @@ EVALUATIONS = Table(
             "not, mean over up to 16 prompts, of 32",
         ),
         Column("repeated_share", _FLOAT, "share of four tokens in a row that its continuation has had before"),
-        Column("prefill_tokens_per_second", _FLOAT, "median of rounds, batch 1, bf16 or fp32 as evaluated"),
+        Column(
+            "prefill_tokens_per_second",
+            _FLOAT,
+            "median of rounds, batch 1, bf16 or fp32; null, as all below but the proof, if larger than the device",
+        ),
         Column("decode_tokens_per_second", _FLOAT, "median of rounds, with a key-value cache, batch 1"),
         Column(
-            "prefill_speedup", _FLOAT, "the teacher's time over this model's, each round; median; the teacher's is 1"
+            "prefill_speedup",
+            _FLOAT,
+            "the teacher's time over this model's, each round; median; the teacher's is 1; null if that is too large",
         ),
         Column("decode_speedup", _FLOAT, "the same of decoding"),
-        Column("prefill_spread", _FLOAT, "interquartile range over median of the speedups; of the teacher's own times"),
+        Column(
+            "prefill_spread",
+            _FLOAT,
+            "interquartile range over median of the speedups; of its own times where there are none",
+        ),
         Column("decode_spread", _FLOAT, "the same of decoding"),
         Column("peak_memory_bytes", _INT, "peak of the measuring process (CPU: resident set; CUDA: allocated)"),
         Column("proof_max_abs_difference", _FLOAT, "largest logit difference between memory and reloaded folder"),

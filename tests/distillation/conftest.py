@@ -40,7 +40,7 @@ compute_loss = trainer._DistillationTrainer.compute_loss
 
 def recording(self, model, inputs, *args, **kwargs):
     with open(os.environ["CONSUMED"] + rank, "a") as file:
-        file.write(json.dumps([self.state.global_step, inputs["index"].tolist()]) + "\\n")
+        file.write(json.dumps([self.state.global_step, list(inputs["index"])]) + "\\n")
     if self.state.global_step == stop_step and int(rank) == int(os.environ["WORLD_SIZE"]) - 1:
         os.kill(os.getpid(), int(os.environ["STOP_SIGNAL"]))
     return compute_loss(self, model, inputs, *args, **kwargs)
@@ -116,7 +116,7 @@ class Jobs:
         compute_loss = trainer._DistillationTrainer.compute_loss
 
         def recording(self, model, inputs, *args, **kwargs):
-            steps.setdefault(self.state.global_step, []).extend(inputs["index"].tolist())
+            steps.setdefault(self.state.global_step, []).extend(inputs["index"])
             return compute_loss(self, model, inputs, *args, **kwargs)
 
         with pytest.MonkeyPatch.context() as patch:

@@ -72,7 +72,7 @@ def test_a_teacher_that_follows_is_loaded_whole_where_others_are_spread(tmp_path
     files = TrainingFiles(
         folder, "print", StreamFiles(text), StreamFiles(text, tmp_path / "cache"), correction=tmp_path / "out"
     )
-    monkeypatch.setattr(placement, "_rooms", lambda: [("cpu", 2**30)])
+    monkeypatch.setattr(placement, "_rooms", lambda: [("cpu", 1000)])
     assert placement.find_places(folder) is not None
     train, _ = files.streams()
     assert isinstance(train.signal, FollowingTeacher)

@@ -19,7 +19,7 @@ FIVE = EvaluationSettings(prompt_tokens=512, decode_tokens=32, repeats=5)
 def timed_as(monkeypatch):
     """Models take known seconds of prefill and decode, and some calls, by number, longer by a factor."""
 
-    def patch(seconds, slow=()):
+    def patch(seconds, slow=(), spread=()):
         slow, calls = dict(slow), count()
 
         class Worker:
@@ -41,6 +41,7 @@ def timed_as(monkeypatch):
 
         monkeypatch.setattr(speed, "_worker", Worker)
         monkeypatch.setattr(speed, "_fit_together", lambda models: True)
+        monkeypatch.setattr(speed, "find_places", lambda path: {"model": "disk"} if path in spread else None)
         return calls
 
     return patch
@@ -82,6 +83,18 @@ def test_a_speed_that_stays_unsteady_says_so_after_three_times_the_rounds(timed_
     found = measure_speed("student", FIVE, "teacher")
     assert found.decode_spread > WIDE_SPREAD
     assert next(calls) == 2 * (1 + MOST_REPEATS * 5)
+
+
+def test_a_model_that_is_larger_than_the_device_is_not_timed(timed_as):
+    calls = timed_as({}, spread=["student"])
+    assert measure_speed("student", FIVE, "teacher") == speed.Speed()
+    assert next(calls) == 0
+
+
+def test_beside_a_teacher_that_is_larger_than_the_device_a_model_is_timed_alone(timed_as):
+    timed_as({"student": (0.5, 1.0)}, spread=["teacher"])
+    found = measure_speed("student", FIVE, "teacher")
+    assert found == speed.Speed(1024, 32, 1000, None, None, 0.0, 0.0)
 
 
 def test_models_that_do_not_fit_into_memory_together_take_turns_one_process_at_a_time(timed_as, monkeypatch):

@@ -1,10 +1,13 @@
+import ctypes
 import os
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 
-from minitron_nas.execution.preemption import on_stop
+from minitron_nas.errors import PreemptedError
+from minitron_nas.execution.preemption import on_stop, put_off
 
 
 def terminate():
@@ -48,3 +51,36 @@ def test_another_thread_goes_without():
     thread.start()
     thread.join()
     assert handlers == [before]
+
+
+def caught():
+    """The signals that the system hands to this process, as bits."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("SigCgt"))
+    return int(line.split()[1], 16)
+
+
+def test_a_signal_that_is_put_off_ends_the_work_after_the_block():
+    done = []
+    with pytest.raises(PreemptedError, match="^stopped by SIGTERM; "), put_off():
+        terminate()
+        done.append(1)
+    assert done == [1]
+
+
+def test_a_signal_that_is_put_off_says_more_than_a_fault_that_came_of_it():
+    with pytest.raises(PreemptedError, match="^stopped by SIGTERM; "), put_off():
+        terminate()
+        raise OSError("its children heard the signal too")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_block_that_takes_handlers_away_from_the_system_too_leaves_them_as_they_were(signum):
+    came = []
+    with on_stop(came.append, [signum]):
+        before = caught()
+        with put_off():
+            ctypes.CDLL(None).signal(signum, 0)  # SIG_DFL, of which Python learns nothing
+            assert caught() != before
+        assert caught() == before
+        os.kill(os.getpid(), signum)
+    assert came == [signum]

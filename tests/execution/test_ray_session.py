@@ -1,6 +1,7 @@
 """What is found out of a Ray within seconds, before it is asked to work: whether it answers, and where its files go."""
 
 import os
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from minitron_nas.errors import MachineError, PlanError
+from minitron_nas.errors import MachineError, PlanError, PreemptedError
 from minitron_nas.execution import ray_session
 from minitron_nas.execution.memory import SETTING
 
@@ -153,3 +154,21 @@ def test_ray_is_started_here_even_if_it_knows_of_a_cluster_later(
     with ray_session.connected(None, tmp_path / "state"):
         pass
     assert [(given["address"], given["include_dashboard"]) for given in asked] == [("local", False)]
+
+
+def test_a_signal_while_ray_starts_ends_the_work_once_ray_has_started_and_is_ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    done = []
+
+    def init(**_: Any) -> dict[str, str]:
+        ray_session.utils.set_sigterm_handler(lambda *_: done.append("ended by Ray"))
+        os.kill(os.getpid(), signal.SIGTERM)
+        done.append("started")
+        return {"session_dir": str(tmp_path)}
+
+    fake = SimpleNamespace(is_initialized=lambda: False, init=init, shutdown=lambda: done.append("ended"))
+    monkeypatch.setattr(ray_session, "ray", fake)
+    with pytest.raises(PreemptedError, match="^stopped by SIGTERM; "), ray_session.connected(None, tmp_path / "state"):
+        done.append("worked")
+    assert done == ["started", "ended"]

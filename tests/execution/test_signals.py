@@ -22,6 +22,12 @@ preemption.answer_signals()
 try:
     with preemption.going_on("the same command goes on in runs/one"):
         try:
+            if "ray" in kind:
+                from minitron_nas.execution import ray_session
+                if kind == "starting ray":
+                    begun.touch()
+                with ray_session.connected(None, begun.with_name("state")):
+                    pass
             asked = []
             if kind == "training":
                 with preemption.on_stop(asked.append):
@@ -87,6 +93,19 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path, second: signal.Signals,
     time.sleep(0.3)
     command.process.send_signal(second)
     assert command.told() == (code, f"minitron-nas: stopped by {second.name}; the same command goes on in runs/one\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize("kind", ["starting ray", "after ray"])
+def test_a_signal_ends_a_command_in_order_that_starts_ray_or_has_ended_it(
+    tmp_path: Path, kind: str, signum: signal.Signals, code: int
+) -> None:
+    command = Command(tmp_path, kind)
+    time.sleep(1 if kind == "starting ray" else 0)
+    command.process.send_signal(signum)
+    assert command.told() == (code, f"minitron-nas: stopped by {signum.name}; the same command goes on in runs/one\n")
+    assert (tmp_path / "begun-left").exists()
 
 
 def test_a_command_that_is_to_outlive_its_terminal_does(tmp_path: Path) -> None:

@@ -48,6 +48,29 @@ def test_work_stays_here_unless_a_cluster_is_named_or_there_are_several_gpus(
     assert Workers(RunnerSettings(**settings), tmp_path).here is is_here
 
 
+@pytest.mark.parametrize(
+    ("settings", "gpus", "is_here"),
+    [
+        ({}, 0, True),
+        ({}, 1, True),
+        ({}, 2, False),
+        ({"cpus_per_trial": 8}, 0, True),
+        ({"cpus_per_trial": 5}, 0, True),
+        ({"cpus_per_trial": 4}, 0, False),
+        ({"cpus_per_trial": 2}, 1, True),  # the GPU is one trial's
+        ({"gpus_per_trial": 0.5}, 1, False),
+        ({"gpus_per_trial": 0.5, "cpus_per_trial": 5}, 1, True),
+        ({"gpus_per_trial": 0, "cpus_per_trial": 4}, 1, False),
+        ({"kind": "local", "cpus_per_trial": 1}, 0, True),
+        ({"address": "auto"}, 1, False),
+    ],
+)
+def test_trials_stay_here_unless_several_fit_side_by_side(tmp_path, monkeypatch, settings, gpus, is_here):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    assert Workers(RunnerSettings(**settings), tmp_path).trials_here is is_here
+
+
 def test_work_that_is_done_here_tells_its_own_progress(here):
     told = []
     assert here.call(counted, lambda *pair: told.append(pair), number=4) == 40

@@ -11,11 +11,24 @@ import pytest
 from minitron_nas.evaluation.latency import LatencyModel, PhaseModel
 from minitron_nas.evaluation.latency_terms import Setting
 from minitron_nas.evaluation.speed import Speed
+from minitron_nas.models import placement
 from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.pipeline.build import build_family
 from minitron_nas.pipeline.display import Quiet
 from minitron_nas.pipeline.family import Family
 from minitron_nas.storage.run_folder import RunFolder
+
+
+class Told(Quiet):
+    """Remembers what is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
 
 LATER = {
     "90k screen": "screened",
@@ -25,6 +38,19 @@ LATER = {
     "study": "study.journal",
 }
 """The last stages of one size, and what each leaves beside its rows."""
+
+
+@pytest.fixture
+def told() -> Told:
+    """A display that remembers what is told."""
+    return Told()
+
+
+@pytest.fixture
+def little_memory(trained_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device has no room for the teacher."""
+    needed = placement.whole_model_bytes(open_checkpoint(trained_teacher))
+    monkeypatch.setattr(placement, "_rooms", lambda: [("cpu", needed - 1)])
 
 
 @pytest.fixture(scope="session")

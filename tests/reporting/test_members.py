@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from minitron_nas.reporting.members import comparison, list_members, uncertain_speeds
+from minitron_nas.reporting.html import render_report
+from minitron_nas.reporting.members import about_untimed, comparison, list_members, uncertain_speeds
+from minitron_nas.reporting.model_card import render_model_card
 from minitron_nas.reporting.run_record import RunRecord, read_run
 
 
@@ -75,6 +77,19 @@ def test_a_speed_that_stayed_unsteady_is_named(run: RunRecord) -> None:
     assert uncertain_speeds(list_members(run)) == []
     told = uncertain_speeds(list_members(changed(run, "94M-depth-only", prefill_spread=0.31)))
     assert told == ["94M depth-only baseline: prefill speed spreads by 31\N{NO-BREAK SPACE}% of its median"]
+
+
+def test_a_model_that_was_too_large_to_be_timed_is_named(run: RunRecord) -> None:
+    assert about_untimed(list_members(run)) == ""
+    speeds = [name for name in run.evaluations if name.startswith(("prefill", "decode"))]
+    untimed = changed(run, "teacher", **dict.fromkeys([*speeds, "peak_memory_bytes"], float("nan")))
+    untimed = changed(untimed, "110M", prefill_speedup=float("nan"), decode_speedup=float("nan"))
+    told = about_untimed(list_members(untimed))
+    assert told.startswith(
+        "Speed and memory of teacher were not measured: a model that is larger than the device takes"
+    )
+    assert told in render_report(untimed)
+    assert told in render_model_card(untimed, "110M")
 
 
 @pytest.mark.parametrize(("difference", "proven"), [(1e-4, True), (1.1e-4, False)])

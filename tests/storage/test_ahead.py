@@ -61,6 +61,18 @@ def test_a_guess_that_fails_is_an_error_only_where_it_is_asked_for() -> None:
     asked(ahead, [[2, 3], [4, 5]])
 
 
+def test_what_failed_ahead_is_read_again_when_it_is_asked_for() -> None:
+    records = Records()
+    ahead = ReadAhead(records, 6)
+    records.broken = {2}
+    ahead([0, 1])
+    assert records.done.acquire(timeout=10)
+    assert records.done.acquire(timeout=10)
+    records.broken = set()
+    asked(ahead, [[2, 3], [4, 5]])
+    assert records.by_caller == [[0, 1], [2, 3]]
+
+
 def test_one_batch_is_under_way_while_the_caller_works() -> None:
     records = Records()
     ahead = ReadAhead(records, 100)

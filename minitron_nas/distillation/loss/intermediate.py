@@ -58,15 +58,17 @@ class IntermediateLoss(nn.Module):
 
         Args:
             student: By place, (batch, seq_len, hidden_size).
-            teacher: By place, (batch, seq_len, teacher_hidden_size).
+            teacher: By place, (batch, seq_len, teacher_hidden_size), on any device: layers of a teacher that is spread
+                have several.
         """
         return torch.stack([self._distance(student[own], teacher[place]) for place, own in self.pairs]).sum()
 
     def _distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         lifted = student if self.lift is None else self.lift(student.to(self.lift.weight.dtype))
+        wanted = teacher.to(lifted.device).float()
         if self._cosine:
-            return 1 - cosine_similarity(teacher.float(), lifted.float(), dim=-1).mean()
-        return mse_loss(lifted.float(), teacher.float())
+            return 1 - cosine_similarity(wanted, lifted.float(), dim=-1).mean()
+        return mse_loss(lifted.float(), wanted)
 
 
 def intermediate_loss(

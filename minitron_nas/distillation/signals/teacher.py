@@ -23,7 +23,7 @@ class TeacherSignal(Protocol):
         """Return what the teacher says over sequences of the stream, batch and sequence flattened.
 
         Args:
-            indices: (batch,), positions of the sequences in the token stream.
+            indices: (batch,), positions of the sequences in the token stream; on the CPU.
             tokens: The sequences themselves.
         """
 

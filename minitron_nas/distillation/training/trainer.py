@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments, default_data_collator
 from transformers.trainer import TRAINER_STATE_NAME
 
 from minitron_nas.distillation.loss.inner_states import InnerStates
@@ -135,7 +135,7 @@ def distill(
     return TrainingResult.of(trainer.state.log_history, settings, schedule, lesson.judge)
 
 
-class _SequenceDataset(Dataset[dict[str, Tensor]]):
+class _SequenceDataset(Dataset[dict[str, Any]]):
     """Training sequences in order, repeated to the schedule's length."""
 
     def __init__(self, tokens: PackedTokens, schedule: Schedule) -> None:
@@ -147,9 +147,9 @@ class _SequenceDataset(Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, position: int) -> dict[str, Tensor]:
-        index = torch.tensor(position % self._tokens.num_sequences)
-        sequence = self._tokens.sequences(index[None])
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        index = position % self._tokens.num_sequences
+        sequence = self._tokens.sequences(torch.tensor([index]))
         item = {
             "index": index,
             "input_ids": sequence.input_ids[0],
@@ -168,6 +168,12 @@ class _SequenceDataset(Dataset[dict[str, Tensor]]):
         return counts[indices].sum()
 
 
+def _batch(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return sequences as a batch; their positions in the stream stay numbers, for which no device has to be waited."""
+    indices = tuple(item.pop("index") for item in items)
+    return {**default_data_collator(items), "index": indices}
+
+
 class _DistillationTrainer(Trainer):
     """Trainer whose loss compares final hidden states, and whose checkpoints any engine reads."""
 
@@ -183,7 +189,7 @@ class _DistillationTrainer(Trainer):
     ) -> None:
         self._objective, self._lesson, self._writer, self._best = objective, lesson, writer, best
         self._sequences = _SequenceDataset(lesson.train.tokens, lesson.schedule)
-        super().__init__(model=objective, args=arguments, train_dataset=self._sequences)
+        super().__init__(model=objective, args=arguments, data_collator=_batch, train_dataset=self._sequences)
         self.remove_callback(PrinterCallback)
         self.add_callback(control)
         self.loss_is_scaled_for_ga = False
@@ -196,14 +202,14 @@ class _DistillationTrainer(Trainer):
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, Tensor],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Return the distillation loss of a batch."""
         tokens = PackedTokens(inputs["input_ids"], inputs["position_ids"])
         # The teacher speaks outside of the student's forward pass: under ZeRO-3 it is an engine of its own.
-        targets, teacher_states = self._ask_teacher(inputs["index"], tokens)
+        targets, teacher_states = self._ask_teacher(torch.tensor(inputs["index"]), tokens)
         share = len(tokens.input_ids) / self._lesson.schedule.batch_sequences
         counted = Counted(inputs["next_tokens"], inputs["batch_labels"][0].clamp(min=1) * share)
         if "counted" in inputs:  # all sequences of a text have it, or none

@@ -80,6 +80,8 @@ def _measure(run: Run, member: TrainedMember, model: Source, signal: Done) -> No
             settings=run.plan.evaluation,
             beside=None if member.role == "teacher" else teacher.path,
         )
+        if measured["speed"]["decode_tokens_per_second"] is None:
+            run.engine.note(f"{member.name}: larger than its device, so speed and memory are not measured")
         losses, written = Losses(**measured["losses"]), measured["continuations"]
         held_out = run.tokens.part("validation")
         row = {

@@ -159,7 +159,7 @@ def _screen(run: Run, hop: Hop, pool: Pool) -> Done:
 
     def action(progress: Progress) -> Left:
         # One after the other they gain nothing by workers, each of which takes longer to start than they take.
-        jobs = _jobs(run, hop, run.workers.here).within("screen")
+        jobs = _jobs(run, hop, run.workers.trials_here).within("screen")
         done = 0
 
         def measure(candidates: Sequence[Candidate]) -> dict[str, Outcome]:

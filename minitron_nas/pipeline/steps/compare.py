@@ -19,11 +19,10 @@ from minitron_nas.evaluation.settings import EvaluationSettings
 from minitron_nas.evaluation.speed import measure_speed
 from minitron_nas.execution.device import release_memory
 from minitron_nas.models.checkpoint import Checkpoint
-from minitron_nas.models.loading import load_for_inference
 from minitron_nas.models.source import ModelSource, resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.pipeline.steps.check import Check
-from minitron_nas.pipeline.steps.evaluate import read_whole_text, validate_all
+from minitron_nas.pipeline.steps.evaluate import load_and_tell, read_whole_text, validate_all
 from minitron_nas.pipeline.steps.task_checks import checks_of_tasks, require_tasks, results_of_models, results_of_run
 from minitron_nas.progress import silent
 from minitron_nas.reporting.run_record import plain_rows, read_run
@@ -223,7 +222,7 @@ def _of_models(
     if checks[0].passes:
         with display.stage("text", "loss, KL and greedy continuations") as progress:
             parts = read_whole_text([base, other], text, settings).parts
-            first, second = load_for_inference(base.path), load_for_inference(other.path)
+            first, second = (load_and_tell(one, role, display) for one, role in ((base, "base"), (other, "other")))
             losses = [
                 validate_all(model, parts, OnlineTeacher(first), progress if model is second else silent)
                 for model in (first, second)
@@ -278,8 +277,8 @@ def _speed_of_models(
         name, column = f"{phase}_speedup", f"{phase}_tokens_per_second"
         speeds = getattr(first, column), getattr(second, column)
         yield Check(name, getattr(second, name), getattr(limits, name), "at least", *speeds)
-    memory = float(first.peak_memory_bytes), float(second.peak_memory_bytes)
-    yield Check("memory_ratio", memory[1] / memory[0], limits.memory_ratio, "at most", *memory)
+    memory = first.peak_memory_bytes, second.peak_memory_bytes
+    yield Check("memory_ratio", _share(*memory), limits.memory_ratio, "at most", *memory)
 
 
 def _tasks_of_models(

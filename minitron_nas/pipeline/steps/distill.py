@@ -22,6 +22,7 @@ from minitron_nas.execution.runner import Jobs
 from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.execution.workers import Workers
 from minitron_nas.models.checkpoint import Checkpoint
+from minitron_nas.models.placement import about_spread
 from minitron_nas.models.source import ModelSource, resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display, tell
 from minitron_nas.pipeline.steps.speech import settled, training_files
@@ -120,9 +121,7 @@ def distill(
     work = folder.with_name(f"{folder.name}.work").absolute()
     workers = Workers(runner, work / "workers")
     with new_folder(folder), going_on(f"the same command goes on in {work}"):
-        with display.stage("student", f"load and check {source_name(student)}") as progress:
-            source = _opened(student, work / "student", text_only, progress)
-        tell(display, (f"student: {note}" for note in source.about_tower(text_only)))
+        source = _opened(student, work / "student", text_only, display)
         with display.stage("teacher", f"load and check {source_name(teacher)}") as progress:
             other = resolve_teacher(teacher, work / "teacher", progress)
         tell(display, other.about(text.sequence_length))
@@ -141,7 +140,8 @@ def distill(
         }
         kept = Path(signals) if signals is not None else work
         settings = settled(settings, other, schedule.num_tokens, kept, display)
-        with display.stage("signal", "the teacher speaks once") as progress:
+        with workers.held(), display.stage("signal", "the teacher speaks once") as progress:
+            _tell_spread(display, workers, other)
             files = training_files(workers, settings, other, parts, work, kept, progress)
         files = replace(files, correction=followed.out if followed is not None else None)
         checkpoints = work / f"checkpoints-{source.fingerprint}-{other.fingerprint}"
@@ -199,11 +199,13 @@ def export(
     return asdict(proof)
 
 
-def _opened(student: ModelSource, work: Path, text_only: bool, progress: Progress) -> Checkpoint:
-    """Bring the student to disk, and refuse one without a tower if it is to keep that."""
-    source = resolve_teacher(student, work, progress)
-    if not text_only:
-        require_tower(source, source_name(student))
+def _opened(student: ModelSource, work: Path, text_only: bool, display: Display) -> Checkpoint:
+    """Bring the student to disk, say what becomes of its tower, and refuse one without if it is to keep that."""
+    with display.stage("student", f"load and check {source_name(student)}") as progress:
+        source = resolve_teacher(student, work, progress)
+        if not text_only:
+            require_tower(source, source_name(student))
+    tell(display, (f"student: {note}" for note in source.about_tower(text_only)))
     return source
 
 
@@ -240,6 +242,11 @@ def _at_a_rate(job: TrainingJob, runner: RunnerSettings, display: Display) -> Tr
         rate, probes = find_rate(job.student, job.files, probing, jobs, work / "checkpoints", progress)
     display.note(told_rates(rate, probes))
     return replace(job, settings=settings.at_rate(rate))
+
+
+def _tell_spread(display: Display, workers: Workers, teacher: Checkpoint) -> None:
+    if spread := workers.call(about_spread, path=teacher.path):
+        display.note(f"teacher: {spread}")
 
 
 def _tell_harm(display: Display, result: TrainingResult) -> None:

@@ -14,6 +14,7 @@ from minitron_nas.errors import DataError
 from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.loading import load_for_inference
+from minitron_nas.models.placement import about_spread
 from minitron_nas.models.source import ModelSource, resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display, tell
 from minitron_nas.progress import Progress
@@ -78,12 +79,25 @@ def evaluate(
         read = read_whole_text([each for each in (checkpoint, other) if each is not None], text, settings)
         longest = max(part.input_ids.shape[1] for part in read.parts)
         tell(display, (other or checkpoint).about(longest))
-        signal = OnlineTeacher(load_for_inference(other.path)) if other is not None else None
-        student = load_for_inference(checkpoint.path)
+        signal = OnlineTeacher(load_and_tell(other, "teacher", display)) if other is not None else None
+        student = load_and_tell(checkpoint, "model", display)
         with display.stage("evaluate", f"{read.num_tokens:,} tokens") as progress:
             losses = validate_all(student, read.parts, signal, progress)
     kl = losses.kl_nats if signal is not None else None
     return Evaluation(losses.loss_nats, perplexity(losses.loss_nats), kl, read.num_tokens, checkpoint.num_parameters)
+
+
+def load_and_tell(checkpoint: Checkpoint, role: str, display: Display) -> CausalLM:
+    """Load a model, and say where its layers lie if it is larger than this process' device.
+
+    Args:
+        checkpoint: The model.
+        role: What it is called.
+        display: Is told.
+    """
+    if spread := about_spread(checkpoint.path):
+        display.note(f"{role}: {spread}")
+    return load_for_inference(checkpoint.path)
 
 
 @dataclass(frozen=True, slots=True)

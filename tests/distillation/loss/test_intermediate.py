@@ -134,3 +134,10 @@ def test_a_cache_that_holds_no_states_inside_the_teacher_is_refused(intermediate
         "set distillation.teacher_signal=online",
     ):
         intermediate_loss(shape(3), cache, wanted(intermediate=intermediate), 0)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "mse"])
+def test_states_of_a_teacher_whose_layers_lie_on_other_devices_come_to_the_students(kind):
+    loss = IntermediateLoss(shape(3), shape(6), wanted(intermediate_loss=kind), 0)
+    own = {place: state.to("meta") for place, state in states((0, 2), (1, 2)).items()}
+    assert loss(own, states((0, 2), (4, 2))).is_meta

@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import send_to_device
 from safetensors.torch import load_file
 
 from minitron_nas.distillation.loss.intermediate import weighed
@@ -17,7 +18,7 @@ from minitron_nas.distillation.signals.folder import SignalPlace
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache, write_hidden_cache
 from minitron_nas.distillation.signals.teacher import OnlineTeacher
 from minitron_nas.distillation.signals.top_k_cache import TopKCache, write_top_k_cache
-from minitron_nas.distillation.training import objective, writer
+from minitron_nas.distillation.training import objective, trainer, writer
 from minitron_nas.distillation.training.lesson import Lesson, Stream
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.distillation.training.trainer import distill
@@ -116,6 +117,14 @@ def uninterrupted(tmp_path_factory):
         for module in COMPUTING:
             patch.setattr(f"minitron_nas.{module}.compute_dtype", lambda device: torch.float32)
         return train(tmp_path_factory.mktemp("uninterrupted"))
+
+
+def test_positions_in_the_stream_stay_numbers_when_a_batch_goes_to_a_device():
+    sequences = trainer._SequenceDataset(TRAIN, SCHEDULE)
+    batch = send_to_device(trainer._batch([sequences[1], sequences[2]]), torch.device("meta"))
+    assert batch["input_ids"].shape == (2, LENGTH)
+    assert batch["input_ids"].is_meta
+    assert batch["index"] == (1, 2)
 
 
 def test_training_brings_a_pruned_student_nearer_to_its_teacher(tmp_path):

@@ -152,6 +152,15 @@ def test_speed_is_measured_in_turns_only_where_a_limit_asks_for_it(
     assert not CompareLimits().asks_for_speed
 
 
+def test_models_that_are_larger_than_the_device_are_told_of_and_not_timed(
+    trained_teacher: Path, held_out: Path, little_memory: None, told: Any
+) -> None:
+    found = compare(trained_teacher, trained_teacher, held_out, CompareLimits(memory_ratio=1.1), display=told)
+    assert [note.partition(":")[0] for note in told.notes if "larger than the memory" in note] == ["base", "other"]
+    (check,) = (check for check in found.checks if not check.passes)
+    assert (check.measure, check.told) == ("memory_ratio", "not measured, at most 1.1")
+
+
 def test_the_table_and_the_page_say_what_failed(trained_teacher: Path, held_out: Path, tmp_path: Path) -> None:
     shutil.copytree(trained_teacher, tmp_path / "a|b")
     with_another_template(tmp_path / "a|b")

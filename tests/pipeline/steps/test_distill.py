@@ -221,6 +221,14 @@ def test_students_that_learn_the_same_text_share_what_the_teacher_says(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "said", "two"]
 
 
+def test_a_teacher_that_is_larger_than_the_device_is_told_of_and_teaches_the_same(
+    distill: Callable[..., Distilled], distilled: Distilled, tmp_path: Path, little_memory: None, told: Any
+) -> None:
+    spread = distill(tmp_path / "out", display=told)
+    assert [note for note in told.notes if note.startswith("teacher: the model is larger than the memory that")]
+    assert weights(spread.path) == weights(distilled.path)
+
+
 def test_a_teacher_beside_the_student_teaches_as_well_as_its_cache(
     distill: Callable[..., Distilled], distilled: Distilled, tmp_path: Path
 ) -> None:
@@ -274,52 +282,38 @@ def test_conventional_retraining_asks_the_teacher_about_validation_only(
 
 
 def test_a_training_that_harms_leaves_the_student_as_it_was_and_says_so(
-    distill: Callable[..., Distilled], student: Path, tmp_path: Path
+    distill: Callable[..., Distilled], student: Path, tmp_path: Path, told: Any
 ) -> None:
-    display = Told()
     harming = SETTINGS.model_copy(update={"learning_rate": 1.0})
-    result = distill(tmp_path / "out", settings=harming, display=display)
+    result = distill(tmp_path / "out", settings=harming, display=told)
     stored, before = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (result.path, student))
     assert [name for name, weight in stored.items() if not torch.equal(weight, before[name])] == []
     assert json.loads((result.path / "lineage.json").read_text())["exported_tokens"] == 0
-    assert result.result.harm in display.notes
-
-
-class Told(Quiet):
-    """Remembers what is told."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
+    assert result.result.harm in told.notes
 
 
 AUTO = SETTINGS.model_copy(update={"learning_rate": "auto"})
 
 
 def test_a_learning_rate_is_looked_for_and_stands_in_the_lineage(
-    distill: Callable[..., Distilled], tmp_path: Path
+    distill: Callable[..., Distilled], tmp_path: Path, told: Any
 ) -> None:
-    display = Told()
-    result = distill(tmp_path / "out", settings=AUTO.model_copy(update={"tokens": 10_240}), display=display)
-    (told,) = [note for note in display.notes if "learning rate" in note]
-    rates = dict(part.split() for part in told.partition("each: ")[2].split(", "))
+    result = distill(tmp_path / "out", settings=AUTO.model_copy(update={"tokens": 10_240}), display=told)
+    (words,) = [note for note in told.notes if "learning rate" in note]
+    rates = dict(part.split() for part in words.partition("each: ")[2].split(", "))
     chosen = json.loads((result.path / "lineage.json").read_text())["learning_rate"]
     assert {"0.0001", "0.0003", "0.001"} <= set(rates)
-    assert told.startswith(f"learning rate {chosen:g}; KL in nats after 256 tokens at each: ")
+    assert words.startswith(f"learning rate {chosen:g}; KL in nats after 256 tokens at each: ")
     assert float(rates[f"{chosen:g}"]) == min(map(float, rates.values()))
     assert not (tmp_path / "out.work").exists()
 
 
 def test_few_tokens_are_distilled_at_the_default_rate_and_it_is_said(
-    distill: Callable[..., Distilled], tmp_path: Path
+    distill: Callable[..., Distilled], tmp_path: Path, told: Any
 ) -> None:
-    display = Told()
-    result = distill(tmp_path / "out", settings=AUTO, display=display)
+    result = distill(tmp_path / "out", settings=AUTO, display=told)
     assert json.loads((result.path / "lineage.json").read_text())["learning_rate"] == 1e-4
-    assert any("no learning rate is looked for: a tenth of 2,048 tokens" in note for note in display.notes)
+    assert any("no learning rate is looked for: a tenth of 2,048 tokens" in note for note in told.notes)
 
 
 def test_text_that_is_missing_is_refused_before_any_work(distill: Callable[..., Distilled], tmp_path: Path) -> None:

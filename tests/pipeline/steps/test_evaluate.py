@@ -2,6 +2,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,6 +44,18 @@ def test_perplexity_equals_transformers_own(trained_teacher: Path, sentence: Pat
     assert result.loss_nats == pytest.approx(transformers_loss(trained_teacher, ids), rel=1e-3)
     assert result.perplexity == pytest.approx(math.exp(result.loss_nats))
     assert (result.kl_nats, result.num_parameters) == (None, 138_768)
+
+
+def test_a_model_that_is_larger_than_the_device_is_told_of_and_measured_the_same(
+    trained_teacher: Path, sentence: Path, little_memory: None, told: Any
+) -> None:
+    whole = transformers_loss(trained_teacher, ids_of(trained_teacher, SENTENCE))
+    result = evaluate(trained_teacher, sentence, trained_teacher, display=told)
+    assert result.loss_nats == pytest.approx(whole, rel=1e-3)
+    assert [note.partition(" it computes")[0] for note in told.notes] == [
+        "teacher: the model is larger than the memory that",
+        "model: the model is larger than the memory that",
+    ]
 
 
 def test_a_long_text_is_cut_into_sequences_and_its_rest_counts_too(trained_teacher: Path, tmp_path: Path) -> None:
