@@ -70,7 +70,9 @@ def compare(
     plan = read_step(base, None, overrides, ("text", "evaluation"))[1]
     with at_work():
         asked = read_limits(limits, limit or ())
-        found = compare(base, other, text, asked, out, plan.evaluation, plan.text, plan.seed)
+        found = compare(
+            base, other, text, asked, out=out, evaluation=plan.evaluation, settings=plan.text, seed=plan.seed
+        )
     if as_json:
         print_json({"passes": found.passes, "checks": [check.to_row() for check in found.checks]})
     else:

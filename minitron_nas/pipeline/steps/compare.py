@@ -110,6 +110,7 @@ def compare(
     other: ModelSource,
     text: str | Path | None = None,
     limits: CompareLimits | None = None,
+    *,
     out: str | Path | None = None,
     evaluation: EvaluationSettings | None = None,
     settings: TextSettings | None = None,

@@ -28,7 +28,6 @@ from minitron_nas.pipeline.display import Display, default_display, tell
 from minitron_nas.pipeline.steps.speech import settled, training_files
 from minitron_nas.pipeline.steps.text import read_splits
 from minitron_nas.pipeline.versions import versions
-from minitron_nas.progress import Progress
 from minitron_nas.pruning.export import export_student, proof_prompt, stored_dtype
 from minitron_nas.pruning.whole import require_tower
 from minitron_nas.search.rates import RULE, Probing, find_rate, probe_schedule, told_rates, why_no_probes

@@ -318,7 +318,9 @@ def test_tasks_of_two_models_are_held_against_each_other_document_by_document(
     with_layers_swapped(tmp_path / "copy")
     asked = EvaluationSettings(tasks=("tiny_sums",), include_path=str(TASKS))
     nothing = CompareLimits(kl_nats=None, loss_increase_nats=None, agreement_share=None, task_drop=0.0)
-    found = compare(trained_teacher, tmp_path / "copy", held_out, nothing, tmp_path / "out", asked, display=Quiet())
+    found = compare(
+        trained_teacher, tmp_path / "copy", held_out, nothing, out=tmp_path / "out", evaluation=asked, display=Quiet()
+    )
     rows = pd.read_parquet(tmp_path / "out" / "comparison.parquet").set_index("measure")
     assert {"tiny_sums acc,none", "tiny_sums acc_norm,none"} <= set(rows.index)
     row = rows.loc["tiny_sums acc,none"]
