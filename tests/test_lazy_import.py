@@ -14,6 +14,7 @@ LIGHT_MODULES = (
     "minitron_nas.architecture.costs",
     "minitron_nas.architecture.rules",
     "minitron_nas.pipeline.plan",
+    "minitron_nas.reporting.html",
     "minitron_nas.settings",
     "minitron_nas.space.enumerate",
     "minitron_nas.storage.atomic",

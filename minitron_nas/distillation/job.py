@@ -18,6 +18,7 @@ from minitron_nas.distillation.signals.caches import open_signal
 from minitron_nas.distillation.signals.folder import SignalPlace
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache
 from minitron_nas.distillation.signals.teacher import OnlineTeacher, TeacherSignal
+from minitron_nas.distillation.training.best import BEST
 from minitron_nas.distillation.training.curve import CurvePoint, Judge, TrainingResult
 from minitron_nas.distillation.training.lesson import Stream
 from minitron_nas.distillation.training.schedule import Schedule
@@ -163,7 +164,7 @@ class TrainingJob:
 
     def write(self) -> Path:
         """Write `job.json`, remove what another attempt has left beside it, and return its path."""
-        for left in (*self.out.glob(_ERRORS), self.out / _RESULT, self.out / _PROGRESS):
+        for left in (*self.out.glob(_ERRORS), *(self.out / name for name in (_RESULT, _PROGRESS, BEST))):
             left.unlink(missing_ok=True)
         write_sealed(self.out / JOB, self._content())
         return self.out / JOB
@@ -241,6 +242,11 @@ class TrainingJob:
         """Return what `write_progress` has left, or None."""
         content = read_sealed(self.out / _PROGRESS)
         return None if content is None else (content["done"], content["total"])
+
+    def best(self) -> tuple[int, float] | None:
+        """Return after how many optimizer steps the best validation so far was, and what it is judged by, or None."""
+        content = read_sealed(self.out / BEST)
+        return None if content is None else (content["step"], content["value"])
 
     def write_error(self, rank: int, error: errors.MinitronNasError | errors.PreemptedError) -> None:
         """Leave why a process has ended.

@@ -72,6 +72,21 @@ class Outcome:
         return None if self.value is None else self.value[name]
 
 
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How the jobs of a call stand.
+
+    Attributes:
+        keys: Of all of them.
+        running: How many run, as far as there is room for them.
+        ended: What has become of those that do not run any more, by key.
+    """
+
+    keys: Sequence[str]
+    running: int
+    ended: Mapping[str, Outcome]
+
+
 class Runner(Protocol):
     """Executes jobs, in any order, on one or many machines."""
 
@@ -148,11 +163,13 @@ class Jobs:
         results: Folder of one file per finished job; a repeated call runs only what is missing. Jobs that did not
             complete leave no file and are tried again, perhaps with more memory.
         max_failures: More failed jobs than this stop the search.
+        watch: Told how they stand whenever one has ended; nobody is without it.
     """
 
     runner: Runner
     results: Path
     max_failures: int
+    watch: Callable[[Tally], None] | None = None
 
     def within(self, folder: str) -> Self:
         """Return the same with results in a folder of their own within this one.
@@ -176,7 +193,12 @@ class Jobs:
         """
         known = {job.key: self._kept(job.key) for job in jobs}
         outcomes = {key: outcome for key, outcome in known.items() if outcome is not None}
-        progress(len(outcomes), len(jobs))
+        room = self.runner.room() if self.watch is not None and len(outcomes) < len(jobs) else 0
+
+        def tell() -> None:
+            if self.watch is not None:
+                self.watch(Tally([job.key for job in jobs], min(room, len(jobs) - len(outcomes)), outcomes))
+            progress(len(outcomes), len(jobs))
 
         def keep(outcome: Outcome) -> None:
             if outcome.status == "machine":
@@ -184,9 +206,10 @@ class Jobs:
             outcomes[outcome.key] = outcome
             if outcome.status == "completed":
                 write_sealed(self._file(outcome.key), asdict(outcome))
-            progress(len(outcomes), len(jobs))
+            tell()
             _stop_if_hopeless(outcomes, self.max_failures, len(jobs))
 
+        tell()
         slowest = max((outcome.seconds for outcome in outcomes.values()), default=None)
         remaining = [replace(job, slowest_seconds=slowest) for job in jobs if job.key not in outcomes]
         if remaining:

@@ -23,6 +23,7 @@ from minitron_nas.pipeline.display import Display, default_display, tell
 from minitron_nas.pipeline.engine import Done, Engine
 from minitron_nas.pipeline.family import Family
 from minitron_nas.pipeline.hop import Hop
+from minitron_nas.pipeline.live import LiveDisplay
 from minitron_nas.pipeline.member import Baseline, Role
 from minitron_nas.pipeline.mirror import Mirror
 from minitron_nas.pipeline.plan import FamilyPlan, deciding, make_plan, with_overrides
@@ -117,7 +118,12 @@ def run_plan(
     data = data_name(plan.data) if data is None else data
     place = folder.path if mirror is None else mirror.uri
     holding = nullcontext() if mirror is None else mirror.held()
-    with folder.lock(), going_on(f"the same command goes on in {place}"), holding:
+    with (
+        folder.lock(),
+        LiveDisplay(display, folder.now) as display,
+        going_on(f"the same command goes on in {place}"),
+        holding,
+    ):
         if mirror is not None:
             _require_shared(plan, folder)
         devices = Devices.here()

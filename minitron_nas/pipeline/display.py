@@ -7,14 +7,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
+from rich.text import Text
 
 from minitron_nas.errors import printable
 from minitron_nas.execution.device import announce_device
 from minitron_nas.pipeline.clock import Clock, StageWork
 from minitron_nas.progress import Progress, silent
+from minitron_nas.reporting.numerals import duration
 
 _LINE_SECONDS = 20.0
 
@@ -30,6 +32,9 @@ class Display(Protocol):
 
     def note(self, text: str) -> None:
         """Say something that a person should know."""
+
+    def stand(self, text: str) -> None:
+        """Show how the stage stands, in a line in place of the last one."""
 
     def stage(self, stage: str, title: str) -> AbstractContextManager[Progress]:
         """Show a stage for the duration of the block; gives its progress function."""
@@ -58,6 +63,9 @@ class Quiet:
     def note(self, text: str) -> None:
         """Show nothing."""
 
+    def stand(self, text: str) -> None:
+        """Show nothing."""
+
     @contextmanager
     def stage(self, stage: str, title: str) -> Iterator[Progress]:
         """Show nothing."""
@@ -71,6 +79,7 @@ class ConsoleDisplay:
         """Start the clock."""
         self._console = Console(stderr=True, highlight=False, emoji=False)
         self._clock = Clock()
+        self._standing = ""
 
     def expect(self, workload: Mapping[str, StageWork]) -> None:
         """Learn what each stage of the run will cost."""
@@ -85,27 +94,33 @@ class ConsoleDisplay:
         """Print a line."""
         self._print(text)
 
+    def stand(self, text: str) -> None:
+        """Show how the stage stands: below the bar, or in the next line that tells how far it is."""
+        self._standing = text
+
     @contextmanager
     def stage(self, stage: str, title: str) -> Iterator[Progress]:
         """Show a stage."""
         started = time.monotonic()
+        self._standing = ""
         self._clock.begin(stage)
         shown = self._bars(stage, title) if self._console.is_terminal else self._lines(stage, title)
         with shown as progress:
             yield progress
         self._clock.finish(stage)
         seconds = time.monotonic() - started
-        self._line(f"{stage}: {title}, done in {_duration(seconds)}")
+        self._line(f"{stage}: {title}, done in {duration(seconds)}")
 
     @contextmanager
     def _bars(self, stage: str, title: str) -> Iterator[Progress]:
         name, left = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[left]}", markup=False)
         columns = (name, BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), left)
-        with Bars(*columns, console=self._console, transient=True) as bars:
+        with _Bars(*columns, console=self._console, transient=True) as bars:
             task = bars.add_task(_shown(f"{stage}: {title}"), total=None, left=self._left())
 
             def progress(done: int, total: int) -> None:
                 self._clock.advance(done / max(total, 1))
+                bars.standing = self._standing
                 bars.update(task, completed=done, total=total, left=self._left())
 
             yield progress
@@ -120,7 +135,7 @@ class ConsoleDisplay:
             self._clock.advance(done / max(total, 1))
             if time.monotonic() - last >= _LINE_SECONDS:
                 last = time.monotonic()
-                self._line(f"{stage}: {done / max(total, 1):.0%}")
+                self._line("; ".join(filter(None, [f"{stage}: {done / max(total, 1):.0%}", self._standing])))
 
         yield progress
 
@@ -130,21 +145,27 @@ class ConsoleDisplay:
 
     def _left(self) -> str:
         left = self._clock.left()
-        return "" if left is None else f"about {_duration(left)} left"
+        return "" if left is None else f"about {duration(left)} left"
 
     def _print(self, text: str, style: str | None = None) -> None:
         self._console.print(_shown(text), style=style, soft_wrap=True, markup=False)
 
 
+class _Bars(Bars):
+    """Bars, and a line below that says how the stage stands."""
+
+    standing = ""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """Return what is drawn."""
+        yield from super().get_renderables()
+        if self.standing:
+            yield Text(_shown(self.standing), style="dim", no_wrap=True, overflow="ellipsis")
+
+
 def _shown(text: str) -> str:
     """Return a line that is one line, whatever the names in it hold."""
     return " ".join(printable(text).splitlines())
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def default_display() -> Display:

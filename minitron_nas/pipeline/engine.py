@@ -187,6 +187,14 @@ class Engine:
         """
         self._display.note(text)
 
+    def stand(self, text: str) -> None:
+        """Show how the stage that is made stands.
+
+        Args:
+            text: In a line, in place of the last one.
+        """
+        self._display.stand(text)
+
     @property
     def _place(self) -> str:
         """Where the run is, for people."""

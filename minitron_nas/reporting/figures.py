@@ -28,7 +28,7 @@ from minitron_nas.reporting.members import ROLES
 from minitron_nas.reporting.run_record import plain_rows
 
 _OUTLINE = 1.5  # also how thick hollow markers are drawn
-MAX_TRIALS = 400
+MAX_TRIALS = 100
 """That are drawn as lines of a figure."""
 
 _TRAINED_ROLES = tuple(role for role in reversed(ROLES) if role != "teacher")  # the student is drawn on top

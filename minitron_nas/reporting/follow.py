@@ -1,6 +1,7 @@
 """`follow`: the report of runs while they go on, as a page of this machine that only reads their folders."""
 
 import functools
+import json
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 from minitron_nas.errors import MinitronNasError, RunFolderError
 from minitron_nas.execution.preemption import going_on
 from minitron_nas.reporting.html import render_report
+from minitron_nas.reporting.now import read_now
 from minitron_nas.reporting.run_record import read_runs
 from minitron_nas.storage.ledger import fingerprint
 from minitron_nas.storage.lineage import LINEAGE
@@ -86,6 +88,12 @@ class LivePage:
                 raise RunFolderError(f"{self._folders[0]} changes too fast to be read; repeat the command")
             return self._state, self._text
 
+    def now(self) -> list[dict[str, Any]]:
+        """Return what each run does now, of those that a process works on."""
+        found = [(folder.resolve().name, read_now(folder)) for folder in self._folders]
+        several = len(found) > 1
+        return [{"run": name if several else "", **now.to_dict()} for name, now in found if now is not None]
+
     def _written(self) -> str:
         """Return a hash of the files that a report is made of, by size and time of change."""
         return fingerprint([_stamp(path) for folder in self._folders for path in _sources(RunFolder(folder))])
@@ -118,6 +126,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(self._page.current()[1], "text/html; charset=utf-8")
         elif self.path == "/state":
             self._answer(self._page.current()[0], "text/plain; charset=utf-8")
+        elif self.path == "/now":
+            self._answer(json.dumps(self._page.now()), "application/json")
         else:
             self.send_error(404)
 

@@ -15,7 +15,7 @@ from minitron_nas.reporting.run_record import RunRecord, best_trained, plain_row
 
 Values: TypeAlias = dict[str, float | None]
 
-MAX_POINTS = 4_000
+MAX_POINTS = 2_000
 """Trials, and candidates, of a page that become points: those of the front, then the nearest to the teacher."""
 
 _TASK_METRICS = ("acc_norm,none", "acc,none", "exact_match,none", "f1,none")

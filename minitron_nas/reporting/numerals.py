@@ -82,6 +82,13 @@ def tiny(value: float | None) -> str:
     return f"{float(digits):g}e{int(exponent)}" if int(exponent) < -3 else f"{value:.2g}"
 
 
+def duration(seconds: float) -> str:
+    """Write a time in seconds, minutes or hours."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def index_ranges(indices: Sequence[int]) -> str:
     """Write ascending indices as ranges: [0, 1, 2, 5] becomes "0 to 2, 5"."""
     runs: list[list[int]] = []

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 from html import escape
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,8 +18,11 @@ from minitron_nas.storage.ledger import Entry
 
 Figure: TypeAlias = dict[str, Any]
 
-MAX_LINES = 200
-"""Shapes that are drawn as lines of a figure, and trials whose time is drawn."""
+MAX_LINES = 100
+"""Shapes that are drawn as lines of a figure."""
+
+MAX_BARS = 40
+"""Trials whose time is drawn."""
 
 MAX_ROUNDS = 100
 """After which the hypervolume is told; of more, some that lie evenly and the last."""
@@ -99,7 +103,7 @@ def trial_time_figure(trials: pd.DataFrame, size: str) -> Figure:
         return empty(f"no data yet: no trial has run at {size}")
     lost = mine.assign(failed=mine["status"] != "completed")
     whole = lost.groupby("candidate", sort=True).agg({"seconds": "sum", "failed": "max"})
-    order = whole.sort_values(["failed", "seconds"], ascending=False, kind="stable").index[:MAX_LINES]
+    order = whole.sort_values(["failed", "seconds"], ascending=False, kind="stable").index[:MAX_BARS]
     traces = []
     drawn = mine[mine["candidate"].isin(order)]
     for rung in sorted(drawn["rung"].unique()):
@@ -149,8 +153,9 @@ def hypervolume_figure(candidates: pd.DataFrame, size: str, cost: str) -> Figure
     if len(rounds) < 2:
         return empty("nothing to draw: the screening had fewer than two rounds")
     rounds = [*rounds[: -1 : -(-len(rounds) // MAX_ROUNDS)], *rounds[-1:]]
-    history = [hypervolume(mine, mine["round"] <= number, cost) for number in rounds]
-    counts = [int((mine["round"] <= number).sum()) for number in rounds]
+    mine = mine.sort_values("round", kind="stable")
+    counts = mine["round"].searchsorted(rounds, side="right").tolist()
+    history = hypervolumes(mine[[cost, "screen_kl_nats"]].to_numpy(dtype=float), counts)
     trace = {
         "type": "scatter",
         "mode": "lines+markers",
@@ -165,22 +170,23 @@ def hypervolume_figure(candidates: pd.DataFrame, size: str, cost: str) -> Figure
     return {"data": [trace], "layout": layout}
 
 
-def hypervolume(rows: pd.DataFrame, seen: "pd.Series[bool]", cost: str) -> float:
-    """Return the share of the box of all rows that some of them dominate, in untrained KL and a cost.
+def hypervolumes(points: "np.ndarray[Any, Any]", counts: Sequence[int]) -> list[float]:
+    """Return the share of the box of all points that the first of them dominate, for each of several numbers of them.
 
     Args:
-        rows: What was screened.
-        seen: (num_rows,), which of them count.
-        cost: A column.
+        points: (num_points, 2), both to be minimised.
+        counts: How many points count, ascending.
     """
-    points = rows[[cost, "screen_kl_nats"]].to_numpy(dtype=float)
     low, high = points.min(axis=0), points.max(axis=0)
     scaled = (points - low) / np.where(high > low, high - low, 1.0)
-    mine = scaled[seen.to_numpy(dtype=bool)]
-    front = mine[pareto_front(mine)]
-    front = front[np.argsort(front[:, 0], kind="stable")]
-    ends = np.append(front[1:, 0], 1.0)
-    return float(((ends - front[:, 0]) * (1 - front[:, 1])).sum())
+    found, front = list[float](), scaled[:0]
+    for begin, end in pairwise([0, *counts]):
+        front = np.concatenate([front, scaled[begin:end]])
+        front = front[pareto_front(front)]
+        front = front[np.argsort(front[:, 0], kind="stable")]
+        ends = np.append(front[1:, 0], 1.0)
+        found.append(float(((ends - front[:, 0]) * (1 - front[:, 1])).sum()))
+    return found
 
 
 def parallel_figure(candidates: pd.DataFrame, trials: pd.DataFrame, size: str) -> Figure:

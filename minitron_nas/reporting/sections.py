@@ -12,7 +12,7 @@ from minitron_nas.space.size import Size
 
 Row: TypeAlias = Mapping[str, Any]
 
-MAX_CANDIDATE_ROWS = 10_000
+MAX_CANDIDATE_ROWS = 5_000
 """Of all runs of a page together."""
 
 OUTCOMES = ("chosen", "stopped", "failed", "screened_out", "not_sampled")
@@ -100,31 +100,27 @@ def candidate_rows(run: RunRecord, num_runs: int = 1) -> list[list[Any]]:
     """Return the table of candidates in the order of CANDIDATE_COLUMNS.
 
     Sizes stand in descending order, within a size the chosen first, then by trained and untrained
-    KL. Past a run's share of MAX_CANDIDATE_ROWS those that came least far, and are not on the front,
-    are left out.
+    KL. Past a run's share of MAX_CANDIDATE_ROWS those that came least far, of these those with the
+    greatest KL, and are not on the front, are left out.
 
     Args:
         run: The run.
         num_runs: Of the page.
     """
-    most = MAX_CANDIDATE_ROWS // num_runs
-    trained = best_trained(run.trials).set_index(["size", "candidate"])["kl_nats"].to_dict()
-    sizes = run.sizes()
-    frame = run.candidates
-    if len(frame) > most:
-        ranks = frame["outcome"].map({name: _outcome_rank({"outcome": name}) for name in frame["outcome"].unique()})
-        first = ranks.where(frame["on_front"] != True, -1)  # noqa: E712  # null is not on it
-        frame = frame.loc[first.sort_values(kind="stable").index[:most]]
-    rows = plain_rows(frame)
-    for row in rows:
-        row["trained_kl_nats"] = trained.get((row["size"], row["candidate"]))
-
-    def order(row: Row) -> tuple[Any, ...]:
-        kls = (row["trained_kl_nats"], row["screen_kl_nats"])
-        known = (float("inf") if kl is None else kl for kl in kls)
-        return (sizes.index(row["size"]), _outcome_rank(row), *known, row["candidate"])
-
-    return [[row[column] for column, _, _ in CANDIDATE_COLUMNS] for row in sorted(rows, key=order)]
+    trained = best_trained(run.trials).rename(columns={"kl_nats": "trained_kl_nats"})
+    frame = run.candidates.merge(
+        trained[["size", "candidate", "trained_kl_nats"]], how="left", on=["size", "candidate"]
+    )
+    frame = frame.assign(
+        place=frame["size"].map({size: place for place, size in enumerate(run.sizes())}),
+        rank=frame["outcome"].map({name: place for place, name in enumerate(OUTCOMES)}).fillna(len(OUTCOMES)),
+        behind=frame["on_front"] != True,  # noqa: E712  # null is not on it
+    )
+    order = ["rank", "trained_kl_nats", "screen_kl_nats"]
+    if len(frame) > (most := MAX_CANDIDATE_ROWS // num_runs):
+        frame = frame.sort_values(["behind", *order], kind="stable").head(most)
+    frame = frame.sort_values(["place", *order, "candidate"], kind="stable")
+    return [list(row.values()) for row in plain_rows(frame[[column for column, _, _ in CANDIDATE_COLUMNS]])]
 
 
 def asked_of(run: RunRecord, size: str) -> str:
@@ -199,7 +195,7 @@ def generation(trials: pd.DataFrame, size: str) -> str:
     told = f"{nearest['candidate']} has the lowest KL and follows the teacher's own continuations for "
     shared = f"{nearest['agreement_tokens']:.1f} tokens"
     if nearest["agreement_tokens"] == alike["agreement_tokens"]:
-        return f"{told}{shared}, the longest of {len(last)} trials"
+        return f"{told}{shared}, the longest of {len(last):,} trials"
     return (
         f"KL and generation disagree: {told}{shared}, {alike['candidate']} for {alike['agreement_tokens']:.1f} with "
         f"a KL of {numerals.nats(float(alike['kl_nats']))} against {numerals.nats(float(nearest['kl_nats']))}"
@@ -337,7 +333,3 @@ def checks(run: RunRecord) -> list[tuple[str, bool | None, str]]:
         claim = f"{size} descends from the plan's teacher"
         found.append((claim, wanted == used if wanted and used else None, evidence))
     return found
-
-
-def _outcome_rank(row: Row) -> int:
-    return OUTCOMES.index(row["outcome"]) if row["outcome"] in OUTCOMES else len(OUTCOMES)

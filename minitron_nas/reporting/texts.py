@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from minitron_nas.distillation.loss.losses import perplexity
+from minitron_nas.evaluation.perplexity import perplexity
 from minitron_nas.reporting import numerals
 from minitron_nas.reporting.members import ROLE_NAMES, SAME_FRACTION, ReportedMember
 from minitron_nas.reporting.run_record import RunRecord, plain_rows

@@ -57,6 +57,26 @@ class TrialRow:
         }
 
 
+def trial_key(candidate: str, rung: int) -> str:
+    """Return what the job of a trial's rung is called.
+
+    Args:
+        candidate: The shape id.
+        rung: From 1.
+    """
+    return f"{candidate}.rung-{rung}"
+
+
+def of_key(key: str) -> tuple[str, int | None]:
+    """Return the shape id and the rung that `trial_key` was given; of a screening's key, the shape id and None.
+
+    Args:
+        key: Of a job.
+    """
+    candidate, _, rung = key.partition(".rung-")
+    return candidate, int(rung) if rung else None
+
+
 class Contest:
     """Where a tournament stands.
 

@@ -29,7 +29,7 @@ from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.loading import load_for_training
 from minitron_nas.progress import Progress, silent
 from minitron_nas.search.choice import Choice
-from minitron_nas.search.contest import Contest, TrialRow
+from minitron_nas.search.contest import Contest, TrialRow, trial_key
 from minitron_nas.search.rungs import quotas
 from minitron_nas.search.start import Starts
 from minitron_nas.space.enumerate import Candidate
@@ -114,7 +114,7 @@ def tournament(
         alive, tokens = contest.alive, training.rung_tokens[contest.rung - 1]
         todo = [
             Job(
-                f"{candidate.id}.rung-{contest.rung}",
+                trial_key(candidate.id, contest.rung),
                 {
                     **arguments,
                     "architecture": candidate.architecture.to_dict(),

@@ -47,6 +47,11 @@ class RunFolder:
         return self.path / "work"
 
     @property
+    def now(self) -> Path:
+        """What the run does while it is worked on."""
+        return self.work / "now.json"
+
+    @property
     def given(self) -> Path:
         """Where a live teacher is written until the run has accepted it."""
         return self.work / "given"

@@ -4,11 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from minitron_nas.distillation import worker
 from minitron_nas.distillation.job import TRAINED, TrainingJob
+from minitron_nas.distillation.training.best import BEST, BestWeights
 from minitron_nas.distillation.training.curve import CurvePoint, TrainingResult
 from minitron_nas.errors import CheckpointError, NonFiniteLossError, PreemptedError, TrainingMemoryError
+from minitron_nas.storage.sealed import write_sealed
 
 
 @pytest.fixture
@@ -45,9 +48,21 @@ def test_result_and_progress_come_back(job):
     assert (job.result(), job.progress()) == (result, (1, 6))
 
 
+def test_the_best_validation_so_far_is_told_while_training_goes_on(job):
+    assert job.best() is None
+    best = BestWeights(job.checkpoints, job.out / TRAINED, 9, "kl_nats", (), writes=True)
+    for step, kl in ((0, 3.0), (2, 1.0), (4, 2.0)):
+        best.judge(step, {"eval_kl_nats": kl}, nn.Linear(1, 1))
+    assert job.best() == (2, 1.0)
+    job.write()
+    BestWeights(job.checkpoints, job.out / TRAINED, 9, "kl_nats", [{"step": 2, "eval_kl_nats": 1.0}], writes=True)
+    assert job.best() == (2, 1.0)
+
+
 def test_a_new_attempt_finds_nothing_of_the_one_before(job):
     job.write_result(TrainingResult(()))
     job.write_progress(1, 6)
+    write_sealed(job.out / BEST, {"step": 0, "value": 1.0})
     job.write_error(1, NonFiniteLossError("nan"))
     job.write()
     assert [path.name for path in job.out.iterdir()] == ["job.json"]

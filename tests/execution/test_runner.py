@@ -118,6 +118,19 @@ def test_progress_counts_jobs_from_those_that_are_done_already(tmp_path):
     assert told == [(2, 4), (3, 4), (4, 4)]
 
 
+def test_who_watches_is_told_what_has_ended_and_how_many_run(tmp_path):
+    told = []
+
+    def watch(tally):
+        told.append((len(tally.keys), tally.running, [outcome.status for outcome in tally.ended.values()]))
+
+    Jobs(LocalRunner(), tmp_path, 1, watch).run(only_even, jobs(2, 3))
+    assert told == [(2, 1, []), (2, 1, ["completed"]), (2, 0, ["completed", "failed"])]
+    told.clear()
+    Jobs(LocalRunner(), tmp_path, 1, watch).run(only_even, jobs(2))
+    assert told == [(1, 0, ["completed"])]
+
+
 def test_as_many_failures_as_allowed_stop_nothing(tmp_path):
     outcomes = run_jobs(LocalRunner(), only_even, jobs(1, 2, 3, 4), tmp_path, 2)
     assert [outcome.status for outcome in outcomes.values()] == ["failed", "completed", "failed", "completed"]

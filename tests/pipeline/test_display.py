@@ -1,5 +1,6 @@
 import os
 import sys
+import time
 
 import pytest
 
@@ -65,6 +66,38 @@ def test_progress_without_a_terminal_is_a_line_every_twenty_seconds(
             progress(done, 100)
     lines = capsys.readouterr().err.splitlines()
     assert lines[1:-1] == [f"stage: {percent}%" for percent in (19, 39, 59, 79, 99)]
+
+
+def test_how_a_stage_stands_is_part_of_the_line_that_tells_how_far_it_is(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    display = ConsoleDisplay()
+    with display.stage("stage", "work") as progress:
+        for done in range(101):
+            clock[0] += 1
+            display.stand(f"{done} of 100 done")
+            progress(done, 100)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[1:-1] == [f"stage: {done}%; {done} of 100 done" for done in (19, 39, 59, 79, 99)]
+    with display.stage("next", "work") as progress:
+        clock[0] += 20
+        progress(1, 2)
+    assert "next: 50%\n" in capsys.readouterr().err
+
+
+def test_how_a_stage_stands_is_shown_below_its_bar_on_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    display = ConsoleDisplay()
+    with display.stage("110M tournament", "in rungs") as progress:
+        display.stand(f"[bold]1 of 4 done[/bold] {'x' * 200}")
+        progress(1, 4)
+        time.sleep(0.3)  # the bar is drawn ten times a second
+    told = capsys.readouterr().err
+    assert "[bold]1 of 4 done[/bold] xxx" in told
+    assert "x" * 81 not in told
 
 
 def test_a_long_line_and_brackets_are_left_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 import csv
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from minitron_nas.reporting.follow import follow
 from minitron_nas.reporting.html import render_report
 from minitron_nas.reporting.run_record import RunRecord, read_run
 from minitron_nas.search.pareto import pareto_front
+from minitron_nas.storage.atomic import write_json
+from minitron_nas.storage.run_folder import RunFolder
 from minitron_nas.storage.schemas import EVALUATIONS
 from minitron_nas.storage.tables import read_rows, write_rows
 
@@ -223,6 +226,11 @@ def test_a_live_page_shows_what_was_written_and_keeps_what_was_chosen(
     page.wait_for_function("document.getElementById('explorer').layout?.yaxis.title.text.includes('loss')")
     assert page.input_value("#candidates [name=text]") == "l28"
     assert page.locator("#live").inner_text() == "live"
+    assert page.locator("#now").inner_text() == ""
+    now = {"stage": "94M tournament", "title": "in rungs", "fraction": 0.25, "standing": "rung 1: 1 of 4 done"}
+    write_json(RunFolder(folder).now, now | {"seconds_left": 600.0, "began": time.time() - 60, "at": time.time()})
+    page.get_by_text("94M tournament: in rungs, for 60 s; 25 %; rung 1: 1 of 4 done; about 10 min left").wait_for()
+    assert page.locator("#now progress").evaluate("(bar) => bar.value") == 0.25
     page.close()
 
 

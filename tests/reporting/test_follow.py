@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from minitron_nas.errors import RunFolderError
 from minitron_nas.reporting import follow as module
 from minitron_nas.reporting import html
 from minitron_nas.reporting.follow import LivePage
+from minitron_nas.storage.atomic import write_json
+from minitron_nas.storage.run_folder import RunFolder
 from minitron_nas.storage.schemas import EVALUATIONS, TRIALS
 from minitron_nas.storage.tables import read_rows, write_rows
 
@@ -77,6 +80,19 @@ def test_nothing_is_written_to_a_folder_that_is_followed(folder: Path) -> None:
     assert sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*")) == before
 
 
+def test_what_each_run_does_now_is_read_without_making_the_page_anew(folder: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(folder, tmp_path / "other")
+    page = LivePage([folder, other])
+    state = page.current()[0]
+    assert page.now() == []
+    now = {"stage": "94M distil", "title": "of a shape", "fraction": None, "standing": "", "seconds_left": None}
+    write_json(RunFolder(other).now, now | {"began": time.time(), "at": time.time()})
+    said = {"stage": "94M distil: of a shape, for 0 s", "fraction": None, "standing": "", "left": ""}
+    assert page.now() == [{"run": "other", **said}]
+    assert LivePage([other]).now() == [{"run": "", **said}]
+    assert page.current()[0] == state
+
+
 def test_a_folder_without_a_plan_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match=r"holds no plan\.yaml"):
         LivePage([tmp_path]).current()
@@ -116,6 +132,7 @@ def test_the_command_shows_the_page_on_loopback_and_ends_with_ctrl_c_in_one_line
     assert (status, "connect-src 'self'" in text) == (200, True)
     state = get(port, "/state")[1]
     assert f'const state = "{state}"' in text
+    assert get(port, "/now") == (200, "[]")
     assert get(port, "/plan.yaml")[0] == 404
     assert get(port, "/", "evil.example:80")[0] == 403
     with socket.create_connection(("127.0.0.1", port)) as gone:  # a browser that goes away while it is answered

@@ -46,6 +46,18 @@ def test_candidates_past_the_limit_lose_those_never_sampled(run: RunRecord, monk
     )
 
 
+def test_candidates_that_came_equally_far_lose_the_furthest_from_the_teacher(
+    run: RunRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sections, "MAX_CANDIDATE_ROWS", 13)
+    worst_first = run.candidates.sort_values("screen_kl_nats", ascending=False)
+    rows = sections.candidate_rows(replace(run, candidates=worst_first))
+    screened_out = run.candidates[run.candidates["outcome"] == "screened_out"]["screen_kl_nats"]
+    shown = [row[9] for row in rows if row[1] == "screened_out"]
+    assert 0 < len(shown) < len(screened_out)
+    assert sorted(shown) == sorted(screened_out)[: len(shown)]
+
+
 def test_rank_correlations_are_told_where_they_are_known(run: RunRecord) -> None:
     known = {"earlier": "screen", "later": "rung 1", "num_candidates": 4, "spearman": 0.8, "kendall": 2 / 3}
     assert sections.correlation_rows(run, "110M") == [{"size": "110M", **known}]

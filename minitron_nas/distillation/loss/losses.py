@@ -1,7 +1,6 @@
 """The distillation loss, from final hidden states and output heads straight to gradients."""
 
 from dataclasses import dataclass
-from math import exp, inf
 from typing import NamedTuple, Self
 
 import torch
@@ -55,18 +54,6 @@ class Losses:
     num_tokens: int
     sequence_kl_nats: tuple[float, ...] = ()
     sequence_loss_nats: tuple[float, ...] = ()
-
-
-def perplexity(loss_nats: float) -> float:
-    """Return exp(loss_nats), infinity where that is no number of 64 bits.
-
-    Args:
-        loss_nats: A mean next-token loss.
-    """
-    try:
-        return exp(loss_nats)
-    except OverflowError:
-        return inf
 
 
 class LossSums:

@@ -2,6 +2,8 @@
 
     best-STEP/model.safetensors, best-STEP/model.checksums.json
 
+Beside the file that the weights go to in the end, `best.json` says which step it is, for whoever looks on.
+
 The untrained student counts, so that no training leaves a student worse than it was. A checkpoint's curve names the
 best validation before it, whose weights stay until the next checkpoint is whole: a training that goes on from there
 finds them, whatever came after.
@@ -18,6 +20,9 @@ from minitron_nas.distillation.training.checkpoints import STUDENT, WEIGHTS, cop
 from minitron_nas.distillation.training.curve import Judge, is_better
 from minitron_nas.distillation.training.together import said_by_first
 from minitron_nas.models.causal_lm import CausalLM
+from minitron_nas.storage.sealed import write_sealed
+
+BEST = "best.json"
 
 
 class BestWeights:
@@ -50,6 +55,7 @@ class BestWeights:
             value = entry.get(f"eval_{judge}")
             if value is not None and is_better(value, self._value):
                 self._step, self._value = entry["step"], value
+        self._tell()
         self.begin_checkpoint()
         self.stand()
 
@@ -66,6 +72,7 @@ class BestWeights:
         if not said_by_first(next(student.parameters()).device, is_better(value, self._value)):
             return
         self._step, self._value = step, value
+        self._tell()
         if step < self._last_step:
             save_weights(self._place(step) / WEIGHTS, nn.ModuleDict({STUDENT: student}), self._writes)
             self._forget_all_but(step, self._of_checkpoint, self._of_next)
@@ -92,6 +99,10 @@ class BestWeights:
             save_last(self._file)
         elif self._writes:
             copy_weights(self._folder / f"best-{self._step}", STUDENT, self._file)
+
+    def _tell(self) -> None:
+        if self._writes and self._step is not None:
+            write_sealed(self._file.with_name(BEST), {"step": self._step, "value": self._value})
 
     def _place(self, step: int) -> Path:
         return self._folder / f"best-{step}"

@@ -10,12 +10,13 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from minitron_nas.architecture.costs import count_embedding_parameters
-from minitron_nas.distillation.loss.losses import Losses, perplexity
+from minitron_nas.distillation.loss.losses import Losses
 from minitron_nas.distillation.loss.validation import validate
 from minitron_nas.distillation.signals.folder import SignalPlace
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache
 from minitron_nas.evaluation.continuations import agreement, continuations, prompts, repetition
 from minitron_nas.evaluation.paired import Row, TaskResults, differences
+from minitron_nas.evaluation.perplexity import perplexity
 from minitron_nas.evaluation.settings import EvaluationSettings
 from minitron_nas.evaluation.speed import measure_speed
 from minitron_nas.execution.device import release_memory

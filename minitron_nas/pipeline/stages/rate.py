@@ -8,6 +8,7 @@ from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.execution.choice import make_runner
 from minitron_nas.execution.runner import Jobs
 from minitron_nas.pipeline import inputs
+from minitron_nas.pipeline.board import Board
 from minitron_nas.pipeline.engine import Done, Left, Stage
 from minitron_nas.pipeline.hop import Hop
 from minitron_nas.pipeline.run import Run
@@ -42,8 +43,9 @@ def find_learning_rate(run: Run, hop: Hop, target: Architecture) -> tuple[Hop, t
     def action(progress: Progress) -> Left:
         work, files = folder / stage.fingerprint, hop.lessons.trials
         begun, start = start_member(run, hop, target, progress)
-        jobs = Jobs(make_runner(plan.runner, run.folder.work / "ray"), work / "results", plan.runner.max_failures)
-        rate, probes = find_rate(begun, files, probing, jobs, work / "checkpoints", progress)
+        board, runner = Board(progress, run.engine.stand), make_runner(plan.runner, run.folder.work / "ray")
+        jobs = Jobs(runner, work / "results", plan.runner.max_failures, board.see)
+        rate, probes = find_rate(begun, files, probing, jobs, work / "checkpoints", board.tokens)
         run.engine.note(f"{hop.label}: {told_rates(rate, probes)}")
         told = {"size": hop.label, "candidate": target.id, "start_kl_nats": start.kl_nats}
         return Left(rate, rows=((RATES, [{**told, **probe.to_row(rate)} for probe in probes]),))

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from minitron_nas.architecture.layout import Layout
@@ -13,6 +13,7 @@ from minitron_nas.execution.choice import make_runner
 from minitron_nas.execution.local import LocalRunner
 from minitron_nas.execution.runner import Jobs, Outcome, Runner
 from minitron_nas.pipeline import inputs
+from minitron_nas.pipeline.board import Board
 from minitron_nas.pipeline.engine import Done, Left, Stage
 from minitron_nas.pipeline.hop import Hop
 from minitron_nas.pipeline.plan import FamilyPlan
@@ -159,8 +160,10 @@ def _screen(run: Run, hop: Hop, pool: Pool) -> Done:
 
     def action(progress: Progress) -> Left:
         # One after the other they gain nothing by workers, each of which takes longer to start than they take.
-        jobs = _jobs(run, hop, run.workers.trials_here).within("screen")
-        done = 0
+        board = Board(progress, run.engine.stand, most)
+        jobs = replace(_jobs(run, hop, run.workers.trials_here).within("screen"), watch=board.see)
+        validation, done = run.tokens.part("validation"), 0
+        tokens = validation.first(num_sequences or validation.num_sequences).num_tokens
 
         def measure(candidates: Sequence[Candidate]) -> dict[str, Outcome]:
             nonlocal done
@@ -172,7 +175,7 @@ def _screen(run: Run, hop: Hop, pool: Pool) -> Done:
                 hop.lessons.files,
                 num_sequences,
                 jobs,
-                lambda each, _: progress(before + each, most),
+                lambda each, _: board.tokens((before + each) * tokens, most * tokens),
             )
 
         here = conditions(run, hop, num_sequences)
@@ -214,7 +217,8 @@ def _contest(
         ids = choice.members([Standing(pool.candidates[index].id, kls[index], ()) for index in screened.result])
         rungs = plan.search.rung_tokens(run.tokens.distillation_tokens)
         if rungs:
-            jobs = _jobs(run, hop)
+            board = Board(progress, run.engine.stand)
+            jobs = replace(_jobs(run, hop), watch=board.see)
             distillation = hop.lessons.of_trials(plan.distillation.at_rate(hop.learning_rate))
             training = ShortTraining(distillation, tuple(rungs), plan.search.reduction, plan.seed)
             with jobs.runner.held():
@@ -225,7 +229,7 @@ def _contest(
                     jobs.within("rungs"),
                     jobs.results / "checkpoints",
                     choice,
-                    progress,
+                    board.tokens,
                 )
             ids = [candidate.id for candidate in chosen]
             _tell_losses(run, f"{hop.label} tournament", {trial.candidate.id: trial.outcome for trial in trials})

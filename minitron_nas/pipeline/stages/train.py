@@ -21,6 +21,7 @@ from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.execution.device import release_memory
 from minitron_nas.models.loading import load_for_training
 from minitron_nas.pipeline import inputs
+from minitron_nas.pipeline.board import Board
 from minitron_nas.pipeline.engine import Done, Left, Stage
 from minitron_nas.pipeline.hop import Hop
 from minitron_nas.pipeline.member import Role, TrainedMember, member_name
@@ -104,7 +105,7 @@ def train_member(run: Run, hop: Hop, role: Role, target: Architecture, number: i
         schedule = Schedule.resolve(settings, run.tokens.distillation_tokens, plan.text.sequence_length)
         files = hop.lessons.files
         job = TrainingJob(start, files, settings, schedule, checkpoints, plan.seed, checkpoints / "training")
-        result = run_training(job, plan.runner, progress)
+        result = run_training(job, plan.runner, Board(progress, run.engine.stand).training(job))
         untrained = _untrained_kl(run, hop, start, result)
         rows = [_curve_row(name, hop.label, role, point) for point in result.curve]
         if result.harm is not None:

@@ -13,9 +13,9 @@ from minitron_nas.alignment.preference import require_trl
 from minitron_nas.alignment.rows import Rows
 from minitron_nas.alignment.settings import AlignmentSettings, Method
 from minitron_nas.alignment.texts import AlignmentTexts, read_conversations, read_pairs
-from minitron_nas.distillation.loss.losses import perplexity
 from minitron_nas.distillation.training.arguments import check_engine
 from minitron_nas.errors import PlanError
+from minitron_nas.evaluation.perplexity import perplexity
 from minitron_nas.execution.choice import check_training
 from minitron_nas.execution.preemption import going_on
 from minitron_nas.execution.settings import RunnerSettings

@@ -24,6 +24,7 @@ from minitron_nas.execution.workers import Workers
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.placement import about_spread
 from minitron_nas.models.source import ModelSource, resolve_teacher, source_name
+from minitron_nas.pipeline.board import Board
 from minitron_nas.pipeline.display import Display, default_display, tell
 from minitron_nas.pipeline.steps.speech import settled, training_files
 from minitron_nas.pipeline.steps.text import read_splits
@@ -148,7 +149,7 @@ def distill(
             TrainingJob(source.path, files, settings, schedule, checkpoints, seed, work / "training"), runner, display
         )
         with display.stage("distil", f"{schedule.num_tokens:,} tokens in {schedule.num_steps} steps") as progress:
-            result = run_training(job, runner, progress)
+            result = run_training(job, runner, Board(progress, display.stand).training(job))
         _tell_harm(display, result)
         lineage = Lineage(
             teacher=Origin(source_name(teacher), other.fingerprint),
@@ -238,7 +239,9 @@ def _at_a_rate(job: TrainingJob, runner: RunnerSettings, display: Display) -> Tr
     jobs = Jobs(make_runner(here, work / "ray"), work / "results", runner.max_failures)
     probing = Probing(settings, probe, job.seed)
     with display.stage("rate", "a few learning rates are tried") as progress:
-        rate, probes = find_rate(job.student, job.files, probing, jobs, work / "checkpoints", progress)
+        board = Board(progress, display.stand)
+        jobs = replace(jobs, watch=board.see)
+        rate, probes = find_rate(job.student, job.files, probing, jobs, work / "checkpoints", board.tokens)
     display.note(told_rates(rate, probes))
     return replace(job, settings=settings.at_rate(rate))
 

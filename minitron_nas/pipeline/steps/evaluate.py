@@ -7,10 +7,11 @@ from tempfile import TemporaryDirectory
 
 from transformers import AutoTokenizer
 
-from minitron_nas.distillation.loss.losses import Losses, perplexity
+from minitron_nas.distillation.loss.losses import Losses
 from minitron_nas.distillation.loss.validation import validate
 from minitron_nas.distillation.signals.teacher import OnlineTeacher, TeacherSignal
 from minitron_nas.errors import DataError
+from minitron_nas.evaluation.perplexity import perplexity
 from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.loading import load_for_inference

@@ -1,0 +1,75 @@
+"""The line that says how a stage stands."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from minitron_nas.execution.runner import Outcome, Tally
+from minitron_nas.pipeline import board as module
+from minitron_nas.pipeline.board import Board
+from minitron_nas.progress import silent
+from minitron_nas.search.contest import trial_key
+
+
+@pytest.fixture
+def told() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds since the start, under the test's control."""
+    now = [0.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def ended(**kls: float | None) -> dict[str, Outcome]:
+    return {
+        key: Outcome(key, "failed" if kl is None else "completed", None if kl is None else {"kl_nats": kl}, None, 1.0)
+        for key, kl in kls.items()
+    }
+
+
+def test_a_screening_counts_over_its_rounds_and_keeps_the_best_of_all(told: list[str]) -> None:
+    board = Board(silent, told.append, most=16)
+    board.see(Tally(["a", "b", "c"], 1, ended(a=0.5, b=None)))
+    assert told[-1] == "1 of 16 done, 1 running, 1 failed; best KL 0.500 nats, a"
+    board.see(Tally(["d", "e"], 2, {}))
+    board.see(Tally(["d", "e"], 1, ended(d=float("nan"))))
+    assert told[-1] == "2 of 16 done, 1 running, 1 failed; best KL 0.500 nats, a"
+
+
+def test_a_tournament_counts_rung_by_rung_and_names_the_shape(told: list[str]) -> None:
+    board = Board(silent, told.append)
+    first = [trial_key(name, 1) for name in ("a", "b")]
+    board.see(Tally(first, 0, ended(**dict(zip(first, (0.5, 0.6), strict=True)))))
+    board.see(Tally([trial_key("a", 2)], 1, {}))
+    assert told[-1] == "rung 2: 0 of 1 done, 1 running, 0 failed; best KL 0.500 nats, a"
+
+
+def test_tokens_a_second_are_those_of_this_process_and_begin_anew_where_another_work_begins(
+    told: list[str], clock: list[float]
+) -> None:
+    shown = list[tuple[int, int]]()
+    board = Board(lambda *far: shown.append(far), told.append)
+    board.tokens(5_000, 10_000)  # another process came so far
+    assert told[-1] == ""
+    clock[0] = 2.0
+    board.tokens(7_000, 10_000)
+    assert told[-1] == "1,000 tokens/s"
+    board.tokens(0, 4_000)
+    clock[0] = 4.0
+    board.tokens(100, 4_000)
+    assert told[-1] == "50.0 tokens/s"
+    assert shown == [(5_000, 10_000), (7_000, 10_000), (0, 4_000), (100, 4_000)]
+
+
+@pytest.mark.parametrize(("judge", "word"), [("kl_nats", "KL"), ("loss_nats", "loss")])
+def test_a_training_tells_its_steps_as_tokens_and_its_best_validation(told: list[str], judge: str, word: str) -> None:
+    job: Any = SimpleNamespace(schedule=SimpleNamespace(tokens_per_step=512), judge=judge, best=lambda: (8, 0.5))
+    shown = list[tuple[int, int]]()
+    Board(lambda *far: shown.append(far), told.append).training(job)(10, 100)
+    assert shown == [(5_120, 51_200)]
+    assert told == [f"best {word} 0.500 nats after 4.096k tokens"]
