@@ -167,7 +167,7 @@ class _Costs:
             label, student = size.label, self._students[size]
             if plan.kd_teacher == "previous" and source != "teacher":
                 yield f"{source} signal", self._signal(forward)
-            yield f"{source} score", _on_one(forward * self._tokens.calibration, _SCORING)
+            yield f"{source} score", self._score(forward)
             if plan.start == "rotate" or plan.repair == "ridge":
                 yield f"{source} prepare", self._prepare(forward, share)
             yield f"{label} screen", self._screen(size, student)
@@ -199,14 +199,25 @@ class _Costs:
         flops = headless * heard + said * cached
         return StageWork(flops, flops / self._devices.trials_at_once(self._plan.runner))
 
+    def _score(self, forward: float) -> StageWork:
+        """The text's shards are shared."""
+        flops = forward * self._tokens.calibration
+        return StageWork(flops, flops * _SCORING / self._devices.trials_at_once(self._plan.runner))
+
     def _prepare(self, forward: float, share: float) -> StageWork:
-        """One pass for the rotation and one for the repair; a second moment is a product of its matrix' size."""
-        flops = 0.0
+        """One pass for the rotation and one for the repair; a second moment is a product of its matrix' size.
+
+        Those of the layers are shared, and each device that measures some runs the whole model.
+        """
+        at_once = self._devices.trials_at_once(self._plan.runner)
+        flops = path = 0.0
         for readers, wanted in (("norms", self._plan.start == "rotate"), ("projections", self._plan.repair == "ridge")):
             if wanted:
                 values = moments_bytes(self._teacher, readers) / 4  # type: ignore[arg-type]
-                flops += self._tokens.calibration * (forward + 2 * values * share)
-        return _on_one(flops)
+                products = 2 * values * share
+                flops += self._tokens.calibration * (forward * at_once + products)
+                path += self._tokens.calibration * (forward + products / at_once)
+        return StageWork(flops, path)
 
     def _screen(self, size: Size, student: float) -> StageWork:
         search, length = self._plan.search, self._plan.text.sequence_length
@@ -271,6 +282,6 @@ class _Costs:
         return StageWork(number * flops, waves * flops / devices)
 
 
-def _on_one(flops: float, slowness: float = 1.0) -> StageWork:
+def _on_one(flops: float) -> StageWork:
     """Work of one device."""
-    return StageWork(flops, flops * slowness)
+    return StageWork(flops, flops)
