@@ -9,6 +9,7 @@ from typing import Self
 from minitron_nas.architecture.costs import forward_flops_per_token
 from minitron_nas.architecture.layout import Layout
 from minitron_nas.distillation.training.schedule import Schedule
+from minitron_nas.importance.sums import text_shards
 from minitron_nas.models.outline import Outline
 from minitron_nas.pipeline.clock import StageWork
 from minitron_nas.pipeline.devices import Devices
@@ -202,14 +203,16 @@ class _Costs:
     def _score(self, forward: float) -> StageWork:
         """The text's shards are shared."""
         flops = forward * self._tokens.calibration
-        return StageWork(flops, flops * _SCORING / self._devices.trials_at_once(self._plan.runner))
+        shards = text_shards(ceil(self._tokens.calibration / self._plan.text.sequence_length))
+        return StageWork(flops, flops * _SCORING / min(self._devices.trials_at_once(self._plan.runner), len(shards)))
 
     def _prepare(self, forward: float, share: float) -> StageWork:
         """One pass for the rotation and one for the repair; a second moment is a product of its matrix' size.
 
         Those of the layers are shared, and each device that measures some runs the whole model.
         """
-        at_once = self._devices.trials_at_once(self._plan.runner)
+        num_layers = self._teacher.architecture.num_hidden_layers
+        at_once = min(self._devices.trials_at_once(self._plan.runner), num_layers)
         flops = path = 0.0
         for readers, wanted in (("norms", self._plan.start == "rotate"), ("projections", self._plan.repair == "ridge")):
             if wanted:

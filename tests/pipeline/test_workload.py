@@ -90,6 +90,17 @@ def test_two_passes_prepare_a_source_and_each_multiplies_what_it_measures(
     assert estimate("repair=none")["teacher prepare"].flops == pytest.approx(one)
 
 
+def test_devices_share_the_text_of_scores_and_the_layers_of_moments(
+    estimate: Any, teacher: Checkpoint, forward: int
+) -> None:
+    many = estimate("runner.kind=ray", devices=Devices("gpu", 16, 10**10))
+    products = (moments_bytes(teacher, "norms") + moments_bytes(teacher, "projections")) / 2
+    assert many["teacher score"].flops == estimate()["teacher score"].flops
+    assert many["teacher score"].path_flops == pytest.approx(estimate()["teacher score"].path_flops / 8)  # 32 sequences
+    assert many["teacher prepare"].flops == pytest.approx(2_048 * (5 * 2 * forward + products))
+    assert many["teacher prepare"].path_flops == pytest.approx(2_048 * (2 * forward + products / 5))
+
+
 def test_a_student_costs_what_the_shapes_of_its_size_cost(estimate: Any, teacher: Checkpoint) -> None:
     plain, more = estimate("repair=none"), estimate("repair=none", "distillation.num_evaluations=8")
     space = make_plan({"teacher": "x", "sizes": [1], "data": "x"}).space
