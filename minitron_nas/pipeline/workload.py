@@ -179,10 +179,12 @@ class _Costs:
                 yield f"{label} rate", self._rate(self._probe, student, lecturer, 0.0 if with_starts else forward)
                 with_starts = max(with_starts, 1)
             members: list[tuple[Role, int]] = [("student", number) for number in range(1, plan.members_per_size + 1)]
-            for role, number in (*members, *((baseline, 1) for baseline in plan.baselines)):
+            members += [(baseline, 1) for baseline in plan.baselines]
+            for index, (role, number) in enumerate(members):
                 name = member_name(label, role, number)
                 begun = role == "random_weights" or (role == "student" and number <= with_starts)
-                yield f"{name} distil", self._distil(student, lecturer, 0.0 if begun else forward)
+                waves = self._waves(len(members), index)
+                yield f"{name} distil", self._distil(student, lecturer, 0.0 if begun else forward, waves)
                 yield f"{name} evaluate", self._evaluate(student, self._first)
             whole = self._teacher.num_parameters
             source, forward, share = label, student, expected_parameters(size, self._pools[size], whole) / whole
@@ -262,13 +264,18 @@ class _Costs:
         beside = lecturer if settings.asks_teacher and not settings.caches_training else 0.0
         return num_tokens * (BACKWARD * student + beside)
 
-    def _distil(self, student: float, lecturer: float, repaired_from: float) -> StageWork:
+    def _waves(self, num_members: int, index: int) -> int:
+        """Return how many trainings one after the other a member's stage takes; the first's has those side by side."""
+        at_once = self._devices.distillations_at_once(self._plan.runner, self._plan.distillation, self._schedule)
+        return 1 if at_once == 1 else 0 if index else ceil(num_members / at_once)
+
+    def _distil(self, student: float, lecturer: float, repaired_from: float, waves: int) -> StageWork:
         settings, runner = self._plan.distillation, self._plan.runner
         shared = self._training(self._tokens.distillation, student, lecturer)
         shared += student * self._tokens.validation * (1 + settings.num_evaluations)
         alone = student * _CUT_AS_TOKENS + self._start(student, repaired_from)
         devices = self._devices.of_a_distillation(runner, settings, self._schedule)
-        return StageWork(shared + alone, shared / devices + alone)
+        return StageWork(shared + alone, waves * shared / devices + alone)
 
     def _evaluate(self, forward: float, beside: float = 0.0) -> StageWork:
         """Speed is measured in turns with the teacher."""

@@ -112,6 +112,17 @@ def test_a_student_costs_what_the_shapes_of_its_size_cost(estimate: Any, teacher
     assert plain["60k distil"].flops == pytest.approx(each * (3 * 10_000 + 3 * 1_024 + CUTTING))
 
 
+def test_members_that_have_room_are_trained_side_by_side_in_the_stage_of_the_first(estimate: Any) -> None:
+    runner = ("runner.kind=ray", "runner.num_processes=2", "repair=none")
+    names = [f"90k{role} distil" for role in ("", "-depth-only", "-random-weights")]
+    alone, beside = (estimate(*runner, devices=Devices("gpu", number, 10**10)) for number in (2, 4))
+    assert [alone[name].flops for name in names] == [beside[name].flops for name in names]
+    first, *others = (beside[name].path_flops for name in names)
+    cut = others[0]
+    assert others == [cut, cut]
+    assert first - cut == pytest.approx(2 * (alone[names[0]].path_flops - cut))  # two and then one, of three
+
+
 def test_repair_is_expected_for_what_is_pruned_alone(estimate: Any, forward: int) -> None:
     repaired, plain = estimate(), estimate("repair=none")
     assert repaired["90k tournament"].flops - plain["90k tournament"].flops > 3 * 3 * forward * 2_048
