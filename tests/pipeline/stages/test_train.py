@@ -95,7 +95,7 @@ class Cluster:
         patch.setattr(Workers, "held", lambda workers: nullcontext())
         patch.setattr(Workers, "_on_cluster", self.work)
 
-    def work(self, workers: Workers, function: Any, parts: Any, progress: Any) -> list[Any]:
+    def work(self, function: Any, parts: Any, progress: Any) -> list[Any]:
         if function is side_by_side.carry_out:
             self.trained.append([part["job"].checkpoints.name for part in parts])
         more = {} if progress is None else {"progress": progress}
