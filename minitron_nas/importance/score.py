@@ -209,6 +209,10 @@ class _Collector:
         cosine = cosine_similarity(inputs.float(), output.float(), dim=-1)
         self._add_samples(f"cosines.{layer}", cosine.mean(dim=1, keepdim=True))
 
+    def leave_device(self) -> None:
+        """Bring all sums to main memory, which has room for those of a whole model."""
+        self.sums = {place: sums.cpu() for place, sums in self.sums.items()}
+
     def _add_samples(self, place: str, samples: Tensor) -> None:
         sums = sample_sums(samples)
         self.sums[place] = self.sums[place] + sums if place in self.sums else sums
@@ -260,6 +264,7 @@ def _hooks(layout: Layout, collector: _Collector, section: Section) -> Iterator[
         for layer in section.layers:
             measure(layer)
         yield
+        collector.leave_device()
     finally:
         for handle in handles:
             handle.remove()

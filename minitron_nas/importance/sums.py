@@ -142,7 +142,7 @@ class SumsFolder:
             sums: Its sums.
         """
         with whole_file(self._file(shard)) as partial:
-            save_file({place: each.cpu() for place, each in sums.items()}, partial)
+            save_file(sums, partial)
 
     def total(self) -> Sums:
         """Return the sums of the whole text, none of whose shards is missing."""

@@ -1,6 +1,9 @@
 """Several trainings of a size at once, where the machines have room for them."""
 
+import sys
+import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -8,11 +11,12 @@ from minitron_nas.distillation.job import TrainingJob
 from minitron_nas.distillation.launch import run as run_training
 from minitron_nas.distillation.training.arguments import most_processes
 from minitron_nas.distillation.training.schedule import Schedule
-from minitron_nas.errors import PlanError
+from minitron_nas.errors import PlanError, WorkerError
 from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.execution.workers import Workers
 from minitron_nas.pipeline.run import Run
 from minitron_nas.progress import Progress
+from minitron_nas.storage.machine import machine_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,23 +65,31 @@ class Trainers:
     def train(self, jobs: Sequence[TrainingJob], progress: Progress) -> None:
         """Carry out trainings, as many at once as there is room for; what comes out lies where each job says.
 
+        One that fails leaves nothing: it goes on alone in its own stage, which says why it fails, and when the stages
+        before it have ended.
+
         Args:
             jobs: The trainings.
             progress: Told how far they are together.
 
         Raises:
-            MinitronNasError: What a training raises on purpose; the others go on at their last checkpoints.
-            WorkerError: If a worker was lost again and again, or a training failed by a defect.
+            MachineError: If a disk is full, read-only, failing or gone, here or where a job ran.
         """
-        self.workers.share(carry_out, [{"job": job, "runner": self.runner} for job in jobs], progress)
+        with suppress(WorkerError):  # lost again and again
+            self.workers.share(carry_out, [{"job": job, "runner": self.runner} for job in jobs], progress)
 
 
 def carry_out(job: TrainingJob, runner: RunnerSettings, progress: Progress) -> None:
-    """Carry out one of them, in a worker.
+    """Carry out one of them, in a worker; what it raises, but for faults of the machine, is printed.
 
     Args:
         job: The training.
         runner: How it runs.
         progress: Told about optimizer steps.
     """
-    run_training(job, runner, progress)
+    try:
+        run_training(job, runner, progress)
+    except Exception as error:
+        if machine_error(error) is not None:
+            raise
+        sys.stderr.write(f"{job.checkpoints.name}: {traceback.format_exc()}")

@@ -12,6 +12,7 @@ import pytest
 from minitron_nas.execution.workers import Workers
 from minitron_nas.pipeline.family import Family
 from minitron_nas.pipeline.stages import side_by_side, train
+from minitron_nas.progress import silent
 from minitron_nas.search import start
 
 
@@ -130,6 +131,36 @@ def test_members_are_trained_one_after_another_where_there_is_room_for_one(
     assert weights(untrained) == weights(one_after_another)
 
 
+def test_a_member_that_fails_stops_no_other_and_is_named_in_its_own_stage(
+    one_after_another: Path, untrained: Path, build: Callable[..., Family], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster, run_training, tried = Cluster(monkeypatch, 2), train.run_training, list[str]()
+
+    def failing(job: Any, *arguments: Any) -> Any:
+        tried.append(job.checkpoints.name)
+        if job.checkpoints.name == "90k":
+            raise ZeroDivisionError("of mine")
+        return run_training(job, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError, match="of mine"):
+        patch.setattr(side_by_side, "run_training", failing)
+        patch.setattr(train, "run_training", failing)
+        build(untrained, BASELINES)
+    assert tried == ["90k", "90k-random-weights", "90k"]
+    build(untrained, BASELINES)
+    assert cluster.trained == [["90k", "90k-random-weights"], ["90k"]]
+    assert weights(untrained) == weights(one_after_another)
+
+
+def test_a_disk_that_fails_ends_all_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device", "/disk/weights")
+
+    monkeypatch.setattr(side_by_side, "run_training", full)
+    with pytest.raises(OSError, match="No space left"):
+        side_by_side.carry_out(None, None, silent)  # type: ignore[arg-type]
+
+
 def test_a_kill_leaves_what_was_trained_and_the_ledger_names_what_is_finished(
     one_after_another: Path, untrained: Path, build: Callable[..., Family], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,4 +190,26 @@ def test_a_kill_leaves_what_was_trained_and_the_ledger_names_what_is_finished(
     build(untrained, BASELINES)
     assert cluster.trained == [["90k", "90k-random-weights"], ["90k-random-weights"]]
     assert exported == ["90k", "90k-random-weights", "90k-random-weights"]
+    assert weights(untrained) == weights(one_after_another)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray warns of its own settings
+def test_two_workers_of_a_cluster_train_members_side_by_side(
+    one_ray: object,
+    one_after_another: Path,
+    untrained: Path,
+    build: Callable[..., Family],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trained, train_jobs = list[list[str]](), side_by_side.Trainers.train
+
+    def watched(trainers: side_by_side.Trainers, jobs: Any, progress: Any) -> None:
+        train_jobs(trainers, jobs, progress)
+        trained.append([job.checkpoints.name for job in jobs if job.is_done])
+
+    monkeypatch.setattr(side_by_side.Trainers, "train", watched)
+    build(untrained, BASELINES, "runner={kind: ray, address: auto, cpus_per_trial: 1, gpus_per_trial: 0}")
+    assert trained == [["90k", "90k-random-weights"]]
     assert weights(untrained) == weights(one_after_another)
