@@ -8,3 +8,14 @@ Progress = Callable[[int, int], None]
 
 def silent(done: int, total: int) -> None:
     """Report to nobody."""
+
+
+def part_of(progress: Progress, before: int, total: int) -> Progress:
+    """Return what tells of one part of some work, among others.
+
+    Args:
+        progress: Told of all of it.
+        before: How much there is before that part.
+        total: How much there is.
+    """
+    return lambda done, _: progress(before + done, total)

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import logging
 import os
 import random
 import sys
@@ -280,3 +281,22 @@ def _until(num_characters: int, documents: Iterator[str]) -> Iterator[str]:
         num_characters -= len(document)
         if num_characters <= 0:
             return
+
+
+@pytest.fixture(scope="session")
+def one_ray() -> Iterator[Any]:
+    """An embedded Ray of two CPUs, started once for all tests."""
+    import ray
+
+    from minitron_nas.execution import ray_tune  # noqa: F401 - sets what Ray reads from the environment
+
+    ray.init(
+        num_cpus=2,
+        num_gpus=0,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=10**8,
+    )
+    yield ray
+    ray.shutdown()

@@ -55,6 +55,22 @@ def count_nodes(settings: RunnerSettings, folder: Path) -> int:
         return ray_session.num_nodes()
 
 
+def count_gpus(settings: RunnerSettings, folder: Path) -> int:
+    """Return how many GPUs all nodes of a Ray cluster have.
+
+    Args:
+        settings: Name it.
+        folder: For Ray's state; removed.
+
+    Raises:
+        PlanError: If no cluster answers.
+    """
+    from minitron_nas.execution import ray_session  # deferred: Ray is imported where it is used
+
+    with ray_session.connected(settings.address, folder):
+        return ray_session.num_gpus()
+
+
 def check_training(settings: RunnerSettings, sharded: bool) -> None:
     """Refuse a Ray cluster that does not answer, or a Ray that cannot be started here, if a training will be on Ray.
 

@@ -22,7 +22,7 @@ class RunnerSettings(Settings):
         gpus_per_trial: GPUs of one trial; without it, one where there are any. Several train it together, with
             `distillation.deepspeed` where that is set; with `local`, all of this machine's do.
         num_processes: Processes of one full distillation; without it, one for each GPU as far as the
-            batch divides, else one.
+            batch divides, else one. Where nodes have room for several trainings, a size's members train side by side.
         max_worker_losses: How often a trial or training whose worker died is tried again.
         max_failures: A search stops when more trials than this fail by an error of their own.
         timeout_factor: A trial is given up that takes this many times as long as the slowest that has ended in its

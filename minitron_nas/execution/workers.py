@@ -15,7 +15,7 @@ import torch
 
 from minitron_nas import errors
 from minitron_nas.errors import MachineError, MinitronNasError, WorkerError
-from minitron_nas.execution.choice import make_runner
+from minitron_nas.execution.choice import count_gpus, make_runner
 from minitron_nas.execution.runner import Job, Outcome, last_line
 from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.progress import Progress, silent
@@ -72,6 +72,14 @@ class Workers:
             PlanError: If no cluster answers, or none of its nodes has what one job asks for.
         """
         return 1 if self.here else make_runner(self.settings, self.folder / "ray").room()
+
+    def num_gpus(self) -> int:
+        """Return how many GPUs there are where jobs run.
+
+        Raises:
+            PlanError: If no cluster answers.
+        """
+        return torch.cuda.device_count() if self.here else count_gpus(self.settings, self.folder / "ray")
 
     def held(self) -> AbstractContextManager[None]:
         """Keep what calls start until the block ends, for all calls in it.

@@ -26,43 +26,34 @@ def over_sequence(activations: Tensor, aggregation: Aggregation) -> Tensor:
     return wide.var(dim=1, unbiased=False)
 
 
-class BatchAggregate:
-    """The same three functions over samples, accumulated batch by batch in float64."""
+def sample_sums(samples: Tensor) -> Tensor:
+    """Sum up what aggregating over samples needs of some of them; of two sets of samples both sums add up.
 
-    def __init__(self) -> None:
-        """Start from nothing."""
-        self._sum = torch.zeros((), dtype=torch.float64)
-        self._sum_of_squares = torch.zeros((), dtype=torch.float64)
-        self._num_samples = 0
+    Args:
+        samples: (num_samples, num_units), any float dtype.
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing was added."""
-        return self._num_samples == 0
+    Returns:
+        (3, num_units), float64: number, sum and sum of squares.
+    """
+    wide = samples.double()
+    total = wide.sum(dim=0)
+    return torch.stack([torch.full_like(total, len(wide)), total, (wide * wide).sum(dim=0)])
 
-    def add(self, samples: Tensor) -> None:
-        """Add a batch of shape (batch, num_units).
 
-        Args:
-            samples: (batch, num_units), any float dtype.
-        """
-        wide = samples.double()
-        self._sum = self._sum.to(wide.device) + wide.sum(dim=0)
-        self._sum_of_squares = self._sum_of_squares.to(wide.device) + (wide * wide).sum(dim=0)
-        self._num_samples += len(samples)
+def over_samples(sums: Tensor, aggregation: Aggregation) -> Tensor:
+    """Aggregate samples by the same three functions.
 
-    def score(self, aggregation: Aggregation) -> Tensor:
-        """Return (num_units,), float32, on the CPU."""
-        if aggregation == "l2":
-            result = self._sum_of_squares.sqrt()
-        else:
-            mean = self._sum / self._num_samples
-            result = mean
-            if aggregation == "variance":
-                # Rounding may leave a constant unit slightly below zero.
-                result = (self._sum_of_squares / self._num_samples - mean * mean).clamp(min=0)
-        return result.float().cpu()
+    Args:
+        sums: (3, num_units), as `sample_sums` returns them.
+        aggregation: Which of the three.
 
-    def mean(self) -> Tensor:
-        """Return the plain mean over samples, (num_units,), float32, on the CPU."""
-        return self.score("mean")
+    Returns:
+        (num_units,), float32, on the CPU.
+    """
+    number, total, squares = sums.unbind()
+    if aggregation == "l2":
+        return squares.sqrt().float().cpu()
+    mean = total / number
+    # Rounding may leave the variance of a constant unit slightly below zero.
+    result = (squares / number - mean * mean).clamp(min=0) if aggregation == "variance" else mean
+    return result.float().cpu()

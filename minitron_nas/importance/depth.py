@@ -22,8 +22,9 @@ from minitron_nas.distillation.signals.targets import HiddenTargets
 from minitron_nas.distillation.signals.teacher import OnlineTeacher, TeacherSignal
 from minitron_nas.evaluation.settings import EvaluationSettings
 from minitron_nas.evaluation.tasks import Task
-from minitron_nas.importance.layer_removal import BATCH_SEQUENCES, FirstLayers, run_text, without_layers
+from minitron_nas.importance.layer_removal import FirstLayers, run_text, without_layers
 from minitron_nas.importance.settings import DepthSettings
+from minitron_nas.importance.sums import BATCH_SEQUENCES
 from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.layer_model import LayerOutput, decoder_layers, layer_input, states_of
 from minitron_nas.text.tokens import PackedTokens

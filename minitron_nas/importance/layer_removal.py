@@ -10,12 +10,10 @@ from torch import Tensor
 
 from minitron_nas.architecture.layout import Layout
 from minitron_nas.distillation.signals.teacher import final_hidden
+from minitron_nas.importance.sums import BATCH_SEQUENCES
 from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.layer_model import LayerOutput, decoder_layers, input_of
 from minitron_nas.text.tokens import PackedTokens
-
-BATCH_SEQUENCES = 4
-"""Of every pass over the text."""
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Second moments: of the residual stream as every norm sees it, and of what every output projection reads."""
 
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Collection, Iterator, MutableMapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -9,8 +10,10 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from minitron_nas.architecture.layout import Layout, TensorRow
+from minitron_nas.architecture.layout import HIDDEN, Layout, TensorRow
+from minitron_nas.architecture.spec import Architecture
 from minitron_nas.importance.experts import expert_neurons, sent_to
+from minitron_nas.importance.sums import BATCH_SEQUENCES
 from minitron_nas.importance.sweep import Section, one_pass, sweep
 from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.checkpoint import Checkpoint
@@ -27,8 +30,9 @@ def second_moments(
     calibration: PackedTokens,
     kept: MutableMapping[str, Tensor],
     readers: Readers = "all",
-    batch_sequences: int = 4,
+    batch_sequences: int = BATCH_SEQUENCES,
     progress: Progress = silent,
+    layers: Collection[int] | None = None,
 ) -> None:
     """Measure E[x x^T] over the tokens of a text.
 
@@ -46,8 +50,9 @@ def second_moments(
         readers: Of what to measure it.
         batch_sequences: Sequences of one forward pass.
         progress: Told about tokens.
+        layers: In which of them; in all by default. What belongs to none counts to the last.
     """
-    one_pass(model, calibration, partial(_hooks, layout, kept, readers), batch_sequences, progress)
+    one_pass(model, calibration, partial(_hooks, layout, kept, readers, layers), batch_sequences, progress)
 
 
 def sweep_moments(
@@ -56,8 +61,9 @@ def sweep_moments(
     folder: Path,
     kept: MutableMapping[str, Tensor],
     readers: Readers = "all",
-    batch_sequences: int = 4,
+    batch_sequences: int = BATCH_SEQUENCES,
     progress: Progress = silent,
+    layers: Collection[int] | None = None,
 ) -> None:
     """Measure the same with one layer, and its matrices, in memory at a time.
 
@@ -69,12 +75,53 @@ def sweep_moments(
         readers: Of what to measure it.
         batch_sequences: Sequences of one forward pass.
         progress: Told about tokens, counted once for every layer.
+        layers: In which of them, as above.
 
     Raises:
         DiskSpaceError: If neither memory nor disk can hold the hidden states.
     """
-    watch = partial(_hooks, checkpoint.layout, kept, readers)
-    sweep(checkpoint, calibration, watch, folder, batch_sequences, progress)
+    watch = partial(_hooks, checkpoint.layout, kept, readers, layers)
+    sweep(checkpoint, calibration, [(calibration.num_sequences, watch)], folder, batch_sequences, progress)
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A matrix that is measured.
+
+    Attributes:
+        name: Of the norm's gain or the projection's weight in the table.
+        layer: In which it is measured.
+        size: Its rows and columns.
+    """
+
+    name: str
+    layer: int
+    size: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the matrix."""
+        return 4 * self.size**2
+
+
+def moments_of(layout: Layout, architecture: Architecture, readers: Readers) -> list[Moment]:
+    """Return the second moments of a model, in the order of its table.
+
+    Args:
+        layout: The table of its family.
+        architecture: Its shape.
+        readers: Those of what.
+    """
+    norms = layout.stream_norms() if readers != "projections" else ()
+    writers = layout.writers() if readers != "norms" else ()
+    last = architecture.num_hidden_layers - 1
+    found = []
+    for place in layout.tensors(architecture):
+        if place.row in (*norms, *writers):
+            shape = place.row.shape(architecture)
+            size = shape[0] if place.row in norms else shape[1 - place.row.dims.index(HIDDEN)]
+            found.append(Moment(place.name, last if place.layer is None else place.layer, size))
+    return found
 
 
 def normalised(stream: Tensor, layout: Layout) -> Tensor:
@@ -106,9 +153,16 @@ class _Sum:
 
 
 @contextmanager
-def _hooks(layout: Layout, kept: MutableMapping[str, Tensor], readers: Readers, section: Section) -> Iterator[None]:
+def _hooks(
+    layout: Layout,
+    kept: MutableMapping[str, Tensor],
+    readers: Readers,
+    layers: Collection[int] | None,
+    section: Section,
+) -> Iterator[None]:
     sums: dict[str, _Sum] = {}
     handles = []
+    own = {layer for layer in section.layers if layers is None or layer in layers}
 
     def add(name: str, values: Tensor) -> None:
         flat = values.float().flatten(0, -2)
@@ -134,12 +188,12 @@ def _hooks(layout: Layout, kept: MutableMapping[str, Tensor], readers: Readers, 
     try:
         for row in layout.stream_norms() if readers != "projections" else ():
             if row.per_layer:
-                for layer in section.layers_with(row, layout):
+                for layer in own.intersection(section.layers_with(row, layout)):
                     watch_norm(row, layer)
-            elif section.is_last:
+            elif section.is_last and section.layers[-1] in own:
                 watch_norm(row, None)
         for row in layout.writers() if readers != "norms" else ():
-            for layer in section.layers_with(row, layout):
+            for layer in own.intersection(section.layers_with(row, layout)):
                 watch_input(row, layer)
         yield
         for name in list(sums):

@@ -1,22 +1,25 @@
 """Passes of calibration text through a checkpoint: as a whole, or layer by layer where memory is too small."""
 
-from collections.abc import MutableMapping
+from collections.abc import Collection, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from torch import Tensor
 
+from minitron_nas.distillation.signals.folder import WHOLE, Share
 from minitron_nas.errors import PlanError
 from minitron_nas.execution.device import release_memory
 from minitron_nas.importance.moments import Readers, second_moments, sweep_moments
-from minitron_nas.importance.score import score_importance, sweep_importance
+from minitron_nas.importance.score import score_sums, sweep_sums
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
+from minitron_nas.importance.sums import SumsFolder, scores_of
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.loading import load_whole
 from minitron_nas.models.outline import Outline
 from minitron_nas.models.placement import fits_in_memory, whole_model_bytes
-from minitron_nas.progress import Progress
+from minitron_nas.progress import Progress, part_of
 from minitron_nas.settings import about_bytes
 from minitron_nas.text.tokens import PackedTokens
 
@@ -57,33 +60,66 @@ class CalibrationPass:
         Raises:
             DiskSpaceError: If neither memory nor disk can hold the hidden states of the text.
         """
-        checkpoint = self.checkpoint
+        with TemporaryDirectory(dir=self.folder) as path:
+            kept = SumsFolder(Path(path), self.text)
+            self.sum_up(settings, kept, WHOLE, progress)
+            return scores_of(kept.total(), self.checkpoint.architecture, self.checkpoint.layout, settings)
+
+    def sum_up(self, settings: ImportanceSettings, kept: SumsFolder, share: Share, progress: Progress) -> None:
+        """Keep what scores are made of, as far as it is missing.
+
+        Args:
+            settings: How a sample's tokens are aggregated.
+            kept: Gets the sums of the text's shards.
+            share: Which of them, where several processes measure at once.
+            progress: Told what is done of what was missing.
+
+        Raises:
+            DiskSpaceError: If neither memory nor disk can hold the hidden states of the text.
+        """
+        missing = share.of(kept.missing())
+        if not missing:
+            return
+        checkpoint, text, parts = self.checkpoint, kept.text_of(missing), [len(kept.shards[each]) for each in missing]
         if not self.whole:
-            return sweep_importance(checkpoint, self.text, settings, self.folder, progress=progress)
-        model = load_whole(checkpoint.path)
-        scores = score_importance(
-            model, checkpoint.architecture, checkpoint.layout, self.text, settings, progress=progress
-        )
+            sums = sweep_sums(checkpoint, text, parts, settings, self.folder, progress=progress)
+            for shard, each in zip(missing, sums, strict=True):
+                kept.write(shard, each)
+            return
+        model, done = load_whole(checkpoint.path), 0
+        for shard in missing:
+            part = kept.text_of([shard])
+            told = part_of(progress, done, text.num_tokens)
+            kept.write(
+                shard, score_sums(model, checkpoint.architecture, checkpoint.layout, part, settings, progress=told)
+            )
+            done += part.num_tokens
         del model
         release_memory()
-        return scores
 
-    def moments(self, readers: Readers, kept: MutableMapping[str, Tensor], progress: Progress) -> None:
+    def moments(
+        self,
+        readers: Readers,
+        kept: MutableMapping[str, Tensor],
+        progress: Progress,
+        layers: Collection[int] | None = None,
+    ) -> None:
         """Measure second moments, as `second_moments` says.
 
         Args:
             readers: Of what to measure them.
             kept: Gets the matrices.
             progress: Told what is done.
+            layers: In which of them; in all by default.
 
         Raises:
             DiskSpaceError: If neither memory nor disk can hold the hidden states of the text.
         """
         if not self.whole:
-            sweep_moments(self.checkpoint, self.text, self.folder, kept, readers, progress=progress)
+            sweep_moments(self.checkpoint, self.text, self.folder, kept, readers, progress=progress, layers=layers)
             return
         model = load_whole(self.checkpoint.path)
-        second_moments(model, self.checkpoint.layout, self.text, kept, readers, progress=progress)
+        second_moments(model, self.checkpoint.layout, self.text, kept, readers, progress=progress, layers=layers)
         del model
         release_memory()
 

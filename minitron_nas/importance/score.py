@@ -1,9 +1,9 @@
 """One forward-only pass over calibration text that scores every prunable part, at once or layer by layer."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from math import nan, prod
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from minitron_nas.architecture.layout import NEURON_AXES, Axis, Layout, axis_sizes
+from minitron_nas.architecture.layout import Axis, Layout
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.importance.aggregation import BatchAggregate, over_sequence
+from minitron_nas.importance.aggregation import over_sequence, sample_sums
 from minitron_nas.importance.experts import expert_neurons, expert_outputs, sent_to
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import ImportanceSettings
+from minitron_nas.importance.sums import BATCH_SEQUENCES, Sums, added, hidden_place, scores_of, text_shards
 from minitron_nas.importance.sweep import Section, one_pass, sweep
 from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.layer_model import LayerOutput, layer_input, states_of
-from minitron_nas.progress import Progress, silent
+from minitron_nas.progress import Progress, part_of, silent
 from minitron_nas.text.tokens import PackedTokens
 
 
@@ -55,9 +56,19 @@ def score_importance(
     Source: Muralidharan et al. 2024 (arXiv 2407.14679), section 2.2; KV groups after the
     independent KV-head contribution of Puzzle (arXiv 2411.19146).
     """
-    collector = _Collector(architecture, layout, settings)
-    one_pass(model, calibration, partial(_hooks, layout, collector), batch_sequences, progress)
-    return collector.scores()
+    parts = (
+        score_sums(
+            model,
+            architecture,
+            layout,
+            calibration.sequences(torch.tensor(shard)),
+            settings,
+            batch_sequences,
+            part_of(progress, shard.start * calibration.input_ids.shape[1], calibration.num_tokens),
+        )
+        for shard in text_shards(calibration.num_sequences, batch_sequences)
+    )
+    return scores_of(added(parts), architecture, layout, settings)
 
 
 def sweep_importance(
@@ -65,10 +76,10 @@ def sweep_importance(
     calibration: PackedTokens,
     settings: ImportanceSettings,
     folder: Path,
-    batch_sequences: int = 4,
+    batch_sequences: int = BATCH_SEQUENCES,
     progress: Progress = silent,
 ) -> ImportanceScores:
-    """Score the same with one layer in memory at a time; the scores are those of one pass.
+    """Score the same with one layer in memory at a time; the scores are those of `score_importance`.
 
     Args:
         checkpoint: The model.
@@ -81,102 +92,130 @@ def sweep_importance(
     Raises:
         DiskSpaceError: If neither memory nor disk can hold the hidden states.
     """
-    collector = _Collector(checkpoint.architecture, checkpoint.layout, settings)
-    watch = partial(_hooks, checkpoint.layout, collector)
-    sweep(checkpoint, calibration, watch, folder, batch_sequences, progress)
-    return collector.scores()
+    parts = [len(shard) for shard in text_shards(calibration.num_sequences, batch_sequences)]
+    sums = sweep_sums(checkpoint, calibration, parts, settings, folder, batch_sequences, progress)
+    return scores_of(added(sums), checkpoint.architecture, checkpoint.layout, settings)
+
+
+def score_sums(
+    model: CausalLM,
+    architecture: Architecture,
+    layout: Layout,
+    text: PackedTokens,
+    settings: ImportanceSettings,
+    batch_sequences: int = BATCH_SEQUENCES,
+    progress: Progress = silent,
+) -> Sums:
+    """Measure in one pass what scores are made of, over a part of their text.
+
+    Args:
+        model: A causal LM on its device.
+        architecture: Its shape.
+        layout: Its family table; says where to measure.
+        text: The part.
+        settings: How a sample's tokens are aggregated.
+        batch_sequences: Sequences of one forward pass.
+        progress: Told about tokens.
+    """
+    collector = _Collector(architecture, layout, settings)
+    one_pass(model, text, partial(_hooks, layout, collector), batch_sequences, progress)
+    return collector.sums
+
+
+def sweep_sums(
+    checkpoint: Checkpoint,
+    text: PackedTokens,
+    parts: Sequence[int],
+    settings: ImportanceSettings,
+    folder: Path,
+    batch_sequences: int = BATCH_SEQUENCES,
+    progress: Progress = silent,
+) -> list[Sums]:
+    """Measure the same with one layer in memory at a time, over several parts while it is there.
+
+    Args:
+        checkpoint: The model.
+        text: All of the parts.
+        parts: The sequences of each.
+        settings: How a sample's tokens are aggregated.
+        folder: Where hidden states go that memory is too small for; holds nothing afterwards.
+        batch_sequences: Sequences of one forward pass.
+        progress: Told about tokens, counted once for every layer.
+
+    Raises:
+        DiskSpaceError: If neither memory nor disk can hold the hidden states.
+    """
+    layout = checkpoint.layout
+    collectors = [_Collector(checkpoint.architecture, layout, settings) for _ in parts]
+    watched = [(part, partial(_hooks, layout, each)) for part, each in zip(parts, collectors, strict=True)]
+    sweep(checkpoint, text, watched, folder, batch_sequences, progress)
+    return [collector.sums for collector in collectors]
 
 
 class _Collector:
-    """Accumulators of one pass, a few numbers per unit."""
+    """Sums of one pass, a few numbers per unit.
+
+    Attributes:
+        sums: What was measured so far.
+        batch_shape: (batch, seq_len) of what runs.
+    """
 
     def __init__(self, architecture: Architecture, layout: Layout, settings: ImportanceSettings) -> None:
-        layers = range(architecture.num_hidden_layers)
-        experts = range(architecture.num_experts)
+        self.sums: Sums = {}
         self.batch_shape: tuple[int, ...] = ()
         self._architecture, self._layout, self._settings = architecture, layout, settings
-        self._hidden: dict[str, BatchAggregate] = {}
-        self._neurons = {axis: [BatchAggregate() for _ in layers] for axis in layout.neuron_axes}
-        self._expert_neurons = [[BatchAggregate() for _ in experts] for _ in layers]
-        self._heads = [BatchAggregate() for _ in layers]
-        self._kv_groups = [BatchAggregate() for _ in layers]
-        self._experts = [BatchAggregate() for _ in layers]
-        self._cosines = [BatchAggregate() for _ in layers]
 
     def kind_of(self, layer: int) -> str:
         return self._architecture.kinds[layer]
 
-    def add_hidden(self, place: str, states: Tensor) -> None:
-        self._add(self._hidden.setdefault(place, BatchAggregate()), states)
-
-    def add_neurons(self, axis: Axis, layer: int, inputs: Tensor) -> None:
-        self._add(self._neurons[axis][layer], inputs)
+    def add(self, place: str, activations: Tensor) -> None:
+        """Add raw scores of shape (batch, seq_len, units), or with the first two run together."""
+        shaped = activations.reshape(*self.batch_shape, -1)
+        self._add_samples(place, over_sequence(shaped, self._settings.sequence_aggregation))
 
     def add_heads(self, layer: int, inputs: Tensor, projection: Tensor) -> None:
         source = self._architecture
         heads = inputs.reshape(*self.batch_shape, source.num_attention_heads, -1).float().norm(dim=-1)
-        self._add(self._heads[layer], heads)
+        self.add(f"heads.{layer}", heads)
         width = inputs.shape[-1] // source.num_key_value_heads
         contributions = [
             (inputs[..., start : start + width] @ projection[:, start : start + width].T).float().norm(dim=-1)
             for start in range(0, inputs.shape[-1], width)
         ]
-        self._add(self._kv_groups[layer], torch.stack(contributions, dim=-1))
+        self.add(f"kv_groups.{layer}", torch.stack(contributions, dim=-1))
 
-    def add_experts(self, layer: int, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def add_experts(self, axis: Axis, layer: int, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         """Compute again, expert by expert, what the module computes.
 
         Args:
+            axis: Of an expert's neurons.
             layer: The layer.
             module: Computes all experts of the layer.
             args: What it is called with.
         """
-        num_tokens = prod(self.batch_shape)
-        added = args[0].new_zeros((num_tokens, self._architecture.num_experts), dtype=torch.float32)
-        for expert, aggregate in enumerate(self._expert_neurons[layer]):
+        num_tokens, num_experts = prod(self.batch_shape), self._architecture.num_experts
+        added = args[0].new_zeros((num_tokens, num_experts), dtype=torch.float32)
+        for expert in range(num_experts):
             tokens, inputs, weights = sent_to(module, expert, args)
             active = expert_neurons(module, expert, inputs)
             neurons = active.new_zeros((num_tokens, active.shape[-1]))
             neurons[tokens] = active
-            self._add(aggregate, neurons)
+            self.add(f"{axis}.{layer}.{expert}", neurons)
             output = expert_outputs(module, expert, active) * weights
             added[tokens, expert] = output.float().norm(dim=-1)
-        self._add(self._experts[layer], added)
+        self.add(f"experts.{layer}", added)
 
     def add_layer(self, layer: int, inputs: Tensor, output: Tensor) -> None:
         cosine = cosine_similarity(inputs.float(), output.float(), dim=-1)
-        self._cosines[layer].add(cosine.mean(dim=1, keepdim=True))
+        self._add_samples(f"cosines.{layer}", cosine.mean(dim=1, keepdim=True))
 
-    def scores(self) -> ImportanceScores:
-        source = self._architecture
-        cosines = torch.cat([aggregate.mean() for aggregate in self._cosines])
-        return ImportanceScores(
-            hidden=self._stacked(list(self._hidden.values()), source.hidden_size).sum(dim=0),
-            **{name: self._scores_of(axis) for axis, name in NEURON_AXES.items()},
-            heads=self._stacked(self._heads, source.num_attention_heads),
-            kv_groups=self._stacked(self._kv_groups, source.num_key_value_heads),
-            experts=self._stacked(self._experts, source.num_experts),
-            layers=1 - cosines,
-        )
+    def leave_device(self) -> None:
+        """Bring all sums to main memory, which has room for those of a whole model."""
+        self.sums = {place: sums.cpu() for place, sums in self.sums.items()}
 
-    def _scores_of(self, axis: Axis) -> Tensor:
-        """Scores of the neurons of one axis; none where the family does not have it."""
-        layers, size = self._architecture.num_hidden_layers, axis_sizes(self._architecture)[axis]
-        if axis not in self._neurons:
-            return torch.zeros(layers, 0)
-        if not self._layout.in_experts(axis):
-            return self._stacked(self._neurons[axis], size)
-        return torch.stack([self._stacked(experts, size) for experts in self._expert_neurons])
-
-    def _add(self, aggregate: BatchAggregate, activations: Tensor) -> None:
-        """Add raw scores of shape (batch, seq_len, units), or with the first two run together."""
-        shaped = activations.reshape(*self.batch_shape, -1)
-        aggregate.add(over_sequence(shaped, self._settings.sequence_aggregation))
-
-    def _stacked(self, aggregates: list[BatchAggregate], num_units: int) -> Tensor:
-        missing = torch.full((num_units,), nan)
-        kind = self._settings.batch_aggregation
-        return torch.stack([missing if each.is_empty else each.score(kind) for each in aggregates])
+    def _add_samples(self, place: str, samples: Tensor) -> None:
+        sums = sample_sums(samples)
+        self.sums[place] = self.sums[place] + sums if place in self.sums else sums
 
 
 @contextmanager
@@ -195,16 +234,15 @@ def _hooks(layout: Layout, collector: _Collector, section: Section) -> Iterator[
         if not down.in_kind(collector.kind_of(layer)):
             return
         if down.per_expert:
-            before(layout.module_of(down), layer, lambda module, args: collector.add_experts(layer, module, args))
+            before(layout.module_of(down), layer, lambda module, args: collector.add_experts(axis, layer, module, args))
         else:
-            before(layout.module_of(down), layer, lambda _, args: collector.add_neurons(axis, layer, args[0]))
+            before(layout.module_of(down), layer, lambda _, args: collector.add(f"{axis}.{layer}", args[0]))
 
     def measure(layer: int) -> None:
         kind = collector.kind_of(layer)
         for reader in layout.readers(kind):
-            name = layout.module_of(reader)
-            place = name.format(layer=layer)
-            before(name, layer, lambda _, args, place=place: collector.add_hidden(place, args[0]))  # type: ignore[misc]
+            place = hidden_place(layout, reader, layer)
+            before(layout.module_of(reader), layer, lambda _, args, place=place: collector.add(place, args[0]))  # type: ignore[misc]
         output = layout.writer(Axis.GROUP_HEADS)
         if output.in_kind(kind):
             before(
@@ -226,6 +264,7 @@ def _hooks(layout: Layout, collector: _Collector, section: Section) -> Iterator[
         for layer in section.layers:
             measure(layer)
         yield
+        collector.leave_device()
     finally:
         for handle in handles:
             handle.remove()

@@ -5,9 +5,10 @@ takes the hidden states of all text a step further, and is released. Both paths 
 the same batches, and what measures is told only which layers are there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
 
@@ -100,7 +101,7 @@ def one_pass(
 def sweep(
     checkpoint: Checkpoint,
     calibration: PackedTokens,
-    watch: Watch,
+    watched: Sequence[tuple[int, Watch]],
     folder: Path,
     batch_sequences: int,
     progress: Progress,
@@ -110,7 +111,8 @@ def sweep(
     Args:
         checkpoint: The model.
         calibration: The text.
-        watch: Measures; called once for every layer.
+        watched: The sequences of each of its parts, whole batches but for the last, and what measures it; that is
+            called once for every layer.
         folder: Where hidden states go that memory is too small for; holds nothing afterwards.
         batch_sequences: Sequences of one forward pass.
         progress: Told about tokens, counted once for every layer.
@@ -125,14 +127,16 @@ def sweep(
     with HiddenStates.make(shape, layers.dtype, folder) as states:
         layers.embed(calibration, states, batch_sequences)
         for layer in range(num_layers):
-            with (
-                layers.layer(layer) as model,
-                watch(Section(model, range(layer, layer + 1), layer == num_layers - 1)),
-            ):
-                for indices, batch in calibration.batches(batch_sequences):
-                    inputs, positions = states.read(indices).to(layers.device), batch.position_ids.to(layers.device)
-                    states.write(indices, run_layer(model, layout, inputs, positions))
-                    done += batch.num_tokens
-                    progress(done, total)
+            with layers.layer(layer) as model:
+                section = Section(model, range(layer, layer + 1), layer == num_layers - 1)
+                batches = calibration.batches(batch_sequences)
+                for num_sequences, watch in watched:
+                    with watch(section):
+                        for indices, batch in islice(batches, -(-num_sequences // batch_sequences)):
+                            inputs = states.read(indices).to(layers.device)
+                            positions = batch.position_ids.to(layers.device)
+                            states.write(indices, run_layer(model, layout, inputs, positions))
+                            done += batch.num_tokens
+                            progress(done, total)
             trim_memory()
     release_memory()

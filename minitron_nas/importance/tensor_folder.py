@@ -1,10 +1,12 @@
-"""`TensorFolder`: tensors by name, of which one at a time is in memory."""
+"""`TensorFolder`: tensors by name, of which one at a time is in memory; each is whole or absent."""
 
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from minitron_nas.storage.atomic import whole_file
 
 _SUFFIX = ".safetensors"
 _KEY = "tensor"
@@ -30,8 +32,8 @@ class TensorFolder(MutableMapping[str, Tensor]):
 
     def __setitem__(self, name: str, tensor: Tensor) -> None:
         """Write a tensor over what has its name."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        save_file({_KEY: tensor.contiguous()}, self._file(name))
+        with whole_file(self._file(name)) as partial:
+            save_file({_KEY: tensor.contiguous()}, partial)
 
     def __delitem__(self, name: str) -> None:
         """Remove a file."""

@@ -24,7 +24,7 @@ from minitron_nas.pipeline.engine import Done, Engine
 from minitron_nas.pipeline.family import Family
 from minitron_nas.pipeline.hop import Hop
 from minitron_nas.pipeline.live import LiveDisplay
-from minitron_nas.pipeline.member import Baseline, Role
+from minitron_nas.pipeline.member import Baseline
 from minitron_nas.pipeline.mirror import Mirror
 from minitron_nas.pipeline.plan import FamilyPlan, deciding, make_plan, with_overrides
 from minitron_nas.pipeline.preflight import preflight
@@ -38,7 +38,7 @@ from minitron_nas.pipeline.stages.rate import find_learning_rate
 from minitron_nas.pipeline.stages.search import Found, costing_of, find_shapes, write_search
 from minitron_nas.pipeline.stages.teach import let_speak
 from minitron_nas.pipeline.stages.tokenize import prepare_tokens
-from minitron_nas.pipeline.stages.train import depth_only_target, layer_counts, train_member
+from minitron_nas.pipeline.stages.train import PlannedMember, depth_only_target, layer_counts, train_member
 from minitron_nas.pipeline.versions import versions
 from minitron_nas.pipeline.workload import TokenCounts, estimate_workload
 from minitron_nas.reporting.html import write_report
@@ -301,18 +301,16 @@ def _build(run: Run) -> None:
 def _train_and_measure(run: Run, hop: Hop, found: Found, teacher: Answered | None) -> list[Source]:
     """Train a size's students and the baselines of the first, measure them, and return the students."""
     chosen = [candidate.architecture for candidate in found.chosen]
-    roles: list[tuple[Role, Architecture, int]] = [
-        ("student", target, number) for number, target in enumerate(chosen, 1)
-    ]
-    roles += [(role, target, 1) for role, target in _baselines(run, hop, found).items()]
+    planned = [PlannedMember("student", target, number) for number, target in enumerate(chosen, 1)]
+    planned += [PlannedMember(role, target) for role, target in _baselines(run, hop, found).items()]
     students, answered = list[Source](), list[Answered]()
-    for role, target, number in roles:
-        member, done = train_member(run, hop, role, target, number)
+    for number, each in enumerate(planned, 1):
+        member, done = train_member(run, hop, each, planned[number:])
         checkpoint = open_checkpoint(run.folder.path / member.path, read_values=False)
         model = Source(member.name, checkpoint, (done,))
         if (answers := evaluate_member(run, member, model, hop.first_signal)) is not None:
             answered.append(answers)
-        if role == "student":
+        if each.role == "student":
             students.append(model)
     if teacher is not None:
         compare_tasks(run, hop.label, teacher, answered)

@@ -62,3 +62,14 @@ class Devices:
             schedule: Sequences of a batch.
         """
         return min(runner.num_processes or most_processes(settings, schedule, self.number), self.number)
+
+    def distillations_at_once(self, runner: RunnerSettings, settings: DistillationSettings, schedule: Schedule) -> int:
+        """Return how many students and baselines of a size are trained beside each other.
+
+        Args:
+            runner: As above.
+            settings: As above.
+            schedule: As above.
+        """
+        each = self.of_a_distillation(runner, settings, schedule)
+        return self.number // each if runner.kind == "ray" else 1

@@ -124,6 +124,17 @@ class Engine:
         with self._saying_what_is_kept(stage.name):
             return self._run(stage, action)
 
+    def has(self, stage: Stage) -> bool:
+        """Return whether `run` would not make a stage.
+
+        Args:
+            stage: What it is.
+        """
+        entry = self._ledger.latest(stage.name)
+        if entry is None or entry.fingerprint != stage.fingerprint:
+            return False
+        return not self._outputs.differing((*entry.outputs, *entry.rows)) or self._may_wait(entry)
+
     def _run(self, stage: Stage, action: Action) -> Done:
         entry = self._ledger.latest(stage.name)
         if entry is not None and entry.fingerprint == stage.fingerprint and self._is_whole(stage, entry):

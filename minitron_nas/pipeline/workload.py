@@ -9,6 +9,7 @@ from typing import Self
 from minitron_nas.architecture.costs import forward_flops_per_token
 from minitron_nas.architecture.layout import Layout
 from minitron_nas.distillation.training.schedule import Schedule
+from minitron_nas.importance.sums import text_shards
 from minitron_nas.models.outline import Outline
 from minitron_nas.pipeline.clock import StageWork
 from minitron_nas.pipeline.devices import Devices
@@ -167,7 +168,7 @@ class _Costs:
             label, student = size.label, self._students[size]
             if plan.kd_teacher == "previous" and source != "teacher":
                 yield f"{source} signal", self._signal(forward)
-            yield f"{source} score", _on_one(forward * self._tokens.calibration, _SCORING)
+            yield f"{source} score", self._score(forward)
             if plan.start == "rotate" or plan.repair == "ridge":
                 yield f"{source} prepare", self._prepare(forward, share)
             yield f"{label} screen", self._screen(size, student)
@@ -178,10 +179,12 @@ class _Costs:
                 yield f"{label} rate", self._rate(self._probe, student, lecturer, 0.0 if with_starts else forward)
                 with_starts = max(with_starts, 1)
             members: list[tuple[Role, int]] = [("student", number) for number in range(1, plan.members_per_size + 1)]
-            for role, number in (*members, *((baseline, 1) for baseline in plan.baselines)):
+            members += [(baseline, 1) for baseline in plan.baselines]
+            for index, (role, number) in enumerate(members):
                 name = member_name(label, role, number)
                 begun = role == "random_weights" or (role == "student" and number <= with_starts)
-                yield f"{name} distil", self._distil(student, lecturer, 0.0 if begun else forward)
+                waves = self._waves(len(members), index)
+                yield f"{name} distil", self._distil(student, lecturer, 0.0 if begun else forward, waves)
                 yield f"{name} evaluate", self._evaluate(student, self._first)
             whole = self._teacher.num_parameters
             source, forward, share = label, student, expected_parameters(size, self._pools[size], whole) / whole
@@ -199,14 +202,27 @@ class _Costs:
         flops = headless * heard + said * cached
         return StageWork(flops, flops / self._devices.trials_at_once(self._plan.runner))
 
+    def _score(self, forward: float) -> StageWork:
+        """The text's shards are shared."""
+        flops = forward * self._tokens.calibration
+        shards = text_shards(ceil(self._tokens.calibration / self._plan.text.sequence_length))
+        return StageWork(flops, flops * _SCORING / min(self._devices.trials_at_once(self._plan.runner), len(shards)))
+
     def _prepare(self, forward: float, share: float) -> StageWork:
-        """One pass for the rotation and one for the repair; a second moment is a product of its matrix' size."""
-        flops = 0.0
+        """One pass for the rotation and one for the repair; a second moment is a product of its matrix' size.
+
+        Those of the layers are shared, and each device that measures some runs the whole model.
+        """
+        num_layers = self._teacher.architecture.num_hidden_layers
+        at_once = min(self._devices.trials_at_once(self._plan.runner), num_layers)
+        flops = path = 0.0
         for readers, wanted in (("norms", self._plan.start == "rotate"), ("projections", self._plan.repair == "ridge")):
             if wanted:
                 values = moments_bytes(self._teacher, readers) / 4  # type: ignore[arg-type]
-                flops += self._tokens.calibration * (forward + 2 * values * share)
-        return _on_one(flops)
+                products = 2 * values * share
+                flops += self._tokens.calibration * (forward * at_once + products)
+                path += self._tokens.calibration * (forward + products / at_once)
+        return StageWork(flops, path)
 
     def _screen(self, size: Size, student: float) -> StageWork:
         search, length = self._plan.search, self._plan.text.sequence_length
@@ -248,13 +264,18 @@ class _Costs:
         beside = lecturer if settings.asks_teacher and not settings.caches_training else 0.0
         return num_tokens * (BACKWARD * student + beside)
 
-    def _distil(self, student: float, lecturer: float, repaired_from: float) -> StageWork:
+    def _waves(self, num_members: int, index: int) -> int:
+        """Return how many trainings one after the other a member's stage takes; the first's has those side by side."""
+        at_once = self._devices.distillations_at_once(self._plan.runner, self._plan.distillation, self._schedule)
+        return 1 if at_once == 1 else 0 if index else ceil(num_members / at_once)
+
+    def _distil(self, student: float, lecturer: float, repaired_from: float, waves: int) -> StageWork:
         settings, runner = self._plan.distillation, self._plan.runner
         shared = self._training(self._tokens.distillation, student, lecturer)
         shared += student * self._tokens.validation * (1 + settings.num_evaluations)
         alone = student * _CUT_AS_TOKENS + self._start(student, repaired_from)
         devices = self._devices.of_a_distillation(runner, settings, self._schedule)
-        return StageWork(shared + alone, shared / devices + alone)
+        return StageWork(shared + alone, waves * shared / devices + alone)
 
     def _evaluate(self, forward: float, beside: float = 0.0) -> StageWork:
         """Speed is measured in turns with the teacher."""
@@ -271,6 +292,6 @@ class _Costs:
         return StageWork(number * flops, waves * flops / devices)
 
 
-def _on_one(flops: float, slowness: float = 1.0) -> StageWork:
+def _on_one(flops: float) -> StageWork:
     """Work of one device."""
-    return StageWork(flops, flops * slowness)
+    return StageWork(flops, flops)

@@ -24,6 +24,11 @@ class StartSettings:
     repair: Repair = "ridge"
     merge_heads: bool = False
 
+    @property
+    def needs_moments(self) -> bool:
+        """Whether second moments are measured for it."""
+        return self.channels == "rotate" or self.repair == "ridge"
+
 
 RIDGE = 0.003
 """Strength of the penalty of the repair in one pass, as a share of the mean square of a projection's inputs."""

@@ -1,12 +1,11 @@
 """What a source is given before it is cut: the basis of its residual stream, and what its repair needs."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-from minitron_nas.architecture.layout import HIDDEN
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.importance.moments import Readers
+from minitron_nas.importance.moments import Moment, Readers, moments_of
 from minitron_nas.importance.passes import CalibrationPass
 from minitron_nas.importance.tensor_folder import TensorFolder
 from minitron_nas.models.checkpoint import Checkpoint
@@ -15,7 +14,7 @@ from minitron_nas.models.placement import fits_in_memory
 from minitron_nas.progress import Progress, silent
 from minitron_nas.pruning.refit import cuts_inputs
 from minitron_nas.pruning.repair_in_sequence import why_not_in_sequence
-from minitron_nas.pruning.rotation import Rotation, stream_norms, why_not_rotatable
+from minitron_nas.pruning.rotation import Rotation, why_not_rotatable
 from minitron_nas.pruning.settings import RANDOM_TOKENS, Start, StartSettings
 from minitron_nas.storage.atomic import require_free_bytes
 from minitron_nas.text.tokens import PackedTokens
@@ -46,37 +45,88 @@ def measure_start(
     Raises:
         DiskSpaceError: If the disk cannot hold the second moments, or the hidden states of the text.
     """
-    readers = _readers(start)
-    if readers is None:
-        return None, None
-    moments = TensorFolder(work / "moments")
-    num_bytes = moments_bytes(checkpoint, readers)
-    require_free_bytes(work, num_bytes, "second moments of activations")
-    whole = fits_in_memory(checkpoint, num_bytes)
-    along = CalibrationPass(checkpoint, calibration(), whole, work)
-    rotation = None
-    if readers != "projections":
-        read = along.text.with_random_tokens(random_tokens, checkpoint.architecture.vocab_size)
-        told = _half(progress, 0) if readers == "all" else progress
-        replace(along, text=read).moments("norms", moments, told)
-        rotation = Rotation.of(moments, checkpoint.headers, checkpoint.architecture, checkpoint.layout)
-        for place in stream_norms(checkpoint.layout, checkpoint.architecture):
-            del moments[place.name]
-    if readers == "norms":
-        return rotation, None
-    along.moments("projections", moments, _half(progress, 1) if readers == "all" else progress)
-    return rotation, moments.path
+    folder = work / "moments"
+    keep_moments(checkpoint, calibration, start, folder, work, None, random_tokens, progress)
+    return found_start(checkpoint, start, folder)
 
 
-def _readers(start: StartSettings) -> Readers | None:
-    if start.channels == "rotate":
-        return "all" if start.repair == "ridge" else "norms"
-    return "projections" if start.repair == "ridge" else None
+def keep_moments(
+    checkpoint: Checkpoint,
+    calibration: Callable[[], PackedTokens],
+    start: StartSettings,
+    folder: Path,
+    work: Path,
+    layers: Collection[int] | None = None,
+    random_tokens: float = RANDOM_TOKENS,
+    progress: Progress = silent,
+) -> None:
+    """Measure the second moments that a start needs, as far as they are missing; `found_start` reads them.
+
+    Several processes that measure different layers give what one gives that measures all of them: text goes through
+    the whole model in each.
+
+    Args:
+        checkpoint: The source.
+        calibration: Reads the text, if anything is measured on it.
+        start: As above.
+        folder: Gets a `TensorFolder` for each pass.
+        work: A folder for what memory is too small for.
+        layers: In which layers to measure; in all by default.
+        random_tokens: As above.
+        progress: Told about tokens.
+
+    Raises:
+        DiskSpaceError: If the disk cannot hold them, or the hidden states of the text.
+    """
+    missing = {
+        readers: [
+            moment
+            for moment in moments_of(checkpoint.layout, checkpoint.architecture, readers)
+            if (layers is None or moment.layer in layers) and moment.name not in TensorFolder(folder / readers)
+        ]
+        for readers in _passes(start)
+    }
+    left = [readers for readers, moments in missing.items() if moments]
+    require_free_bytes(folder, sum(_num_bytes(missing[readers]) for readers in left), "second moments of activations")
+    for number, readers in enumerate(left):
+        text = calibration()
+        if readers == "norms":
+            text = text.with_random_tokens(random_tokens, checkpoint.architecture.vocab_size)
+        whole = fits_in_memory(checkpoint, _num_bytes(missing[readers]))
+        told = _one_of(progress, number, len(left))
+        CalibrationPass(checkpoint, text, whole, work).moments(
+            readers, TensorFolder(folder / readers), told, {moment.layer for moment in missing[readers]}
+        )
 
 
-def _half(progress: Progress, number: int) -> Progress:
-    """Tell of the first or second of two passes over the same text."""
-    return lambda done, total: progress(number * total + done, 2 * total)
+def found_start(checkpoint: Checkpoint, start: StartSettings, folder: Path) -> tuple[Rotation | None, Path | None]:
+    """Return what `measure_start` does, once the second moments are there.
+
+    Args:
+        checkpoint: The source.
+        start: As above.
+        folder: What `keep_moments` filled.
+    """
+    rotation, passes = None, _passes(start)
+    if "norms" in passes:
+        norms = TensorFolder(folder / "norms")
+        rotation = Rotation.of(norms, checkpoint.headers, checkpoint.architecture, checkpoint.layout)
+    return rotation, folder / "projections" if "projections" in passes else None
+
+
+def _passes(start: StartSettings) -> list[Readers]:
+    """Return of what reads a start needs second moments, a pass for each: the basis is found on another text."""
+    wanted: dict[Readers, bool] = {"norms": start.channels == "rotate", "projections": start.repair == "ridge"}
+    return [readers for readers, is_wanted in wanted.items() if is_wanted]
+
+
+def _one_of(progress: Progress, number: int, num_passes: int) -> Progress:
+    """Tell of one of several passes over the same text."""
+    return lambda done, total: progress(number * total + done, num_passes * total)
+
+
+def _num_bytes(moments: Iterable[Moment]) -> int:
+    return sum(moment.num_bytes for moment in moments)
 
 
 def moments_bytes(checkpoint: Checkpoint | Outline, readers: Readers) -> int:
@@ -86,13 +136,7 @@ def moments_bytes(checkpoint: Checkpoint | Outline, readers: Readers) -> int:
         checkpoint: The model.
         readers: Those of what.
     """
-    layout, source = checkpoint.layout, checkpoint.architecture
-    sizes = [source.hidden_size for _ in stream_norms(layout, source)] if readers != "projections" else []
-    for place in layout.tensors(source) if readers != "norms" else ():
-        if place.row in layout.writers():
-            dims = place.row.shape(source)
-            sizes.append(dims[1 - place.row.dims.index(HIDDEN)])
-    return sum(4 * size**2 for size in sizes)
+    return _num_bytes(moments_of(checkpoint.layout, checkpoint.architecture, readers))
 
 
 def possible_start(start: Start, checkpoint: Checkpoint) -> tuple[Start, str]:

@@ -1,4 +1,3 @@
-import logging
 from pathlib import Path
 
 import pytest
@@ -10,25 +9,6 @@ from minitron_nas.execution import runner
 def _garbage_stays(monkeypatch):
     """Between jobs garbage is collected, which takes longer than these jobs."""
     monkeypatch.setattr(runner, "release_memory", lambda: None)
-
-
-@pytest.fixture(scope="session")
-def one_ray():
-    """An embedded Ray of two CPUs, started once for all tests."""
-    import ray
-
-    from minitron_nas.execution import ray_tune  # noqa: F401 - sets what Ray reads from the environment
-
-    ray.init(
-        num_cpus=2,
-        num_gpus=0,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=10**8,
-    )
-    yield ray
-    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -147,9 +147,9 @@ def test_a_run_scores_a_source_that_does_not_fit_layer_by_layer(
         prepare_source(run, source, [4])
         prepared = PreparedTeacher.open(trained_teacher, engine.folder.prepared("teacher"))
         orders.append(prepared.order)
-        left = {"importance", "prepared", "ledger.jsonl", "work"}
+        left = {"importance", "prepared", "ledger.jsonl", "work", "checkpoints"}
         assert {path.name for path in engine.folder.path.iterdir()} == left
-        assert list(engine.folder.work.iterdir()) == []
+        assert list(engine.folder.work.iterdir()) == list((engine.folder.path / "checkpoints").iterdir()) == []
     assert [title for title in told.titles if "importance" in title] == [
         "importance of every part",
         "importance of every part, layer by layer, because the model does not fit into memory",

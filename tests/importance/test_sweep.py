@@ -110,7 +110,7 @@ def test_every_layer_is_visited_once_in_order_alone_and_the_final_norm_with_the_
         assert section.module("model.norm") is section.model.model.norm
         yield
 
-    sweep(checkpoint, TEXT, watch, tmp_path, 2, lambda done, total: None)
+    sweep(checkpoint, TEXT, [(TEXT.num_sequences, watch)], tmp_path, 2, lambda done, total: None)
     assert seen == [(range(layer, layer + 1), layer == 3, 1) for layer in range(4)]
 
 

@@ -63,6 +63,22 @@ def test_the_order_of_inputs_is_of_no_importance(tmp_path: Path, work: Work) -> 
 
 
 @pytest.mark.parametrize("inputs", [{"a": 2}, {"a": 1, "b": 1}, {"a": "1"}, {}])
+def test_the_engine_has_what_it_would_not_make_again(tmp_path: Path, work: Work, inputs: dict[str, Any]) -> None:
+    def has(inputs: dict[str, Any]) -> bool:
+        return engine(tmp_path).has(Stage("stage", "work", inputs, outputs=[work.output]))
+
+    assert not has({"a": 1})
+    run(tmp_path, work, {"a": 1})
+    assert has({"a": 1})
+    assert not has(inputs)
+    work.output.write_text("something else")
+    assert not has({"a": 1})
+    work.output.unlink()
+    assert not has({"a": 1})
+    assert work.calls == 1
+
+
+@pytest.mark.parametrize("inputs", [{"a": 2}, {"a": 1, "b": 1}, {"a": "1"}, {}])
 def test_changed_inputs_run_again(tmp_path: Path, work: Work, inputs: dict[str, Any]) -> None:
     run(tmp_path, work, {"a": 1})
     assert run(tmp_path, work, inputs) == {"call": 2}

@@ -90,6 +90,17 @@ def test_two_passes_prepare_a_source_and_each_multiplies_what_it_measures(
     assert estimate("repair=none")["teacher prepare"].flops == pytest.approx(one)
 
 
+def test_devices_share_the_text_of_scores_and_the_layers_of_moments(
+    estimate: Any, teacher: Checkpoint, forward: int
+) -> None:
+    many = estimate("runner.kind=ray", devices=Devices("gpu", 16, 10**10))
+    products = (moments_bytes(teacher, "norms") + moments_bytes(teacher, "projections")) / 2
+    assert many["teacher score"].flops == estimate()["teacher score"].flops
+    assert many["teacher score"].path_flops == pytest.approx(estimate()["teacher score"].path_flops / 8)  # 32 sequences
+    assert many["teacher prepare"].flops == pytest.approx(2_048 * (5 * 2 * forward + products))
+    assert many["teacher prepare"].path_flops == pytest.approx(2_048 * (2 * forward + products / 5))
+
+
 def test_a_student_costs_what_the_shapes_of_its_size_cost(estimate: Any, teacher: Checkpoint) -> None:
     plain, more = estimate("repair=none"), estimate("repair=none", "distillation.num_evaluations=8")
     space = make_plan({"teacher": "x", "sizes": [1], "data": "x"}).space
@@ -99,6 +110,17 @@ def test_a_student_costs_what_the_shapes_of_its_size_cost(estimate: Any, teacher
     pool = enumerate_candidates(space, 60_000, shape, layout).candidates
     assert each == pytest.approx(mean_forward_flops(pool, layout, 64), rel=0.15)  # of another space
     assert plain["60k distil"].flops == pytest.approx(each * (3 * 10_000 + 3 * 1_024 + CUTTING))
+
+
+def test_members_that_have_room_are_trained_side_by_side_in_the_stage_of_the_first(estimate: Any) -> None:
+    runner = ("runner.kind=ray", "runner.num_processes=2", "repair=none")
+    names = [f"90k{role} distil" for role in ("", "-depth-only", "-random-weights")]
+    alone, beside = (estimate(*runner, devices=Devices("gpu", number, 10**10)) for number in (2, 4))
+    assert [alone[name].flops for name in names] == [beside[name].flops for name in names]
+    first, *others = (beside[name].path_flops for name in names)
+    cut = others[0]
+    assert others == [cut, cut]
+    assert first - cut == pytest.approx(2 * (alone[names[0]].path_flops - cut))  # two and then one, of three
 
 
 def test_repair_is_expected_for_what_is_pruned_alone(estimate: Any, forward: int) -> None:

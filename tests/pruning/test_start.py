@@ -1,16 +1,20 @@
 """What a source is given before it is cut."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from minitron_nas.errors import DiskSpaceError
+from minitron_nas.importance.moments import Readers
+from minitron_nas.importance.passes import CalibrationPass
 from minitron_nas.importance.tensor_folder import TensorFolder
 from minitron_nas.models.checkpoint import open_checkpoint
+from minitron_nas.progress import Progress
 from minitron_nas.pruning import start as preparing
 from minitron_nas.pruning.settings import Repair, StartSettings
-from minitron_nas.pruning.start import TakenStart, measure_start, possible_start
+from minitron_nas.pruning.start import TakenStart, keep_moments, measure_start, possible_start
 from minitron_nas.testing import tiny_checkpoint
 from minitron_nas.text.packing import pack
 
@@ -79,6 +83,53 @@ def test_random_tokens_are_read_for_the_basis_alone(tmp_path: Path) -> None:
     half = told[: len(told) // 2]
     assert half == sorted(half)
     assert half[-1] == (2 * TOKENS.num_tokens, 2 * TOKENS.num_tokens)
+
+
+def moments_in(folder: Path) -> dict[str, torch.Tensor]:
+    return {
+        f"{kind}/{name}": moment
+        for kind in ("norms", "projections")
+        for name, moment in TensorFolder(folder / kind).items()
+    }
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_layers_that_are_measured_apart_give_what_one_pass_gives_to_the_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    monkeypatch.setattr(preparing, "fits_in_memory", lambda *args: whole)
+    checkpoint = open_checkpoint(tiny_checkpoint(tmp_path / "teacher", "qwen3_moe"))
+    start = StartSettings("rotate", "ridge")
+    keep_moments(checkpoint, lambda: TOKENS, start, tmp_path / "together", tmp_path)
+    for layers in (range(3, 4), range(1), range(1, 3)):
+        keep_moments(checkpoint, lambda: TOKENS, start, tmp_path / "apart", tmp_path, layers)
+    together, apart = moments_in(tmp_path / "together"), moments_in(tmp_path / "apart")
+    assert together.keys() == apart.keys()
+    assert all(torch.equal(moment, apart[name]) for name, moment in together.items())
+    assert "norms/model.norm.weight" in together
+
+
+def test_only_moments_that_are_missing_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint, start = (
+        open_checkpoint(tiny_checkpoint(tmp_path / "teacher", "llama")),
+        StartSettings("rotate", "ridge"),
+    )
+    keep_moments(checkpoint, lambda: TOKENS, start, tmp_path, tmp_path)
+    expected = moments_in(tmp_path)
+    lost = "model.layers.2.mlp.down_proj.weight"
+    del TensorFolder(tmp_path / "projections")[lost]
+    passes, measure = [], CalibrationPass.moments
+
+    def watched(self: CalibrationPass, readers: Readers, kept: Any, progress: Progress, layers: set[int]) -> None:
+        passes.append((readers, layers))
+        measure(self, readers, kept, progress, layers)
+
+    monkeypatch.setattr(CalibrationPass, "moments", watched)
+    keep_moments(checkpoint, lambda: TOKENS, start, tmp_path, tmp_path)
+    assert passes == [("projections", {2})]
+    assert torch.equal(moments_in(tmp_path)[f"projections/{lost}"], expected[f"projections/{lost}"])
+    keep_moments(checkpoint, lambda: 1 / 0, start, tmp_path, tmp_path)  # type: ignore[arg-type, return-value]
+    assert len(passes) == 1
 
 
 def test_moments_that_the_disk_cannot_hold_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,8 @@
 """The stages that train: a size's student, and the baselines it is held against."""
 
 import shutil
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from minitron_nas.pipeline.hop import Hop
 from minitron_nas.pipeline.member import Role, TrainedMember, member_name
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pipeline.run import Run
+from minitron_nas.pipeline.stages.side_by_side import Trainers
 from minitron_nas.pipeline.steps.distill import export
 from minitron_nas.pipeline.versions import versions
 from minitron_nas.progress import Progress
@@ -85,34 +86,48 @@ def layer_counts(plan: FamilyPlan, costing: Costing, size: Size) -> set[int]:
     return counts | {depth_only_target(costing, size, protected).num_hidden_layers}
 
 
-def train_member(run: Run, hop: Hop, role: Role, target: Architecture, number: int = 1) -> tuple[TrainedMember, Done]:
+@dataclass(frozen=True, slots=True)
+class PlannedMember:
+    """A model of a size that is to be trained.
+
+    Attributes:
+        role: What it is.
+        target: Its shape.
+        number: Which of the size's students it is, from 1.
+    """
+
+    role: Role
+    target: Architecture
+    number: int = 1
+
+
+def train_member(
+    run: Run, hop: Hop, planned: PlannedMember, later: Sequence[PlannedMember] = ()
+) -> tuple[TrainedMember, Done]:
     """Distil one model on the run's tokens, export it with its proof, and return it and the stage that did it.
 
     Args:
         run: The run.
         hop: The size.
-        role: What the model is.
-        target: Its shape.
-        number: Which of the size's students it is, from 1.
+        planned: The model.
+        later: Those of the size that come after it; where there is room they are trained beside it, and their own
+            stages find that done.
     """
-    plan, name = run.plan, member_name(hop.label, role, number)
-    folder = run.folder.student(name) if role == "student" else run.folder.baseline(name)
-    checkpoints = run.folder.checkpoints(name)
+    plan, name = run.plan, _name(hop, planned)
+    folder, checkpoints = _folder(run, hop, planned), run.folder.checkpoints(name)
 
     def action(progress: Progress) -> Left:
-        start, measured = _write_start(run, hop, role, target, progress)
-        settings = plan.distillation.at_rate(hop.learning_rate)
-        schedule = Schedule.resolve(settings, run.tokens.distillation_tokens, plan.text.sequence_length)
-        files = hop.lessons.files
-        job = TrainingJob(start, files, settings, schedule, checkpoints, plan.seed, checkpoints / "training")
+        _train_side_by_side(run, hop, [planned, *later], progress)
+        start, measured = _write_start(run, hop, planned, progress)
+        job = _training(run, hop, planned, start)
         result = run_training(job, plan.runner, Board(progress, run.engine.stand).training(job))
         untrained = _untrained_kl(run, hop, start, result)
-        rows = [_curve_row(name, hop.label, role, point) for point in result.curve]
+        rows = [_curve_row(name, hop.label, planned.role, point) for point in result.curve]
         if result.harm is not None:
             run.engine.note(f"{name}: {result.harm}")
-        exported = result.best.tokens
-        came = _lineage(run, hop, role, target, measured)
-        lineage = replace(came, tokens_trained=schedule.num_tokens, exported_tokens=exported)
+        trained, exported = job.schedule.num_tokens, result.best.tokens
+        came = _lineage(run, hop, planned, measured)
+        lineage = replace(came, tokens_trained=trained, exported_tokens=exported)
         proof = run.workers.call(
             export,
             training=job.out / JOB,
@@ -123,27 +138,56 @@ def train_member(run: Run, hop: Hop, role: Role, target: Architecture, number: i
             text_only=plan.text_only,
         )
         path = str(folder.relative_to(run.folder.path))
-        member = TrainedMember(name, role, hop.label, path, schedule.num_tokens, exported, untrained, Proof(**proof))
+        member = TrainedMember(name, planned.role, hop.label, path, trained, exported, untrained, Proof(**proof))
         return Left(member.to_dict(), rows=((CURVES, rows),))
 
-    stage = Stage(
-        f"{name} distil",
-        f"{_TITLES[role]} {target.id}",
-        inputs.of_training(plan, role, target, hop.learning_rate),
-        needs=(run.tokens.done, *hop.needs),
-        outputs=[folder],
-        costly=True,
-    )
-    done = run.engine.run(stage, action)
+    done = run.engine.run(_stage(run, hop, planned), action)
     shutil.rmtree(checkpoints, ignore_errors=True)
     return TrainedMember.from_dict(done.result), done
 
 
-def _write_start(
-    run: Run, hop: Hop, role: Role, target: Architecture, progress: Progress
-) -> tuple[Path, MeasuredStart | None]:
+def _name(hop: Hop, planned: PlannedMember) -> str:
+    return member_name(hop.label, planned.role, planned.number)
+
+
+def _folder(run: Run, hop: Hop, planned: PlannedMember) -> Path:
+    name = _name(hop, planned)
+    return run.folder.student(name) if planned.role == "student" else run.folder.baseline(name)
+
+
+def _stage(run: Run, hop: Hop, planned: PlannedMember) -> Stage:
+    return Stage(
+        f"{_name(hop, planned)} distil",
+        f"{_TITLES[planned.role]} {planned.target.id}",
+        inputs.of_training(run.plan, planned.role, planned.target, hop.learning_rate),
+        needs=(run.tokens.done, *hop.needs),
+        outputs=[_folder(run, hop, planned)],
+        costly=True,
+    )
+
+
+def _training(run: Run, hop: Hop, planned: PlannedMember, start: Path) -> TrainingJob:
+    """Return the training of a member that begins with the weights in a folder."""
+    plan, checkpoints = run.plan, run.folder.checkpoints(_name(hop, planned))
+    settings = plan.distillation.at_rate(hop.learning_rate)
+    schedule = Schedule.resolve(settings, run.tokens.distillation_tokens, plan.text.sequence_length)
+    return TrainingJob(start, hop.lessons.files, settings, schedule, checkpoints, plan.seed, checkpoints / "training")
+
+
+def _train_side_by_side(run: Run, hop: Hop, members: Sequence[PlannedMember], progress: Progress) -> None:
+    """Train those members of a size whose stages are to come, if there is room for several at once."""
+    waiting = [] if run.workers.here else [each for each in members if not run.engine.has(_stage(run, hop, each))]
+    if len(waiting) < 2 or (trainers := Trainers.of(run)).room() < 2:
+        return
+    starts = [_write_start(run, hop, each, progress)[0] for each in waiting]
+    jobs = [_training(run, hop, each, start) for each, start in zip(waiting, starts, strict=True)]
+    trainers.train([job for job in jobs if not job.is_done], progress)
+
+
+def _write_start(run: Run, hop: Hop, planned: PlannedMember, progress: Progress) -> tuple[Path, MeasuredStart | None]:
     """Write the untrained model as a stock folder with float32 weights, for the training's processes to read."""
-    if role == "random_weights":
+    target = planned.target
+    if planned.role == "random_weights":
         prepared, folder = hop.prepared.to_dict(), starts_of(run, hop).folder / f"{target.id}-random"
         run.workers.call(draw_weights, prepared=prepared, target=target, seed=run.plan.seed, folder=folder)
         return folder, None
@@ -234,8 +278,8 @@ def _untrained_kl(run: Run, hop: Hop, start: Path, result: TrainingResult) -> fl
     return kl
 
 
-def _lineage(run: Run, hop: Hop, role: Role, target: Architecture, start: MeasuredStart | None) -> Lineage:
-    plan, teacher, source = run.plan, run.teacher.checkpoint, hop.source
+def _lineage(run: Run, hop: Hop, planned: PlannedMember, start: MeasuredStart | None) -> Lineage:
+    plan, teacher, source, target = run.plan, run.teacher.checkpoint, hop.source, planned.target
     taken = TakenStart.of(source.checkpoint, target, plan.start_settings)
     if start is not None and start.choice is not None:
         taken = replace(taken, repair=start.choice)
@@ -245,7 +289,7 @@ def _lineage(run: Run, hop: Hop, role: Role, target: Architecture, start: Measur
         correction = {**plan.correct.model_dump(), "teacher": before.fingerprint if before is not None else None}
     return Lineage(
         size=hop.label,
-        role=role,
+        role=planned.role,
         teacher=Origin(plan.teacher, teacher.fingerprint),
         correction=correction,
         source=Origin(source.name, source.checkpoint.fingerprint),

@@ -1,13 +1,18 @@
 """The stage that trains a student, in a run."""
 
+import json
+import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from minitron_nas.execution.workers import Workers
 from minitron_nas.pipeline.family import Family
-from minitron_nas.pipeline.stages import train
+from minitron_nas.pipeline.stages import side_by_side, train
+from minitron_nas.progress import silent
 from minitron_nas.search import start
 
 
@@ -57,3 +62,154 @@ def test_a_student_whose_training_was_killed_keeps_its_start_unless_that_has_cha
     repeat(run)
     assert len(repaired) == (1 if kept else 2)
     assert Family(run).evaluations.equals(Family(finished).evaluations)
+
+
+BASELINES = "baselines=[random_weights]"
+MEMBERS = {"90k": "students/90k", "90k-random-weights": "baselines/90k-random-weights"}
+
+
+@pytest.fixture(scope="module")
+def one_after_another(tmp_path_factory: pytest.TempPathFactory, build: Callable[..., Family]) -> Path:
+    """A run whose student and baseline were trained one after the other."""
+    return build(tmp_path_factory.mktemp("run") / "run", BASELINES).path
+
+
+@pytest.fixture
+def untrained(one_after_another: Path, tmp_path: Path) -> Path:
+    """The same run before its members were trained."""
+    run = tmp_path / "run"
+    shutil.copytree(one_after_another, run, ignore=shutil.ignore_patterns("students", "baselines"))
+    kinds, lines = ("distil", "evaluate"), (run / "ledger.jsonl").read_text().splitlines(keepends=True)
+    gone = {f"{name} {kind}" for name in MEMBERS for kind in kinds} | {"study"}
+    (run / "ledger.jsonl").write_text("".join(line for line in lines if json.loads(line)["stage"] not in gone))
+    return run
+
+
+class Cluster:
+    """A cluster that is this process."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, num_jobs: int) -> None:
+        self.trained: list[list[str]] = []
+        patch.setattr(Workers, "here", False)
+        patch.setattr(Workers, "room", lambda workers: num_jobs)
+        patch.setattr(Workers, "num_gpus", lambda workers: 0)
+        patch.setattr(Workers, "held", lambda workers: nullcontext())
+        patch.setattr(Workers, "_on_cluster", self.work)
+
+    def work(self, function: Any, parts: Any, progress: Any) -> list[Any]:
+        if function is side_by_side.carry_out:
+            self.trained.append([part["job"].checkpoints.name for part in parts])
+        more = {} if progress is None else {"progress": progress}
+        return [function(**part, **more) for part in parts]
+
+
+def weights(run: Path) -> dict[str, bytes]:
+    return {name: (run / folder / "model.safetensors").read_bytes() for name, folder in MEMBERS.items()}
+
+
+def stages_of(run: Path) -> list[str]:
+    return [json.loads(line)["stage"] for line in (run / "ledger.jsonl").read_text().splitlines()]
+
+
+def test_members_that_are_trained_side_by_side_are_those_that_are_trained_one_after_another(
+    one_after_another: Path, untrained: Path, build: Callable[..., Family], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Cluster(monkeypatch, 2)
+    found = build(untrained, BASELINES)
+    assert cluster.trained == [["90k", "90k-random-weights"]]
+    assert weights(untrained) == weights(one_after_another)
+    assert found.evaluations.equals(Family(one_after_another).evaluations)
+    assert stages_of(untrained) == stages_of(one_after_another)
+
+
+def test_members_are_trained_one_after_another_where_there_is_room_for_one(
+    one_after_another: Path, untrained: Path, build: Callable[..., Family], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Cluster(monkeypatch, 1)
+    build(untrained, BASELINES)
+    assert cluster.trained == []
+    assert weights(untrained) == weights(one_after_another)
+
+
+def test_a_member_that_fails_stops_no_other_and_is_named_in_its_own_stage(
+    one_after_another: Path, untrained: Path, build: Callable[..., Family], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster, run_training, tried = Cluster(monkeypatch, 2), train.run_training, list[str]()
+
+    def failing(job: Any, *arguments: Any) -> Any:
+        tried.append(job.checkpoints.name)
+        if job.checkpoints.name == "90k":
+            raise ZeroDivisionError("of mine")
+        return run_training(job, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError, match="of mine"):
+        patch.setattr(side_by_side, "run_training", failing)
+        patch.setattr(train, "run_training", failing)
+        build(untrained, BASELINES)
+    assert tried == ["90k", "90k-random-weights", "90k"]
+    build(untrained, BASELINES)
+    assert cluster.trained == [["90k", "90k-random-weights"], ["90k"]]
+    assert weights(untrained) == weights(one_after_another)
+
+
+def test_a_disk_that_fails_ends_all_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device", "/disk/weights")
+
+    monkeypatch.setattr(side_by_side, "run_training", full)
+    with pytest.raises(OSError, match="No space left"):
+        side_by_side.carry_out(None, None, silent)  # type: ignore[arg-type]
+
+
+def test_a_kill_leaves_what_was_trained_and_the_ledger_names_what_is_finished(
+    one_after_another: Path, untrained: Path, build: Callable[..., Family], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster, exported, export = Cluster(monkeypatch, 2), list[str](), train.export
+
+    def killed(job: Any, *arguments: Any) -> None:
+        if job.checkpoints.name == "90k-random-weights":
+            raise KeyboardInterrupt
+        run_training(job, *arguments)
+
+    def counted(training: Path, **arguments: Any) -> Any:
+        exported.append(training.parent.parent.name)
+        if len(exported) == 2:
+            raise KeyboardInterrupt
+        return export(training, **arguments)
+
+    run_training = side_by_side.run_training
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(side_by_side, "run_training", killed)
+        build(untrained, BASELINES)
+    assert "90k distil" not in stages_of(untrained)
+    monkeypatch.setattr(train, "export", counted)
+    with pytest.raises(KeyboardInterrupt):
+        build(untrained, BASELINES)
+    assert "90k distil" in stages_of(untrained)
+    assert "90k-random-weights distil" not in stages_of(untrained)
+    build(untrained, BASELINES)
+    assert cluster.trained == [["90k", "90k-random-weights"], ["90k-random-weights"]]
+    assert exported == ["90k", "90k-random-weights", "90k-random-weights"]
+    assert weights(untrained) == weights(one_after_another)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray warns of its own settings
+def test_two_workers_of_a_cluster_train_members_side_by_side(
+    one_ray: object,
+    one_after_another: Path,
+    untrained: Path,
+    build: Callable[..., Family],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trained, train_jobs = list[list[str]](), side_by_side.Trainers.train
+
+    def watched(trainers: side_by_side.Trainers, jobs: Any, progress: Any) -> None:
+        train_jobs(trainers, jobs, progress)
+        trained.append([job.checkpoints.name for job in jobs if job.is_done])
+
+    monkeypatch.setattr(side_by_side.Trainers, "train", watched)
+    build(untrained, BASELINES, "runner={kind: ray, address: auto, cpus_per_trial: 1, gpus_per_trial: 0}")
+    assert trained == [["90k", "90k-random-weights"]]
+    assert weights(untrained) == weights(one_after_another)

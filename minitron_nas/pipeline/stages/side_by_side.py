@@ -1,0 +1,95 @@
+"""Several trainings of a size at once, where the machines have room for them."""
+
+import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Self
+
+from minitron_nas.distillation.job import TrainingJob
+from minitron_nas.distillation.launch import run as run_training
+from minitron_nas.distillation.training.arguments import most_processes
+from minitron_nas.distillation.training.schedule import Schedule
+from minitron_nas.errors import PlanError, WorkerError
+from minitron_nas.execution.settings import RunnerSettings
+from minitron_nas.execution.workers import Workers
+from minitron_nas.pipeline.run import Run
+from minitron_nas.progress import Progress
+from minitron_nas.storage.machine import machine_error
+
+
+@dataclass(frozen=True, slots=True)
+class Trainers:
+    """Workers whose jobs are whole trainings.
+
+    Each has the processes that it would have alone, on one node, so that the weights are the same.
+
+    Attributes:
+        workers: They.
+        runner: How a training runs where a job is.
+    """
+
+    workers: Workers
+    runner: RunnerSettings
+
+    @classmethod
+    def of(cls, run: Run) -> Self:
+        """Return those of a run.
+
+        Args:
+            run: The run.
+
+        Raises:
+            PlanError: If no cluster answers.
+        """
+        plan, runner, num_gpus = run.plan, run.plan.runner, run.workers.num_gpus()
+        schedule = Schedule.resolve(plan.distillation, run.tokens.distillation_tokens, plan.text.sequence_length)
+        number = runner.num_processes or most_processes(plan.distillation, schedule, num_gpus)
+        asked = {
+            "cpus_per_trial": number * (runner.cpus_per_trial or 1.0),
+            "gpus_per_trial": float(number if num_gpus else 0),
+            "timeout_factor": None,  # how long one takes says nothing of another, which may only have had to go on
+        }
+        there = {"kind": "local", "address": None, "num_processes": number}
+        workers = replace(run.workers, settings=runner.model_copy(update=asked))
+        return cls(workers, runner.model_copy(update=there))
+
+    def room(self) -> int:
+        """Return how many trainings run at once; 0 if no node holds one, which is spread over several then."""
+        try:
+            return self.workers.room()
+        except PlanError:
+            return 0
+
+    def train(self, jobs: Sequence[TrainingJob], progress: Progress) -> None:
+        """Carry out trainings, as many at once as there is room for; what comes out lies where each job says.
+
+        One that fails leaves nothing: it goes on alone in its own stage, which says why it fails, and when the stages
+        before it have ended.
+
+        Args:
+            jobs: The trainings.
+            progress: Told how far they are together.
+
+        Raises:
+            MachineError: If a disk is full, read-only, failing or gone, here or where a job ran.
+        """
+        with suppress(WorkerError):  # lost again and again
+            self.workers.share(carry_out, [{"job": job, "runner": self.runner} for job in jobs], progress)
+
+
+def carry_out(job: TrainingJob, runner: RunnerSettings, progress: Progress) -> None:
+    """Carry out one of them, in a worker; what it raises, but for faults of the machine, is printed.
+
+    Args:
+        job: The training.
+        runner: How it runs.
+        progress: Told about optimizer steps.
+    """
+    try:
+        run_training(job, runner, progress)
+    except Exception as error:
+        if machine_error(error) is not None:
+            raise
+        sys.stderr.write(f"{job.checkpoints.name}: {traceback.format_exc()}")
