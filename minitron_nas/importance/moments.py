@@ -30,7 +30,6 @@ def second_moments(
     calibration: PackedTokens,
     kept: MutableMapping[str, Tensor],
     readers: Readers = "all",
-    batch_sequences: int = BATCH_SEQUENCES,
     progress: Progress = silent,
     layers: Collection[int] | None = None,
 ) -> None:
@@ -48,11 +47,10 @@ def second_moments(
         kept: Gets the matrices, (size, size), float32, on the CPU, by the name of the norm's gain or of the
             projection's weight in the table.
         readers: Of what to measure it.
-        batch_sequences: Sequences of one forward pass.
         progress: Told about tokens.
         layers: In which of them; in all by default. What belongs to none counts to the last.
     """
-    one_pass(model, calibration, partial(_hooks, layout, kept, readers, layers), batch_sequences, progress)
+    one_pass(model, calibration, partial(_hooks, layout, kept, readers, layers), BATCH_SEQUENCES, progress)
 
 
 def sweep_moments(
@@ -61,7 +59,6 @@ def sweep_moments(
     folder: Path,
     kept: MutableMapping[str, Tensor],
     readers: Readers = "all",
-    batch_sequences: int = BATCH_SEQUENCES,
     progress: Progress = silent,
     layers: Collection[int] | None = None,
 ) -> None:
@@ -73,7 +70,6 @@ def sweep_moments(
         folder: Where hidden states go that memory is too small for; holds nothing afterwards.
         kept: Gets the matrices, as that of `second_moments` does.
         readers: Of what to measure it.
-        batch_sequences: Sequences of one forward pass.
         progress: Told about tokens, counted once for every layer.
         layers: In which of them, as above.
 
@@ -81,7 +77,7 @@ def sweep_moments(
         DiskSpaceError: If neither memory nor disk can hold the hidden states.
     """
     watch = partial(_hooks, checkpoint.layout, kept, readers, layers)
-    sweep(checkpoint, calibration, [(calibration.num_sequences, watch)], folder, batch_sequences, progress)
+    sweep(checkpoint, calibration, [(calibration.num_sequences, watch)], folder, BATCH_SEQUENCES, progress)
 
 
 @dataclass(frozen=True, slots=True)

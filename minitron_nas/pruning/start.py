@@ -25,7 +25,6 @@ def measure_start(
     calibration: Callable[[], PackedTokens],
     start: StartSettings,
     work: Path,
-    random_tokens: float = RANDOM_TOKENS,
     progress: Progress = silent,
 ) -> tuple[Rotation | None, Path | None]:
     """Measure on text what cutting a source well needs, in one pass for each of the two.
@@ -36,7 +35,6 @@ def measure_start(
         start: Whether to find the basis in which hidden channels are cut, and whether to measure the second moments
             of what output projections read.
         work: A folder for what memory is too small for, and for the second moments.
-        random_tokens: For the basis, the share of the text's tokens that are replaced with any of the vocabulary.
         progress: Told about tokens.
 
     Returns:
@@ -46,7 +44,7 @@ def measure_start(
         DiskSpaceError: If the disk cannot hold the second moments, or the hidden states of the text.
     """
     folder = work / "moments"
-    keep_moments(checkpoint, calibration, start, folder, work, None, random_tokens, progress)
+    keep_moments(checkpoint, calibration, start, folder, work, progress=progress)
     return found_start(checkpoint, start, folder)
 
 
@@ -57,7 +55,6 @@ def keep_moments(
     folder: Path,
     work: Path,
     layers: Collection[int] | None = None,
-    random_tokens: float = RANDOM_TOKENS,
     progress: Progress = silent,
 ) -> None:
     """Measure the second moments that a start needs, as far as they are missing; `found_start` reads them.
@@ -72,7 +69,6 @@ def keep_moments(
         folder: Gets a `TensorFolder` for each pass.
         work: A folder for what memory is too small for.
         layers: In which layers to measure; in all by default.
-        random_tokens: As above.
         progress: Told about tokens.
 
     Raises:
@@ -91,7 +87,7 @@ def keep_moments(
     for number, readers in enumerate(left):
         text = calibration()
         if readers == "norms":
-            text = text.with_random_tokens(random_tokens, checkpoint.architecture.vocab_size)
+            text = text.with_random_tokens(RANDOM_TOKENS, checkpoint.architecture.vocab_size)
         whole = fits_in_memory(checkpoint, _num_bytes(missing[readers]))
         told = _one_of(progress, number, len(left))
         CalibrationPass(checkpoint, text, whole, work).moments(

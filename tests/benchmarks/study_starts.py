@@ -28,6 +28,7 @@ from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import Aggregation, DepthSettings, ImportanceSettings
 from minitron_nas.models.loading import load_for_inference, load_for_training
 from minitron_nas.pipeline.display import default_display
+from minitron_nas.pruning import start as preparing
 from minitron_nas.pruning import student as surgery
 from minitron_nas.pruning.compensate import Scaling
 from minitron_nas.pruning.export import write_student
@@ -153,13 +154,12 @@ class Starts(Study):
         scores = self.scored(text, settings)
         order = PruningOrder.from_scores(scores, self.checkpoint.architecture, protected_layers())
         if not folder.is_dir():
-            with TemporaryDirectory(dir=self.out) as work:
+            with TemporaryDirectory(dir=self.out) as work, patch.object(preparing, "RANDOM_TOKENS", random_tokens):
                 measures = measure_start(
                     self.checkpoint,
                     lambda: text,
                     StartSettings(possible_start("rotate", self.checkpoint)[0], "ridge"),
                     Path(work),
-                    random_tokens=random_tokens,
                     progress=progress("moments"),
                 )
                 write_prepared(folder, order, *measures)

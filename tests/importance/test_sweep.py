@@ -91,8 +91,8 @@ def test_the_second_moments_are_those_of_one_pass_to_the_bit(tmp_path, model_typ
     checkpoint = open_checkpoint(tiny_checkpoint(tmp_path, model_type))
     layout, shape = checkpoint.layout, checkpoint.architecture
     whole, swept = {}, TensorFolder(tmp_path / "moments")
-    second_moments(load_whole(tmp_path), layout, TEXT, whole, batch_sequences=2)
-    sweep_moments(checkpoint, TEXT, tmp_path, swept, batch_sequences=2)
+    second_moments(load_whole(tmp_path), layout, TEXT, whole)
+    sweep_moments(checkpoint, TEXT, tmp_path, swept)
     assert set(swept) == set(whole)
     assert set(whole) == {
         place.name for place in layout.tensors(shape) if place.row in (*layout.stream_norms(), *layout.writers())

@@ -61,21 +61,21 @@ def test_only_what_is_wanted_is_measured_and_kept(tmp_path: Path) -> None:
     assert set(TensorFolder(moments)) == {f"model.layers.{n}.{name}.weight" for n in range(2) for name in names}
 
 
-def test_random_tokens_are_read_for_the_basis_alone(tmp_path: Path) -> None:
+def test_random_tokens_are_read_for_the_basis_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = open_checkpoint(tiny_checkpoint(tmp_path / "teacher", "llama", num_hidden_layers=2))
     found, told = {}, []
     for share in (0.0, 0.5):
         work = tmp_path / f"{share}"
+        monkeypatch.setattr(preparing, "RANDOM_TOKENS", share)
         start = StartSettings("rotate", "ridge")
-        rotation, moments = measure_start(
-            checkpoint, lambda: TOKENS, start, work, share, progress=lambda *pair: told.append(pair)
-        )
+        rotation, moments = measure_start(checkpoint, lambda: TOKENS, start, work, lambda *pair: told.append(pair))
         assert rotation is not None
         assert moments is not None
         found[share] = rotation.energies, dict(TensorFolder(moments))
     replaced = TOKENS.with_random_tokens(0.5, checkpoint.architecture.vocab_size)
     basis = StartSettings("rotate", "none")
-    expected, _ = measure_start(checkpoint, lambda: replaced, basis, tmp_path / "replaced", 0.0)
+    monkeypatch.setattr(preparing, "RANDOM_TOKENS", 0.0)
+    expected, _ = measure_start(checkpoint, lambda: replaced, basis, tmp_path / "replaced")
     assert expected is not None
     assert torch.equal(found[0.5][0], expected.energies)
     assert not torch.allclose(found[0.5][0], found[0.0][0], rtol=1e-3)
