@@ -275,7 +275,7 @@ def test_conventional_retraining_asks_the_teacher_about_validation_only(
         return speak(self, indices, tokens)
 
     monkeypatch.setattr(OnlineTeacher, "targets", counted)
-    result = distill(tmp_path / "out", settings=SETTINGS.model_copy(update={"loss": "lm"}))
+    result = distill(tmp_path / "out", settings=SETTINGS.model_copy(update={"loss": "lm", "learning_rate": 3e-4}))
     assert sum(spoken) == TEXT.validation_samples
     assert result.result.final.loss_nats is not None
     assert result.result.final.loss_nats < result.before.loss_nats
