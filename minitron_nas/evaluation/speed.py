@@ -24,8 +24,8 @@ from minitron_nas.evaluation.clock import decode, prefill, random_prompt, timed
 from minitron_nas.evaluation.settings import EvaluationSettings
 from minitron_nas.evaluation.turns import Reals, spread, take_turns
 from minitron_nas.execution.device import available_bytes, compute_dtype, pick_device
-from minitron_nas.models.loading import load_for_inference
-from minitron_nas.models.placement import find_places, running_bytes
+from minitron_nas.models.loading import load_whole
+from minitron_nas.models.placement import is_larger_than_device, running_bytes
 from minitron_nas.models.text_part import read_text_headers
 
 _END = "end"
@@ -72,9 +72,9 @@ def measure_speed(path: Path, settings: EvaluationSettings, teacher: Path | None
     Raises:
         MinitronNasError: If a process fails; the message ends with its last line.
     """
-    if find_places(path) is not None:
+    if is_larger_than_device(path):
         return Speed()
-    models = [path] if teacher is None or find_places(teacher) is not None else [path, teacher]
+    models = [path] if teacher is None or is_larger_than_device(teacher) else [path, teacher]
     if _fit_together(models):
         with ExitStack() as stack:
             workers = [stack.enter_context(_worker(each, settings)) for each in models]
@@ -179,7 +179,7 @@ def _answer(path: Path, prompt_tokens: int, decode_tokens: int) -> None:
     """Load a model; then time it once for each line read, until the last asks for the peak memory."""
     answers = sys.stdout
     with redirect_stdout(sys.stderr):
-        model = load_for_inference(path)
+        model = load_whole(path)
         device = model.device
         prompt = random_prompt(model, 1, prompt_tokens)
         for line in sys.stdin:

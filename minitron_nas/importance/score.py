@@ -71,32 +71,6 @@ def score_importance(
     return scores_of(added(parts), architecture, layout, settings)
 
 
-def sweep_importance(
-    checkpoint: Checkpoint,
-    calibration: PackedTokens,
-    settings: ImportanceSettings,
-    folder: Path,
-    batch_sequences: int = BATCH_SEQUENCES,
-    progress: Progress = silent,
-) -> ImportanceScores:
-    """Score the same with one layer in memory at a time; the scores are those of `score_importance`.
-
-    Args:
-        checkpoint: The model.
-        calibration: The text.
-        settings: The two aggregations.
-        folder: Where hidden states go that memory is too small for; holds nothing afterwards.
-        batch_sequences: Sequences of one forward pass.
-        progress: Told about tokens, counted once for every layer.
-
-    Raises:
-        DiskSpaceError: If neither memory nor disk can hold the hidden states.
-    """
-    parts = [len(shard) for shard in text_shards(calibration.num_sequences, batch_sequences)]
-    sums = sweep_sums(checkpoint, calibration, parts, settings, folder, batch_sequences, progress)
-    return scores_of(added(sums), checkpoint.architecture, checkpoint.layout, settings)
-
-
 def score_sums(
     model: CausalLM,
     architecture: Architecture,

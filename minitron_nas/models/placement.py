@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from minitron_nas.architecture.layout import Layout
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.execution.device import available_bytes, compute_dtype, pick_device
+from minitron_nas.execution.device import available_bytes, compute_dtype, pick_device, total_bytes
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.config import read_architecture, read_config
 from minitron_nas.models.outline import Outline
@@ -103,6 +103,17 @@ def places_of(
             free[number] -= num_bytes
         places[layout.layer_module.format(layer=layer)] = rooms[number][0] if number < len(rooms) else _DISK
     return places
+
+
+def is_larger_than_device(path: Path) -> bool:
+    """Whether a model would not run on this process' device even if nothing else lay there.
+
+    Args:
+        path: A stock folder.
+    """
+    device = pick_device()
+    sizes = _sizes(*read_architecture(path, read_config(path)), compute_dtype(device).itemsize)
+    return running_bytes(sum(sizes)) > total_bytes(device)
 
 
 def about_spread(path: Path) -> str:

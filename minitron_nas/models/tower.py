@@ -49,4 +49,8 @@ def tower_tensors(folder: Path) -> dict[str, TensorHeader]:
 
 
 def _has_weights(folder: Path) -> bool:
-    return (folder / SINGLE).is_file() or (folder / INDEX).is_file()
+    """Whether all files of the weights are there; of a download that was interrupted there may be some."""
+    if not (folder / INDEX).is_file():
+        return (folder / SINGLE).is_file()
+    named = read_object(folder / INDEX).get("weight_map")
+    return isinstance(named, dict) and all((folder / str(file)).is_file() for file in named.values())

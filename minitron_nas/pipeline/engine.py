@@ -124,16 +124,18 @@ class Engine:
         with self._saying_what_is_kept(stage.name):
             return self._run(stage, action)
 
-    def has(self, stage: Stage) -> bool:
-        """Return whether `run` would not make a stage.
+    def makes(self, stage: Stage) -> bool:
+        """Return whether `run` would make a stage, and neither take what is there nor refuse it.
 
         Args:
             stage: What it is.
         """
         entry = self._ledger.latest(stage.name)
         if entry is None or entry.fingerprint != stage.fingerprint:
-            return False
-        return not self._outputs.differing((*entry.outputs, *entry.rows)) or self._may_wait(entry)
+            return True
+        differing = self._outputs.differing((*entry.outputs, *entry.rows))
+        refused = stage.costly and any(self._outputs.path(output).exists() for output in differing)
+        return bool(differing) and not refused and not self._may_wait(entry)
 
     def _run(self, stage: Stage, action: Action) -> Done:
         entry = self._ledger.latest(stage.name)

@@ -24,15 +24,16 @@ import torch
 from pathlib import Path
 from minitron_nas.text.packing import pack
 from minitron_nas.models.checkpoint import open_checkpoint
-from minitron_nas.importance.score import sweep_importance
+from minitron_nas.importance.passes import CalibrationPass
 from minitron_nas.importance.settings import ImportanceSettings
 
 checkpoint = open_checkpoint(Path(sys.argv[1]), read_values=False)
 generator = torch.Generator().manual_seed(0)
 ids = torch.randint(0, checkpoint.architecture.vocab_size, ({NUM_SEQUENCES * SEQ_LEN},), generator=generator)
-scores = sweep_importance(
-    checkpoint, pack([ids.numpy()], {SEQ_LEN}), ImportanceSettings(), Path(sys.argv[2]),
-    progress=lambda done, total: print(f"{{done}} of {{total}} tokens", file=sys.stderr, flush=True),
+along = CalibrationPass(checkpoint, pack([ids.numpy()], {SEQ_LEN}), whole=False, folder=Path(sys.argv[2]))
+scores = along.score(
+    ImportanceSettings(),
+    lambda done, total: print(f"{{done}} of {{total}} tokens", file=sys.stderr, flush=True),
 )
 assert scores.neurons.shape == (32, 14336)
 assert all(getattr(scores, name).isfinite().all() for name in ("hidden", "neurons", "heads", "kv_groups", "layers"))

@@ -41,7 +41,7 @@ def timed_as(monkeypatch):
 
         monkeypatch.setattr(speed, "_worker", Worker)
         monkeypatch.setattr(speed, "_fit_together", lambda models: True)
-        monkeypatch.setattr(speed, "find_places", lambda path: {"model": "disk"} if path in spread else None)
+        monkeypatch.setattr(speed, "is_larger_than_device", lambda path: path in spread)
         return calls
 
     return patch

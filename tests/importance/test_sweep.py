@@ -8,12 +8,14 @@ import torch
 
 from minitron_nas.families.catalog import layouts
 from minitron_nas.importance.moments import second_moments, sweep_moments
-from minitron_nas.importance.score import score_importance, sweep_importance
+from minitron_nas.importance.passes import CalibrationPass
+from minitron_nas.importance.score import score_importance
 from minitron_nas.importance.settings import ImportanceSettings
 from minitron_nas.importance.sweep import Section, sweep
 from minitron_nas.importance.tensor_folder import TensorFolder
 from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.models.loading import load_whole
+from minitron_nas.progress import silent
 from minitron_nas.testing import tiny_checkpoint
 from minitron_nas.text.packing import pack
 
@@ -37,8 +39,8 @@ def compute_in(monkeypatch, dtype):
 def both_scores(folder, settings=None):
     checkpoint, settings = open_checkpoint(folder), settings or ImportanceSettings()
     model = load_whole(folder)
-    whole = score_importance(model, checkpoint.architecture, checkpoint.layout, TEXT, settings, 2)
-    return whole, sweep_importance(checkpoint, TEXT, settings, folder, 2)
+    whole = score_importance(model, checkpoint.architecture, checkpoint.layout, TEXT, settings)
+    return whole, CalibrationPass(checkpoint, TEXT, whole=False, folder=folder).score(settings, silent)
 
 
 def assert_equal(one, other):
@@ -122,5 +124,6 @@ def test_all_of_a_model_is_a_section(tmp_path):
 
 def test_progress_counts_the_tokens_of_every_layer(tmp_path):
     told, checkpoint = [], open_checkpoint(tiny_checkpoint(tmp_path, "llama", num_hidden_layers=2))
-    sweep_importance(checkpoint, TEXT, ImportanceSettings(), tmp_path, 2, lambda *pair: told.append(pair))
-    assert told == [(done, 120) for done in (24, 48, 60, 84, 108, 120)]
+    along = CalibrationPass(checkpoint, TEXT, whole=False, folder=tmp_path)
+    along.score(ImportanceSettings(), lambda *pair: told.append(pair))
+    assert told == [(done, 120) for done in (48, 60, 108, 120)]

@@ -63,18 +63,19 @@ def test_the_order_of_inputs_is_of_no_importance(tmp_path: Path, work: Work) -> 
 
 
 @pytest.mark.parametrize("inputs", [{"a": 2}, {"a": 1, "b": 1}, {"a": "1"}, {}])
-def test_the_engine_has_what_it_would_not_make_again(tmp_path: Path, work: Work, inputs: dict[str, Any]) -> None:
-    def has(inputs: dict[str, Any]) -> bool:
-        return engine(tmp_path).has(Stage("stage", "work", inputs, outputs=[work.output]))
+def test_the_engine_says_what_it_would_make(tmp_path: Path, work: Work, inputs: dict[str, Any]) -> None:
+    def makes(inputs: dict[str, Any], *, costly: bool = False) -> bool:
+        return engine(tmp_path).makes(Stage("stage", "work", inputs, outputs=[work.output], costly=costly))
 
-    assert not has({"a": 1})
+    assert makes({"a": 1})
     run(tmp_path, work, {"a": 1})
-    assert has({"a": 1})
-    assert not has(inputs)
+    assert not makes({"a": 1})
+    assert makes(inputs)
     work.output.write_text("something else")
-    assert not has({"a": 1})
+    assert makes({"a": 1})
+    assert not makes({"a": 1}, costly=True)  # it is refused
     work.output.unlink()
-    assert not has({"a": 1})
+    assert makes({"a": 1}, costly=True)
     assert work.calls == 1
 
 

@@ -209,11 +209,15 @@ def prepare(
         scores: The folder of its scores.
         depths: How many layers models keep, which stay in all of them, and by what they are chosen.
         start: How the model is cut.
-        moments: What `measure_moments` measured; what is kept of it is moved.
+        moments: What `measure_moments` measured; what is kept of it is moved, and measured again by whoever takes
+            over from a worker that was lost then.
         folder: Where it goes.
         progress: Told what is done.
     """
     checkpoint, kept = files.open(), ImportanceScores.load(scores)
     layers = choose_layers(checkpoint, kept, depths, files.tokens, progress)
     order = PruningOrder.from_scores(kept, checkpoint.architecture, [*depths.protected_layers], layers)
+    if start.needs_moments:
+        with TemporaryDirectory(dir=moments) as own:
+            keep_moments(checkpoint, files.tokens, start, moments, Path(own))
     write_prepared(folder, order, *found_start(checkpoint, start, moments), merge_heads=start.merge_heads)

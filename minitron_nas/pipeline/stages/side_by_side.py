@@ -1,9 +1,7 @@
 """Several trainings of a size at once, where the machines have room for them."""
 
-import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -12,6 +10,7 @@ from minitron_nas.distillation.launch import run as run_training
 from minitron_nas.distillation.training.arguments import most_processes
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.errors import PlanError, WorkerError
+from minitron_nas.execution.runner import last_line
 from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.execution.workers import Workers
 from minitron_nas.pipeline.run import Run
@@ -62,7 +61,7 @@ class Trainers:
         except PlanError:
             return 0
 
-    def train(self, jobs: Sequence[TrainingJob], progress: Progress) -> None:
+    def train(self, jobs: Sequence[TrainingJob], progress: Progress) -> dict[str, str]:
         """Carry out trainings, as many at once as there is room for; what comes out lies where each job says.
 
         One that fails leaves nothing: it goes on alone in its own stage, which says why it fails, and when the stages
@@ -72,15 +71,22 @@ class Trainers:
             jobs: The trainings.
             progress: Told how far they are together.
 
+        Returns:
+            Why each of those failed that did, by the name of its checkpoints.
+
         Raises:
             MachineError: If a disk is full, read-only, failing or gone, here or where a job ran.
         """
-        with suppress(WorkerError):  # lost again and again
-            self.workers.share(carry_out, [{"job": job, "runner": self.runner} for job in jobs], progress)
+        parts = [{"job": job, "runner": self.runner} for job in jobs]
+        try:
+            failed = self.workers.share(carry_out, parts, progress)
+        except WorkerError as error:  # lost again and again
+            return {job.checkpoints.name: str(error) for job in jobs if not job.is_done}
+        return {job.checkpoints.name: error for job, error in zip(jobs, failed, strict=True) if error is not None}
 
 
-def carry_out(job: TrainingJob, runner: RunnerSettings, progress: Progress) -> None:
-    """Carry out one of them, in a worker; what it raises, but for faults of the machine, is printed.
+def carry_out(job: TrainingJob, runner: RunnerSettings, progress: Progress) -> str | None:
+    """Carry out one of them, in a worker, and return what it raises, but for faults of the machine.
 
     Args:
         job: The training.
@@ -92,4 +98,5 @@ def carry_out(job: TrainingJob, runner: RunnerSettings, progress: Progress) -> N
     except Exception as error:
         if machine_error(error) is not None:
             raise
-        sys.stderr.write(f"{job.checkpoints.name}: {traceback.format_exc()}")
+        return last_line(traceback.format_exc())
+    return None

@@ -30,7 +30,7 @@ from minitron_nas.pipeline.run import Run
 from minitron_nas.pipeline.stages.side_by_side import Trainers
 from minitron_nas.pipeline.steps.distill import export
 from minitron_nas.pipeline.versions import versions
-from minitron_nas.progress import Progress
+from minitron_nas.progress import Progress, silent
 from minitron_nas.pruning.export import stored_dtype
 from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.start import TakenStart
@@ -176,12 +176,13 @@ def _training(run: Run, hop: Hop, planned: PlannedMember, start: Path) -> Traini
 
 def _train_side_by_side(run: Run, hop: Hop, members: Sequence[PlannedMember], progress: Progress) -> None:
     """Train those members of a size whose stages are to come, if there is room for several at once."""
-    waiting = [] if run.workers.here else [each for each in members if not run.engine.has(_stage(run, hop, each))]
+    waiting = [] if run.workers.here else [each for each in members if run.engine.makes(_stage(run, hop, each))]
     if len(waiting) < 2 or (trainers := Trainers.of(run)).room() < 2:
         return
-    starts = [_write_start(run, hop, each, progress)[0] for each in waiting]
-    jobs = [_training(run, hop, each, start) for each, start in zip(waiting, starts, strict=True)]
-    trainers.train([job for job in jobs if not job.is_done], progress)
+    jobs = [_training(run, hop, each, _write_start(run, hop, each, silent)[0]) for each in waiting]
+    if len(left := [job for job in jobs if not job.is_done]) > 1:
+        for name, error in trainers.train(left, progress).items():
+            run.engine.note(f"{name}: its training beside others failed, and is tried again alone: {error}")
 
 
 def _write_start(run: Run, hop: Hop, planned: PlannedMember, progress: Progress) -> tuple[Path, MeasuredStart | None]:

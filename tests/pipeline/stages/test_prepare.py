@@ -142,6 +142,27 @@ def test_a_killed_preparation_does_not_repeat_a_pass_that_is_done(
     assert passes[4:] == [("projections", {2, 3})]
 
 
+def test_a_worker_that_is_lost_when_moments_were_moved_is_taken_over_from(
+    prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, work, write, moved = left_in(prepare("whole")), stages.prepare, stages.write_prepared, list[Path]()
+
+    def lost(folder: Path, order: object, rotation: object, moments: Path, **more: object) -> None:
+        if not moved:
+            moved.append(moments.rename(moments.with_name("moved")))
+            raise ZeroDivisionError
+        write(folder, order, rotation, moments, **more)
+
+    def again(**arguments: object) -> None:
+        with pytest.raises(ZeroDivisionError):
+            work(**arguments)
+        work(**arguments)
+
+    monkeypatch.setattr(stages, "write_prepared", lost)
+    monkeypatch.setattr(stages, "prepare", again)
+    assert left_in(prepare("run")) == whole
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray warns of its own settings
 def test_two_workers_of_a_cluster_leave_what_one_process_leaves(
