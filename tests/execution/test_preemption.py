@@ -82,5 +82,5 @@ def test_a_block_that_takes_handlers_away_from_the_system_too_leaves_them_as_the
             ctypes.CDLL(None).signal(signum, 0)  # SIG_DFL, of which Python learns nothing
             assert caught() != before
         assert caught() == before
-        os.kill(os.getpid(), signum)
+        signal.raise_signal(signum)
     assert came == [signum]

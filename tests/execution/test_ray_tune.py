@@ -370,7 +370,8 @@ def test_a_cluster_that_answers_and_then_refuses_is_told_of_in_one_line(tmp_path
     def refuse(**_):
         raise ConnectionError("Version\nmismatch.")
 
-    monkeypatch.setattr(ray_session, "ray", SimpleNamespace(is_initialized=lambda: False, init=refuse))
+    fake = SimpleNamespace(is_initialized=lambda: False, init=refuse, shutdown=lambda: None)
+    monkeypatch.setattr(ray_session, "ray", fake)
     monkeypatch.setattr(ray_session, "_cluster", lambda address: "head:6379")
     message = r"runner.address=auto: no Ray cluster can be reached at head:6379 \(Version mismatch.\); start one"
     with pytest.raises(PlanError, match=message), ray_session.connected("auto", tmp_path):
