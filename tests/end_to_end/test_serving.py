@@ -88,7 +88,7 @@ LLAMA_CPP = os.environ.get("LLAMA_CPP", "")
 
 SMOLLM2_SHAPES = {
     "fewer neurons and layers": {"intermediate_size": 1280, "num_hidden_layers": 28},
-    "fewer channels and heads": {"hidden_size": 512, "num_attention_heads": 6, "num_key_value_heads": 2},
+    "fewer channels and heads": {"hidden_size": 504, "num_attention_heads": 6, "num_key_value_heads": 2},
 }
 
 
