@@ -41,7 +41,8 @@ class Room:
     Attributes:
         models: Students, baselines and a corrected teacher, with what lies beside their weights; of a student that is
             put into its wrapper, for a while, also the text part alone.
-        training: Checkpoints of the largest training, of all trials, or of all learning rates that are tried.
+        training: Checkpoints of the largest training and of those beside it, of all trials, or of all learning rates
+            that are tried; or second moments that are gone once the basis of channels is found.
         teacher_states: What teachers say over the text.
         moments: Second moments of what is pruned.
         others: Tokens, scores, rotations and the report.
@@ -79,12 +80,14 @@ class Room:
         models += 0 if plan.text_only else max(sizes) * stored
         trained = teacher.num_parameters if corrected else max(sizes)
         checkpoints = trained * 2 * (_TRAINING_BYTES_PER_PARAMETER + 2 * _START_BYTES_PER_PARAMETER)
+        checkpoints *= _beside_each_other(plan, members, devices)
+        basis = moments_bytes(teacher, "norms") if plan.start == "rotate" else 0
         trials = num_trials(plan, pools) * max(sizes) * (_TRAINING_BYTES_PER_PARAMETER + _START_BYTES_PER_PARAMETER)
         probes = max(sizes) * (MOST_PROBES * _TRAINING_BYTES_PER_PARAMETER + _START_BYTES_PER_PARAMETER)
         probed = plan.distillation.learning_rate == "auto"
         return cls(
             models=int(models),
-            training=max(checkpoints, trials, probes * probed, _REPORT_BYTES),
+            training=max(checkpoints, trials, probes * probed, basis, _REPORT_BYTES),
             teacher_states=_states_bytes(plan, teacher, train_tokens, devices.value_bytes),
             moments=_moments_bytes(plan, teacher, sizes),
             others=_REPORT_BYTES + _tokens_bytes(plan, teacher, train_tokens) + _rankings_bytes(plan, teacher),
@@ -94,6 +97,15 @@ class Room:
     def total(self) -> int:
         """All of it."""
         return sum(asdict(self).values())
+
+
+def _beside_each_other(plan: FamilyPlan, members: int, devices: Devices) -> int:
+    """Return how many of a size's trainings may have checkpoints at a time; a cluster may have room for all."""
+    runner = plan.runner
+    if runner.on_cluster:
+        return members
+    at_once = devices.number // runner.num_processes if runner.kind == "ray" and runner.num_processes else 1
+    return max(min(at_once, members), 1)
 
 
 def settled(
