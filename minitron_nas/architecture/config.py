@@ -105,13 +105,40 @@ def _kinds(config: Mapping[str, Any], layout: Layout, num_layers: int) -> tuple[
     if layout.kinds is None:
         return ()
     kinds = layout.kinds.read(config, num_layers)
-    unknown = sorted(set(kinds) - layout.known_kinds())
+    _require_known(kinds, layout)
+    return kinds
+
+
+def require_described(shape: Architecture, layout: Layout) -> None:
+    """Refuse a shape that somebody wrote down and the table of its family does not describe.
+
+    Args:
+        shape: The shape.
+        layout: The table.
+
+    Raises:
+        InvalidArchitectureError: If a kind of its layers is unknown or missing, or a fixed size.
+    """
+    if (layout.kinds is None) != (not shape.layer_kinds):
+        wanted = "none" if layout.kinds is None else f"one of {', '.join(sorted(layout.known_kinds()))} for each layer"
+        raise InvalidArchitectureError(
+            f"layer_kinds={list(shape.layer_kinds)} is not what family {layout.model_type!r} wants, which is {wanted}"
+        )
+    _require_known(shape.layer_kinds, layout)
+    if missing := sorted((layout.fixed_keys() | layout.switches()) - {*shape.fixed_sizes}):
+        raise InvalidArchitectureError(
+            f"fixed_sizes lacks {', '.join(missing)}, by which tensors of family {layout.model_type!r} are there or "
+            "not, and how large"
+        )
+
+
+def _require_known(kinds: Sequence[str], layout: Layout) -> None:
+    unknown = sorted(set(kinds) - layout.known_kinds()) if layout.kinds is not None else []
     if unknown:
         raise InvalidArchitectureError(
             f"layers of kind {unknown[0]!r} are not described by the table of family {layout.model_type!r}, which "
             f"knows {', '.join(sorted(layout.known_kinds()))}"
         )
-    return kinds
 
 
 def _by_layer(target: Architecture) -> dict[str, Any]:

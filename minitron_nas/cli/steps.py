@@ -139,7 +139,7 @@ def prune(
         else f"reloaded through {loaded_by}, logits differ by {result.proof.max_abs_difference:.3g}"
     )
     whole = result.num_parameters + result.num_tower_parameters
-    counted = f"{result.num_parameters:,} parameters{'' if text_only else f' of {whole:,} in its text part'}"
+    counted = f"{whole:,} parameters{'' if text_only else f', {result.num_parameters:,} of them in its text part'}"
     typer.echo(f"{result.path}: {result.architecture.id}, {counted}; {proved}")
 
 

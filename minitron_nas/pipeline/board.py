@@ -5,6 +5,7 @@ from collections.abc import Callable
 from math import isfinite
 
 from minitron_nas.distillation.job import TrainingJob
+from minitron_nas.distillation.training.curve import TrainingResult
 from minitron_nas.execution.runner import Tally
 from minitron_nas.progress import Progress
 from minitron_nas.reporting import numerals
@@ -81,6 +82,18 @@ class Board:
             self.tokens(done * each, total * each)
 
         return tell
+
+    def trained(self, job: TrainingJob, work: Callable[[Progress], TrainingResult]) -> TrainingResult:
+        """Do a training and tell of it, of the last validation, too, which comes after the last step.
+
+        Args:
+            job: The training.
+            work: Does it.
+        """
+        tell = self.training(job)
+        result = work(tell)
+        tell(job.schedule.num_steps, job.schedule.num_steps)
+        return result
 
     def _tell(self) -> None:
         self._stand("; ".join(filter(None, (self._counts, self._best, self._rate))))

@@ -7,6 +7,7 @@ from typing import Any, get_origin
 
 import yaml
 
+from minitron_nas.architecture.config import require_described
 from minitron_nas.evaluation.latency import LatencyModel
 from minitron_nas.families.catalog import layout_of, layouts
 from minitron_nas.pipeline.plan import FamilyPlan
@@ -43,6 +44,7 @@ def enumerate_size(
     space = load_space(space_name)
     if teacher is None:
         source = space.source_architecture()
+        require_described(source, layout_of(source.model_type))
     else:
         from minitron_nas.models.source import resolve_teacher  # deferred: imports torch
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from minitron_nas.architecture.spec import SHAPE_FIELDS, Architecture
 from minitron_nas.errors import SpaceError
@@ -119,6 +119,14 @@ class SearchSpace(Settings):
     protected_layers: tuple[int, ...] = (0, -1)
     source: dict[str, bool | int | str | tuple[str, ...] | dict[str, bool | int]] | None = None
 
+    @field_validator("source", mode="before")
+    @classmethod
+    def _kinds_are_words(cls, value: Any) -> Any:
+        kinds = value.get("layer_kinds", []) if isinstance(value, dict) else []
+        if not isinstance(kinds, list | tuple) or not all(isinstance(kind, str) for kind in kinds):
+            raise ValueError(f"layer_kinds={kinds!r} must be a list of words: the kind of each layer")
+        return value
+
     @model_validator(mode="after")
     def _window_in_order(self) -> Self:
         if self.window is not None and self.window[0] > self.window[1]:
@@ -162,7 +170,12 @@ class SearchSpace(Settings):
             raise SpaceError("this space carries no source shape; name a teacher to enumerate it for")
         fields: dict[str, Any] = dict(self.source)
         num_layers, kinds = fields.get("num_hidden_layers"), fields.get("layer_kinds")
-        if isinstance(kinds, tuple) and kinds and isinstance(num_layers, int) and num_layers % len(kinds) == 0:
+        if isinstance(kinds, tuple) and isinstance(num_layers, int):
+            if not kinds or num_layers % len(kinds):
+                raise SpaceError(
+                    f"the space's source: layer_kinds names {len(kinds)} layers, but num_hidden_layers={num_layers}; "
+                    "name a kind for each layer, or for each of a period whose length divides their number"
+                )
             fields["layer_kinds"] = kinds * (num_layers // len(kinds))
         try:
             return Architecture(**fields)

@@ -322,7 +322,8 @@ def test_a_student_that_keeps_its_tower_is_told_with_what_it_loads_through(
     in_text, in_all = counts["num_parameters"], counts["num_parameters"] + counts["num_tower_parameters"]
     assert in_all > in_text
     assert (
-        f"{in_text:,} parameters of {in_all:,} in its text part; reloaded through AutoModelForImageTextToText" in told
+        f"{in_all:,} parameters, {in_text:,} of them in its text part; reloaded through AutoModelForImageTextToText"
+        in told
     )
     shown = run("show", out, "--json").json()
     assert (shown["parameters_of_the_text_part"], shown["parameters_of_the_whole"]) == (in_text, in_all)

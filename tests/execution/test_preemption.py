@@ -75,12 +75,15 @@ def test_a_signal_that_is_put_off_says_more_than_a_fault_that_came_of_it():
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_block_that_takes_handlers_away_from_the_system_too_leaves_them_as_they_were(signum):
-    came = []
-    with on_stop(came.append, [signum]):
-        before = caught()
-        with put_off():
-            ctypes.CDLL(None).signal(signum, 0)  # SIG_DFL, of which Python learns nothing
-            assert caught() != before
-        assert caught() == before
-        signal.raise_signal(signum)
+    came, began_with = [], signal.signal(signum, signal.SIG_DFL)  # a shell may start us with SIGINT ignored
+    try:
+        with on_stop(came.append, [signum]):
+            before = caught()
+            with put_off():
+                ctypes.CDLL(None).signal(signum, 0)  # SIG_DFL, of which Python learns nothing
+                assert caught() != before
+            assert caught() == before
+            signal.raise_signal(signum)
+    finally:
+        signal.signal(signum, began_with)
     assert came == [signum]

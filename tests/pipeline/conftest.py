@@ -51,6 +51,7 @@ def little_memory(trained_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     """The device has no room for the teacher."""
     needed = placement.whole_model_bytes(open_checkpoint(trained_teacher))
     monkeypatch.setattr(placement, "_rooms", lambda: [("cpu", needed - 1)])
+    monkeypatch.setattr(placement, "total_bytes", lambda device: needed - 1)
 
 
 @pytest.fixture(scope="session")

@@ -73,3 +73,20 @@ def test_a_training_tells_its_steps_as_tokens_and_its_best_validation(told: list
     Board(lambda *far: shown.append(far), told.append).training(job)(10, 100)
     assert shown == [(5_120, 51_200)]
     assert told == [f"best {word} 0.500 nats after 4.096k tokens"]
+
+
+def test_a_training_that_is_done_tells_of_the_validation_after_its_last_step(told: list[str]) -> None:
+    best = [(0, 1.0)]
+    schedule = SimpleNamespace(tokens_per_step=512, num_steps=100)
+    job: Any = SimpleNamespace(schedule=schedule, judge="kl_nats", best=lambda: best[-1])
+
+    def work(tell: Any) -> Any:
+        tell(100, 100)
+        best.append((100, 0.5))
+        return "a result"
+
+    assert Board(lambda *far: None, told.append).trained(job, work) == "a result"
+    assert [line.partition(";")[0] for line in told] == [
+        "best KL 1.000 nats after 0 tokens",
+        "best KL 0.500 nats after 51.2k tokens",
+    ]

@@ -1,3 +1,4 @@
+import gc
 import re
 from math import nan
 from pathlib import Path
@@ -155,6 +156,7 @@ def test_learning_rates_are_a_study_of_their_own(journal):
     assert "70k rates" not in optuna.get_all_study_names(JournalStorage(JournalFileBackend(str(journal))))
 
 
+@pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")  # Optuna keeps it open
 def test_the_readmes_lines_copy_every_study_into_a_database_and_begin_another_with_it(journal, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = Path(minitron_nas.search.__file__).with_name("README.md").read_text(encoding="utf-8")
@@ -168,6 +170,8 @@ def test_the_readmes_lines_copy_every_study_into_a_database_and_begin_another_wi
         assert [trial.params for trial in copied.trials] == [trial.params for trial in original.trials]
         assert [trial.state for trial in copied.trials] == [trial.state for trial in original.trials]
     assert len(names["wider"].trials) == len(UNTRAINED)
+    del copied, names
+    gc.collect()
 
 
 def test_writing_twice_leaves_the_same_study(journal):

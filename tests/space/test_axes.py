@@ -3,10 +3,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
+from minitron_nas.architecture.config import require_described
 from minitron_nas.architecture.spec import SHAPE_FIELDS, Architecture
 from minitron_nas.errors import InvalidArchitectureError, SpaceError
+from minitron_nas.families.catalog import layout_of
 from minitron_nas.resources import resource_names
 from minitron_nas.space.axes import AxisValues, SearchSpace, SpaceAxes, load_space
 
@@ -164,10 +167,39 @@ def test_the_kinds_of_a_shapes_layers_are_listed_whole_or_as_a_period(kinds: lis
     assert shape.fixed_sizes["conv_bias"] is False
 
 
-def test_kinds_of_too_few_layers_are_refused() -> None:
-    space = SearchSpace.model_validate({"source": {**HYBRID, "layer_kinds": ["conv"] * 4}})
-    with pytest.raises(InvalidArchitectureError, match="layer_kinds names 4 layers, but num_hidden_layers=6"):
+@pytest.mark.parametrize("count", [0, 4, 7])
+def test_kinds_of_layers_that_are_no_period_are_refused(count: int) -> None:
+    space = SearchSpace.model_validate({"source": {**HYBRID, "layer_kinds": ["conv"] * count}})
+    with pytest.raises(
+        SpaceError, match=f"names {count} layers, but num_hidden_layers=6; name a kind for each layer, or"
+    ):
         space.source_architecture()
+
+
+@pytest.mark.parametrize("kinds", ["conv", [1, 2], None, {"conv": 3}])
+def test_kinds_of_layers_are_a_list_of_words(kinds: Any, tmp_path: Path) -> None:
+    file = space_file(tmp_path, yaml.safe_dump({"source": {**HYBRID, "layer_kinds": kinds}}))
+    with pytest.raises(SpaceError, match=r"layer_kinds=.* must be a list of words: the kind of each layer"):
+        load_space(file)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layer_kinds": ("conv", "foo") * 3}, "layers of kind 'foo' are not described by the table of family 'lfm2'"),
+        (
+            {"layer_kinds": ()},
+            r"layer_kinds=\[\] is not what family 'lfm2' wants, which is one of conv, full_attention for",
+        ),
+        ({"model_type": "llama"}, "is not what family 'llama' wants, which is none"),
+        ({"fixed_sizes": {"conv_bias": False}}, "fixed_sizes lacks conv_L_cache, by which tensors of family 'lfm2'"),
+        ({"fixed_sizes": {"conv_L_cache": 3}}, "fixed_sizes lacks conv_bias"),
+    ],
+)
+def test_a_shape_that_its_familys_table_does_not_describe_is_refused(changes: dict[str, Any], message: str) -> None:
+    shape = Architecture(**{**HYBRID, "layer_kinds": ("conv", "full_attention") * 3, **changes})
+    with pytest.raises(InvalidArchitectureError, match=message):
+        require_described(shape, layout_of(shape.model_type))
 
 
 def test_a_space_is_read_from_a_file(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import pytest
 
+from minitron_nas.architecture.config import require_described
 from minitron_nas.architecture.rules import check_architecture
 from minitron_nas.families.catalog import count_parameters, layout_of
 from minitron_nas.resources import resource, resource_names
@@ -84,7 +85,9 @@ def test_the_table_of_spaces_names_every_one(name: str) -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_source_has_the_published_parameters(name: str) -> None:
-    assert count_parameters(load_space(name).source_architecture()) == PRESETS[name].num_parameters
+    source = load_space(name).source_architecture()
+    require_described(source, layout_of(source.model_type))
+    assert count_parameters(source) == PRESETS[name].num_parameters
 
 
 @pytest.mark.parametrize(("name", "size"), SIZES)

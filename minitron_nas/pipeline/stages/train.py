@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def train_member(
         _train_side_by_side(run, hop, [planned, *later], progress)
         start, measured = _write_start(run, hop, planned, progress)
         job = _training(run, hop, planned, start)
-        result = run_training(job, plan.runner, Board(progress, run.engine.stand).training(job))
+        result = Board(progress, run.engine.stand).trained(job, partial(run_training, job, plan.runner))
         untrained = _untrained_kl(run, hop, start, result)
         rows = [_curve_row(name, hop.label, planned.role, point) for point in result.curve]
         if result.harm is not None:

@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ def distill(
             TrainingJob(source.path, files, settings, schedule, checkpoints, seed, work / "training"), runner, display
         )
         with display.stage("distil", f"{schedule.num_tokens:,} tokens in {schedule.num_steps} steps") as progress:
-            result = run_training(job, runner, Board(progress, display.stand).training(job))
+            result = Board(progress, display.stand).trained(job, partial(run_training, job, runner))
         _tell_harm(display, result)
         lineage = Lineage(
             teacher=Origin(source_name(teacher), other.fingerprint),
