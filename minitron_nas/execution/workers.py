@@ -74,12 +74,12 @@ class Workers:
         return 1 if self.here else make_runner(self.settings, self.folder / "ray").room()
 
     def num_gpus(self) -> int:
-        """Return how many GPUs there are where jobs run.
+        """Return how many GPUs there are where jobs run, if that is not here.
 
         Raises:
             PlanError: If no cluster answers.
         """
-        return torch.cuda.device_count() if self.here else count_gpus(self.settings, self.folder / "ray")
+        return count_gpus(self.settings, self.folder / "ray")
 
     def held(self) -> AbstractContextManager[None]:
         """Keep what calls start until the block ends, for all calls in it.
