@@ -156,7 +156,7 @@ def logit_error(model: CausalLM, tokens: PackedTokens, whole: WholeModel) -> flo
     for indices, batch in tokens.batches(BATCH_SEQUENCES):
         states = run_text(model, batch).flatten(0, 1)
         targets = whole.targets(indices, batch)
-        for rows in chunks(len(states)):
+        for rows in chunks(len(states), whole.head):
             full = targets.of(rows).logits()
             error += (whole.head.logits(states[rows]) - full).square().sum(dtype=torch.float64).item()
             energy += full.square().sum(dtype=torch.float64).item()

@@ -147,7 +147,7 @@ def _benchmarks(plan: FamilyPlan | None) -> Finding:
 
 
 def _compiler(plan: FamilyPlan | None) -> Finding:
-    needed = plan is not None and plan.distillation.torch_compile
+    needed = plan is not None and plan.distillation.torch_compile is True
     if has_compiler():
         return Finding("torch.compile", True, needed, "works")
     return Finding(

@@ -1,8 +1,9 @@
-"""Reading what will probably be wanted next while what was wanted is worked on."""
+"""Reading or making what will be wanted next while what was wanted is worked on."""
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 Batch = TypeVar("Batch")
 
@@ -40,3 +41,21 @@ class ReadAhead(Generic[Batch]):
         self._last = wanted
         self._next = (following, self._pool.submit(self._read, following))
         return found
+
+
+def made_ahead(items: Iterable[Batch], number: int) -> Generator[Batch]:
+    """Yield items that a thread of its own makes, some of them before they are asked for.
+
+    Args:
+        items: What makes them, one after the other.
+        number: How many are made ahead at most.
+    """
+    iterator, end = iter(items), object()
+    with ThreadPoolExecutor(1, thread_name_prefix="make ahead") as pool:
+        coming = deque(pool.submit(next, iterator, end) for _ in range(number))
+        try:
+            while (item := coming.popleft().result()) is not end:
+                coming.append(pool.submit(next, iterator, end))
+                yield cast(Batch, item)
+        finally:
+            pool.shutdown(cancel_futures=True)

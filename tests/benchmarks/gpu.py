@@ -34,11 +34,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from gpu_shapes import FULL, TINY, Scale
-from gpu_tables import CACHED, COMPILED, OTHERS, Figures, agree, fill_in, show
+from gpu_tables import AS_WRITTEN, CACHED, OTHERS, Figures, agree, fill_in, show
 
 LOOPS = (*OTHERS, "ours, online", CACHED)
 STAGES = ("device", "signal", "teacher", "surgery", "screening")
-NEEDS = {CACHED: ("signal",), COMPILED: ("signal",), "surgery": ("teacher",), "screening": ("signal", "teacher")}
+NEEDS = {CACHED: ("signal",), AS_WRITTEN: ("signal",), "surgery": ("teacher",), "screening": ("signal", "teacher")}
 
 ONLY = "measure this in this process, with what signal and teacher have left in --folder, and print JSON"
 
@@ -86,8 +86,8 @@ class Session:
             yield from (Task(loop, name) for loop in LOOPS)
             if number == 0:
                 yield from map(Task, ("teacher", "surgery", "screening"))
-        if not self.is_tiny:  # compiling takes longer than everything else
-            yield from (Task(COMPILED, name) for name in self.scale.students)
+        if not self.is_tiny:  # on a CPU layers are as written anyhow
+            yield from (Task(AS_WRITTEN, name) for name in self.scale.students)
 
     def measure(self) -> None:
         """Measure one after the other, as far as time goes."""
@@ -177,7 +177,7 @@ def parsed(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="a file for the figures")
     parser.add_argument("--folder", type=Path, help="an existing folder on a disk with room; a temporary one")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes, for a CPU")
-    parser.add_argument("--only", choices=(*STAGES, *LOOPS, COMPILED), help=ONLY)
+    parser.add_argument("--only", choices=(*STAGES, *LOOPS, AS_WRITTEN), help=ONLY)
     arguments = parser.parse_args(words)
     scale = TINY if arguments.tiny else FULL
     names = arguments.students.split(",") if arguments.students else list(scale.students)

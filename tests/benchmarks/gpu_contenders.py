@@ -203,7 +203,7 @@ def trainer(setup: Setup, clock: Clock) -> None:
     loop.train()
 
 
-def our_loop(setup: Setup, clock: Clock, signal: TeacherSignal, kind: str, torch_compile: bool = False) -> None:
+def our_loop(setup: Setup, clock: Clock, signal: TeacherSignal, kind: str, **others: Any) -> None:
     """Ours, at a rate that stays the same."""
     settings = {
         "batch_sequences": setup.scale.batch_sequences,
@@ -212,7 +212,7 @@ def our_loop(setup: Setup, clock: Clock, signal: TeacherSignal, kind: str, torch
         "warmup_fraction": 0,
         "min_learning_rate_fraction": 1,
         "teacher_signal": kind,
-        "torch_compile": torch_compile,
+        **others,
     }
     student, text = setup.student(), setup.text()
     clock.tick()
@@ -224,12 +224,12 @@ def online(setup: Setup, clock: Clock) -> None:
     our_loop(setup, clock, OnlineTeacher(random_teacher(setup.scale)), "online")
 
 
-def cached(setup: Setup, clock: Clock, torch_compile: bool = False) -> None:
+def cached(setup: Setup, clock: Clock, **others: Any) -> None:
     """Ours with the teacher's cache, which comes from the disk, not out of the system's memory of it."""
     path = setup.folder / "cache"
     forget_files(path)
     cache = WatchedSignal(HiddenCache(SignalPlace(path, FINGERPRINT, setup.text())), clock)
-    our_loop(setup, clock, cache, "hidden_cache", torch_compile)
+    our_loop(setup, clock, cache, "hidden_cache", **others)
 
 
 class WatchedSignal:
@@ -248,7 +248,7 @@ CONTENDERS = {
     "Trainer": trainer,
     "ours, online": online,
     "ours, cached": cached,
-    "ours, cached, layers compiled": partial(cached, torch_compile=True),
+    "ours, cached, layers as written": partial(cached, torch_compile=False),
 }
 
 

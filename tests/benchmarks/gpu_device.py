@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from importlib.metadata import version
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -28,7 +27,6 @@ def device(scale: Scale) -> dict[str, Any]:
         "peak_source": "its data sheet" if known else f"a product of {size} x {size} matrices",
         "torch": torch.__version__,
         "transformers": version("transformers"),
-        "has_liger": DEVICE.type == "cuda" and find_spec("liger_kernel") is not None,
     }
 
 

@@ -109,7 +109,7 @@ def test_what_time_does_not_allow_is_skipped_and_named(
     assert set(list(found.values())[9:]) == {"skipped: 30 s were left"}
     assert list(found)[9:] == [
         *(f"{loop}, {name}" for name in ("1.7B", "4B") for loop in gpu.LOOPS),
-        *(f"ours, cached, layers compiled, {name}" for name in shapes.FULL.students),
+        *(f"ours, cached, layers as written, {name}" for name in shapes.FULL.students),
     ]
     assert "plain loop, 4B: skipped" in capsys.readouterr().err
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -169,3 +170,20 @@ def test_only_the_forward_kl_of_whole_distributions_is_called_kl(values):
     assert DistillationSettings().minimises_kl
     assert DistillationSettings(teacher_signal="online").minimises_kl
     assert not DistillationSettings(**values).minimises_kl
+
+
+@pytest.mark.parametrize(
+    ("asked", "intermediate", "device", "compiled"),
+    [
+        ("auto", "none", "cuda", True),
+        ("auto", "none", "cpu", False),
+        ("auto", "auto", "cuda", False),  # hidden states are watched, which compiled layers would not show
+        (True, "none", "cpu", True),
+        (False, "none", "cuda", False),
+    ],
+)
+def test_layers_are_compiled_where_it_pays_unless_it_is_said(
+    asked: Any, intermediate: Any, device: str, compiled: bool
+) -> None:
+    settings = DistillationSettings(torch_compile=asked, intermediate=intermediate)
+    assert settings.compiles_layers(device) is compiled

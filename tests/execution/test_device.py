@@ -107,7 +107,7 @@ import resource, sys
 import psutil, torch
 from minitron_nas.execution.device import hold_memory, trim_memory
 if sys.argv[1] == "hold":
-    hold_memory()
+    hold_memory(torch.device("cpu"))
 def step():
     for megabytes in (10, 20, 33, 50, 70, 100):
         torch.ones(megabytes * 2**18)

@@ -36,7 +36,7 @@ def two_models(model_type: str, **changes: Any) -> tuple[Any, Any]:
 def states_and_gradients(model: Any, ids: Tensor, positions: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     model.zero_grad()
     states = final_hidden(model, ids, positions)
-    weights = torch.randn(states.shape, generator=torch.Generator().manual_seed(2))
+    weights = torch.randn(states.shape, generator=torch.Generator().manual_seed(2)).to(states.device)
     (states.float() * weights).sum().backward()
     return states.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
@@ -123,3 +123,39 @@ def test_a_model_that_attends_in_another_way_keeps_it_and_the_choice_can_be_take
 def test_the_choice_is_not_written_into_a_config() -> None:
     masked, by_document = two_models("llama")
     assert by_document.config.to_json_string() == masked.config.to_json_string()
+
+
+@pytest.fixture
+def gpu() -> torch.device:
+    device = torch.device("cuda", 0)
+    if not torch.cuda.is_available() or not attention.attends_over_lengths(device):
+        pytest.skip("flash attention over lengths takes a GPU and torch 2.10")
+    return device
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_on_a_gpu_all_documents_are_attended_to_at_once(
+    model_type: str, gpu: torch.device, spans: list[tuple[int, bool]]
+) -> None:
+    masked, by_document = (model.to(gpu) for model in two_models(model_type))
+    ids, positions = (each.to(gpu) for each in packed([90, 50, 100], [240], [1, 238, 1]))
+    if by_document.config._attn_implementation != BY_DOCUMENT:
+        pytest.skip("it attends in a way of its own")
+    exact, _ = states_and_gradients(masked, ids, positions)
+    with torch.autocast("cuda", torch.bfloat16):
+        (states, gradients), (others, their) = (states_and_gradients(m, ids, positions) for m in (masked, by_document))
+    # As far from float32 as the mask is, which rounds as much.
+    assert float((others - exact).norm()) < 1.5 * float((states - exact).norm()) + 1e-4
+    assert their.keys() == gradients.keys()
+    far = [float((their[name] - g).norm() / (g.norm() + 1e-6)) for name, g in gradients.items()]
+    assert max(far) < 0.1, max(far)
+    assert not {span for span in spans if span[0] in (90, 50, 100, 238)}
+
+
+@pytest.mark.parametrize("compile_layers", [False, True])
+def test_on_a_gpu_float32_attends_one_document_after_the_other(gpu: torch.device, compile_layers: bool) -> None:
+    masked, by_document = (model.to(gpu) for model in two_models("llama"))
+    if compile_layers:
+        for layer in by_document.model.layers:
+            layer.compile(dynamic=False)
+    assert_same(masked, by_document, *(each.to(gpu) for each in packed([9, 5, 10], [24], [1, 22, 1])))

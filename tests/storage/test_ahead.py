@@ -1,11 +1,12 @@
 """Reading ahead: what is asked for comes, whatever was guessed."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 
 import pytest
 
-from minitron_nas.storage.ahead import ReadAhead
+from minitron_nas.storage.ahead import ReadAhead, made_ahead
 
 
 class Records:
@@ -80,3 +81,53 @@ def test_one_batch_is_under_way_while_the_caller_works() -> None:
     assert records.done.acquire(timeout=10)
     assert records.done.acquire(timeout=10)
     assert [batch for batch, _ in records.read] == [[0, 1], [2, 3]]
+
+
+def test_what_is_made_ahead_comes_in_order_and_is_never_more_than_was_allowed() -> None:
+    made: list[int] = []
+    entered = threading.Semaphore(0)
+
+    def items() -> Iterator[int]:
+        for number in range(6):
+            made.append(number)
+            entered.release()
+            yield number
+
+    with closing(made_ahead(items(), 2)) as ahead:
+        for number in range(6):
+            assert next(ahead) == number
+            assert number < len(made) <= min(number + 3, 6)
+            if number == 0:
+                assert all(entered.acquire(timeout=60) for _ in range(3))
+        assert list(ahead) == []
+
+
+def test_what_fails_ahead_fails_where_it_is_asked_for() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise OSError("broken")
+
+    ahead = made_ahead(items(), 4)
+    assert next(ahead) == 1
+    with pytest.raises(OSError, match="broken"):
+        next(ahead)
+
+
+def test_nothing_is_made_any_more_when_nobody_asks() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    made = []
+
+    def items() -> Iterator[int]:
+        for number in range(9):
+            made.append(number)
+            if number == 1:
+                begun.set()
+                go_on.wait(60)
+            yield number
+
+    ahead = made_ahead(items(), 4)
+    assert next(ahead) == 0
+    assert begun.wait(60)
+    threading.Timer(0.1, go_on.set).start()
+    ahead.close()
+    assert made == [0, 1]

@@ -18,8 +18,14 @@ from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals.head import OutputHead
 from minitron_nas.distillation.signals.targets import HiddenTargets, TopKTargets
 from minitron_nas.execution.compiler import compiled
+from minitron_nas.execution.device import total_bytes
 
 _CHUNK_TOKENS = 512
+"""On a CPU, and at least."""
+
+_DEVICE_FRACTION = 128
+"""The products of a chunk take at most this part of a GPU's memory. It multiplies larger matrices faster: on an
+H200 the loss takes 0.73 of the time with 2048 tokens at once, and with more of them hardly less."""
 
 _COMPILED_FROM = 2**22
 """Logits of a chunk; with fewer, compiling takes longer than what it saves in a short training."""
@@ -54,14 +60,25 @@ class Terms:
         return type(self)(targets, self.token_weights[rows], self.labels[rows], self.label_weights[rows])
 
 
-def chunks(num_tokens: int) -> Iterator[slice]:
+def chunks(num_tokens: int, head: OutputHead) -> Iterator[slice]:
     """Yield the rows of each chunk.
 
     Args:
         num_tokens: Of the batch.
+        head: What they are multiplied with.
     """
-    for start in range(0, num_tokens, _CHUNK_TOKENS):
-        yield slice(start, start + _CHUNK_TOKENS)
+    size = _chunk_tokens(head)
+    for start in range(0, num_tokens, size):
+        yield slice(start, start + size)
+
+
+def _chunk_tokens(head: OutputHead) -> int:
+    """Return how many tokens are multiplied with both heads at once."""
+    device = head.weight.device
+    if device.type == "cpu":
+        return _CHUNK_TOKENS
+    fitting = total_bytes(device) // (_DEVICE_FRACTION * 2 * head.vocab_size * head.weight.element_size())
+    return max(_CHUNK_TOKENS, 1 << (fitting.bit_length() - 1))
 
 
 class Workspace:
@@ -75,7 +92,7 @@ class Workspace:
             head: The student's output head.
             targets: What the teacher says over the batch.
         """
-        num_rows = min(num_tokens, _CHUNK_TOKENS)
+        num_rows = min(num_tokens, _chunk_tokens(head))
         self.student = head.weight.new_empty(num_rows, head.vocab_size)
         self.teacher = None
         if isinstance(targets, HiddenTargets):

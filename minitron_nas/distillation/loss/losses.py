@@ -9,7 +9,6 @@ from torch.autograd.function import BackwardCFunction, FunctionCtx
 from torch.nn.functional import log_softmax, nll_loss
 
 from minitron_nas.distillation.loss.chunks import Terms, Workspace, chunk_loss, chunks, is_worth_compiling
-from minitron_nas.distillation.loss.liger import fused_distance, has_kernel, is_exact
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals.head import OutputHead
 from minitron_nas.distillation.signals.targets import HiddenTargets, TopKTargets
@@ -88,7 +87,7 @@ class LossSums:
             hidden, labels = hidden[mask], labels[mask]
             targets = None if targets is None else HiddenTargets(targets.hidden[mask], targets.head)
         kls, losses = ([torch.zeros(0, dtype=torch.float64)] for _ in range(2))
-        for rows in chunks(len(hidden)):
+        for rows in chunks(len(hidden), head):
             part = None if targets is None else targets.of(rows)
             compute = _fused_losses if is_worth_compiling(hidden[rows], head) else _chunk_losses
             kl, loss = compute(hidden[rows], head, labels[rows], part)
@@ -192,9 +191,6 @@ def distillation_loss(
     labelled = seen & (labels != IGNORE_LABEL)
     if isinstance(targets, HiddenTargets):
         head = head.first(_common_vocab_size(head, targets))
-        if mask is None and num_tokens is None and has_kernel(hidden.device) and is_exact(head, targets, settings):
-            fused = fused_distance(hidden, head, targets, settings, dtype or head.weight.dtype)
-            return DistillationLoss(fused, fused.detach())
     terms = Terms(
         targets if settings.asks_teacher else None,
         seen.to(wide) / (seen.sum().clamp(min=1) if num_tokens is None else num_tokens),
@@ -226,7 +222,7 @@ class _DistillationLoss(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=wide)
         grad_bias = torch.zeros_like(bias, dtype=wide) if bias is not None else None
         workspace = Workspace(len(hidden), head, terms.targets)
-        for rows in chunks(len(hidden)):
+        for rows in chunks(len(hidden), head):
             chunk = chunk_loss(hidden[rows].to(head.weight.dtype), head, terms.of(rows), settings, workspace)
             total, distance = total + chunk.total, distance + chunk.distance
             grad_hidden[rows] = chunk.hidden

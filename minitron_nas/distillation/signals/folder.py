@@ -12,9 +12,9 @@ the first, and one of another cache for all of them. Readers need no lock: every
 import fcntl
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from itertools import islice, starmap
+from itertools import chain, islice, starmap
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,7 +25,7 @@ from xxhash import xxh3_64_intdigest
 
 from minitron_nas.errors import CacheError
 from minitron_nas.progress import Progress
-from minitron_nas.storage.ahead import ReadAhead
+from minitron_nas.storage.ahead import ReadAhead, made_ahead
 from minitron_nas.storage.atomic import require_free_bytes, whole_file
 from minitron_nas.storage.sealed import read_sealed, write_sealed
 from minitron_nas.storage.shards import Bytes, Shards
@@ -35,6 +35,7 @@ FORMAT = 2
 """A cache of another format is written again."""
 
 _SHARD_BYTES = 64 * 2**20
+_BATCHES_AHEAD = 2
 _ABOUT = "about.json"
 _LOCK = ".lock"
 
@@ -208,7 +209,8 @@ class SignalFolder:
 
         Args:
             tokens: The stream.
-            encode: From a batch's indices and tokens to its records, (batch, record_bytes).
+            encode: From a batch's indices and tokens to its records, (batch, record_bytes); it is called in a thread of
+                its own.
             shared: Tensors that all sequences share, by name; on the CPU.
             purpose: Names the cache where the disk is short.
             share: Which of the shards.
@@ -223,23 +225,31 @@ class SignalFolder:
             self._require_room({}, share, purpose)
             shards = self.shards
             missing = share.of(shards.missing())
-            size, length = self.about["batch_sequences"], tokens.input_ids.shape[1]
+            size: int = self.about["batch_sequences"]
+            length = tokens.input_ids.shape[1]
             total, left = (
                 length * sum(len(shards.records(shard)) for shard in some)
                 for some in (share.of(range(len(shards.files))), missing)
             )
             done = total - left
 
-            def spoken(indices: Tensor, batch: PackedTokens) -> Bytes:
-                nonlocal done
-                records = encode(indices, batch)
-                done += batch.num_tokens
-                progress(done, total)
-                return records
+            def batches(shard: int) -> Iterator[tuple[Tensor, PackedTokens]]:
+                return islice(tokens.batches(size, shards.records(shard).start), num_batches(shard))
 
-            for shard in missing:
-                batches = tokens.batches(size, shards.records(shard).start)
-                shards.write(shard, starmap(spoken, islice(batches, self.about["sequences_per_shard"] // size)))
+            def num_batches(shard: int) -> int:
+                return -(-len(shards.records(shard)) // size)
+
+            def told(parts: Iterable[Bytes]) -> Iterator[Bytes]:
+                nonlocal done
+                for records in parts:
+                    yield records
+                    done += length * len(records)
+                    progress(done, total)
+
+            spoken = made_ahead(starmap(encode, chain.from_iterable(map(batches, missing))), _BATCHES_AHEAD)
+            with closing(spoken):  # the teacher goes on while the disk writes, and reads back
+                for shard in missing:
+                    shards.write(shard, told(islice(spoken, num_batches(shard))))
 
     @contextmanager
     def _laid_out(self, shared: Mapping[str, Tensor], share: Share, purpose: str) -> Iterator[None]:

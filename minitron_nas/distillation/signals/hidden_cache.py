@@ -104,6 +104,7 @@ def write_hidden_cache(
         checksums={name: _checksum(tensor) for name, tensor in shared.items()},
     )
 
+    @torch.no_grad()
     def encode(indices: Tensor, batch: PackedTokens) -> Bytes:
         states = online.targets(indices, batch).hidden.to(stored).cpu().contiguous()
         records: Bytes = states.view(len(indices), -1).view(torch.uint8).numpy()

@@ -99,6 +99,7 @@ def write_top_k_cache(
         vocab_size=vocab_size,
     )
 
+    @torch.no_grad()
     def encode(indices: Tensor, batch: PackedTokens) -> Bytes:
         targets = most_probable(online.targets(indices, batch), batch.num_tokens, k)
         parts = (targets.indices.to(INDEX_DTYPE).cpu(), targets.log_probs.to(LOG_PROB_DTYPE).cpu())

@@ -48,7 +48,7 @@ from minitron_nas.execution.device import compute_dtype, hold_memory
 from minitron_nas.execution.preemption import on_stop, stopped
 from minitron_nas.execution.runner import is_out_of_memory
 from minitron_nas.families.catalog import layout_of
-from minitron_nas.models.attention import attend_by_document
+from minitron_nas.models.attention import attend_by_document, attends_over_lengths
 from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.layer_model import decoder_layers
 from minitron_nas.progress import Progress, silent
@@ -110,11 +110,11 @@ def distill(
     if settings.gradient_checkpointing:
         _recompute_activations(student)
     arguments.eval_on_start = best is not None and checkpoint is None
-    if arguments.device.type == "cpu":
-        hold_memory()
+    hold_memory(arguments.device)
     asked_to_stop: list[int] = []
     writer = CheckpointWriter(folder, identity, arguments, best.stand if best is not None else lambda: None)
-    with on_stop(asked_to_stop.append), _compiled(student, settings.torch_compile), closing(writer):
+    compiles = settings.compiles_layers(arguments.device.type)
+    with on_stop(asked_to_stop.append), _compiled(student, compiles), closing(writer):
         control = Control(last_step, schedule.num_steps, settings, writer, asked_to_stop, progress)
         trainer = _DistillationTrainer(objective, lesson, arguments, writer, checkpoint, control, best)
         try:
@@ -292,8 +292,8 @@ class _DistillationTrainer(Trainer):
 
 @contextmanager
 def _compiled(student: CausalLM, wanted: bool) -> Iterator[None]:
-    """Run a student's layers compiled, if that is wanted; attention is masked then, which has one shape."""
-    attend_by_document(student, not wanted)
+    """Run a student's layers compiled, if that is wanted; on a CPU attention is masked then, which has one shape."""
+    attend_by_document(student, not wanted or attends_over_lengths(student.device))
     try:
         with compiled_modules(_layers(student) if wanted else ()):
             yield
