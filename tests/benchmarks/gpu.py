@@ -30,13 +30,16 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import product, starmap
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from gpu_shapes import FULL, TINY, Scale
-from gpu_tables import AS_WRITTEN, CACHED, OTHERS, Figures, agree, fill_in, show
+from gpu_tables import AS_WRITTEN, CACHED, Figures, agree, fill_in, show
 
-LOOPS = (*OTHERS, "ours, online", CACHED)
+FIRST, LATER = ("plain loop", CACHED), ("Trainer", "ours, online")
+"""Loops that are compared for all students before others are."""
+
 STAGES = ("device", "signal", "teacher", "surgery", "screening")
 NEEDS = {CACHED: ("signal",), AS_WRITTEN: ("signal",), "surgery": ("teacher",), "screening": ("signal", "teacher")}
 
@@ -82,12 +85,10 @@ class Session:
     def tasks(self) -> Iterator[Task]:
         """Yield what is to be measured, the most important first."""
         yield from (Task("device"), Task("signal"))
-        for number, name in enumerate(self.scale.students):
-            yield from (Task(loop, name) for loop in LOOPS)
-            if number == 0:
-                yield from map(Task, ("teacher", "surgery", "screening"))
-        if not self.is_tiny:  # on a CPU layers are as written anyhow
-            yield from (Task(AS_WRITTEN, name) for name in self.scale.students)
+        yield from starmap(Task, product(FIRST, self.scale.students))
+        yield from map(Task, ("teacher", "surgery", "screening"))
+        as_written = () if self.is_tiny else (AS_WRITTEN,)  # which they are on a CPU anyhow
+        yield from starmap(Task, product((*LATER, *as_written), self.scale.students))
 
     def measure(self) -> None:
         """Measure one after the other, as far as time goes."""
@@ -177,7 +178,7 @@ def parsed(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="a file for the figures")
     parser.add_argument("--folder", type=Path, help="an existing folder on a disk with room; a temporary one")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes, for a CPU")
-    parser.add_argument("--only", choices=(*STAGES, *LOOPS, AS_WRITTEN), help=ONLY)
+    parser.add_argument("--only", choices=(*STAGES, *FIRST, *LATER, AS_WRITTEN), help=ONLY)
     arguments = parser.parse_args(words)
     scale = TINY if arguments.tiny else FULL
     names = arguments.students.split(",") if arguments.students else list(scale.students)

@@ -36,7 +36,7 @@ def test_all_loops_learn_the_same_from_the_same_batches(gpu: Any, tmp_path: Path
     print(done.stdout)
     found = json.loads(file.read_text())
     loops = found["students"]["tiny"]
-    assert tuple(loops) == gpu.LOOPS
+    assert tuple(loops) == (*gpu.FIRST, *gpu.LATER)
     assert [file.name for file in tmp_path.iterdir()] == ["figures.json"]
     for figures in loops.values():
         assert figures["tokens_per_second"] > 0
@@ -101,17 +101,16 @@ def test_what_time_does_not_allow_is_skipped_and_named(
 
     monkeypatch.setattr(gpu.time, "monotonic", lambda: passed[0])
     monkeypatch.setattr(gpu, "in_own_process", takes_a_minute)
-    session = gpu.Session(shapes.FULL, Path(), 9.5 * 60, False)
+    session = gpu.Session(shapes.FULL, Path(), 12.5 * 60, False)
     session.measure()
     found = {str(task): figures.get("failed") for task, figures in session.found.items()}
-    # Device, signal, four loops and three stages: nine minutes. Half of one is left.
-    assert list(found.values())[:9] == [None, None, None, "out of memory", None, None, None, None, None]
-    assert set(list(found.values())[9:]) == {"skipped: 30 s were left"}
-    assert list(found)[9:] == [
-        *(f"{loop}, {name}" for name in ("1.7B", "4B") for loop in gpu.LOOPS),
-        *(f"ours, cached, layers as written, {name}" for name in shapes.FULL.students),
+    # Device, signal, two loops of three students, three stages and one loop: twelve minutes. Half of one is left.
+    assert list(found.values())[:12] == [*[None] * 11, "out of memory"]
+    assert set(list(found.values())[12:]) == {"skipped: 30 s were left"}
+    assert list(found)[11:] == [
+        f"{loop}, {name}" for loop in (*gpu.LATER, "ours, cached, layers as written") for name in shapes.FULL.students
     ]
-    assert "plain loop, 4B: skipped" in capsys.readouterr().err
+    assert "Trainer, 4B: skipped" in capsys.readouterr().err
 
 
 def test_what_needs_something_that_failed_is_not_begun(gpu: Any, shapes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,3 +204,23 @@ def test_a_loop_that_runs_out_of_memory_is_a_line_of_the_table(
 
     monkeypatch.setitem(load("gpu_contenders").CONTENDERS, "Trainer", runs_out)
     assert gpu.measure_here(shapes.TINY, "Trainer", Path()) == {"failed": "out of memory"}
+
+
+@pytest.mark.slow
+def test_parts_are_measured_on_a_cpu_too() -> None:
+    script = SCRIPT.with_name("gpu_parts.py")
+    done = subprocess.run([sys.executable, str(script), "--tiny"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
+    lines = done.stdout.splitlines()
+    assert [line.partition(":")[0] for line in lines[:3]] == [
+        "loss, hidden size 24, 256 tokens at once",
+        "loss, hidden size 24, 512 tokens at once",
+        "loss, hidden size 24, as many as the product takes",
+    ]
+    assert [line.rpartition(", ")[0].partition(" documents, ")[2].partition(":")[0] for line in lines[3:]] == [
+        "sdpa",
+        "sdpa, compiled",
+        "by document",
+        "by document, compiled",
+    ]
