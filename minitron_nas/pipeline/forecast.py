@@ -27,8 +27,8 @@ from minitron_nas.space.enumerate import Enumeration
 from minitron_nas.space.size import Size
 
 _SIZES_HEAD = (
-    ("", "                                   KD     FLOPs                       GB of a device"),
-    ("size", "    shapes  screened  trained    tokens    a step    FLOPs     hours     trial   student"),
+    ("", "                                     KD     FLOPs                       GB of a device"),
+    ("size", "    shapes  screened  finalists    tokens    a step    FLOPs     hours     trial   student"),
 )
 """Two lines, each from the column of labels, which is as wide as the longest, to the last."""
 
@@ -59,7 +59,7 @@ class SizeForecast:
         num_shapes: Legal shapes, enumerated from the first teacher; those that the student before holds are its pool.
         num_screened: Those whose untrained KL is measured.
         num_finalists: Those that are trained briefly.
-        rung_tokens: KD tokens at the end of each rung.
+        rung_tokens: KD tokens at the end of each rung; none at that of rung 0.
         trial_tokens: KD tokens of all trials together.
         probe_tokens: KD tokens, at most, of the trainings in which learning rates are tried.
         student_tokens: KD tokens of the student and its baselines together.
@@ -203,7 +203,7 @@ class Forecast:
                 f"{size.size:<{width}}",
                 f"{size.num_shapes:>9,}",
                 f"{size.num_screened:>9,}",
-                f"{size.num_finalists:>8,}",
+                f"{size.num_finalists:>10,}",
                 f"{format_count(size.trial_tokens + size.probe_tokens + size.student_tokens):>10}",
                 f"{_flops(size.step_flops):>9}",
                 f"{_flops(size.flops):>8}",
@@ -212,7 +212,7 @@ class Forecast:
                 f"{size.distillation_bytes / 1e9:>9.1f}",
             )
             yield " ".join(cells)
-        rungs = ", ".join(format_count(tokens) for tokens in self.sizes[0].rung_tokens)
+        rungs = ", ".join(format_count(tokens) for tokens in self.sizes[0].rung_tokens if tokens)
         yield f"rungs end at {rungs} tokens; of a later size only the shapes remain that the student before it holds"
         yield ""
         parts = ", ".join(f"{name.replace('_', ' ')} {about_bytes(size)}" for name, size in asdict(self.disk).items())
@@ -256,7 +256,7 @@ def _sizes(
         pool, label = pools[size], size.label
         own = [stage for stage in stages if stage.size == label]
         forward = mean_forward_flops(pool.candidates, teacher.layout, plan.text.sequence_length)
-        trained = plan.search.num_trained(len(pool.candidates))
+        trained = plan.search.finalists_of(len(pool.candidates))
         together = devices.of_a_distillation(plan.runner, plan.distillation, schedule)
         yield SizeForecast(
             size=label,

@@ -19,7 +19,7 @@ from minitron_nas.importance.passes import require_whole_model
 from minitron_nas.models.outline import Outline
 from minitron_nas.pipeline.devices import Devices
 from minitron_nas.pipeline.plan import FamilyPlan
-from minitron_nas.pipeline.room import Room, num_trials
+from minitron_nas.pipeline.room import Room, num_finalists
 from minitron_nas.pipeline.stages.correct import correction_tokens
 from minitron_nas.pipeline.stages.extend import check_extended
 from minitron_nas.pipeline.stages.latency import named_latency
@@ -147,7 +147,7 @@ def _check_disk(
     pools: Mapping[Size, Enumeration],
 ) -> None:
     room = Room.of(plan, teacher, pools, plan.distillation.tokens or 0, devices)
-    purpose = f"this run ({num_trials(plan, pools)} trials and {len(plan.sizes)} students)"
+    purpose = f"this run ({num_finalists(plan, pools)} finalists and {len(plan.sizes)} students)"
     require_free_bytes(folder.path, max(room.total - folder.written_bytes(), 0), purpose)
     if data is not None and not folder.tokens.exists():
         cache, unpacked = Path(datasets.config.HF_DATASETS_CACHE), unpacked_bytes(data, plan.text)

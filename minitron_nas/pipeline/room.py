@@ -11,6 +11,8 @@ from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pruning.start import moments_bytes
 from minitron_nas.pruning.whole import check_axes_beside, require_tower, space_beside
 from minitron_nas.search.rates import MOST_PROBES
+from minitron_nas.search.rungs import most_trained
+from minitron_nas.search.settings import SearchSettings
 from minitron_nas.space.enumerate import Enumeration, expected_parameters
 from minitron_nas.space.size import Size
 from minitron_nas.text.token_log import ONE_PASS_TOKENS
@@ -82,7 +84,7 @@ class Room:
         checkpoints = trained * 2 * (_TRAINING_BYTES_PER_PARAMETER + 2 * _START_BYTES_PER_PARAMETER)
         checkpoints *= _beside_each_other(plan, members, devices)
         basis = moments_bytes(teacher, "norms") if plan.start == "rotate" else 0
-        trials = num_trials(plan, pools) * max(sizes) * (_TRAINING_BYTES_PER_PARAMETER + _START_BYTES_PER_PARAMETER)
+        trials = max(sizes) * _trial_bytes(num_finalists(plan, pools), plan.search, train_tokens)
         probes = max(sizes) * (MOST_PROBES * _TRAINING_BYTES_PER_PARAMETER + _START_BYTES_PER_PARAMETER)
         probed = plan.distillation.learning_rate == "auto"
         return cls(
@@ -152,14 +154,21 @@ def _num_teachers(plan: FamilyPlan) -> int:
     return len(plan.sizes) if plan.kd_teacher == "previous" else 1
 
 
-def num_trials(plan: FamilyPlan, pools: Mapping[Size, Enumeration]) -> int:
+def num_finalists(plan: FamilyPlan, pools: Mapping[Size, Enumeration]) -> int:
     """Return how many finalists a size has at most.
 
     Args:
         plan: The plan.
         pools: The shapes of each size.
     """
-    return max((plan.search.num_trained(len(pool.candidates)) for pool in pools.values()), default=0)
+    return max((plan.search.finalists_of(len(pool.candidates)) for pool in pools.values()), default=0)
+
+
+def _trial_bytes(finalists: int, search: SearchSettings, train_tokens: int) -> int:
+    """Return what finalists leave for each parameter: all begin, and those that are trained have checkpoints."""
+    trained = most_trained(finalists, search.rung_tokens(train_tokens), search.reduction)
+    begun = finalists * _START_BYTES_PER_PARAMETER
+    return max(begun, trained * (_TRAINING_BYTES_PER_PARAMETER + _START_BYTES_PER_PARAMETER))
 
 
 def _parameters(plan: FamilyPlan, teacher: Outline, pools: Mapping[Size, Enumeration]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil
 from statistics import fmean
 from typing import Self
@@ -18,6 +19,7 @@ from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pipeline.run import RunTokens
 from minitron_nas.pruning.start import moments_bytes
 from minitron_nas.search.rates import MOST_PROBES, probe_schedule
+from minitron_nas.search.rungs import quotas
 from minitron_nas.space.enumerate import Candidate, Candidates, Enumeration, expected_parameters
 from minitron_nas.space.size import Size
 
@@ -233,15 +235,16 @@ class _Costs:
 
     def _tournament(self, size: Size, student: float, lecturer: float, source: float) -> StageWork:
         search, devices = self._plan.search, self._devices.of_a_trial(self._plan.runner)
-        alive, previous = search.num_trained(len(self._pools[size].candidates)), 0
-        parts = [self._jobs(alive, self._start(student, source), 1)] if search.num_rungs else []
+        ends = search.rung_tokens(self._tokens.distillation)
+        field = quotas(search.finalists_of(len(self._pools[size].candidates)), ends, search.reduction)
+        parts = [self._jobs(field[0], self._start(student, source), 1)] if ends else []
         beside = 0.0 if self._trial_tokens else lecturer
-        for rung in search.rung_tokens(self._tokens.distillation):
-            trial = self._training(rung - previous, student, beside) + student * (
-                self._tokens.validation + 2 * _CUT_AS_TOKENS
-            )
-            parts.append(self._jobs(alive, trial, devices))
-            alive, previous = ceil(alive / search.reduction), rung
+        for alive, (previous, end) in zip(field[:-1], pairwise([0, *ends]), strict=False):
+            if end:
+                trial = self._training(end - previous, student, beside) + student * (
+                    self._tokens.validation + 2 * _CUT_AS_TOKENS
+                )
+                parts.append(self._jobs(alive, trial, devices))
         return StageWork(sum(part.flops for part in parts), sum(part.path_flops for part in parts))
 
     def _rate(self, probe: Schedule, student: float, lecturer: float, repaired_from: float) -> StageWork:

@@ -86,12 +86,12 @@ def page_layout(height: int) -> dict[str, Any]:
     }
 
 
-def rung_axis(rows: Sequence[Row], untrained: bool) -> dict[str, Any]:
-    """Return the axis of a tournament: untrained, then each rung with its tokens."""
+def rung_axis(rows: Sequence[Row], screened: bool) -> dict[str, Any]:
+    """Return the axis of a tournament: as screened, then each rung with its tokens."""
     tokens: dict[int, int] = {}
     for row in rows:
         tokens[row["rung"]] = max(row["tokens"], tokens.get(row["rung"], 0))
-    names = {0: "untrained"} if untrained else {}
+    names = {min(tokens) - 1: "screened"} if screened else {}
     names |= {rung: f"rung {rung}<br>{numerals.count(tokens[rung])} tokens" for rung in sorted(tokens)}
     ends = [min(names) - 0.2, max(names) + 0.2]
     return {"tickvals": list(names), "ticktext": list(names.values()), "range": ends}

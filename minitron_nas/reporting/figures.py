@@ -84,12 +84,12 @@ def curve_figure(curves: pd.DataFrame, size: str) -> go.Figure:
 
 
 def rung_figure(candidates: pd.DataFrame, trials: pd.DataFrame, size: str) -> go.Figure:
-    """Draw each trial's KL from untrained through the rungs: chosen, stopped and failed."""
+    """Draw each trial's KL from its screening through the rungs: chosen, stopped and failed."""
     mine = trials[trials["size"] == size].sort_values(["candidate", "rung"], kind="stable")
     if mine.empty:
         return empty_figure(f"no data yet: no trial has run at {size}")
     screened = candidates[candidates["size"] == size].set_index("candidate")["screen_kl_nats"].dropna()
-    last_rung = int(mine["rung"].max())
+    first_rung, last_rung = int(mine["rung"].min()), int(mine["rung"].max())
     mine = mine[mine["candidate"].isin(_shown(mine))]
     screened = screened[screened.index.isin(mine["candidate"])]
     rows = plain_rows(mine)
@@ -97,12 +97,13 @@ def rung_figure(candidates: pd.DataFrame, trials: pd.DataFrame, size: str) -> go
     lines: dict[str, list[list[Any]]] = {fate: [] for fate in FATES}
     for name, group in groupby(rows, key=itemgetter("candidate")):
         steps = list(group)
-        lines[_fate(steps, last_rung)].append(_steps(str(name), steps, screened.get(name), max(values, default=1.0)))
+        start = None if name not in screened else (first_rung - 1, float(screened[name]))
+        lines[_fate(steps, last_rung)].append(_steps(str(name), steps, start, max(values, default=1.0)))
     figure = _figure(360)
     for fate, look in FATES.items():
         if lines[fate]:
             figure.add_trace(_slopes(lines[fate], look))
-    figure.update_xaxes(rung_axis(rows, untrained=not screened.empty))
+    figure.update_xaxes(rung_axis(rows, screened=not screened.empty))
     figure.update_yaxes(kl_axis(values or [1.0]))
     return figure
 
@@ -196,11 +197,11 @@ def _fate(steps: Sequence[Row], last_rung: int) -> str:
     return "chosen" if last["promoted"] and last["rung"] == last_rung else "stopped"
 
 
-def _steps(name: str, steps: Sequence[Row], start: float | None, top: float) -> list[Any]:
+def _steps(name: str, steps: Sequence[Row], start: tuple[int, float] | None, top: float) -> list[Any]:
     """Return (x, y, hover) of one trial; a failure stays at the height of the rung before."""
     points: list[Any] = []
     if start is not None:
-        points.append((0, start, f"{escape(name)}<br>untrained KL {numerals.nats(start)} nats"))
+        points.append((*start, f"{escape(name)}<br>screened with a KL of {numerals.nats(start[1])} nats"))
     for row in steps:
         height, ended = row["kl_nats"], "went on" if row["promoted"] else "ended here"
         said = f"KL {numerals.nats(height)} nats, {ended}"

@@ -6,7 +6,7 @@ whether another rung could change anything, is decided in `rungs.py`.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, isfinite
+from math import isfinite
 from statistics import fmean
 from typing import Any
 
@@ -14,7 +14,7 @@ from minitron_nas.errors import TrialError
 from minitron_nas.evaluation.continuations import agreement
 from minitron_nas.execution.runner import Outcome, last_line
 from minitron_nas.search.choice import Choice
-from minitron_nas.search.rungs import Standing, going_on, is_decided, p_worse, quotas
+from minitron_nas.search.rungs import Standing, going_on, is_decided, p_worse, quotas, share
 from minitron_nas.space.enumerate import Candidate
 
 
@@ -62,7 +62,7 @@ def trial_key(candidate: str, rung: int) -> str:
 
     Args:
         candidate: The shape id.
-        rung: From 1.
+        rung: Its number.
     """
     return f"{candidate}.rung-{rung}"
 
@@ -82,7 +82,7 @@ class Contest:
 
     Attributes:
         alive: Who takes part in the rung; when it is over, the chosen, the first one first.
-        rung: From 1.
+        place: Which of the rungs it is, from 0.
         rows: Every trial's rungs that have ended.
         is_over: Whether it is decided.
     """
@@ -98,11 +98,16 @@ class Contest:
             reduction: One in this many goes on.
             choice: How many are chosen, and by what.
         """
-        self.alive, self.rung, self.is_over = list(finalists), 1, False
+        self.alive, self.place, self.is_over = list(finalists), 0, False
         self.rows: list[TrialRow] = []
         self._rung_tokens, self._reduction, self._choice = tuple(rung_tokens), reduction, choice
-        self._quotas = quotas(len(self.alive), len(self._rung_tokens), reduction)
+        self._quotas = [*quotas(len(self.alive), rung_tokens, reduction), *(1 for _ in rung_tokens)]
         self._before: list[Standing] = []
+
+    @property
+    def rung(self) -> int:
+        """The number of the rung: 0 before any training, else from 1."""
+        return self.place + (self._rung_tokens[0] > 0)
 
     def end_rung(self, outcomes: Mapping[str, Outcome]) -> None:
         """Rank the trials of a rung, and go on to the next with those that are promoted.
@@ -118,11 +123,12 @@ class Contest:
             errors = {last_line(outcome.error) or "its KL is not finite" for outcome in outcomes.values()}
             raise TrialError(f"no trial of rung {self.rung} completed with a finite KL: {'; '.join(sorted(errors))}")
         choice = self._choice
-        single = choice.num_members == 1 and not choice.by_front
-        self.is_over = self.rung == len(self._rung_tokens) or (single and is_decided(self._before, ranked))
-        quota = max(min(self._quotas[self.rung], ceil(len(ranked) / self._reduction)), choice.num_members)
-        promoted = choice.members(ranked) if self.is_over else going_on(choice.ranked(ranked), quota)
-        seen = self._rung_tokens[self.rung - 1]
+        single, seen = choice.num_members == 1 and not choice.by_front, self._rung_tokens[self.place]
+        quota = min(self._quotas[self.place + 1], share(len(ranked), seen, self._reduction))
+        promoted = going_on(choice.ranked(ranked), max(quota, choice.num_members))
+        decided = seen > 0 and (len(promoted) == 1 or (single and is_decided(self._before, ranked)))
+        self.is_over = self.place == len(self._rung_tokens) - 1 or decided
+        promoted = choice.members(ranked) if self.is_over else promoted
         p_values = {standing.candidate: p_worse(standing, ranked[0]) for standing in ranked[1:]}
         self.rows += [
             TrialRow(c, self.rung, seen, outcomes[c.id], c.id in promoted, p_values.get(c.id)) for c in self.alive
@@ -131,7 +137,7 @@ class Contest:
         self.alive = (
             [by_id[key] for key in promoted] if self.is_over else [each for each in self.alive if each.id in promoted]
         )
-        self.rung, self._before = self.rung + 1, ranked
+        self.place, self._before = self.place + 1, ranked if seen else []
 
 
 def _ranked(alive: Sequence[Candidate], outcomes: Mapping[str, Outcome]) -> list[Standing]:

@@ -27,7 +27,8 @@ def rank_correlations(screened: Mapping[str, Outcome], trials: Sequence[TrialRow
         _put(looks["screen"], key, outcome.number("kl_nats"))
     for trial in sorted(trials, key=lambda trial: trial.rung):
         _put(looks["start"], trial.candidate.id, trial.outcome.number("start_kl_nats"))
-        _put(looks.setdefault(f"rung {trial.rung}", {}), trial.candidate.id, trial.outcome.number("kl_nats"))
+        if trial.tokens:  # rung 0 is how finalists begin
+            _put(looks.setdefault(f"rung {trial.rung}", {}), trial.candidate.id, trial.outcome.number("kl_nats"))
     return [
         {"earlier": earlier, "later": later, **agreement(looks[earlier], looks[later])}
         for earlier, later in combinations(looks, 2)

@@ -96,7 +96,8 @@ def fate(screened: Outcome | None, last: TrialRow | None, won: bool, alone: bool
         best = f"lowest KL, {kl:.3f} nats" if alone else f"on the front with a KL of {kl:.3f} nats"
         return "chosen", f"{best}, after rung {last.rung}"
     told = f" (paired test: p = {last.p_worse:.2g})" if last.p_worse is not None else ""
-    return "stopped", f"its KL of {kl:.3f} nats after rung {last.rung} was beaten{told}"
+    when = f"after rung {last.rung}" if last.tokens else "before any training"
+    return "stopped", f"its KL of {kl:.3f} nats {when} was beaten{told}"
 
 
 def told_losses(what: str, outcomes: Mapping[str, Outcome]) -> str | None:

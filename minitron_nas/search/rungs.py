@@ -60,18 +60,48 @@ def p_worse(one: Standing, other: Standing) -> float:
     return float(stdtr(len(differences) - 1, -t))
 
 
-def quotas(num_trials: int, num_rungs: int, reduction: int) -> list[int]:
+def quotas(num_trials: int, rung_tokens: Sequence[int], reduction: int) -> list[int]:
     """Return how many trials each rung takes where none ties and none fails, and then 1, the winner.
+
+    There are no other rungs when one is left.
 
     Args:
         num_trials: Of the first rung.
-        num_rungs: Rungs.
+        rung_tokens: KD tokens at the end of each rung, ascending.
         reduction: One in this many goes on.
     """
     field = [num_trials]
-    for _ in range(num_rungs - 1):
-        field.append(ceil(field[-1] / reduction))
+    for tokens in rung_tokens[:-1]:
+        going = share(field[-1], tokens, reduction)
+        if tokens and going == 1:
+            break
+        field.append(going)
     return [*field, 1]
+
+
+def most_trained(num_trials: int, rung_tokens: Sequence[int], reduction: int) -> int:
+    """Return how many trials are trained at most, ties with them.
+
+    Args:
+        num_trials: That take part.
+        rung_tokens: KD tokens at the end of each rung, ascending.
+        reduction: One in this many goes on.
+    """
+    if not rung_tokens or rung_tokens[0]:
+        return num_trials
+    return min(ceil(MOST_OF_QUOTA * share(num_trials, 0, reduction)), num_trials)
+
+
+def share(num_trials: int, tokens: int, reduction: int) -> int:
+    """Return how many trials of a rung go on where none ties: two at least before any training, so that it decides.
+
+    Args:
+        num_trials: Of the rung.
+        tokens: KD tokens at its end.
+        reduction: One in this many goes on.
+    """
+    going = ceil(num_trials / reduction)
+    return going if tokens else max(going, min(num_trials, 2))
 
 
 def going_on(ranked: Sequence[Standing], quota: int) -> list[str]:

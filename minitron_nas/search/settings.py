@@ -45,11 +45,12 @@ class SearchSettings(Settings):
         max_screened: Candidates whose untrained KL is measured at most; null for all.
         round_size: Candidates that are screened before the sampler looks again; as many as run at a time, or more.
         screen_sequences: Validation sequences of the screening, of each held-out text; all without it.
-        num_finalists: Candidates of the screening that are trained; null for all that were screened.
+        num_finalists: Candidates of the screening that take part in the tournament; null for all that were screened.
         tokens: KD tokens of the last rung; without it, 2 % of a student's tokens, which is what the
             papers spent (1.8B of 94B).
-        num_rungs: Rungs of the tournament; each has `reduction` times the tokens of the one before. With 0 the best
-            of the screening is taken.
+        num_rungs: Rungs of the tournament; each has `reduction` times the tokens of the one before. With two or more,
+            finalists are compared as they begin, as rung 0, before any is trained. With 0 the best of the screening
+            is taken.
         reduction: One in this many trials goes on to the next rung, and those that tie with the best, up to half as
             many more.
     """
@@ -64,7 +65,7 @@ class SearchSettings(Settings):
     max_screened: Annotated[int, Field(ge=1)] | None = 64
     round_size: Annotated[int, Field(ge=1)] = 8
     screen_sequences: Annotated[int, Field(ge=1)] | None = None
-    num_finalists: Annotated[int, Field(ge=1)] | None = 8
+    num_finalists: Annotated[int, Field(ge=1)] | None = 12
     tokens: Count | None = None
     num_rungs: Annotated[int, Field(ge=0)] = 3
     reduction: Annotated[int, Field(ge=2)] = 2
@@ -109,8 +110,8 @@ class SearchSettings(Settings):
         """
         return min(num_candidates, self.max_screened or num_candidates)
 
-    def num_trained(self, num_candidates: int) -> int:
-        """Return how many candidates of a size are trained at most.
+    def finalists_of(self, num_candidates: int) -> int:
+        """Return how many candidates of a size take part in its tournament at most.
 
         Args:
             num_candidates: Of the size.
@@ -119,9 +120,10 @@ class SearchSettings(Settings):
         return min(screened, self.num_finalists or screened) if self.num_rungs else 0
 
     def rung_tokens(self, distillation_tokens: int) -> list[int]:
-        """Return the KD tokens at the end of each rung, ascending."""
+        """Return the KD tokens at the end of each rung, ascending; at that of rung 0 none."""
         last = self.tokens or max(distillation_tokens // 50, 1)
-        return [max(last // self.reduction**step, 1) for step in reversed(range(self.num_rungs))]
+        ends = [max(last // self.reduction**step, 1) for step in reversed(range(self.num_rungs))]
+        return [0, *ends] if len(ends) > 1 else ends
 
 
 def procedure(name: str) -> dict[str, Any]:

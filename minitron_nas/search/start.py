@@ -11,8 +11,8 @@ one forward pass of the student over the held-out text.
 
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from math import isfinite
+from dataclasses import asdict, dataclass, field
+from math import inf, isfinite, nan
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias
 
@@ -20,6 +20,7 @@ import torch
 
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.job import TrainingFiles
+from minitron_nas.distillation.loss.losses import Losses
 from minitron_nas.distillation.loss.validation import validate
 from minitron_nas.execution.device import pick_device, release_memory
 from minitron_nas.models.causal_lm import CausalLM, moved
@@ -48,11 +49,23 @@ class MeasuredStart:
         repair: How it was repaired.
         kl_nats: Its KL to the teacher on the held-out text.
         other_kl_nats: The same, repaired in the other way; None where there is only one.
+        loss_nats: Its next-token loss there.
+        sequence_kl_nats: The KL of each sequence, summed over its tokens.
     """
 
     repair: Way
     kl_nats: float
     other_kl_nats: float | None = None
+    loss_nats: float = nan
+    sequence_kl_nats: list[float] = field(default_factory=list)
+
+    def standing(self) -> dict[str, Any]:
+        """Return by what it is compared with others."""
+        return {
+            "kl_nats": self.kl_nats,
+            "loss_nats": self.loss_nats,
+            "sequence_kl_nats": self.sequence_kl_nats,
+        }
 
     @property
     def choice(self) -> str | None:
@@ -106,13 +119,13 @@ class Starts:
             return start
         held_out, device = self.files.held_out(), pick_device()
         work = folder.with_name(f"{folder.name}.repair")
-        measured: dict[Way, float] = {}
+        measured: dict[Way, Losses] = {}
         with whole_folder(folder) as unfinished:
             for way, student in self._ways(target, work, progress):
-                kl = validate(moved(student, device), held_out.tokens, held_out.signal).kl_nats
-                if not measured or (isfinite(kl) and not kl >= min(measured.values())):
+                losses = validate(moved(student, device), held_out.tokens, held_out.signal)
+                measured[way] = losses
+                if _ranked(measured)[0] == way:
                     student.save_pretrained(unfinished)
-                measured[way] = kl
                 del student
                 release_memory()
             start = _better(measured)
@@ -160,8 +173,13 @@ def _written(folder: Path) -> MeasuredStart | None:
     return MeasuredStart(**about["measured"])
 
 
-def _better(measured: Mapping[Way, float]) -> MeasuredStart:
-    """Return the first of the lowest; what is no number comes last."""
-    ranked = sorted(measured, key=lambda way: measured[way] if isfinite(measured[way]) else float("inf"))
-    others = [measured[way] for way in ranked[1:]]
-    return MeasuredStart(ranked[0], measured[ranked[0]], others[0] if others else None)
+def _ranked(measured: Mapping[Way, Losses]) -> list[Way]:
+    """Return the ways by KL, those of one KL as they come; what is no number comes last."""
+    return sorted(measured, key=lambda way: kl if isfinite(kl := measured[way].kl_nats) else inf)
+
+
+def _better(measured: Mapping[Way, Losses]) -> MeasuredStart:
+    best, *others = _ranked(measured)
+    other_kl_nats = measured[others[0]].kl_nats if others else None
+    found = measured[best]
+    return MeasuredStart(best, found.kl_nats, other_kl_nats, found.loss_nats, list(found.sequence_kl_nats))

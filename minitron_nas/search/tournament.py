@@ -1,8 +1,8 @@
 """The tournament: short distillation in rungs, after each of which the worse trials stop.
 
 Rungs are synchronous, so that the result does not depend on which trial is faster. A trial that is
-promoted goes on from its checkpoint, with the learning-rate schedule of the last rung. What the rungs decide is in
-`contest.py`.
+promoted goes on from its checkpoint, with the learning-rate schedule of the last rung. Before the first of several, as
+rung 0, the trials are compared as they begin, repaired and untrained. What the rungs decide is in `contest.py`.
 """
 
 import shutil
@@ -41,7 +41,7 @@ class ShortTraining:
 
     Attributes:
         distillation: Learning rate, batch and loss.
-        rung_tokens: KD tokens at the end of each rung, ascending.
+        rung_tokens: KD tokens at the end of each rung, ascending; none at that of rung 0.
         reduction: One in this many trials goes on to the next rung, and those that tie with the best.
         seed: Of the training.
     """
@@ -55,15 +55,15 @@ class ShortTraining:
         """Return the steps and batch of the last rung, along whose learning rates all rungs train."""
         return Schedule.resolve(self.distillation, self.rung_tokens[-1], sequence_length)
 
-    def planned_tokens(self, num_trials: int, rung: int = 1) -> int:
+    def planned_tokens(self, num_trials: int, place: int = 0) -> int:
         """Return the tokens of all trials together from a rung on, if none fails or ties.
 
         Args:
             num_trials: Those that take part in it.
-            rung: From 1.
+            place: Which of the rungs it is, from 0.
         """
-        ends = (0, *self.rung_tokens)[rung - 1 :]
-        field = quotas(num_trials, len(ends) - 1, self.reduction)
+        ends = (0, *self.rung_tokens)[place:]
+        field = quotas(num_trials, ends[1:], self.reduction)[:-1]
         return sum(trials * (end - begin) for trials, begin, end in zip(field, ends, ends[1:], strict=False))
 
     def to_dict(self) -> dict[str, Any]:
@@ -106,12 +106,12 @@ def tournament(
         TrialError: If no trial of a rung completed.
     """
     schedule = training.schedule(starts.files.train.open().input_ids.shape[1])
-    seen = [schedule.steps_for(tokens) * schedule.tokens_per_step for tokens in training.rung_tokens]
+    seen = [tokens and schedule.steps_for(tokens) * schedule.tokens_per_step for tokens in training.rung_tokens]
     contest = Contest(finalists, seen, training.reduction, choice or Choice())
     arguments = {"starts": starts.to_dict(), "training": training.to_dict()}
     done, previous = 0, 0
     while not contest.is_over:
-        alive, tokens = contest.alive, training.rung_tokens[contest.rung - 1]
+        alive, tokens = contest.alive, training.rung_tokens[contest.place]
         todo = [
             Job(
                 trial_key(candidate.id, contest.rung),
@@ -125,7 +125,7 @@ def tournament(
             for candidate in alive
         ]
         step, before = tokens - previous, done
-        total = before + training.planned_tokens(len(alive), contest.rung)
+        total = before + training.planned_tokens(len(alive), contest.place)
         outcomes = jobs.run(
             train_rung,
             todo,
@@ -151,6 +151,8 @@ def train_rung(
 ) -> dict[str, Any]:
     """Train one candidate to the end of a rung, from where the rung before left it, or from what its student will be.
 
+    To the end of rung 0 it is not trained.
+
     Args:
         starts: `Starts.to_dict`.
         architecture: The candidate's shape, `Architecture.to_dict`.
@@ -161,8 +163,11 @@ def train_rung(
     short, begun, target = ShortTraining.from_dict(training), Starts.from_dict(starts), Architecture(**architecture)
     files = begun.files
     schedule = short.schedule(files.train.open().input_ids.shape[1])
-    stop_step = schedule.steps_for(stop_tokens)
     measured = begun.write(target)
+    begins = {"start_kl_nats": measured.kl_nats, "repair": measured.repair}
+    if not stop_tokens:
+        return {**begins, **measured.standing(), "written": None}
+    stop_step = schedule.steps_for(stop_tokens)
     result, student = train_shortly(
         begun.of(target), files, short.distillation, schedule, short.seed, Path(checkpoints), stop_step
     )
@@ -172,9 +177,8 @@ def train_rung(
         "kl_nats": result.final.kl_nats,
         "loss_nats": result.final.loss_nats,
         "sequence_kl_nats": list(result.sequence_kl_nats),
-        "start_kl_nats": measured.kl_nats,
-        "repair": measured.repair,
         "written": written,
+        **begins,
     }
 
 

@@ -115,7 +115,7 @@ TRIALS = Table(
     (
         Column("size", _TEXT, "label of the size"),
         Column("candidate", _TEXT, "shape id"),
-        Column("rung", _INT, "rung of the tournament, from 1"),
+        Column("rung", _INT, "rung of the tournament, from 1; 0 is before any training"),
         Column("tokens", _INT, "KD tokens seen by the end of the rung"),
         Column("kl_nats", _FLOAT, "validation KL(teacher || student) per token"),
         Column("loss_nats", _FLOAT, "validation next-token loss"),

@@ -3,8 +3,9 @@
 `python tests/benchmarks/replay.py` compares policies for several rank correlations of starts and floors: regret, by
 what share of the least KL of the pool after one trial that of the chosen shape is above it, mean and 90th percentile
 over seeds; KD tokens in units of T, those of one trial; wall time in units of the mean trial's, for several numbers of
-workers. With `defaults` it changes settings of the product's search, and with `fit` it prints what landscapes are made
-of. What is simulated is said in `replay_landscapes.py` and `replay_policies.py`.
+workers. With `defaults` it changes settings of the product's search, with `starts` what its rung 0 knows, and with
+`fit` it prints what landscapes are made of. What is simulated is said in `replay_landscapes.py` and
+`replay_policies.py`.
 """
 
 import argparse
@@ -62,7 +63,7 @@ POLICIES: Mapping[str, Policy] = {
 CHANGES: Sequence[Mapping[str, int]] = (
     *({"round_size": each} for each in (4, 16, 32)),
     *({"max_screened": each} for each in (16, 32, 128)),
-    *({"num_finalists": each} for each in (4, 6, 12, 16, 24)),
+    *({"num_finalists": each} for each in (4, 6, 8, 16, 24)),
     *({"num_rungs": each} for each in (1, 2, 4)),
     *({"reduction": each} for each in (3, 4)),
     {"num_finalists": 16, "num_rungs": 4},
@@ -167,6 +168,15 @@ def show(case: Case, results: Values, ranks: Values) -> None:
             print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
+def starts() -> dict[str, Policy]:
+    """Return searches without rung 0 and with it, where it tells no more than the screening and where it does."""
+    kinds = {"no rung 0": None, "rung 0": 0.0, "rung 0 as after T/20": 0.05}
+    numbered = product(kinds.items(), (8, 12, 16))
+    return {
+        f"{num} finalists, {kind}": Product(SearchSettings(num_finalists=num), told) for (kind, told), num in numbered
+    }
+
+
 def variations() -> dict[str, Policy]:
     """Return the default search, and it with some settings changed."""
     named = {", ".join(f"{name}={value}" for name, value in changes.items()): changes for changes in CHANGES}
@@ -175,7 +185,7 @@ def variations() -> dict[str, Policy]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", nargs="?", default="policies", choices=("policies", "defaults", "fit"))
+    parser.add_argument("part", nargs="?", default="policies", choices=("policies", "defaults", "starts", "fit"))
     parser.add_argument(
         "--pools", help=f"of {', '.join(POOLS)}, and recorded ones; all but the last, and what is recorded"
     )
@@ -191,7 +201,7 @@ def main() -> None:
     names = args.pools.split(",") if args.pools else [*POOLS[:-1], *recorded]
     if unknown := set(names) - {*POOLS, *recorded}:
         parser.error(f"no pool {', '.join(sorted(unknown))}; choose from {', '.join((*POOLS, *recorded))}")
-    policies = POLICIES if args.part == "policies" else variations()
+    policies = {"policies": lambda: POLICIES, "defaults": variations, "starts": starts}[args.part]()
     for name in names:
         case, started = Case(name, policies), time.perf_counter()
         show(case, *run(case, args.seeds, args.processes))

@@ -116,9 +116,12 @@ class Product:
 
     Attributes:
         settings: As in a plan.
+        told: What rung 0 says of a finalist: its KL after so many trials' worth of tokens, for a better repair than the
+            screening's; None for a search without that rung.
     """
 
     settings: SearchSettings
+    told: float | None = 0.0
 
     def __call__(self, landscape: Landscape, workers: Workers) -> int:
         """Explore, choose finalists, hold the contest."""
@@ -131,16 +134,16 @@ class Product:
         finalists = choose_finalists(surface.pool, kls, settings.others, settings.num_finalists)
         candidates = {index: surface.pool.candidates[index] for index in finalists}
         by_id = {candidate.id: index for index, candidate in candidates.items()}
-        rungs = settings.rung_tokens(50 * TRIAL_TOKENS)
+        rungs = [end for end in settings.rung_tokens(50 * TRIAL_TOKENS) if end or self.told is not None]
         if not rungs:
             standings = [Standing(candidate.id, kls[index], ()) for index, candidate in candidates.items()]
             return by_id[Choice().members(standings)[0]]
         contest, begin = Contest(list(candidates.values()), rungs, settings.reduction, Choice()), 0.0
         while not contest.is_over:
-            end = rungs[contest.rung - 1] / TRIAL_TOKENS
+            end = rungs[contest.place] / TRIAL_TOKENS
             alive = [by_id[candidate.id] for candidate in contest.alive]
             workers.run_all([workers.training(landscape, index, begin, end) for index in alive])
-            contest.end_rung({candidates[each].id: landscape.measured(each, end) for each in alive})
+            contest.end_rung({candidates[each].id: landscape.measured(each, end or self.told or 0.0) for each in alive})
             begin = end
         return by_id[contest.alive[0].id]
 

@@ -55,7 +55,7 @@ def screening(jobs: Jobs, num_workers: int) -> tuple[float, float]:
 
 def tournament(jobs: Jobs, num_workers: int) -> tuple[float, float]:
     """Return seconds taken, and the least possible."""
-    fields = quotas(FINALISTS, len(RUNG_SECONDS), REDUCTION)
+    fields = quotas(FINALISTS, RUNG_SECONDS, REDUCTION)
     rungs = [
         timed(jobs, f"rung {rung}", num, seconds, num_workers)
         for rung, (num, seconds) in enumerate(zip(fields, RUNG_SECONDS, strict=False))
@@ -85,7 +85,9 @@ def main() -> None:
                     jobs = Jobs(runner, Path(folder) / run, max_failures=0)
                     for name, work in (("screening", screening), ("tournament", tournament)):
                         taken, least = work(jobs, num_workers)
-                        num = CANDIDATES if name == "screening" else sum(quotas(FINALISTS, 3, REDUCTION)[:3])
+                        num = (
+                            CANDIDATES if name == "screening" else sum(quotas(FINALISTS, RUNG_SECONDS, REDUCTION)[:-1])
+                        )
                         added = (taken - least) * min(num_workers, num) / num
                         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
                         cells = (f"{taken:.1f}", f"{least:.1f}", f"{100 * least / taken:.0f} %", f"{added:.2f} s")

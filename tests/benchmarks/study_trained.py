@@ -43,7 +43,8 @@ TRIAL_TOKENS = 24_576
 RATE = 1e-4
 """The best of three for a student that is repaired in sequence (`measured/starts.json`)."""
 FINALISTS = SearchSettings().num_finalists
-RUNGS = SearchSettings().rung_tokens(50 * TRIAL_TOKENS)
+ENDS = SearchSettings().rung_tokens(50 * TRIAL_TOKENS)
+RUNGS = [end for end in ENDS if end]
 """KD tokens at the end of each: a trial gets a fiftieth of a student's."""
 WAYS = ("one pass", "in sequence")
 
@@ -117,7 +118,7 @@ def order(size: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
         f"{spearmanr(final['near'], final['far']).statistic:.2f}"
     )
     stages = {f"untrained, {way}": [row[way] for row in table] for way in WAYS}
-    stages["untrained, the better"] = [min((row[way] for way in WAYS), key=lambda each: each["near"]) for row in table]
+    stages["untrained, the better"] = [standing(row, 0) for row in table]
     stages |= {f"after {int(end):,} tokens": [row[end] for row in table] for end in ends[:-1]}
     print("| ordered by KL | rho near | tau near | rho far | best at the end has rank | its best is behind |")
     print("|---|---|---|---|---|---|")
@@ -144,13 +145,18 @@ def contested(size: str, rows: Mapping[str, Mapping[str, Any]]) -> tuple[str, in
     pool, kls = recorded(size, Measurements(POOLS).all())
     known = {index: kl for index, kl in enumerate(kls["near"].tolist()) if key_of(size, pool, index) in rows}
     finalists = [pool.candidates[index] for index in choose_finalists(pool, known, (), FINALISTS)]
-    contest, tokens, previous = Contest(finalists, RUNGS, SearchSettings().reduction, Choice()), 0, 0
+    contest, tokens, previous = Contest(finalists, ENDS, SearchSettings().reduction, Choice()), 0, 0
     while not contest.is_over:
-        end = RUNGS[contest.rung - 1]
+        end = ENDS[contest.place]
         tokens, previous = tokens + len(contest.alive) * (end - previous), end
-        reached = {each.id: rows[f"{size} | {each.id}"][f"{end}"] for each in contest.alive}
+        reached = {each.id: standing(rows[f"{size} | {each.id}"], end) for each in contest.alive}
         contest.end_rung({key: Outcome(key, "completed", told(figures), None, 0) for key, figures in reached.items()})
     return contest.alive[0].id, tokens
+
+
+def standing(row: Mapping[str, Any], end: int) -> Mapping[str, Any]:
+    """Return what a shape comes to in so many tokens; without any, the better of its starts."""
+    return row[f"{end}"] if end else min((row[way] for way in WAYS), key=lambda each: each["near"])
 
 
 def told(figures: Mapping[str, Any]) -> dict[str, Any]:

@@ -458,7 +458,7 @@ def test_too_little_disk_is_refused_with_both_numbers(
 ) -> None:
     usage = shutil._ntuple_diskusage(total=10**9, used=10**9 - 1000, free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
-    message = r"this run \(1 trials and 1 students\) needs [\d.]+ MB in .*run, which has 1 kB free"
+    message = r"this run \(1 finalists and 1 students\) needs [\d.]+ MB in .*run, which has 1 kB free"
     with pytest.raises(DiskSpaceError, match=message):
         build(tmp_path / "run")
     assert not left_behind(tmp_path / "run")

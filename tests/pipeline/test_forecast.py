@@ -54,9 +54,10 @@ def test_the_papers_plan_has_their_steps_candidates_and_tokens() -> None:
     (size,) = found.sizes
     assert (found.steps, found.batch_sequences, found.sequence_length) == (19_921, 1152, 4096)
     assert float(f"{found.step_flops:.1e}") == 4.4e17
-    assert (size.num_shapes, size.num_screened, size.num_finalists) == (15, 15, 8)
-    assert size.rung_tokens == (450_000_000, 900_000_000, 1_800_000_000)
-    assert size.trial_tokens == 8 * 450_000_000 + 4 * 450_000_000 + 2 * 900_000_000
+    assert (size.num_shapes, size.num_screened, size.num_finalists) == (15, 15, 12)
+    assert size.rung_tokens == (0, 450_000_000, 900_000_000, 1_800_000_000)
+    # Of twelve that are compared untrained six are trained, then three, then two.
+    assert size.trial_tokens == 6 * 450_000_000 + 3 * 450_000_000 + 2 * 900_000_000
     assert size.student_tokens == 3 * 19_921 * 1152 * 4096
     assert size.step_flops == pytest.approx(2.5e17, rel=0.1)  # by the mean of its shapes, most with fewer heads
 

@@ -132,7 +132,9 @@ def test_the_disk_must_hold_what_the_run_will_write(
     give_disk(monkeypatch, needed)
     checked(plan, teacher, folder)
     give_disk(monkeypatch, needed - 1)
-    with pytest.raises(DiskSpaceError, match=r"this run \(\d trials and \d students\) needs [\d.]+ MB in .*free some"):
+    with pytest.raises(
+        DiskSpaceError, match=r"this run \(\d finalists and \d students\) needs [\d.]+ MB in .*free some"
+    ):
         checked(plan, teacher, folder)
     assert not folder.path.exists()
 

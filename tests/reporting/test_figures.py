@@ -69,7 +69,7 @@ def test_the_chosen_trial_ends_in_a_diamond_after_the_last_rung(run: RunRecord) 
 
 def test_rungs_are_labelled_with_their_tokens(run: RunRecord) -> None:
     axis = figures.rung_figure(run.candidates, run.trials, "110M").layout.xaxis
-    assert list(axis.ticktext) == ["untrained", "rung 1<br>1M tokens", "rung 2<br>4M tokens"]
+    assert list(axis.ticktext) == ["screened", "rung 1<br>1M tokens", "rung 2<br>4M tokens"]
 
 
 def test_the_speed_figure_draws_what_was_measured_in_turns_with_the_teacher(run: RunRecord) -> None:

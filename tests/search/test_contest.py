@@ -61,3 +61,24 @@ def test_a_rung_without_a_finite_kl_is_refused():
     contest = Contest(FINALISTS[:4], [30], 2, Choice())
     with pytest.raises(TrialError, match="no trial of rung 1 completed with a finite KL: its KL is not finite"):
         contest.end_rung(ended([nan] * 4))
+
+
+def test_what_is_known_before_training_is_no_order_that_decides():
+    contest = Contest(FINALISTS, [0, 30, 60], 2, Choice())
+    clear = ended([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], noise=(0.0, 0.01, 0.02, 0.03, 0.04, 0.05))
+    assert contest.rung == 0
+    contest.end_rung(clear)
+    assert (contest.alive, contest.rung, contest.is_over) == (FINALISTS[:3], 1, False)
+    contest.end_rung(clear)
+    assert (contest.alive, contest.is_over) == (FINALISTS[:2], False)
+    contest.end_rung(clear)
+    assert (contest.alive, contest.is_over) == (FINALISTS[:1], True)
+    assert [(row.rung, row.tokens) for row in contest.rows] == [(0, 0)] * 6 + [(1, 30)] * 3 + [(2, 60)] * 2
+
+
+def test_training_ends_when_one_is_left_and_does_not_begin_so():
+    contest = Contest(FINALISTS[:2], [0, 30, 60], 2, Choice())
+    contest.end_rung(ended([1.0, 2.0]))
+    assert (contest.alive, contest.is_over) == (FINALISTS[:2], False)
+    contest.end_rung(ended([1.0, 2.0], noise=(0.0, 0.01)))
+    assert (contest.alive, contest.is_over) == (FINALISTS[:1], True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from minitron_nas.search.rungs import Standing, going_on, is_decided, p_worse, quotas
+from minitron_nas.search.rungs import Standing, going_on, is_decided, most_trained, p_worse, quotas
 
 
 def standing(name, sums):
@@ -47,10 +47,28 @@ def test_without_noise_or_without_anything_to_measure_it_by(one, other, expected
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
-    [((8, 3, 2), [8, 4, 2, 1]), ((4, 3, 3), [4, 2, 1, 1]), ((3, 1, 2), [3, 1]), ((1, 2, 2), [1, 1, 1])],
+    [
+        ((8, (1, 2, 4), 2), [8, 4, 2, 1]),
+        ((5, (1, 2, 4), 3), [5, 2, 1]),
+        ((3, (1,), 2), [3, 1]),
+        ((1, (1, 2), 2), [1, 1]),
+        ((8, (0, 1, 2, 4), 2), [8, 4, 2, 1]),
+        ((8, (0, 1, 2, 4), 9), [8, 2, 1]),
+        ((2, (0, 1, 2), 2), [2, 2, 1]),
+        ((1, (0, 1, 2), 2), [1, 1, 1]),
+        ((4, (), 2), [4, 1]),
+    ],
 )
 def test_each_rung_takes_what_the_reduction_leaves_rounded_up(arguments, expected):
     assert quotas(*arguments) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [((12, (0, 1, 2), 2), 9), ((5, (0, 1, 2), 2), 5), ((2, (0, 1, 2), 2), 2), ((12, (1, 2), 2), 12), ((3, (), 2), 3)],
+)
+def test_with_rung_0_half_are_trained_and_those_that_tie(arguments, expected):
+    assert most_trained(*arguments) == expected
 
 
 def test_what_is_significantly_worse_than_the_best_is_cut():

@@ -5,7 +5,7 @@ from minitron_nas.search.settings import SearchSettings, procedure
 
 
 def test_rungs_halve_back_from_the_last_one():
-    assert SearchSettings(tokens="1.8B").rung_tokens(10**12) == [450_000_000, 900_000_000, 1_800_000_000]
+    assert SearchSettings(tokens="1.8B").rung_tokens(10**12) == [0, 450_000_000, 900_000_000, 1_800_000_000]
 
 
 def test_without_tokens_the_last_rung_is_a_fiftieth_of_a_students_tokens():
@@ -17,8 +17,8 @@ def test_without_tokens_the_last_rung_is_a_fiftieth_of_a_students_tokens():
     ("settings", "rungs"),
     [
         ({"num_rungs": 1}, [90]),
-        ({"num_rungs": 4, "reduction": 3}, [3, 10, 30, 90]),
-        ({"num_rungs": 5, "reduction": 9}, [1, 1, 1, 10, 90]),
+        ({"num_rungs": 4, "reduction": 3}, [0, 3, 10, 30, 90]),
+        ({"num_rungs": 5, "reduction": 9}, [0, 1, 1, 1, 10, 90]),
     ],
 )
 def test_rungs_follow_their_number_and_the_reduction_and_never_fall_below_a_token(settings, rungs):
@@ -26,7 +26,7 @@ def test_rungs_follow_their_number_and_the_reduction_and_never_fall_below_a_toke
 
 
 def test_a_tiny_budget_still_has_a_token():
-    assert SearchSettings(num_rungs=2).rung_tokens(3) == [1, 1]
+    assert SearchSettings(num_rungs=2).rung_tokens(3) == [0, 1, 1]
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,18 @@ def stored(arena, folder):
     return load_for_training(folder / target_of(arena).id)
 
 
-def kl_of(arena, student):
+def losses_of(arena, student):
     held_out = arena.files.held_out()
-    return validate(student, held_out.tokens, held_out.signal).kl_nats
+    return validate(student, held_out.tokens, held_out.signal)
+
+
+def kl_of(arena, student):
+    return losses_of(arena, student).kl_nats
+
+
+def start_of(arena, way, student, other_kl_nats=None):
+    losses = losses_of(arena, student)
+    return MeasuredStart(way, losses.kl_nats, other_kl_nats, losses.loss_nats, list(losses.sequence_kl_nats))
 
 
 def same_weights(student, other):
@@ -44,7 +53,7 @@ def test_both_ways_are_measured_and_the_better_is_written(arena, tmp_path):
     }
     kls = {way: kl_of(arena, student) for way, student in ways.items()}
     better, worse = sorted(kls, key=kls.__getitem__)
-    assert start == MeasuredStart(better, kls[better], kls[worse])
+    assert start == start_of(arena, better, ways[better], kls[worse])
     kept = stored(arena, tmp_path / "start")
     assert same_weights(kept, ways[better])
     assert not same_weights(kept, ways[worse])
@@ -79,7 +88,7 @@ def test_a_way_whose_kl_is_no_number_loses(arena, tmp_path, monkeypatch):
 def test_without_text_nothing_is_repaired(arena, tmp_path):
     start = written(arena, tmp_path / "start", calibration=None)
     plain = build_student(arena.prepared, target_of(arena), torch.float32)
-    assert start == MeasuredStart("none", kl_of(arena, plain))
+    assert start == start_of(arena, "none", plain)
     assert same_weights(stored(arena, tmp_path / "start"), plain)
 
 

@@ -86,20 +86,23 @@ def scripted(monkeypatch):
 def test_half_go_on_and_the_best_of_the_last_rung_wins(arena, tmp_path, scripted):
     scripted({20: [3.0, 2.0, 9.0], 4: [4.0], 46: [2.0, 2.5], 12: [9.0]})
     winner, rows = held(arena, tmp_path)
-    assert rungs(rows) == [{20: True, 4: False, 46: True, 12: False}, {20: True, 46: False}, {20: True}]
+    assert rungs(rows) == [{20: True, 4: False, 46: True, 12: False}, {20: True, 46: False}]
     assert winner == arena.finalists[0]
 
 
 @pytest.mark.parametrize(
     ("reduction", "num_finalists", "rung_tokens", "field_sizes"),
     [
-        (2, 4, RUNGS, [4, 2, 1]),
-        (2, 3, RUNGS, [3, 2, 1]),
-        (3, 4, RUNGS, [4, 2, 1]),
-        (4, 4, RUNGS, [4, 1, 1]),
+        (2, 4, RUNGS, [4, 2]),  # one is left
+        (2, 3, RUNGS, [3, 2]),
+        (3, 4, RUNGS, [4, 2]),
+        (4, 4, RUNGS, [4]),
         (2, 4, [64, 128], [4, 2]),
         (2, 4, [128], [4]),
-        (2, 1, RUNGS, [1, 1, 1]),
+        (2, 1, RUNGS, [1]),
+        (2, 4, [0, *RUNGS], [4, 2]),
+        (4, 4, [0, *RUNGS], [4, 2]),  # two at least are trained
+        (2, 1, [0, *RUNGS], [1, 1]),
     ],
 )
 def test_the_field_shrinks_by_the_reduction_rounded_up(
@@ -144,9 +147,9 @@ def test_every_rung_trains_on_along_the_schedule_of_the_last(arena, tmp_path, sc
     calls = scripted({20: 4.0, 4: 3.0, 46: 2.0, 12: 1.0})
     held(arena, tmp_path)
     assert [(call["neurons"], call["stop_tokens"]) for call in calls] == [
-        *((neurons, 32) for neurons in (20, 4, 46, 12)), (46, 64), (12, 64), (12, 128),
+        *((neurons, 32) for neurons in (20, 4, 46, 12)), (46, 64), (12, 64),
     ]  # fmt: skip
-    assert [call["training"]["rung_tokens"] for call in calls] == [RUNGS] * 7
+    assert [call["training"]["rung_tokens"] for call in calls] == [RUNGS] * 6
     assert {call["training"]["seed"] for call in calls} == {3}
     assert len({call["checkpoints"] for call in calls}) == 4
 
@@ -176,7 +179,7 @@ def test_checkpoints_go_when_a_trial_has_ended(arena, tmp_path, scripted):
 
     held(arena, tmp_path, runner=Looking())
     there.append(len(list(tmp_path.glob("checkpoints/*"))))
-    assert there == [0, 2, 1, 0]
+    assert there == [0, 2, 0]
 
 
 @pytest.mark.parametrize(
@@ -189,7 +192,7 @@ def test_checkpoints_go_when_a_trial_has_ended(arena, tmp_path, scripted):
 def test_a_trial_that_breaks_off_stops_nothing_and_says_why_in_its_row(arena, tmp_path, scripted, error, status, line):
     scripted({20: [3.0, 3.0, 3.0], 4: [4.0, 4.0], 46: error, 12: [9.0]})
     winner, rows = held(arena, tmp_path)
-    assert rungs(rows) == [{20: True, 4: True, 46: False, 12: False}, {20: True, 4: False}, {20: True}]
+    assert rungs(rows) == [{20: True, 4: True, 46: False, 12: False}, {20: True, 4: False}]
     row = rows[2].to_row("90k")
     assert (row["status"], row["error"], row["kl_nats"], row["loss_nats"]) == (status, line, None, None)
     assert winner == arena.finalists[0]
@@ -199,7 +202,7 @@ def test_a_trial_that_breaks_off_stops_nothing_and_says_why_in_its_row(arena, tm
 def test_a_kl_that_is_not_finite_never_goes_on(arena, tmp_path, scripted, value):
     scripted({20: value, 4: [4.0, 4.0, 4.0], 46: value, 12: [9.0, value]})
     winner, rows = held(arena, tmp_path)
-    assert rungs(rows) == [{20: False, 4: True, 46: False, 12: False}, {4: True}, {4: True}]
+    assert rungs(rows) == [{20: False, 4: True, 46: False, 12: False}]
     assert winner == arena.finalists[1]
 
 
@@ -223,9 +226,9 @@ def test_progress_counts_the_tokens_of_all_trials(arena, tmp_path, scripted):
     scripted({20: 4.0, 4: 3.0, 46: 2.0, 12: 1.0})
     said = []
     held(arena, tmp_path, progress=lambda done, total: said.append((done, total)))
-    assert {total for _, total in said} == {4 * 32 + 2 * 32 + 64}
+    assert {total for _, total in said} == {4 * 32 + 2 * 32}
     assert [done for done, _ in said] == sorted(done for done, _ in said)
-    assert said[-1] == (256, 256)
+    assert said[-1] == (192, 192)
 
 
 def test_rows_say_the_tokens_seen_which_are_whole_steps(arena, tmp_path, monkeypatch):
@@ -259,7 +262,7 @@ def test_rows_fill_their_table(arena, tmp_path, scripted):
         "seconds": found[0]["seconds"],
     }
     keys = [tuple(row[name] for name in TRIALS.key) for row in found]
-    assert len(keys) == len(set(keys)) == 7
+    assert len(keys) == len(set(keys)) == 6
 
 
 def test_training_files_come_back_from_plain_values(tmp_path):
@@ -330,7 +333,7 @@ def test_a_tournament_that_is_repeated_trains_nothing_again(arena, tmp_path, scr
     first, second = counting_runner(), counting_runner()
     winner, rows = held(arena, tmp_path, runner=first)
     again, same = held(arena, tmp_path, runner=second)
-    assert (len(first.keys), second.keys) == (7, [])
+    assert (len(first.keys), second.keys) == (6, [])
     assert (again, [row.to_row("90k") for row in same]) == (winner, [row.to_row("90k") for row in rows])
 
 
@@ -455,3 +458,49 @@ def test_two_members_are_the_best_and_the_one_of_the_front_that_is_far_from_it(a
     assert [candidate.architecture.intermediate_size for candidate in chosen] == [46, 4]
     last = [row for row in rows if row.rung == len(RUNGS)]
     assert {row.candidate for row in last if row.promoted} == set(chosen)
+
+
+def test_before_any_training_trials_are_compared_as_they_begin(arena, tmp_path, monkeypatch):
+    trained, train = [], module.train_shortly
+    monkeypatch.setattr(module, "train_shortly", lambda start, *others: trained.append(start) or train(start, *others))
+    said = []
+    winner, rows = held(
+        arena, tmp_path, rung_tokens=[0, *RUNGS], progress=lambda done, total: said.append((done, total))
+    )
+    first = [row for row in rows if row.rung == 0]
+    assert [row.candidate for row in first] == arena.finalists
+    assert {row.tokens for row in first} == {0}
+    for row in first:
+        value = row.outcome.value
+        assert value["kl_nats"] == value["start_kl_nats"]
+        assert sum(value["sequence_kl_nats"]) == pytest.approx(3 * 16 * value["kl_nats"], rel=1e-9)
+        assert value["loss_nats"] > 0
+        assert row.to_row("90k")["agreement_tokens"] is None
+    goes_on = {row.candidate for row in first if row.promoted}
+    nearest = sorted(first, key=lambda row: row.outcome.value["kl_nats"])[:2]
+    assert {row.candidate for row in nearest} <= goes_on < set(arena.finalists)
+    assert {start.name for start in trained} == {candidate.architecture.id for candidate in goes_on}
+    assert {row.candidate for row in rows if row.rung == 1} == goes_on
+    assert winner in goes_on
+    assert said[0][0] == 0
+    assert said[-1] == (sum(32 if row.rung < 3 else 64 for row in rows if row.rung),) * 2
+
+
+def test_a_trial_trains_from_the_start_that_it_was_compared_by(arena, tmp_path):
+    at_once = one_rung(arena, arena.files, tmp_path / "once", calibration=arena.calibration)
+    begun = one_rung(arena, arena.files, tmp_path / "twice", 0, calibration=arena.calibration)
+    assert not (tmp_path / "twice" / "checkpoint-1").exists()
+    assert begun["start_kl_nats"] == at_once["start_kl_nats"] == begun["kl_nats"]
+    assert one_rung(arena, arena.files, tmp_path / "twice", calibration=arena.calibration) == at_once
+
+
+def test_a_start_that_is_no_number_is_not_trained(arena, tmp_path, monkeypatch):
+    def build(prepared, target, dtype):
+        student = build_student(prepared, target, dtype)
+        if target.intermediate_size == 46:
+            student.lm_head.weight.data.fill_(nan)
+        return student
+
+    monkeypatch.setattr(starting, "build_student", build)
+    _, rows = held(arena, tmp_path, rung_tokens=[0, *RUNGS])
+    assert [row.rung for row in rows if row.candidate == arena.finalists[2]] == [0]
