@@ -201,8 +201,9 @@ def plain_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def best_trained(trials: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per trial: the completed rung with the least KL."""
-    trained = trials.dropna(subset=["kl_nats"]).sort_values(["size", "candidate", "kl_nats"], kind="stable")
+    """Return one row per trial that was trained: the completed rung with the least KL."""
+    trained = trials[trials["tokens"] > 0].dropna(subset=["kl_nats"])
+    trained = trained.sort_values(["size", "candidate", "kl_nats"], kind="stable")
     return trained.drop_duplicates(["size", "candidate"])
 
 

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -109,3 +110,10 @@ def test_a_broken_lineage_is_refused(new_run: Path) -> None:
     path.write_text("{")
     with pytest.raises(RunFolderError, match=r"lineage\.json is not JSON .*; distill this student again"):
         read_run(new_run)
+
+
+def test_a_finalist_that_was_compared_untrained_has_no_best_rung(finished_run: Path) -> None:
+    trials = read_run(finished_run).trials
+    begun = trials[trials["rung"] == 1].assign(rung=0, tokens=0, kl_nats=0.001)
+    both = pd.concat([trials, begun, begun.assign(candidate="another")])
+    assert best_trained(both).equals(best_trained(trials))

@@ -254,7 +254,7 @@ def _contest(
 
     stage = Stage(
         f"{hop.label} tournament",
-        f"short distillation of {len(finalists)} finalists in rungs",
+        f"{len(finalists)} finalists, of which the worse stop rung by rung",
         inputs.of_search(plan, hop.size, hop.learning_rate),
         needs=(run.tokens.done, *hop.needs, screened),
         costly=True,
