@@ -50,7 +50,7 @@ def made_ahead(items: Iterable[Batch], number: int) -> Generator[Batch]:
         items: What makes them, one after the other.
         number: How many are made ahead at most.
     """
-    iterator, end = iter(items), object()
+    iterator, end = (item for item in items), object()  # a generator has ended when it has failed
     with ThreadPoolExecutor(1, thread_name_prefix="make ahead") as pool:
         coming = deque(pool.submit(next, iterator, end) for _ in range(number))
         try:

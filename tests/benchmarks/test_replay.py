@@ -78,12 +78,12 @@ def test_tokens_and_seconds_are_those_counted_by_hand(policies: Any, landscapes:
     assert spent.tokens == pytest.approx(8 / 4 + 4 / 4 + 2 / 2)
     spent = workers(policies, 8)
     policies.Product(SearchSettings(max_screened=16, num_finalists=1, num_rungs=2))(drawn, spent)
-    # Two rounds of eight at 0.25 each, then one shape to 1/2 and to 1.
-    assert spent.tokens == pytest.approx(1)
+    # Two rounds of eight at 0.25 each, then one shape to 1/2, as nobody is left to beat.
+    assert spent.tokens == pytest.approx(1 / 2)
     chosen = policies.Product(SearchSettings(max_screened=16, num_finalists=1, num_rungs=0))(
         drawn, workers(policies, 8)
     )
-    assert spent.seconds == pytest.approx(2 * 0.25 + float(drawn.surface.costs[chosen]))
+    assert spent.seconds == pytest.approx(2 * 0.25 + float(drawn.surface.costs[chosen]) / 2)
 
 
 def test_whoever_is_free_takes_the_next_piece_of_work(policies: Any) -> None:

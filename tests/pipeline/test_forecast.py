@@ -116,7 +116,7 @@ def test_it_is_told_in_lines_and_as_plain_values(tiny_settings: dict[str, Any]) 
     assert lines[1].startswith("tokens   94,000,000,000 for each student: 19,921 steps of 1,152 sequences of 4,096; ")
     told = {line.split()[0]: line.split()[1:] for line in lines if line}
     assert told["total"][0] == f"{found.flops:.1e}".replace("e+", "e")
-    assert told["8B"][:3] == ["15", "15", "8"]
+    assert told["8B"][:3] == ["15", "15", "12"]
     assert lines[-1].startswith("disk     ")
     values = found.to_dict()
     assert values["sizes"][0]["num_shapes"] == 15

@@ -102,15 +102,20 @@ def test_what_is_made_ahead_comes_in_order_and_is_never_more_than_was_allowed() 
         assert list(ahead) == []
 
 
-def test_what_fails_ahead_fails_where_it_is_asked_for() -> None:
-    def items() -> Iterator[int]:
-        yield 1
-        raise OSError("broken")
+def test_what_fails_ahead_fails_where_it_is_asked_for_and_nothing_is_made_after_it() -> None:
+    made = []
 
-    ahead = made_ahead(items(), 4)
-    assert next(ahead) == 1
+    def item(number: int) -> int:
+        made.append(number)
+        if number == 1:
+            raise OSError("broken")
+        return number
+
+    ahead = made_ahead(map(item, range(9)), 4)
+    assert next(ahead) == 0
     with pytest.raises(OSError, match="broken"):
         next(ahead)
+    assert made == [0, 1]
 
 
 def test_nothing_is_made_any_more_when_nobody_asks() -> None:
