@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from minitron_nas.execution import ray_session  # noqa: F401  # isort: skip  # before ray, for which it sets what ray reads
+from minitron_nas.execution import ray_session  # isort: skip  # before ray, for which it sets what ray reads
 
 from aiohttp import ClientError
 from ray.exceptions import AuthenticationError
@@ -140,10 +140,7 @@ def _in_our_words(address: str, job: str | None = None) -> Iterator[None]:
     try:
         yield
     except AuthenticationError:
-        raise PlanError(
-            f"the cluster at {address} wants another token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to what "
-            "`ray get-auth-token` prints on its head or RAY_AUTH_TOKEN_PATH to a copy of its file"
-        ) from None
+        raise ray_session.wants_token(address) from None
     except (OSError, RuntimeError, ValueError) as error:  # of the connection, and of Ray
         if job is not None and "404" in str(error):
             raise PlanError(f"the cluster at {address} knows no job {job}; `ray job list` shows all") from None

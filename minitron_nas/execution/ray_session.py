@@ -21,6 +21,7 @@ import psutil
 import ray
 from ray._private import services, utils
 from ray.actor import ActorHandle
+from ray.exceptions import AuthenticationError
 
 from minitron_nas.errors import PlanError, TrainingProcessError
 from minitron_nas.execution.memory import available_memory, is_limited, total_memory
@@ -90,6 +91,18 @@ def connected(address: str | None, folder: Path) -> Iterator[None]:
                 ray.shutdown()
 
 
+def wants_token(address: str) -> PlanError:
+    """Return what a user is told whom a cluster refuses.
+
+    Args:
+        address: Of the cluster.
+    """
+    return PlanError(
+        f"the cluster at {address} wants another token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to what "
+        "`ray get-auth-token` prints on its head or RAY_AUTH_TOKEN_PATH to a copy of its file"
+    )
+
+
 def run_one_task() -> None:
     """Start a worker and wait for what it returns.
 
@@ -103,12 +116,16 @@ def _start(address: str | None) -> None:
     """Connect to a cluster, or start Ray here."""
     where = check(address)
     here = {} if where is not None else {"include_dashboard": False, **_own_ray()}
+    # Ray reads the token of this machine's cluster only where it is to find that cluster by itself.
+    asked = "local" if where is None else "auto" if address is None else address
     try:
         with put_off(), _signals_left_to_us():
-            node: Any = ray.init(address=where or "local", log_to_driver=False, logging_level=logging.ERROR, **here)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+            node: Any = ray.init(address=asked, log_to_driver=False, logging_level=logging.ERROR, **here)
+    except (AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
         if where is None:
             raise
+        if AuthenticationError.__name__ in f"{type(error).__name__} {error.__cause__}":  # which Ray tells of in words
+            raise wants_token(where) from error
         raise _unreachable(address, where, str(error)) from error
     if where is None:
         Path(node["session_dir"]).chmod(0o700)  # sockets, and logs with names of people's files
