@@ -89,9 +89,10 @@ class Board:
         tokens = sum(job.schedule.num_tokens for job in jobs)
 
         def tell(done: int, total: int) -> None:
-            self._best = "; ".join(map(_stands, jobs))
+            self._best = _stand_of(jobs)
             self.tokens(tokens * done // total, tokens)
 
+        self._begin(_stand_of(jobs))
         return tell
 
     def starting(self, done: int, total: int) -> None:
@@ -112,17 +113,27 @@ class Board:
             work: Does it.
         """
         tell = self.training(job)
+        self._begin(_best(job))
         result = work(tell)
         tell(job.schedule.num_steps, job.schedule.num_steps)
         return result
+
+    def _begin(self, best: str) -> None:
+        """Say how another work stands before it goes on."""
+        self._best, self._rate, self._began = best, "", None
+        self._tell()
 
     def _tell(self) -> None:
         self._stand("; ".join(filter(None, (self._counts, self._best, self._rate))))
 
 
-def _stands(job: TrainingJob) -> str:
+def _stand_of(jobs: Sequence[TrainingJob]) -> str:
+    return "; ".join(", ".join(filter(None, (_far(job), _best(job)))) for job in jobs)
+
+
+def _far(job: TrainingJob) -> str:
     done, total = job.progress() or (0, 1)
-    return ", ".join(filter(None, (f"{job.checkpoints.name} {done / total:.0%}", _best(job))))
+    return f"{job.checkpoints.name} {done / total:.0%}"
 
 
 def _best(job: TrainingJob) -> str:

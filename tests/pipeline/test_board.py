@@ -85,8 +85,13 @@ def test_trainings_side_by_side_are_told_of_one_by_one_and_as_tokens_together(to
 
     shown = list[tuple[int, int]]()
     jobs = [job("4B", (50, 100), (8, 0.5)), job("4B-depth-only", (3, 100), None), job("4B-random-shape", None, None)]
-    Board(lambda *far: shown.append(far), told.append).side_by_side(jobs)(530, 3000)
-    assert told == ["4B 50%, best KL 0.500 nats after 4.096k tokens; 4B-depth-only 3%; 4B-random-shape 0%"]
+    board = Board(lambda *far: shown.append(far), told.append)
+    board.starting(1, 10)
+    tell, line = board.side_by_side(jobs), "4B 50%, best KL 0.500 nats after 4.096k tokens; 4B-depth-only 3%"
+    assert told[1:] == [f"{line}; 4B-random-shape 0%"]  # at once
+    shown.clear()
+    tell(530, 3000)
+    assert told[2:] == [f"{line}; 4B-random-shape 0%"]
     assert shown == [(27_136, 153_600)]
 
 
@@ -109,6 +114,7 @@ def test_a_training_that_is_done_tells_of_the_validation_after_its_last_step(tol
 
     assert Board(lambda *far: None, told.append).trained(job, work) == "a result"
     assert [line.partition(";")[0] for line in told] == [
+        "best KL 1.000 nats after 0 tokens",
         "best KL 1.000 nats after 0 tokens",
         "best KL 0.500 nats after 51.2k tokens",
     ]
