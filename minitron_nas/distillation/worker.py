@@ -23,7 +23,7 @@ _PROGRESS_SECONDS = 1.0
 
 
 def run(job: TrainingJob, progress: Progress = silent) -> None:
-    """Train as the job says, and leave the result beside it, and the best weights unless it is a trial.
+    """Train as the job says, and leave beside it how far it is, the result, and unless it is a trial the best weights.
 
     Args:
         job: What to train.
@@ -41,12 +41,18 @@ def run(job: TrainingJob, progress: Progress = silent) -> None:
         join_processes()
     student = load_for_training(job.student)
     train, validation = job.files.streams(job.settings.asks_teacher, sharded)
+    leave = _throttled(job.write_progress)
+
+    def tell(done: int, total: int) -> None:
+        leave(done, total)
+        progress(done, total)
+
     result = distill(
         student,
         Lesson(train, validation, job.settings, job.schedule, job.seed, job.judge),
         job.checkpoints,
         job.stop_step,
-        progress,
+        tell,
         trained=job.out / TRAINED if job.stop_step is None else None,
     )
     if rank == 0:
@@ -72,7 +78,7 @@ def run_file(path: str) -> int:
         sys.stderr.write(f"{error}\n")
         return 2
     try:
-        run(job, _throttled(job.write_progress))
+        run(job)
     except PreemptedError as stop:
         job.write_error(rank, stop)
         raise

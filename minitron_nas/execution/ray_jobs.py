@@ -7,10 +7,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from minitron_nas.execution import ray_session  # noqa: F401  # isort: skip  # before ray, for which it sets what ray reads
+from minitron_nas.execution import ray_session  # isort: skip  # before ray, for which it sets what ray reads
 
 from aiohttp import ClientError
-from ray.exceptions import AuthenticationError
+from ray.exceptions import RayError
 from ray.job_submission import JobSubmissionClient
 
 from minitron_nas.errors import PlanError
@@ -139,12 +139,9 @@ def _in_our_words(address: str, job: str | None = None) -> Iterator[None]:
     """Say what to do where Ray refuses."""
     try:
         yield
-    except AuthenticationError:
-        raise PlanError(
-            f"the cluster at {address} wants another token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to what "
-            "`ray get-auth-token` prints on its head or RAY_AUTH_TOKEN_PATH to a copy of its file"
-        ) from None
-    except (OSError, RuntimeError, ValueError) as error:  # of the connection, and of Ray
+    except (OSError, RayError, RuntimeError, ValueError) as error:  # of the connection, and of Ray
+        if (refusal := ray_session.refused(error, address)) is not None:
+            raise refusal from None
         if job is not None and "404" in str(error):
             raise PlanError(f"the cluster at {address} knows no job {job}; `ray job list` shows all") from None
         reason = " ".join(str(error).split())

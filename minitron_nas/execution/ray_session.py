@@ -21,6 +21,7 @@ import psutil
 import ray
 from ray._private import services, utils
 from ray.actor import ActorHandle
+from ray.exceptions import RayError
 
 from minitron_nas.errors import PlanError, TrainingProcessError
 from minitron_nas.execution.memory import available_memory, is_limited, total_memory
@@ -90,6 +91,22 @@ def connected(address: str | None, folder: Path) -> Iterator[None]:
                 ray.shutdown()
 
 
+def refused(error: BaseException, address: str) -> PlanError | None:
+    """Return what a user is told whom a cluster refuses for want of its token; None if an error is another one.
+
+    Args:
+        error: Of Ray.
+        address: Of the cluster.
+    """
+    # By its name: before 2.52 Ray has no such error, and it may be told of in the words of another one.
+    if "AuthenticationError" not in f"{type(error).__name__} {error.__cause__}":
+        return None
+    return PlanError(
+        f"the cluster at {address} wants another token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to what "
+        "`ray get-auth-token` prints on its head or RAY_AUTH_TOKEN_PATH to a copy of its file"
+    )
+
+
 def run_one_task() -> None:
     """Start a worker and wait for what it returns.
 
@@ -103,13 +120,15 @@ def _start(address: str | None) -> None:
     """Connect to a cluster, or start Ray here."""
     where = check(address)
     here = {} if where is not None else {"include_dashboard": False, **_own_ray()}
+    # Ray reads the token of this machine's cluster only where it is to find that cluster by itself.
+    asked = "local" if where is None else "auto" if address is None else address
     try:
         with put_off(), _signals_left_to_us():
-            node: Any = ray.init(address=where or "local", log_to_driver=False, logging_level=logging.ERROR, **here)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+            node: Any = ray.init(address=asked, log_to_driver=False, logging_level=logging.ERROR, **here)
+    except (ConnectionError, RayError, RuntimeError, ValueError) as error:
         if where is None:
             raise
-        raise _unreachable(address, where, str(error)) from error
+        raise refused(error, where) or _unreachable(address, where, str(error)) from error
     if where is None:
         Path(node["session_dir"]).chmod(0o700)  # sockets, and logs with names of people's files
 

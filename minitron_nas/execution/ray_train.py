@@ -101,7 +101,8 @@ class RayTrain:
             with on_stop(_stop):
                 trainer.fit()
         except TrainingFailedError as error:
-            sys.stderr.write(f"{error}\n")
+            if not ended.exists():  # else the function has said why it failed
+                sys.stderr.write(f"{error}\n")
         finally:
             over.set()
             watch.join()

@@ -1,7 +1,7 @@
 """What a person is told of a stage beside how far it is: its trials, the best of them so far, and tokens a second."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import isfinite
 
 from minitron_nas.distillation.job import TrainingJob
@@ -75,13 +75,35 @@ class Board:
         each = job.schedule.tokens_per_step
 
         def tell(done: int, total: int) -> None:
-            if (best := job.best()) is not None:
-                step, value = best
-                judge = {"kl_nats": "KL", "loss_nats": "loss"}[job.judge]
-                self._best = f"best {judge} {numerals.nats(value)} nats after {numerals.count(step * each)} tokens"
+            self._best = _best(job)
             self.tokens(done * each, total * each)
 
         return tell
+
+    def side_by_side(self, jobs: Sequence[TrainingJob]) -> Progress:
+        """Return what is told how far trainings are together that go on at once; the line says it of each.
+
+        Args:
+            jobs: The trainings, which leave how far they are and their best validations.
+        """
+        tokens = sum(job.schedule.num_tokens for job in jobs)
+
+        def tell(done: int, total: int) -> None:
+            self._best = _stand_of(jobs)
+            self.tokens(tokens * done // total, tokens)
+
+        self._begin(_stand_of(jobs))
+        return tell
+
+    def starting(self, done: int, total: int) -> None:
+        """Say how far the repair of a student is; how far the stage is, its training says alone.
+
+        Args:
+            done: Tokens.
+            total: Of so many.
+        """
+        self._stand(f"{done / max(total, 1):.0%} of the repair of what it starts with")
+        self._progress(0, total)
 
     def trained(self, job: TrainingJob, work: Callable[[Progress], TrainingResult]) -> TrainingResult:
         """Do a training and tell of it, of the last validation, too, which comes after the last step.
@@ -91,9 +113,32 @@ class Board:
             work: Does it.
         """
         tell = self.training(job)
+        self._begin(_best(job))
         result = work(tell)
         tell(job.schedule.num_steps, job.schedule.num_steps)
         return result
 
+    def _begin(self, best: str) -> None:
+        """Say how another work stands before it goes on."""
+        self._best, self._rate, self._began = best, "", None
+        self._tell()
+
     def _tell(self) -> None:
         self._stand("; ".join(filter(None, (self._counts, self._best, self._rate))))
+
+
+def _stand_of(jobs: Sequence[TrainingJob]) -> str:
+    return "; ".join(", ".join(filter(None, (_far(job), _best(job)))) for job in jobs)
+
+
+def _far(job: TrainingJob) -> str:
+    done, total = job.progress() or (0, 1)
+    return f"{job.checkpoints.name} {done / total:.0%}"
+
+
+def _best(job: TrainingJob) -> str:
+    if (best := job.best()) is None:
+        return ""
+    (step, value), judge = best, {"kl_nats": "KL", "loss_nats": "loss"}[job.judge]
+    tokens = numerals.count(step * job.schedule.tokens_per_step)
+    return f"best {judge} {numerals.nats(value)} nats after {tokens} tokens"

@@ -71,10 +71,12 @@ class Left:
     Attributes:
         result: Plain values.
         rows: What the stage has to say in the tables of the run.
+        of_others: How many of its seconds went into the work of other stages, by their names.
     """
 
     result: Any = None
     rows: Sequence[tuple[Table, Iterable[Row]]] = field(default=())
+    of_others: Mapping[str, float] = field(default_factory=dict)
 
 
 Action: TypeAlias = Callable[[Progress], Left]
@@ -175,6 +177,7 @@ class Engine:
             time.perf_counter() - started,
             tuple(self._outputs.describe(stage.outputs, stage.self_checked)),
             tuple(self._outputs.describe([rows] if left.rows else [])),
+            of_others=left.of_others,
         )
         if stands_for is not None and entry.digest != stands_for.digest:
             entry = replace(entry, stands_for=stands_for.digest)

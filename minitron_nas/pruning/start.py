@@ -11,7 +11,7 @@ from minitron_nas.importance.tensor_folder import TensorFolder
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.outline import Outline
 from minitron_nas.models.placement import fits_in_memory
-from minitron_nas.progress import Progress, silent
+from minitron_nas.progress import Progress, one_of, silent
 from minitron_nas.pruning.refit import cuts_inputs
 from minitron_nas.pruning.repair_in_sequence import why_not_in_sequence
 from minitron_nas.pruning.rotation import Rotation, why_not_rotatable
@@ -89,7 +89,7 @@ def keep_moments(
         if readers == "norms":
             text = text.with_random_tokens(RANDOM_TOKENS, checkpoint.architecture.vocab_size)
         whole = fits_in_memory(checkpoint, _num_bytes(missing[readers]))
-        told = _one_of(progress, number, len(left))
+        told = one_of(progress, number, len(left))
         CalibrationPass(checkpoint, text, whole, work).moments(
             readers, TensorFolder(folder / readers), told, {moment.layer for moment in missing[readers]}
         )
@@ -114,11 +114,6 @@ def _passes(start: StartSettings) -> list[Readers]:
     """Return of what reads a start needs second moments, a pass for each: the basis is found on another text."""
     wanted: dict[Readers, bool] = {"norms": start.channels == "rotate", "projections": start.repair == "ridge"}
     return [readers for readers, is_wanted in wanted.items() if is_wanted]
-
-
-def _one_of(progress: Progress, number: int, num_passes: int) -> Progress:
-    """Tell of one of several passes over the same text."""
-    return lambda done, total: progress(number * total + done, num_passes * total)
 
 
 def _num_bytes(moments: Iterable[Moment]) -> int:

@@ -9,6 +9,7 @@ from minitron_nas.architecture.spec import SHAPE_FIELDS, Architecture
 from minitron_nas.errors import MinitronNasError
 from minitron_nas.families.catalog import layout_of
 from minitron_nas.reporting.run_record import RunRecord, plain_rows
+from minitron_nas.storage.ledger import Entry
 
 TRAINING = 3
 """Forward and backward together cost about three forward passes."""
@@ -23,7 +24,7 @@ class StageCost:
 
     Attributes:
         stage: Its name; `all` of them together.
-        seconds: Wall time.
+        seconds: Wall time, also where its work was done in another stage beside that of others.
         device_hours: Of all devices of the run, for as long as the stage took.
         tokens: That models read in it or learned from; None where it is no such stage, or not known.
         flops: Of these tokens; None where not known.
@@ -47,16 +48,25 @@ def stage_costs(run: RunRecord) -> list[StageCost]:
     runner = run.plan.get("runner") or {}
     rate, devices, work = runner.get("price_per_device_hour"), run.devices.get("number") or 1, _Work(run)
     found = list[StageCost]()
-    for entry in run.stages:
-        hours = entry.seconds * devices / 3600
-        tokens, flops = work.of(entry.stage)
-        found.append(
-            StageCost(entry.stage, entry.seconds, hours, tokens, flops, None if rate is None else rate * hours)
-        )
+    for stage, seconds in _seconds(run.stages).items():
+        hours = seconds * devices / 3600
+        tokens, flops = work.of(stage)
+        found.append(StageCost(stage, seconds, hours, tokens, flops, None if rate is None else rate * hours))
     if found:
         columns = ("seconds", "device_hours", "tokens", "flops", "money")
         found.append(StageCost("all", *(_sum(getattr(cost, name) for cost in found) for name in columns)))  # type: ignore[arg-type]
     return found
+
+
+def _seconds(stages: Iterable[Entry]) -> dict[str, float]:
+    """Return what each stage took, wherever it was; together it is what all took."""
+    entries = {entry.stage: entry for entry in stages}
+    seconds = {stage: entry.seconds for stage, entry in entries.items()}
+    for stage, entry in entries.items():
+        for other in entry.of_others.keys() & entries.keys():
+            seconds[stage] -= entry.of_others[other]
+            seconds[other] += entry.of_others[other]
+    return seconds
 
 
 def _sum(values: Iterable[float | None]) -> float | None:

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -34,6 +35,7 @@ class Entry:
         finished: When, as ISO 8601 in UTC; the ledger's own clock says it when it appends.
         stands_for: Of a stage that was made again on another machine, the digest of what it left first, on which others
             have built; what it left now may differ in rounding.
+        of_others: How many of its seconds went into the work of other stages, by their names.
     """
 
     stage: str
@@ -44,6 +46,7 @@ class Entry:
     rows: tuple[Output, ...] = ()
     finished: str | None = field(default=None, compare=False)
     stands_for: str | None = None
+    of_others: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -77,6 +80,7 @@ class Ledger:
                     from_plain(content["rows"]),
                     content.get("finished"),
                     content.get("stands_for"),
+                    content.get("of_others", {}),
                 )
 
     def latest(self, stage: str) -> Entry | None:
@@ -98,6 +102,7 @@ class Ledger:
             "rows": to_plain(entry.rows),
             "finished": datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds"),
             **({} if entry.stands_for is None else {"stands_for": entry.stands_for}),
+            **({} if not entry.of_others else {"of_others": {s: round(t, 3) for s, t in entry.of_others.items()}}),
         }
         with open(self._path, "ab") as file:
             # A killed process may have left a line without its end.

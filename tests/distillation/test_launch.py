@@ -38,6 +38,12 @@ def with_gpus(monkeypatch, number):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: number)
 
 
+def test_a_training_in_this_process_leaves_how_far_it_is_too(jobs):
+    job = jobs.make("far")
+    launch.run(job, RunnerSettings(kind="local", num_processes=1))
+    assert job.progress() == (job.schedule.num_steps, job.schedule.num_steps)
+
+
 @pytest.mark.parametrize(
     ("batch", "micro", "devices", "expected"),
     [

@@ -192,8 +192,9 @@ class Finished:
         return frame.drop(columns=[name for name in MEASURED if name in frame])
 
     def weights(self) -> dict[str, bytes]:
-        """The bytes of every weight file of every student."""
-        files = sorted((self.path / "students").glob("*/*.safetensors"))
+        """The bytes of every weight file of every student and baseline."""
+        members = [*self.path.glob("students/*"), *self.path.glob("baselines/*")]
+        files = [file for member in sorted(members) for file in sorted(member.glob("*.safetensors"))]
         return {str(file.relative_to(self.path)): file.read_bytes() for file in files}
 
     def ledger(self) -> list[dict[str, Any]]:
@@ -230,6 +231,12 @@ class Finished:
         gone = [name for stage in stages for name in files[stage]]
         shutil.copytree(self.path, to, ignore=shutil.ignore_patterns(*gone))
         kept = [entry for entry in self.ledger() if entry["stage"] not in stages]
+        (to / "ledger.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+
+    def copy_untrained(self, to: Path) -> None:
+        """Copy the folder of a run of one size as if all students were yet to be trained."""
+        shutil.copytree(self.path, to, ignore=shutil.ignore_patterns("students", "baselines"))
+        kept = self.ledger()[: self.stages().index("90k distil")]
         (to / "ledger.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in kept))
 
     def assert_equals(self, other: "Finished") -> None:

@@ -79,6 +79,59 @@ def test_a_build_that_loses_a_node_gives_the_same_members(
     finished(tmp_path / "run").assert_equals(uninterrupted)
 
 
+THREE = ("--set=baselines=[depth_only, random_shape]",)
+
+
+@pytest.fixture(scope="module")
+def three_members(build: Any, finished: Callable[[Path], Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run of one process, which trains a student and two baselines one after the other."""
+    run = tmp_path_factory.mktemp("three") / "run"
+    told = build.finish(run, *THREE)
+    assert told.code == 0, told.err
+    return finished(run)
+
+
+def assert_side_by_side(run: Any) -> None:
+    """The baselines were trained in the student's stage."""
+    others = {entry["stage"]: set(entry.get("of_others", ())) for entry in run.ledger()}
+    assert others["90k distil"] == {"90k-depth-only distil", "90k-random-shape distil"}
+
+
+def test_three_members_that_two_nodes_train_side_by_side_are_those_that_one_process_trains(
+    build: Any, three_members: Any, finished: Callable[[Path], Any], two_nodes: TwoNodes, tmp_path: Path
+) -> None:
+    told = build.finish(tmp_path / "run", *THREE, *on(two_nodes))
+    assert told.code == 0, told.err
+    run = finished(tmp_path / "run")
+    run.assert_equals(three_members)
+    assert_side_by_side(run)
+
+
+def test_a_kill_while_members_are_trained_side_by_side_changes_nothing(
+    build: Any, three_members: Any, finished: Callable[[Path], Any], two_nodes: TwoNodes, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    three_members.copy_untrained(run)
+    under_way = lambda: len({path.parent for path in run.glob("checkpoints/*/checkpoint-*")}) > 1  # noqa: E731
+    killed = build.kill_when(run, under_way, *THREE, *on(two_nodes))
+    assert killed.code == -9, killed.err
+    again = build.finish(run, *THREE, *on(two_nodes))
+    assert again.code == 0, again.err
+    finished(run).assert_equals(three_members)
+
+
+def test_a_node_that_is_lost_while_members_are_trained_side_by_side_changes_nothing(
+    build: Any, three_members: Any, finished: Callable[[Path], Any], two_nodes: TwoNodes, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    three_members.copy_untrained(run)
+    moment = three_members.moment("90k distil", 0.0, "checkpoints/90k/checkpoint-*")
+    told = build.survive(run, moment, two_nodes.lose_one, *THREE, *on(two_nodes))
+    assert told.code == 0, told.err
+    finished(run).assert_equals(three_members)
+    assert_side_by_side(finished(run))
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray warns of its own settings
 def test_a_distillation_by_itself_on_two_nodes_gives_what_one_process_gives(
     trained_teacher: Path, text_file: Path, two_nodes: TwoNodes, tmp_path: Path

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import RayError
 
 from minitron_nas.errors import MachineError, PlanError, PreemptedError
 from minitron_nas.execution import ray_session
@@ -154,6 +155,45 @@ def test_ray_is_started_here_even_if_it_knows_of_a_cluster_later(
     with ray_session.connected(None, tmp_path / "state"):
         pass
     assert [(given["address"], given["include_dashboard"]) for given in asked] == [("local", False)]
+
+
+@pytest.mark.parametrize("address", [None, "auto"])
+def test_ray_is_left_to_find_this_machines_cluster_whose_token_it_reads_only_then(
+    server: Callable[[bytes | None], str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str | None
+) -> None:
+    asked, noted = list[str](), server(SETTINGS_FRAME)
+    monkeypatch.setattr(ray_session.services, "resolve_ip_for_localhost", lambda host: host)
+    monkeypatch.setattr(ray_session.services, "find_gcs_addresses", lambda: {noted})
+    monkeypatch.setattr(ray_session.services, "find_bootstrap_address", lambda folder: noted)
+    init = lambda address, **_: asked.append(address)  # noqa: E731
+    fake = SimpleNamespace(is_initialized=lambda: False, init=init, shutdown=lambda: None)
+    monkeypatch.setattr(ray_session, "ray", fake)
+    with ray_session.connected(address, tmp_path / "state"):
+        pass
+    assert asked == ["auto"]
+
+
+@pytest.mark.parametrize("in_words", [False, True])
+def test_a_cluster_that_wants_another_token_is_told_of_as_such(
+    server: Callable[[bytes | None], str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, in_words: bool
+) -> None:
+    class AuthenticationError(RayError):  # which Ray has from 2.52 on
+        pass
+
+    def init(**_: Any) -> None:
+        refused = AuthenticationError("InvalidAuthToken")
+        if not in_words:
+            raise refused
+        cause = RuntimeError(f"Last connection error: Traceback\nray.exceptions.{type(refused).__name__}: {refused}")
+        raise ConnectionError("Failed to connect to Ray cluster") from cause
+
+    monkeypatch.setattr(ray_session.services, "resolve_ip_for_localhost", lambda host: host)
+    fake = SimpleNamespace(is_initialized=lambda: False, init=init, shutdown=lambda: None)
+    monkeypatch.setattr(ray_session, "ray", fake)
+    address = server(SETTINGS_FRAME)
+    told = f"^the cluster at {address} wants another token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to what "
+    with pytest.raises(PlanError, match=told), ray_session.connected(address, tmp_path / "state"):
+        pass
 
 
 def test_a_signal_while_ray_starts_ends_the_work_once_ray_has_started_and_is_ended(

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
@@ -73,6 +74,21 @@ def test_a_worker_that_said_why_it_fails_is_not_tried_again_until_the_next_call(
         with pytest.raises(RuntimeError, match="the worker ended with 2"):
             fitted.function()  # as Ray Train does after a loss
     assert calls == ["job.json", "job.json"]
+
+
+@pytest.mark.parametrize("code", [None, 2])
+def test_ray_is_quoted_only_where_no_worker_has_said_why_it_fails(fitted, tmp_path, capsys, code):
+    from minitron_nas.execution import ray_train
+
+    def fail():
+        if code is not None:
+            with suppress(RuntimeError):
+                fitted.function()
+        raise ray_train.TrainingFailedError("a traceback of Ray's")
+
+    fitted.during = fail
+    train(tmp_path, lambda argument: code)
+    assert capsys.readouterr().err == ("a traceback of Ray's\n" if code is None else "")
 
 
 def test_the_caller_is_told_while_it_waits(fitted, tmp_path):

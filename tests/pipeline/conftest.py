@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,29 @@ from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.pipeline.build import build_family
 from minitron_nas.pipeline.display import Quiet
 from minitron_nas.pipeline.family import Family
+from minitron_nas.progress import Progress
 from minitron_nas.storage.run_folder import RunFolder
 
 
 class Told(Quiet):
-    """Remembers what is told."""
+    """Remembers what is told, and how far each stage was said to be."""
 
     def __init__(self) -> None:
         super().__init__()
         self.notes: list[str] = []
+        self.standings: list[str] = []
+        self.fractions: dict[str, list[float]] = {}
 
     def note(self, text: str) -> None:
         self.notes.append(text)
+
+    def stand(self, text: str) -> None:
+        self.standings.append(text)
+
+    @contextmanager
+    def stage(self, stage: str, title: str) -> Iterator[Progress]:
+        fractions = self.fractions.setdefault(stage, [])
+        yield lambda done, total: fractions.append(done / total)
 
 
 LATER = {

@@ -1,5 +1,6 @@
 """The line that says how a stage stands."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -75,6 +76,32 @@ def test_a_training_tells_its_steps_as_tokens_and_its_best_validation(told: list
     assert told == [f"best {word} 0.500 nats after 4.096k tokens"]
 
 
+def test_trainings_side_by_side_are_told_of_one_by_one_and_as_tokens_together(told: list[str]) -> None:
+    def job(name: str, far: tuple[int, int] | None, best: tuple[int, float] | None) -> Any:
+        schedule = SimpleNamespace(tokens_per_step=512, num_tokens=51_200)
+        return SimpleNamespace(
+            checkpoints=Path(name), schedule=schedule, judge="kl_nats", progress=lambda: far, best=lambda: best
+        )
+
+    shown = list[tuple[int, int]]()
+    jobs = [job("4B", (50, 100), (8, 0.5)), job("4B-depth-only", (3, 100), None), job("4B-random-shape", None, None)]
+    board = Board(lambda *far: shown.append(far), told.append)
+    board.starting(1, 10)
+    tell, line = board.side_by_side(jobs), "4B 50%, best KL 0.500 nats after 4.096k tokens; 4B-depth-only 3%"
+    assert told[1:] == [f"{line}; 4B-random-shape 0%"]  # at once
+    shown.clear()
+    tell(530, 3000)
+    assert told[2:] == [f"{line}; 4B-random-shape 0%"]
+    assert shown == [(27_136, 153_600)]
+
+
+def test_the_repair_of_a_start_is_told_while_the_stage_itself_has_not_begun(told: list[str]) -> None:
+    shown = list[tuple[int, int]]()
+    Board(lambda *far: shown.append(far), told.append).starting(512, 2_048)
+    assert told == ["25% of the repair of what it starts with"]
+    assert shown == [(0, 2_048)]
+
+
 def test_a_training_that_is_done_tells_of_the_validation_after_its_last_step(told: list[str]) -> None:
     best = [(0, 1.0)]
     schedule = SimpleNamespace(tokens_per_step=512, num_steps=100)
@@ -87,6 +114,7 @@ def test_a_training_that_is_done_tells_of_the_validation_after_its_last_step(tol
 
     assert Board(lambda *far: None, told.append).trained(job, work) == "a result"
     assert [line.partition(";")[0] for line in told] == [
+        "best KL 1.000 nats after 0 tokens",
         "best KL 1.000 nats after 0 tokens",
         "best KL 0.500 nats after 51.2k tokens",
     ]

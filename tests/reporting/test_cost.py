@@ -41,6 +41,15 @@ def test_device_hours_are_those_of_all_devices_while_a_stage_ran(costs: dict[str
     assert costs["all"].device_hours == 2.0 * len(STAGES)
 
 
+def test_a_stage_costs_what_its_work_took_wherever_that_was_done(run: RunRecord) -> None:
+    others = {"110M tournament": 300.0, "110M-depth-only distil": 200.0}  # the second is not there yet
+    last = replace(run.stages[-1], of_others=others)
+    costs = {cost.stage: cost for cost in stage_costs(replace(run, stages=(*run.stages[:-1], last)))}
+    assert (costs["110M distil"].seconds, costs["110M tournament"].seconds) == (1500.0, 2100.0)
+    assert costs["110M tournament"].device_hours == 4 * 2100 / 3600
+    assert costs["all"].seconds == 1800.0 * len(STAGES)
+
+
 def test_money_is_told_where_the_plan_says_a_rate(run: RunRecord, costs: dict[str, StageCost]) -> None:
     assert {cost.money for cost in costs.values()} == {None}
     priced = replace(run, plan={**run.plan, "runner": {"price_per_device_hour": 2.5}})

@@ -43,6 +43,13 @@ def test_a_line_is_json_that_says_when_and_has_a_checksum(path):
     }  # fmt: skip
 
 
+def test_the_time_that_went_into_other_stages_is_kept_and_decides_nothing(path):
+    shared = replace(SORT, of_others={"teacher score": 1.23456})
+    Ledger(path).append(shared)
+    assert Ledger(path).latest("teacher sort").of_others == {"teacher score": 1.235}
+    assert shared.digest == SORT.digest
+
+
 def test_another_process_finds_when_a_stage_was_finished(path):
     Ledger(path).append(SORT)
     assert Ledger(path).latest("teacher sort").finished == json.loads(path.read_text())["finished"]

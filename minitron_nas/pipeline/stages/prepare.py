@@ -19,7 +19,7 @@ from minitron_nas.models.placement import fits_in_memory
 from minitron_nas.pipeline import inputs
 from minitron_nas.pipeline.engine import Done, Left, Stage
 from minitron_nas.pipeline.run import Run, Source
-from minitron_nas.progress import Progress
+from minitron_nas.progress import Progress, one_of
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import write_prepared
 from minitron_nas.pruning.settings import StartSettings
@@ -69,13 +69,14 @@ def prepare_source(run: Run, source: Source, layer_counts: Collection[int]) -> D
         with run.folder.temporary() as work:
             files = CalibrationFiles(checkpoint.path, tokens.file("calibration"))
             measured: dict[str, Any] = {"files": files, "start": start, "moments": under_way / stage.fingerprint}
+            passes = start.needs_moments + plan.importance.depth.needs_model
             if start.needs_moments:
                 shares = _shared_out(checkpoint.architecture.num_hidden_layers, run.workers.room())
                 parts = [{**measured, "layers": layers, "work": work} for layers in shares]
-                run.workers.share(measure_moments, parts, progress)
+                run.workers.share(measure_moments, parts, one_of(progress, 0, passes))
             run.workers.call(
                 prepare,
-                progress,
+                one_of(progress, passes - 1, passes),
                 **measured,
                 scores=run.folder.importance(source.name),
                 depths=Depths(plan.importance.depth, frozenset(layer_counts), protected, plan.seed),

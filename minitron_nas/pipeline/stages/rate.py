@@ -42,8 +42,8 @@ def find_learning_rate(run: Run, hop: Hop, target: Architecture) -> tuple[Hop, t
 
     def action(progress: Progress) -> Left:
         work, files = folder / stage.fingerprint, hop.lessons.trials
-        begun, start = start_member(run, hop, target, progress)
         board, runner = Board(progress, run.engine.stand), make_runner(plan.runner, run.folder.work / "ray")
+        begun, start = start_member(run, hop, target, board.starting)
         jobs = Jobs(runner, work / "results", plan.runner.max_failures, board.see)
         rate, probes = find_rate(begun, files, probing, jobs, work / "checkpoints", board.tokens)
         run.engine.note(f"{hop.label}: {told_rates(rate, probes)}")

@@ -1,9 +1,10 @@
 """Several trainings of a size at once, where the machines have room for them."""
 
+import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 from minitron_nas.distillation.job import TrainingJob
 from minitron_nas.distillation.launch import run as run_training
@@ -16,6 +17,19 @@ from minitron_nas.execution.workers import Workers
 from minitron_nas.pipeline.run import Run
 from minitron_nas.progress import Progress
 from minitron_nas.storage.machine import machine_error
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What became of a training among others.
+
+    Attributes:
+        share: Of the time that all of them took.
+        error: Why it failed; None if it did not.
+    """
+
+    share: float
+    error: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +75,7 @@ class Trainers:
         except PlanError:
             return 0
 
-    def train(self, jobs: Sequence[TrainingJob], progress: Progress) -> dict[str, str]:
+    def train(self, jobs: Sequence[TrainingJob], progress: Progress) -> list[Ended]:
         """Carry out trainings, as many at once as there is room for; what comes out lies where each job says.
 
         One that fails leaves nothing: it goes on alone in its own stage, which says why it fails, and when the stages
@@ -71,32 +85,35 @@ class Trainers:
             jobs: The trainings.
             progress: Told how far they are together.
 
-        Returns:
-            Why each of those failed that did, by the name of its checkpoints.
-
         Raises:
             MachineError: If a disk is full, read-only, failing or gone, here or where a job ran.
         """
         parts = [{"job": job, "runner": self.runner} for job in jobs]
         try:
-            failed = self.workers.share(carry_out, parts, progress)
+            ended = self.workers.share(carry_out, parts, progress)
         except WorkerError as error:  # lost again and again
-            return {job.checkpoints.name: str(error) for job in jobs if not job.is_done}
-        return {job.checkpoints.name: error for job, error in zip(jobs, failed, strict=True) if error is not None}
+            lost = str(error).partition("\n")[0]
+            return [Ended(1 / len(jobs), None if job.is_done else lost) for job in jobs]
+        seconds = sum(each["seconds"] for each in ended)
+        return [Ended(each["seconds"] / seconds, each["error"]) for each in ended]
 
 
-def carry_out(job: TrainingJob, runner: RunnerSettings, progress: Progress) -> str | None:
-    """Carry out one of them, in a worker, and return what it raises, but for faults of the machine.
+def carry_out(job: TrainingJob, runner: RunnerSettings, progress: Progress) -> dict[str, Any]:
+    """Carry out one of them, in a worker.
 
     Args:
         job: The training.
         runner: How it runs.
         progress: Told about optimizer steps.
+
+    Returns:
+        The `seconds` that it took, and as `error` what it raises, but for faults of the machine.
     """
+    began, failed = time.perf_counter(), None
     try:
         run_training(job, runner, progress)
     except Exception as error:
         if machine_error(error) is not None:
             raise
-        return last_line(traceback.format_exc())
-    return None
+        failed = last_line(traceback.format_exc())
+    return {"seconds": time.perf_counter() - began, "error": failed}

@@ -1,6 +1,7 @@
 """The stages that train: a size's student, and the baselines it is held against."""
 
 import shutil
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -31,7 +32,7 @@ from minitron_nas.pipeline.run import Run
 from minitron_nas.pipeline.stages.side_by_side import Trainers
 from minitron_nas.pipeline.steps.distill import export
 from minitron_nas.pipeline.versions import versions
-from minitron_nas.progress import Progress, silent
+from minitron_nas.progress import Progress
 from minitron_nas.pruning.export import stored_dtype
 from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.start import TakenStart
@@ -118,10 +119,11 @@ def train_member(
     folder, checkpoints = _folder(run, hop, planned), run.folder.checkpoints(name)
 
     def action(progress: Progress) -> Left:
-        _train_side_by_side(run, hop, [planned, *later], progress)
-        start, measured = _write_start(run, hop, planned, progress)
+        board = Board(progress, run.engine.stand)
+        of_others = _train_side_by_side(run, hop, planned, later, board)
+        start, measured = _write_start(run, hop, planned, board.starting)
         job = _training(run, hop, planned, start)
-        result = Board(progress, run.engine.stand).trained(job, partial(run_training, job, plan.runner))
+        result = board.trained(job, partial(run_training, job, plan.runner))
         untrained = _untrained_kl(run, hop, start, result)
         rows = [_curve_row(name, hop.label, planned.role, point) for point in result.curve]
         if result.harm is not None:
@@ -140,7 +142,7 @@ def train_member(
         )
         path = str(folder.relative_to(run.folder.path))
         member = TrainedMember(name, planned.role, hop.label, path, trained, exported, untrained, Proof(**proof))
-        return Left(member.to_dict(), rows=((CURVES, rows),))
+        return Left(member.to_dict(), rows=((CURVES, rows),), of_others=of_others)
 
     done = run.engine.run(_stage(run, hop, planned), action)
     shutil.rmtree(checkpoints, ignore_errors=True)
@@ -175,15 +177,33 @@ def _training(run: Run, hop: Hop, planned: PlannedMember, start: Path) -> Traini
     return TrainingJob(start, hop.lessons.files, settings, schedule, checkpoints, plan.seed, checkpoints / "training")
 
 
-def _train_side_by_side(run: Run, hop: Hop, members: Sequence[PlannedMember], progress: Progress) -> None:
-    """Train those members of a size whose stages are to come, if there is room for several at once."""
-    waiting = [] if run.workers.here else [each for each in members if run.engine.makes(_stage(run, hop, each))]
+def _train_side_by_side(
+    run: Run, hop: Hop, first: PlannedMember, later: Sequence[PlannedMember], board: Board
+) -> dict[str, float]:
+    """Train those members of a size whose stages are to come, if there is room for several at once.
+
+    Returns:
+        The seconds of it that went into the work of each later stage, by its name.
+    """
+    began = time.perf_counter()
+    members = [] if run.workers.here else [(_stage(run, hop, each), each) for each in (first, *later)]
+    waiting = {stage.name: each for stage, each in members if run.engine.makes(stage)}
     if len(waiting) < 2 or (trainers := Trainers.of(run)).room() < 2:
-        return
-    jobs = [_training(run, hop, each, _write_start(run, hop, each, silent)[0]) for each in waiting]
-    if len(left := [job for job in jobs if not job.is_done]) > 1:
-        for name, error in trainers.train(left, progress).items():
-            run.engine.note(f"{name}: its training beside others failed, and is tried again alone: {error}")
+        return {}
+    jobs = {
+        stage: _training(run, hop, each, _write_start(run, hop, each, board.starting)[0])
+        for stage, each in waiting.items()
+    }
+    left = {stage: job for stage, job in jobs.items() if not job.is_done}
+    if len(left) < 2:
+        return {}
+    ended = dict(zip(left, trainers.train([*left.values()], board.side_by_side([*left.values()])), strict=True))
+    for stage, end in ended.items():
+        if end.error is not None:
+            name, failed = _name(hop, waiting[stage]), "its training beside others failed, and is tried again alone"
+            run.engine.note(f"{name}: {failed}: {end.error}")
+    seconds = time.perf_counter() - began
+    return {stage: end.share * seconds for stage, end in ended.items() if waiting[stage] is not first}
 
 
 def _write_start(run: Run, hop: Hop, planned: PlannedMember, progress: Progress) -> tuple[Path, MeasuredStart | None]:

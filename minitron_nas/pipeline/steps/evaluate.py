@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,7 +19,7 @@ from minitron_nas.models.loading import load_for_inference
 from minitron_nas.models.placement import about_spread
 from minitron_nas.models.source import ModelSource, resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display, tell
-from minitron_nas.progress import Progress
+from minitron_nas.progress import Progress, part_of
 from minitron_nas.text.packing import pack_all
 from minitron_nas.text.settings import TextSettings
 from minitron_nas.text.sources import read_in_order
@@ -149,9 +150,14 @@ def validate_all(
         model: On its device.
         parts: Of a `WholeText`.
         signal: What the teacher says; None for no KL.
-        progress: Told about tokens of each part.
+        progress: Told about tokens.
     """
-    results = [(validate(model, part, signal, progress=progress), int(part.num_labels().sum())) for part in parts]
+    num_tokens = [part.num_tokens for part in parts]
+    told = [part_of(progress, before, sum(num_tokens)) for before in accumulate(num_tokens[:-1], initial=0)]
+    results = [
+        (validate(model, part, signal, progress=tell), int(part.num_labels().sum()))
+        for part, tell in zip(parts, told, strict=True)
+    ]
     num_labels, num_counted = sum(labels for _, labels in results), sum(int(part.num_counted().sum()) for part in parts)
     kl = sum(result.kl_nats * int(part.num_counted().sum()) for (result, _), part in zip(results, parts, strict=True))
     loss = sum(result.loss_nats * labels for result, labels in results if labels)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,9 +36,9 @@ def prepare(teacher: Checkpoint, tmp_path: Path) -> Prepare:
     ids = torch.randint(3, 320, (640,), generator=torch.Generator().manual_seed(0)).numpy()
     pack([ids], 16).save(tmp_path / "calibration.safetensors")
 
-    def call(name: str, *overrides: str) -> RunFolder:
+    def call(name: str, *overrides: str, display: Quiet | None = None) -> RunFolder:
         plan = make_plan(with_overrides({"teacher": "x", "sizes": [1], "data": "x"}, overrides))
-        engine = Engine(RunFolder(tmp_path / name), Quiet())
+        engine = Engine(RunFolder(tmp_path / name), display or Quiet())
         (tmp_path / name).mkdir(exist_ok=True)
         text = engine.run(Stage("text", "tokens", {}), lambda progress: Left())
         run = Run(engine, plan, Source("teacher", teacher), RunTokens(tmp_path, text, 0))
@@ -83,6 +84,14 @@ def test_workers_share_shards_of_text_and_layers(prepare: Prepare, monkeypatch: 
     found = dict(shared)
     assert [[*each.of(range(10))] for each in found["sum_up"]] == [[0, 3, 6, 9], [1, 4, 7], [2, 5, 8]]
     assert found["measure_moments"] == [range(1), range(1, 2), range(2, 4)]
+
+
+def test_passes_over_the_text_fill_one_bar(prepare: Prepare, told: Any) -> None:
+    prepare("run", "importance.depth={criterion: loss, mode: greedy}", display=told)
+    fractions = told.fractions["teacher prepare"]
+    assert fractions == sorted(fractions)
+    assert 0.5 in fractions
+    assert fractions[-1] == 1.0
 
 
 def test_nothing_is_measured_for_a_start_that_needs_nothing(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:

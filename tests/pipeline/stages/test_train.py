@@ -1,19 +1,27 @@
 """The stage that trains a student, in a run."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from minitron_nas.errors import WorkerError
+from minitron_nas.execution import workers
+from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.execution.workers import Workers
 from minitron_nas.pipeline.family import Family
 from minitron_nas.pipeline.stages import side_by_side, train
 from minitron_nas.progress import silent
+from minitron_nas.reporting.cost import stage_costs
+from minitron_nas.reporting.run_record import read_run
 from minitron_nas.search import start
+from minitron_nas.storage.ledger import Ledger
 
 
 @pytest.fixture
@@ -64,6 +72,17 @@ def test_a_student_whose_training_was_killed_keeps_its_start_unless_that_has_cha
     assert Family(run).evaluations.equals(Family(finished).evaluations)
 
 
+def test_the_bar_of_a_student_that_is_repaired_first_is_filled_by_its_training_alone(
+    begun: Callable[..., Path], repeat: Callable[..., Family], tmp_path: Path, told: Any
+) -> None:
+    run = begun(tmp_path / "run", "90k distil")
+    repeat(run, display=told)
+    fractions = told.fractions["90k distil"]
+    assert fractions == sorted(fractions)
+    assert fractions.count(1.0) == 2  # after the last step, and after the last validation
+    assert told.standings[0].endswith("of the repair of what it starts with")
+
+
 BASELINES = "baselines=[random_weights]"
 MEMBERS = {"90k": "students/90k", "90k-random-weights": "baselines/90k-random-weights"}
 
@@ -100,8 +119,10 @@ class Cluster:
         assert parts  # Ray Tune fails where there are none
         if function is side_by_side.carry_out:
             self.trained.append([part["job"].checkpoints.name for part in parts])
-        more = {} if progress is None else {"progress": progress}
-        return [function(**part, **more) for part in parts]
+        if progress is None:
+            return [function(**part) for part in parts]
+        tellers = workers._tellers(progress, len(parts))
+        return [function(**part, progress=teller) for part, teller in zip(parts, tellers, strict=True)]
 
 
 def weights(run: Path) -> dict[str, bytes]:
@@ -121,6 +142,24 @@ def test_members_that_are_trained_side_by_side_are_those_that_are_trained_one_af
     assert weights(untrained) == weights(one_after_another)
     assert found.evaluations.equals(Family(one_after_another).evaluations)
     assert stages_of(untrained) == stages_of(one_after_another)
+
+
+def test_each_member_that_is_trained_beside_others_is_told_of_and_costs_what_it_took(
+    untrained: Path, build: Callable[..., Family], monkeypatch: pytest.MonkeyPatch, told: Any
+) -> None:
+    Cluster(monkeypatch, 2)
+    build(untrained, BASELINES, display=told)
+    both = r"90k 100%, best KL \S+ nats after \S+ tokens; 90k-random-weights [1-9]\d*%, best KL "
+    assert any(re.match(both, line) for line in told.standings)
+    for stage in ("90k distil", "90k-random-weights distil"):
+        assert told.fractions[stage] == sorted(told.fractions[stage])
+    entries = {entry.stage: entry for entry in Ledger(untrained / "ledger.jsonl").entries()}
+    shared, costs = entries["90k distil"], {cost.stage: cost.seconds for cost in stage_costs(read_run(untrained))}
+    (other,) = shared.of_others
+    assert other == "90k-random-weights distil"
+    assert 0 < shared.of_others[other] < shared.seconds
+    assert costs[other] == entries[other].seconds + shared.of_others[other]
+    assert costs["90k distil"] == shared.seconds - shared.of_others[other]
 
 
 def test_members_are_trained_one_after_another_where_there_is_room_for_one(
@@ -151,6 +190,20 @@ def test_a_member_that_fails_stops_no_other_and_is_named_in_its_own_stage(
     build(untrained, BASELINES)
     assert cluster.trained == [["90k", "90k-random-weights"]]
     assert weights(untrained) == weights(one_after_another)
+
+
+def test_members_whose_workers_were_lost_for_good_are_told_of_in_one_line_each(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def lost(*arguments: Any) -> None:
+        raise WorkerError("work on the cluster ended by a loss\nFailure # 1\nFailure # 2")
+
+    monkeypatch.setattr(Workers, "share", lost)
+    settings = RunnerSettings(kind="local")
+    jobs: Any = [SimpleNamespace(is_done=is_done) for is_done in (False, True)]
+    ended = side_by_side.Trainers(Workers(settings, tmp_path), settings).train(jobs, silent)
+    assert [end.error for end in ended] == ["work on the cluster ended by a loss", None]
+    assert [end.share for end in ended] == [0.5, 0.5]
 
 
 def test_a_disk_that_fails_ends_all_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,9 +274,10 @@ def test_two_workers_of_a_cluster_train_members_side_by_side(
 ) -> None:
     trained, train_jobs = list[list[str]](), side_by_side.Trainers.train
 
-    def watched(trainers: side_by_side.Trainers, jobs: Any, progress: Any) -> None:
-        train_jobs(trainers, jobs, progress)
+    def watched(trainers: side_by_side.Trainers, jobs: Any, progress: Any) -> list[side_by_side.Ended]:
+        ended = train_jobs(trainers, jobs, progress)
         trained.append([job.checkpoints.name for job in jobs if job.is_done])
+        return ended
 
     monkeypatch.setattr(side_by_side.Trainers, "train", watched)
     build(untrained, BASELINES, "runner={kind: ray, address: auto, cpus_per_trial: 1, gpus_per_trial: 0}")

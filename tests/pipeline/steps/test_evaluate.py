@@ -69,6 +69,15 @@ def test_a_long_text_is_cut_into_sequences_and_its_rest_counts_too(trained_teach
     assert result.loss_nats == pytest.approx(mean, rel=1e-3)
 
 
+def test_whole_sequences_and_the_rest_fill_one_bar(trained_teacher: Path, tmp_path: Path, told: Any) -> None:
+    file = tmp_path / "long.txt"
+    file.write_text(3 * SENTENCE)
+    evaluate(trained_teacher, file, settings=TextSettings(sequence_length=50), display=told)
+    fractions = told.fractions["evaluate"]
+    assert fractions == sorted(fractions)
+    assert fractions.count(1.0) == 1
+
+
 def test_sequences_inside_a_document_begin_with_bos_and_count_without_it(
     trained_teacher: Path, bos_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
