@@ -97,7 +97,7 @@ def _plain_field(field: pa.Field, path: Path) -> pa.Field:
         datasets.Features.from_arrow_schema(pa.schema([plain]))
     except ValueError:
         raise DataError(
-            f"{path}: column {field.name!r} is of type {kind}, which datasets {datasets.__version__} cannot read; write "
-            f"it as text or as lists of messages, or name another column with {COLUMN_HINT}"
+            f"{path}: column {field.name!r} is of type {kind}, which datasets {datasets.__version__} cannot read; "
+            f"write it as text or as lists of messages, or name another column with {COLUMN_HINT}"
         ) from None
     return plain
