@@ -30,12 +30,12 @@ _LABELS = "num_labels"
 """No size of a causal language model, but transformers makes a table of as many entries."""
 _MOST_LAYERS = 10_000
 _LONGEST_DIMENSION = 10_000_000
+"""Bounds for a config without weights beside it, so that nothing endless is made of a number in it."""
 _UNPACKING = {
     "mxfp4": ": AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, quantization_config="
-    "Mxfp4Config(dequantize=True)) turns MXFP4 into bfloat16, which needs no GPU; save it and its tokenizer with "
-    "save_pretrained, or give the pair as it is"
+    "Mxfp4Config(dequantize=True)) turns MXFP4 into bfloat16, which needs no GPU; give it and its tokenizer as a "
+    "pair, or save both with save_pretrained of transformers 5.24 or newer"
 }
-"""Bounds for a config without weights beside it, so that nothing endless is made of a number in it."""
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -47,6 +47,7 @@ def save_stock(model: CausalLM, folder: Path) -> None:
     # Saving notes type and class in the config: a shallow copy takes these notes.
     twin = copy.copy(model)
     twin.config = _without_generation(model.config)
+    vars(twin).pop("_weight_conversions", None)  # with it transformers before 5.24 leaves out what it has dequantised
     twin.save_pretrained(folder, max_shard_size=_SHARD_SIZE)
     file = folder / "config.json"
     content = plain_floats(read_json(file))

@@ -109,13 +109,14 @@ class Conversation:
         return f" ({self.origin})" if self.origin else ""
 
 
-def _rows_of(messages: Sequence[object] | Mapping[str, Any]) -> Sequence[object]:
+def _rows_of(messages: object) -> Sequence[object]:
     """Return turns, also of a mapping of columns, which `datasets` makes of some lists of mappings."""
     if not isinstance(messages, Mapping):
-        return messages
+        return messages if isinstance(messages, Sequence) else [messages]
     if "messages" in messages:
         return _rows_of(messages["messages"])
-    if not messages or not all(isinstance(column, list) for column in messages.values()):
+    lengths = {len(column) if isinstance(column, list) else None for column in messages.values()}
+    if len(lengths) != 1 or None in lengths:
         return [messages]
     return [dict(zip(messages, cells, strict=True)) for cells in zip(*messages.values(), strict=True)]
 
@@ -127,7 +128,8 @@ def _turn(given: object, fills_with_none: bool) -> dict[str, Any]:
     if isinstance(message, Mapping) and {"from", "value"} <= message.keys() and "role" not in message:
         others = {key: value for key, value in message.items() if key not in {"from", "value"}}
         sender = message["from"]
-        message = {"role": _SHAREGPT_ROLES.get(sender, sender), "content": message["value"], **others}
+        role = _SHAREGPT_ROLES.get(sender, sender) if isinstance(sender, str) else sender
+        message = {"role": role, "content": message["value"], **others}
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise DataError(
             f"{given!r} is no message of a conversation; it needs 'role' and 'content', or 'from' and 'value'"

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from mmap import ACCESS_READ, mmap
+from pathlib import Path
 
 import datasets
 import pyarrow as pa
@@ -11,6 +12,7 @@ from datasets.table import InMemoryTable
 
 from minitron_nas.errors import DataError
 from minitron_nas.text.content import Content, Spool
+from minitron_nas.text.conversation import COLUMN_HINT
 from minitron_nas.text.document import Document, document_columns, document_of
 
 _ROWS_OF_A_BATCH = 1024
@@ -60,14 +62,14 @@ def parquet_table(content: Content, column: str, spool: Spool) -> datasets.Datas
         spool: Gets the columns.
 
     Raises:
-        DataError: If it is no parquet file or lacks the column.
+        DataError: If it is no parquet file, lacks the column or keeps it as a type that `datasets` does not know.
         DiskSpaceError: If the disk is full.
     """
     path = content.path
     try:
         file = pq.ParquetFile(path)
         columns = document_columns(file.schema_arrow.names, column, str(path))
-        schema = pa.schema([(name, _plain_type(file.schema_arrow.field(name).type)) for name in columns])
+        schema = pa.schema([_plain_field(file.schema_arrow.field(name), path) for name in columns])
         with spool.writing(path) as sink:
             begin = sink.tell()
             with pa.ipc.new_stream(sink, schema) as writer:
@@ -87,6 +89,15 @@ def _mapped_table(spool: Spool, begin: int) -> datasets.Dataset:
     return datasets.Dataset(InMemoryTable(table.replace_schema_metadata(None)))
 
 
-def _plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type of the values where these are kept as categories."""
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
+def _plain_field(field: pa.Field, path: Path) -> pa.Field:
+    """The column as its values are, where these are kept as categories."""
+    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    plain = pa.field(field.name, kind)
+    try:
+        datasets.Features.from_arrow_schema(pa.schema([plain]))
+    except ValueError:
+        raise DataError(
+            f"{path}: column {field.name!r} is of type {kind}, which datasets {datasets.__version__} cannot read; "
+            f"write it as text or as lists of messages, or name another column with {COLUMN_HINT}"
+        ) from None
+    return plain

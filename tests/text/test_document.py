@@ -41,7 +41,13 @@ def test_fields_that_a_table_filled_with_nothing_are_left_out_at_every_depth():
     assert Conversation.of(turns).messages == [{**CHAT[1], "tool_calls": [expected]}, CHAT[0]]
 
 
-@pytest.mark.parametrize("turn", ["Hi", {"content": "Hi"}, {"from": "human"}])
+@pytest.mark.parametrize("cell", [{"role": ["user"], "content": []}, {"messages": None}, {"messages": 7}, {}])
+def test_an_object_that_holds_no_turns_is_an_error(cell):
+    with pytest.raises(DataError, match="is no message of a conversation; it needs 'role' and 'content', or 'from'"):
+        Conversation.of(cell)
+
+
+@pytest.mark.parametrize("turn", ["Hi", {"content": "Hi"}, {"from": "human"}, {"from": [], "value": "Hi"}])
 def test_a_turn_without_a_speaker_is_an_error(turn):
     with pytest.raises(DataError, match="is no message of a conversation; it needs 'role' and 'content', or 'from'"):
         Conversation.of([turn])

@@ -208,6 +208,14 @@ def test_text_in_every_type_of_arrow_is_text(tmp_path, kind):
     assert read(tmp_path / "a.parquet") == ["a", "b"]
 
 
+@pytest.mark.parametrize("column", ["text", "tools"])
+def test_a_type_that_datasets_does_not_know_is_refused_by_name(tmp_path, column):
+    pairs = pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64()))
+    pq.write_table(pa.table({"text": ["a"]} | {column: pairs}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=rf"a\.parquet: column '{column}' is of type map<.*>, which datasets"):
+        read(tmp_path / "a.parquet")
+
+
 HALVES = {
     "broken \ud83d emoji": "broken \ufffd emoji",
     "\ude00": "\ufffd",

@@ -16,7 +16,7 @@ OVERRIDDEN = (
 )
 """Trainer's methods by the names that Trainer calls; under another name it would call its own, and lose weights."""
 
-_KNOWN_TO_WORK = "5.8 to 5.24"
+_KNOWN_TO_WORK = "5.16 to 5.24"
 
 
 def check_trainer() -> None:
