@@ -130,7 +130,7 @@ def _start(address: str | None) -> None:
             raise
         raise refused(error, where) or _unreachable(address, where, str(error)) from error
     if where is None:
-        Path(node["session_dir"]).chmod(0o700)  # sockets, and logs with names of people's files
+        Path(node.address_info["session_dir"]).chmod(0o700)  # sockets, and logs with names of people's files
 
 
 @contextmanager

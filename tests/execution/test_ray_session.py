@@ -146,9 +146,9 @@ def test_ray_is_started_here_even_if_it_knows_of_a_cluster_later(
 ) -> None:
     asked = []
 
-    def init(**given: Any) -> dict[str, str]:
+    def init(**given: Any) -> SimpleNamespace:
         asked.append(given)
-        return {"session_dir": str(tmp_path)}
+        return SimpleNamespace(address_info={"session_dir": str(tmp_path)})
 
     fake = SimpleNamespace(is_initialized=lambda: False, init=init, shutdown=lambda: None)
     monkeypatch.setattr(ray_session, "ray", fake)
@@ -201,11 +201,11 @@ def test_a_signal_while_ray_starts_ends_the_work_once_ray_has_started_and_is_end
 ) -> None:
     done = []
 
-    def init(**_: Any) -> dict[str, str]:
+    def init(**_: Any) -> SimpleNamespace:
         ray_session.utils.set_sigterm_handler(lambda *_: done.append("ended by Ray"))
         os.kill(os.getpid(), signal.SIGTERM)
         done.append("started")
-        return {"session_dir": str(tmp_path)}
+        return SimpleNamespace(address_info={"session_dir": str(tmp_path)})
 
     fake = SimpleNamespace(is_initialized=lambda: False, init=init, shutdown=lambda: done.append("ended"))
     monkeypatch.setattr(ray_session, "ray", fake)
