@@ -4,7 +4,14 @@ import warnings
 from math import inf, nan
 from typing import Annotated, ClassVar, Literal, Self, TypeAlias
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
 from minitron_nas.settings import Count, Settings
 
@@ -38,6 +45,15 @@ def _rate(value: object) -> float | Literal["auto"]:
     if not 0 < rate < inf:
         raise ValueError(f"{value!r} is no learning rate; write a number above 0 such as 1e-4, or auto")
     return rate
+
+
+def _whether(value: object, read: ValidatorFunctionWrapHandler) -> bool | Literal["auto"]:
+    """Read yes or no, or the word that leaves it to what trains."""
+    try:
+        told: bool | Literal["auto"] = read(value)
+    except ValidationError:
+        raise ValueError(f"{value!r} is neither yes nor no; write true, false or auto") from None
+    return told
 
 
 class DistillationSettings(Settings):
@@ -111,7 +127,7 @@ class DistillationSettings(Settings):
     num_evaluations: Annotated[int, Field(ge=1)] = 8
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 15.0
     gradient_checkpointing: bool = False
-    torch_compile: bool | Literal["auto"] = "auto"
+    torch_compile: Annotated[bool | Literal["auto"], WrapValidator(_whether)] = "auto"
     deepspeed: str | None = None
     report_to: tuple[str, ...] = ()
     run_name: str | None = None

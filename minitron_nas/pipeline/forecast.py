@@ -58,7 +58,7 @@ class SizeForecast:
         size: Its label.
         num_shapes: Legal shapes, enumerated from the first teacher; those that the student before holds are its pool.
         num_screened: Those whose untrained KL is measured.
-        num_finalists: Those that are trained briefly.
+        num_finalists: Those that take part in the tournament.
         rung_tokens: KD tokens at the end of each rung; none at that of rung 0.
         trial_tokens: KD tokens of all trials together.
         probe_tokens: KD tokens, at most, of the trainings in which learning rates are tried.

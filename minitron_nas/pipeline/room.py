@@ -12,7 +12,6 @@ from minitron_nas.pruning.start import moments_bytes
 from minitron_nas.pruning.whole import check_axes_beside, require_tower, space_beside
 from minitron_nas.search.rates import MOST_PROBES
 from minitron_nas.search.rungs import most_trained
-from minitron_nas.search.settings import SearchSettings
 from minitron_nas.space.enumerate import Enumeration, expected_parameters
 from minitron_nas.space.size import Size
 from minitron_nas.text.token_log import ONE_PASS_TOKENS
@@ -84,7 +83,7 @@ class Room:
         checkpoints = trained * 2 * (_TRAINING_BYTES_PER_PARAMETER + 2 * _START_BYTES_PER_PARAMETER)
         checkpoints *= _beside_each_other(plan, members, devices)
         basis = moments_bytes(teacher, "norms") if plan.start == "rotate" else 0
-        trials = max(sizes) * _trial_bytes(num_finalists(plan, pools), plan.search, train_tokens)
+        trials = max(sizes) * _trial_bytes(plan, num_finalists(plan, pools), train_tokens)
         probes = max(sizes) * (MOST_PROBES * _TRAINING_BYTES_PER_PARAMETER + _START_BYTES_PER_PARAMETER)
         probed = plan.distillation.learning_rate == "auto"
         return cls(
@@ -164,9 +163,11 @@ def num_finalists(plan: FamilyPlan, pools: Mapping[Size, Enumeration]) -> int:
     return max((plan.search.finalists_of(len(pool.candidates)) for pool in pools.values()), default=0)
 
 
-def _trial_bytes(finalists: int, search: SearchSettings, train_tokens: int) -> int:
+def _trial_bytes(plan: FamilyPlan, finalists: int, train_tokens: int) -> int:
     """Return what finalists leave for each parameter: all begin, and those that are trained have checkpoints."""
-    trained = most_trained(finalists, search.rung_tokens(train_tokens), search.reduction)
+    search = plan.search
+    ends = search.rung_tokens(train_tokens)
+    trained = most_trained(finalists, ends, search.reduction, plan.members_per_size)
     begun = finalists * _START_BYTES_PER_PARAMETER
     return max(begun, trained * (_TRAINING_BYTES_PER_PARAMETER + _START_BYTES_PER_PARAMETER))
 

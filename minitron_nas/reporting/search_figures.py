@@ -106,7 +106,7 @@ def trial_time_figure(trials: pd.DataFrame, size: str) -> Figure:
     order = whole.sort_values(["failed", "seconds"], ascending=False, kind="stable").index[:MAX_BARS]
     traces = []
     drawn = mine[mine["candidate"].isin(order)]
-    for rung in sorted(drawn["rung"].unique()):
+    for place, rung in enumerate(sorted(drawn["rung"].unique())):
         found = plain_rows(drawn[drawn["rung"] == rung])
         failed = [row["status"] != "completed" for row in found]
         traces.append(
@@ -118,7 +118,7 @@ def trial_time_figure(trials: pd.DataFrame, size: str) -> Figure:
                 "x": [round(row["seconds"] / 60, 4) for row in found],
                 "marker": {
                     "color": [ORANGE if lost else BLUE for lost in failed],
-                    "opacity": [max(0.35, 1 - 0.22 * (rung - 1))] * len(found),
+                    "opacity": [max(0.35, 1 - 0.22 * place)] * len(found),
                 },
                 "text": ["\N{MULTIPLICATION SIGN}" if lost else "" for lost in failed],
                 "textposition": "outside",

@@ -78,7 +78,7 @@ def asked(run: RunRecord) -> list[tuple[str, str]]:
 def _searched(search: Mapping[str, Any]) -> str:
     limits = (
         ("max_screened", "shape", " screened"),
-        ("num_finalists", "finalist", " trained"),
+        ("num_finalists", "finalist", ""),
         ("num_rungs", "rung", ""),
     )
     told = [

@@ -1,6 +1,7 @@
 """What became of every candidate of a size, as rows of `candidates.parquet`."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 from minitron_nas.execution.runner import Outcome, last_line
@@ -84,19 +85,30 @@ def fate(screened: Outcome | None, last: TrialRow | None, won: bool, alone: bool
         return "not_sampled", "it was not screened: others promised more, or search.max_screened was reached"
     if screened.status != "completed":
         return "failed", f"screening {screened.status}: {last_line(screened.error)}"
-    if last is None:
-        untrained = f"{screened.number('kl_nats'):.3f} nats"
-        best = f"lowest untrained KL, {untrained}" if alone else f"on the front with an untrained KL of {untrained}"
-        other = f"its untrained KL of {untrained} was not among the best"
-        return ("chosen", f"{best}; none was trained") if won else ("screened_out", other)
+    return _untrained_fate(screened, won, alone) if last is None else _trained_fate(last, won, alone)
+
+
+def _untrained_fate(screened: Outcome, won: bool, alone: bool) -> tuple[str, str]:
+    kl = screened.number("kl_nats")
+    if kl is None or not isfinite(kl):
+        return "failed", "its untrained KL is not finite"
+    untrained = f"{kl:.3f} nats"
+    best = f"lowest untrained KL, {untrained}" if alone else f"on the front with an untrained KL of {untrained}"
+    other = f"its untrained KL of {untrained} was not among the best"
+    return ("chosen", f"{best}; none was trained") if won else ("screened_out", other)
+
+
+def _trained_fate(last: TrialRow, won: bool, alone: bool) -> tuple[str, str]:
     if last.outcome.status != "completed":
         return "failed", f"rung {last.rung} {last.outcome.status}: {last_line(last.outcome.error)}"
     kl = last.outcome.number("kl_nats")
+    when = f"after rung {last.rung}" if last.tokens else "before any training"
+    if kl is None or not isfinite(kl):
+        return "failed", f"its KL {when} is not finite"
     if won:
         best = f"lowest KL, {kl:.3f} nats" if alone else f"on the front with a KL of {kl:.3f} nats"
-        return "chosen", f"{best}, after rung {last.rung}"
+        return "chosen", f"{best}, {when}"
     told = f" (paired test: p = {last.p_worse:.2g})" if last.p_worse is not None else ""
-    when = f"after rung {last.rung}" if last.tokens else "before any training"
     return "stopped", f"its KL of {kl:.3f} nats {when} was beaten{told}"
 
 

@@ -79,17 +79,19 @@ def quotas(num_trials: int, rung_tokens: Sequence[int], reduction: int) -> list[
     return [*field, 1]
 
 
-def most_trained(num_trials: int, rung_tokens: Sequence[int], reduction: int) -> int:
+def most_trained(num_trials: int, rung_tokens: Sequence[int], reduction: int, num_members: int = 1) -> int:
     """Return how many trials are trained at most, ties with them.
 
     Args:
         num_trials: That take part.
         rung_tokens: KD tokens at the end of each rung, ascending.
         reduction: One in this many goes on.
+        num_members: That are chosen; so many go on in any case.
     """
     if not rung_tokens or rung_tokens[0]:
         return num_trials
-    return min(ceil(MOST_OF_QUOTA * share(num_trials, 0, reduction)), num_trials)
+    quota = max(share(num_trials, 0, reduction), num_members)
+    return min(ceil(MOST_OF_QUOTA * quota), num_trials)
 
 
 def share(num_trials: int, tokens: int, reduction: int) -> int:

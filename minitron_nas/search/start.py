@@ -11,7 +11,7 @@ one forward pass of the student over the held-out text.
 
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from math import inf, isfinite, nan
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias
@@ -166,9 +166,11 @@ class Starts:
 
 
 def _written(folder: Path) -> MeasuredStart | None:
-    """Return what a start is that was written before, None if there is none or it has changed since."""
+    """Return what a start is that was written before; None if it has changed since, or less was measured of it."""
     about = read_sealed(folder / _ABOUT)
-    if about is None or Outputs(folder).differing(from_plain(about["files"]), thorough=True):
+    if about is None or about["measured"].keys() != {each.name for each in fields(MeasuredStart)}:
+        return None
+    if Outputs(folder).differing(from_plain(about["files"]), thorough=True):
         return None
     return MeasuredStart(**about["measured"])
 

@@ -102,12 +102,12 @@ def _trial(
 ) -> FrozenTrial:
     done = {row["tokens"]: kl for row in rows if (kl := row["kl_nats"]) is not None and isfinite(kl)}
     last, untrained = rows[-1], shape["screen_kl_nats"]
-    if untrained is not None and isfinite(untrained):
-        done = {0: untrained, **done}
     if last["status"] != "completed" or last["tokens"] not in done:
         state = TrialState.FAIL
     else:
         state = TrialState.COMPLETE if last["rung"] == last_rung else TrialState.PRUNED
+    if untrained is not None and isfinite(untrained):
+        done = {0: untrained, **done}
     return create_trial(
         state=state,
         value=done[last["tokens"]] if state != TrialState.FAIL else None,

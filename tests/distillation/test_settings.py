@@ -62,6 +62,8 @@ def test_what_is_no_learning_rate_is_refused_in_one_line(written):
         (DistillationSettings, "intermediate", True),
         (DistillationSettings, "intermediate_layers", []),
         (DistillationSettings, "intermediate_loss", "kl"),
+        (DistillationSettings, "torch_compile", "maybe"),
+        (DistillationSettings, "torch_compile", None),
         (DistillationSettings, "label_smoothing", 0.1),
         (CorrectionSettings, "tokens", 0),
         (CorrectionSettings, "learning_rate", 0.0),
@@ -75,6 +77,11 @@ def test_a_value_out_of_range_is_refused_under_its_name(model, field, value):
     with pytest.raises(ValidationError) as caught:
         model(**{field: value})
     assert [fault["loc"] for fault in caught.value.errors()] == [(field,)]
+
+
+def test_what_is_no_answer_to_torch_compile_is_told_what_is():
+    with pytest.raises(ValidationError, match="'maybe' is neither yes nor no; write true, false or auto"):
+        DistillationSettings(torch_compile="maybe")
 
 
 def test_the_papers_found_the_pure_forward_kl_of_all_logits_best_so_it_is_the_default():

@@ -58,6 +58,13 @@ def test_a_trial_that_failed_comes_first_and_is_marked(run: RunRecord) -> None:
     assert first["x"][0] == pytest.approx(212 / 60, rel=1e-3)
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_every_rung_of_a_trial_is_fainter_than_the_one_before(run: RunRecord, first: int) -> None:
+    trials = run.trials.assign(rung=run.trials["rung"] - 1 + first)
+    figure = figures.trial_time_figure(trials, "110M")
+    assert [bar["marker"]["opacity"][0] for bar in figure["data"]] == [1, 0.78]
+
+
 def test_lines_across_the_measures_run_from_the_least_to_the_greatest(run: RunRecord) -> None:
     figure = figures.parallel_figure(run.candidates, run.trials, "110M")
     assert [trace["name"] for trace in figure["data"]] == ["screened out", "stopped", "chosen"]

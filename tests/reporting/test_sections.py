@@ -20,6 +20,12 @@ def run(finished_run: Path) -> RunRecord:
     return read_run(finished_run)
 
 
+def test_finalists_are_told_without_saying_that_all_are_trained(run: RunRecord) -> None:
+    plan = {**run.plan, "search": {"max_screened": 64, "num_finalists": 12, "num_rungs": 3}}
+    told = dict(sections.asked(replace(run, plan=plan)))
+    assert told["Search"] == "a size: at most 64 shapes screened, 12 finalists, 3 rungs"
+
+
 def test_outcomes_are_counted_in_words(run: RunRecord) -> None:
     assert sections.outcome_counts(run.candidates, "94M") == (
         "12 candidates: 1 chosen, 2 stopped, 1 failed, 4 screened out, 4 not sampled"

@@ -71,6 +71,10 @@ def test_with_rung_0_half_are_trained_and_those_that_tie(arguments, expected):
     assert most_trained(*arguments) == expected
 
 
+def test_as_many_are_trained_as_there_shall_be_members_and_those_that_tie():
+    assert [most_trained(12, (0, 1, 2), 2, members) for members in (1, 6, 7, 8, 12)] == [9, 9, 11, 12, 12]
+
+
 def test_what_is_significantly_worse_than_the_best_is_cut():
     assert going_on(field(0.01, a=1.0, b=1.1, c=1.2, d=1.3), quota=2) == ["a", "b"]
 

@@ -9,6 +9,7 @@ from minitron_nas.pruning.refit import refit_in_sequence
 from minitron_nas.pruning.student import build_student
 from minitron_nas.search import start as module
 from minitron_nas.search.start import MeasuredStart, Starts
+from minitron_nas.storage.sealed import read_sealed, write_sealed
 from minitron_nas.text.tokens import PackedTokens
 
 
@@ -121,6 +122,15 @@ def test_a_start_that_has_changed_since_is_made_again(arena, tmp_path, monkeypat
     assert name == "start.json" or file.read_bytes() == content
     monkeypatch.setattr(module, "build_student", None)
     assert written(arena, folder) == start
+
+
+def test_a_start_of_which_an_earlier_version_measured_less_is_made_again(arena, tmp_path):
+    start, about = written(arena, tmp_path), tmp_path / target_of(arena).id / "start.json"
+    sealed = read_sealed(about)
+    for name in ("loss_nats", "sequence_kl_nats"):
+        del sealed["measured"][name]
+    write_sealed(about, sealed)
+    assert written(arena, tmp_path) == start
 
 
 def test_a_kill_leaves_no_half_start(arena, tmp_path, monkeypatch):

@@ -96,6 +96,15 @@ def test_every_rung_is_an_intermediate_value_at_its_tokens_after_the_screening(j
     ]
 
 
+def test_a_trial_that_begins_with_a_kl_that_is_no_number_has_failed_whatever_its_screening_said(tmp_path):
+    path = tmp_path / "study.journal"
+    write_study(path, shapes(), trials([row(0, 0, 0.5, promoted=True), row(1, 0, nan), row(0, 1, 0.4)]), OTHERS)
+    assert [(trial.state, trial.intermediate_values) for trial in load(path).trials] == [
+        (TrialState.COMPLETE, {0: 0.5, 100: 0.4}),
+        (TrialState.FAIL, {0: 0.8}),
+    ]
+
+
 def test_the_best_trial_is_the_winner(journal):
     study = load(journal)
     assert (study.best_value, study.best_params["intermediate_size"]) == (0.2, 90)
