@@ -240,7 +240,8 @@ def test_the_choice_is_held_against_other_shapes_of_its_pool_cut_and_trained_as_
     for role, name in (("random_shape", "random"), ("largest_shape", "largest")):
         drawn = pool[pool["reference"] == name].iloc[0]
         assert models.loc[role, "num_parameters"] == drawn["num_parameters"]
-        assert models.loc[role, "untrained_kl_nats"] <= drawn["screen_kl_nats"] + 1e-6  # the better of two repairs
+        # Nothing is repaired; where products are in bfloat16, the two are rounded otherwise.
+        assert models.loc[role, "untrained_kl_nats"] == pytest.approx(drawn["screen_kl_nats"], rel=1e-2)
         assert models.loc[role, "tokens_trained"] == models.loc["student", "tokens_trained"]
 
 

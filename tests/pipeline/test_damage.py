@@ -43,7 +43,9 @@ def runs(
 
 def files_of(run: Path) -> list[str]:
     """Every file of a run but its locks, which say nothing."""
-    return sorted(str(file.relative_to(run)) for file in run.rglob("*") if file.is_file() and file.name != ".lock")
+    return sorted(
+        str(file.relative_to(run)) for file in run.rglob("*") if file.is_file() and not file.name.startswith(".lock")
+    )
 
 
 def one_of_each_kind(files: list[str]) -> Iterator[str]:

@@ -114,9 +114,9 @@ def test_students_of_few_tokens_take_the_default_rate_and_say_so(build, tmp_path
 def test_trials_of_a_later_size_take_the_rate_of_the_size_before(build, tmp_path, monkeypatch):
     trained_at, hold = [], search.tournament
 
-    def watched(finalists, prepared, files, training, *others):
+    def watched(finalists, starts, training, *others):
         trained_at.append(training.distillation.learning_rate)
-        return hold(finalists, prepared, files, training, *others)
+        return hold(finalists, starts, training, *others)
 
     def find_rate(*_):
         rate = 3e-4 if len(trained_at) == 1 else 1e-3
