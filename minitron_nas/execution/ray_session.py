@@ -98,7 +98,7 @@ def refused(error: BaseException, address: str) -> PlanError | None:
         error: Of Ray.
         address: Of the cluster.
     """
-    # By its name: before 2.52 Ray has no such error, and it may be told of in the words of another one.
+    # By its name: it may be told of in the words of another error.
     if "AuthenticationError" not in f"{type(error).__name__} {error.__cause__}":
         return None
     return PlanError(
