@@ -40,7 +40,7 @@ def evaluate(
 @app.command()
 def compare(
     base: Annotated[str, typer.Argument(help="What the other is held against: a model, or the folder of a run.")],
-    other: Annotated[str, typer.Argument(help="The same.")],
+    other: Annotated[str, typer.Argument(help="Another of its kind.")],
     text: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="Text, jsonl or parquet file that neither model has seen; of runs there is none."),

@@ -124,7 +124,7 @@ def compare(
 
     Args:
         base: What the other is held against: a model, or a run, its folder or URI.
-        other: The same.
+        other: Another of its kind.
         text: Text, jsonl or parquet files that neither has seen; of runs there is none.
         limits: What is allowed.
         out: A new folder for `comparison.parquet` and `comparison.md`.
@@ -202,11 +202,19 @@ def read_limits(path: Path | None, given: Sequence[str]) -> CompareLimits:
 
 
 def _runs(base: ModelSource, other: ModelSource) -> tuple[Path, Path] | None:
-    """Return the folders of two runs; None if one of them is a model."""
-    if isinstance(base, tuple) or isinstance(other, tuple):
+    """Return the folders of two runs; None of two models."""
+    folders = [None if isinstance(source, tuple) else local(source) for source in (base, other)]
+    runs = [folder for folder in folders if folder is not None and holds_run(folder)]
+    if not runs:
         return None
-    first, second = local(base), local(other)
-    return (first, second) if holds_run(first) and holds_run(second) else None
+    if len(runs) == 1:
+        names = [source_name(source) if isinstance(source, tuple) else str(source) for source in (base, other)]
+        run, model = names if runs[0] is folders[0] else names[::-1]
+        raise PlanError(
+            f"{run} is a run, and {model} is none; give two runs, or two models: those of a run lie in "
+            f"{run}/students/<size>"
+        )
+    return runs[0], runs[1]
 
 
 def _of_models(

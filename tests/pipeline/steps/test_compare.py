@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 from lm_eval.tasks import TaskManager
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from minitron_nas.errors import PlanError, RunFolderError
 from minitron_nas.evaluation import lm_eval
@@ -256,6 +257,20 @@ def test_what_cannot_be_compared_is_refused(trained_teacher: Path, held_out: Pat
         compare(trained_teacher, trained_teacher)
     with pytest.raises(PlanError, match=r"task_drop is a limit on lm-eval tasks, and none is named"):
         compare(trained_teacher, trained_teacher, held_out, CompareLimits(task_drop=0.01))
+
+
+@pytest.mark.parametrize("of_run", [0, 1])
+@pytest.mark.parametrize("live", [False, True])
+def test_a_run_is_held_against_no_model(tmp_path: Path, of_run: int, live: bool) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "plan.yaml").touch()
+    model: Any = (GPT2LMHeadModel(GPT2Config(n_layer=0, n_embd=8, n_head=1)), None) if live else tmp_path / "model"
+    given = [model, run] if of_run else [run, model]
+    told = "GPT2LMHeadModel" if live else model
+    message = f"{run} is a run, and {told} is none; give two runs, or two models: those of a run lie in {run}/students/"
+    with pytest.raises(PlanError, match=re.escape(message)):
+        compare(*given, text="held_out.txt")
 
 
 def answers(*values: float, higher: bool | None = True, **row: Any) -> TaskResults:
