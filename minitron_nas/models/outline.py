@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from minitron_nas.architecture.config import require_described
 from minitron_nas.architecture.costs import count_parameters
 from minitron_nas.architecture.layout import Layout
 from minitron_nas.architecture.spec import Architecture
@@ -45,7 +46,11 @@ class Outline:
             name: What it is called.
             architecture: The shape.
             layout: The table of its family.
+
+        Raises:
+            InvalidArchitectureError: If the table does not describe such a shape.
         """
+        require_described(architecture, layout)
         return cls(name, architecture, layout, count_parameters(architecture, layout) * _HALF_BYTES)
 
     @classmethod

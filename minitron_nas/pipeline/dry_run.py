@@ -7,7 +7,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from minitron_nas.architecture.config import require_described
 from minitron_nas.errors import PlanError
 from minitron_nas.execution.throughput import measure_throughput
 from minitron_nas.families.catalog import layout_of
@@ -121,9 +120,7 @@ def _outline(plan: FamilyPlan, work: Path, display: Display) -> Outline:
 
 def _source_outline(space: SearchSpace) -> Outline:
     shape = space.source_architecture()
-    layout = layout_of(shape.model_type)
-    require_described(shape, layout)
-    return Outline.of_shape(SOURCE_OF_THE_SPACE, shape, layout)
+    return Outline.of_shape(SOURCE_OF_THE_SPACE, shape, layout_of(shape.model_type))
 
 
 def _how_assumed(tokens: int | None) -> str:

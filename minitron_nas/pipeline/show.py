@@ -14,6 +14,7 @@ from minitron_nas.architecture.layout import Axis, TensorRow
 from minitron_nas.architecture.spec import SHAPE_FIELDS
 from minitron_nas.errors import PlanError, TeacherNotFoundError
 from minitron_nas.evaluation.latency import LatencyModel
+from minitron_nas.families.catalog import layout_of
 from minitron_nas.models.outline import Outline
 from minitron_nas.reporting.members import list_members
 from minitron_nas.reporting.run_record import read_run
@@ -28,6 +29,9 @@ from minitron_nas.storage.run_folder import RunFolder, holds_run
 
 _CONTEXT_TOKENS = 4096
 _MOST_LISTED = 8
+_SIZES = (
+    *SHAPE_FIELDS, "num_experts_per_tok", "num_shared_experts", "num_expert_groups", "head_dim", "vocab_size"
+)  # fmt: skip
 _SCORES = "scores.safetensors"
 
 Facts = Mapping[str, Any]
@@ -106,23 +110,29 @@ def _model(what: str) -> Shown:
             outline = outline_teacher(what, Path(work))
         except TeacherNotFoundError as error:
             raise TeacherNotFoundError(f"{what} is no run, scores, space or latency model either: {error}") from None
+    beside = outline.tower.num_bytes if outline.tower is not None else 0
+    stored = {"gigabytes_of_weights": round((outline.weights_bytes + beside) / 1e9, 3)}
+    folder = local(what)
+    lineage = _lineage(read_lineage(folder)) if (folder / LINEAGE).is_file() else {}
+    return Shown("model", what, {**_shape(outline), **stored, **lineage}, {"parameters by part": _parts(outline)})
+
+
+def _shape(outline: Outline) -> dict[str, Any]:
+    """Return what is known of a model from its shape alone."""
     shape = outline.architecture
     whole = {name: np.array([getattr(shape, name)]) for name in outline.layout.column_fields()}
     costs = {name: int(column[0]) for name, column in costs_of(outline.layout, shape, whole, _CONTEXT_TOKENS).items()}
-    beside = outline.tower.num_bytes if outline.tower is not None else 0
-    facts = {
+    kinds = {"layer_kinds": dict(Counter(shape.layer_kinds)), "fixed_sizes": dict(shape.fixed_sizes)}
+    return {
         "family": shape.model_type,
         **_counted(outline),
         "active_parameters": costs["num_active_parameters"],
-        **{name: getattr(shape, name) for name in (*SHAPE_FIELDS, "head_dim", "vocab_size") if getattr(shape, name)},
+        **{name: size for name in _SIZES if (size := getattr(shape, name))},
+        **{name: found for name, found in kinds.items() if found},
         "tied_embeddings": shape.tie_word_embeddings,
-        "gigabytes_of_weights": round((outline.weights_bytes + beside) / 1e9, 3),
         "bytes_of_kv_cache_per_token": kv_cache_bytes_per_token(shape, outline.layout),
         f"forward_flops_per_token_at_{_CONTEXT_TOKENS:,}": costs["forward_flops_per_token"],
     }
-    folder = local(what)
-    lineage = _lineage(read_lineage(folder)) if (folder / LINEAGE).is_file() else {}
-    return Shown("model", what, {**facts, **lineage}, {"parameters by part": _parts(outline)})
 
 
 def _counted(outline: Outline) -> dict[str, Any]:
@@ -219,10 +229,13 @@ def _space(what: str, space: SearchSpace) -> Shown:
     facts: dict[str, Any] = {"description": space.description}
     facts |= {"tolerance": space.tolerance} if space.window is None else {"window": list(space.window)}
     facts["protected_layers"] = list(space.protected_layers)
+    tables = {"axes": [{"axis": name, "sizes": _sizes(axis)} for name, axis in space.axes.given().items()]}
     if space.source is not None:
-        facts["source"] = space.source.get("model_type")
-    axes = [{"axis": name, "sizes": _sizes(axis)} for name, axis in space.axes.given().items()]
-    return Shown("space", what, facts, {"axes": axes})
+        shape = space.source_architecture()
+        source = Outline.of_shape(what, shape, layout_of(shape.model_type))
+        facts |= {f"source_{name}": value for name, value in _shape(source).items()}
+        tables["source parameters by part"] = _parts(source)
+    return Shown("space", what, facts, tables)
 
 
 def _sizes(axis: AxisValues) -> dict[str, Any]:

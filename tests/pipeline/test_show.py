@@ -1,5 +1,6 @@
 """What everything that this package reads or writes is, at a glance."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,24 @@ def test_a_space_is_its_axes_by_name_or_file(tmp_path: Path) -> None:
     assert (own.kind, own.facts["description"], own.facts["window"]) == ("space", "mine", [1_000_000, 2_000_000])
     assert own.tables["axes"] == [{"axis": "num_hidden_layers", "sizes": {"values": [3, 4]}}]
     assert {row["axis"] for row in shipped.tables["axes"]} >= {"hidden_size", "intermediate_size"}
+
+
+def test_a_space_says_of_its_source_what_is_said_of_a_model(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(tiny("qwen3_next"))
+    file = tmp_path / "own.yaml"
+    file.write_text(json.dumps({"source": checkpoint.architecture.to_dict()}))
+    space, model = show(str(file)), show(str(checkpoint.path))
+    of_source = {name.removeprefix("source_"): fact for name, fact in space.facts.items() if name[:7] == "source_"}
+    assert of_source == {name: fact for name, fact in model.facts.items() if name != "gigabytes_of_weights"}
+    assert of_source["layer_kinds"] == {"linear_attention": 3, "full_attention": 1}
+    assert of_source["fixed_sizes"] == checkpoint.architecture.fixed_sizes
+    assert space.tables["source parameters by part"] == model.tables["parameters by part"]
+
+
+def test_a_shipped_space_tells_its_source() -> None:
+    lines = [" ".join(line.split()) for line in show("qwen3-next-80b-a3b").lines()]
+    assert "source parameters 79,674,391,296" in lines
+    assert "source layer kinds linear attention 36, full attention 12" in lines
 
 
 def test_a_latency_model_says_how_well_it_predicts(latency: Path) -> None:
