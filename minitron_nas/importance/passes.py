@@ -14,13 +14,14 @@ from minitron_nas.importance.moments import Readers, second_moments, sweep_momen
 from minitron_nas.importance.score import score_sums, sweep_sums
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
-from minitron_nas.importance.sums import SumsFolder, scores_of
+from minitron_nas.importance.sums import SumsFolder, scores_of, sums_bytes
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.loading import load_whole
 from minitron_nas.models.outline import Outline
 from minitron_nas.models.placement import fits_in_memory, whole_model_bytes
 from minitron_nas.progress import Progress, part_of
 from minitron_nas.settings import about_bytes
+from minitron_nas.storage.atomic import require_free_bytes
 from minitron_nas.text.tokens import PackedTokens
 
 
@@ -75,12 +76,14 @@ class CalibrationPass:
             progress: Told what is done of what was missing.
 
         Raises:
-            DiskSpaceError: If neither memory nor disk can hold the hidden states of the text.
+            DiskSpaceError: If the disk cannot hold the sums, or neither memory nor disk the hidden states of the text.
         """
         missing = share.of(kept.missing())
         if not missing:
             return
         checkpoint, text, parts = self.checkpoint, kept.text_of(missing), [len(kept.shards[each]) for each in missing]
+        taken = len(missing) * sums_bytes(checkpoint.architecture, checkpoint.layout)
+        require_free_bytes(kept.path, taken, "what scores are made of")
         if not self.whole:
             sums = sweep_sums(checkpoint, text, parts, settings, self.folder, progress=progress)
             for shard, each in zip(missing, sums, strict=True):

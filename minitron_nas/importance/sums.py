@@ -29,6 +29,8 @@ BATCH_SEQUENCES = 4
 """Of a forward pass over calibration text."""
 
 _MOST_SHARDS = 16
+_SUMS_BYTES = 3 * 8
+"""Of a unit."""
 
 
 def text_shards(num_sequences: int, batch_sequences: int = BATCH_SEQUENCES) -> list[range]:
@@ -103,6 +105,32 @@ def scores_of(sums: Sums, architecture: Architecture, layout: Layout, settings: 
         experts=of_layers("experts", architecture.num_experts),
         layers=1 - cosines,
     )
+
+
+def num_scores(architecture: Architecture, layout: Layout) -> int:
+    """Return how many numbers the scores of a model are.
+
+    Args:
+        architecture: Its shape.
+        layout: Its family table.
+    """
+    sizes, shape = axis_sizes(architecture), architecture
+    in_layer = shape.num_attention_heads + shape.num_key_value_heads + shape.num_experts + 1
+    for axis in layout.neuron_axes:
+        in_layer += sizes[axis] * (shape.num_experts if layout.in_experts(axis) else 1)
+    return shape.hidden_size + shape.num_hidden_layers * in_layer
+
+
+def sums_bytes(architecture: Architecture, layout: Layout) -> int:
+    """Return the most bytes that a model's sums over a shard take, whatever its size.
+
+    Args:
+        architecture: The model's shape.
+        layout: Its family table.
+    """
+    num_readers = sum(len(layout.readers(kind)) for kind in architecture.kinds)  # each is a place of hidden channels
+    num_units = num_scores(architecture, layout) + (num_readers - 1) * architecture.hidden_size
+    return num_units * _SUMS_BYTES
 
 
 @dataclass(frozen=True, slots=True)

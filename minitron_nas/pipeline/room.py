@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from minitron_nas.distillation.signals.choice import Speech, kept_bytes, settle
+from minitron_nas.importance.sums import num_scores, sums_bytes, text_shards
 from minitron_nas.models.outline import Outline
 from minitron_nas.pipeline.devices import Devices
 from minitron_nas.pipeline.plan import FamilyPlan
@@ -28,8 +29,8 @@ twice."""
 BYTES_PER_TOKEN = 4
 """Of English, about."""
 
-_UNIT_BYTES = 24
-"""A score as a number and as a row, and a place in the order."""
+_SCORE_BYTES = 24
+"""As a number and as a row, and a place in the order."""
 
 _REPORT_BYTES = 5_000_000
 """Most of it draws the figures; a new one is written beside the old."""
@@ -43,7 +44,8 @@ class Room:
         models: Students, baselines and a corrected teacher, with what lies beside their weights; of a student that is
             put into its wrapper, for a while, also the text part alone.
         training: Checkpoints of the largest training and of those beside it, of all trials, or of all learning rates
-            that are tried; or second moments that are gone once the basis of channels is found.
+            that are tried; or the sums that scores are made of, or second moments that are gone once the basis of
+            channels is found.
         teacher_states: What teachers say over the text.
         moments: Second moments of what is pruned.
         others: Tokens, scores, rotations and the report.
@@ -86,9 +88,10 @@ class Room:
         trials = max(sizes) * _trial_bytes(plan, num_finalists(plan, pools), train_tokens)
         probes = max(sizes) * (MOST_PROBES * _TRAINING_BYTES_PER_PARAMETER + _START_BYTES_PER_PARAMETER)
         probed = plan.distillation.learning_rate == "auto"
+        sums = len(text_shards(plan.text.calibration_samples)) * sums_bytes(teacher.architecture, teacher.layout)
         return cls(
             models=int(models),
-            training=max(checkpoints, trials, probes * probed, basis, _REPORT_BYTES),
+            training=max(checkpoints, trials, probes * probed, basis, sums, _REPORT_BYTES),
             teacher_states=_states_bytes(plan, teacher, train_tokens, devices.value_bytes),
             moments=_moments_bytes(plan, teacher, sizes),
             others=_REPORT_BYTES + _tokens_bytes(plan, teacher, train_tokens) + _rankings_bytes(plan, teacher),
@@ -215,7 +218,7 @@ def _tokens_bytes(plan: FamilyPlan, teacher: Outline, train_tokens: int) -> int:
 def _rankings_bytes(plan: FamilyPlan, teacher: Outline) -> int:
     """Return the bytes of what is known of each model that is pruned: its text, scores, order and rotation."""
     shape, text = teacher.architecture, plan.text
-    units = shape.hidden_size + shape.num_hidden_layers * (shape.intermediate_size + shape.num_attention_heads)
     rotation = 8 * shape.hidden_size**2 if plan.start == "rotate" else 0
     calibration = text.calibration_samples * text.sequence_length * _token_bytes(plan, teacher)
-    return len(plan.sizes) * (calibration + units * _UNIT_BYTES + rotation)
+    scored = num_scores(shape, teacher.layout) * _SCORE_BYTES
+    return len(plan.sizes) * (calibration + scored + rotation)

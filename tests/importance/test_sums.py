@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from minitron_nas.distillation.signals.folder import WHOLE, Share
+from minitron_nas.errors import DiskSpaceError
 from minitron_nas.importance import passes
 from minitron_nas.importance.passes import CalibrationPass
 from minitron_nas.importance.score import score_importance
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import ImportanceSettings
-from minitron_nas.importance.sums import SumsFolder, added, scores_of, text_shards
+from minitron_nas.importance.sums import SumsFolder, added, num_scores, scores_of, sums_bytes, text_shards
 from minitron_nas.models.checkpoint import Checkpoint, open_checkpoint
 from minitron_nas.models.loading import load_whole
 from minitron_nas.progress import silent
@@ -114,3 +115,27 @@ def test_what_was_measured_before_a_kill_stays(
     with pytest.raises(KeyboardInterrupt):
         along.sum_up(SETTINGS, kept, WHOLE, killing)
     assert kept.missing() == list(range(2, 10))
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt_neox", "mixtral", "qwen2_moe", "glm4_moe", "qwen3_next", "lfm2"])
+def test_what_scores_and_their_sums_take_is_known_before(tmp_path: Path, model_type: str) -> None:
+    checkpoint = open_checkpoint(tiny_checkpoint(tmp_path / "teacher", model_type))
+    architecture, layout = checkpoint.architecture, checkpoint.layout
+    kept = SumsFolder(tmp_path / "sums", TEXT)
+    CalibrationPass(checkpoint, TEXT, whole=True, folder=tmp_path).sum_up(SETTINGS, kept, WHOLE, silent)
+    scores = scores_in(kept, checkpoint)
+    assert num_scores(architecture, layout) == sum(getattr(scores, field.name).numel() for field in fields(scores))
+    taken, most = sum(sums.nbytes for sums in kept.total().values()), sums_bytes(architecture, layout)
+    assert taken <= most if architecture.layer_kinds else taken == most
+
+
+def test_sums_that_the_disk_cannot_hold_are_not_begun(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, needed = SumsFolder(tmp_path, TEXT), 10 * sums_bytes(checkpoint.architecture, checkpoint.layout)
+    monkeypatch.setattr("minitron_nas.storage.atomic.free_bytes", lambda _: needed - 1)
+    with pytest.raises(DiskSpaceError, match="what scores are made of needs "):
+        CalibrationPass(checkpoint, TEXT, whole=True, folder=tmp_path).sum_up(SETTINGS, kept, WHOLE, silent)
+    monkeypatch.setattr("minitron_nas.storage.atomic.free_bytes", lambda _: needed)
+    CalibrationPass(checkpoint, TEXT, whole=True, folder=tmp_path).sum_up(SETTINGS, kept, WHOLE, silent)
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) == pytest.approx(needed, rel=0.2)  # with headers

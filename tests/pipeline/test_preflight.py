@@ -41,8 +41,8 @@ best."""
 def beside_bytes(teacher: Checkpoint, num_sizes: int = 1, members: int = 1, state_bytes: int = 2) -> int:
     """Report, tokens, rankings, tokenizers: 32 sequences of 64 tokens score, 16 are held out, four bytes a token."""
     tokens = 4 * (1000 + (32 + 16) * 64) + 16 * 64 * 48 * state_bytes
-    heads = teacher.architecture.num_attention_heads
-    rankings = num_sizes * (4 * 32 * 64 + 24 * (48 + 5 * (128 + heads)) + 8 * 48**2)
+    heads = teacher.architecture.num_attention_heads + teacher.architecture.num_key_value_heads
+    rankings = num_sizes * (4 * 32 * 64 + 24 * (48 + 5 * (128 + heads + 1)) + 8 * 48**2)
     small = sum(file.stat().st_size for file in teacher.path.iterdir() if file.suffix != ".safetensors")
     return REPORT_BYTES + tokens + rankings + num_sizes * members * small
 

@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 
+from minitron_nas.families.catalog import layout_of
 from minitron_nas.models.checkpoint import open_checkpoint
+from minitron_nas.models.outline import Outline
 from minitron_nas.pipeline.devices import Devices
 from minitron_nas.pipeline.plan import make_plan, with_overrides
 from minitron_nas.pipeline.room import Room
+from minitron_nas.space.axes import load_space
 
 
 @pytest.mark.parametrize(
@@ -34,3 +37,13 @@ def test_trainings_that_run_beside_each_other_have_checkpoints_at_once(
     plan, teacher = make_plan(with_overrides(values, few)), open_checkpoint(trained_teacher).outline()
     training = Room.of(plan, teacher, {}, 1000, Devices("x", num_devices, 10**10)).training
     assert training == max(beside * 90_000 * 2 * (12 + 2 * 4), 5_000_000)  # or the report
+
+
+def test_neurons_of_experts_are_scored_one_by_one(tiny_settings: dict[str, Any]) -> None:
+    shape = load_space("qwen3-30b-a3b").source_architecture()
+    teacher = Outline.of_shape("a shape", shape, layout_of(shape.model_type))
+    values = {"teacher": "x", "sizes": ["10M"], "data": "x", **tiny_settings}
+    plan = make_plan(with_overrides(values, ("start=select", "text.calibration_samples=64")))
+    room, num_neurons = Room.of(plan, teacher, {}, 1000, Devices("x", 1, 10**10)), 48 * 128 * 768
+    assert 24 * num_neurons < room.others < 1.1 * 24 * num_neurons
+    assert 16 * 24 * num_neurons < room.training < 1.1 * 16 * 24 * num_neurons
