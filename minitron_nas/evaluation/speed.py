@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
-from math import prod
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
@@ -23,10 +22,9 @@ from minitron_nas.errors import MinitronNasError
 from minitron_nas.evaluation.clock import decode, prefill, random_prompt, timed
 from minitron_nas.evaluation.settings import EvaluationSettings
 from minitron_nas.evaluation.turns import Reals, spread, take_turns
-from minitron_nas.execution.device import available_bytes, compute_dtype, pick_device
+from minitron_nas.execution.device import available_bytes, pick_device
 from minitron_nas.models.loading import load_whole
-from minitron_nas.models.placement import is_larger_than_device, running_bytes
-from minitron_nas.models.text_part import read_text_headers
+from minitron_nas.models.placement import is_larger_than_device, whole_model_bytes
 
 _END = "end"
 
@@ -148,10 +146,7 @@ def _fit_together(models: Sequence[Path]) -> bool:
     """Whether models fit into the device's memory side by side."""
     if len(models) == 1:
         return True
-    device = pick_device()
-    numbers = (sum(prod(header.shape) for header in read_text_headers(path).values()) for path in models)
-    needed = sum(running_bytes(number * compute_dtype(device).itemsize) for number in numbers)
-    return needed <= available_bytes(device)
+    return sum(map(whole_model_bytes, models)) <= available_bytes(pick_device())
 
 
 def _take_afresh(path: Path, settings: EvaluationSettings) -> Sequence[float]:

@@ -42,13 +42,17 @@ def running_bytes(weight_bytes: int) -> int:
     return weight_bytes + int(beside)
 
 
-def whole_model_bytes(model: Checkpoint | Outline) -> int:
+def whole_model_bytes(model: Checkpoint | Outline | Path) -> int:
     """Return the memory that running a whole model takes, in the type that this process computes in.
 
     Args:
-        model: The model.
+        model: The model, or its stock folder.
     """
-    return running_bytes(model.num_parameters * compute_dtype(pick_device()).itemsize)
+    if isinstance(model, Path):
+        architecture, layout = read_architecture(model, read_config(model))
+    else:
+        architecture, layout = model.architecture, model.layout
+    return running_bytes(sum(_sizes(architecture, layout, compute_dtype(pick_device()).itemsize)))
 
 
 def fits_in_memory(model: Checkpoint | Outline, more_bytes: int = 0) -> bool:
@@ -111,9 +115,7 @@ def is_larger_than_device(path: Path) -> bool:
     Args:
         path: A stock folder.
     """
-    device = pick_device()
-    sizes = _sizes(*read_architecture(path, read_config(path)), compute_dtype(device).itemsize)
-    return running_bytes(sum(sizes)) > total_bytes(device)
+    return whole_model_bytes(path) > total_bytes(pick_device())
 
 
 def about_spread(path: Path) -> str:
@@ -161,7 +163,7 @@ def _about_places(places: Mapping[str, Place], layout: Layout) -> str:
 
 
 def _sizes(architecture: Architecture, layout: Layout, itemsize: int) -> list[int]:
-    """Bytes of each layer, then of all else."""
+    """Bytes of each layer, then of all else: parameters, tied ones once, and buffers."""
     sizes = [0] * (architecture.num_hidden_layers + 1)
     for place in layout.tensors(architecture):
         sizes[-1 if place.layer is None else place.layer] += prod(place.row.shape(architecture)) * itemsize

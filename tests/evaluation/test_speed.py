@@ -3,15 +3,20 @@
 from itertools import count
 
 import pytest
+from safetensors.torch import load_file
 
 from minitron_nas.errors import MinitronNasError
 from minitron_nas.evaluation import speed
 from minitron_nas.evaluation.settings import EvaluationSettings
 from minitron_nas.evaluation.speed import measure_speed
 from minitron_nas.evaluation.turns import MOST_REPEATS, WIDE_SPREAD
+from minitron_nas.models.checkpoint import open_checkpoint
+from minitron_nas.models.placement import whole_model_bytes
 from minitron_nas.testing import tiny_checkpoint
+from minitron_nas.testing.tiny import rewrite_tensors
 
 SETTINGS = EvaluationSettings(prompt_tokens=8, decode_tokens=2, repeats=1)
+EMBEDDING = "model.embed_tokens.weight"
 FIVE = EvaluationSettings(prompt_tokens=512, decode_tokens=32, repeats=5)
 
 
@@ -106,10 +111,12 @@ def test_models_that_do_not_fit_into_memory_together_take_turns_one_process_at_a
     assert next(calls) == 2 * 2 * 6 + 1
 
 
-@pytest.mark.parametrize(("free", "together"), [(10**9, True), (10**5, False)])
-def test_models_fit_together_if_their_weights_do_and_half_as_much_again(tmp_path, monkeypatch, free, together):
-    path = tiny_checkpoint(tmp_path, "llama")
-    monkeypatch.setattr(speed, "available_bytes", lambda device: free)
+@pytest.mark.parametrize(("missing", "together"), [(0, True), (1, False)])
+def test_models_fit_together_if_they_run_beside_each_other(tmp_path, monkeypatch, missing, together):
+    path = tiny_checkpoint(tmp_path, "llama", tied=True)
+    needed, embedding = whole_model_bytes(open_checkpoint(path)), load_file(path / "model.safetensors")[EMBEDDING]
+    rewrite_tensors(path, {"lm_head.weight": embedding.clone()})  # a copy, which is dropped as it is loaded
+    monkeypatch.setattr(speed, "available_bytes", lambda device: 2 * needed - missing)
     assert speed._fit_together([path, path]) is together
     assert speed._fit_together([path])
 

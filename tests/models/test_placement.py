@@ -22,7 +22,14 @@ from minitron_nas.families.catalog import layout_of
 from minitron_nas.models import placement
 from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.models.loading import load_for_inference
-from minitron_nas.models.placement import about_spread, find_places, places_of, rewritten_bytes, running_bytes
+from minitron_nas.models.placement import (
+    about_spread,
+    find_places,
+    places_of,
+    rewritten_bytes,
+    running_bytes,
+    whole_model_bytes,
+)
 from minitron_nas.storage import atomic
 from minitron_nas.testing import tiny_checkpoint
 from minitron_nas.text.packing import pack
@@ -77,6 +84,16 @@ def test_a_model_needs_half_as_much_again_and_a_large_one_less(weights_gb: int, 
     needed = running_bytes(weights_gb * GB)
     assert needed == int((weights_gb + beside_gb) * GB)
     assert placement._weight_bytes(needed) == pytest.approx(weights_gb * GB)
+
+
+@pytest.mark.parametrize(("family", "tied"), [("llama", True), ("llama", False), ("gpt2", True), ("glm4_moe", False)])
+def test_a_model_is_taken_for_what_it_is_once_loaded(tmp_path: Path, family: str, tied: bool) -> None:
+    folder = tiny_checkpoint(tmp_path, family, tied=tied)
+    model = load_for_inference(folder)
+    loaded = {tensor.data_ptr(): tensor.numel() for tensor in model.state_dict().values()}
+    needed = running_bytes(sum(loaded.values()) * model.dtype.itemsize)
+    assert whole_model_bytes(open_checkpoint(folder)) == needed
+    assert whole_model_bytes(folder) == needed
 
 
 @pytest.mark.parametrize(("family", "rewrites"), [("mixtral", True), ("qwen3_moe", True), ("gpt_oss", False)])
