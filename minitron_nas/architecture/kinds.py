@@ -150,6 +150,46 @@ class Indexed:
         return {self.key: [layer for layer, kind in enumerate(kinds) if kind == self.listed]}
 
 
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """Two of these ways at once, each of which tells of another part of a layer; a kind is the words of both.
+
+    Where the second has the empty word, the kind is the first's alone: `full_attention` beside `full_attention dense`.
+
+    Attributes:
+        first: Tells of the first part.
+        second: Tells of the second.
+    """
+
+    first: KindsInConfig
+    second: KindsInConfig
+
+    def count(self, config: Mapping[str, Any]) -> int | None:
+        """Return how many layers there are, if either tells it."""
+        return self.first.count(config) or self.second.count(config)
+
+    def read(self, config: Mapping[str, Any], num_layers: int) -> tuple[str, ...]:
+        """Return the words of each layer.
+
+        Args:
+            config: The content, with all that transformers fills in.
+            num_layers: How many layers there are.
+
+        Raises:
+            InvalidArchitectureError: As the two say.
+        """
+        words = zip(self.first.read(config, num_layers), self.second.read(config, num_layers), strict=True)
+        return tuple(" ".join(filter(None, pair)) for pair in words)
+
+    def written(self, kinds: Sequence[str]) -> dict[str, Any]:
+        """Return what both say of a model of these layers."""
+        pairs = [kind.partition(" ") for kind in kinds]
+        return {
+            **self.first.written([first for first, _, _ in pairs]),
+            **self.second.written([second for _, _, second in pairs]),
+        }
+
+
 def kept_of_each_kind(kinds: Sequence[str], num_kept: int) -> Counter[str]:
     """Return how many layers of each kind a model of fewer layers keeps.
 

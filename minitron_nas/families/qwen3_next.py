@@ -1,8 +1,12 @@
-"""Qwen3-Next: three of four layers are gated delta nets, their projections fused; a shared expert has its own gate."""
+"""Qwen3-Next: three of four layers are gated delta nets, their projections fused; a shared expert has its own gate.
 
-from minitron_nas.architecture.kinds import Listed
+Layers have experts unless `mlp_only_layers` names them, whatever their attention.
+"""
+
+from minitron_nas.architecture.kinds import Indexed, Listed, Paired
 from minitron_nas.architecture.layout import (
     HIDDEN,
+    NEURONS,
     VOCAB,
     Layout,
     dim,
@@ -22,7 +26,7 @@ LAYOUT = Layout(
         row("model.embed_tokens.weight", VOCAB, HIDDEN),
         norm("model.layers.{layer}.input_layernorm.weight", HIDDEN),
         *only(
-            "linear_attention",
+            ("linear_attention", "linear_attention dense"),
             row("model.layers.{layer}.linear_attn.in_proj_qkvz.weight", BY_KEY_HEAD, HIDDEN),
             row("model.layers.{layer}.linear_attn.in_proj_ba.weight", DELTA_HEADS + DELTA_HEADS, HIDDEN),
             row("model.layers.{layer}.linear_attn.conv1d.weight", CONVOLVED, dim(), dim("linear_conv_kernel_dim")),
@@ -31,16 +35,23 @@ LAYOUT = Layout(
             norm("model.layers.{layer}.linear_attn.norm.weight", dim("linear_value_head_dim")),
             row("model.layers.{layer}.linear_attn.out_proj.weight", HIDDEN, DELTA_VALUES),
         ),
-        *GATED_ATTENTION,
+        *only(("full_attention", "full_attention dense"), *GATED_ATTENTION),
         norm("model.layers.{layer}.post_attention_layernorm.weight", HIDDEN),
-        *SPARSE_FFN,
+        *only(
+            ("linear_attention dense", "full_attention dense"),
+            row("model.layers.{layer}.mlp.gate_proj.weight", NEURONS, HIDDEN),
+            row("model.layers.{layer}.mlp.up_proj.weight", NEURONS, HIDDEN),
+            row("model.layers.{layer}.mlp.down_proj.weight", HIDDEN, NEURONS),
+        ),
+        *only(("linear_attention", "full_attention"), *SPARSE_FFN),
         norm("model.norm.weight", HIDDEN),
         row("lm_head.weight", VOCAB, HIDDEN, unless="tie_word_embeddings"),
     ),
     norm="rms_plus_one",
-    requires={"mlp_only_layers": ([], None), "decoder_sparse_step": (1,)},
+    requires={"decoder_sparse_step": (1,)},
+    reasons={"decoder_sparse_step": "name the layers without experts in mlp_only_layers, which says the same"},
     ignored_modules=("mtp.",),
-    kinds=Listed("layer_types"),
+    kinds=Paired(Listed("layer_types"), Indexed("mlp_only_layers", listed="dense", others="")),
     hands_on_state=True,
     logits_tolerance=1e-3,
 )

@@ -11,6 +11,7 @@ from minitron_nas.architecture.kinds import (
     FirstLayers,
     Indexed,
     Listed,
+    Paired,
     best_of_each_kind,
     fewest_layers,
     kept_of_each_kind,
@@ -91,3 +92,14 @@ def test_a_list_of_numbers_tells_the_kinds_both_ways() -> None:
     assert kinds.written(("dense", "moe", "moe")) == {"moe_layers": [1, 2]}
     with pytest.raises(InvalidArchitectureError, match=r"moe_layers=None must list which of the 5 layers are of kind"):
         kinds.read({}, 5)
+
+
+def test_a_pair_tells_of_two_parts_of_each_layer_both_ways() -> None:
+    kinds = Paired(Listed("layer_types"), Indexed("mlp_only_layers", listed="dense", others=""))
+    config = {"layer_types": [*PERIOD], "mlp_only_layers": [0, 3]}
+    assert kinds.count(config) == 4
+    assert kinds.read(config, 4) == ("delta dense", "delta", "delta", "full dense")
+    assert kinds.written(("delta", "delta dense", "full")) == {
+        "layer_types": ["delta", "delta", "full"],
+        "mlp_only_layers": [1],
+    }

@@ -188,6 +188,12 @@ def test_what_a_table_does_not_describe_is_refused() -> None:
     config = CONFIG | {"model_type": "qwen3_moe", "mlp_only_layers": [3]}
     with pytest.raises(InvalidArchitectureError, match=r"mlp_only_layers=\[3\] is not described by the table"):
         architecture_of(config, layout_of("qwen3_moe"))
+    config = CONFIG | {"model_type": "qwen3_next", "decoder_sparse_step": 2}
+    with pytest.raises(
+        InvalidArchitectureError,
+        match="which needs decoder_sparse_step=1: name the layers without experts in mlp_only_layers",
+    ):
+        architecture_of(config, layout_of("qwen3_next"))
 
 
 SHARED = Architecture(

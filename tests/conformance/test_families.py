@@ -121,7 +121,7 @@ WHOLE: dict[str, tuple[dict[str, Any], ...]] = {
         {"tied": True, **BIAS},
         {"layer_types": ["full_attention", "linear_attention", "linear_attention", "full_attention"]},
     ),
-    "qwen3_next": ({**BIAS}, {"tied": True}),
+    "qwen3_next": ({"mlp_only_layers": [0, 3], **BIAS}, {"tied": True, "mlp_only_layers": [1]}, {}),
     "seed_oss": ({"mlp_bias": True}, {"tied": True, "attention_bias": False}),
     "stablelm": ({"use_qkv_bias": True}, {"tied": True}),
     "vaultgemma": ({"tied": True, **WINDOW, **BIAS}, {}),
@@ -132,7 +132,7 @@ WHOLE: dict[str, tuple[dict[str, Any], ...]] = {
 NOTHING_NEW = {
     "arcee", "cohere", "cwm", "ernie4_5", "exaone4", "gemma", "glm", "glm4_moe", "granite_swa", "granitemoehybrid",
     "gemma4_unified_text", "helium", "hunyuan_v1_dense", "internlm3", "iquestcoder", "llama4_text", "ministral",
-    "ministral3", "olmoe", "qwen3_5_moe_text", "qwen3_next", "seed_oss",
+    "ministral3", "olmoe", "qwen3_5_moe_text", "seed_oss",
 }  # fmt: skip
 """Families whose tables hold nothing that those of others do not hold, too; they are tried when there is time.
 
