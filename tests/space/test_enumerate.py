@@ -463,6 +463,7 @@ def test_with_longrope_channels_and_heads_shrink_together() -> None:
 def test_every_rule_has_a_reason() -> None:
     assert set(RULE_REASONS) == {rule.name for rule in RULES} | {
         "heads_fill_groups",
+        "mamba_heads_fill_groups",
         "pruning_only_removes",
         "pruning_removes_something",
         "protected_layers_stay",
