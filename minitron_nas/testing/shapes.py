@@ -43,8 +43,8 @@ def conformance_shapes(layout: Layout, source: Architecture) -> dict[str, dict[s
     if layout.hidden_divides_mixer:
         mixers = {name: _narrower(source, units[name]) for name in MAMBA_FIELDS}
         both = {name: size for each in MAMBA_FIELDS for name, size in units[each].items()}
-        together = {**fewer, **(heads or groups), **_narrower(source, both)}
-        return {**shapes, **mixers, "hidden_size": _narrower(source, {}), "all": together}
+        every = {**fewer, **(heads or groups), **_narrower(source, both)}
+        return {**shapes, **mixers, "hidden_size": _narrower(source, {}), "all": every}
     step = source.num_attention_heads if layout.hidden_multiple_of_heads else grain
     shapes["hidden_size"] = {"hidden_size": _below(source.hidden_size, step)}
     kept = heads or groups
