@@ -5,7 +5,6 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from minitron_nas.architecture.layout import Axis, Layout
-from minitron_nas.architecture.rules import mixer_channels
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import InvalidArchitectureError
 
@@ -17,6 +16,9 @@ _ONLY_WITH = {
     "num_shared_experts": Axis.SHARED_NEURONS,
     "num_expert_groups": Axis.EXPERTS,
     "max_position_embeddings": Axis.POSITIONS,
+    "mamba_num_heads": Axis.MAMBA_GROUP_HEADS,
+    "mamba_head_dim": Axis.MAMBA_HEAD_DIM,
+    "mamba_num_groups": Axis.MAMBA_GROUPS,
 }
 """Fields that are 0 unless some tensor of the family runs along an axis, whatever a config says."""
 
@@ -94,7 +96,9 @@ def with_sizes(config: Mapping[str, Any], target: Architecture, layout: Layout) 
         present = [key for key in keys if key in config]
         sizes |= dict.fromkeys(present or keys[:1], getattr(target, name))
     if layout.hidden_divides_mixer:
-        sizes["mamba_expand"] = mixer_channels(target) // target.hidden_size
+        sizes["mamba_expand"] = target.mamba_num_heads * target.mamba_head_dim // target.hidden_size
+    if layout.mixer_width:
+        sizes[layout.mixer_width] = target.mamba_num_heads * target.mamba_head_dim
     if layout.ffn_width is not None:
         sizes |= layout.ffn_width.written()
     kinds = layout.kinds.written(target.layer_kinds) if layout.kinds is not None else {}

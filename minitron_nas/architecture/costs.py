@@ -126,11 +126,13 @@ def axis_sizes_of(source: Architecture, columns: Columns) -> dict[str, Any]:
     """
     sizes: dict[str, Any] = dict(axis_sizes(source))
     sizes |= {Axis(name): column for name, column in columns.items() if name in set(Axis)}
+    mamba_heads = columns.get("mamba_num_heads", source.mamba_num_heads)
     own, following = columns.get(_SHARED_WIDTH), source.num_shared_experts * sizes[Axis.EXPERT_NEURONS]
     return sizes | {
         Axis.GROUP_HEADS: columns.get("num_attention_heads", source.num_attention_heads) // sizes[Axis.KV_GROUPS],
         Axis.SHARED_NEURONS: following if own is None else own,
         Axis.CONV_CHANNELS: sizes[Axis.HIDDEN],
+        Axis.MAMBA_GROUP_HEADS: mamba_heads // max(1, source.mamba_num_groups),
     }
 
 

@@ -34,6 +34,9 @@ class Axis(StrEnum):
     KV_GROUPS = "num_key_value_heads"
     GROUP_HEADS = "heads_per_group"
     HEAD_DIM = "head_dim"
+    MAMBA_GROUPS = "mamba_num_groups"
+    MAMBA_GROUP_HEADS = "mamba_group_heads"
+    MAMBA_HEAD_DIM = "mamba_head_dim"
 
 
 Factor: TypeAlias = Axis | str | int | tuple[str, ...]
@@ -120,6 +123,9 @@ CONV_CHANNELS = dim(Axis.CONV_CHANNELS)
 HEAD_DIM = dim(Axis.HEAD_DIM)
 QUERIES = dim(Axis.KV_GROUPS, Axis.GROUP_HEADS, Axis.HEAD_DIM)
 KEYS = dim(Axis.KV_GROUPS, Axis.HEAD_DIM)
+MAMBA_CHANNELS = dim(Axis.MAMBA_GROUPS, Axis.MAMBA_GROUP_HEADS, Axis.MAMBA_HEAD_DIM)
+"""What a Mamba 2 mixer computes: the channels of its heads, which lie in groups as queries do."""
+MAMBA_HEADS = dim(Axis.MAMBA_GROUPS, Axis.MAMBA_GROUP_HEADS)
 EXPERTS_IN_STACKS = (
     (".mlp.experts.gate_up_proj", (".mlp.experts.{expert}.gate_proj.weight", ".mlp.experts.{expert}.up_proj.weight")),
     (".mlp.experts.down_proj", (".mlp.experts.{expert}.down_proj.weight",)),
@@ -293,6 +299,7 @@ class Layout:
             multiple of `num_attention_heads`.
         hidden_divides_mixer: Whether stock transformers wants the channels of a Mamba mixer to be a whole number
             (`mamba_expand`) times `hidden_size`.
+        mixer_width: The key of how many channels a Mamba mixer has, where the config says that beside its heads.
         longrope_follows_heads: Whether stock transformers takes the number of longrope's factors from
             hidden_size // num_attention_heads, whatever `head_dim` says.
         finds_borders: Whether stock transformers masks attention across the borders of packed documents, which it finds
@@ -333,6 +340,7 @@ class Layout:
     head_dim_is_derived: bool = False
     hidden_multiple_of_heads: bool = False
     hidden_divides_mixer: bool = False
+    mixer_width: str = ""
     longrope_follows_heads: bool = False
     finds_borders: bool = True
     config_keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -418,6 +426,8 @@ class Layout:
             names.add("num_attention_heads")
         if Axis.SHARED_NEURONS in self.axes() and self.config_names(_SHARED_WIDTH):
             names.add(_SHARED_WIDTH)
+        if self.has_mamba:
+            names.add(_MAMBA_HEADS)
         return tuple(name for name in SHAPE_FIELDS if name in names and name not in self.fixed)
 
     def shape_fields_of(self, architecture: Architecture) -> tuple[str, ...]:
@@ -427,7 +437,10 @@ class Layout:
             architecture: The model's shape; all its layers may be of kinds that lack an axis.
         """
         kinds = set(architecture.kinds)
-        absent = {axis.value for axis in NEURON_AXES if not any(self.has_axis(axis, kind) for kind in kinds)}
+        sizes = {axis: axis.value for axis in (*NEURON_AXES, Axis.MAMBA_HEAD_DIM)} | {
+            Axis.MAMBA_GROUP_HEADS: _MAMBA_HEADS
+        }
+        absent = {name for axis, name in sizes.items() if not any(self.has_axis(axis, kind) for kind in kinds)}
         return tuple(name for name in self.shape_fields() if name not in absent)
 
     def column_fields(self) -> tuple[str, ...]:
@@ -504,7 +517,8 @@ class Layout:
         """Return the matrix of a layer that reads an axis and writes the hidden channels.
 
         Args:
-            axis: GROUP_HEADS for attention, one of `neuron_axes` for an FFN or a convolution.
+            axis: GROUP_HEADS for attention, MAMBA_GROUP_HEADS for a Mamba mixer, one of `neuron_axes` for an FFN or a
+                convolution.
         """
         (found,) = [r for r in self.rows if self.writes_hidden(r) and axis in self.input_dim(r)]
         return found
@@ -519,7 +533,8 @@ class Layout:
 
     def writers(self) -> tuple[TensorRow, ...]:
         """Return the output projections that lose inputs when heads and neurons leave: attention's first."""
-        return tuple(self.writer(axis) for axis in (Axis.GROUP_HEADS, *self.neuron_axes))
+        mixers = (Axis.MAMBA_GROUP_HEADS,) if self.has_mamba else ()
+        return tuple(self.writer(axis) for axis in (Axis.GROUP_HEADS, *mixers, *self.neuron_axes))
 
     def has_axis(self, axis: Axis, kind: str) -> bool:
         """Whether tensors of layers of a kind run along an axis.
@@ -543,6 +558,11 @@ class Layout:
     def in_experts(self, axis: Axis) -> bool:
         """Whether an axis of neurons is one that each expert ranks for itself."""
         return any(r.per_expert and axis in each for r in self.rows for each in r.dims)
+
+    @property
+    def has_mamba(self) -> bool:
+        """Whether some layers have a Mamba 2 mixer, the heads of which can be pruned."""
+        return Axis.MAMBA_GROUP_HEADS in self.axes()
 
     @property
     def has_experts(self) -> bool:
@@ -570,6 +590,7 @@ class Layout:
 
 _FFN_AXES = (Axis.NEURONS, Axis.EXPERT_NEURONS, Axis.SHARED_NEURONS, Axis.EXPERTS)
 _HEADS = ("num_attention_heads", "num_key_value_heads")
+_MAMBA_HEADS = "mamba_num_heads"
 _SHARED_WIDTH = "shared_expert_intermediate_size"
 
 

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from minitron_nas.architecture.layout import Axis, Layout, Sizes, axis_sizes
-from minitron_nas.architecture.spec import Architecture
+from minitron_nas.architecture.layout import MAMBA_CHANNELS, Axis, Layout, Sizes, axis_sizes
+from minitron_nas.architecture.spec import MAMBA_FIELDS, Architecture
 from minitron_nas.errors import InvalidArchitectureError
 
 EXPERT_GRAIN = 8
@@ -47,17 +47,8 @@ def _unaligned(shape: Architecture) -> tuple[str, ...]:
     return tuple(name for name in ("hidden_size", width) if getattr(shape, name) % EXPERT_GRAIN)
 
 
-def mixer_channels(source: Architecture) -> int:
-    """Return the channels of a Mamba mixer, which pruning leaves as they are.
-
-    Args:
-        source: A shape of a family that has one.
-    """
-    return source.fixed_sizes["mamba_n_heads"] * source.fixed_sizes["mamba_d_head"]
-
-
 def _dividing(shape: Architecture) -> str:
-    channels = mixer_channels(shape)
+    channels = shape.mamba_num_heads * shape.mamba_head_dim
     below = next(size for size in range(shape.hidden_size, 0, -1) if channels % size == 0)
     above = next((size for size in range(shape.hidden_size, channels) if channels % size == 0), channels)
     return f"hidden_size: {below} or {above}"
@@ -82,11 +73,11 @@ RULES = (
     ),
     Rule(
         "hidden_size_divides_mixer",
-        "stock transformers wants the channels of a Mamba mixer, which stay as they are, to be a whole number of times "
+        "stock transformers wants the channels of a Mamba mixer, those of all its heads, to be a whole number of times "
         "hidden_size (mamba_expand)",
         lambda layout: layout.hidden_divides_mixer,
-        lambda sizes, source: mixer_channels(source) % sizes[Axis.HIDDEN] == 0,
-        lambda shape: ("hidden_size",),
+        lambda sizes, source: MAMBA_CHANNELS.size(sizes) % sizes[Axis.HIDDEN] == 0,
+        lambda shape: ("hidden_size", *MAMBA_FIELDS),
         _dividing,
     ),
     Rule(

@@ -16,15 +16,20 @@ SHAPE_FIELDS = (
     "num_experts",
     "moe_intermediate_size",
     "shared_expert_intermediate_size",
+    "mamba_num_heads",
+    "mamba_head_dim",
 )
 """The fields that pruning may change; all others are the teacher's for ever."""
 
 EXPERT_FIELDS = ("num_experts", "moe_intermediate_size", "shared_expert_intermediate_size")
 """Those that are 0 in families without experts."""
 
+MAMBA_FIELDS = ("mamba_num_heads", "mamba_head_dim")
+"""Those that are 0 in families without Mamba mixers."""
+
 _OF_SOME_FAMILIES = (
     "shared_expert_intermediate_size", "num_expert_groups", "num_shared_experts", "layer_kinds",
-    "fixed_sizes",
+    "fixed_sizes", *MAMBA_FIELDS, "mamba_num_groups",
 )  # fmt: skip
 """Fields that are left out of plain values where they are empty."""
 
@@ -58,6 +63,11 @@ class Architecture:
     """Groups of equally many experts, of which a router picks some before it picks experts; 0 where there are none."""
     num_shared_experts: int = 0
     """How many times an expert's neurons what every token is sent to has, if it follows from those."""
+    mamba_num_heads: int = 0
+    mamba_head_dim: int = 0
+    """Channels of each head of a Mamba mixer."""
+    mamba_num_groups: int = 0
+    """Groups of equally many heads of a Mamba mixer, each with what it writes into states and reads from them."""
     max_position_embeddings: int = 0
     longrope: bool = False
     """Whether the config lists longrope's factors, one for each pair of rotated channels."""
@@ -74,7 +84,7 @@ class Architecture:
                 sent to more experts than there are, or not every layer has a kind.
         """
         for name in (*SHAPE_FIELDS, "head_dim", "vocab_size"):
-            value, least = getattr(self, name), 0 if name in EXPERT_FIELDS else 1
+            value, least = getattr(self, name), 0 if name in (*EXPERT_FIELDS, *MAMBA_FIELDS) else 1
             if not isinstance(value, int) or value < least:
                 raise InvalidArchitectureError(f"{name}={value!r} must be an integer of at least {least}")
         if self.num_attention_heads % self.num_key_value_heads:
@@ -82,6 +92,11 @@ class Architecture:
                 f"num_attention_heads={self.num_attention_heads} is not a multiple of "
                 f"num_key_value_heads={self.num_key_value_heads}; every KV group needs the same "
                 "number of query heads"
+            )
+        if self.mamba_num_heads % max(1, self.mamba_num_groups):
+            raise InvalidArchitectureError(
+                f"mamba_num_heads={self.mamba_num_heads} is not a multiple of the mixers' {self.mamba_num_groups} "
+                "groups; every group needs the same number of heads"
             )
         if self.num_experts < self.num_experts_per_tok:
             raise InvalidArchitectureError(
@@ -100,6 +115,11 @@ class Architecture:
         return self.num_attention_heads // self.num_key_value_heads
 
     @property
+    def mamba_group_heads(self) -> int:
+        """Number of heads of a Mamba mixer that share one group."""
+        return self.mamba_num_heads // max(1, self.mamba_num_groups)
+
+    @property
     def id(self) -> str:
         """A short name that two shapes pruned from one source share only if they are equal."""
         dense = (
@@ -108,7 +128,8 @@ class Architecture:
         )
         experts = f"-e{self.num_experts}-m{self.moe_intermediate_size}" if self.num_experts else ""
         shared = f"-s{self.shared_expert_intermediate_size}" if self.shared_expert_intermediate_size else ""
-        return f"{dense}{experts}{shared}"
+        mamba = f"-n{self.mamba_num_heads}-p{self.mamba_head_dim}" if self.mamba_num_heads else ""
+        return f"{dense}{experts}{shared}{mamba}"
 
     @property
     def num_shared_neurons(self) -> int:

@@ -203,10 +203,11 @@ class LatencyModel(Settings):
             dtype: What its models compute in, as torch names it; not compared without it.
 
         Raises:
-            LatencyError: If family, vocabulary, size of heads or dtype differ; names each of them.
+            LatencyError: If family, vocabulary, size of heads, mixers or dtype differ; names each of them.
         """
         names = ("model_type", "vocab_size", "head_dim", "num_experts_per_tok")
         wanted: dict[str, Any] = {name: getattr(architecture, name) for name in names}
+        wanted["has_mamba"] = architecture.mamba_num_heads > 0
         wanted |= {} if dtype is None else {"dtype": dtype}
         others = [
             f"{name}={getattr(self.setting, name)!r} where {value!r} is needed"

@@ -153,6 +153,7 @@ def setting_of(source: Architecture, layout: Layout, lengths: Lengths) -> Settin
         context_tokens=lengths.context_tokens,
         torch=str(torch.__version__),
         transformers=transformers.__version__,
+        has_mamba=layout.has_mamba,
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from minitron_nas.architecture.spec import MAMBA_FIELDS
 from minitron_nas.settings import Settings
 
 Reals: TypeAlias = NDArray[np.float64]
@@ -21,6 +22,7 @@ class Setting(Settings):
         vocab_size: Of its models.
         head_dim: Channels of a head.
         num_experts_per_tok: Experts that a token is sent to; 0 in families without.
+        has_mamba: Whether some layers have a Mamba mixer.
         neurons: The size that counts the neurons of an FFN, or of an expert.
         device: The device's name.
         dtype: Of weights and activations.
@@ -45,6 +47,7 @@ class Setting(Settings):
     context_tokens: int
     torch: str
     transformers: str
+    has_mamba: bool = False
 
     @property
     def has_experts(self) -> bool:
@@ -72,6 +75,10 @@ def _experts(columns: Columns, setting: Setting) -> Any:
     return columns["num_experts"] * 1.0 if setting.has_experts else 0.0
 
 
+def _mixers(columns: Columns, setting: Setting) -> Any:
+    return columns["mamba_num_heads"] * columns["mamba_head_dim"] * 1.0 if setting.has_mamba else 0.0
+
+
 TERMS: Mapping[str, Callable[[Columns, Setting], Any]] = {
     "constant": lambda columns, _: np.ones(len(columns["hidden_size"])),
     "hidden": _hidden,
@@ -86,12 +93,16 @@ TERMS: Mapping[str, Callable[[Columns, Setting], Any]] = {
     "expert_weights": lambda columns, setting: (
         _experts(columns, setting) * _hidden(columns, setting) * _neurons(columns, setting)
     ),
+    "mixers": _mixers,
+    "mixer_weights": lambda columns, setting: _hidden(columns, setting) * _mixers(columns, setting),
 }
 """What time goes to, per layer: a constant, channels (norms), heads and groups (attention over the context), the
-matrices of attention, neurons, the matrices of the FFN or of the experts that a token is sent to, and those of all
-experts. Weights stand for bytes moved and operations alike: for a fixed batch and length the two are proportional."""
+matrices of attention, neurons, the matrices of the FFN or of the experts that a token is sent to, those of all experts,
+the channels of Mamba mixers (states), and their matrices. Weights stand for bytes moved and operations alike: for a
+fixed batch and length the two are proportional."""
 
 _OF_EXPERTS = ("experts", "router_weights", "expert_weights")
+_OF_MIXERS = ("mixers", "mixer_weights")
 
 OUTSIDE_TERMS = ("constant", "hidden")
 """What time goes to once a model: a constant, and the output head, which is as wide as the channels."""
@@ -99,13 +110,15 @@ OUTSIDE_TERMS = ("constant", "hidden")
 
 def layer_terms(setting: Setting) -> tuple[str, ...]:
     """Return the names of the terms of a layer of a family."""
-    return tuple(name for name in TERMS if setting.has_experts or name not in _OF_EXPERTS)
+    absent = (*(() if setting.has_experts else _OF_EXPERTS), *(() if setting.has_mamba else _OF_MIXERS))
+    return tuple(name for name in TERMS if name not in absent)
 
 
 def layer_sizes(setting: Setting) -> tuple[str, ...]:
     """Return the sizes that the time of a layer depends on, in the words of `SHAPE_FIELDS`."""
     names = ("hidden_size", "num_attention_heads", "num_key_value_heads", setting.neurons)
-    return (*names, "num_experts") if setting.has_experts else names
+    experts = ("num_experts",) if setting.has_experts else ()
+    return (*names, *experts, *(MAMBA_FIELDS if setting.has_mamba else ()))
 
 
 def sum_of_terms(coefficients: Mapping[str, float], columns: Columns, setting: Setting) -> Reals:

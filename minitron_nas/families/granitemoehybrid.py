@@ -1,12 +1,25 @@
 """Granite 4.0 H without experts: layers have a Mamba 2 mixer or attention, an FFN, and Granite's multipliers."""
 
 from minitron_nas.architecture.kinds import Listed
-from minitron_nas.architecture.layout import HIDDEN, KEYS, NEURONS, QUERIES, VOCAB, Layout, dim, norm, only, row
+from minitron_nas.architecture.layout import (
+    HIDDEN,
+    KEYS,
+    MAMBA_CHANNELS,
+    MAMBA_HEADS,
+    NEURONS,
+    QUERIES,
+    VOCAB,
+    Axis,
+    Layout,
+    dim,
+    norm,
+    only,
+    row,
+)
 
-INNER = dim("mamba_n_heads", "mamba_d_head")
-GROUPS = dim(2, "mamba_n_groups", "mamba_d_state")
-MAMBA_HEADS = dim("mamba_n_heads")
-MIXED = INNER + INNER + GROUPS + MAMBA_HEADS
+STATES = dim(2, Axis.MAMBA_GROUPS, "mamba_d_state")
+"""What each group writes into its states, then what it reads from them."""
+MIXED = MAMBA_CHANNELS + MAMBA_CHANNELS + STATES + MAMBA_HEADS
 
 LAYOUT = Layout(
     model_type="granitemoehybrid",
@@ -17,13 +30,13 @@ LAYOUT = Layout(
             "linear_attention",
             row("model.layers.{layer}.mamba.in_proj.weight", MIXED, HIDDEN),
             row("model.layers.{layer}.mamba.in_proj.bias", MIXED, when="mamba_proj_bias"),
-            row("model.layers.{layer}.mamba.conv1d.weight", INNER + GROUPS, dim(), dim("mamba_d_conv")),
-            row("model.layers.{layer}.mamba.conv1d.bias", INNER + GROUPS, when="mamba_conv_bias"),
+            row("model.layers.{layer}.mamba.conv1d.weight", MAMBA_CHANNELS + STATES, dim(), dim("mamba_d_conv")),
+            row("model.layers.{layer}.mamba.conv1d.bias", MAMBA_CHANNELS + STATES, when="mamba_conv_bias"),
             row("model.layers.{layer}.mamba.dt_bias", MAMBA_HEADS),
             row("model.layers.{layer}.mamba.A_log", MAMBA_HEADS),
             row("model.layers.{layer}.mamba.D", MAMBA_HEADS),
-            norm("model.layers.{layer}.mamba.norm.weight", INNER),
-            row("model.layers.{layer}.mamba.out_proj.weight", HIDDEN, INNER),
+            norm("model.layers.{layer}.mamba.norm.weight", MAMBA_CHANNELS),
+            row("model.layers.{layer}.mamba.out_proj.weight", HIDDEN, MAMBA_CHANNELS),
             row("model.layers.{layer}.mamba.out_proj.bias", HIDDEN, when="mamba_proj_bias"),
         ),
         *only(
@@ -43,7 +56,12 @@ LAYOUT = Layout(
         norm("model.norm.weight", HIDDEN),
         row("lm_head.weight", VOCAB, HIDDEN, unless="tie_word_embeddings"),
     ),
-    config_keys={"intermediate_size": ("shared_intermediate_size",)},
+    config_keys={
+        "mamba_num_heads": ("mamba_n_heads",),
+        "mamba_head_dim": ("mamba_d_head",),
+        "mamba_num_groups": ("mamba_n_groups",),
+        "intermediate_size": ("shared_intermediate_size",),
+    },
     requires={"num_local_experts": (0,)},
     kinds=Listed("layer_types"),
     hidden_divides_mixer=True,

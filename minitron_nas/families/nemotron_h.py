@@ -1,11 +1,25 @@
 """Nemotron-H, Nemotron Nano 2, dense: every layer is a Mamba 2 mixer, attention, or an FFN with squared ReLU."""
 
 from minitron_nas.architecture.kinds import Listed
-from minitron_nas.architecture.layout import HIDDEN, KEYS, NEURONS, QUERIES, VOCAB, Layout, dim, norm, only, row
+from minitron_nas.architecture.layout import (
+    HIDDEN,
+    KEYS,
+    MAMBA_CHANNELS,
+    MAMBA_HEADS,
+    NEURONS,
+    QUERIES,
+    VOCAB,
+    Axis,
+    Layout,
+    dim,
+    norm,
+    only,
+    row,
+)
 
-INNER = dim("mamba_num_heads", "mamba_head_dim")
-GROUPS = dim(2, "n_groups", "ssm_state_size")
-MAMBA_HEADS = dim("mamba_num_heads")
+STATES = dim(2, Axis.MAMBA_GROUPS, "ssm_state_size")
+"""What each group writes into its states, then what it reads from them."""
+MIXED = MAMBA_CHANNELS + MAMBA_CHANNELS + STATES + MAMBA_HEADS
 
 LAYOUT = Layout(
     model_type="nemotron_h",
@@ -14,15 +28,15 @@ LAYOUT = Layout(
         norm("backbone.layers.{layer}.norm.weight", HIDDEN),
         *only(
             "linear_attention",
-            row("backbone.layers.{layer}.mixer.in_proj.weight", INNER + INNER + GROUPS + MAMBA_HEADS, HIDDEN),
-            row("backbone.layers.{layer}.mixer.in_proj.bias", INNER + INNER + GROUPS + MAMBA_HEADS, when="use_bias"),
-            row("backbone.layers.{layer}.mixer.conv1d.weight", INNER + GROUPS, dim(), dim("conv_kernel")),
-            row("backbone.layers.{layer}.mixer.conv1d.bias", INNER + GROUPS, when="use_conv_bias"),
+            row("backbone.layers.{layer}.mixer.in_proj.weight", MIXED, HIDDEN),
+            row("backbone.layers.{layer}.mixer.in_proj.bias", MIXED, when="use_bias"),
+            row("backbone.layers.{layer}.mixer.conv1d.weight", MAMBA_CHANNELS + STATES, dim(), dim("conv_kernel")),
+            row("backbone.layers.{layer}.mixer.conv1d.bias", MAMBA_CHANNELS + STATES, when="use_conv_bias"),
             row("backbone.layers.{layer}.mixer.dt_bias", MAMBA_HEADS),
             row("backbone.layers.{layer}.mixer.A_log", MAMBA_HEADS),
             row("backbone.layers.{layer}.mixer.D", MAMBA_HEADS),
-            norm("backbone.layers.{layer}.mixer.norm.weight", INNER),
-            row("backbone.layers.{layer}.mixer.out_proj.weight", HIDDEN, INNER),
+            norm("backbone.layers.{layer}.mixer.norm.weight", MAMBA_CHANNELS),
+            row("backbone.layers.{layer}.mixer.out_proj.weight", HIDDEN, MAMBA_CHANNELS),
             row("backbone.layers.{layer}.mixer.out_proj.bias", HIDDEN, when="use_bias"),
         ),
         *only(
@@ -42,6 +56,7 @@ LAYOUT = Layout(
         norm("backbone.norm_f.weight", HIDDEN),
         row("lm_head.weight", VOCAB, HIDDEN, unless="tie_word_embeddings"),
     ),
+    config_keys={"mamba_num_groups": ("n_groups",)},
     requires={"tie_word_embeddings": (False,), "num_nextn_predict_layers": (0,)},
     renamed=(("backbone.", "model."),),
     kinds=Listed("layers_block_type"),

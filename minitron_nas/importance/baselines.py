@@ -76,12 +76,15 @@ def _zeros(architecture: Architecture, layout: Layout) -> ImportanceScores:
         "kv_groups": (layers, architecture.num_key_value_heads),
         "experts": (layers, experts),
         "layers": (layers,),
+        "mamba_heads": (layers, architecture.mamba_num_heads),
+        "mamba_channels": (layers, architecture.mamba_head_dim),
     }
     scores = ImportanceScores(**{name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()})
     axes = {
         **{axis: (getattr(scores, name),) for axis, name in NEURON_AXES.items()},
         Axis.KV_GROUPS: (scores.heads, scores.kv_groups),
         Axis.EXPERTS: (scores.experts,),
+        Axis.MAMBA_GROUP_HEADS: (scores.mamba_heads, scores.mamba_channels),
     }
     for layer, kind in enumerate(architecture.kinds):
         for axis, parts in axes.items():
@@ -127,3 +130,8 @@ def _spread(
             energy.kv_groups[layer].add_(values.flatten(1).sum(dim=1))
             if Axis.GROUP_HEADS in part:
                 energy.heads[layer].add_(values.flatten(2).sum(dim=-1).flatten())
+        elif Axis.MAMBA_GROUP_HEADS in part:
+            by_head = values.flatten(0, 1).view(architecture.mamba_num_heads, -1)
+            energy.mamba_heads[layer].add_(by_head.sum(dim=1))
+            if Axis.MAMBA_HEAD_DIM in part:
+                energy.mamba_channels[layer].add_(by_head.sum(dim=0))

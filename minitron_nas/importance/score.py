@@ -42,7 +42,8 @@ def score_importance(
     one); for neurons the input of the down projection; for query heads the L2 norm of the head's
     output before the output projection; for KV groups the L2 norm of what the group's heads add to
     the residual stream; for experts the L2 norm of what the expert adds, 0 for tokens that are not
-    sent to it. Layers get Block Importance, 1 - mean cos(layer input, layer output).
+    sent to it; for heads of Mamba mixers the L2 norm of what the head hands to the output projection, and for
+    their channels the L2 norm over the heads. Layers get Block Importance, 1 - mean cos(layer input, layer output).
 
     Args:
         model: A causal LM on its device.
@@ -54,7 +55,8 @@ def score_importance(
         progress: Told about tokens.
 
     Source: Muralidharan et al. 2024 (arXiv 2407.14679), section 2.2; KV groups after the
-    independent KV-head contribution of Puzzle (arXiv 2411.19146).
+    independent KV-head contribution of Puzzle (arXiv 2411.19146); Mamba's heads within groups and channels shared by
+    heads after Minitron-SSM (arXiv 2504.11409), which scores the input projection's outputs instead.
     """
     parts = (
         score_sums(
@@ -158,6 +160,11 @@ class _Collector:
         ]
         self.add(f"kv_groups.{layer}", torch.stack(contributions, dim=-1))
 
+    def add_mamba(self, layer: int, inputs: Tensor) -> None:
+        by_head = inputs.reshape(*self.batch_shape, self._architecture.mamba_num_heads, -1).float()
+        self.add(f"mamba_heads.{layer}", by_head.norm(dim=-1))
+        self.add(f"mamba_channels.{layer}", by_head.norm(dim=-2))
+
     def add_experts(self, axis: Axis, layer: int, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         """Compute again, expert by expert, what the module computes.
 
@@ -224,6 +231,9 @@ def _hooks(layout: Layout, collector: _Collector, section: Section) -> Iterator[
                 layer,
                 lambda module, args: collector.add_heads(layer, args[0], _projection(module, layout)),
             )
+        if layout.has_axis(Axis.MAMBA_GROUP_HEADS, kind):
+            mixed = layout.writer(Axis.MAMBA_GROUP_HEADS)
+            before(layout.module_of(mixed), layer, lambda _, args: collector.add_mamba(layer, args[0]))
         for axis in layout.neuron_axes:
             watch_neurons(axis, layer)
 

@@ -40,6 +40,8 @@ class ImportanceScores:
         expert_neurons: (num_hidden_layers, num_experts, num_neurons) where experts have a size of their own.
         shared_neurons: (num_hidden_layers, num_neurons), of what every token is sent to beside its experts.
         conv_channels: (num_hidden_layers, hidden_size), of the convolutions of layers that have one.
+        mamba_heads: (num_hidden_layers, mamba_num_heads), of Mamba mixers.
+        mamba_channels: (num_hidden_layers, mamba_head_dim), of all heads of a Mamba mixer together.
     """
 
     hidden: Tensor
@@ -51,6 +53,8 @@ class ImportanceScores:
     expert_neurons: Tensor = field(default_factory=lambda: torch.zeros(0, 0, 0))
     shared_neurons: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
     conv_channels: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    mamba_heads: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    mamba_channels: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
 
     def save(self, folder: Path, about: dict[str, str], calibration: PackedTokens | None = None) -> None:
         """Write a folder, whole or not at all.

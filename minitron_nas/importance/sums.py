@@ -104,6 +104,8 @@ def scores_of(sums: Sums, architecture: Architecture, layout: Layout, settings: 
         kv_groups=of_layers("kv_groups", architecture.num_key_value_heads),
         experts=of_layers("experts", architecture.num_experts),
         layers=1 - cosines,
+        mamba_heads=of_layers("mamba_heads", architecture.mamba_num_heads),
+        mamba_channels=of_layers("mamba_channels", architecture.mamba_head_dim),
     )
 
 

@@ -29,6 +29,8 @@ _PER_LAYER = {
     Axis.KV_GROUPS: "kv_groups",
     Axis.GROUP_HEADS: "group_heads",
     Axis.EXPERTS: "experts",
+    Axis.MAMBA_GROUP_HEADS: "mamba_heads",
+    Axis.MAMBA_HEAD_DIM: "mamba_channels",
 }
 """Which ranking of `PruningOrder` belongs to an axis that every layer ranks for itself."""
 
@@ -49,6 +51,8 @@ class PruningOrder:
         expert_neurons: (num_hidden_layers, num_experts, num_neurons).
         shared_neurons: (num_hidden_layers, num_neurons).
         conv_channels: (num_hidden_layers, hidden_size).
+        mamba_heads: (num_hidden_layers, mamba_num_groups, mamba_group_heads), as `group_heads`.
+        mamba_channels: (num_hidden_layers, mamba_head_dim); all heads of a layer keep the same channels.
     """
 
     hidden: Tensor
@@ -60,6 +64,8 @@ class PruningOrder:
     expert_neurons: Tensor = field(default_factory=lambda: torch.zeros(0, 0, 0, dtype=torch.int64))
     shared_neurons: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
     conv_channels: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
+    mamba_heads: Tensor = field(default_factory=lambda: torch.zeros(0, 0, 0, dtype=torch.int64))
+    mamba_channels: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
 
     @classmethod
     def from_scores(
@@ -71,8 +77,8 @@ class PruningOrder:
     ) -> Self:
         """Rank every axis by its scores.
 
-        Query heads are ranked within their own KV group, so that any number of heads a group can be
-        kept in all groups alike.
+        Query heads are ranked within their own KV group, and heads of Mamba mixers within theirs, so that any number of
+        heads a group can be kept in all groups alike.
 
         Args:
             scores: Of every part.
@@ -90,6 +96,7 @@ class PruningOrder:
             protected = {layer % num_layers for layer in protected_layers}
             layers = ranked_layers(scores.layers.tolist(), protected, architecture.kinds)
         grouped = scores.heads.view(num_layers, architecture.num_key_value_heads, architecture.heads_per_group)
+        in_mixers = (num_layers, architecture.mamba_num_groups, architecture.mamba_group_heads)
         return cls(
             hidden=descending(scores.hidden),
             neurons=descending(scores.neurons),
@@ -100,6 +107,8 @@ class PruningOrder:
             expert_neurons=descending(scores.expert_neurons),
             shared_neurons=descending(scores.shared_neurons),
             conv_channels=descending(scores.conv_channels),
+            mamba_heads=descending(scores.mamba_heads.view(in_mixers)),
+            mamba_channels=descending(scores.mamba_channels),
         )
 
     @staticmethod

@@ -10,7 +10,7 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from minitron_nas.architecture.spec import EXPERT_FIELDS, SHAPE_FIELDS
+from minitron_nas.architecture.spec import EXPERT_FIELDS, MAMBA_FIELDS, SHAPE_FIELDS
 from minitron_nas.errors import RunFolderError, printable
 from minitron_nas.reporting import numerals
 from minitron_nas.reporting.members import about_untimed, comparison, list_members
@@ -140,7 +140,9 @@ def _shape(run: RunRecord, size: str) -> dict[str, Any]:
     columns["this model"] = lineage.architecture
     shape = lineage.architecture
     names = [
-        name for name in (*SHAPE_FIELDS, *_FIXED_FIELDS) if name in shape and (shape[name] or name not in EXPERT_FIELDS)
+        name
+        for name in (*SHAPE_FIELDS, *_FIXED_FIELDS)
+        if name in shape and (shape[name] or name not in (*EXPERT_FIELDS, *MAMBA_FIELDS))
     ]
     rows = [(name, [column.get(name, numerals.MISSING) for column in columns.values()]) for name in names]
     return {"shape_columns": list(columns), "shape": rows}

@@ -64,6 +64,8 @@ class SpaceAxes(Settings):
         moe_intermediate_size: Neurons of each expert, where that is not intermediate_size.
         shared_expert_intermediate_size: Neurons of what every token is sent to beside its experts, where that is a
             size of its own.
+        mamba_num_heads: Heads of Mamba mixers, as many in each of their groups.
+        mamba_head_dim: Channels of each of those heads.
     """
 
     num_hidden_layers: AxisValues | None = None
@@ -74,6 +76,8 @@ class SpaceAxes(Settings):
     num_experts: AxisValues | None = None
     moe_intermediate_size: AxisValues | None = None
     shared_expert_intermediate_size: AxisValues | None = None
+    mamba_num_heads: AxisValues | None = None
+    mamba_head_dim: AxisValues | None = None
 
     @model_validator(mode="after")
     def _ratios_only_for_neurons(self) -> Self:

@@ -29,6 +29,7 @@ Measure: TypeAlias = Callable[[Columns], NDArray[Any]]
 WINDOW_RULE = "size_window"
 _SPACE_RULES = {
     "heads_fill_groups": "every KV group needs equally many query heads, and no more than the source's have",
+    "mamba_heads_fill_groups": "every group of a Mamba mixer needs equally many heads",
     "pruning_only_removes": "no size may exceed the source's",
     "pruning_removes_something": "the source itself is no candidate",
     "protected_layers_stay": "depth pruning never drops a protected layer",
@@ -139,8 +140,8 @@ def enumerate_candidates(
     """List every legal shape of a space within a size's window.
 
     The order is stable: more layers first, then fewer heads, fewer groups, more channels, fewer
-    neurons, more experts, fewer neurons of an expert. Shapes that a rule leaves out are never built:
-    ten million combinations take a few seconds.
+    neurons, more experts, fewer neurons of an expert, more heads of Mamba mixers. Shapes that a rule leaves
+    out are never built: ten million combinations take a few seconds.
 
     Args:
         space: What may change.
@@ -266,6 +267,9 @@ def _checks(space: SearchSpace, source: Architecture, layout: Layout) -> Iterato
             & (shapes["num_attention_heads"] // shapes["num_key_value_heads"] <= source.heads_per_group)
         ),
     )
+    if layout.has_mamba:
+        num_groups = max(1, source.mamba_num_groups)
+        yield "mamba_heads_fill_groups", lambda shapes: shapes["mamba_num_heads"] % num_groups == 0
     yield (
         "pruning_only_removes",
         lambda shapes: np.all(

@@ -57,6 +57,8 @@ class Grid:
             _wheel(axes, source, "num_experts"),
             _wheel(axes, source, "moe_intermediate_size", ascending=True),
             _wheel(axes, source, "shared_expert_intermediate_size", ascending=True),
+            _wheel(axes, source, "mamba_num_heads"),
+            _wheel(axes, source, "mamba_head_dim"),
         )
         return cls(tuple(wheel for wheel in wheels if set(wheel) <= set(layout.column_fields())))
 

@@ -45,6 +45,8 @@ _SHAPE = (
     Column("num_experts", _INT, "experts a layer; null where the family has none"),
     Column("moe_intermediate_size", _INT, "FFN neurons an expert; null where intermediate_size says it"),
     Column("shared_expert_intermediate_size", _INT, "neurons that see every token; null where experts have them alone"),
+    Column("mamba_num_heads", _INT, "heads of a layer's Mamba mixer; null where the family has none"),
+    Column("mamba_head_dim", _INT, "channels of each of those heads; null where the family has none"),
 )
 
 SCORES = Table(
@@ -54,7 +56,8 @@ SCORES = Table(
         Column(
             "axis",
             _TEXT,
-            "hidden, neurons, expert_neurons, shared_neurons, conv_channels, heads, kv_groups, experts, layers",
+            "hidden, neurons, expert_neurons, shared_neurons, conv_channels, mamba_heads, mamba_channels, heads, "
+            "kv_groups, experts, layers",
         ),
         Column("layer", _INT, "decoder layer from 0; null for hidden, whose ranking all layers share, and for layers"),
         Column("expert", _INT, "expert from 0 whose neuron it is; null otherwise"),

@@ -186,12 +186,15 @@ def _narrow(module: nn.Module, mask: Tensor) -> None:
         name: None if parameter is None else nn.Parameter(parameter.detach()[mask])
         for name, parameter in module._parameters.items()
     }
+    if hasattr(module, "group_size"):
+        vars(small).update(group_size=vars(module)["group_size"] * int(mask.sum()) // len(mask))
     if hasattr(module, "normalized_shape"):
         vars(small).update(normalized_shape=(int(mask.sum()),))
 
-    def forward(inputs: Tensor) -> Tensor:
+    def forward(inputs: Tensor, *gates: Tensor, **named: Tensor) -> Tensor:
         output = torch.zeros_like(inputs)
-        output[..., mask] = type(module).forward(small, inputs[..., mask])
+        kept = {name: each[..., mask] for name, each in named.items()}
+        output[..., mask] = type(module).forward(small, inputs[..., mask], *(each[..., mask] for each in gates), **kept)
         return output
 
     module.forward = forward

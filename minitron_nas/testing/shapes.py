@@ -1,8 +1,8 @@
 """Shapes that a family table is tried on."""
 
 from minitron_nas.architecture.layout import NEURON_AXES, Axis, Layout
-from minitron_nas.architecture.rules import EXPERT_GRAIN, mixer_channels
-from minitron_nas.architecture.spec import Architecture
+from minitron_nas.architecture.rules import EXPERT_GRAIN
+from minitron_nas.architecture.spec import MAMBA_FIELDS, Architecture
 
 _NEURONS = {
     "intermediate_size": NEURON_AXES[Axis.NEURONS],
@@ -21,7 +21,7 @@ def conformance_shapes(layout: Layout, source: Architecture) -> dict[str, dict[s
     """
     grain = EXPERT_GRAIN if layout.has_experts else 1
     units = unit_shapes(layout, source)
-    parts = (*NEURON_AXES.values(), "experts")
+    parts = (*NEURON_AXES.values(), "experts", *(() if layout.hidden_divides_mixer else MAMBA_FIELDS))
     fewer = {name: size for part in parts for name, size in units.get(part, {}).items()}
     fewer = {name: size // grain * grain if size >= grain else size for name, size in fewer.items()}
     fewer["num_hidden_layers"] = source.num_hidden_layers - 1
@@ -41,10 +41,10 @@ def conformance_shapes(layout: Layout, source: Architecture) -> dict[str, dict[s
     else:
         shapes |= {"num_key_value_heads": groups, "num_attention_heads": heads}
     if layout.hidden_divides_mixer:
-        channels = mixer_channels(source)
-        narrow = next(size for size in range(source.hidden_size - 1, 0, -1) if channels % size == 0)
-        shapes["hidden_size"] = {"hidden_size": narrow}
-        return {**shapes, "all": {**fewer, **(heads or groups), "hidden_size": narrow}}
+        mixers = {name: _narrower(source, units[name]) for name in MAMBA_FIELDS}
+        both = {name: size for each in MAMBA_FIELDS for name, size in units[each].items()}
+        every = {**fewer, **(heads or groups), **_narrower(source, both)}
+        return {**shapes, **mixers, "hidden_size": _narrower(source, {}), "all": every}
     step = source.num_attention_heads if layout.hidden_multiple_of_heads else grain
     shapes["hidden_size"] = {"hidden_size": _below(source.hidden_size, step)}
     kept = heads or groups
@@ -73,6 +73,9 @@ def unit_shapes(layout: Layout, source: Architecture) -> dict[str, dict[str, int
         del shapes["groups"]
     if offers_heads(layout) and in_group > 1:
         shapes["heads"] = {"num_attention_heads": groups * (in_group - 1)}
+    if layout.has_mamba:
+        shapes["mamba_num_heads"] = {"mamba_num_heads": source.mamba_num_heads - source.mamba_num_groups}
+        shapes["mamba_head_dim"] = {"mamba_head_dim": source.mamba_head_dim * 3 // 4}
     if layout.has_experts:
         fewer = source.num_experts - max(1, source.num_expert_groups)
         shapes["experts"] = {"num_experts": max(source.num_experts_per_tok, fewer)}
@@ -93,6 +96,13 @@ def _fewer_groups(layout: Layout, source: Architecture) -> dict[str, int]:
         if not layout.hidden_multiple_of_heads or source.hidden_size % (count * in_group) == 0
     )
     return {"num_key_value_heads": groups, "num_attention_heads": groups * in_group}
+
+
+def _narrower(source: Architecture, mixers: dict[str, int]) -> dict[str, int]:
+    """Return sizes of mixers with the next smaller number of channels that divides theirs."""
+    smaller = source.reshaped(mixers)
+    channels = smaller.mamba_num_heads * smaller.mamba_head_dim
+    return {**mixers, "hidden_size": next(n for n in range(source.hidden_size - 1, 0, -1) if channels % n == 0)}
 
 
 def _below(size: int, step: int) -> int:

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
+from minitron_nas.architecture.layout import Layout
 from minitron_nas.families.catalog import layout_of
 
 _START, _END = "<|im_start|>", "<|im_end|>"
@@ -40,6 +41,7 @@ _TINY_EXPERTS: dict[str, Any] = {
     "moe_intermediate_size": 40,
     "shared_expert_intermediate_size": 56,
 }
+_TINY_MIXERS = {"mamba_num_heads": 6, "mamba_head_dim": 8, "mamba_num_groups": 2}
 _TINY_FIXED: dict[str, int] = {
     "conv_L_cache": 3,
     "conv_kernel": 3,
@@ -50,14 +52,7 @@ _TINY_FIXED: dict[str, int] = {
     "linear_num_value_heads": 6,
     "linear_value_head_dim": 12,
     "mamba_d_conv": 3,
-    "mamba_d_head": 8,
-    "mamba_d_ssm": 40,
     "mamba_d_state": 16,
-    "mamba_head_dim": 8,
-    "mamba_n_groups": 1,
-    "mamba_n_heads": 5,
-    "mamba_num_heads": 5,
-    "n_groups": 1,
     "q_lora_rank": 20,
     "qk_nope_head_dim": 10,
     "qk_rope_head_dim": 8,
@@ -104,13 +99,21 @@ def tiny_config(model_type: str, *, tied: bool = False, **changes: Any) -> PreTr
     layout = layout_of(model_type)
     experts = _TINY_EXPERTS if layout.has_experts else {}
     fixed = {key: size for key, size in _TINY_FIXED.items() if key in layout.fixed_keys()}
+    mixers = _mixers(layout) if layout.has_mamba else {}
     own: dict[str, Any] = dict(_TINY_OF_FAMILY.get(model_type, {}))
     if model_type in _TINY_KINDS:
         key, kinds = _TINY_KINDS[model_type]
         num_layers = changes.get("num_hidden_layers", _TINY_SIZES["num_hidden_layers"])
         own[key] = list(itertools.islice(itertools.cycle(kinds), num_layers))
-    fields = {**_TINY_SIZES, **experts, **fixed, **own, "tie_word_embeddings": tied, **changes}
+    fields = {**_TINY_SIZES, **experts, **fixed, **mixers, **own, "tie_word_embeddings": tied, **changes}
     return AutoConfig.for_model(model_type, **fields)
+
+
+def _mixers(layout: Layout) -> dict[str, int]:
+    """Return what a config says of Mamba mixers."""
+    sizes = {key: size for name, size in _TINY_MIXERS.items() for key in layout.config_names(name)}
+    width = {layout.mixer_width: _TINY_MIXERS["mamba_num_heads"] * _TINY_MIXERS["mamba_head_dim"]}
+    return sizes | (width if layout.mixer_width else {})
 
 
 def tiny_tokenizer(vocab_size: int = 320) -> FastTokenizer:

@@ -6,11 +6,11 @@ import pytest
 
 from minitron_nas.architecture.config import architecture_of, with_sizes
 from minitron_nas.architecture.costs import costs_of, count_parameters
-from minitron_nas.architecture.spec import EXPERT_FIELDS, SHAPE_FIELDS, Architecture
+from minitron_nas.architecture.spec import EXPERT_FIELDS, MAMBA_FIELDS, SHAPE_FIELDS, Architecture
 from minitron_nas.errors import InvalidArchitectureError, MinitronNasError
 from minitron_nas.families.catalog import layout_of
 
-SIZES = [name for name in SHAPE_FIELDS if name not in EXPERT_FIELDS]
+SIZES = [name for name in SHAPE_FIELDS if name not in (*EXPERT_FIELDS, *MAMBA_FIELDS)]
 NEMOTRON_15B = Architecture(
     model_type="nemotron",
     num_hidden_layers=32,

@@ -234,8 +234,8 @@ def test_layers_of_a_kind_that_no_row_describes_are_refused() -> None:
 
 
 def test_a_fixed_size_that_is_no_number_is_refused() -> None:
-    content = {**AutoConfig.for_model(**FALCON_H1_05B).to_dict(), "mamba_d_ssm": None}
-    with pytest.raises(InvalidArchitectureError, match=r"mamba_d_ssm=None must be an integer, as a fixed size"):
+    content = {**AutoConfig.for_model(**FALCON_H1_05B).to_dict(), "mamba_d_state": None}
+    with pytest.raises(InvalidArchitectureError, match=r"mamba_d_state=None must be an integer, as a fixed size"):
         count_parameters(content)
 
 

@@ -202,6 +202,23 @@ def test_a_group_whose_values_are_zeroed_out_scores_zero_with_all_its_heads(text
     assert (scores.heads == 0).nonzero().tolist() == [[2, 0], [2, 1], [2, 2]]
 
 
+def test_heads_and_channels_of_a_mixer_score_by_what_its_output_projection_reads(text):
+    model = tiny_model(tiny_config("nemotron_h"))
+    mixer, read = model.model.layers[0].mixer, []
+    with torch.no_grad():
+        mixer.in_proj.weight[3 * 8 : 4 * 8] = 0  # gates of the fourth head
+        mixer.in_proj.weight[5:48:8] = 0  # of the sixth channel of each head
+    with mixer.out_proj.register_forward_pre_hook(lambda _, args: read.append(args[0])):
+        scores = scored(model, text, 1, batch_aggregation="mean", sequence_aggregation="mean")
+    by_head = torch.cat(read).view(text.num_sequences, 12, 6, 8)
+    torch.testing.assert_close(scores.mamba_heads[0], by_head.norm(dim=3).mean(dim=(0, 1)))
+    torch.testing.assert_close(scores.mamba_channels[0], by_head.norm(dim=2).mean(dim=(0, 1)))
+    assert (scores.mamba_heads[0] == 0).nonzero().tolist() == [[3]]
+    assert (scores.mamba_channels[0] == 0).nonzero().tolist() == [[5]]
+    assert scores.mamba_heads[1:].isnan().all()  # FFNs and attention
+    assert scores.mamba_channels[1:].isnan().all()
+
+
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_a_layer_that_changes_nothing_has_no_block_importance(text, model_type):
     model = tiny_model(tiny_config(model_type))

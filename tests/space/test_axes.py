@@ -243,8 +243,8 @@ def test_all_faults_of_a_space_are_shown_at_once_with_the_nearest_keys(tmp_path:
     message = (
         "space.yaml: axes.hidden_size: give exactly one of values, min_fraction and ratios (given: none); "
         "unknown key 'axes.hiden_size'; did you mean 'hidden_size'? known keys: hidden_size, "
-        "intermediate_size, moe_intermediate_size, num_attention_heads, num_experts, num_hidden_layers, "
-        "num_key_value_heads, shared_expert_intermediate_size; "
+        "intermediate_size, mamba_head_dim, mamba_num_heads, moe_intermediate_size, num_attention_heads, "
+        "num_experts, num_hidden_layers, num_key_value_heads, shared_expert_intermediate_size; "
         "tolerance: Input should be less than 1"
     )
     unknown = (

@@ -50,6 +50,11 @@ EXPERTS = Architecture(
     "qwen3_moe", 3, 48, 96, 6, 2, 8, 320, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=32
 )
 GPT2 = Architecture("gpt2", 4, 48, 192, 6, 6, 8, 320, tie_word_embeddings=True, max_position_embeddings=64)
+FALCON = Architecture(
+    "falcon_h1", 4, 48, 96, 6, 2, 8, 320, mamba_num_heads=6, mamba_head_dim=8, mamba_num_groups=2,
+    fixed_sizes={"mamba_d_state": 16, "mamba_d_conv": 3, "mamba_proj_bias": 0, "mamba_conv_bias": 1,
+                 "mamba_rms_norm": 0, "projectors_bias": 0},
+)  # fmt: skip
 SHAPE = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "intermediate_size")
 
 
@@ -179,6 +184,13 @@ def test_more_query_heads_in_a_group_than_the_source_has_are_left_out() -> None:
     enumeration = small(axes, LLAMA_SIZE - 1, tolerance=0.5)
     assert columns(enumeration, "num_attention_heads") == [(3,)]
     assert enumeration.excluded == {"heads_fill_groups": 1}
+
+
+def test_every_group_of_a_mamba_mixer_keeps_as_many_heads() -> None:
+    axes = {"mamba_num_heads": {"values": [2, 3, 4, 6]}, "mamba_head_dim": {"values": [6, 8]}}
+    found = small(axes, count_parameters(FALCON) - 1, FALCON, tolerance=0.9)
+    assert columns(found, "mamba_num_heads", "mamba_head_dim") == [(6, 6), (4, 8), (4, 6), (2, 8), (2, 6)]
+    assert found.excluded == {"mamba_heads_fill_groups": 2, "pruning_removes_something": 1}
 
 
 def test_the_source_itself_is_no_candidate() -> None:
@@ -463,6 +475,7 @@ def test_with_longrope_channels_and_heads_shrink_together() -> None:
 def test_every_rule_has_a_reason() -> None:
     assert set(RULE_REASONS) == {rule.name for rule in RULES} | {
         "heads_fill_groups",
+        "mamba_heads_fill_groups",
         "pruning_only_removes",
         "pruning_removes_something",
         "protected_layers_stay",
