@@ -60,6 +60,7 @@ LAYOUT = Layout(
         row("lm_head.weight", VOCAB, HIDDEN, unless="tie_word_embeddings"),
     ),
     kinds=FirstLayers("first_k_dense_replace", first="dense", others="experts"),
+    logits_tolerance=1e-5,
     cached=LATENTS + ROTARY,
     config_keys={
         "num_experts": ("n_routed_experts", "num_local_experts"),

@@ -117,7 +117,8 @@ def num_scores(architecture: Architecture, layout: Layout) -> int:
         layout: Its family table.
     """
     sizes, shape = axis_sizes(architecture), architecture
-    in_layer = shape.num_attention_heads + shape.num_key_value_heads + shape.num_experts + 1
+    heads = shape.num_attention_heads + shape.num_key_value_heads + shape.mamba_num_heads + shape.mamba_head_dim
+    in_layer = heads + shape.num_experts + 1
     for axis in layout.neuron_axes:
         in_layer += sizes[axis] * (shape.num_experts if layout.in_experts(axis) else 1)
     return shape.hidden_size + shape.num_hidden_layers * in_layer

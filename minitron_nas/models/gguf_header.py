@@ -77,7 +77,10 @@ class _Cursor:
         if (count := prod(self.number("Q") for _ in range(dimensions))) > _MOST_ELEMENTS:
             raise ValueError(f"at byte {self._at:,} its header tells of a tensor of {count:,} elements")
         self.number("I")
-        self.number("Q")
+        if (begin := self.number("Q")) > len(self._content):
+            raise ValueError(
+                f"its header tells of a tensor at byte {begin:,} of a file of {len(self._content):,} bytes"
+            )
 
     def _plain(self, kind: int) -> None:
         if kind == _STRING:

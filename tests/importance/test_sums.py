@@ -117,7 +117,9 @@ def test_what_was_measured_before_a_kill_stays(
     assert kept.missing() == list(range(2, 10))
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gpt_neox", "mixtral", "qwen2_moe", "glm4_moe", "qwen3_next", "lfm2"])
+@pytest.mark.parametrize(
+    "model_type", ["llama", "gpt_neox", "mixtral", "qwen2_moe", "glm4_moe", "qwen3_next", "lfm2", "falcon_h1"]
+)
 def test_what_scores_and_their_sums_take_is_known_before(tmp_path: Path, model_type: str) -> None:
     checkpoint = open_checkpoint(tiny_checkpoint(tmp_path / "teacher", model_type))
     architecture, layout = checkpoint.architecture, checkpoint.layout

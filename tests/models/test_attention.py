@@ -174,9 +174,10 @@ def test_a_kernel_attends_to_all_documents_at_once(
         pytest.skip("it attends in a way of its own")
     exact, slopes = states_and_gradients(masked, ids, positions)
     spans.clear()
+    knows_heads = by_document.config.model_type != "deepseek_v3"  # of keys and values of one size
     with torch.autocast(over_lengths.type, torch.bfloat16):
         others, their = states_and_gradients(by_document, ids, positions)
-        assert not {length for length, _ in spans} & {90, 50, 100, 238}
+        assert {90, 50, 100, 238}.isdisjoint(length for length, _ in spans) == knows_heads
         states, gradients = states_and_gradients(masked, ids, positions)
     # Both are rounded, and so far from float32.
     assert float((others - exact).norm()) < 1.5 * float((states - exact).norm()) + 1e-4

@@ -145,9 +145,14 @@ def test_many_damaged_files_are_read_or_refused(damage: Callable[[bytes], bytes]
         (struct.pack("<IQ", 6, 3), struct.pack("<IQ", 9, 3), "holds a value of type 9"),
         (struct.pack("<IQQ", 2, 4, 2), struct.pack("<IQQ", 2, 2**32, 2**32), "a tensor of 18,446,744,073,709,551,616"),
         (struct.pack("<IQQ", 2, 4, 2), struct.pack("<IQQ", 2**31, 4, 2), "a tensor of 2,147,483,648 dimensions"),
+        (
+            struct.pack("<IQ", 0, 32),
+            struct.pack("<IQ", 0, 2**64 - 32),
+            "at byte 18,446,744,073,709,551,584 of a",
+        ),
         (struct.pack("<IQ", 0, 32), struct.pack("<IQ", 0, 0), "its tensors 'first' and 'second' share bytes"),
     ],
-    ids=["array", "string", "nested", "elements", "dimensions", "overlap"],
+    ids=["array", "string", "nested", "elements", "dimensions", "offset", "overlap"],
 )
 def test_what_does_not_fit_is_said(whole: bytes, file: Path, old: bytes, new: bytes, message: str) -> None:
     assert whole.count(old) == 1
