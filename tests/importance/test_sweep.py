@@ -36,9 +36,17 @@ def compute_in(monkeypatch, dtype):
         monkeypatch.setattr(f"{place}.compute_dtype", lambda device: dtype)
 
 
+def loaded(folder):
+    """Weights begin in memory where layers read one by one have them: grouped products round by that."""
+    model = load_whole(folder)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    return model
+
+
 def both_scores(folder, settings=None):
     checkpoint, settings = open_checkpoint(folder), settings or ImportanceSettings()
-    model = load_whole(folder)
+    model = loaded(folder)
     whole = score_importance(model, checkpoint.architecture, checkpoint.layout, TEXT, settings)
     return whole, CalibrationPass(checkpoint, TEXT, whole=False, folder=folder).score(settings, silent)
 
@@ -93,7 +101,7 @@ def test_the_second_moments_are_those_of_one_pass_to_the_bit(tmp_path, model_typ
     checkpoint = open_checkpoint(tiny_checkpoint(tmp_path, model_type))
     layout, shape = checkpoint.layout, checkpoint.architecture
     whole, swept = {}, TensorFolder(tmp_path / "moments")
-    second_moments(load_whole(tmp_path), layout, TEXT, whole)
+    second_moments(loaded(tmp_path), layout, TEXT, whole)
     sweep_moments(checkpoint, TEXT, tmp_path, swept)
     assert set(swept) == set(whole)
     assert set(whole) == {
@@ -117,7 +125,7 @@ def test_every_layer_is_visited_once_in_order_alone_and_the_final_norm_with_the_
 
 
 def test_all_of_a_model_is_a_section(tmp_path):
-    section = Section.whole(load_whole(tiny_checkpoint(tmp_path, "gpt2")))
+    section = Section.whole(loaded(tiny_checkpoint(tmp_path, "gpt2")))
     assert (section.layers, section.is_last) == (range(4), True)
     assert section.module("transformer.h.{layer}", 2) is section.model.transformer.h[2]
 
