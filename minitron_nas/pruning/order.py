@@ -19,7 +19,7 @@ from torch import Tensor
 from minitron_nas.architecture.kinds import fewest_layers
 from minitron_nas.architecture.layout import NEURON_AXES, Axis, Dim, Factor, Sizes, TensorPlace, axis_sizes, factor_size
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.errors import InvalidArchitectureError
+from minitron_nas.errors import InvalidArchitectureError, ScoresError
 from minitron_nas.importance.depth_modes import ranked_layers
 from minitron_nas.importance.scores import ImportanceScores, descending
 from minitron_nas.pruning.merging import merge_partners
@@ -89,8 +89,11 @@ class PruningOrder:
 
         Raises:
             InvalidArchitectureError: If a protected layer does not exist.
+            ScoresError: If the scores are of a time when heads of Mamba mixers had none.
         """
         cls.check_layers(architecture, protected_layers)
+        if scores.mamba_heads.numel() == 0 < architecture.mamba_num_heads:
+            raise ScoresError("the scores say nothing of heads of Mamba mixers, as an earlier version's do; score again")
         num_layers = architecture.num_hidden_layers
         if layers is None:
             protected = {layer % num_layers for layer in protected_layers}
