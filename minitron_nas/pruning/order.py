@@ -93,7 +93,7 @@ class PruningOrder:
         """
         cls.check_layers(architecture, protected_layers)
         if scores.mamba_heads.numel() == 0 < architecture.mamba_num_heads:
-            raise ScoresError("the scores say nothing of heads of Mamba mixers, as an earlier version's do; score again")
+            raise ScoresError("the scores say nothing of heads of Mamba mixers, as earlier versions' do; score again")
         num_layers = architecture.num_hidden_layers
         if layers is None:
             protected = {layer % num_layers for layer in protected_layers}
