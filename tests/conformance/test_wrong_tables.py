@@ -16,6 +16,8 @@ from minitron_nas.architecture.layout import (
     HEADWISE_QKV,
     HIDDEN,
     KEYS,
+    MAMBA_CHANNELS,
+    MAMBA_HEADS,
     NEURONS,
     QUERIES,
     Axis,
@@ -25,6 +27,7 @@ from minitron_nas.architecture.layout import (
 )
 from minitron_nas.errors import CheckpointError, InvalidArchitectureError
 from minitron_nas.families.catalog import layout_of
+from minitron_nas.families.nemotron_h import STATES
 from minitron_nas.testing import Subject, check_family, tiny_config
 from minitron_nas.testing.conformance import check_masked_teacher
 from minitron_nas.testing.use import check_depth, check_packing
@@ -134,6 +137,16 @@ WRONG: dict[str, tuple[Callable[[], Layout], str]] = {
     "gates and ups in turns": (
         lambda: with_dims("llama4_text", "gate_up_proj[{expert}]", HIDDEN, dim(Axis.EXPERT_NEURONS, 2)),
         "experts.gate_up_proj[{expert}]",
+    ),
+    "states of a mixer before its inputs": (
+        lambda: with_dims(
+            "nemotron_h", "mixer.in_proj.weight", MAMBA_CHANNELS + STATES + MAMBA_CHANNELS + MAMBA_HEADS, HIDDEN
+        ),
+        "mixer.in_proj.weight",
+    ),
+    "a mixer of neurons": (
+        lambda: with_dims("granitemoehybrid", "mamba.out_proj.weight", HIDDEN, NEURONS),
+        "mamba.out_proj.weight",
     ),
     "heads of layers of another kind": (
         lambda: replace_in("gemma4_text", "full_attention", "o_proj.weight", HIDDEN, QUERIES),
