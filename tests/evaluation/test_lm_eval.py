@@ -235,7 +235,10 @@ def test_xl_sum_is_asked_with_examples_of_the_validation_split_on_a_fifth_of_the
 
 
 def test_our_task_is_known_without_a_folder_of_the_users(monkeypatch):
-    monkeypatch.setattr("datasets.load_dataset", lambda **named: (_ for _ in ()).throw(OSError(f"asked for {named}")))
+    def refuse(**named):
+        raise OSError(f"asked for {named}")
+
+    monkeypatch.setattr("datasets.load_dataset", refuse)
     benchmarks = lm_eval.Benchmarks(EvaluationSettings(tasks=("xlsum_english@3",)))
     with pytest.raises(PlanError, match=r"the task xlsum_english here .*asked for .*csebuetnlp/xlsum"):
         benchmarks.require_data()

@@ -24,7 +24,7 @@ def rouge_l(document: Mapping[str, str], results: Sequence[str]) -> dict[str, fl
         document: With its `summary`.
         results: What a model has written of it, once.
 
-    Source: Lin 2004 (ROUGE: A Package for Automatic Evaluation of Summaries), section 3.
+    Source: Lin 2004 (aclanthology.org/W04-1013), section 3.
     """
     scores = RougeScorer([_ROUGE_L], use_stemmer=True).score(document["summary"], results[0])
     return {_ROUGE_L: float(scores[_ROUGE_L].fmeasure)}
