@@ -24,6 +24,7 @@ Rows: TypeAlias = str | Path | datasets.Dataset
 """What a user may give: a file, a glob, a folder, a hub dataset's name, or a Dataset."""
 
 _PROMPT, _COMPLETION, _CHOSEN, _REJECTED = "prompt", "completion", "chosen", "rejected"
+_NAME_THEM = "name the column of conversations with --set text.column=NAME, or rename the columns"
 _ROWS_AT_ONCE = 256
 
 
@@ -77,7 +78,7 @@ def read_answers(data: Rows, settings: TextSettings) -> Iterator[Answer]:
     else:
         candidates = (*((name,) for name in CHAT_COLUMNS), (_PROMPT, _COMPLETION))
     for table in tables:
-        columns = table.choose(candidates)
+        columns = table.choose(candidates, _NAME_THEM)
         for origin, cells in table.rows(columns):
             if len(columns) == 2:
                 if (answer := _joined(cells[0], cells[1], origin)) is not None:
@@ -105,11 +106,11 @@ def read_preferences(data: Rows, settings: TextSettings) -> Iterator[Preference]
         DataError: If there is no such data or column, or a row holds something else; names file and row.
     """
     for table in _tables(data, settings):
-        columns = table.choose(((_CHOSEN, _REJECTED, _PROMPT), (_CHOSEN, _REJECTED)))
+        columns = table.choose(((_CHOSEN, _REJECTED, _PROMPT), (_CHOSEN, _REJECTED)), "rename the columns")
         for origin, (chosen, rejected, *prompt) in table.rows(columns):
-            if chosen is None and rejected is None:
-                continue
-            yield _preference(prompt[0] if prompt else None, chosen, rejected, origin)
+            asked = prompt[0] if prompt else None
+            if any(cell is not None for cell in (chosen, rejected, asked)):
+                yield _preference(asked, chosen, rejected, origin)
 
 
 class _Table:
@@ -118,8 +119,12 @@ class _Table:
     def __init__(self, source: Path | datasets.Dataset, name: str) -> None:
         self._source, self._name = source, name
 
-    def choose(self, candidates: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    def choose(self, candidates: Sequence[tuple[str, ...]], remedy: str) -> tuple[str, ...]:
         """Return the first columns that the table has.
+
+        Args:
+            candidates: Those that would do.
+            remedy: What to do where it has none of them.
 
         Raises:
             DataError: If it has none of them.
@@ -134,10 +139,7 @@ class _Table:
                 return columns
         wanted = ", or ".join(" and ".join(columns) for columns in candidates)
         names = str(fault).partition("but ")[2].partition(";")[0]
-        raise DataError(
-            f"{self._name} has neither {wanted}, but {names}; name the column of conversations with --set "
-            "text.column=NAME, or rename the columns"
-        ) from None
+        raise DataError(f"{self._name} has neither {wanted}, but {names}; {remedy}") from None
 
     def rows(self, columns: Sequence[str]) -> Iterator[tuple[str, tuple[Document | None, ...]]]:
         """Yield the name of each row and its cells."""

@@ -63,7 +63,8 @@ def align(
 ) -> None:
     """Teach a student to answer. It learns from conversations, preferences or an instruct model.
 
-    --set takes align.*, text.* and runner.* keys.
+    --set takes align.*, text.*, evaluation.* and runner.* keys. Written to RUN/aligned/, a student is asked the lm-eval
+    tasks of the run; evaluation.tasks names others.
     """
     from minitron_nas.alignment.settings import read_alignment
     from minitron_nas.pipeline.plan import with_overrides
@@ -71,9 +72,8 @@ def align(
 
     own = [override for override in overrides or () if override.strip().startswith("align.")]
     others = [override for override in overrides or () if override not in own]
-    plan = read_step(student, None, others, ("align", "text", "runner"), text=_given(sequence_length=sequence_length))[
-        1
-    ]
+    takes = ("align", "text", "evaluation", "runner")
+    plan = read_step(student, None, others, takes, text=_given(sequence_length=sequence_length))[1]
     given = _given(epochs=epochs, learning_rate=learning_rate, batch_sequences=batch)
     settings = read_alignment(with_overrides({"align": {"method": method.value, **given}}, own)["align"])
     with at_work():
@@ -86,6 +86,7 @@ def align(
             template_from=template_from,
             validation=validation,
             text=plan.text,
+            evaluation=plan.evaluation,
             seed=plan.seed,
             runner=plan.runner,
             text_only=text_only,
@@ -99,6 +100,9 @@ def align(
     before, after = (getattr(held, measure) for held in (result.before, result.after))
     margin = f", margin {result.after.margin:.4f}" if result.after.margin is not None else ""
     typer.echo(f"{result.path}: held-out {name} {before:.4f} nats before, {after:.4f} after{margin}")
+    for row in result.benchmarks:
+        error = "" if row["standard_error"] is None else f" ± {row['standard_error']:.4f}"
+        typer.echo(f"{row['task']} {row['metric']}: {row['value']:.4f}{error}")
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from minitron_nas.text.tokenization import leading_bos
 
 _BOOTSTRAP_DRAWS = 1000  # for the few metrics without a formula; 0 would leave out every standard error
 _LONGEST_REASON = 300  # characters; the errors of a hub can have pages
+_OWN_TASKS = str(Path(__file__).parent / "own_tasks")
 _CODE_VARIABLE = "HF_ALLOW_CODE_EVAL"  # without 1 in it, the metric that runs programs refuses to
 
 
@@ -79,7 +80,8 @@ class Benchmarks:
         """
         self._settings, self._setting = settings, setting
         self._group = setting.rpartition(".")[0]
-        self._manager = TaskManager(include_path=settings.include_path)
+        folders = [_OWN_TASKS, *([settings.include_path] if settings.include_path is not None else [])]
+        self._manager = TaskManager(include_path=folders)  # of two tasks of one name the later folder's counts
         self._tasks = [task for written in settings.tasks for task in self._asked(written)]
         unknown = [task.name for task in self._tasks if task.name not in self._manager.all_tasks]
         if unknown:

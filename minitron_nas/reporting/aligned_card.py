@@ -1,5 +1,6 @@
 """`write_aligned_card`: the README.md of a student that was aligned."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from minitron_nas.reporting.model_card import card_template, model_class, task_o
 from minitron_nas.reporting.teacher_name import display_name, hub_name
 from minitron_nas.storage.atomic import write_text
 from minitron_nas.storage.lineage import Lineage, read_lineage
-from minitron_nas.storage.schemas import ALIGNMENT
+from minitron_nas.storage.schemas import ALIGNMENT, BENCHMARKS, DIFFERENCES
 from minitron_nas.storage.tables import read_rows
 
 _METHODS = {
@@ -29,17 +30,33 @@ def write_aligned_card(folder: Path, name: str) -> None:
     """Write `README.md` into the folder of an aligned student from its lineage and its table.
 
     Args:
-        folder: Holds `lineage.json` and `alignment.parquet`.
+        folder: Holds `lineage.json`, `alignment.parquet` and, if the student was asked tasks, what it got.
         name: What the model is called.
 
     Raises:
         RunFolderError: If the lineage cannot be read.
     """
-    rows = {row["look"]: row for row in read_rows(folder, ALIGNMENT)}
-    write_text(folder / "README.md", render_aligned_card(read_lineage(folder), rows["before"], rows["after"], name))
+    looks = {row["look"]: row for row in read_rows(folder, ALIGNMENT)}
+    tasks = _tasks(read_rows(folder, BENCHMARKS), read_rows(folder, DIFFERENCES))
+    card = render_aligned_card(read_lineage(folder), looks["before"], looks["after"], name, tasks)
+    write_text(folder / "README.md", card)
 
 
-def render_aligned_card(lineage: Lineage, before: dict[str, Any], after: dict[str, Any], name: str) -> str:
+def _tasks(rows: Sequence[dict[str, Any]], differences: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return what a student got in tasks, and the names of the `others` that it is held against in each row."""
+    others = list(dict.fromkeys(row["other"] for row in differences))
+    found = {(row["task"], row["metric"], row["other"]): row for row in differences}
+    return {
+        "others": others,
+        "rows": [
+            {**row, "against": [found.get((row["task"], row["metric"], name)) for name in others]} for row in rows
+        ],
+    }
+
+
+def render_aligned_card(
+    lineage: Lineage, before: dict[str, Any], after: dict[str, Any], name: str, tasks: dict[str, Any]
+) -> str:
     """Return the model card as Markdown with YAML front matter.
 
     Args:
@@ -47,6 +64,8 @@ def render_aligned_card(lineage: Lineage, before: dict[str, Any], after: dict[st
         before: The row of the student as it was given.
         after: The row of what was written.
         name: What the model is called.
+        tasks: What it got in lm-eval's tasks: `rows` of `benchmarks.parquet`, and in each, as `against`, its difference
+            to every one of `others`.
     """
     about = {**dict.fromkeys(_MAYBE), **(lineage.alignment or {})}
     method = str(about.get("method"))
@@ -61,6 +80,7 @@ def render_aligned_card(lineage: Lineage, before: dict[str, Any], after: dict[st
         method=Markup(_METHODS[method]),  # noqa: S704 - ours
         before=before,
         after=after,
+        tasks=tasks,
         numerals=numerals,
     )
 

@@ -170,6 +170,8 @@ def _content(run: RunRecord, num_runs: int) -> dict[str, Any]:
     rows = sections.candidate_rows(run, num_runs)
     table = {"columns": sections.CANDIDATE_COLUMNS, "rows": rows}
     models = [member.name for member in members]
+    aligned = list(dict.fromkeys(str(row["model"]) for row in run.aligned_benchmarks))
+    students, asked_models = [each.name for each in members if each.role == "student"], [*models, *aligned]
     importance = importance_maps(run.scores)
     return {
         "run": run,
@@ -215,9 +217,11 @@ def _content(run: RunRecord, num_runs: int) -> dict[str, Any]:
         "candidate_json": _in_script(_compact(table)),
         "exclusions": sections.exclusion_rows(run),
         "aligned": sections.alignment_rows(run),
-        "benchmarks": sections.benchmark_table(run, models),
-        "against_baselines": {
-            each.name: sections.against_baselines(run, each.name) for each in members if each.role == "student"
+        "asked_models": asked_models,
+        "benchmarks": sections.benchmark_table(run, asked_models),
+        "held_against_others": {
+            **{f"{name} against its baselines": sections.against_others(run, name) for name in students},
+            **{f"{name} against what it was": sections.against_others(run, name) for name in aligned},
         },
         "checks": sections.checks(run),
     }

@@ -15,7 +15,7 @@ from minitron_nas.errors import RunFolderError, printable
 from minitron_nas.reporting import numerals
 from minitron_nas.reporting.members import about_untimed, comparison, list_members
 from minitron_nas.reporting.run_record import RunRecord, read_run
-from minitron_nas.reporting.sections import against_baselines, asked_of, benchmark_table, words
+from minitron_nas.reporting.sections import against_others, asked_of, benchmark_table, words
 from minitron_nas.reporting.teacher_name import display_name, hub_name
 from minitron_nas.resources import resource
 from minitron_nas.storage.atomic import write_text
@@ -95,7 +95,7 @@ def _content(run: RunRecord, size: str) -> dict[str, Any]:
         "evaluated": student.value("loss_nats") is not None,
         "comparison": comparison(members, size),
         "benchmarks": benchmark_table(run, [member.name for member in compared]),
-        "against": against_baselines(run, size),
+        "against": against_others(run, size),
         "titles": {member.name: member.title for member in compared},
         "plan": yaml.safe_dump(dict(run.plan), sort_keys=False, allow_unicode=True).rstrip(),
         "numerals": numerals,

@@ -55,6 +55,8 @@ class RunRecord:
         lineages: Where each student comes from, by its name.
         latency: What predicted seconds in the search; None where nothing did.
         aligned: What `align` measured of each member that it wrote to `aligned/`.
+        aligned_benchmarks: Rows of what these got in tasks, each called `aligned/NAME`.
+        aligned_differences: Rows of how that differs from what others got.
     """
 
     name: str
@@ -80,6 +82,8 @@ class RunRecord:
     lineages: Mapping[str, Lineage]
     latency: LatencyModel | None
     aligned: pd.DataFrame
+    aligned_benchmarks: Sequence[dict[str, Any]]
+    aligned_differences: Sequence[dict[str, Any]]
 
     def sizes(self) -> list[str]:
         """Return the labels of all sizes that are planned or left a trace in the run, largest first."""
@@ -147,6 +151,8 @@ def read_run(folder: Path) -> RunRecord:
         lineages={path.parent.name: read_lineage(path.parent) for path in students},
         latency=_latency(folder, content["plan"]),
         aligned=_aligned(folder),
+        aligned_benchmarks=_aligned_rows(folder, BENCHMARKS),
+        aligned_differences=_aligned_rows(folder, DIFFERENCES),
     )
 
 
@@ -175,9 +181,21 @@ def _scored(folder: Path) -> list[Path]:
 
 def _aligned(folder: Path) -> pd.DataFrame:
     """Return the tables of aligned members as one, by the folders' names."""
-    found = sorted(path.parent for path in RunFolder(folder).aligned.glob(f"*/{ALIGNMENT.file_name}"))
-    frames = [_frame(path, ALIGNMENT).assign(model=path.name) for path in found]
+    frames = [_frame(path, ALIGNMENT).assign(model=path.name) for path in _aligned_folders(folder)]
     return pd.concat(frames, ignore_index=True) if frames else _frame(folder, ALIGNMENT)
+
+
+def _aligned_rows(folder: Path, table: Table) -> list[dict[str, Any]]:
+    """Return the rows of a table of all aligned members, under names that no member of the run itself has."""
+    return [
+        {**row, "model": f"{path.parent.name}/{path.name}"}
+        for path in _aligned_folders(folder)
+        for row in plain_rows(_frame(path, table))
+    ]
+
+
+def _aligned_folders(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in RunFolder(folder).aligned.glob(f"*/{ALIGNMENT.file_name}"))
 
 
 def _latency(folder: Path, plan: Mapping[str, Any]) -> LatencyModel | None:

@@ -254,7 +254,7 @@ def rate_rows(run: RunRecord, size: str) -> Sequence[Row]:
 
 
 def benchmark_table(run: RunRecord, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return one row per task, metric and setting, with a value per model where there is one.
+    """Return one row per task, metric and setting that a model was asked, with a value per model where there is one.
 
     A value comes with its `difference` to the teacher's, a row of `differences.parquet`; None where there is none.
 
@@ -264,11 +264,10 @@ def benchmark_table(run: RunRecord, names: Sequence[str]) -> list[dict[str, Any]
     """
     keys = ("task", "metric", "task_version", "num_fewshot", "limit")
     to_teacher = {
-        (row["model"], row["task"], row["metric"]): row
-        for row in plain_rows(run.differences[run.differences["other"] == "teacher"])
+        (row["model"], row["task"], row["metric"]): row for row in _all_differences(run) if row["other"] == "teacher"
     }
     table: dict[tuple[Any, ...], dict[str, Row]] = {}
-    for row in plain_rows(run.benchmarks):
+    for row in [*plain_rows(run.benchmarks), *run.aligned_benchmarks]:
         difference = to_teacher.get((row["model"], row["task"], row["metric"]))
         cell = {**row, "difference": difference}
         table.setdefault(tuple(row[key] for key in keys), {})[row["model"]] = cell
@@ -280,6 +279,7 @@ def benchmark_table(run: RunRecord, names: Sequence[str]) -> list[dict[str, Any]
             "cells": [found.get(name) for name in names],
         }
         for setting, found in ordered
+        if not found.keys().isdisjoint(names)
     ]
 
 
@@ -291,27 +291,30 @@ def _documents(rows: Iterable[Row]) -> str:
     return "all" if row["limit"] is None else f"at most {numerals.whole(row['limit'])}"
 
 
-def against_baselines(run: RunRecord, student: str) -> dict[str, Any]:
-    """Return how a student's tasks differ from those of its size's baselines, on the same documents.
+def against_others(run: RunRecord, model: str) -> dict[str, Any]:
+    """Return how a model's tasks differ from those of others than the teacher, on the same documents.
 
     Args:
         run: The run.
-        student: Its name.
+        model: Its name: a student, which is held against its size's baselines, or an aligned one, against what it was.
 
     Returns:
-        `baselines`, their names, and `rows`: task, metric and for each baseline its row of `differences.parquet`, if
-        any.
+        `others`, their names, and `rows`: task, metric and for each of them its row of `differences.parquet`, if any.
     """
-    mine = run.differences[(run.differences["model"] == student) & (run.differences["other"] != "teacher")]
-    names = list(dict.fromkeys(mine["other"]))
+    mine = [row for row in _all_differences(run) if row["model"] == model and row["other"] != "teacher"]
+    names = list(dict.fromkeys(row["other"] for row in mine))
     table: dict[tuple[str, str], dict[str, Row]] = {}
-    for row in plain_rows(mine.sort_values(["task", "metric"], kind="stable")):
+    for row in sorted(mine, key=lambda row: (row["task"], row["metric"])):
         table.setdefault((row["task"], row["metric"]), {})[row["other"]] = row
     rows = [
         {"task": task, "metric": metric, "cells": [found.get(name) for name in names]}
         for (task, metric), found in table.items()
     ]
-    return {"baselines": names, "rows": rows}
+    return {"others": names, "rows": rows}
+
+
+def _all_differences(run: RunRecord) -> list[Row]:
+    return [*plain_rows(run.differences), *run.aligned_differences]
 
 
 def checks(run: RunRecord) -> list[tuple[str, bool | None, str]]:

@@ -311,6 +311,17 @@ def holds_run(path: Path) -> bool:
     return RunFolder(path).plan.is_file() and not (path / "config.json").is_file()
 
 
+def run_joined_by(path: Path) -> RunFolder | None:
+    """Return the run that a model joins as an aligned member, which is written to its `aligned/`; None without one.
+
+    Args:
+        path: The model's folder, there or not.
+    """
+    parent = path.absolute().parent
+    run = RunFolder(parent.parent)
+    return run if run.aligned == parent and holds_run(run.path) else None
+
+
 def require_new_folder(path: Path) -> None:
     """Refuse to write where something lies already, or where nothing can be written.
 

@@ -330,7 +330,7 @@ DIFFERENCES = Table(
     (
         Column("size", _TEXT, "label of the size"),
         Column("model", _TEXT, "name of the model, as in evaluations.parquet"),
-        Column("other", _TEXT, "what it is held against: teacher, or of a student its baselines"),
+        Column("other", _TEXT, "what it is held against: teacher, a student's baselines, or what an aligned one was"),
         Column("task", _TEXT, "lm-eval task"),
         Column("metric", _TEXT, "metric and filter, as in benchmarks.parquet; only means over documents"),
         Column("num_documents", _INT, "documents that both answered"),

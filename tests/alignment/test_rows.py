@@ -111,12 +111,40 @@ def test_every_form_of_a_preference_is_the_same_pair(tmp_path: Path, row: dict[s
         ({"prompt": "q", "chosen": "a", "rejected": ""}, "row 1: column 'rejected' is empty"),
         ({"prompt": "q", "chosen": "a", "rejected": "a"}, "row 1: chosen and rejected are the same"),
         ({"prompt": "", "chosen": "a", "rejected": "b"}, "row 1: there is no prompt"),
-        ({"prompt": "q", "chosen": "a"}, "neither chosen and rejected and prompt, or chosen and rejected, but prompt"),
+        (
+            {"prompt": "q", "chosen": "a"},
+            r"neither chosen and rejected and prompt, or chosen and rejected, but [a-z, ]+; rename the columns$",
+        ),
     ],
 )
 def test_rows_that_prefer_nothing_are_refused_by_name(tmp_path: Path, row: dict[str, Any], words: str) -> None:
     with pytest.raises(DataError, match=words):
         list(read_preferences(lines(tmp_path / "p.jsonl", [row]), TEXT))
+
+
+@pytest.mark.parametrize(
+    ("row", "empty"),
+    [
+        ({"prompt": "q"}, "chosen"),
+        ({"prompt": "q", "chosen": "a"}, "rejected"),
+        ({"prompt": "q", "rejected": "b"}, "chosen"),
+        ({"prompt": "q", "chosen": " ", "rejected": "b"}, "chosen"),
+    ],
+)
+def test_a_row_among_others_that_lacks_an_answer_is_refused_by_file_and_row(
+    tmp_path: Path, row: dict[str, Any], empty: str
+) -> None:
+    whole = [{"prompt": f"q {number}", "chosen": "a", "rejected": "b"} for number in range(3)]
+    file = lines(tmp_path / "p.jsonl", [*whole[:2], row, whole[2]])
+    with pytest.raises(
+        DataError, match=rf"p\.jsonl, row 3: column '{empty}' is empty; fill it in, or take the row out"
+    ):
+        list(read_preferences(file, TEXT))
+
+
+def test_a_row_that_says_nothing_is_passed_over(tmp_path: Path) -> None:
+    whole = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    assert len(list(read_preferences(lines(tmp_path / "p.jsonl", [dict.fromkeys(whole), whole]), TEXT))) == 1
 
 
 def test_both_answers_begin_with_as_many_turns_as_they_share(tmp_path: Path) -> None:

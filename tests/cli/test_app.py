@@ -19,6 +19,9 @@ from minitron_nas.errors import PreemptedError
 from minitron_nas.pipeline.doctor import Finding
 from minitron_nas.pipeline.family import Member
 from minitron_nas.pipeline.plan import FamilyPlan, deciding, make_plan
+from minitron_nas.pipeline.steps.align import Aligned
+from minitron_nas.pipeline.steps.alignment_run import Held
+from minitron_nas.storage.lineage import Proof
 from minitron_nas.storage.run_folder import RunFolder
 
 SHORT_TEXT = ("--set", "text.sequence_length=64", "--set", "text.calibration_samples=16")
@@ -64,6 +67,38 @@ def planned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Famil
     monkeypatch.setattr("minitron_nas.pipeline.build.run_plan", run_plan)
     monkeypatch.setattr("minitron_nas.pipeline.demo.run_plan", run_plan)
     return plans
+
+
+# align
+
+
+def test_align_asks_the_tasks_that_are_set_and_tells_what_the_student_got(
+    run: Callable[..., Output], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[dict[str, Any]] = []
+    rows = [
+        {"task": "tiny_sums", "metric": "acc,none", "value": 0.4, "standard_error": 0.25},
+        {"task": "wiki", "metric": "perplexity,none", "value": 9.0, "standard_error": None},
+    ]
+
+    def align(student: str, data: str, out: Path, **named: Any) -> Aligned:
+        asked.append(named)
+        return Aligned(out, "sft", Held(2.0), Held(1.5), None, 1.0, Proof(0.0, 1e-3), rows)
+
+    monkeypatch.setattr("minitron_nas.pipeline.steps.align.align", align)
+    command = ("align", "student", "--data", "chats.jsonl", "--out", tmp_path / "out", "--set", "evaluation.limit=5")
+    told = run(*command, "--set", "evaluation.tasks=[tiny_sums@1]")
+    assert told.out.splitlines() == [
+        f"{tmp_path / 'out'}: held-out loss 2.0000 nats before, 1.5000 after",
+        "tiny_sums acc,none: 0.4000 ± 0.2500",
+        "wiki perplexity,none: 9.0000",
+    ]
+    assert (asked[0]["evaluation"].tasks, asked[0]["evaluation"].model_fields_set) == (
+        ("tiny_sums@1",),
+        {"limit", "tasks"},
+    )
+    assert run(*command, "--json").json()["benchmarks"] == rows
+    assert asked[1]["evaluation"].model_fields_set == {"limit"}, "the rest is the run's"
 
 
 # enumerate

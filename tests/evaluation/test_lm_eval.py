@@ -3,6 +3,8 @@
 import functools
 import json
 import os
+import re
+import shutil
 import statistics
 import sys
 from pathlib import Path
@@ -16,12 +18,14 @@ from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minitron_nas.errors import PlanError
-from minitron_nas.evaluation import lm_eval
+from minitron_nas.evaluation import lm_eval, own_tasks
+from minitron_nas.evaluation.own_tasks.summaries import rouge_l
 from minitron_nas.evaluation.paired import differences
 from minitron_nas.evaluation.settings import EvaluationSettings
 from minitron_nas.testing import tiny_checkpoint
 
 TASKS = Path(__file__).parent / "tasks"
+OWN_TASKS = Path(own_tasks.__file__).parent
 
 
 @pytest.fixture(autouse=True)
@@ -191,6 +195,53 @@ def test_offline_is_all_tasks_of_the_users_folder(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(PlanError, match=r"evaluation\.include_path: .*empty holds no task of lm-eval"):
         lm_eval.Benchmarks(EvaluationSettings(tasks=("offline",), include_path=str(tmp_path / "empty")))
+
+
+@pytest.fixture
+def summaries(tmp_path):
+    """XL-Sum's rows as the hub has them, and a folder with our task that reads them; each row is told by its number."""
+    for split, number in (("validation", 20), ("test", 11)):
+        rows = [
+            {"id": f"{n}", "url": "u", "title": "t", "summary": f"{split} sum {n}.", "text": f"{split} text {n}."}
+            for n in range(number)
+        ]
+        folder = tmp_path / "xlsum" / "english" / split
+        folder.mkdir(parents=True)
+        datasets.Dataset.from_list(rows).to_parquet(folder / "0000.parquet")
+    text = (OWN_TASKS / "xlsum_english.yaml").read_text()
+    assert "dataset_path: csebuetnlp/xlsum\n" in text
+    own = tmp_path / "own"
+    shutil.copytree(OWN_TASKS, own)
+    (own / "xlsum_english.yaml").write_text(text.replace("csebuetnlp/xlsum\n", f"{tmp_path / 'xlsum'}\n"))
+    return own
+
+
+def test_xl_sum_is_asked_with_examples_of_the_validation_split_on_a_fifth_of_the_test_split(tmp_path, summaries):
+    path = tiny_checkpoint(tmp_path / "model", "llama", max_position_embeddings=1024)
+    found = answered(path, tasks=("xlsum_english@3",), include_path=str(summaries), keep_answers=True)
+    (row,) = found.rows
+    told = ("task", "metric", "task_version", "num_fewshot", "num_documents", "higher_is_better")
+    assert tuple(row[key] for key in told) == ("xlsum_english", "rougeL,none", "1.0", 3, 3, True)
+    for answer, number in zip(found.answers, (0, 5, 10), strict=True):
+        *examples, asked = answer["prompt"].split("\n\n")
+        assert asked == f"Article: test text {number}.\nSummary:"
+        example = r"Article: validation text (\d+)\.\nSummary: validation sum \1\."
+        assert [bool(re.fullmatch(example, one)) for one in examples] == [True] * 3
+        assert answer["target"] == f"test sum {number}."
+    scores = [
+        rouge_l({"summary": answer["target"]}, json.loads(answer["answers"]))["rougeL"] for answer in found.answers
+    ]
+    assert row["value"] == pytest.approx(statistics.fmean(scores))
+
+
+def test_our_task_is_known_without_a_folder_of_the_users(monkeypatch):
+    def refuse(**named):
+        raise OSError(f"asked for {named}")
+
+    monkeypatch.setattr("datasets.load_dataset", refuse)
+    benchmarks = lm_eval.Benchmarks(EvaluationSettings(tasks=("xlsum_english@3",)))
+    with pytest.raises(PlanError, match=r"the task xlsum_english here .*asked for .*csebuetnlp/xlsum"):
+        benchmarks.require_data()
 
 
 REFUSED = {

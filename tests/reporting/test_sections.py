@@ -107,11 +107,11 @@ def test_a_value_comes_with_its_difference_to_the_teacher_where_it_is_known(run:
 
 
 def test_a_student_is_held_against_its_baselines_task_by_task(run: RunRecord) -> None:
-    found = sections.against_baselines(run, "110M")
-    assert found["baselines"] == ["110M-depth-only", "110M-random-weights"]
+    found = sections.against_others(run, "110M")
+    assert found["others"] == ["110M-depth-only", "110M-random-weights"]
     ((task, cells),) = [(row["task"], row["cells"]) for row in found["rows"]]
     assert (task, [round(cell["difference"], 4) for cell in cells]) == ("piqa", [0.0093, 0.036])
-    assert sections.against_baselines(run, "110M-depth-only") == {"baselines": [], "rows": []}
+    assert sections.against_others(run, "110M-depth-only") == {"others": [], "rows": []}
 
 
 def test_checks_hold_for_a_proof_within_tolerance_and_the_plans_teacher(run: RunRecord) -> None:

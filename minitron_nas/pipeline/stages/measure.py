@@ -15,7 +15,7 @@ from minitron_nas.distillation.loss.validation import validate
 from minitron_nas.distillation.signals.folder import SignalPlace
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache
 from minitron_nas.evaluation.continuations import agreement, continuations, prompts, repetition
-from minitron_nas.evaluation.paired import Row, TaskResults, differences
+from minitron_nas.evaluation.paired import TaskResults
 from minitron_nas.evaluation.perplexity import perplexity
 from minitron_nas.evaluation.settings import EvaluationSettings
 from minitron_nas.evaluation.speed import measure_speed
@@ -25,8 +25,9 @@ from minitron_nas.pipeline import inputs
 from minitron_nas.pipeline.engine import Done, Left, Stage
 from minitron_nas.pipeline.member import TrainedMember
 from minitron_nas.pipeline.run import Run, Source
+from minitron_nas.pipeline.steps.tasks import benchmark, difference_rows, task_tables
 from minitron_nas.progress import Progress
-from minitron_nas.storage.schemas import ANSWERS, BENCHMARKS, DIFFERENCES, DOCUMENTS, EVALUATIONS, SAMPLES, TEXTS
+from minitron_nas.storage.schemas import BENCHMARKS, DIFFERENCES, DOCUMENTS, EVALUATIONS, SAMPLES, TEXTS
 from minitron_nas.storage.tables import read_rows
 from minitron_nas.text.held_out import means_by_text
 from minitron_nas.text.tokens import PackedTokens
@@ -149,21 +150,6 @@ def measure(
     return {"losses": asdict(losses), "continuations": written, "speed": asdict(speed)}
 
 
-def benchmark(model: Path, settings: EvaluationSettings, seed: int) -> TaskResults:
-    """Run a plan's lm-eval tasks on a model.
-
-    Args:
-        model: Its folder.
-        settings: The tasks.
-        seed: Of the examples in prompts.
-    """
-    from minitron_nas.evaluation.lm_eval import run_benchmarks  # deferred: importing lm_eval takes seconds
-
-    found = run_benchmarks(model, settings, seed)
-    release_memory()
-    return found
-
-
 def _samples(
     tokenizer: PreTrainedTokenizerBase, member: TrainedMember, held_out: PackedTokens, written: list[list[int]]
 ) -> list[dict[str, Any]]:
@@ -196,8 +182,7 @@ def _benchmark(run: Run, member: TrainedMember, model: Source) -> Done:
 
     def action(_: Progress) -> Left:
         found = run.workers.call(benchmark, model=checkpoint.path, settings=run.plan.evaluation, seed=run.plan.seed)
-        tables = ((BENCHMARKS, found.rows), (DOCUMENTS, found.documents), (ANSWERS, found.answers))
-        return Left(rows=[(table, [{"model": member.name, **row} for row in rows]) for table, rows in tables if rows])
+        return Left(rows=task_tables(member.name, found))
 
     stage = Stage(
         f"{member.name} benchmark",
@@ -220,8 +205,9 @@ def compare_tasks(run: Run, size: str, teacher: Answered, members: Sequence[Answ
 
     def action(_: Progress) -> Left:
         found = {each.member.name: _results(run, each) for each in (teacher, *members)}
-        rows = [row for model, other in _pairs(teacher, members) for row in _differences(model, other, found)]
-        return Left(rows=((DIFFERENCES, [{"size": size, **row} for row in rows]),))
+        pairs = [(model, other, found[model], found[other]) for model, other in _pairs(teacher, members)]
+        rows = [{"size": size, **row} for pair in pairs for row in difference_rows(*pair)]
+        return Left(rows=((DIFFERENCES, rows),))
 
     stage = Stage(
         f"{size} differences",
@@ -242,17 +228,3 @@ def _pairs(teacher: Answered, members: Sequence[Answered]) -> Iterator[tuple[str
 def _results(run: Run, answered: Answered) -> TaskResults:
     rows = run.folder.rows(answered.done.entry.stage)
     return TaskResults(read_rows(rows, BENCHMARKS), read_rows(rows, DOCUMENTS))
-
-
-def _differences(model: str, other: str, found: dict[str, TaskResults]) -> Iterator[Row]:
-    for (task, metric), difference in differences(found[model], found[other]).items():
-        yield {
-            "model": model,
-            "other": other,
-            "task": task,
-            "metric": metric,
-            "num_documents": difference.num_documents,
-            "difference": difference.value,
-            "standard_error": difference.standard_error,
-            "differs": difference.differs,
-        }

@@ -15,13 +15,17 @@ from minitron_nas.alignment.settings import AlignmentSettings, Method
 from minitron_nas.alignment.texts import AlignmentTexts, read_conversations, read_pairs
 from minitron_nas.distillation.training.arguments import check_engine
 from minitron_nas.errors import PlanError
+from minitron_nas.evaluation.paired import Row
 from minitron_nas.evaluation.perplexity import perplexity
+from minitron_nas.evaluation.settings import EvaluationSettings
 from minitron_nas.execution.choice import check_training
 from minitron_nas.execution.preemption import going_on
 from minitron_nas.execution.settings import RunnerSettings
+from minitron_nas.execution.workers import Workers
 from minitron_nas.models.source import ModelSource, resolve_teacher, source_name
 from minitron_nas.pipeline.display import Display, default_display, tell
 from minitron_nas.pipeline.steps.alignment_run import AlignmentRun, Held, Opened, Outcome
+from minitron_nas.pipeline.steps.alignment_tasks import AlignmentTasks
 from minitron_nas.pipeline.versions import versions
 from minitron_nas.pruning.export import export_student, proof_prompt, stored_dtype
 from minitron_nas.pruning.whole import require_tower
@@ -47,6 +51,7 @@ class Aligned:
         harm: That training made it worse, in words; None where it did not.
         seconds: Wall time of the training.
         proof: What reloading it showed.
+        benchmarks: Rows of `benchmarks.parquet`: what it got in lm-eval's tasks.
     """
 
     path: Path
@@ -56,6 +61,7 @@ class Aligned:
     harm: str | None
     seconds: float
     proof: Proof
+    benchmarks: Sequence[Row] = ()
 
 
 def align(
@@ -68,6 +74,7 @@ def align(
     template_from: ModelSource | None = None,
     validation: Rows | None = None,
     text: TextSettings | None = None,
+    evaluation: EvaluationSettings | None = None,
     seed: int = 0,
     runner: RunnerSettings | None = None,
     text_only: bool = True,
@@ -92,6 +99,8 @@ def align(
             student's own, for `kd` the teacher's.
         validation: Rows to hold out, of the same kind.
         text: Length of a sequence, column, split and number of rows that are held out.
+        evaluation: lm-eval's tasks that the aligned student is asked. What it does not set is what members were asked
+            of the run in whose `aligned/` the student is written, if that is where `out` lies.
         seed: Decides the order of rows.
         runner: Where `sft` and `kd` run and in how many processes. `dpo` runs in this process on one device.
         text_only: Of a student that looks at pictures too, whether what comes out is a text model; else it keeps tower
@@ -106,6 +115,7 @@ def align(
     runner, folder = runner or RunnerSettings(), Path(out)
     _check(settings, teacher, runner)
     require_new_folder(folder)
+    tasks = AlignmentTasks.of(folder, evaluation, seed)
     work = folder.with_name(f"{folder.name}.work").absolute()
     with new_folder(folder) as temporary, going_on(f"the same command goes on in {work}"):
         opened = _open(student, teacher, template_from, text_only, work, display)
@@ -124,46 +134,22 @@ def align(
         ends = end_generation(opened.chat, texts.train.end_ids, opened.tokenizer)
         if not texts.train.end_ids:
             display.note("the chat template ends answers with no special token, so nothing tells generation to stop")
-        model = outcome.model
         if ends and opened.instruct is not None:
-            model.config.eos_token_id = ends if len(ends) > 1 else ends[0]
-        about = {
-            "method": settings.method,
-            "data": _name(data),
-            "validation": None if validation is None else _name(validation),
-            "template_from": None if opened.instruct is None else opened.instruct_name,
-            "num_conversations": len(texts.train.turns),
-            "num_held_out": len(texts.held_out.turns),
-            "epochs": settings.epochs,
-            "beta": settings.beta if settings.method == "dpo" else None,
-            "seconds": seconds,
-            "harm": outcome.harm,
-            "student_teacher": read_lineage(opened.student.path).teacher.name,
-        }
-        lineage = Lineage(
-            teacher=Origin() if opened.teacher is None else Origin(opened.teacher_name, opened.teacher.fingerprint),
-            source=Origin(opened.name, opened.student.fingerprint),
-            alignment={key: value for key, value in about.items() if value is not None},
-            architecture=opened.student.architecture.to_dict(),
-            tokens_trained=outcome.tokens,
-            exported_tokens=outcome.exported_tokens,
-            learning_rate=settings.peak_learning_rate,
-            validation_loss_nats={"before": outcome.before.loss_nats, "after": outcome.after.loss_nats},
-            dtype=str(stored_dtype(opened.student.path)).removeprefix("torch."),
-            seed=seed,
-            versions=versions(),
-        )
+            outcome.model.config.eos_token_id = ends if len(ends) > 1 else ends[0]
+        lineage = _lineage(run, outcome, seconds, _name(data), None if validation is None else _name(validation))
         staged = temporary / "model"
-        prompt = proof_prompt(texts.packed_held_out)
         dtype, wrapper = stored_dtype(opened.student.path), None if text_only else opened.student.path
-        proof = export_student(model, opened.chat, staged, dtype, prompt, lineage, wrapper)
+        prompt = proof_prompt(texts.packed_held_out)
+        proof = export_student(outcome.model, opened.chat, staged, dtype, prompt, lineage, wrapper)
         write_rows(staged, ALIGNMENT, _rows(folder.name, opened.student.num_parameters, settings, texts, outcome))
+        workers = Workers(runner, work / "workers")
+        benchmarks = tasks.ask(staged, folder.name, opened.student.path, workers, display)
         write_aligned_card(staged, folder.name)
         if folder.is_dir():
             folder.rmdir()
         os.replace(staged, folder)
         shutil.rmtree(work, ignore_errors=True)
-    return Aligned(folder, settings.method, outcome.before, outcome.after, outcome.harm, seconds, proof)
+    return Aligned(folder, settings.method, outcome.before, outcome.after, outcome.harm, seconds, proof, benchmarks)
 
 
 def _check(settings: AlignmentSettings, teacher: ModelSource | None, runner: RunnerSettings) -> None:
@@ -214,6 +200,36 @@ def _open(
 
 def _name(data: Rows) -> str:
     return str(data_name(data))
+
+
+def _lineage(run: AlignmentRun, outcome: Outcome, seconds: float, data: str, validation: str | None) -> Lineage:
+    opened, texts, settings = run.opened, run.texts, run.settings
+    about = {
+        "method": settings.method,
+        "data": data,
+        "validation": validation,
+        "template_from": None if opened.instruct is None else opened.instruct_name,
+        "num_conversations": len(texts.train.turns),
+        "num_held_out": len(texts.held_out.turns),
+        "epochs": settings.epochs,
+        "beta": settings.beta if settings.method == "dpo" else None,
+        "seconds": seconds,
+        "harm": outcome.harm,
+        "student_teacher": read_lineage(opened.student.path).teacher.name,
+    }
+    return Lineage(
+        teacher=Origin() if opened.teacher is None else Origin(opened.teacher_name, opened.teacher.fingerprint),
+        source=Origin(opened.name, opened.student.fingerprint),
+        alignment={key: value for key, value in about.items() if value is not None},
+        architecture=opened.student.architecture.to_dict(),
+        tokens_trained=outcome.tokens,
+        exported_tokens=outcome.exported_tokens,
+        learning_rate=settings.peak_learning_rate,
+        validation_loss_nats={"before": outcome.before.loss_nats, "after": outcome.after.loss_nats},
+        dtype=str(stored_dtype(opened.student.path)).removeprefix("torch."),
+        seed=run.seed,
+        versions=versions(),
+    )
 
 
 def _rows(
