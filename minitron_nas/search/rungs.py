@@ -95,15 +95,19 @@ def most_trained(num_trials: int, rung_tokens: Sequence[int], reduction: int, nu
 
 
 def share(num_trials: int, tokens: int, reduction: int) -> int:
-    """Return how many trials of a rung go on where none ties: two at least before any training, so that it decides.
+    """Return how many trials of a rung go on where none ties.
+
+    Rung 0 asks for no training, and so looks at more: of those one in the square of the reduction is trained, and two
+    at least, so that training decides.
 
     Args:
         num_trials: Of the rung.
         tokens: KD tokens at its end.
         reduction: One in this many goes on.
     """
-    going = ceil(num_trials / reduction)
-    return going if tokens else max(going, min(num_trials, 2))
+    if tokens:
+        return ceil(num_trials / reduction)
+    return max(ceil(num_trials / reduction**2), min(num_trials, 2))
 
 
 def going_on(ranked: Sequence[Standing], quota: int) -> list[str]:

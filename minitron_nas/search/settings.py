@@ -51,8 +51,8 @@ class SearchSettings(Settings):
         num_rungs: Rungs of the tournament; each has `reduction` times the tokens of the one before. With two or more,
             finalists are compared as they begin, as rung 0, before any is trained. With 0 the best of the screening
             is taken.
-        reduction: One in this many trials goes on to the next rung, and those that tie with the best, up to half as
-            many more.
+        reduction: One in this many trials goes on to the next rung, one in its square from rung 0, and those that tie
+            with the best, up to half as many more.
     """
 
     sampler: SamplerName = "pool"
@@ -65,7 +65,7 @@ class SearchSettings(Settings):
     max_screened: Annotated[int, Field(ge=1)] | None = 64
     round_size: Annotated[int, Field(ge=1)] = 8
     screen_sequences: Annotated[int, Field(ge=1)] | None = None
-    num_finalists: Annotated[int, Field(ge=1)] | None = 12
+    num_finalists: Annotated[int, Field(ge=1)] | None = 16
     tokens: Count | None = None
     num_rungs: Annotated[int, Field(ge=0)] = 3
     reduction: Annotated[int, Field(ge=2)] = 2

@@ -171,7 +171,7 @@ def show(case: Case, results: Values, ranks: Values) -> None:
 def starts() -> dict[str, Policy]:
     """Return searches without rung 0 and with it, where it tells no more than the screening and where it does."""
     kinds = {"no rung 0": None, "rung 0": 0.0, "rung 0 as after T/20": 0.05}
-    numbered = product(kinds.items(), (8, 12, 16))
+    numbered = product(kinds.items(), (8, 12, 16, 24))
     return {
         f"{num} finalists, {kind}": Product(SearchSettings(num_finalists=num), told) for (kind, told), num in numbered
     }

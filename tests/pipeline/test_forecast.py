@@ -54,10 +54,10 @@ def test_the_papers_plan_has_their_steps_candidates_and_tokens() -> None:
     (size,) = found.sizes
     assert (found.steps, found.batch_sequences, found.sequence_length) == (19_921, 1152, 4096)
     assert float(f"{found.step_flops:.1e}") == 4.4e17
-    assert (size.num_shapes, size.num_screened, size.num_finalists) == (15, 15, 12)
+    assert (size.num_shapes, size.num_screened, size.num_finalists) == (15, 15, 15)
     assert size.rung_tokens == (0, 450_000_000, 900_000_000, 1_800_000_000)
-    # Of twelve that are compared untrained six are trained, then three, then two.
-    assert size.trial_tokens == 6 * 450_000_000 + 3 * 450_000_000 + 2 * 900_000_000
+    # Of fifteen that are compared untrained four are trained, then two, and then one is left.
+    assert size.trial_tokens == 4 * 450_000_000 + 2 * 450_000_000
     assert size.student_tokens == 3 * 19_921 * 1152 * 4096
     assert size.step_flops == pytest.approx(2.5e17, rel=0.1)  # by the mean of its shapes, most with fewer heads
 
@@ -116,7 +116,7 @@ def test_it_is_told_in_lines_and_as_plain_values(tiny_settings: dict[str, Any]) 
     assert lines[1].startswith("tokens   94,000,000,000 for each student: 19,921 steps of 1,152 sequences of 4,096; ")
     told = {line.split()[0]: line.split()[1:] for line in lines if line}
     assert told["total"][0] == f"{found.flops:.1e}".replace("e+", "e")
-    assert told["8B"][:3] == ["15", "15", "12"]
+    assert told["8B"][:3] == ["15", "15", "15"]
     assert lines[-1].startswith("disk     ")
     values = found.to_dict()
     assert values["sizes"][0]["num_shapes"] == 15

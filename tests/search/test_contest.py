@@ -10,7 +10,7 @@ from minitron_nas.search.contest import Contest
 from minitron_nas.space.enumerate import Candidate
 
 FINALISTS = [
-    Candidate(Architecture("llama", layers, 64, 128, 4, 2, 16, 320), 1000 * layers) for layers in range(9, 3, -1)
+    Candidate(Architecture("llama", layers, 64, 128, 4, 2, 16, 320), 1000 * layers) for layers in range(12, 0, -1)
 ]
 """Whose KLs are given in this order."""
 
@@ -49,8 +49,8 @@ def test_what_noise_may_explain_goes_on_beyond_the_quota():
 
 
 def test_a_clear_order_twice_ends_the_contest_before_the_last_rung():
-    contest = Contest(FINALISTS, [30, 60, 120], 2, Choice())
-    clear = ended([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], noise=(0.0, 0.01, 0.02, 0.03, 0.04, 0.05))
+    contest = Contest(FINALISTS[:6], [30, 60, 120], 2, Choice())
+    clear = ended(range(1, 13), noise=[0.01 * place for place in range(12)])
     contest.end_rung(clear)
     assert (contest.alive, contest.is_over) == (FINALISTS[:3], False)
     contest.end_rung(clear)
@@ -65,7 +65,7 @@ def test_a_rung_without_a_finite_kl_is_refused():
 
 def test_what_is_known_before_training_is_no_order_that_decides():
     contest = Contest(FINALISTS, [0, 30, 60], 2, Choice())
-    clear = ended([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], noise=(0.0, 0.01, 0.02, 0.03, 0.04, 0.05))
+    clear = ended(range(1, 13), noise=[0.01 * place for place in range(12)])
     assert contest.rung == 0
     contest.end_rung(clear)
     assert (contest.alive, contest.rung, contest.is_over) == (FINALISTS[:3], 1, False)
@@ -73,7 +73,7 @@ def test_what_is_known_before_training_is_no_order_that_decides():
     assert (contest.alive, contest.is_over) == (FINALISTS[:2], False)
     contest.end_rung(clear)
     assert (contest.alive, contest.is_over) == (FINALISTS[:1], True)
-    assert [(row.rung, row.tokens) for row in contest.rows] == [(0, 0)] * 6 + [(1, 30)] * 3 + [(2, 60)] * 2
+    assert [(row.rung, row.tokens) for row in contest.rows] == [(0, 0)] * 12 + [(1, 30)] * 3 + [(2, 60)] * 2
 
 
 def test_training_ends_when_one_is_left_and_does_not_begin_so():

@@ -52,7 +52,8 @@ def test_without_noise_or_without_anything_to_measure_it_by(one, other, expected
         ((5, (1, 2, 4), 3), [5, 2, 1]),
         ((3, (1,), 2), [3, 1]),
         ((1, (1, 2), 2), [1, 1]),
-        ((8, (0, 1, 2, 4), 2), [8, 4, 2, 1]),
+        ((16, (0, 1, 2, 4), 2), [16, 4, 2, 1]),
+        ((24, (0, 1, 2, 4), 2), [24, 6, 3, 2, 1]),
         ((8, (0, 1, 2, 4), 9), [8, 2, 1]),
         ((2, (0, 1, 2), 2), [2, 2, 1]),
         ((1, (0, 1, 2), 2), [1, 1, 1]),
@@ -65,14 +66,14 @@ def test_each_rung_takes_what_the_reduction_leaves_rounded_up(arguments, expecte
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
-    [((12, (0, 1, 2), 2), 9), ((5, (0, 1, 2), 2), 5), ((2, (0, 1, 2), 2), 2), ((12, (1, 2), 2), 12), ((3, (), 2), 3)],
+    [((16, (0, 1, 2), 2), 6), ((12, (0, 1, 2), 3), 3), ((5, (0, 1, 2), 2), 3), ((2, (0, 1, 2), 2), 2), ((12, (1, 2), 2), 12), ((3, (), 2), 3)],
 )
-def test_with_rung_0_half_are_trained_and_those_that_tie(arguments, expected):
+def test_with_rung_0_a_quarter_are_trained_and_those_that_tie(arguments, expected):
     assert most_trained(*arguments) == expected
 
 
 def test_as_many_are_trained_as_there_shall_be_members_and_those_that_tie():
-    assert [most_trained(12, (0, 1, 2), 2, members) for members in (1, 6, 7, 8, 12)] == [9, 9, 11, 12, 12]
+    assert [most_trained(16, (0, 1, 2), 2, members) for members in (1, 4, 6, 8, 16)] == [6, 6, 9, 12, 16]
 
 
 def test_what_is_significantly_worse_than_the_best_is_cut():
