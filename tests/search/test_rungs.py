@@ -66,7 +66,14 @@ def test_each_rung_takes_what_the_reduction_leaves_rounded_up(arguments, expecte
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
-    [((16, (0, 1, 2), 2), 6), ((12, (0, 1, 2), 3), 3), ((5, (0, 1, 2), 2), 3), ((2, (0, 1, 2), 2), 2), ((12, (1, 2), 2), 12), ((3, (), 2), 3)],
+    [
+        ((16, (0, 1, 2), 2), 6),
+        ((12, (0, 1, 2), 3), 3),
+        ((5, (0, 1, 2), 2), 3),
+        ((2, (0, 1, 2), 2), 2),
+        ((12, (1, 2), 2), 12),
+        ((3, (), 2), 3),
+    ],
 )
 def test_with_rung_0_a_quarter_are_trained_and_those_that_tie(arguments, expected):
     assert most_trained(*arguments) == expected
