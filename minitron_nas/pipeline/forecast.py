@@ -264,7 +264,7 @@ def _sizes(
             num_screened=plan.search.num_screened(len(pool.candidates)),
             num_finalists=trained,
             rung_tokens=rungs,
-            trial_tokens=short.planned_tokens(trained),
+            trial_tokens=short.planned_tokens(trained, num_members=plan.members_per_size),
             probe_tokens=0 if probe is None else MOST_PROBES * probe.num_tokens,
             student_tokens=schedule.num_tokens * (plan.members_per_size + len(plan.baselines)),
             step_flops=step_flops(forward, schedule),

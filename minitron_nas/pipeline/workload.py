@@ -236,7 +236,8 @@ class _Costs:
     def _tournament(self, size: Size, student: float, lecturer: float, source: float) -> StageWork:
         search, devices = self._plan.search, self._devices.of_a_trial(self._plan.runner)
         ends = search.rung_tokens(self._tokens.distillation)
-        field = quotas(search.finalists_of(len(self._pools[size].candidates)), ends, search.reduction)
+        num_finalists = search.finalists_of(len(self._pools[size].candidates))
+        field = quotas(num_finalists, ends, search.reduction, self._plan.members_per_size)
         parts = [self._jobs(field[0], self._start(student, source), 1)] if ends else []
         beside = 0.0 if self._trial_tokens else lecturer
         for alive, (previous, end) in zip(field[:-1], pairwise([0, *ends]), strict=False):

@@ -60,8 +60,8 @@ def p_worse(one: Standing, other: Standing) -> float:
     return float(stdtr(len(differences) - 1, -t))
 
 
-def quotas(num_trials: int, rung_tokens: Sequence[int], reduction: int) -> list[int]:
-    """Return how many trials each rung takes where none ties and none fails, and then 1, the winner.
+def quotas(num_trials: int, rung_tokens: Sequence[int], reduction: int, num_members: int = 1) -> list[int]:
+    """Return how many trials each rung takes where none ties and none fails, and then how many are chosen.
 
     There are no other rungs when one is left.
 
@@ -69,14 +69,15 @@ def quotas(num_trials: int, rung_tokens: Sequence[int], reduction: int) -> list[
         num_trials: Of the first rung.
         rung_tokens: KD tokens at the end of each rung, ascending.
         reduction: One in this many goes on.
+        num_members: That are chosen; so many go on in any case.
     """
-    field = [num_trials]
+    field, least = [num_trials], min(num_members, num_trials)
     for tokens in rung_tokens[:-1]:
-        going = share(field[-1], tokens, reduction)
+        going = max(share(field[-1], tokens, reduction), least)
         if tokens and going == 1:
             break
         field.append(going)
-    return [*field, 1]
+    return [*field, least]
 
 
 def most_trained(num_trials: int, rung_tokens: Sequence[int], reduction: int, num_members: int = 1) -> int:

@@ -55,15 +55,16 @@ class ShortTraining:
         """Return the steps and batch of the last rung, along whose learning rates all rungs train."""
         return Schedule.resolve(self.distillation, self.rung_tokens[-1], sequence_length)
 
-    def planned_tokens(self, num_trials: int, place: int = 0) -> int:
+    def planned_tokens(self, num_trials: int, place: int = 0, num_members: int = 1) -> int:
         """Return the tokens of all trials together from a rung on, if none fails or ties.
 
         Args:
             num_trials: Those that take part in it.
             place: Which of the rungs it is, from 0.
+            num_members: That are chosen.
         """
         ends = (0, *self.rung_tokens)[place:]
-        field = quotas(num_trials, ends[1:], self.reduction)[:-1]
+        field = quotas(num_trials, ends[1:], self.reduction, num_members)[:-1]
         return sum(trials * (end - begin) for trials, begin, end in zip(field, ends, ends[1:], strict=False))
 
     def to_dict(self) -> dict[str, Any]:
@@ -107,7 +108,8 @@ def tournament(
     """
     schedule = training.schedule(starts.files.train.open().input_ids.shape[1])
     seen = [tokens and schedule.steps_for(tokens) * schedule.tokens_per_step for tokens in training.rung_tokens]
-    contest = Contest(finalists, seen, training.reduction, choice or Choice())
+    choice = choice or Choice()
+    contest = Contest(finalists, seen, training.reduction, choice)
     arguments = {"starts": starts.to_dict(), "training": training.to_dict()}
     done, previous = 0, 0
     while not contest.is_over:
@@ -125,7 +127,7 @@ def tournament(
             for candidate in alive
         ]
         step, before = tokens - previous, done
-        total = before + training.planned_tokens(len(alive), contest.place)
+        total = before + training.planned_tokens(len(alive), contest.place, choice.num_members)
         outcomes = jobs.run(
             train_rung,
             todo,

@@ -79,6 +79,12 @@ def test_with_rung_0_a_quarter_are_trained_and_those_that_tie(arguments, expecte
     assert most_trained(*arguments) == expected
 
 
+def test_as_many_go_on_as_there_shall_be_members():
+    assert quotas(16, (0, 1, 2, 4), 2, num_members=3) == [16, 4, 3, 3, 3]
+    assert quotas(16, (0, 1, 2, 4), 2, num_members=8) == [16, 8, 8, 8, 8]
+    assert quotas(2, (1, 2), 2, num_members=3) == [2, 2, 2]
+
+
 def test_as_many_are_trained_as_there_shall_be_members_and_those_that_tie():
     assert [most_trained(16, (0, 1, 2), 2, members) for members in (1, 4, 6, 8, 16)] == [6, 6, 9, 12, 16]
 
