@@ -27,9 +27,12 @@ EXPERT_FIELDS = ("num_experts", "moe_intermediate_size", "shared_expert_intermed
 MAMBA_FIELDS = ("mamba_num_heads", "mamba_head_dim")
 """Those that are 0 in families without Mamba mixers."""
 
+MIXER_FIELDS = (*MAMBA_FIELDS, "mamba_num_groups")
+"""The same, with what pruning leaves as it is: a mixer has all of them, or there is none."""
+
 _OF_SOME_FAMILIES = (
     "shared_expert_intermediate_size", "num_expert_groups", "num_shared_experts", "layer_kinds",
-    "fixed_sizes", *MAMBA_FIELDS, "mamba_num_groups",
+    "fixed_sizes", *MIXER_FIELDS,
 )  # fmt: skip
 """Fields that are left out of plain values where they are empty."""
 
@@ -80,12 +83,13 @@ class Architecture:
         """Refuse a shape that cannot exist.
 
         Raises:
-            InvalidArchitectureError: If a size is too small, the heads do not fill the KV groups, a token is
-                sent to more experts than there are, or not every layer has a kind.
+            InvalidArchitectureError: If a size is too small, heads do not fill their groups, a token is sent to more
+                experts than there are, or not every layer has a kind.
         """
-        for name in (*SHAPE_FIELDS, "head_dim", "vocab_size"):
-            value, least = getattr(self, name), 0 if name in (*EXPERT_FIELDS, *MAMBA_FIELDS) else 1
-            if not isinstance(value, int) or value < least:
+        mixers = () if any(getattr(self, name) for name in MIXER_FIELDS) else MIXER_FIELDS
+        for name in (*SHAPE_FIELDS, "mamba_num_groups", "head_dim", "vocab_size"):
+            value, least = getattr(self, name), 0 if name in (*EXPERT_FIELDS, *mixers) else 1
+            if type(value) is not int or value < least:
                 raise InvalidArchitectureError(f"{name}={value!r} must be an integer of at least {least}")
         if self.num_attention_heads % self.num_key_value_heads:
             raise InvalidArchitectureError(
@@ -93,7 +97,7 @@ class Architecture:
                 f"num_key_value_heads={self.num_key_value_heads}; every KV group needs the same "
                 "number of query heads"
             )
-        if self.mamba_num_heads % max(1, self.mamba_num_groups):
+        if self.mamba_num_groups and self.mamba_num_heads % self.mamba_num_groups:
             raise InvalidArchitectureError(
                 f"mamba_num_heads={self.mamba_num_heads} is not a multiple of the mixers' {self.mamba_num_groups} "
                 "groups; every group needs the same number of heads"

@@ -147,6 +147,13 @@ def test_a_shape_that_pruning_cannot_reach_is_refused(changes: dict[str, int], m
         NEMOTRON_15B.reshaped(changes)
 
 
+@pytest.mark.parametrize("name", MAMBA_FIELDS)
+def test_a_mixer_keeps_a_head_and_a_channel(name: str) -> None:
+    mixers = {"mamba_num_heads": 6, "mamba_head_dim": 8, "mamba_num_groups": 2}
+    with pytest.raises(InvalidArchitectureError, match=f"{name}=0 must be an integer of at least 1"):
+        replace(NEMOTRON_15B, **mixers).reshaped({name: 0})
+
+
 def test_where_every_group_has_one_head_they_leave_together() -> None:
     source = Architecture("gpt2", 12, 768, 3072, 12, 12, 64, 50257)
     assert source.reshaped({"num_attention_heads": 8}).num_key_value_heads == 8
