@@ -86,8 +86,8 @@ class Fields:
         read = {field: self._value(content, field) for field in _OTHER_NAMES}
         if missing := [field for field in _NEEDED if read[field] is None]:
             raise CheckpointError(
-                f"a config of type {content['model_type']!r} has no key for {', '.join(missing)}, so that no table can be "
-                "drafted from it; write one by hand, as the families' page shows for layers of several kinds"
+                f"a config of type {content['model_type']!r} has no key for {', '.join(missing)}, so that no table can "
+                "be drafted from it; write one by hand, as the families' page shows for layers of several kinds"
             )
         heads, hidden = read["num_attention_heads"] or 1, read["hidden_size"] or 1
         read["num_key_value_heads"] = read["num_key_value_heads"] or heads
