@@ -21,6 +21,9 @@ SHAPE_FIELDS = (
 )
 """The fields that pruning may change; all others are the teacher's for ever."""
 
+SHAPE_LETTERS = dict(zip(SHAPE_FIELDS, "lhfqkemsnp", strict=True))
+"""What stands for them in the name of a shape."""
+
 EXPERT_FIELDS = ("num_experts", "moe_intermediate_size", "shared_expert_intermediate_size")
 """Those that are 0 in families without experts."""
 
@@ -126,14 +129,7 @@ class Architecture:
     @property
     def id(self) -> str:
         """A short name that two shapes pruned from one source share only if they are equal."""
-        dense = (
-            f"l{self.num_hidden_layers}-h{self.hidden_size}-f{self.intermediate_size}"
-            f"-q{self.num_attention_heads}-k{self.num_key_value_heads}"
-        )
-        experts = f"-e{self.num_experts}-m{self.moe_intermediate_size}" if self.num_experts else ""
-        shared = f"-s{self.shared_expert_intermediate_size}" if self.shared_expert_intermediate_size else ""
-        mamba = f"-n{self.mamba_num_heads}-p{self.mamba_head_dim}" if self.mamba_num_heads else ""
-        return f"{dense}{experts}{shared}{mamba}"
+        return shape_id({name: getattr(self, name) for name in SHAPE_FIELDS})
 
     @property
     def num_shared_neurons(self) -> int:
@@ -213,3 +209,14 @@ class Architecture:
         """Return all fields as plain values."""
         values = asdict(self)
         return {name: value for name, value in values.items() if value or name not in _OF_SOME_FAMILIES}
+
+
+def shape_id(sizes: Mapping[str, int | None]) -> str:
+    """Return the name of a shape.
+
+    Args:
+        sizes: Those of `SHAPE_FIELDS` that it has; 0, None or nothing for the others.
+    """
+    always = {"moe_intermediate_size"} if sizes.get("num_experts") else set[str]()
+    told = {name: sizes.get(name) or 0 for name in SHAPE_FIELDS}
+    return "-".join(f"{SHAPE_LETTERS[name]}{size}" for name, size in told.items() if size or name in always)

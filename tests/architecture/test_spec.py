@@ -6,7 +6,7 @@ import pytest
 
 from minitron_nas.architecture.config import architecture_of, with_sizes
 from minitron_nas.architecture.costs import costs_of, count_parameters
-from minitron_nas.architecture.spec import EXPERT_FIELDS, MAMBA_FIELDS, SHAPE_FIELDS, Architecture
+from minitron_nas.architecture.spec import EXPERT_FIELDS, MAMBA_FIELDS, SHAPE_FIELDS, Architecture, shape_id
 from minitron_nas.errors import InvalidArchitectureError, MinitronNasError
 from minitron_nas.families.catalog import layout_of
 
@@ -106,6 +106,13 @@ def test_the_id_holds_the_five_prunable_sizes() -> None:
         "num_attention_heads": 48,
         "num_key_value_heads": 8,
     }
+
+
+def test_the_id_holds_the_sizes_of_experts_and_mixers() -> None:
+    experts = replace(NEMOTRON_15B, num_experts=8, num_experts_per_tok=2)
+    assert experts.id == "l32-h6144-f24576-q48-k8-e8-m0"
+    mixed = replace(NEMOTRON_15B, mamba_num_heads=6, mamba_head_dim=8, mamba_num_groups=2)
+    assert mixed.id == shape_id({**mixed.sizes(), "num_experts": None}) == "l32-h6144-f24576-q48-k8-n6-p8"
 
 
 def test_reshaping_replaces_only_what_is_named() -> None:
