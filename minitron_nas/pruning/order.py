@@ -19,7 +19,7 @@ from torch import Tensor
 from minitron_nas.architecture.kinds import fewest_layers
 from minitron_nas.architecture.layout import NEURON_AXES, Axis, Dim, Factor, Sizes, TensorPlace, axis_sizes, factor_size
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.errors import InvalidArchitectureError
+from minitron_nas.errors import InvalidArchitectureError, ScoresError
 from minitron_nas.importance.depth_modes import ranked_layers
 from minitron_nas.importance.scores import ImportanceScores, descending
 from minitron_nas.pruning.merging import merge_partners
@@ -89,6 +89,7 @@ class PruningOrder:
 
         Raises:
             InvalidArchitectureError: If a protected layer does not exist.
+            ScoresError: If an earlier version made them, which ranked fewer axes.
         """
         cls.check_layers(architecture, protected_layers)
         num_layers = architecture.num_hidden_layers
@@ -97,6 +98,11 @@ class PruningOrder:
             layers = ranked_layers(scores.layers.tolist(), protected, architecture.kinds)
         grouped = scores.heads.view(num_layers, architecture.num_key_value_heads, architecture.heads_per_group)
         in_mixers = (num_layers, architecture.mamba_num_groups, architecture.mamba_group_heads)
+        if scores.mamba_heads.numel() != prod(in_mixers):
+            raise ScoresError(
+                "these scores rank no heads of Mamba mixers, which the model has: an earlier version made them; score "
+                "it again"
+            )
         return cls(
             hidden=descending(scores.hidden),
             neurons=descending(scores.neurons),

@@ -19,7 +19,7 @@ from minitron_nas.architecture.layout import (
     row,
 )
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.errors import InvalidArchitectureError
+from minitron_nas.errors import InvalidArchitectureError, ScoresError
 from minitron_nas.families.catalog import layout_of
 from minitron_nas.importance.baselines import random_scores
 from minitron_nas.importance.scores import ImportanceScores
@@ -51,6 +51,12 @@ def test_every_axis_is_ranked_as_by_hand():
     assert ORDER.neurons[0].tolist() == [0, 2, 4, 3, 1]
     assert ORDER.kv_groups.tolist() == [[1, 0], [0, 1], [1, 0]]
     assert ORDER.layers.tolist() == [[False, True, False], [False, True, True], [True, True, True]]
+
+
+def test_scores_of_a_version_that_ranked_no_mixers_are_refused():
+    shape = replace(SHAPE, mamba_num_heads=4, mamba_head_dim=2, mamba_num_groups=2)
+    with pytest.raises(ScoresError, match="these scores rank no heads of Mamba mixers.*score it again"):
+        PruningOrder.from_scores(SCORES, shape, ())
 
 
 def test_query_heads_are_ranked_within_their_own_group():
