@@ -1,11 +1,13 @@
 """Maps of importance: scores over the mean of their peers, in few columns."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.reporting import importance
 from minitron_nas.reporting.importance import ImportanceMap, importance_maps
 from minitron_nas.storage.schemas import SCORES
@@ -39,6 +41,10 @@ def test_layers_and_channels_are_one_row(tmp_path: Path) -> None:
 def test_scores_that_are_all_zero_say_nothing(tmp_path: Path) -> None:
     found = maps(tmp_path, [("heads", 0, 0, 0.0), ("heads", 0, 1, 0.0)])
     assert np.isnan(found["heads"].values).all()
+
+
+def test_every_axis_of_the_scores_has_a_map() -> None:
+    assert {*importance._AXES} == {field.name for field in fields(ImportanceScores)}
 
 
 def test_layers_without_an_axis_leave_a_gap(tmp_path: Path) -> None:
