@@ -176,7 +176,7 @@ class Architecture:
         Of fewer layers there are as many of each kind as `kept_of_each_kind` says.
 
         Raises:
-            InvalidArchitectureError: If a name is not prunable or a size exceeds this shape's.
+            InvalidArchitectureError: If a name is not prunable, or a size exceeds this shape's or leaves nothing of it.
         """
         for name, value in changes.items():
             if name not in SHAPE_FIELDS:
@@ -187,6 +187,8 @@ class Architecture:
                 raise InvalidArchitectureError(
                     f"{name}={value} exceeds the source's {getattr(self, name)}; pruning only removes"
                 )
+            if value < min(1, getattr(self, name)):
+                raise InvalidArchitectureError(f"{name}={value} must be an integer of at least 1")
         sizes: dict[str, Any] = dict(changes)
         if "num_key_value_heads" in sizes:
             sizes.setdefault("num_attention_heads", sizes["num_key_value_heads"] * self.heads_per_group)

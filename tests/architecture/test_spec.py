@@ -154,11 +154,13 @@ def test_a_shape_that_pruning_cannot_reach_is_refused(changes: dict[str, int], m
         NEMOTRON_15B.reshaped(changes)
 
 
-@pytest.mark.parametrize("name", MAMBA_FIELDS)
-def test_a_mixer_keeps_a_head_and_a_channel(name: str) -> None:
+@pytest.mark.parametrize("name", SHAPE_FIELDS)
+def test_something_of_everything_stays(name: str) -> None:
     mixers = {"mamba_num_heads": 6, "mamba_head_dim": 8, "mamba_num_groups": 2}
+    source = replace(NEMOTRON_15B, **mixers, **dict.fromkeys(EXPERT_FIELDS, 8))
     with pytest.raises(InvalidArchitectureError, match=f"{name}=0 must be an integer of at least 1"):
-        replace(NEMOTRON_15B, **mixers).reshaped({name: 0})
+        source.reshaped({name: 0})
+    assert NEMOTRON_15B.reshaped(dict.fromkeys((*EXPERT_FIELDS, *MAMBA_FIELDS), 0)) == NEMOTRON_15B
 
 
 def test_where_every_group_has_one_head_they_leave_together() -> None:
