@@ -5,7 +5,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from minitron_nas.architecture.layout import Axis, Layout
-from minitron_nas.architecture.spec import Architecture
+from minitron_nas.architecture.spec import MIXER_FIELDS, Architecture
 from minitron_nas.errors import InvalidArchitectureError
 
 _ONLY_WITH = {
@@ -51,7 +51,8 @@ def architecture_of(config: Mapping[str, Any], layout: Layout) -> Architecture:
         experts = read.get("moe_intermediate_size")
         read["intermediate_size"] = read["intermediate_size"] or layout.ffn_ratio * hidden or experts
     for field in fields(Architecture):
-        if field.default is MISSING and field.name in read and read[field.name] is None:
+        needed = field.default is MISSING or field.name in MIXER_FIELDS
+        if needed and field.name in read and read[field.name] is None:
             raise InvalidArchitectureError(
                 f"the config has no {layout.config_names(field.name)[0]!r}; minitron_nas needs a causal language "
                 "model's config.json"
@@ -60,7 +61,9 @@ def architecture_of(config: Mapping[str, Any], layout: Layout) -> Architecture:
         read["intermediate_size"] = layout.ffn_width.read(config, read["intermediate_size"])
     known = {name: value for name, value in read.items() if value is not None}
     kinds = _kinds(config, layout, known["num_hidden_layers"])
-    return Architecture(**known, layer_kinds=kinds, fixed_sizes=_fixed_sizes(config, layout, kinds))
+    shape = Architecture(**known, layer_kinds=kinds, fixed_sizes=_fixed_sizes(config, layout, kinds))
+    _require_mixers(shape, layout)
+    return shape
 
 
 def check_described(config: Mapping[str, Any], layout: Layout) -> None:
@@ -121,7 +124,7 @@ def require_described(shape: Architecture, layout: Layout) -> None:
         layout: The table.
 
     Raises:
-        InvalidArchitectureError: If a kind of its layers is unknown or missing, or a fixed size.
+        InvalidArchitectureError: If a kind of its layers is unknown or missing, a fixed size, or what its mixers have.
     """
     if (layout.kinds is None) != (not shape.layer_kinds):
         wanted = "none" if layout.kinds is None else f"one of {', '.join(sorted(layout.known_kinds()))} for each layer"
@@ -129,10 +132,19 @@ def require_described(shape: Architecture, layout: Layout) -> None:
             f"layer_kinds={list(shape.layer_kinds)} is not what family {layout.model_type!r} wants, which is {wanted}"
         )
     _require_known(shape.layer_kinds, layout)
+    _require_mixers(shape, layout)
     if missing := sorted((layout.fixed_keys() | layout.switches()) - {*shape.fixed_sizes}):
         raise InvalidArchitectureError(
             f"fixed_sizes lacks {', '.join(missing)}, by which tensors of family {layout.model_type!r} are there or "
             "not, and how large"
+        )
+
+
+def _require_mixers(shape: Architecture, layout: Layout) -> None:
+    if layout.has_mamba and not shape.mamba_num_heads:
+        raise InvalidArchitectureError(
+            f"{', '.join(f'{name}=0' for name in MIXER_FIELDS)} is no shape of family {layout.model_type!r}, which has "
+            "Mamba mixers; name these sizes beside hidden_size, each at least 1"
         )
 
 

@@ -51,7 +51,7 @@ def _dividing(shape: Architecture) -> str:
     channels = shape.mamba_num_heads * shape.mamba_head_dim
     below = next(size for size in range(shape.hidden_size, 0, -1) if channels % size == 0)
     above = next((size for size in range(shape.hidden_size, channels) if channels % size == 0), channels)
-    return f"hidden_size: {below} or {above}"
+    return f"hidden_size: {' or '.join(str(legal) for legal in sorted({below, above}))}"
 
 
 RULES = (

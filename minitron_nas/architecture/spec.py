@@ -21,15 +21,21 @@ SHAPE_FIELDS = (
 )
 """The fields that pruning may change; all others are the teacher's for ever."""
 
+SHAPE_LETTERS = dict(zip(SHAPE_FIELDS, "lhfqkemsnp", strict=True))
+"""What stands for them in the name of a shape."""
+
 EXPERT_FIELDS = ("num_experts", "moe_intermediate_size", "shared_expert_intermediate_size")
 """Those that are 0 in families without experts."""
 
 MAMBA_FIELDS = ("mamba_num_heads", "mamba_head_dim")
 """Those that are 0 in families without Mamba mixers."""
 
+MIXER_FIELDS = (*MAMBA_FIELDS, "mamba_num_groups")
+"""The same, with what pruning leaves as it is: a mixer has all of them, or there is none."""
+
 _OF_SOME_FAMILIES = (
     "shared_expert_intermediate_size", "num_expert_groups", "num_shared_experts", "layer_kinds",
-    "fixed_sizes", *MAMBA_FIELDS, "mamba_num_groups",
+    "fixed_sizes", *MIXER_FIELDS,
 )  # fmt: skip
 """Fields that are left out of plain values where they are empty."""
 
@@ -80,12 +86,13 @@ class Architecture:
         """Refuse a shape that cannot exist.
 
         Raises:
-            InvalidArchitectureError: If a size is too small, the heads do not fill the KV groups, a token is
-                sent to more experts than there are, or not every layer has a kind.
+            InvalidArchitectureError: If a size is too small, heads do not fill their groups, a token is sent to more
+                experts than there are, or not every layer has a kind.
         """
-        for name in (*SHAPE_FIELDS, "head_dim", "vocab_size"):
-            value, least = getattr(self, name), 0 if name in (*EXPERT_FIELDS, *MAMBA_FIELDS) else 1
-            if not isinstance(value, int) or value < least:
+        mixers = () if any(getattr(self, name) for name in MIXER_FIELDS) else MIXER_FIELDS
+        for name in (*SHAPE_FIELDS, "mamba_num_groups", "head_dim", "vocab_size"):
+            value, least = getattr(self, name), 0 if name in (*EXPERT_FIELDS, *mixers) else 1
+            if type(value) is not int or value < least:
                 raise InvalidArchitectureError(f"{name}={value!r} must be an integer of at least {least}")
         if self.num_attention_heads % self.num_key_value_heads:
             raise InvalidArchitectureError(
@@ -93,7 +100,7 @@ class Architecture:
                 f"num_key_value_heads={self.num_key_value_heads}; every KV group needs the same "
                 "number of query heads"
             )
-        if self.mamba_num_heads % max(1, self.mamba_num_groups):
+        if self.mamba_num_groups and self.mamba_num_heads % self.mamba_num_groups:
             raise InvalidArchitectureError(
                 f"mamba_num_heads={self.mamba_num_heads} is not a multiple of the mixers' {self.mamba_num_groups} "
                 "groups; every group needs the same number of heads"
@@ -122,14 +129,7 @@ class Architecture:
     @property
     def id(self) -> str:
         """A short name that two shapes pruned from one source share only if they are equal."""
-        dense = (
-            f"l{self.num_hidden_layers}-h{self.hidden_size}-f{self.intermediate_size}"
-            f"-q{self.num_attention_heads}-k{self.num_key_value_heads}"
-        )
-        experts = f"-e{self.num_experts}-m{self.moe_intermediate_size}" if self.num_experts else ""
-        shared = f"-s{self.shared_expert_intermediate_size}" if self.shared_expert_intermediate_size else ""
-        mamba = f"-n{self.mamba_num_heads}-p{self.mamba_head_dim}" if self.mamba_num_heads else ""
-        return f"{dense}{experts}{shared}{mamba}"
+        return shape_id({name: getattr(self, name) for name in SHAPE_FIELDS})
 
     @property
     def num_shared_neurons(self) -> int:
@@ -176,7 +176,7 @@ class Architecture:
         Of fewer layers there are as many of each kind as `kept_of_each_kind` says.
 
         Raises:
-            InvalidArchitectureError: If a name is not prunable or a size exceeds this shape's.
+            InvalidArchitectureError: If a name is not prunable, or a size exceeds this shape's or leaves nothing of it.
         """
         for name, value in changes.items():
             if name not in SHAPE_FIELDS:
@@ -187,6 +187,8 @@ class Architecture:
                 raise InvalidArchitectureError(
                     f"{name}={value} exceeds the source's {getattr(self, name)}; pruning only removes"
                 )
+            if value < min(1, getattr(self, name)):
+                raise InvalidArchitectureError(f"{name}={value} must be an integer of at least 1")
         sizes: dict[str, Any] = dict(changes)
         if "num_key_value_heads" in sizes:
             sizes.setdefault("num_attention_heads", sizes["num_key_value_heads"] * self.heads_per_group)
@@ -209,3 +211,14 @@ class Architecture:
         """Return all fields as plain values."""
         values = asdict(self)
         return {name: value for name, value in values.items() if value or name not in _OF_SOME_FAMILIES}
+
+
+def shape_id(sizes: Mapping[str, int | None]) -> str:
+    """Return the name of a shape.
+
+    Args:
+        sizes: Those of `SHAPE_FIELDS` that it has; 0, None or nothing for the others.
+    """
+    always = {"moe_intermediate_size"} if sizes.get("num_experts") else set[str]()
+    told = {name: sizes.get(name) or 0 for name in SHAPE_FIELDS}
+    return "-".join(f"{SHAPE_LETTERS[name]}{size}" for name, size in told.items() if size or name in always)

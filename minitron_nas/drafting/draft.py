@@ -65,7 +65,7 @@ def draft_family(source: str) -> Draft:
 
     Raises:
         TeacherNotFoundError: If it is none of these.
-        CheckpointError: If transformers makes no tiny model of the config.
+        CheckpointError: If transformers makes no tiny model of the config, or it has no key for one of its sizes.
     """
     name, content = config_alone(source)
     with quiet():

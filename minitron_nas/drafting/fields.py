@@ -6,6 +6,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from minitron_nas.architecture.spec import Architecture
+from minitron_nas.errors import CheckpointError
 
 _OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "num_hidden_layers": ("n_layer", "num_layers", "n_layers"),
@@ -23,6 +24,7 @@ _OTHER_NAMES: dict[str, tuple[str, ...]] = {
 _FOLLOWERS = ("dim", "width", "size")
 """Parts of keys that may hold a size which has to equal hidden_size."""
 _NO_FOLLOWERS = ("window", "position", "vocab", "chunk", "block", "rope", "head")
+_NEEDED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
 _OF_EXPERTS = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
 
 
@@ -77,8 +79,16 @@ class Fields:
         Args:
             content: A config of a probe.
             ffn_ratio: Hidden sizes of an FFN that the config leaves out.
+
+        Raises:
+            CheckpointError: If the config has no key for a size without which there is no shape.
         """
         read = {field: self._value(content, field) for field in _OTHER_NAMES}
+        if missing := [field for field in _NEEDED if read[field] is None]:
+            raise CheckpointError(
+                f"a config of type {content['model_type']!r} has no key for {', '.join(missing)}, so that no table can "
+                "be drafted from it; write one by hand, as the families' page shows for layers of several kinds"
+            )
         heads, hidden = read["num_attention_heads"] or 1, read["hidden_size"] or 1
         read["num_key_value_heads"] = read["num_key_value_heads"] or heads
         read["head_dim"] = read["head_dim"] or content.get("head_dim") or hidden // heads

@@ -66,5 +66,5 @@ LAYOUT = Layout(
     kinds=Listed("layer_types"),
     hidden_divides_mixer=True,
     hands_on_state=True,
-    logits_tolerance=1e-3,
+    logits_tolerance=1e-4,
 )

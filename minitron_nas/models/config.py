@@ -28,6 +28,7 @@ _HEADS = "num_attention_heads"
 _LAYERS = "num_hidden_layers"
 _LABELS = "num_labels"
 """No size of a causal language model, but transformers makes a table of as many entries."""
+_LEFT_TO_TRANSFORMERS = "auto"
 _MOST_LAYERS = 10_000
 _LONGEST_DIMENSION = 10_000_000
 """Bounds for a config without weights beside it, so that nothing endless is made of a number in it."""
@@ -192,12 +193,13 @@ def _bases(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def _check_sizes(path: Path, config: dict[str, Any], layout: Layout, most_layers: int, longest: int, told: str) -> None:
     """Refuse sizes that no tensor of the model could have."""
     axes = {axis.value for axis in layout.axes()} & set(Architecture.__slots__)
-    sizes = {*axes, *layout.shape_fields(), *layout.fixed_keys(), _LAYERS, _HEADS, Axis.HEAD_DIM.value, _LABELS}
+    others = (layout.mixer_width, _LAYERS, _HEADS, Axis.HEAD_DIM.value, _LABELS)
+    sizes = {*axes, *layout.shape_fields(), *layout.fixed_keys(), *others}
     for field in sorted(sizes):
         least, most = 0 if field == _LABELS else 1, most_layers if field == _LAYERS else longest
         for key in layout.config_names(field):
             value = config.get(key)
-            if value is None:
+            if value is None or value == _LEFT_TO_TRANSFORMERS:
                 continue
             if not isinstance(value, int) or isinstance(value, bool):
                 raise CheckpointError(f"{path / 'config.json'}: {key}={value!r} must be an integer")

@@ -7,6 +7,7 @@ from transformers import CONFIG_MAPPING, AutoConfig
 
 from minitron_nas.errors import TeacherNotFoundError
 from minitron_nas.models.hub import HUB_NAME, download_config
+from minitron_nas.models.special_floats import plain_floats
 from minitron_nas.storage.foreign import read_object
 from minitron_nas.storage.machine import expanded
 
@@ -25,9 +26,9 @@ def config_alone(source: str) -> tuple[Path | str, dict[str, Any]]:
     path = expanded(source)
     if path.exists():
         file = path / "config.json" if path.is_dir() else path
-        return file, read_object(file)
+        return file, plain_floats(read_object(file))
     if HUB_NAME.fullmatch(source):
-        return source, read_object(download_config(source) / "config.json")
+        return source, plain_floats(read_object(download_config(source) / "config.json"))
     if source in CONFIG_MAPPING:
         return source, AutoConfig.for_model(source).to_dict()
     raise TeacherNotFoundError(

@@ -30,7 +30,8 @@ from minitron_nas.storage.run_folder import RunFolder, holds_run
 _CONTEXT_TOKENS = 4096
 _MOST_LISTED = 8
 _SIZES = (
-    *SHAPE_FIELDS, "num_experts_per_tok", "num_shared_experts", "num_expert_groups", "head_dim", "vocab_size"
+    *SHAPE_FIELDS, "num_experts_per_tok", "num_shared_experts", "num_expert_groups", "mamba_num_groups", "head_dim",
+    "vocab_size"
 )  # fmt: skip
 _SCORES = "scores.safetensors"
 

@@ -89,17 +89,20 @@ class PruningOrder:
 
         Raises:
             InvalidArchitectureError: If a protected layer does not exist.
-            ScoresError: If the scores are of a time when heads of Mamba mixers had none.
+            ScoresError: If an earlier version made them, which ranked fewer axes.
         """
         cls.check_layers(architecture, protected_layers)
-        if scores.mamba_heads.numel() == 0 < architecture.mamba_num_heads:
-            raise ScoresError("the scores say nothing of heads of Mamba mixers, as earlier versions' do; score again")
         num_layers = architecture.num_hidden_layers
         if layers is None:
             protected = {layer % num_layers for layer in protected_layers}
             layers = ranked_layers(scores.layers.tolist(), protected, architecture.kinds)
         grouped = scores.heads.view(num_layers, architecture.num_key_value_heads, architecture.heads_per_group)
         in_mixers = (num_layers, architecture.mamba_num_groups, architecture.mamba_group_heads)
+        if scores.mamba_heads.numel() != prod(in_mixers):
+            raise ScoresError(
+                "these scores rank no heads of Mamba mixers, which the model has: an earlier version made them; score "
+                "it again"
+            )
         return cls(
             hidden=descending(scores.hidden),
             neurons=descending(scores.neurons),

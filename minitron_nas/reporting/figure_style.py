@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any, TypeAlias
 
+from minitron_nas.architecture.spec import shape_id
 from minitron_nas.reporting import numerals
 from minitron_nas.reporting.members import ROLE_NAMES
 
@@ -136,11 +137,3 @@ def hover(row: Row, name: str) -> str:
         faster = f", {numerals.ratio(row['decode_speedup'])} the teacher" if row.get("decode_speedup") else ""
         lines.append(f"decodes {numerals.speed(row['decode_tokens_per_second'])} tokens/s{faster}")
     return "<br>".join(lines)
-
-
-def shape_id(row: Row) -> str:
-    """Return a model's shape as candidates are named by it."""
-    return (
-        f"l{row['num_hidden_layers']}-h{row['hidden_size']}-f{row['intermediate_size']}"
-        f"-q{row['num_attention_heads']}-k{row['num_key_value_heads']}"
-    )

@@ -168,7 +168,8 @@ def _content(run: RunRecord, num_runs: int) -> dict[str, Any]:
     members = list_members(run)
     sizes = run.sizes()
     rows = sections.candidate_rows(run, num_runs)
-    table = {"columns": sections.CANDIDATE_COLUMNS, "rows": rows}
+    columns = sections.candidate_columns(run)
+    table = {"columns": columns, "rows": rows}
     models = [member.name for member in members]
     aligned = list(dict.fromkeys(str(row["model"]) for row in run.aligned_benchmarks))
     students, asked_models = [each.name for each in members if each.role == "student"], [*models, *aligned]
@@ -198,6 +199,7 @@ def _content(run: RunRecord, num_runs: int) -> dict[str, Any]:
             name: [(one.axis, one.title, one.parts_per_bin) for one in maps] for name, maps in importance.items()
         },
         "drawings": drawings(run, members),
+        "has_mixers": bool(members[0].value("mamba_num_heads")),
         "drawing_size": (WIDTH, HEIGHT),
         "costs": stage_costs(run),
         "hypervolume_cost": COST_NAMES[weighed(run)[0]],
@@ -210,7 +212,8 @@ def _content(run: RunRecord, num_runs: int) -> dict[str, Any]:
         "generation": {size: sections.generation(run.trials, size) for size in sizes},
         "correlations": {size: sections.correlation_rows(run, size) for size in sizes},
         "rates": {size: sections.rate_rows(run, size) for size in sizes},
-        "columns": sections.CANDIDATE_COLUMNS,
+        "columns": columns,
+        "shape_letters": sections.shape_letters(run),
         "first_rows": rows[:FIRST_ROWS],
         "num_rows": len(rows),
         "num_candidates": len(run.candidates),

@@ -20,6 +20,11 @@ _AXES = {
     "kv_groups": "key-value groups",
     "experts": "experts",
     "neurons": "FFN neurons",
+    "expert_neurons": "neurons of experts",
+    "shared_neurons": "neurons beside experts",
+    "conv_channels": "channels of convolutions",
+    "mamba_heads": "heads of Mamba mixers",
+    "mamba_channels": "channels of Mamba heads",
     "hidden": "channels",
 }
 
@@ -52,17 +57,22 @@ def importance_maps(scores: Mapping[str, Path]) -> dict[str, list[ImportanceMap]
 
 
 def _maps(scores: pd.DataFrame) -> list[ImportanceMap]:
-    found = []
+    found, layers = [], range(_num_layers(scores))
     for axis, title in _AXES.items():
         mine = scores[scores["axis"] == axis]
         if len(mine):
-            values, parts = _binned(mine)
+            values, parts = _binned(mine, layers if mine["layer"].notna().any() else range(1))
             found.append(ImportanceMap(axis, title, values, parts))
     return found
 
 
-def _binned(scores: pd.DataFrame) -> tuple[Values, int]:
-    """Return the mean relative score of each layer's bins, and how many parts a bin has."""
+def _num_layers(scores: pd.DataFrame) -> int:
+    named = scores["layer"].where(scores["axis"] != "layers", scores["index"])
+    return int(named.max()) + 1 if named.notna().any() else 1
+
+
+def _binned(scores: pd.DataFrame, rows: range) -> tuple[Values, int]:
+    """Return the mean relative score of each layer's bins, NaN where it has none, and how many parts a bin has."""
     layers = scores["layer"].fillna(0).astype(int)
     parts = -(-(int(scores["index"].max()) + 1) // MAX_BINS)
     experts = scores["expert"] if "expert" in scores else pd.Series(np.nan, index=scores.index)
@@ -70,4 +80,4 @@ def _binned(scores: pd.DataFrame) -> tuple[Values, int]:
     relative = (scores["score"] / means.where(means != 0)).replace([np.inf, -np.inf], np.nan)
     binned = pd.DataFrame({"layer": layers, "bin": scores["index"] // parts, "score": relative})
     table = binned.pivot_table(index="layer", columns="bin", values="score", dropna=False)
-    return table.to_numpy(dtype=float), parts
+    return table.reindex(rows).to_numpy(dtype=float), parts

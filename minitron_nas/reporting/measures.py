@@ -8,8 +8,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import pandas as pd
 
-from minitron_nas.architecture.spec import SHAPE_FIELDS
-from minitron_nas.reporting.figure_style import shape_id
+from minitron_nas.architecture.spec import SHAPE_FIELDS, shape_id
 from minitron_nas.reporting.members import ReportedMember, list_members
 from minitron_nas.reporting.run_record import RunRecord, best_trained, plain_rows
 

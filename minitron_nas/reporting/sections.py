@@ -5,6 +5,7 @@ from typing import Any, TypeAlias
 
 import pandas as pd
 
+from minitron_nas.architecture.spec import EXPERT_FIELDS, MAMBA_FIELDS, SHAPE_LETTERS
 from minitron_nas.reporting import numerals
 from minitron_nas.reporting.run_record import RunRecord, best_trained, plain_rows
 from minitron_nas.settings import parse_count
@@ -26,11 +27,16 @@ CANDIDATE_COLUMNS = (
     ("intermediate_size", "FFN", "whole"),
     ("num_attention_heads", "heads", "whole"),
     ("num_key_value_heads", "KV", "whole"),
+    ("num_experts", "experts", "whole"),
+    ("moe_intermediate_size", "FFN of each", "whole"),
+    ("shared_expert_intermediate_size", "FFN beside them", "whole"),
+    ("mamba_num_heads", "Mamba heads", "whole"),
+    ("mamba_head_dim", "channels of each", "whole"),
     ("screen_kl_nats", "KL untrained", "nats"),
     ("trained_kl_nats", "KL trained", "nats"),
     ("reason", "why", "text"),
 )
-"""Column, heading and number format of the table of candidates."""
+"""Column, heading and number format of the table of candidates; sizes that no candidate has are left out."""
 
 
 def missing_parts(run: RunRecord) -> list[str]:
@@ -96,8 +102,28 @@ def _distilled(distillation: Mapping[str, Any]) -> str:
     return ", ".join(told + ([f"loss {words(loss)}"] if loss else []))
 
 
+def candidate_columns(run: RunRecord) -> list[tuple[str, str, str]]:
+    """Return those of CANDIDATE_COLUMNS that the run's candidates have.
+
+    Args:
+        run: The run.
+    """
+    absent = {name for name in (*EXPERT_FIELDS, *MAMBA_FIELDS) if run.candidates[name].isna().all()}
+    return [column for column in CANDIDATE_COLUMNS if column[0] not in absent]
+
+
+def shape_letters(run: RunRecord) -> str:
+    """Say what the letters in the names of the run's candidates stand for.
+
+    Args:
+        run: The run.
+    """
+    told = candidate_columns(run)
+    return ", ".join(f"{SHAPE_LETTERS[name]} {heading}" for name, heading, _ in told if name in SHAPE_LETTERS)
+
+
 def candidate_rows(run: RunRecord, num_runs: int = 1) -> list[list[Any]]:
-    """Return the table of candidates in the order of CANDIDATE_COLUMNS.
+    """Return the table of candidates in the order of its columns.
 
     Sizes stand in descending order, within a size the chosen first, then by trained and untrained
     KL. Past a run's share of MAX_CANDIDATE_ROWS those that came least far, of these those with the
@@ -120,7 +146,7 @@ def candidate_rows(run: RunRecord, num_runs: int = 1) -> list[list[Any]]:
     if len(frame) > (most := MAX_CANDIDATE_ROWS // num_runs):
         frame = frame.sort_values(["behind", *order], kind="stable").head(most)
     frame = frame.sort_values(["place", *order, "candidate"], kind="stable")
-    return [list(row.values()) for row in plain_rows(frame[[column for column, _, _ in CANDIDATE_COLUMNS]])]
+    return [list(row.values()) for row in plain_rows(frame[[column for column, _, _ in candidate_columns(run)]])]
 
 
 def asked_of(run: RunRecord, size: str) -> str:

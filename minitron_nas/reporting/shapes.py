@@ -51,8 +51,8 @@ def drawings(run: RunRecord, members: Sequence[ReportedMember]) -> list[Drawing]
     if teacher.value("num_hidden_layers") is None or teacher.value("num_attention_heads") is None:
         return []
     head_dim = _head_dim(run, teacher)
-    whole = sum(_parts(teacher, head_dim).values())
-    drawn = (WIDTH - 2 * _GAP) / whole
+    parts = _parts(teacher, head_dim)
+    drawn = (WIDTH - (len(parts) - 1) * _GAP) / sum(parts.values())
     return [
         _drawing(run, member, head_dim, drawn, int(teacher.value("num_hidden_layers")))
         for member in members
@@ -96,21 +96,28 @@ def _drawing(run: RunRecord, member: ReportedMember, head_dim: float, scale: flo
 
 
 def _parts(member: ReportedMember, head_dim: float) -> dict[str, float]:
-    """Return how wide the parts of a layer are: channels, query heads and FFN neurons, of all experts together."""
+    """Return how wide the parts of a layer are: channels, query heads, mixers, FFN neurons of all experts together."""
     experts = member.value("num_experts")
     neurons = member.value("intermediate_size") or 0
     if experts:
         neurons = experts * (member.value("moe_intermediate_size") or neurons)
     heads = (member.value("num_attention_heads") or 0) * head_dim
-    return {"hidden": float(member.value("hidden_size")), "heads": heads, "neurons": float(neurons)}
+    mixers = (member.value("mamba_num_heads") or 0) * (member.value("mamba_head_dim") or 0)
+    parts = {"hidden": member.value("hidden_size"), "heads": heads, "mixers": mixers, "neurons": neurons}
+    return {kind: float(size) for kind, size in parts.items() if size or kind != "mixers"}
 
 
 def _words(member: ReportedMember) -> str:
     experts = f", {member.value('num_experts'):.0f} experts" if member.value("num_experts") else ""
+    mixers = (
+        f", {member.value('mamba_num_heads'):.0f} Mamba heads of {member.value('mamba_head_dim'):.0f} channels"
+        if member.value("mamba_num_heads")
+        else ""
+    )
     return (
         f"{member.value('num_hidden_layers'):.0f} layers, {member.value('hidden_size'):,.0f} channels, "
         f"{member.value('num_attention_heads') or 0:.0f} heads, {member.value('intermediate_size') or 0:,.0f} neurons"
-        f"{experts}"
+        f"{experts}{mixers}"
     )
 
 

@@ -15,7 +15,7 @@ _WINDOW = 5
 """Less than a prompt of the suite has tokens."""
 _TINY = 64
 _FEWEST_LAYERS, _MOST_LAYERS = 4, 8
-_MOST_HEADS, _MOST_IN_GROUP = 6, 3
+_MOST_HEADS, _MOST_IN_GROUP, _MOST_GROUPS = 6, 3, 2
 _MOST_RATIO = 4
 _GRAIN = 8
 _FEWEST_NEURONS = 16
@@ -51,6 +51,7 @@ def shrunk(config: Mapping[str, Any], keys: Keys) -> dict[str, Any]:
     sizes = {"vocab_size": VOCAB_SIZE}
     if (size("hidden_size") or _TINY + 1) > _TINY:
         sizes |= _sizes(size, _shares(content))
+        sizes |= _mixers(size, sizes["hidden_size"])
         layers = _kept_layers(content, size("num_hidden_layers") or _FEWEST_LAYERS)
         sizes["num_hidden_layers"] = len(layers)
         content |= _of_layers(content, size("num_hidden_layers") or 0, layers)
@@ -96,6 +97,22 @@ def _sizes(size: Callable[[str], int | None], shares: Sequence[float]) -> dict[s
         sizes["num_experts"] = min(_EXPERTS, experts)
         sizes["num_experts_per_tok"] = min(_EXPERTS_PER_TOKEN, size("num_experts_per_tok") or 1)
     return sizes
+
+
+def _mixers(size: Callable[[str], int | None], hidden: int) -> dict[str, int]:
+    """Return the sizes of Mamba mixers, whole times as wide as the hidden channels; nothing without them."""
+    heads, dim, groups = (size(f"mamba_{name}") for name in ("num_heads", "head_dim", "num_groups"))
+    if not heads or not dim:
+        return {}
+    times = max(1, min(_MOST_RATIO, round(heads * dim / (size("hidden_size") or 1))))
+    few = times * hidden // _GRAIN
+    return {
+        "mamba_num_heads": few,
+        "mamba_head_dim": _GRAIN,
+        "mamba_num_groups": math.gcd(few, min(_MOST_GROUPS, groups or 1)),
+        "mamba_d_ssm": times * hidden,
+        "mamba_expand": times,
+    }
 
 
 def _head_dim(least: int, shares: Sequence[float]) -> int:

@@ -113,6 +113,13 @@ def test_the_channels_of_a_mixer_bind_hidden_size_as_transformers_does(hidden_si
         assert ours.endswith(f"nearest legal hidden_size: {24 if hidden_size < 32 else 32} or {48}")
 
 
+def test_channels_of_a_mixer_below_hidden_size_are_the_one_that_is_legal() -> None:
+    layout = layout_of("granitemoehybrid")
+    source = architecture_of(tiny_config("granitemoehybrid").to_dict(), layout)
+    with pytest.raises(InvalidArchitectureError, match="nearest legal hidden_size: 8$"):
+        check_architecture(source.reshaped({"mamba_num_heads": 2, "mamba_head_dim": 4}), layout)
+
+
 def test_a_token_needs_as_many_experts_as_it_is_sent_to() -> None:
     (rule,) = [rule for rule in RULES if rule.name == "experts_cover_a_token"]
     source = Architecture("mixtral", 2, 48, 64, 6, 2, 8, 100, num_experts=4, num_experts_per_tok=2)

@@ -6,7 +6,7 @@ import pytest
 
 from minitron_nas.architecture.config import architecture_of, with_sizes
 from minitron_nas.architecture.costs import costs_of, count_parameters
-from minitron_nas.architecture.spec import EXPERT_FIELDS, MAMBA_FIELDS, SHAPE_FIELDS, Architecture
+from minitron_nas.architecture.spec import EXPERT_FIELDS, MAMBA_FIELDS, SHAPE_FIELDS, Architecture, shape_id
 from minitron_nas.errors import InvalidArchitectureError, MinitronNasError
 from minitron_nas.families.catalog import layout_of
 
@@ -108,6 +108,13 @@ def test_the_id_holds_the_five_prunable_sizes() -> None:
     }
 
 
+def test_the_id_holds_the_sizes_of_experts_and_mixers() -> None:
+    experts = replace(NEMOTRON_15B, num_experts=8, num_experts_per_tok=2)
+    assert experts.id == "l32-h6144-f24576-q48-k8-e8-m0"
+    mixed = replace(NEMOTRON_15B, mamba_num_heads=6, mamba_head_dim=8, mamba_num_groups=2)
+    assert mixed.id == shape_id({**mixed.sizes(), "num_experts": None}) == "l32-h6144-f24576-q48-k8-n6-p8"
+
+
 def test_reshaping_replaces_only_what_is_named() -> None:
     pruned = NEMOTRON_15B.reshaped({"hidden_size": 4096, "intermediate_size": 16384})
     assert pruned.id == "l32-h4096-f16384-q48-k8"
@@ -145,6 +152,15 @@ def test_fewer_query_heads_keep_the_groups() -> None:
 def test_a_shape_that_pruning_cannot_reach_is_refused(changes: dict[str, int], message: str) -> None:
     with pytest.raises(InvalidArchitectureError, match=message):
         NEMOTRON_15B.reshaped(changes)
+
+
+@pytest.mark.parametrize("name", SHAPE_FIELDS)
+def test_something_of_everything_stays(name: str) -> None:
+    mixers = {"mamba_num_heads": 6, "mamba_head_dim": 8, "mamba_num_groups": 2}
+    source = replace(NEMOTRON_15B, **mixers, **dict.fromkeys(EXPERT_FIELDS, 8))
+    with pytest.raises(InvalidArchitectureError, match=f"{name}=0 must be an integer of at least 1"):
+        source.reshaped({name: 0})
+    assert NEMOTRON_15B.reshaped(dict.fromkeys((*EXPERT_FIELDS, *MAMBA_FIELDS), 0)) == NEMOTRON_15B
 
 
 def test_where_every_group_has_one_head_they_leave_together() -> None:

@@ -86,7 +86,7 @@ WHOLE: dict[str, tuple[dict[str, Any], ...]] = {
         {"tied": True, "logits_scaling": 2.0},
     ),
     "granitemoehybrid": (
-        {"tied": True, "embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.0},
+        {"tied": True, "embedding_multiplier": 12.0, "residual_multiplier": 0.22, "logits_scaling": 8.0},
         {"mamba_proj_bias": True, "mamba_conv_bias": False, "position_embedding_type": "rope", **BIAS},
     ),
     "helium": ({**BIASES}, {"tied": True}),

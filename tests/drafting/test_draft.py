@@ -72,3 +72,5 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_act": "none_such"}')
     with pytest.raises(CheckpointError, match="transformers makes no tiny model of .*, or cannot run it: .*none_such"):
         draft_family(str(tmp_path))
+    with pytest.raises(CheckpointError, match="type 'nemotron_h' has no key for num_hidden_layers, so that no table"):
+        draft_family("nemotron_h")

@@ -240,6 +240,27 @@ def test_a_fixed_size_that_is_no_number_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("mamba_n_heads", None, "the config has no 'mamba_n_heads'"),
+        ("mamba_n_groups", None, "the config has no 'mamba_n_groups'"),
+        ("mamba_n_heads", 0, "mamba_num_heads=0 must be an integer of at least 1"),
+        ("mamba_d_head", 0, "mamba_head_dim=0 must be an integer of at least 1"),
+        ("mamba_d_head", "auto", "mamba_head_dim='auto' must be an integer of at least 1"),
+        ("mamba_n_groups", 0, "mamba_num_groups=0 must be an integer of at least 1"),
+        ("mamba_n_groups", -1, "mamba_num_groups=-1 must be an integer of at least 1"),
+        ("mamba_n_groups", True, "mamba_num_groups=True must be an integer of at least 1"),
+        ("mamba_n_groups", "1", "mamba_num_groups='1' must be an integer of at least 1"),
+        ("mamba_n_groups", 5, "mamba_num_heads=24 is not a multiple of the mixers' 5 groups"),
+    ],
+)
+def test_a_mixer_has_heads_channels_and_groups(key: str, value: Any, message: str) -> None:
+    content = {**AutoConfig.for_model(**FALCON_H1_05B).to_dict(), key: value}
+    with pytest.raises(InvalidArchitectureError, match=message):
+        count_parameters(content)
+
+
+@pytest.mark.parametrize(
     ("family", "sizes", "total"),
     [
         pytest.param("mixtral", {"vocab_size": 32000}, 46_702_792_704, id="Mixtral-8x7B"),

@@ -163,6 +163,25 @@ def test_odd_values_are_refused_or_have_no_effect(llama, changes):
     assert architecture.hidden_size == 48
 
 
+@pytest.mark.parametrize(("key", "value"), [("mamba_d_ssm", 10**12), ("mamba_d_ssm", 0), ("mamba_n_heads", 10**12)])
+def test_a_size_that_another_follows_from_is_held_against_the_weights(tmp_path, key, value):
+    folder = tiny_checkpoint(tmp_path / "model", "falcon_h1")
+    with pytest.raises(CheckpointError, match=f"{key}={value} must lie in"):
+        read_architecture(folder, edited(folder, mamba_d_head="auto", **{key: value}))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes"),
+    [("falcon_h1", {}), ("falcon_h1", {"mamba_d_ssm": None, "mamba_expand": 1}), ("granitemoehybrid", {})],
+)
+def test_a_size_that_is_left_to_transformers_is_what_it_makes_of_it(tmp_path, model_type, changes):
+    folder = tiny_checkpoint(tmp_path / "model", model_type, **changes)
+    file = folder / "config.json"
+    file.write_text(file.read_text().replace('"mamba_d_head": 8', '"mamba_d_head": "auto"'))
+    assert read_config(folder)["mamba_d_head"] == "auto"
+    assert read_architecture(folder, read_config(folder))[0].mamba_head_dim == 8
+
+
 def test_a_model_with_an_adapter_beside_it_is_refused_with_both(llama):
     (llama / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "owner/base"}')
     with pytest.raises(CheckpointError, match=r"a model and an adapter \(adapter_config\.json\); .* merge them"):

@@ -108,6 +108,11 @@ def test_a_shipped_space_tells_its_source() -> None:
     assert "source layer kinds linear attention 36, full attention 12" in lines
 
 
+def test_of_mixers_their_groups_are_told_too() -> None:
+    facts = show("nemotron-nano-9b-v2").facts
+    assert [facts[f"source_mamba_{name}"] for name in ("num_heads", "head_dim", "num_groups")] == [128, 80, 8]
+
+
 def test_a_latency_model_says_how_well_it_predicts(latency: Path) -> None:
     shown = show(str(latency))
     assert shown.kind == "latency model"

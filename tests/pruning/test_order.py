@@ -53,10 +53,10 @@ def test_every_axis_is_ranked_as_by_hand():
     assert ORDER.layers.tolist() == [[False, True, False], [False, True, True], [True, True, True]]
 
 
-def test_scores_of_a_time_before_heads_of_mixers_had_any_are_refused():
-    with_mixers = replace(SHAPE, model_type="falcon_h1", mamba_num_heads=4, mamba_head_dim=2, mamba_num_groups=2)
-    with pytest.raises(ScoresError, match=r"say nothing of heads of Mamba mixers.*; score again"):
-        PruningOrder.from_scores(SCORES, with_mixers, ())
+def test_scores_of_a_version_that_ranked_no_mixers_are_refused():
+    shape = replace(SHAPE, mamba_num_heads=4, mamba_head_dim=2, mamba_num_groups=2)
+    with pytest.raises(ScoresError, match="these scores rank no heads of Mamba mixers.*score it again"):
+        PruningOrder.from_scores(SCORES, shape, ())
 
 
 def test_query_heads_are_ranked_within_their_own_group():

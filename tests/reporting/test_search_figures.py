@@ -75,6 +75,12 @@ def test_lines_across_the_measures_run_from_the_least_to_the_greatest(run: RunRe
     assert chosen["y"][names.index("KL<br>trained")] == 0
 
 
+def test_sizes_of_some_families_have_a_line_of_their_own(run: RunRecord) -> None:
+    mixed = run.candidates.assign(mamba_num_heads=16, mamba_head_dim=64, num_experts=8)
+    told = figures.parallel_figure(mixed, run.trials, "110M")["layout"]["xaxis"]["ticktext"]
+    assert [text.removeprefix("<br>") for text in told][5:8] == ["experts", "Mamba<br>heads", "Mamba<br>channels"]
+
+
 def test_figures_without_data_say_so(new_run: Path) -> None:
     run = read_run(new_run)
     drawn = [

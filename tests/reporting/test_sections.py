@@ -7,7 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from minitron_nas.reporting import sections
+from minitron_nas.architecture.spec import SHAPE_FIELDS
+from minitron_nas.reporting import search_figures, sections
 from minitron_nas.reporting.html import render_report
 from minitron_nas.reporting.run_record import RunRecord, read_run
 from minitron_nas.storage.lineage import Origin
@@ -196,3 +197,25 @@ def test_aligned_members_are_told_with_what_they_were_before(finished_run: Path,
     page = render_report(read_run(folder))
     told = page.partition('id="aligned"')[2].partition("</section>")[0]
     assert all(value in told for value in ("94M-instruct", "kd", "0.750", "0.250"))
+
+
+def test_every_size_that_pruning_changes_is_told() -> None:
+    assert {*SHAPE_FIELDS} <= {column for column, _, _ in sections.CANDIDATE_COLUMNS}
+    assert {*SHAPE_FIELDS} <= {*search_figures._AXES}
+
+
+def test_sizes_that_only_some_families_have_are_told_where_there_are_any(run: RunRecord) -> None:
+    assert [heading for _, heading, _ in sections.candidate_columns(run)][4:9] == [
+        "layers",
+        "hidden",
+        "FFN",
+        "heads",
+        "KV",
+    ]
+    assert sections.shape_letters(run) == "l layers, h hidden, f FFN, q heads, k KV"
+    mixed = replace(run, candidates=run.candidates.assign(mamba_num_heads=16, mamba_head_dim=64))
+    assert sections.shape_letters(mixed) == (
+        "l layers, h hidden, f FFN, q heads, k KV, n Mamba heads, p channels of each"
+    )
+    rows, columns = sections.candidate_rows(mixed), [name for name, _, _ in sections.candidate_columns(mixed)]
+    assert rows[0][columns.index("mamba_num_heads") : columns.index("mamba_head_dim") + 1] == [16, 64]

@@ -53,3 +53,17 @@ def test_a_lineage_that_leads_nowhere_tells_no_layers(run: RunRecord) -> None:
 def test_without_the_teachers_shape_nothing_is_drawn(new_run: Path) -> None:
     run = read_run(new_run)
     assert drawings(run, list_members(run)) == []
+
+
+def test_mixers_are_drawn_where_there_are_any(run: RunRecord) -> None:
+    members = list_members(run)
+    assert not any(block.kind == "mixers" for block in drawings(run, members)[0].blocks)
+    mixed = [
+        replace(each, values={**each.values, "mamba_num_heads": heads, "mamba_head_dim": 64})
+        for each, heads in zip(members, (16, *(8,) * (len(members) - 1)), strict=True)
+    ]
+    teacher, student = drawings(run, mixed)[:2]
+    widths = [{block.kind: block.width for block in one.blocks} for one in (teacher, student)]
+    assert widths[1]["mixers"] / widths[0]["mixers"] == pytest.approx(0.5, rel=0.01)
+    assert max(block.x + block.width for block in teacher.blocks) == pytest.approx(WIDTH, abs=0.1)
+    assert student.words.endswith("8 Mamba heads of 64 channels")

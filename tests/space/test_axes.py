@@ -1,6 +1,6 @@
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -198,6 +198,18 @@ def test_kinds_of_layers_are_a_list_of_words(kinds: Any, tmp_path: Path) -> None
 )
 def test_a_shape_that_its_familys_table_does_not_describe_is_refused(changes: dict[str, Any], message: str) -> None:
     shape = Architecture(**{**HYBRID, "layer_kinds": ("conv", "full_attention") * 3, **changes})
+    with pytest.raises(InvalidArchitectureError, match=message):
+        require_described(shape, layout_of(shape.model_type))
+
+
+def test_a_source_that_tells_mixers_among_fixed_sizes_is_refused() -> None:
+    space = load_space("nemotron-nano-9b-v2")
+    assert space.source is not None
+    source = dict(space.source)
+    mixers = {name: source.pop(name) for name in ("mamba_num_heads", "mamba_head_dim", "mamba_num_groups")}
+    fixed = {**cast("dict[str, int]", source["fixed_sizes"]), **mixers}
+    shape = space.model_copy(update={"source": {**source, "fixed_sizes": fixed}}).source_architecture()
+    message = "mamba_num_heads=0, mamba_head_dim=0, mamba_num_groups=0 is no shape of family 'nemotron_h'.*beside"
     with pytest.raises(InvalidArchitectureError, match=message):
         require_described(shape, layout_of(shape.model_type))
 

@@ -3,7 +3,9 @@
 from typing import Any
 
 import pytest
+from transformers import AutoConfig
 
+from minitron_nas.architecture.config import architecture_of
 from minitron_nas.families.catalog import layout_of
 from minitron_nas.testing.shrink import shrunk
 
@@ -64,6 +66,33 @@ def test_heads_are_as_they_were(changes: dict[str, Any], expected: tuple[int, ..
     found = tiny(**changes)
     names = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
     assert tuple(found[name] for name in names) == expected
+
+
+@pytest.mark.parametrize(
+    ("model_type", "sizes", "expected"),
+    [
+        pytest.param("nemotron_h", (4480, 40, 8, 128, 80, 8), (96, 24, 8, 2), id="Nemotron-Nano-9B-v2"),
+        pytest.param("falcon_h1", (1024, 8, 2, 24, 64, 1), (48, 12, 8, 1), id="Falcon-H1-0.5B"),
+        pytest.param("granitemoehybrid", (2048, 32, 8, 64, 64, 1), (48, 12, 8, 1), id="Granite-4.0-H-Micro"),
+        pytest.param("granitemoehybrid", (1024, 8, 8, 16, 64, 4), (48, 6, 8, 2), id="as many channels as are hidden"),
+    ],
+)
+def test_mixers_are_as_wide_beside_the_channels_as_they_were(
+    model_type: str, sizes: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    names = (
+        "hidden_size", "num_attention_heads", "num_key_value_heads",
+        "mamba_num_heads", "mamba_head_dim", "mamba_num_groups",
+    )  # fmt: skip
+    layout = layout_of(model_type)
+    given = {key: size for name, size in zip(names, sizes, strict=True) for key in layout.config_names(name)}
+    given |= {"mamba_d_ssm": sizes[3] * sizes[4], "mamba_expand": sizes[3] * sizes[4] // sizes[0]}
+    if model_type == "nemotron_h":
+        given["layers_block_type"] = ["linear_attention", "mlp"] * 4
+    config = AutoConfig.for_model(model_type, num_local_experts=0, **given).to_dict()
+    found = architecture_of(AutoConfig.for_model(**shrunk(config, layout.config_names)).to_dict(), layout)
+    shape = (found.hidden_size, found.mamba_num_heads, found.mamba_head_dim, found.mamba_num_groups)
+    assert shape == expected
 
 
 def test_a_layer_of_every_kind_stays_and_windows_become_shorter_than_a_prompt() -> None:

@@ -296,11 +296,14 @@ def _balanced(checkpoint: Checkpoint, space: SearchSpace, size: int) -> Architec
     source = checkpoint.architecture
     found = enumerate_candidates(space, size, source, checkpoint.layout)
     ffn = checkpoint.layout.neuron_axis.value
+    follow = checkpoint.layout.hidden_divides_mixer
 
     def rank(candidate: Candidate) -> tuple[float, ...]:
         target = candidate.architecture
         imbalance = abs(target.hidden_size / source.hidden_size - getattr(target, ffn) / getattr(source, ffn))
         distance = abs(candidate.num_parameters / size - 1)
-        return -target.num_hidden_layers, -target.num_attention_heads, -target.num_experts, imbalance + distance
+        mixers = 0 if follow else target.mamba_num_heads * target.mamba_head_dim
+        kept = (target.num_hidden_layers, target.num_attention_heads, target.num_experts, mixers)
+        return *(-size for size in kept), imbalance + distance
 
     return min(found.candidates, key=rank).architecture

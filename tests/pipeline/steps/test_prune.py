@@ -145,6 +145,13 @@ def test_a_size_keeps_layers_and_heads_and_shrinks_channels_and_neurons_alike(tm
     assert abs(result.num_parameters / 350_000 - 1) <= 0.05
 
 
+@pytest.mark.parametrize(("model_type", "size"), [("nemotron_h", 50_000), ("falcon_h1", 110_000)])
+def test_a_size_keeps_heads_of_mixers(tmp_path: Path, model_type: str, size: int) -> None:
+    teacher = tiny_checkpoint(tmp_path / "teacher", model_type)
+    shape = prune(teacher, tmp_path / "student", size=size, scores="random", display=Quiet()).architecture
+    assert (shape.num_attention_heads, shape.mamba_num_heads, shape.mamba_head_dim) == (6, 6, 8)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
