@@ -6,11 +6,16 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from minitron_nas.architecture.layout import Axis
 from minitron_nas.errors import PlanError
 from minitron_nas.families.catalog import layout_of
 from minitron_nas.models.causal_lm import CausalLM
 
 _ALPHA_PER_RANK = 2
+_PLACE = "model"
+"""Of the model in what peft is given, which has no `config`: by one it takes dense layers' matrices for experts'."""
+_LINEAR = (nn.Linear.forward, Conv1D.forward)
+"""What linear layers compute; a router that is built on one computes more."""
 
 
 def require_peft() -> None:
@@ -45,23 +50,24 @@ def add_adapters(model: CausalLM, rank: int, seed: int) -> None:
     targets = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head and name not in mixers
+        if type(module).forward in _LINEAR and module is not head and name not in mixers
     }
     config = LoraConfig(
         r=rank,
         lora_alpha=_ALPHA_PER_RANK * rank,
-        target_modules=list(targets),
+        target_modules=[f"{_PLACE}.{name}" for name in targets],
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in targets.values()),
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        inject_adapter_in_model(config, model)
+        inject_adapter_in_model(config, nn.ModuleDict({_PLACE: model}))
 
 
 def _mixer_outputs(model: CausalLM) -> set[str]:
     """Return the names of what writes to the residual stream beside attention and FFN."""
     layout = layout_of(model.config.model_type)
-    rows = [row for row in layout.rows if layout.writes_hidden(row) and row not in layout.writers()]
+    attention_and_ffn = {layout.writer(axis) for axis in (Axis.GROUP_HEADS, *layout.neuron_axes)}
+    rows = [row for row in layout.rows if layout.writes_hidden(row) and row not in attention_and_ffn]
     return {layout.module_of(row).format(layer=n) for row in rows for n in range(model.config.num_hidden_layers)}
 
 
