@@ -104,13 +104,13 @@ def study(model_type: str, steps: int, work: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model-type", choices=MIXERS, default="nemotron_h")
     parser.add_argument("--steps", type=int, default=800)
     args = parser.parse_args()
     heads = [f"{ways}, {name}" for ways in ("selected", "repaired") for name in SCORES]
     print(f"| mixers keep | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 1)}")
-    for model_type in MIXERS:
-        with TemporaryDirectory() as work:
-            study(model_type, args.steps, Path(work))
+    with TemporaryDirectory() as work:
+        study(args.model_type, args.steps, Path(work))
 
 
 if __name__ == "__main__":
