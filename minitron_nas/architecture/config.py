@@ -99,9 +99,9 @@ def with_sizes(config: Mapping[str, Any], target: Architecture, layout: Layout) 
         present = [key for key in keys if key in config]
         sizes |= dict.fromkeys(present or keys[:1], getattr(target, name))
     if layout.hidden_divides_mixer:
-        sizes["mamba_expand"] = target.mamba_num_heads * target.mamba_head_dim // target.hidden_size
+        sizes["mamba_expand"] = target.mamba_channels // target.hidden_size
     if layout.mixer_width:
-        sizes[layout.mixer_width] = target.mamba_num_heads * target.mamba_head_dim
+        sizes[layout.mixer_width] = target.mamba_channels
     if layout.ffn_width is not None:
         sizes |= layout.ffn_width.written()
     kinds = layout.kinds.written(target.layer_kinds) if layout.kinds is not None else {}

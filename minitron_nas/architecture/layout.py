@@ -536,6 +536,11 @@ class Layout:
         mixers = (Axis.MAMBA_GROUP_HEADS,) if self.has_mamba else ()
         return tuple(self.writer(axis) for axis in (Axis.GROUP_HEADS, *mixers, *self.neuron_axes))
 
+    def other_writers(self) -> tuple[TensorRow, ...]:
+        """Return what writes to the residual stream beside attention and FFNs: output projections of mixers."""
+        own = {self.writer(axis) for axis in (Axis.GROUP_HEADS, *self.neuron_axes)}
+        return tuple(r for r in self.rows if self.writes_hidden(r) and r not in own)
+
     def has_axis(self, axis: Axis, kind: str) -> bool:
         """Whether tensors of layers of a kind run along an axis.
 

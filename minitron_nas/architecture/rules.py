@@ -48,7 +48,7 @@ def _unaligned(shape: Architecture) -> tuple[str, ...]:
 
 
 def _dividing(shape: Architecture) -> str:
-    channels = shape.mamba_num_heads * shape.mamba_head_dim
+    channels = shape.mamba_channels
     below = next(size for size in range(shape.hidden_size, 0, -1) if channels % size == 0)
     above = next((size for size in range(shape.hidden_size, channels) if channels % size == 0), channels)
     return f"hidden_size: {' or '.join(str(legal) for legal in sorted({below, above}))}"

@@ -127,6 +127,11 @@ class Architecture:
         return self.mamba_num_heads // max(1, self.mamba_num_groups)
 
     @property
+    def mamba_channels(self) -> int:
+        """Channels of all heads of a Mamba mixer."""
+        return self.mamba_num_heads * self.mamba_head_dim
+
+    @property
     def id(self) -> str:
         """A short name that two shapes pruned from one source share only if they are equal."""
         return shape_id({name: getattr(self, name) for name in SHAPE_FIELDS})

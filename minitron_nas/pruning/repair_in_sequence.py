@@ -71,7 +71,7 @@ def why_never_in_sequence(layout: Layout) -> str | None:
     """
     if layout.kinds is not None:
         return f"layers of {layout.model_type} are of several kinds"
-    if layout.has_mamba or any(layout.writes_hidden(row) and row not in layout.writers() for row in layout.rows):
+    if layout.other_writers():
         return f"layers of {layout.model_type} add more to the residual stream than attention and FFN"
     if any(row.on_branch for row in layout.rows):
         return f"{layout.model_type} has norms on what layers add to the residual stream"

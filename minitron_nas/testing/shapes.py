@@ -100,8 +100,7 @@ def _fewer_groups(layout: Layout, source: Architecture) -> dict[str, int]:
 
 def _narrower(source: Architecture, mixers: dict[str, int]) -> dict[str, int]:
     """Return sizes of mixers with the next smaller number of channels that divides theirs."""
-    smaller = source.reshaped(mixers)
-    channels = smaller.mamba_num_heads * smaller.mamba_head_dim
+    channels = source.reshaped(mixers).mamba_channels
     return {**mixers, "hidden_size": next(n for n in range(source.hidden_size - 1, 0, -1) if channels % n == 0)}
 
 

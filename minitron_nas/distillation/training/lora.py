@@ -6,7 +6,6 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from minitron_nas.architecture.layout import Axis
 from minitron_nas.errors import PlanError
 from minitron_nas.families.catalog import layout_of
 from minitron_nas.models.causal_lm import CausalLM
@@ -66,9 +65,8 @@ def add_adapters(model: CausalLM, rank: int, seed: int) -> None:
 def _mixer_outputs(model: CausalLM) -> set[str]:
     """Return the names of what writes to the residual stream beside attention and FFN."""
     layout = layout_of(model.config.model_type)
-    attention_and_ffn = {layout.writer(axis) for axis in (Axis.GROUP_HEADS, *layout.neuron_axes)}
-    rows = [row for row in layout.rows if layout.writes_hidden(row) and row not in attention_and_ffn]
-    return {layout.module_of(row).format(layer=n) for row in rows for n in range(model.config.num_hidden_layers)}
+    layers = range(model.config.num_hidden_layers)
+    return {layout.module_of(row).format(layer=layer) for row in layout.other_writers() for layer in layers}
 
 
 def merge_adapters(model: CausalLM) -> None:

@@ -302,7 +302,7 @@ def _balanced(checkpoint: Checkpoint, space: SearchSpace, size: int) -> Architec
         target = candidate.architecture
         imbalance = abs(target.hidden_size / source.hidden_size - getattr(target, ffn) / getattr(source, ffn))
         distance = abs(candidate.num_parameters / size - 1)
-        mixers = 0 if follow else target.mamba_num_heads * target.mamba_head_dim
+        mixers = 0 if follow else target.mamba_channels
         kept = (target.num_hidden_layers, target.num_attention_heads, target.num_experts, mixers)
         return *(-size for size in kept), imbalance + distance
 
