@@ -4,33 +4,21 @@ from minitron_nas.architecture.layout import (
     HIDDEN,
     KEYS,
     MAMBA_CHANNELS,
-    MAMBA_HEADS,
     NEURONS,
     QUERIES,
     VOCAB,
-    Axis,
     Layout,
-    dim,
     norm,
     row,
 )
-
-STATES = dim(2, Axis.MAMBA_GROUPS, "mamba_d_state")
-"""What each group writes into its states, then what it reads from them."""
-MIXED = MAMBA_CHANNELS + MAMBA_CHANNELS + STATES + MAMBA_HEADS
+from minitron_nas.families.granitemoehybrid import MIXER, MIXER_KEYS
 
 LAYOUT = Layout(
     model_type="falcon_h1",
     rows=(
         row("model.embed_tokens.weight", VOCAB, HIDDEN),
         norm("model.layers.{layer}.input_layernorm.weight", HIDDEN),
-        row("model.layers.{layer}.mamba.in_proj.weight", MIXED, HIDDEN),
-        row("model.layers.{layer}.mamba.in_proj.bias", MIXED, when="mamba_proj_bias"),
-        row("model.layers.{layer}.mamba.conv1d.weight", MAMBA_CHANNELS + STATES, dim(), dim("mamba_d_conv")),
-        row("model.layers.{layer}.mamba.conv1d.bias", MAMBA_CHANNELS + STATES, when="mamba_conv_bias"),
-        row("model.layers.{layer}.mamba.dt_bias", MAMBA_HEADS),
-        row("model.layers.{layer}.mamba.A_log", MAMBA_HEADS),
-        row("model.layers.{layer}.mamba.D", MAMBA_HEADS),
+        *MIXER,
         norm("model.layers.{layer}.mamba.norm.weight", MAMBA_CHANNELS, when="mamba_rms_norm"),
         row("model.layers.{layer}.mamba.out_proj.weight", HIDDEN, MAMBA_CHANNELS),
         row("model.layers.{layer}.mamba.out_proj.bias", HIDDEN, when="projectors_bias"),
@@ -52,11 +40,7 @@ LAYOUT = Layout(
         norm("model.final_layernorm.weight", HIDDEN),
         row("lm_head.weight", VOCAB, HIDDEN, unless="tie_word_embeddings"),
     ),
-    config_keys={
-        "mamba_num_heads": ("mamba_n_heads",),
-        "mamba_head_dim": ("mamba_d_head",),
-        "mamba_num_groups": ("mamba_n_groups",),
-    },
+    config_keys=MIXER_KEYS,
     mixer_width="mamba_d_ssm",
     layers_return_tuples=True,
     hands_on_state=True,

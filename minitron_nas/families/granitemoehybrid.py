@@ -20,6 +20,21 @@ from minitron_nas.architecture.layout import (
 STATES = dim(2, Axis.MAMBA_GROUPS, "mamba_d_state")
 """What each group writes into its states, then what it reads from them."""
 MIXED = MAMBA_CHANNELS + MAMBA_CHANNELS + STATES + MAMBA_HEADS
+MIXER = (
+    row("model.layers.{layer}.mamba.in_proj.weight", MIXED, HIDDEN),
+    row("model.layers.{layer}.mamba.in_proj.bias", MIXED, when="mamba_proj_bias"),
+    row("model.layers.{layer}.mamba.conv1d.weight", MAMBA_CHANNELS + STATES, dim(), dim("mamba_d_conv")),
+    row("model.layers.{layer}.mamba.conv1d.bias", MAMBA_CHANNELS + STATES, when="mamba_conv_bias"),
+    row("model.layers.{layer}.mamba.dt_bias", MAMBA_HEADS),
+    row("model.layers.{layer}.mamba.A_log", MAMBA_HEADS),
+    row("model.layers.{layer}.mamba.D", MAMBA_HEADS),
+)
+"""A mixer up to its norm; Falcon-H1's, too."""
+MIXER_KEYS = {
+    "mamba_num_heads": ("mamba_n_heads",),
+    "mamba_head_dim": ("mamba_d_head",),
+    "mamba_num_groups": ("mamba_n_groups",),
+}
 
 LAYOUT = Layout(
     model_type="granitemoehybrid",
@@ -28,13 +43,7 @@ LAYOUT = Layout(
         norm("model.layers.{layer}.input_layernorm.weight", HIDDEN),
         *only(
             "linear_attention",
-            row("model.layers.{layer}.mamba.in_proj.weight", MIXED, HIDDEN),
-            row("model.layers.{layer}.mamba.in_proj.bias", MIXED, when="mamba_proj_bias"),
-            row("model.layers.{layer}.mamba.conv1d.weight", MAMBA_CHANNELS + STATES, dim(), dim("mamba_d_conv")),
-            row("model.layers.{layer}.mamba.conv1d.bias", MAMBA_CHANNELS + STATES, when="mamba_conv_bias"),
-            row("model.layers.{layer}.mamba.dt_bias", MAMBA_HEADS),
-            row("model.layers.{layer}.mamba.A_log", MAMBA_HEADS),
-            row("model.layers.{layer}.mamba.D", MAMBA_HEADS),
+            *MIXER,
             norm("model.layers.{layer}.mamba.norm.weight", MAMBA_CHANNELS),
             row("model.layers.{layer}.mamba.out_proj.weight", HIDDEN, MAMBA_CHANNELS),
             row("model.layers.{layer}.mamba.out_proj.bias", HIDDEN, when="mamba_proj_bias"),
@@ -57,9 +66,7 @@ LAYOUT = Layout(
         row("lm_head.weight", VOCAB, HIDDEN, unless="tie_word_embeddings"),
     ),
     config_keys={
-        "mamba_num_heads": ("mamba_n_heads",),
-        "mamba_head_dim": ("mamba_d_head",),
-        "mamba_num_groups": ("mamba_n_groups",),
+        **MIXER_KEYS,
         "intermediate_size": ("shared_intermediate_size",),
     },
     requires={"num_local_experts": (0,)},
