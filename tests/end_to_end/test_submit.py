@@ -176,7 +176,7 @@ def test_a_plan_that_the_cluster_cannot_use_ends_with_the_builds_own_words_and_c
     assert "/nowhere/model" in err
 
 
-@pytest.mark.parametrize("token", ["", secrets.token_hex(32)])
+@pytest.mark.parametrize("token", ["", secrets.token_hex(32)], ids=["missing", "wrong"])
 def test_a_missing_or_wrong_token_is_told_in_our_words(head: Head, plan: Path, tmp_path: Path, token: str) -> None:
     changes = {"RAY_AUTH_TOKEN": token} if token else {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": ""}
     code, _, err = head.run(str(plan), "--out", str(tmp_path / "run"), **changes)
