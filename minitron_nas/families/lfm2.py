@@ -50,7 +50,11 @@ LAYOUT = Layout(
         norm("model.embedding_norm.weight", HIDDEN),
         row("lm_head.weight", VOCAB, HIDDEN, unless="tie_word_embeddings"),
     ),
-    config_keys={"intermediate_size": ("intermediate_size", "block_ff_dim")},
+    config_keys={
+        "hidden_size": ("hidden_size", "block_dim", "conv_dim", "conv_dim_out"),
+        "intermediate_size": ("intermediate_size", "block_ff_dim"),
+        "num_attention_heads": ("num_attention_heads", "num_heads"),
+    },
     ffn_width=AdjustedWidth("block_auto_adjust_ff_dim", "block_ffn_dim_multiplier", "block_multiple_of"),
     defaults={"tie_word_embeddings": True},
     kinds=Listed("layer_types"),

@@ -24,6 +24,12 @@ _FOREIGN = frozenset({
 _BOTH_NAMES = {"gpt_neox": {"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"}}
 """What a family calls the entries of its `rope_parameters` besides their names in transformers 4, by model type."""
 
+_KINDS_ELSEWHERE = {"granitemoehybrid": {"linear_attention": "mamba", "full_attention": "attention"}}
+"""What a family's kinds of layers are called in published configs, by model type.
+
+transformers 5 reads these and its own names; transformers 4 and other engines read these alone.
+"""
+
 _TYPE_ALONE = frozenset({"olmo2", "phi3"})
 """Families that transformers 4 lets have no key in `rope_scaling` but `type` and what that type needs."""
 
@@ -75,7 +81,7 @@ def finished_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     if isinstance(name, str):
         own["architectures"] = [name]
     patterns = _patterns(config, filled)
-    written = {**own, **_aliases(filled), **patterns, **_rope(filled), **_global_heads(filled)}
+    written = {**own, **_aliases(filled), **patterns, **_kinds(filled), **_rope(filled), **_global_heads(filled)}
     return {key: value for key, value in written.items() if value is not None or key not in patterns}
 
 
@@ -104,8 +110,10 @@ def _patterns(config: Mapping[str, Any], filled: PreTrainedConfig) -> dict[str, 
     num_layers = filled.num_hidden_layers
     kinds = getattr(filled, "layer_types", None)
     full = [kind == "full_attention" for kind in kinds or []]
-    if "sliding_window_pattern" in config or hasattr(filled, "_sliding_window_pattern"):
-        stated = config.get("sliding_window_pattern", getattr(filled, "_sliding_window_pattern", None))
+    stated = config.get("sliding_window_pattern", getattr(filled, "_sliding_window_pattern", None))
+    if isinstance(stated, str):
+        found["sliding_window_pattern"] = _letters(full, stated)
+    elif stated is not None:
         found["sliding_window_pattern"] = _period(full, stated)
     if "no_rope_layer_interval" in config:
         without = [not rotary for rotary in getattr(filled, "no_rope_layers", None) or []]
@@ -125,6 +133,12 @@ def _patterns(config: Mapping[str, Any], filled: PreTrainedConfig) -> dict[str, 
     return found
 
 
+def _kinds(filled: PreTrainedConfig) -> dict[str, list[str]]:
+    """Kinds of layers, where their names in transformers 5 are news to other readers."""
+    names = _KINDS_ELSEWHERE.get(filled.model_type)
+    return {"layer_types": [names[kind] for kind in filled.layer_types]} if names else {}
+
+
 def _global_heads(filled: PreTrainedConfig) -> dict[str, int]:
     """The keys by which other readers know heads of layers that see everything; per_layer_config is for the newest."""
     if not filled.model_type.startswith("gemma4") or "full_attention" not in filled.layer_types:
@@ -134,12 +148,19 @@ def _global_heads(filled: PreTrainedConfig) -> dict[str, int]:
     return {"global_head_dim": own.head_dim, **groups}
 
 
-def _period(marked: Sequence[bool], stated: int | str | None) -> int | None:
-    """The n of "every n-th layer is marked", the stated one if it holds; None if no n holds.
+def _letters(full: Sequence[bool], stated: str) -> str:
+    """A pattern that repeats, as EXAONE 4's "LLLG" does: the stated one if it holds, else the shortest that does."""
+    letters = "".join("LG"[each] for each in full)
+    return next(
+        each
+        for each in (stated, *(letters[:n] for n in range(1, len(letters))), letters)
+        if each and all(letter == each[layer % len(each)] for layer, letter in enumerate(letters))
+    )
 
-    EXAONE 4 may state a pattern such as "LLLG" instead; the n that it stands for takes its place.
-    """
-    periods = [*([stated] if isinstance(stated, int) and stated else []), *range(1, len(marked) + 2)]
+
+def _period(marked: Sequence[bool], stated: int | None) -> int | None:
+    """The n of "every n-th layer is marked", the stated one if it holds; None if no n holds."""
+    periods = [*([stated] if stated else []), *range(1, len(marked) + 2)]
     return next((n for n in periods if marked and all(m == ((i + 1) % n == 0) for i, m in enumerate(marked))), None)
 
 

