@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from minitron_nas.errors import RunFolderError
+from minitron_nas.errors import MinitronNasError, RunFolderError
 from minitron_nas.storage.atomic import remove, write_text
 from minitron_nas.storage.locks import held, one_at_a_time, refuse_held, release
 from minitron_nas.storage.machine import require_writable
@@ -296,6 +296,22 @@ def new_folder(path: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
             release(lock)
+
+
+@contextmanager
+def beginning(path: Path) -> Iterator[None]:
+    """Leave nothing of a working folder that is made in this block, if what was asked for is refused in it.
+
+    Args:
+        path: The folder; where it was there before, as what a stopped command goes on from, it stays.
+    """
+    there = path.exists()
+    try:
+        yield
+    except MinitronNasError:
+        if not there:
+            shutil.rmtree(path, ignore_errors=True)
+        raise
 
 
 def _lock_beside(path: Path) -> Path:

@@ -31,7 +31,7 @@ from minitron_nas.pruning.export import export_student, proof_prompt, stored_dty
 from minitron_nas.pruning.whole import require_tower
 from minitron_nas.reporting.aligned_card import write_aligned_card
 from minitron_nas.storage.lineage import Lineage, Origin, Proof, read_lineage
-from minitron_nas.storage.run_folder import new_folder, require_new_folder
+from minitron_nas.storage.run_folder import beginning, new_folder, require_new_folder
 from minitron_nas.storage.schemas import ALIGNMENT
 from minitron_nas.storage.tables import write_rows
 from minitron_nas.text.settings import TextSettings
@@ -118,12 +118,13 @@ def align(
     tasks = AlignmentTasks.of(folder, evaluation, seed)
     work = folder.with_name(f"{folder.name}.work").absolute()
     with new_folder(folder) as temporary, going_on(f"the same command goes on in {work}"):
-        opened = _open(student, teacher, template_from, text_only, work, display)
-        with display.stage("text", "read conversations") as progress:
-            opened.student.require_length(text.sequence_length)
-            read = read_pairs if settings.method == "dpo" else read_conversations
-            texts = read(data, validation, opened.tokenizer, text, seed)
-            progress(1, 1)
+        with beginning(work):
+            opened = _open(student, teacher, template_from, text_only, work, display)
+            with display.stage("text", "read conversations") as progress:
+                opened.student.require_length(text.sequence_length)
+                read = read_pairs if settings.method == "dpo" else read_conversations
+                texts = read(data, validation, opened.tokenizer, text, seed)
+                progress(1, 1)
         tell(display, [*texts.train.about("train"), *texts.held_out.about("held out")])
         run = AlignmentRun(opened, texts, settings, text.sequence_length, seed, runner, work, display)
         begun = time.monotonic()

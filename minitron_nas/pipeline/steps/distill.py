@@ -36,7 +36,7 @@ from minitron_nas.search.rates import RULE, Probing, find_rate, probe_schedule, 
 from minitron_nas.storage.ledger import fingerprint
 from minitron_nas.storage.lineage import Lineage, Origin, Proof
 from minitron_nas.storage.machine import require_writable
-from minitron_nas.storage.run_folder import new_folder, require_new_folder
+from minitron_nas.storage.run_folder import beginning, new_folder, require_new_folder
 from minitron_nas.text.settings import TextSettings
 from minitron_nas.text.sources import Data
 from minitron_nas.text.survey import about_text
@@ -122,25 +122,26 @@ def distill(
     work = folder.with_name(f"{folder.name}.work").absolute()
     workers = Workers(runner, work / "workers")
     with new_folder(folder), going_on(f"the same command goes on in {work}"):
-        source = _opened(student, work / "student", text_only, display)
-        with display.stage("teacher", f"load and check {source_name(teacher)}") as progress:
-            other = resolve_teacher(teacher, work / "teacher", progress)
-        tell(display, other.about(text.sequence_length))
-        Vocabulary.of(source.path, f"{source_name(student)!r}").require_same(
-            Vocabulary.of(other.path, f"{source_name(teacher)!r}")
-        )
-        if followed is not None:
-            followed.require_of(other.fingerprint)
-        with display.stage("text", "read, split and pack") as progress:
-            splits = read_splits(work, data, other, text, settings.tokens, seed, progress)
-        schedule = Schedule.resolve(settings, settings.tokens or splits.one_pass_tokens, text.sequence_length)
-        micro_batch(settings, schedule, runner.num_processes or 1)  # before the teacher speaks
-        parts = {
-            "train": splits.train.first(schedule.num_steps * schedule.batch_sequences),
-            "validation": splits.validation,
-        }
-        kept = Path(signals) if signals is not None else work
-        settings = settled(settings, other, schedule.num_tokens, kept, display)
+        with beginning(work):
+            source = _opened(student, work / "student", text_only, display)
+            with display.stage("teacher", f"load and check {source_name(teacher)}") as progress:
+                other = resolve_teacher(teacher, work / "teacher", progress)
+            tell(display, other.about(text.sequence_length))
+            Vocabulary.of(source.path, f"{source_name(student)!r}").require_same(
+                Vocabulary.of(other.path, f"{source_name(teacher)!r}")
+            )
+            if followed is not None:
+                followed.require_of(other.fingerprint)
+            with display.stage("text", "read, split and pack") as progress:
+                splits = read_splits(work, data, other, text, settings.tokens, seed, progress)
+            schedule = Schedule.resolve(settings, settings.tokens or splits.one_pass_tokens, text.sequence_length)
+            micro_batch(settings, schedule, runner.num_processes or 1)  # before the teacher speaks
+            parts = {
+                "train": splits.train.first(schedule.num_steps * schedule.batch_sequences),
+                "validation": splits.validation,
+            }
+            kept = Path(signals) if signals is not None else work
+            settings = settled(settings, other, schedule.num_tokens, kept, display)
         with workers.held(), display.stage("signal", "the teacher speaks once") as progress:
             _tell_spread(display, workers, other)
             files = training_files(workers, settings, other, parts, work, kept, progress)

@@ -241,6 +241,7 @@ def test_a_template_whose_tokens_the_student_lacks_is_refused_by_their_names(
     words = r"the vocabulary of 'base' lacks '<\|turn\|>', which the chat template of 'instruct' writes; take"
     with pytest.raises(CheckpointError, match=words):
         align(tmp_path / "out", student=base, template_from=other)
+    assert not (tmp_path / "out.work").exists()
 
 
 @pytest.mark.parametrize(
@@ -258,7 +259,7 @@ def test_what_cannot_be_is_refused_in_one_line(
     with pytest.raises(kind, match=words) as raised:
         align(tmp_path / "out", **changes)
     assert "\n" not in str(raised.value)
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_without_trl_the_extra_is_named(
