@@ -92,6 +92,18 @@ def kv_cache_bytes_per_token(architecture: Architecture, layout: Layout, bytes_p
     return int(values) * bytes_per_value
 
 
+def state_bytes_per_sequence(architecture: Architecture, layout: Layout, bytes_per_value: int = 2) -> int:
+    """Bytes that layers keep of a sequence, however long it is: their states, and what convolutions read again.
+
+    Args:
+        architecture: The model's shape.
+        layout: The table of its family.
+        bytes_per_value: 2 in half precision.
+    """
+    values = _state_values(layout, architecture, axis_sizes(architecture), architecture.num_hidden_layers)
+    return int(values) * bytes_per_value
+
+
 def costs_of(layout: Layout, source: Architecture, columns: Columns, context_tokens: int) -> dict[str, Integers]:
     """What many shapes cost, exactly.
 
@@ -103,7 +115,8 @@ def costs_of(layout: Layout, source: Architecture, columns: Columns, context_tok
 
     Returns:
         Arrays by name: `num_parameters`; `num_active_parameters`, which leaves out experts that a token is not sent
-        to; `num_embedding_parameters`; `forward_flops_per_token`; `kv_cache_bytes_per_token` in half precision.
+        to; `num_embedding_parameters`; `forward_flops_per_token`; `kv_cache_bytes_per_token` and
+        `state_bytes_per_sequence` in half precision.
     """
     sizes, num_layers = axis_sizes_of(source, columns), columns["num_hidden_layers"]
     sent_to = sizes | {Axis.EXPERTS: source.num_experts_per_tok}
@@ -113,6 +126,7 @@ def costs_of(layout: Layout, source: Architecture, columns: Columns, context_tok
         "num_embedding_parameters": _embedding_parameters(layout, source, sizes),
         "forward_flops_per_token": _forward_flops(layout, source, sizes, num_layers, context_tokens),
         "kv_cache_bytes_per_token": 2 * _cached_values(layout, source, sizes, num_layers),
+        "state_bytes_per_sequence": 2 * _state_values(layout, source, sizes, num_layers),
     }
     return {name: np.broadcast_to(values, num_layers.shape).astype(np.int64) for name, values in costs.items()}
 
@@ -186,3 +200,8 @@ def _cached_values(layout: Layout, source: Architecture, sizes: Sizes, num_layer
     return sum(
         _num_layers_of(kinds, source, num_layers) * cached.size(sizes) for kinds, _, cached in layout.attentions()
     )
+
+
+def _state_values(layout: Layout, source: Architecture, sizes: Sizes, num_layers: Any) -> Any:
+    """What all layers that hand on a state keep of a sequence."""
+    return sum(_num_layers_of((kind,), source, num_layers) * kept.size(sizes) for kind, kept in layout.states.items())

@@ -70,6 +70,10 @@ class Dim:
         """Put another dimension behind this one, as fused projections do."""
         return type(self)(self.parts + other.parts)
 
+    def __mul__(self, factor: Factor) -> Self:
+        """Return a dimension with as many entries as a factor says for each of this one's."""
+        return type(self)(tuple((*part, factor) for part in self.parts))
+
     def __contains__(self, axis: Axis) -> bool:
         """Whether any part runs along an axis."""
         return any(axis in part for part in self.parts)
@@ -320,6 +324,8 @@ class Layout:
         cached: What a layer with attention keeps of a token of context, one dimension after the other.
         fixed_attention: Kinds of layers whose attention has sizes of its own, all of them fixed, with what such a layer
             keeps of a token of context.
+        states: Kinds of layers that hand on a state, each with what such a layer keeps of a sequence, however long that
+            is: its state, and what its convolution reads again. Where all layers are alike, the kind is the empty word.
         fixed: Sizes that pruning leaves as they are, although tensors run along them.
         reasons: Why a table describes no other values of a key that it requires.
         drops_later_layers: Whether checkpoints carry layers behind the last, which predict further tokens at a time and
@@ -327,7 +333,6 @@ class Layout:
         kinds: How the config tells of what kind each layer is; None where all layers are alike.
         epsilon: The key of the norms' epsilon.
         layers_return_tuples: Whether transformers takes a layer's output for a tuple, hidden states first.
-        hands_on_state: Whether layers hand a state on from one document of a sequence to the next.
         logits_tolerance: By how much the conformance suite lets logits in float64 be off where they have to be equal,
             because transformers computes norms, rotary positions and states in float32.
     """
@@ -355,13 +360,13 @@ class Layout:
     stacked: tuple[tuple[str, tuple[str, ...]], ...] = ()
     cached: Dim = KEYS + KEYS
     fixed_attention: Mapping[str, Dim] = field(default_factory=dict)
+    states: Mapping[str, Dim] = field(default_factory=dict)
     fixed: tuple[str, ...] = ()
     reasons: Mapping[str, str] = field(default_factory=dict)
     drops_later_layers: bool = False
     kinds: KindsInConfig | None = None
     epsilon: str = "rms_norm_eps"
     layers_return_tuples: bool = False
-    hands_on_state: bool = False
     logits_tolerance: float = 5e-6
 
     def tensors(self, architecture: Architecture) -> Iterator[TensorPlace]:
@@ -408,7 +413,8 @@ class Layout:
 
     def fixed_keys(self) -> frozenset[str]:
         """Return the keys of the config whose numbers are fixed sizes of the family."""
-        return frozenset(key for r in self.rows for each in r.dims for key in each.fixed_keys)
+        dims = [*(each for r in self.rows for each in r.dims), *self.states.values()]
+        return frozenset(key for each in dims for key in each.fixed_keys)
 
     def switches(self) -> frozenset[str]:
         """Return the keys of the config, other than fields of `Architecture`, that decide whether tensors exist."""
@@ -568,6 +574,11 @@ class Layout:
     def has_mamba(self) -> bool:
         """Whether some layers have a Mamba 2 mixer, the heads of which can be pruned."""
         return Axis.MAMBA_GROUP_HEADS in self.axes()
+
+    @property
+    def hands_on_state(self) -> bool:
+        """Whether layers hand a state on from token to token, and from one document of a sequence to the next."""
+        return bool(self.states)
 
     @property
     def has_experts(self) -> bool:

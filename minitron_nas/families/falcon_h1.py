@@ -11,7 +11,7 @@ from minitron_nas.architecture.layout import (
     norm,
     row,
 )
-from minitron_nas.families.granitemoehybrid import MIXER, MIXER_KEYS
+from minitron_nas.families.granitemoehybrid import MIXER, MIXER_KEYS, MIXER_STATES
 
 LAYOUT = Layout(
     model_type="falcon_h1",
@@ -42,7 +42,7 @@ LAYOUT = Layout(
     ),
     config_keys=MIXER_KEYS,
     mixer_width="mamba_d_ssm",
+    states={"": MIXER_STATES},
     layers_return_tuples=True,
-    hands_on_state=True,
     logits_tolerance=1e-3,
 )

@@ -19,17 +19,19 @@ from minitron_nas.architecture.layout import (
 
 STATES = dim(2, Axis.MAMBA_GROUPS, "mamba_d_state")
 """What each group writes into its states, then what it reads from them."""
+CONVOLVED = MAMBA_CHANNELS + STATES
 MIXED = MAMBA_CHANNELS + MAMBA_CHANNELS + STATES + MAMBA_HEADS
 MIXER = (
     row("model.layers.{layer}.mamba.in_proj.weight", MIXED, HIDDEN),
     row("model.layers.{layer}.mamba.in_proj.bias", MIXED, when="mamba_proj_bias"),
-    row("model.layers.{layer}.mamba.conv1d.weight", MAMBA_CHANNELS + STATES, dim(), dim("mamba_d_conv")),
-    row("model.layers.{layer}.mamba.conv1d.bias", MAMBA_CHANNELS + STATES, when="mamba_conv_bias"),
+    row("model.layers.{layer}.mamba.conv1d.weight", CONVOLVED, dim(), dim("mamba_d_conv")),
+    row("model.layers.{layer}.mamba.conv1d.bias", CONVOLVED, when="mamba_conv_bias"),
     row("model.layers.{layer}.mamba.dt_bias", MAMBA_HEADS),
     row("model.layers.{layer}.mamba.A_log", MAMBA_HEADS),
     row("model.layers.{layer}.mamba.D", MAMBA_HEADS),
 )
 """A mixer up to its norm; Falcon-H1's, too."""
+MIXER_STATES = MAMBA_CHANNELS * "mamba_d_state" + CONVOLVED * "mamba_d_conv"
 MIXER_KEYS = {
     "mamba_num_heads": ("mamba_n_heads",),
     "mamba_head_dim": ("mamba_d_head",),
@@ -70,8 +72,8 @@ LAYOUT = Layout(
         "intermediate_size": ("shared_intermediate_size",),
     },
     requires={"num_local_experts": (0,)},
+    states={"linear_attention": MIXER_STATES},
     kinds=Listed("layer_types"),
     hidden_divides_mixer=True,
-    hands_on_state=True,
     logits_tolerance=1e-4,
 )

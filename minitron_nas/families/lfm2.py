@@ -57,7 +57,7 @@ LAYOUT = Layout(
     },
     ffn_width=AdjustedWidth("block_auto_adjust_ff_dim", "block_ffn_dim_multiplier", "block_multiple_of"),
     defaults={"tie_word_embeddings": True},
+    states={"conv": CONV_CHANNELS * "conv_L_cache"},
     kinds=Listed("layer_types"),
     epsilon="norm_eps",
-    hands_on_state=True,
 )

@@ -19,6 +19,7 @@ from minitron_nas.architecture.layout import (
 
 STATES = dim(2, Axis.MAMBA_GROUPS, "ssm_state_size")
 """What each group writes into its states, then what it reads from them."""
+CONVOLVED = MAMBA_CHANNELS + STATES
 MIXED = MAMBA_CHANNELS + MAMBA_CHANNELS + STATES + MAMBA_HEADS
 
 LAYOUT = Layout(
@@ -30,8 +31,8 @@ LAYOUT = Layout(
             "linear_attention",
             row("backbone.layers.{layer}.mixer.in_proj.weight", MIXED, HIDDEN),
             row("backbone.layers.{layer}.mixer.in_proj.bias", MIXED, when="use_bias"),
-            row("backbone.layers.{layer}.mixer.conv1d.weight", MAMBA_CHANNELS + STATES, dim(), dim("conv_kernel")),
-            row("backbone.layers.{layer}.mixer.conv1d.bias", MAMBA_CHANNELS + STATES, when="use_conv_bias"),
+            row("backbone.layers.{layer}.mixer.conv1d.weight", CONVOLVED, dim(), dim("conv_kernel")),
+            row("backbone.layers.{layer}.mixer.conv1d.bias", CONVOLVED, when="use_conv_bias"),
             row("backbone.layers.{layer}.mixer.dt_bias", MAMBA_HEADS),
             row("backbone.layers.{layer}.mixer.A_log", MAMBA_HEADS),
             row("backbone.layers.{layer}.mixer.D", MAMBA_HEADS),
@@ -59,8 +60,8 @@ LAYOUT = Layout(
     config_keys={"mamba_num_groups": ("n_groups",)},
     requires={"tie_word_embeddings": (False,), "num_nextn_predict_layers": (0,)},
     renamed=(("backbone.", "model."),),
+    states={"linear_attention": MAMBA_CHANNELS * "ssm_state_size" + CONVOLVED * "conv_kernel"},
     kinds=Listed("layers_block_type"),
     epsilon="layer_norm_epsilon",
-    hands_on_state=True,
     logits_tolerance=1e-4,
 )

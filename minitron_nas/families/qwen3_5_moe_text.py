@@ -13,7 +13,7 @@ from minitron_nas.architecture.layout import (
     norm,
     row,
 )
-from minitron_nas.families.qwen3_5_text import GATED_ATTENTION, GATED_DELTA_NET
+from minitron_nas.families.qwen3_5_text import DELTA_STATES, GATED_ATTENTION, GATED_DELTA_NET
 
 SPARSE_FFN = (
     row("model.layers.{layer}.mlp.gate.weight", EXPERTS, HIDDEN),
@@ -41,7 +41,7 @@ LAYOUT = Layout(
     ),
     norm="rms_plus_one",
     stacked=EXPERTS_IN_STACKS,
+    states={"linear_attention": DELTA_STATES},
     kinds=Listed("layer_types"),
-    hands_on_state=True,
     logits_tolerance=1e-3,
 )

@@ -22,6 +22,7 @@ DELTA_HEADS = dim("linear_num_value_heads")
 DELTA_KEYS = dim("linear_num_key_heads", "linear_key_head_dim")
 DELTA_VALUES = dim("linear_num_value_heads", "linear_value_head_dim")
 CONVOLVED = DELTA_KEYS + DELTA_KEYS + DELTA_VALUES
+DELTA_STATES = DELTA_VALUES * "linear_key_head_dim" + CONVOLVED * "linear_conv_kernel_dim"
 GATED_DELTA_NET = only(
     "linear_attention",
     row("model.layers.{layer}.linear_attn.in_proj_qkv.weight", CONVOLVED, HIDDEN),
@@ -64,7 +65,7 @@ LAYOUT = Layout(
         row("lm_head.weight", VOCAB, HIDDEN, unless="tie_word_embeddings"),
     ),
     norm="rms_plus_one",
+    states={"linear_attention": DELTA_STATES},
     kinds=Listed("layer_types"),
-    hands_on_state=True,
     logits_tolerance=1e-3,
 )

@@ -15,8 +15,16 @@ from minitron_nas.architecture.layout import (
     row,
 )
 from minitron_nas.families.qwen3_5_moe_text import SPARSE_FFN
-from minitron_nas.families.qwen3_5_text import CONVOLVED, DELTA_HEADS, DELTA_KEYS, DELTA_VALUES, GATED_ATTENTION
+from minitron_nas.families.qwen3_5_text import (
+    CONVOLVED,
+    DELTA_HEADS,
+    DELTA_KEYS,
+    DELTA_STATES,
+    DELTA_VALUES,
+    GATED_ATTENTION,
+)
 
+DELTA_NETS = ("linear_attention", "linear_attention dense")
 BY_KEY_HEAD = DELTA_KEYS + DELTA_KEYS + DELTA_VALUES + DELTA_VALUES
 """Query, key, values and gates of the first key head, then those of the second, and so on; all of it stays."""
 
@@ -26,7 +34,7 @@ LAYOUT = Layout(
         row("model.embed_tokens.weight", VOCAB, HIDDEN),
         norm("model.layers.{layer}.input_layernorm.weight", HIDDEN),
         *only(
-            ("linear_attention", "linear_attention dense"),
+            DELTA_NETS,
             row("model.layers.{layer}.linear_attn.in_proj_qkvz.weight", BY_KEY_HEAD, HIDDEN),
             row("model.layers.{layer}.linear_attn.in_proj_ba.weight", DELTA_HEADS + DELTA_HEADS, HIDDEN),
             row("model.layers.{layer}.linear_attn.conv1d.weight", CONVOLVED, dim(), dim("linear_conv_kernel_dim")),
@@ -51,7 +59,7 @@ LAYOUT = Layout(
     requires={"decoder_sparse_step": (1,)},
     reasons={"decoder_sparse_step": "name the layers without experts in mlp_only_layers, which says the same"},
     ignored_modules=("mtp.",),
+    states=dict.fromkeys(DELTA_NETS, DELTA_STATES),
     kinds=Paired(Listed("layer_types"), Indexed("mlp_only_layers", listed="dense", others="")),
-    hands_on_state=True,
     logits_tolerance=1e-3,
 )

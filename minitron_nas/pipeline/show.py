@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from minitron_nas.architecture.costs import costs_of, kv_cache_bytes_per_token
+from minitron_nas.architecture.costs import costs_of
 from minitron_nas.architecture.layout import Axis, TensorRow
 from minitron_nas.architecture.spec import SHAPE_FIELDS
 from minitron_nas.errors import PlanError, TeacherNotFoundError
@@ -123,6 +123,7 @@ def _shape(outline: Outline) -> dict[str, Any]:
     shape = outline.architecture
     whole = {name: np.array([getattr(shape, name)]) for name in outline.layout.column_fields()}
     costs = {name: int(column[0]) for name, column in costs_of(outline.layout, shape, whole, _CONTEXT_TOKENS).items()}
+    state = costs["state_bytes_per_sequence"]
     kinds = {"layer_kinds": dict(Counter(shape.layer_kinds)), "fixed_sizes": dict(shape.fixed_sizes)}
     return {
         "family": shape.model_type,
@@ -131,7 +132,8 @@ def _shape(outline: Outline) -> dict[str, Any]:
         **{name: size for name in _SIZES if (size := getattr(shape, name))},
         **{name: found for name, found in kinds.items() if found},
         "tied_embeddings": shape.tie_word_embeddings,
-        "bytes_of_kv_cache_per_token": kv_cache_bytes_per_token(shape, outline.layout),
+        "bytes_of_kv_cache_per_token": costs["kv_cache_bytes_per_token"],
+        **({"bytes_of_states_per_sequence": state} if state else {}),
         f"forward_flops_per_token_at_{_CONTEXT_TOKENS:,}": costs["forward_flops_per_token"],
     }
 

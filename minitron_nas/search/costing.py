@@ -19,8 +19,8 @@ Values: TypeAlias = NDArray[np.float64]
 BYTES_PER_PARAMETER = 2
 """Of weights in half precision."""
 
-_MOST_TOKENS = 10**11
-"""Whose keys and values 64 bits can count the bytes of, whatever the model."""
+_MOST_TOKENS = 10**10
+"""Whose keys, values and states 64 bits can count the bytes of, whatever the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Deployment:
 
     Attributes:
         batch_size: Sequences at a time.
-        context_tokens: Tokens of each that keys and values are kept of.
+        context_tokens: Tokens of each, which keys and values are kept of.
 
     Raises:
         PlanError: If that is more tokens than any device holds.
@@ -47,13 +47,13 @@ class Deployment:
             )
 
     def memory_bytes(self, costs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-        """Return the bytes of weights, keys and values.
+        """Return the bytes of weights, keys, values and states.
 
         Args:
-            costs: `num_parameters` and `kv_cache_bytes_per_token`, (num_shapes,) each.
+            costs: `num_parameters`, `kv_cache_bytes_per_token` and `state_bytes_per_sequence`, (num_shapes,) each.
         """
-        weights: NDArray[Any] = BYTES_PER_PARAMETER * costs["num_parameters"]
-        total: NDArray[Any] = weights + self.batch_size * self.context_tokens * costs["kv_cache_bytes_per_token"]
+        sequence = self.context_tokens * costs["kv_cache_bytes_per_token"] + costs["state_bytes_per_sequence"]
+        total: NDArray[Any] = BYTES_PER_PARAMETER * costs["num_parameters"] + self.batch_size * sequence
         return total
 
 

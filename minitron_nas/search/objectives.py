@@ -19,6 +19,7 @@ COSTS = (
     "num_embedding_parameters",
     "forward_flops_per_token",
     "kv_cache_bytes_per_token",
+    "state_bytes_per_sequence",
     "memory_bytes",
     "prefill_seconds",
     "decode_seconds",

@@ -49,6 +49,11 @@ _SHAPE = (
     Column("mamba_head_dim", _INT, "channels of each of those heads; null where the family has none"),
 )
 
+_CACHE = (
+    Column("kv_cache_bytes_per_token", _INT, "bytes of 16-bit keys and values per token of context"),
+    Column("state_bytes_per_sequence", _INT, "bytes of 16-bit states per sequence; 0 where no layer hands one on"),
+)
+
 SCORES = Table(
     "scores.parquet",
     ("axis", "layer", "expert", "index"),
@@ -78,8 +83,12 @@ CANDIDATES = Table(
         Column("num_active_parameters", _INT, "parameters that take part in a token: of experts, those it is sent to"),
         Column("num_embedding_parameters", _INT, "parameters of token embedding and untied output head"),
         Column("forward_flops_per_token", _INT, "FLOPs of a forward pass per token at the plan's sequence length"),
-        Column("kv_cache_bytes_per_token", _INT, "bytes of 16-bit keys and values per token of context"),
-        Column("memory_bytes", _INT, "16-bit weights, keys and values at search.batch_size and search.context_tokens"),
+        *_CACHE,
+        Column(
+            "memory_bytes",
+            _INT,
+            "16-bit weights, keys, values and states at search.batch_size and search.context_tokens",
+        ),
         Column("prefill_seconds", _FLOAT, "predicted time of a prompt; null where no latency model predicts it"),
         Column("decode_seconds", _FLOAT, "predicted time of a new token; null where no latency model predicts it"),
         Column("predicted_kl_nats", _FLOAT, "untrained KL that the surrogate expects; null without one"),
@@ -230,6 +239,7 @@ EVALUATIONS = Table(
         *_SHAPE,
         Column("num_parameters", _INT, "total parameters, tied embeddings counted once"),
         Column("num_embedding_parameters", _INT, "parameters of token embedding and untied output head"),
+        *_CACHE,
         Column("tokens_trained", _INT, "KD tokens of this model's own distillation"),
         Column("exported_tokens", _INT, "of these, after how many its weights were reached: the best validation"),
         Column("untrained_kl_nats", _FLOAT, "validation KL before distillation; null for the teacher"),

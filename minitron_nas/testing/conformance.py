@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from minitron_nas.architecture.costs import count_parameters
+from minitron_nas.architecture.costs import count_parameters, state_bytes_per_sequence
 from minitron_nas.architecture.layout import HIDDEN, KEYS, Axis, Layout, TensorRow
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.loss.losses import Counted, distillation_loss, forward_kl
@@ -129,6 +129,21 @@ def check_masked_teacher(subject: Subject) -> None:
 
 
 @torch.no_grad()
+def check_states(subject: Subject) -> None:
+    """The table counts what the cache of every layer keeps of a sequence, of the teacher's and of a student's."""
+    target = subject.architecture.reshaped(conformance_shapes(subject.layout, subject.architecture)["all"])
+    student = plain_experts(build_student(subject.prepared, target, torch.float64))
+    for model, shape in ((subject.model, subject.architecture), (student, subject.prepared.settled(target))):
+        cache: Any = model(input_ids=subject.prompt[:1], use_cache=True).past_key_values
+        for layer, (kind, kept) in enumerate(zip(shape.kinds, cache.layers, strict=True)):
+            counted = state_bytes_per_sequence(shape.with_layers([layer]), subject.layout, bytes_per_value=1)
+            assert counted == _num_values(kept), (
+                f"layer {layer} keeps {_num_values(kept):,} values of a sequence beside keys and values, the table "
+                f"says {counted:,} (states, of kind {kind!r})"
+            )
+
+
+@torch.no_grad()
 def check_layer_by_layer(subject: Subject) -> None:
     """Every layer in a model of its own puts out what it does in the whole model, to the bit."""
     model, layout, prepared = subject.model, subject.layout, subject.prepared
@@ -237,6 +252,7 @@ CHECKS: tuple[Callable[[Subject], None], ...] = (
     check_units,
     check_nothing_pruned,
     check_masked_teacher,
+    check_states,
     check_layer_by_layer,
     check_rotation,
     check_loss,
@@ -257,6 +273,12 @@ def _ways(teacher: Subject, target: Architecture) -> dict[str, PreparedTeacher]:
         rotation = Rotation.of(moments, prepared.headers, teacher.architecture, layout)
         ways["rotated"] = replace(ways.get("merged", ways["repaired"]), rotation=rotation)
     return ways
+
+
+def _num_values(kept: Any) -> int:
+    """How many values of states the cache of one layer holds; attention's has none."""
+    states = (getattr(kept, name, {}) for name in ("conv_states", "recurrent_states"))
+    return sum(state.numel() for each in states for state in each.values() if state is not None)
 
 
 def _misfit(subject: Subject, target: Architecture) -> str | None:

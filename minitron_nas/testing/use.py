@@ -189,11 +189,13 @@ def check_packing(subject: Subject) -> None:
     alone = [decoder(input_ids=part, use_cache=False).last_hidden_state for part in parts]
     difference = (packed - subject.model.get_output_embeddings()(torch.cat(alone, dim=1))).abs().max().item()
     if subject.layout.hands_on_state:
-        assert difference > 10 * _NOTHING, "packed documents do not see each other; hands_on_state is not true"
+        assert difference > 10 * _NOTHING, (
+            "packed documents do not see each other; the table says that a state goes on (states)"
+        )
     else:
         assert difference <= 10 * _NOTHING, (
             f"packed documents change each other by {difference:.3g}; a state goes on from one to the next "
-            "(hands_on_state), or transformers does not look for their borders in the positions (finds_borders)"
+            "(states), or transformers does not look for their borders in the positions (finds_borders)"
         )
 
 

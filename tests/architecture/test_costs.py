@@ -12,6 +12,7 @@ from minitron_nas.architecture.costs import (
     count_parameters_of,
     forward_flops_per_token,
     kv_cache_bytes_per_token,
+    state_bytes_per_sequence,
 )
 from minitron_nas.architecture.kinds import Listed
 from minitron_nas.architecture.layout import (
@@ -110,14 +111,20 @@ HYBRID = replace(
     )
     + only("mixer", row("blocks.{layer}.mix.weight", HIDDEN, dim("width"))),
     kinds=Listed("layer_types"),
+    states={"mixer": HIDDEN * "states" + dim("width")},
 )
-MIXED = Architecture("toy", 3, 10, 14, 6, 2, 4, 11, layer_kinds=("mixer", "full", "mixer"), fixed_sizes={"width": 9})
+MIXED = Architecture(
+    "toy", 3, 10, 14, 6, 2, 4, 11, layer_kinds=("mixer", "full", "mixer"), fixed_sizes={"width": 9, "states": 5}
+)
 
 
 def test_layers_cost_what_their_kinds_have() -> None:
     attention, ffn = 240 + 80 + 80 + 240, 10 + 140 + 140
     assert count_parameters(MIXED, HYBRID) == 3 * ffn + attention + 2 * 90 + 10 + 2 * EMBEDDING
     assert kv_cache_bytes_per_token(MIXED, HYBRID) == 1 * 2 * (2 * 4) * 2
+    assert state_bytes_per_sequence(MIXED, HYBRID) == 2 * (10 * 5 + 9) * 2
+    assert state_bytes_per_sequence(MIXED, HYBRID, bytes_per_value=4) == 2 * (10 * 5 + 9) * 4
+    assert state_bytes_per_sequence(SMALL, TOY) == 0
     assert forward_flops_per_token(MIXED, HYBRID, 5) == 2 * (3 * 280 + attention + 2 * 90) + 4 * 24 * 5 + 2 * 110
 
 
@@ -131,4 +138,6 @@ def test_shapes_of_fewer_layers_cost_what_the_shares_of_their_kinds_say() -> Non
     assert [sorted(shape.layer_kinds) for shape in shapes] == [["full"], ["full", "mixer"], ["full", "mixer", "mixer"]]
     assert costs["num_parameters"].tolist() == [count_parameters(shape, HYBRID) for shape in shapes]
     assert costs["kv_cache_bytes_per_token"].tolist() == [32, 32, 32]
+    assert costs["state_bytes_per_sequence"].tolist() == [state_bytes_per_sequence(shape, HYBRID) for shape in shapes]
+    assert costs["state_bytes_per_sequence"].tolist() == [0, 118, 236]
     assert costs["forward_flops_per_token"].tolist() == [forward_flops_per_token(shape, HYBRID, 5) for shape in shapes]

@@ -52,6 +52,13 @@ def changed(**fields: bool) -> Architecture:
     return Architecture(**(SMALL.to_dict() | fields))
 
 
+def test_a_dimension_times_a_factor_has_so_many_entries_for_each_of_its_own() -> None:
+    states = (QUERIES + dim("width")) * "states" * 3
+    assert states.parts == ((*QUERIES.parts[0], "states", 3), ("width", "states", 3))
+    assert states.fixed_keys == {"width", "states"}
+    assert states.size(axis_sizes(SMALL) | {"width": 5, "states": 7}) == (6 * 4 + 5) * 7 * 3
+
+
 def test_every_axis_has_the_size_of_its_name() -> None:
     assert axis_sizes(SMALL) == {
         Axis.VOCAB: 11,

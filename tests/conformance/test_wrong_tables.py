@@ -29,7 +29,7 @@ from minitron_nas.errors import CheckpointError, InvalidArchitectureError
 from minitron_nas.families.catalog import layout_of
 from minitron_nas.families.nemotron_h import STATES
 from minitron_nas.testing import Subject, check_family, tiny_config
-from minitron_nas.testing.conformance import check_masked_teacher
+from minitron_nas.testing.conformance import check_masked_teacher, check_states
 from minitron_nas.testing.use import check_depth, check_packing
 
 LAYER = "model.layers.{layer}."
@@ -200,10 +200,8 @@ def test_a_wrong_row_is_named(tmp_path: Path, fault: str) -> None:
 @pytest.mark.parametrize(
     ("layout", "said"),
     [
-        pytest.param(lambda: replace(layout_of("llama"), hands_on_state=True), "hands_on_state is not", id="no state"),
-        pytest.param(
-            lambda: replace(layout_of("nemotron_h"), hands_on_state=False), "packed documents change", id="a state"
-        ),
+        pytest.param(lambda: replace(layout_of("llama"), states={"": HIDDEN}), "a state goes on", id="no state"),
+        pytest.param(lambda: replace(layout_of("nemotron_h"), states={}), "packed documents change", id="a state"),
     ],
 )
 def test_a_table_that_errs_about_documents_in_one_sequence_is_caught(
@@ -212,6 +210,25 @@ def test_a_table_that_errs_about_documents_in_one_sequence_is_caught(
     table = layout()
     with pytest.raises(AssertionError, match=said):
         check_packing(Subject.make(table, tiny_config(table.model_type), tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "states", "said"),
+    [
+        pytest.param("llama", {"": HIDDEN}, "layer 0 keeps 0 values .* says 48 ", id="none is kept"),
+        pytest.param("falcon_h1", {}, "layer 0 keeps 1,104 values .* says 0 ", id="none is told"),
+        pytest.param(
+            "lfm2", {"full_attention": CONV_CHANNELS}, "layer 0 keeps 144 values .* of kind 'conv'", id="kind"
+        ),
+        pytest.param("nemotron_h", {"linear_attention": dim(1104)}, "layer 0 keeps 648 values .* 1,104 ", id="fixed"),
+    ],
+)
+def test_a_table_that_errs_about_what_layers_keep_of_a_sequence_is_caught(
+    tmp_path: Path, name: str, states: dict[str, Dim], said: str
+) -> None:
+    table = replace(layout_of(name), states=states)
+    with pytest.raises(AssertionError, match=said):
+        check_states(Subject.make(table, tiny_config(name), tmp_path))
 
 
 def test_a_table_that_errs_about_what_layers_put_out_is_caught(tmp_path: Path) -> None:

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from minitron_nas.architecture.config import architecture_of, with_sizes
-from minitron_nas.architecture.costs import kv_cache_bytes_per_token
+from minitron_nas.architecture.costs import kv_cache_bytes_per_token, state_bytes_per_sequence
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import InvalidArchitectureError, MinitronNasError, UnknownFamilyError
 from minitron_nas.families import catalog
 from minitron_nas.families.catalog import count_parameters, layout_of, layouts
+from minitron_nas.space.axes import load_space
 
 FAMILIES = ("llama", "mistral", "nemotron", "qwen2")
 WITH_BIASES = ("llama", "nemotron")
@@ -213,6 +214,15 @@ def test_published_hybrids_have_their_published_totals(
     assert count_parameters(content) == total
     per_layer = 2 * config["num_key_value_heads"] * config["head_dim"] * 2
     assert kv_cache_bytes_per_token(shape, layout) == layers_with_cache * per_layer
+
+
+def test_nemotron_nano_keeps_73_mb_of_a_sequence_and_a_student_less() -> None:
+    shape, layout = load_space("nemotron-nano-9b-v2").source_architecture(), layout_of("nemotron_h")
+    convolved = 4 * (128 * 80 + 2 * 8 * 128)
+    assert state_bytes_per_sequence(shape, layout) == 2 * 27 * (128 * 80 * 128 + convolved) == 73_433_088
+    student = shape.reshaped({"mamba_num_heads": 96, "mamba_head_dim": 64, "num_hidden_layers": 42})
+    convolved = 4 * (96 * 64 + 2 * 8 * 128)
+    assert state_bytes_per_sequence(student, layout) == 2 * 20 * (96 * 64 * 128 + convolved)
 
 
 def test_a_hybrid_of_any_depth_counts_as_the_real_model() -> None:

@@ -113,6 +113,11 @@ def test_of_mixers_their_groups_are_told_too() -> None:
     assert [facts[f"source_mamba_{name}"] for name in ("num_heads", "head_dim", "num_groups")] == [128, 80, 8]
 
 
+def test_what_layers_keep_of_a_sequence_is_told_where_they_keep_something() -> None:
+    assert show("nemotron-nano-9b-v2").facts["source_bytes_of_states_per_sequence"] == 73_433_088
+    assert not [fact for fact in show("llama-3.1-8b").facts if "states" in fact]
+
+
 def test_a_latency_model_says_how_well_it_predicts(latency: Path) -> None:
     shown = show(str(latency))
     assert shown.kind == "latency model"

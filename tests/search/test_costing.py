@@ -37,6 +37,19 @@ def test_a_size_is_measured_as_the_column_of_its_unit_is_counted(written):
         assert found.values.tolist() == (2 * columns["num_parameters"] + 8000 * 2 * 2 * keys).tolist()
 
 
+def test_memory_of_a_hybrid_holds_its_states_once_per_sequence():
+    space = load_space("nemotron-nano-9b-v2")
+    source, layout = space.source_architecture(), layout_of("nemotron_h")
+    costing = Costing(source, layout, 128, Deployment(64, 1000))
+    size = Size.parse("memory=20GB")
+    found = enumerate_candidates(space, size, source, layout, costing.measure(size))
+    columns = costing.columns(found.candidates.columns())
+    states = columns["state_bytes_per_sequence"]
+    assert len(set(states.tolist())) > 9
+    keys_and_values = 1000 * columns["kv_cache_bytes_per_token"]
+    assert found.values.tolist() == (2 * columns["num_parameters"] + 64 * (keys_and_values + states)).tolist()
+
+
 def test_speeds_are_relative_to_the_first_teacher_and_not_to_the_model_that_is_cut():
     smaller = SOURCE.reshaped({"num_hidden_layers": 25})
     costing = Costing(smaller, LAYOUT, 128, Deployment(1, 1), ByLayers(), against=SOURCE)

@@ -13,6 +13,7 @@ from minitron_nas.search.objectives import Constraint
         ("memory_bytes <= 1.5 GiB at context 4096", "memory_bytes", "<=", 1.5 * 2**30, (None, 4096)),
         ("num_active_parameters <= 3B", "num_active_parameters", "<=", 3e9, (None, None)),
         ("forward_flops_per_token <= 1e11", "forward_flops_per_token", "<=", 1e11, (None, None)),
+        ("state_bytes_per_sequence <= 64MB", "state_bytes_per_sequence", "<=", 64e6, (None, None)),
         ("kv_cache_bytes_per_token <= 64kB", "kv_cache_bytes_per_token", "<=", 64e3, (None, None)),
         ("decode_seconds <= 20ms", "decode_seconds", "<=", 0.02, (None, None)),
         ("prefill_seconds <= 1.5", "prefill_seconds", "<=", 1.5, (None, None)),

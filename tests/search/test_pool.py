@@ -11,6 +11,12 @@ from minitron_nas.architecture.costs import (
 )
 from minitron_nas.errors import SpaceError
 from minitron_nas.families.catalog import layout_of
+from minitron_nas.search.costing import Costing, Deployment
+from minitron_nas.search.objectives import Constraint
+from minitron_nas.search.pool import Pool
+from minitron_nas.space.axes import load_space
+from minitron_nas.space.enumerate import enumerate_candidates
+from minitron_nas.space.size import Size
 
 
 class ByLayers:
@@ -47,6 +53,19 @@ def test_a_constraint_leaves_out_what_it_forbids_and_says_how_much(make_pool):
     ]
     assert bound.excluded == {text: len(free) - len(bound)}
     assert bound.columns["hidden_size"].tolist() == free.columns["hidden_size"][allowed].tolist()
+
+
+def test_a_constraint_on_memory_counts_what_layers_keep_of_every_sequence():
+    space, layout = load_space("nemotron-nano-9b-v2"), layout_of("nemotron_h")
+    source = space.source_architecture()
+    found = enumerate_candidates(space, Size.parse("7B"), source, layout)
+    costing = Costing(source, layout, 128, Deployment(1, 4096))
+    free = Pool.of(found, costing).columns
+    caches = 4000 * free["kv_cache_bytes_per_token"] + free["state_bytes_per_sequence"]
+    taken = 2 * free["num_parameters"] + 100 * caches
+    limit = int(np.median(taken))
+    bound = Pool.of(found, costing, [Constraint.parse(f"memory_bytes <= {limit} at batch 100, context 4k")])
+    assert len(bound) == (taken <= limit).sum()
 
 
 def test_a_constraint_that_nothing_keeps_to_is_refused_with_the_nearest(make_pool):
