@@ -11,6 +11,7 @@ import pandas as pd
 from minitron_nas.architecture.spec import SHAPE_FIELDS, shape_id
 from minitron_nas.reporting.members import ReportedMember, list_members
 from minitron_nas.reporting.run_record import RunRecord, best_trained, plain_rows
+from minitron_nas.search.costing import Deployment
 
 Values: TypeAlias = dict[str, float | None]
 
@@ -18,7 +19,7 @@ MAX_POINTS = 2_000
 """Trials, and candidates, of a page that become points: those of the front, then the nearest to the teacher."""
 
 _TASK_METRICS = ("acc_norm,none", "acc,none", "exact_match,none", "f1,none")
-_BYTES_PER_VALUE = 2  # of 16-bit weights, keys and values
+_COUNTED = ("num_parameters", "kv_cache_bytes_per_token", "state_bytes_per_sequence")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ MEASURES = (
     Measure("num_parameters", "total parameters"),
     Measure("kl_nats", "KL to the teacher (nats)", log=True),
     Measure("loss_nats", "next-token loss (nats)"),
-    Measure("memory_bytes", "memory of 16-bit weights, keys and values (GB)", unit=1e9),
+    Measure("memory_bytes", "memory of 16-bit weights and cache (GB)", unit=1e9),
     Measure("peak_memory_bytes", "peak memory, measured (GB)", unit=1e9),
     Measure("prefill_seconds", "time of a prompt, predicted (ms)", unit=1e-3),
     Measure("decode_seconds", "time of a new token, predicted (ms)", unit=1e-3),
@@ -102,28 +103,19 @@ class _Costs:
 
     def __init__(self, run: RunRecord) -> None:
         search = run.plan.get("search") or {}
-        self._tokens = (search.get("batch_size") or 0) * (search.get("context_tokens") or 0)
+        batch_size, context_tokens = search.get("batch_size"), search.get("context_tokens")
+        self._deployment = Deployment(batch_size, context_tokens) if batch_size and context_tokens else None
         self._latency = run.latency
-        first = run.candidates.dropna(subset=["kv_cache_bytes_per_token", "num_key_value_heads"]).head(1)
-        self._bytes_per_group: float | None = None
-        for row in plain_rows(first):
-            groups = row["num_hidden_layers"] * row["num_key_value_heads"]
-            self._bytes_per_group = row["kv_cache_bytes_per_token"] / groups
 
     def of(self, member: ReportedMember) -> Values:
         """Return memory and predicted seconds, as far as they are known."""
-        sizes = {name: member.value(name) for name in SHAPE_FIELDS}
-        layers, groups, parameters = (
-            sizes["num_hidden_layers"],
-            sizes["num_key_value_heads"],
-            member.value("num_parameters"),
-        )
         found: Values = {}
-        if self._bytes_per_group is not None and self._tokens and None not in (layers, groups, parameters):
-            cache = self._tokens * layers * groups * self._bytes_per_group
-            found["memory_bytes"] = _BYTES_PER_VALUE * parameters + cache
+        counted = {name: np.array([member.value(name)]) for name in _COUNTED if member.value(name) is not None}
+        if self._deployment is not None and len(counted) == len(_COUNTED):
+            found["memory_bytes"] = int(self._deployment.memory_bytes(counted)[0])
+        sizes = {name: member.value(name) for name in SHAPE_FIELDS}
         known = {name: np.array([size]) for name, size in sizes.items() if size is not None}
-        if self._latency is not None and layers is not None:
+        if self._latency is not None and "num_hidden_layers" in known:
             found |= {name: float(seconds[0]) for name, seconds in self._latency.predict(known).items()}
         return found
 

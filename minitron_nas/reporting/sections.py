@@ -164,7 +164,7 @@ def asked_of(run: RunRecord, size: str) -> str:
     counted = (search.get(name) for name in ("batch_size", "context_tokens"))
     batch, context = (numerals.whole(number) for number in counted)
     told = asked.told(asked.value)
-    return f"at most {told} for 16-bit weights and the keys and values of {batch} x {context} tokens"
+    return f"at most {told} for 16-bit weights and the cache of {batch} x {context} tokens"
 
 
 def held_against(candidates: pd.DataFrame, size: str) -> str:

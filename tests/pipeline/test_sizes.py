@@ -60,13 +60,16 @@ def test_a_size_in_memory_is_a_folder_a_label_and_a_line_of_the_plan(in_memory: 
 
 def test_the_depth_only_baseline_is_the_nearest_in_the_unit_of_the_size(in_memory: Family) -> None:
     row = next(row for row in read_rows(in_memory.path, EVALUATIONS) if row["role"] == "depth_only")
-    taken = 2 * row["num_parameters"] + 1024 * 2 * 2 * row["num_key_value_heads"] * 8 * row["num_hidden_layers"]
+    kept = row["kv_cache_bytes_per_token"]
+    assert kept == 2 * 2 * row["num_key_value_heads"] * 8 * row["num_hidden_layers"]
+    assert row["state_bytes_per_sequence"] == 0
+    taken = 2 * row["num_parameters"] + 1024 * kept
     layer = (605_216 - 2 * 15_408) // 5  # of the teacher's memory, without embedding and last norm
     assert abs(taken - 400_000) <= layer / 2
 
 
 def test_report_and_card_say_what_was_asked(in_memory: Family) -> None:
-    asked = "at most 400kB for 16-bit weights and the keys and values of 2 x 512 tokens"
+    asked = "at most 400kB for 16-bit weights and the cache of 2 x 512 tokens"
     assert asked in " ".join(in_memory.report.read_text().split())
     card = " ".join((in_memory.members[0].path / "README.md").read_text().split())
     assert f"{in_memory.members[0].num_parameters:,} parameters: {asked}. It was pruned from" in card

@@ -80,10 +80,7 @@ def candidates() -> list[Row]:
                     "num_parameters": num_parameters(shape),
                     "num_embedding_parameters": VOCAB_SIZE * shape["hidden_size"],
                     "forward_flops_per_token": 2 * num_parameters(shape),
-                    "kv_cache_bytes_per_token": 4
-                    * shape["num_hidden_layers"]
-                    * shape["num_key_value_heads"]
-                    * HEAD_DIM,
+                    **_cache(shape),
                     "screen_kl_nats": screened if place < 8 else None,
                     "screen_loss_nats": screened + 2.9 if place < 8 else None,
                     "on_front": place in (0, 3),
@@ -320,8 +317,14 @@ def _exclusions() -> list[Row]:
     ]
 
 
+def _cache(shape: Row) -> Row:
+    kept = 4 * shape["num_hidden_layers"] * shape["num_key_value_heads"] * HEAD_DIM
+    return {"kv_cache_bytes_per_token": kept, "state_bytes_per_sequence": 0}
+
+
 def _costs(shape: Row) -> Row:
     return {
+        **_cache(shape),
         "num_parameters": num_parameters(shape),
         "num_embedding_parameters": VOCAB_SIZE * shape["hidden_size"],
     }

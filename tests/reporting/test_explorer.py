@@ -66,6 +66,16 @@ def test_memory_is_counted_for_models_as_for_candidates(run: RunRecord) -> None:
     told = replace(run, plan={**run.plan, "search": {"batch_size": 2, "context_tokens": 1000}})
     teacher = run_points(told)[0]
     assert teacher.values["memory_bytes"] == 2 * 134_515_008 + 2 * 1000 * 4 * 30 * 3 * 64
+    hybrid = replace(told, evaluations=told.evaluations.assign(state_bytes_per_sequence=5_000_000))
+    assert run_points(hybrid)[0].values["memory_bytes"] == teacher.values["memory_bytes"] + 2 * 5_000_000
+
+
+def test_of_a_run_that_does_not_say_what_models_keep_their_memory_is_not_told(run: RunRecord) -> None:
+    earlier = run.evaluations.drop(columns=["kv_cache_bytes_per_token", "state_bytes_per_sequence"])
+    plan = {**run.plan, "search": {"batch_size": 2, "context_tokens": 1000}}
+    teacher = run_points(replace(run, plan=plan, evaluations=earlier))[0]
+    assert teacher.values["memory_bytes"] is None
+    assert teacher.values["num_parameters"] == 134_515_008
 
 
 def test_each_size_is_a_band_and_a_line_and_the_teacher_stands_beside_the_groups(drawn: dict[str, Any]) -> None:

@@ -36,7 +36,7 @@ def test_outcomes_are_counted_in_words(run: RunRecord) -> None:
 def test_what_a_size_in_memory_or_speed_asks_is_said_in_words(run: RunRecord) -> None:
     asked = replace(run, plan={"search": {"batch_size": 8, "context_tokens": 32_000}})
     assert sections.asked_of(asked, "memory-6GB") == (
-        "at most 6GB for 16-bit weights and the keys and values of 8 x 32,000 tokens"
+        "at most 6GB for 16-bit weights and the cache of 8 x 32,000 tokens"
     )
     assert sections.asked_of(asked, "decode-2.0x") == (
         "at least 2.0x of the teacher's decode speed, as the latency model predicts it"

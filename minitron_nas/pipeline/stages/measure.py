@@ -9,7 +9,11 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from minitron_nas.architecture.costs import count_embedding_parameters
+from minitron_nas.architecture.costs import (
+    count_embedding_parameters,
+    kv_cache_bytes_per_token,
+    state_bytes_per_sequence,
+)
 from minitron_nas.distillation.loss.losses import Losses
 from minitron_nas.distillation.loss.validation import validate
 from minitron_nas.distillation.signals.folder import SignalPlace
@@ -69,6 +73,7 @@ def evaluate_member(run: Run, member: TrainedMember, model: Source, signal: Done
 
 def _measure(run: Run, member: TrainedMember, model: Source, signal: Done) -> None:
     checkpoint, teacher = model.checkpoint, run.teacher.checkpoint
+    shape, layout = checkpoint.architecture, checkpoint.layout
     cache = run.folder.signal(teacher.fingerprint, "validation")
 
     def action(progress: Progress) -> Left:
@@ -91,9 +96,11 @@ def _measure(run: Run, member: TrainedMember, model: Source, signal: Done) -> No
             "size": member.size,
             "role": member.role,
             "path": member.path,
-            **checkpoint.architecture.sizes(),
+            **shape.sizes(),
             "num_parameters": checkpoint.num_parameters,
-            "num_embedding_parameters": count_embedding_parameters(checkpoint.architecture, checkpoint.layout),
+            "num_embedding_parameters": count_embedding_parameters(shape, layout),
+            "kv_cache_bytes_per_token": kv_cache_bytes_per_token(shape, layout),
+            "state_bytes_per_sequence": state_bytes_per_sequence(shape, layout),
             "tokens_trained": member.tokens_trained,
             "exported_tokens": member.exported_tokens,
             "untrained_kl_nats": member.untrained_kl_nats,
