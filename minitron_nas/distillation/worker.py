@@ -78,7 +78,8 @@ def run_file(path: str) -> int:
         sys.stderr.write(f"{error}\n")
         return 2
     try:
-        run(job)
+        with working_for_parent():
+            run(job)
     except PreemptedError as stop:
         job.write_error(rank, stop)
         raise
@@ -136,5 +137,4 @@ def _throttled(progress: Progress) -> Progress:
 
 
 if __name__ == "__main__":
-    with working_for_parent():
-        sys.exit(main(sys.argv[1]))
+    sys.exit(main(sys.argv[1]))

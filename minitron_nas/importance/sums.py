@@ -20,6 +20,7 @@ from minitron_nas.importance.aggregation import over_samples
 from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import ImportanceSettings
 from minitron_nas.storage.atomic import whole_file
+from minitron_nas.storage.weights import is_whole
 from minitron_nas.text.tokens import PackedTokens
 
 Sums: TypeAlias = dict[str, Tensor]
@@ -154,8 +155,8 @@ class SumsFolder:
         return text_shards(self.text.num_sequences)
 
     def missing(self) -> list[int]:
-        """Return the numbers of the shards that have no file yet."""
-        return [shard for shard in range(len(self.shards)) if not self._file(shard).is_file()]
+        """Return the numbers of the shards that have no file yet, or one that was cut."""
+        return [shard for shard in range(len(self.shards)) if not is_whole(self._file(shard))]
 
     def text_of(self, shards: Iterable[int]) -> PackedTokens:
         """Return the sequences of some shards, in memory.

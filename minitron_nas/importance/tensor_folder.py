@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from minitron_nas.storage.atomic import whole_file
+from minitron_nas.storage.weights import is_whole
 
 _SUFFIX = ".safetensors"
 _KEY = "tensor"
@@ -42,8 +43,8 @@ class TensorFolder(MutableMapping[str, Tensor]):
         self._file(name).unlink()
 
     def __contains__(self, name: object) -> bool:
-        """Whether there is a file."""
-        return self._file(str(name)).is_file()
+        """Whether there is a file, of the length that it says."""
+        return is_whole(self._file(str(name)))
 
     def __iter__(self) -> Iterator[str]:
         """Yield the names in alphabetic order."""

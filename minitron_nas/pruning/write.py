@@ -18,7 +18,7 @@ from minitron_nas.models.checks import all_finite, not_finite
 from minitron_nas.progress import Progress, silent
 from minitron_nas.pruning.parts import Part, Rows, num_bytes, total_bytes
 from minitron_nas.storage.atomic import require_free_bytes, write_json
-from minitron_nas.storage.weights import INDEX, SINGLE, in_threads, safetensors_header
+from minitron_nas.storage.weights import INDEX, SINGLE, in_threads, is_whole, safetensors_header
 
 _SHARD_BYTES = 5_000_000_000
 
@@ -80,7 +80,7 @@ def write_weights(
         CheckpointError: If another value is NaN or infinite, or what is read back differs from what was written.
     """
     shards = _shards(parts, shard_bytes)
-    left = [shard for shard in shards if not (folder / shard.name).is_file()]
+    left = [shard for shard in shards if not is_whole(folder / shard.name)]
     require_free_bytes(folder, sum(shard.num_bytes for shard in left), "the student's weights")
     whole = 2 * total_bytes(parts)
     done = whole - 2 * sum(total_bytes(shard.parts) for shard in left)

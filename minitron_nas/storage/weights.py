@@ -158,6 +158,19 @@ def file_headers(file: Path) -> dict[str, TensorHeader]:
         raise CheckpointError(_fault(file, str(error))) from None
 
 
+def is_whole(file: Path) -> bool:
+    """Whether a safetensors file is there, of the length that its header says.
+
+    Args:
+        file: What was written whole, and may have been cut since.
+    """
+    try:
+        with safe_open(file, framework="numpy"):
+            return True
+    except (SafetensorError, OSError):
+        return False
+
+
 class _TwiceError(Exception):
     """Carries a key that one JSON object has twice."""
 

@@ -13,6 +13,7 @@ from minitron_nas.distillation.training.checkpoints import last_whole, step_of
 from minitron_nas.distillation.worker import run_file
 from minitron_nas.errors import MachineError, PlanError, PreemptedError
 from minitron_nas.models.loading import load_for_training
+from minitron_nas.storage.locks import Starter
 
 ENGINES = [None, "zero-0", "zero-1", "zero-2", "zero-3"]
 PER_STEP = {step: [4 * step + offset for offset in range(4)] for step in range(6)}
@@ -98,6 +99,15 @@ def test_a_fault_is_left_for_whoever_has_started_the_processes(jobs, capsys):
     with pytest.raises(PlanError, match="a batch of 4 sequences does not divide into micro-batches of 3") as caught:
         job.raise_error()
     assert told == f"{caught.value}\n"
+
+
+def test_a_disk_too_full_to_say_who_trains_is_one_line(jobs, monkeypatch, capsys):
+    starter = json.loads(Starter.current().to_json()) | {"writers": "/dev/full"}
+    monkeypatch.setenv("MINITRON_NAS_STARTER", json.dumps(starter))
+    job = jobs.make("full")
+    assert run_file(str(job.write())) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert "No space left on device" in line
 
 
 @pytest.mark.slow

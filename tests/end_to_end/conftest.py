@@ -62,6 +62,14 @@ class Stopped:
     outlived: list[str]
 
 
+def _is_zombie(process: psutil.Process) -> bool:
+    """Whether a process has ended, and nobody has asked how, as init does not in some containers."""
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
 @dataclass(frozen=True, slots=True)
 class Build:
     """`minitron-nas build` with everything but the run folder decided."""
@@ -97,7 +105,8 @@ class Build:
                 process.send_signal(each)
                 time.sleep(0.5)
             process.wait(_PATIENCE_SECONDS)
-            _, alive = psutil.wait_procs(started, timeout=20)
+            _, there = psutil.wait_procs(started, timeout=20)
+            alive = [left for left in there if not _is_zombie(left)]
             for left in alive:
                 left.kill()
         return Stopped(self._told(out, process), len(started), [str(left) for left in alive])

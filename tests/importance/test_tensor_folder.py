@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -24,3 +25,13 @@ def test_what_is_removed_is_gone(tmp_path: Path) -> None:
     for action in (folder.__getitem__, folder.__delitem__):
         with pytest.raises(KeyError, match="a"):
             action("a")
+
+
+def test_what_was_cut_is_not_there(tmp_path: Path) -> None:
+    folder = TensorFolder(tmp_path)
+    folder["a"] = torch.ones(100)
+    (file,) = tmp_path.iterdir()
+    os.truncate(file, file.stat().st_size // 2)
+    assert "a" not in folder
+    folder["a"] = torch.ones(100)
+    assert "a" in folder
