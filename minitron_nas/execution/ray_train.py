@@ -94,13 +94,23 @@ class RayTrain:
                 failure_config=FailureConfig(max_failures=self._settings.max_worker_losses),
             ),
         )
+        asked: list[int] = []
+
+        def stop(signum: int) -> None:
+            asked.append(signum)
+            raise _stopped(signum)
+
         over = threading.Event()
         watch = threading.Thread(target=_call_until, args=(over, on_wait))
         watch.start()
         try:
-            with on_stop(_stop):
+            with on_stop(stop):
                 trainer.fit()
-        except TrainingFailedError as error:
+        except (SystemExit, TrainingFailedError) as error:
+            if asked:  # Ray makes an exit with 1 of what is raised while it waits
+                raise _stopped(asked[0]) from None
+            if isinstance(error, SystemExit):
+                raise
             if not ended.exists():  # else the function has said why it failed
                 sys.stderr.write(f"{error}\n")
         finally:
@@ -113,8 +123,8 @@ def _call_until(over: threading.Event, function: Callable[[], None]) -> None:
         function()
 
 
-def _stop(signum: int) -> None:
-    raise stopped(signum, "the same command goes on from the last checkpoint")
+def _stopped(signum: int) -> BaseException:
+    return stopped(signum, "the same command goes on from the last checkpoint")
 
 
 def _require_success(function: Callable[[str], int], argument: str, ended: Path) -> None:
