@@ -501,6 +501,17 @@ class Layout:
         shared = (r for r in self.stream_norms() if r in above and all(r.in_kind(kind) for kind in table_row.kinds))
         return list(shared)[-1]
 
+    def norm_behind(self, table_row: TensorRow) -> TensorRow | None:
+        """Return the gain of the norm that acts on what an output projection puts out; None where none does.
+
+        Args:
+            table_row: A matrix that writes hidden channels, of this table.
+        """
+        for row in self.rows[self.rows.index(table_row) + 1 :]:
+            if row.on_branch or self.writes_hidden(row):
+                return row if row.on_branch else None
+        return None
+
     def norm_of_bias(self, table_row: TensorRow) -> TensorRow | None:
         """Return the gain of the norm that a bias belongs to; None for any other tensor."""
         if table_row.is_norm or table_row.dims != (HIDDEN,):

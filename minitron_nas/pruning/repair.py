@@ -162,3 +162,16 @@ def ridge_regression(cross: Tensor, moment: Tensor, start: Tensor | None, ridge:
         )
     found = torch.cholesky_solve(missing.T, factor).T
     return found if start is None else start + found
+
+
+def ridge_gain(products: Tensor, squares: Tensor, start: Tensor, ridge: float) -> Tensor:
+    """Return the g that minimises E|y - g x|^2 + r |g - start|^2 for each entry, r = ridge * mean E[x^2].
+
+    Args:
+        products: (size,), E[y x].
+        squares: (size,), E[x^2].
+        start: (size,), what the penalty pulls towards.
+        ridge: Strength of the penalty.
+    """
+    penalty = ridge * squares.mean()
+    return (products + penalty * start) / (squares + penalty)

@@ -8,13 +8,16 @@ every matrix of the student is refitted by ridge regression on what the student 
 - What writes to the residual stream. With x the teacher's stream behind it, x' the student's before it, z' what the
   student's projection reads and Q the basis of the student's stream, V becomes the minimum of
   E|Q^T x - x' - V z'|^2. So a layer does not repeat what the teacher's layer adds, but adds what is missing by now.
+- Where a norm of gain g acts on what is written: with m = Q^T x - x' what is missing and u what the projection puts
+  out so far, V becomes the minimum of E|m / g - V z' / rms(u)|^2, and then each entry of g that of E|m - g n|^2, with
+  n = V z' / rms(V z').
 - Where layers were dropped, x behind a layer's FFN is the stream that the next layer that stays reads.
 
 So that the matrices suit tokens that the text lacks or has only few of, and text unlike it, some of its tokens are
 replaced with random ones; teacher and student read the same.
 
-All penalties pull towards the student that `cuts` gives. The embedding, norms, biases and the matrices of experts
-that write to the stream stay as they are.
+All penalties pull towards the student that `cuts` gives. The embedding, norms that read the stream, biases and the
+matrices of experts that write to the stream stay as they are.
 """
 
 from collections.abc import Iterator
@@ -38,7 +41,7 @@ from minitron_nas.models.stock import DTYPES
 from minitron_nas.progress import Progress, silent
 from minitron_nas.pruning.parts import Cut, entries, whole
 from minitron_nas.pruning.prepare import PreparedTeacher
-from minitron_nas.pruning.repair import Regression
+from minitron_nas.pruning.repair import Regression, ridge_gain
 from minitron_nas.pruning.settings import SequenceSettings
 from minitron_nas.pruning.student import basis_of, cuts, student_config
 from minitron_nas.storage.weights import TensorHeader, file_headers
@@ -46,6 +49,9 @@ from minitron_nas.text.tokens import PackedTokens
 
 _MEMORY_FRACTION = 1 / 16
 """Of the available memory, for each of up to seven sets of hidden states."""
+
+_LEAST_GAIN = 0.1
+"""Of the root mean square of a norm's gain: no entry of what is missing is divided by less."""
 
 _DEFAULTS = SequenceSettings()
 
@@ -73,8 +79,6 @@ def why_never_in_sequence(layout: Layout) -> str | None:
         return f"layers of {layout.model_type} are of several kinds"
     if layout.other_writers():
         return f"layers of {layout.model_type} add more to the residual stream than attention and FFN"
-    if any(row.on_branch for row in layout.rows):
-        return f"{layout.model_type} has norms on what layers add to the residual stream"
     if len([row for row in layout.stream_norms() if row.per_layer]) != 2:
         return f"attention and FFN of {layout.model_type} do not read the residual stream through a norm each"
     return None
@@ -207,7 +211,8 @@ class _Sequence:
         """Run one layer of the teacher; return whether its FFN reads what its attention reads."""
         parallel = False
         taken: dict[str, Tensor] = {}
-        output = self._whole.module(model, self._layout.writer(Axis.GROUP_HEADS))
+        writer = self._layout.writer(Axis.GROUP_HEADS)
+        output = self._whole.module(model, self._layout.norm_behind(writer) or writer)
         norm = self._whole.module(model, second)
         with (
             output.register_forward_hook(lambda _, __, result: taken.update(added=result)),
@@ -247,9 +252,11 @@ class _Sequence:
         self, output: TensorRow, student: CausalLM, stream: HiddenStates, inputs: HiddenStates, goal: HiddenStates
     ) -> None:
         """Add what an output projection of the student puts out to its stream."""
-        projection = self._pruned.module(student, output)
+        projection, behind = self._pruned.module(student, output), self._layout.norm_behind(output)
+        norm = None if behind is None else self._pruned.module(student, behind)
         for indices, _ in self._batches():
             added = projection(self._read(inputs, indices))
+            added = added if norm is None else norm(added)
             goal.write(indices, self._read(stream, indices) + self._scale * added)
 
     def _refit_writer(
@@ -261,16 +268,46 @@ class _Sequence:
         stream: HiddenStates,
         inputs: HiddenStates,
     ) -> None:
-        """Refit an output projection to what the student's stream lacks of the teacher's."""
-        place = self._place(output, number)
+        """Refit an output projection, and the norm behind it, to what the student's stream lacks of the teacher's."""
+        place, behind = self._place(output, number), self._layout.norm_behind(output)
+        projection, lacking = self._pruned.module(student, output), partial(self._lacking, wanted, stream, inputs)
         start = self._outputs_first(place, whole(self._parts[place.name]).double())
         bias = self._parts.get(f"{output.module}.bias".format(layer=number))
         offset = whole(bias).to(self._device, torch.float32) if bias is not None else 0.0
+        gain = 1.0 if behind is None else self._gain(behind, student)
         regression = Regression(start.shape[0], start.shape[1], self._device)
+        for missing, read in lacking():
+            size = 1.0 if behind is None else _rms(projection(read))
+            regression.add(missing / gain - offset / size, read / size)
+        self._keep(place, regression.solve(start, self._settings.ridge), student)
+        if behind is not None:
+            evened = ((missing, states / _rms(states)) for missing, read in lacking() for states in [projection(read)])
+            self._refit_gain(self._place(behind, number), evened, student)
+
+    def _refit_gain(self, place: TensorPlace, evened: Iterator[tuple[Tensor, Tensor]], student: CausalLM) -> None:
+        """Refit a norm's gain to what the student's stream lacks, given that and what the norm has evened."""
+        gain = self._gain(place.row, student).double()
+        products, squares = torch.zeros_like(gain), torch.zeros_like(gain)
+        for missing, even in evened:
+            products += (missing * even).flatten(0, -2).sum(dim=0)
+            squares += even.square().flatten(0, -2).sum(dim=0)
+        found = ridge_gain(products, squares, gain, self._settings.ridge) - self._layout.norm_offset
+        self._refitted[place.name] = found.to("cpu", DTYPES[self._parts[place.name].dtype])
+        self._pruned.module(student, place.row).get_parameter("weight").copy_(self._refitted[place.name])
+
+    def _gain(self, norm: TensorRow, student: CausalLM) -> Tensor:
+        """What a norm multiplies by, no entry so small that it cannot be divided by."""
+        gain = self._pruned.module(student, norm).get_parameter("weight").float() + self._layout.norm_offset
+        least = _LEAST_GAIN * gain.square().mean().sqrt()
+        return gain.where(gain.abs() > least, least.copysign(gain))
+
+    def _lacking(
+        self, wanted: HiddenStates, stream: HiddenStates, inputs: HiddenStates
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield what has to be added so that the student's stream becomes the teacher's, and what is read for it."""
         for indices, _ in self._batches():
             missing = self._turned(self._read(wanted, indices)) - self._read(stream, indices).float()
-            regression.add(missing / self._scale - offset, self._read(inputs, indices))
-        self._keep(place, regression.solve(start, self._settings.ridge), student)
+            yield missing / self._scale, self._read(inputs, indices)
 
     def _refit_readers(
         self,
@@ -339,3 +376,8 @@ class _Sequence:
 
     def _place(self, row: TensorRow, number: int) -> TensorPlace:
         return TensorPlace(row.name.format(layer=number), row, number, None)
+
+
+def _rms(states: Tensor) -> Tensor:
+    """The root mean square over channels, (..., 1), float32."""
+    return states.float().square().mean(dim=-1, keepdim=True).sqrt().clamp_min(torch.finfo(torch.float32).tiny)

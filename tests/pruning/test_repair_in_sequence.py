@@ -30,12 +30,12 @@ from minitron_nas.testing import Subject, tiny_config, tiny_tokenizer
 from minitron_nas.text.packing import pack
 from minitron_nas.text.tokens import PackedTokens
 
-WITH_NORMS_ON_BRANCHES = {"exaone4", "gemma2", "gemma3_text", "glm4", "olmo2", "olmo3"}
+WITHOUT_NORMS_BEFORE = {"exaone4", "olmo2", "olmo3"}
 OF_SEVERAL_KINDS = {
     "deepseek_v3", "gemma4_text", "gemma4_unified_text", "glm4_moe", "granitemoehybrid", "lfm2", "llama4_text",
     "nemotron_h", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next",
 }  # fmt: skip
-NOT_REPAIRABLE = WITH_NORMS_ON_BRANCHES | OF_SEVERAL_KINDS | {"cohere", "cohere2", "falcon_h1", "phi"}
+NOT_REPAIRABLE = WITHOUT_NORMS_BEFORE | OF_SEVERAL_KINDS | {"cohere", "cohere2", "falcon_h1", "phi"}
 IDS = torch.randint(0, 320, (400,), generator=torch.Generator().manual_seed(1)).numpy()
 TEXT = pack([IDS[:30], IDS[30:47], IDS[47:150], IDS[150:]], 20)
 """Twenty sequences of twenty tokens; documents end inside some of them."""
@@ -140,6 +140,44 @@ def test_an_output_projection_adds_what_the_students_stream_lacks(tmp_path, sour
     expected = least_squares(own[name][0], missing, start, 0.2)
     assert torch.allclose(stored.double(), expected, atol=1e-3)
     assert not torch.allclose(start.double(), expected, atol=1e-2)
+
+
+@pytest.mark.parametrize("layer", [1, 3])
+@pytest.mark.parametrize(
+    ("writer", "behind"),
+    [("self_attn.o_proj", "post_attention_layernorm"), ("mlp.down_proj", "post_feedforward_layernorm")],
+)
+@pytest.mark.parametrize(("model_type", "offset"), [("gemma2", 1), ("gemma3_text", 1), ("glm4", 0)])
+def test_with_a_norm_behind_it_an_output_projection_gives_what_the_norm_is_to_even(
+    tmp_path, source, model_type, offset, writer, behind, layer
+):
+    if model_type == "glm4":
+        behind = {"self_attn.o_proj": "post_self_attn_layernorm", "mlp.down_proj": "post_mlp_layernorm"}[writer]
+    teacher, block = source(model_type), f"model.layers.{layer}"
+    target = teacher.architecture.reshaped({"intermediate_size": 56, "hidden_size": 36})
+    found, student = repaired(teacher.prepared, target, tmp_path, ridge=0.2)
+    names = [block, f"{block}.{writer}", f"{block}.{behind}"]
+    own, wanted = watched(student, names), watched(load(teacher.checkpoint.path), names)
+    if writer == "mlp.down_proj":
+        stream, before = wanted[block][1], own[block][1] - own[names[2]][1]
+    else:
+        stream, before = wanted[block][0] + wanted[names[2]][1], own[block][0]
+    missing = stream[:, torch.sort(teacher.order.hidden[:36]).values] - before
+    cut = {each.name: whole(each).double() for each in cuts(teacher.prepared, target)}
+    start, gain = cut[f"{names[1]}.weight"], cut[f"{names[2]}.weight"] + offset
+    least = 0.1 * gain.square().mean().sqrt()
+    gain = gain.where(gain.abs() > least, least.copysign(gain))
+    read = own[names[1]][0]
+    size = (read @ start.T).square().mean(dim=1, keepdim=True).sqrt()
+    matrix, expected = found[f"{names[1]}.weight"].double(), least_squares(read / size, missing / gain, start, 0.2)
+    assert torch.allclose(matrix, expected, atol=1e-3)
+    assert not torch.allclose(start, expected, atol=1e-2)
+    put_out = read @ matrix.T
+    even = put_out / put_out.square().mean(dim=1, keepdim=True).sqrt()
+    penalty = 0.2 * even.square().sum(dim=0).mean()
+    refitted = ((missing * even).sum(dim=0) + penalty * gain) / (even.square().sum(dim=0) + penalty)
+    assert torch.allclose(found[f"{names[2]}.weight"].double() + offset, refitted, atol=1e-3)
+    assert not torch.allclose(gain, refitted, atol=1e-2)
 
 
 @pytest.mark.parametrize("part", ["reads attention", "reads ffn"])
@@ -265,10 +303,9 @@ def test_which_families_can_be_repaired_in_sequence():
     target = source.reshaped({"intermediate_size": 56})
     reasons = {name: why_not_in_sequence(layout_of(name), source, target) for name in layouts()}
     assert {name for name, reason in reasons.items() if reason is not None} == NOT_REPAIRABLE
-    assert all("norms on what layers add" in reasons[name] for name in WITH_NORMS_ON_BRANCHES)
     assert all("are of several kinds" in reasons[name] for name in OF_SEVERAL_KINDS)
     assert "more to the residual stream than attention and FFN" in reasons["falcon_h1"]
-    assert all("through a norm each" in reasons[name] for name in ("cohere", "cohere2", "phi"))
+    assert all("through a norm each" in reasons[name] for name in ("cohere", "cohere2", "phi", *WITHOUT_NORMS_BEFORE))
 
 
 @pytest.mark.parametrize(
