@@ -1,8 +1,8 @@
 """What the axes of a teacher cost untrained, and what the repairs make of it.
 
 `python tests/benchmarks/study_axes.py TEACHER --data DATA --out FOLDER` cuts a teacher (a folder, a GGUF file, or
-`demo`, SmolLM2) by about a quarter along each axis, and along two at once, and prints the students' KL to it. DATA is that of
-`study_starts.py`; what is measured goes to `measured/axes.json` beside this file, and is not measured again.
+`demo`, SmolLM2) by about a quarter along each axis, and along two at once, and prints the students' KL to it. DATA is
+that of `study_starts.py`; what is measured goes to `measured/axes.json` beside this file, and is not measured again.
 """
 
 import argparse
