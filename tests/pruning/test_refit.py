@@ -25,7 +25,7 @@ def test_a_family_that_cannot_be_repaired_in_sequence_is_left_as_it_is_cut(tmp_p
     assert repair_student(prepared, target, lambda: TOKENS, tmp_path / "work") == {}
 
 
-@pytest.mark.parametrize(("model_type", "needed"), [("llama", False), ("mixtral", True), ("gemma2", True)])
+@pytest.mark.parametrize(("model_type", "needed"), [("llama", False), ("mixtral", True), ("olmo2", True)])
 def test_moments_are_measured_for_what_the_repair_in_sequence_leaves(
     tmp_path: Path, model_type: str, needed: bool
 ) -> None:

@@ -42,11 +42,11 @@ def test_rotation_and_repair_each_bring_a_student_nearer_and_both_together_most(
 
 
 def test_a_family_that_cannot_be_rotated_is_selected_and_its_lineage_says_why(tmp_path: Path, text_file: Path) -> None:
-    teacher = tiny_checkpoint(tmp_path / "teacher", "gemma2")
+    teacher = tiny_checkpoint(tmp_path / "teacher", "olmo2")
     result = prune(teacher, tmp_path / "out", {"hidden_size": 36}, data=text_file, text=TEXT, display=Quiet())
     start = json.loads((result.path / "lineage.json").read_text())["start"]
-    assert start["channels"].startswith("channels are selected, not rotated: gemma2 has norms on what layers add")
-    assert start["repair"].startswith("not repaired, because no neurons or heads leave and gemma2 has norms on")
+    assert start["channels"].startswith("channels are selected, not rotated: olmo2 has norms on what layers add")
+    assert start["repair"].startswith("not repaired, because no neurons or heads leave and attention and FFN of olmo2")
     assert result.proof is not None
 
 
