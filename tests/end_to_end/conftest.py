@@ -62,6 +62,14 @@ class Stopped:
     outlived: list[str]
 
 
+def _is_of_ray(process: psutil.Process) -> bool:
+    """Whether a process is one of Ray's, of its agents or of what waits for work there."""
+    try:
+        return process.name().startswith("ray") or any("/ray/" in part for part in process.cmdline())
+    except psutil.Error:
+        return False
+
+
 def _is_zombie(process: psutil.Process) -> bool:
     """Whether a process has ended, and nobody has asked how, as init does not in some containers."""
     try:
@@ -105,8 +113,10 @@ class Build:
                 process.send_signal(each)
                 time.sleep(0.5)
             process.wait(_PATIENCE_SECONDS)
-            _, there = psutil.wait_procs(started, timeout=20)
-            alive = [left for left in there if not _is_zombie(left)]
+            rays = [each for each in started if _is_of_ray(each)]
+            _, own = psutil.wait_procs([each for each in started if each not in rays], timeout=20)
+            _, others = psutil.wait_procs(rays, timeout=70)  # its agents wait a minute for a head that has ended too
+            alive = [left for left in (*own, *others) if not _is_zombie(left)]
             for left in alive:
                 left.kill()
         return Stopped(self._told(out, process), len(started), [str(left) for left in alive])
