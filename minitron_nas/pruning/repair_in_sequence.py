@@ -29,6 +29,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn import Module
 
 from minitron_nas.architecture.layout import HIDDEN, Axis, Layout, TensorPlace, TensorRow
 from minitron_nas.architecture.spec import Architecture
@@ -281,14 +282,17 @@ class _Sequence:
             regression.add(missing / gain - offset / size, read / size)
         self._keep(place, regression.solve(start, self._settings.ridge), student)
         if behind is not None:
-            evened = ((missing, states / _rms(states)) for missing, read in lacking() for states in [projection(read)])
-            self._refit_gain(self._place(behind, number), evened, student)
+            self._refit_gain(self._place(behind, number), projection, lacking(), student)
 
-    def _refit_gain(self, place: TensorPlace, evened: Iterator[tuple[Tensor, Tensor]], student: CausalLM) -> None:
-        """Refit a norm's gain to what the student's stream lacks, given that and what the norm has evened."""
+    def _refit_gain(
+        self, place: TensorPlace, projection: Module, lacking: Iterator[tuple[Tensor, Tensor]], student: CausalLM
+    ) -> None:
+        """Refit the gain of the norm behind a projection to what the student's stream lacks."""
         gain = self._gain(place.row, student).double()
         products, squares = torch.zeros_like(gain), torch.zeros_like(gain)
-        for missing, even in evened:
+        for missing, read in lacking:
+            put_out = projection(read)
+            even = put_out / _rms(put_out)
             products += (missing * even).flatten(0, -2).sum(dim=0)
             squares += even.square().flatten(0, -2).sum(dim=0)
         found = ridge_gain(products, squares, gain, self._settings.ridge) - self._layout.norm_offset
