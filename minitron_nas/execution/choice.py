@@ -51,7 +51,7 @@ def count_nodes(settings: RunnerSettings, folder: Path) -> int:
     """
     from minitron_nas.execution import ray_session  # deferred: Ray is imported where it is used
 
-    with ray_session.connected(settings.address, folder):
+    with ray_session.connected(settings.cluster, folder):
         return ray_session.num_nodes()
 
 
@@ -67,8 +67,24 @@ def count_gpus(settings: RunnerSettings, folder: Path) -> int:
     """
     from minitron_nas.execution import ray_session  # deferred: Ray is imported where it is used
 
-    with ray_session.connected(settings.address, folder):
+    with ray_session.connected(settings.cluster, folder):
         return ray_session.num_gpus()
+
+
+def cluster_devices(settings: RunnerSettings, folder: Path) -> tuple[str, int]:
+    """Return of what kind the devices of a Ray cluster are, and how many it has.
+
+    Args:
+        settings: Name it.
+        folder: For Ray's state; removed.
+
+    Raises:
+        PlanError: If no cluster answers.
+    """
+    from minitron_nas.execution import ray_session  # deferred: Ray is imported where it is used
+
+    with ray_session.connected(settings.cluster, folder):
+        return ray_session.devices()
 
 
 def check_training(settings: RunnerSettings, sharded: bool) -> None:
@@ -87,4 +103,4 @@ def check_training(settings: RunnerSettings, sharded: bool) -> None:
         return
     from minitron_nas.execution import ray_session  # deferred: Ray is imported where it is used
 
-    ray_session.check(settings.address)
+    ray_session.check(settings.cluster)

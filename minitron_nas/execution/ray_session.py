@@ -1,13 +1,16 @@
 """A connection to Ray for as long as work needs it, on an embedded Ray or on a cluster."""
 
+import json
 import logging
 import os
 import secrets
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +24,27 @@ import psutil
 import ray
 from ray._private import services, utils
 from ray.actor import ActorHandle
-from ray.exceptions import RayError
 
 from minitron_nas.errors import PlanError, TrainingProcessError
 from minitron_nas.execution.memory import available_memory, is_limited, total_memory
 from minitron_nas.execution.preemption import fail, put_off
+from minitron_nas.execution.settings import NO_RAY_CLIENT, is_ray_client
 from minitron_nas.storage.locks import Process
 from minitron_nas.storage.machine import require_writable
 
 _POLL_SECONDS = 1.0
 _ANSWER_SECONDS = 5.0
+_SILENT_SECONDS = 45.0
+"""How long a head may be silent, which may start again; after 60, Ray ends this process by a fault of its own."""
 _HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 _HTTP2_SETTINGS, _HTTP2_HEAD = 4, 9
 """What a gRPC server, such as Ray's head, answers first: a frame of this type, after so many bytes of its head."""
+
+_KIND = "accelerator_type:"
+"""What Ray calls the kind of a node's GPUs behind, as one of its resources."""
+
+_OWNER = "minitron_nas.json"
+"""In the folder of a Ray that is started here: the process that has started it."""
 
 _SOCKET_BYTES = 107
 _LONGEST_SOCKET = "ray/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"
@@ -50,7 +61,7 @@ def check(address: str | None) -> str | None:
         address: As in `connected`.
 
     Returns:
-        Where the cluster is that would be used, host:port; None if Ray would be started here.
+        Where the cluster is, host:port; None if Ray would be started here.
 
     Raises:
         PlanError: If no cluster answers, or the path of Ray's sockets would be too long.
@@ -69,7 +80,7 @@ def connected(address: str | None, folder: Path) -> Iterator[None]:
     """Be connected to Ray while the block runs; a connection that is there is used and left.
 
     Args:
-        address: A running cluster; None takes the one that Ray's own settings name, or starts Ray here.
+        address: A running cluster; None starts Ray here, whatever other cluster this machine is of.
         folder: Where the block's work keeps Ray's state; removed at the end.
 
     Raises:
@@ -77,11 +88,12 @@ def connected(address: str | None, folder: Path) -> Iterator[None]:
         MachineError: If Ray's folder cannot be written to.
     """
     started_here, over = not ray.is_initialized(), threading.Event()
+    session: Path | None = None
     try:
         if started_here:
-            _start(address)
-        if (raylet := _local_raylet()) is not None:
-            threading.Thread(target=_watch, args=(raylet, over), daemon=True, name="raylet").start()
+            session = _start(address)
+        watched = (_local_raylet(), ray.get_runtime_context().gcs_address, over)
+        threading.Thread(target=_watch, args=watched, daemon=True, name="ray").start()
         yield
     finally:
         over.set()
@@ -89,6 +101,8 @@ def connected(address: str | None, folder: Path) -> Iterator[None]:
         if started_here:
             with put_off():  # Ray takes its handlers in C away, and with them whichever are there
                 ray.shutdown()
+        if session is not None:
+            shutil.rmtree(session, ignore_errors=True)
 
 
 def refused(error: BaseException, address: str) -> PlanError | None:
@@ -116,21 +130,44 @@ def run_one_task() -> None:
     ray.get(ray.remote(num_cpus=0)(_answer).remote(), timeout=120)
 
 
-def _start(address: str | None) -> None:
-    """Connect to a cluster, or start Ray here."""
+def _start(address: str | None) -> Path | None:
+    """Connect to a cluster, or start Ray here; return the folder of a Ray that was started.
+
+    Raises:
+        PlanError: If no cluster answers.
+        TrainingProcessError: If Ray does not start.
+    """
     where = check(address)
     here = {} if where is not None else {"include_dashboard": False, **_own_ray()}
     # Ray reads the token of this machine's cluster only where it is to find that cluster by itself.
-    asked = "local" if where is None else "auto" if address is None else address
+    by_itself = address == os.environ.get("RAY_ADDRESS")
+    asked = "local" if address is None else "auto" if by_itself else address
+    if where is None:
+        _sweep(Path(_temporary(), "ray"))
     try:
         with put_off(), _signals_left_to_us():
             node: Any = ray.init(address=asked, log_to_driver=False, logging_level=logging.ERROR, **here)
-    except (ConnectionError, RayError, RuntimeError, ValueError) as error:
-        if where is None:
-            raise
-        raise refused(error, where) or _unreachable(address, where, str(error)) from error
-    if where is None:
-        Path(node.address_info["session_dir"]).chmod(0o700)  # sockets, and logs with names of people's files
+    except Exception as error:  # which is all that Ray says of a part of it that does not start
+        reason = " ".join(str(error).split())
+        if where is None or address is None:
+            raise TrainingProcessError(
+                f"Ray cannot be started here ({reason}); where memory or CPUs are short, free some, or set runner=local"
+            ) from error
+        raise refused(error, where) or _unreachable(address, where, reason) from error
+    if where is not None:
+        return None
+    session = Path(node.address_info["session_dir"])
+    session.chmod(0o700)  # sockets, and logs with names of people's files
+    (session / _OWNER).write_text(json.dumps(asdict(Process.current())))
+    return session
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what Rays have left whose commands were killed."""
+    for owner in folder.glob(f"session_*/{_OWNER}"):
+        with suppress(OSError, ValueError, TypeError):
+            if Process(**json.loads(owner.read_text())).is_gone:
+                shutil.rmtree(owner.parent, ignore_errors=True)
 
 
 @contextmanager
@@ -149,14 +186,17 @@ def _answer() -> int:
 
 
 def _cluster(address: str | None) -> str | None:
-    """Return where the cluster is that Ray would connect to, host:port, once it has answered; None if there is none.
+    """Return where a cluster is that is named, host:port, once it has answered; None if none is.
 
     Ray asks for a long time before it gives a cluster up that is gone.
     """
+    if address is None:
+        return None
+    if is_ray_client(address):
+        raise PlanError(f"{_named(address)} {NO_RAY_CLIENT}")
     try:
-        where = services.canonicalize_bootstrap_address(address)  # type: ignore[arg-type]
-        if where is None:
-            return None
+        where: str | None = services.canonicalize_bootstrap_address(address)
+        assert where is not None
         host, port = services.extract_ip_port(where)
         with socket.create_connection((host, port), _ANSWER_SECONDS) as connection:
             if os.environ.get("RAY_USE_TLS", "0") in ("0", ""):
@@ -170,17 +210,15 @@ def _cluster(address: str | None) -> str | None:
     return where
 
 
-def _unreachable(address: str | None, where: str | None, reason: str) -> PlanError:
-    from_environment = os.environ.get("RAY_ADDRESS")
-    if address not in (None, "auto"):
-        named, instead = f"runner.address={address}", "leave runner.address out"
-    elif from_environment:
-        named, instead = f"RAY_ADDRESS={from_environment}", "unset RAY_ADDRESS"
-    elif address is None:
-        named = "the cluster that `ray start` has noted on this machine"
-        instead = "run `ray stop`, which forgets it"
-    else:
-        named, instead = "runner.address=auto", "leave runner.address out"
+def _named(address: str) -> str:
+    """Say who names a cluster; of `auto`, Ray asks the variable first."""
+    variable = os.environ.get("RAY_ADDRESS")
+    return f"RAY_ADDRESS={variable}" if variable and address in (variable, "auto") else f"runner.address={address}"
+
+
+def _unreachable(address: str, where: str | None, reason: str) -> PlanError:
+    named = _named(address)
+    instead = "unset RAY_ADDRESS" if named.startswith("RAY_ADDRESS") else "leave runner.address out"
     at = f" at {where}" if where is not None and where not in named else ""
     return PlanError(
         f"{named}: no Ray cluster can be reached{at} ({' '.join(reason.split())}); start one with `ray start --head`, "
@@ -235,11 +273,32 @@ def _local_raylet() -> Process | None:
     return None
 
 
-def _watch(raylet: Process, over: threading.Event) -> None:
+def _watch(raylet: Process | None, head: str, over: threading.Event) -> None:
+    """End the command once Ray's own process of this machine has ended, or the head of the cluster is silent."""
+    answered = time.monotonic()
     while not over.wait(_POLL_SECONDS):
-        if raylet.is_gone and not over.is_set():
-            fail(TrainingProcessError(f"Ray has ended under this command: its raylet, process {raylet.pid}, is gone"))
-            return
+        if raylet is not None and raylet.is_gone:
+            lost = f"its raylet, process {raylet.pid}, is gone"
+        elif _listens(head):
+            answered = time.monotonic()
+            continue
+        elif time.monotonic() - answered > _SILENT_SECONDS:
+            lost = f"its head at {head} has not answered for {_SILENT_SECONDS:g} seconds"
+        else:
+            continue
+        if not over.is_set():
+            fail(TrainingProcessError(f"Ray has ended under this command: {lost}"))
+        return
+
+
+def _listens(address: str) -> bool:
+    """Whether somebody takes connections there."""
+    host, port = services.extract_ip_port(address)
+    try:
+        with socket.create_connection((host, port), _ANSWER_SECONDS):
+            return True
+    except OSError:
+        return False
 
 
 def most_cpus() -> float:
@@ -266,6 +325,14 @@ def num_nodes() -> int:
 def num_gpus() -> int:
     """Return the GPUs of all nodes."""
     return int(sum(node.get("GPU", 0.0) for node in _nodes()))
+
+
+def devices() -> tuple[str, int]:
+    """Return of what kinds the devices of all nodes are, and how many: their GPUs, or each node without any as one."""
+    kinds = {kind.removeprefix(_KIND) for node in _nodes() for kind in node if kind.startswith(_KIND)}
+    if number := num_gpus():
+        return " and ".join(sorted(kinds)) or "cuda", number
+    return "cpu", num_nodes()
 
 
 def room_for(cpus: float, gpus: float) -> int:

@@ -43,7 +43,7 @@ class RayTrain:
 
     def connected(self) -> AbstractContextManager[None]:
         """Be connected to Ray while the block runs."""
-        return ray_session.connected(self._settings.address, self._folder)
+        return ray_session.connected(self._settings.cluster, self._folder)
 
     def num_gpus(self) -> int:
         """Return the number of GPUs that Ray knows of."""

@@ -49,9 +49,9 @@ class RayTuneRunner:
             PlanError: If no cluster answers, or none of its nodes has what a trial asks for, or Ray cannot be started.
             MachineError: If Ray's folder cannot be written to.
         """
-        if ray_session.check(self._settings.address) is None:
+        if ray_session.check(self._settings.cluster) is None:
             return
-        with ray_session.connected(self._settings.address, self._folder):
+        with ray_session.connected(self._settings.cluster, self._folder):
             self._resources()
 
     def room(self) -> int:
@@ -60,13 +60,13 @@ class RayTuneRunner:
         Raises:
             PlanError: If no cluster answers, or none of its nodes has what a trial asks for.
         """
-        with ray_session.connected(self._settings.address, self._folder):
+        with ray_session.connected(self._settings.cluster, self._folder):
             each = self._resources()
             return ray_session.room_for(each["cpu"], each["gpu"])
 
     def held(self) -> AbstractContextManager[None]:
         """Stay connected to Ray, and with it the Ray that is started here, until the block ends."""
-        return ray_session.connected(self._settings.address, self._folder)
+        return ray_session.connected(self._settings.cluster, self._folder)
 
     def execute(self, function: JobFunction, jobs: Sequence[Job], on_outcome: Callable[[Outcome], None]) -> None:
         """Run every job as a trial.
@@ -80,7 +80,7 @@ class RayTuneRunner:
             PlanError: If no node of the cluster can ever hold a trial.
             PreemptedError: After a signal.
         """
-        with ray_session.connected(self._settings.address, self._folder):
+        with ray_session.connected(self._settings.cluster, self._folder):
             self._fit(function, {job.key: job for job in jobs}, on_outcome)
 
     def _fit(self, function: JobFunction, by_key: Mapping[str, Job], on_outcome: Callable[[Outcome], None]) -> None:

@@ -1,5 +1,6 @@
 """Settings of where work runs; no torch, no ray."""
 
+import os
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -15,7 +16,7 @@ class RunnerSettings(Settings):
             Train, on a Ray that is started here or on `address`; `local` runs trials in this process,
             one after the other, and several processes with torchrun.
         address: A running Ray cluster, `auto` on one of its nodes or host:port; the run folder must then lie
-            on storage that all nodes share.
+            on storage that all nodes share. Without it, the one that the variable `RAY_ADDRESS` names.
         cpus_per_trial: CPUs of one trial, and of each process of a full distillation on Ray; without it, a
             process has one, and a trial its GPUs' share of their node, else all of the machine's, because
             CPU trials are bound by memory.
@@ -45,16 +46,36 @@ class RunnerSettings(Settings):
     price_per_device_hour: Annotated[float, Field(ge=0)] | None = None
 
     @property
+    def cluster(self) -> str | None:
+        """The address of the running cluster that is named; None for a Ray that is started here, and for `local`."""
+        if self.kind == "local":
+            return None
+        named = os.environ.get("RAY_ADDRESS")
+        return self.address or (named if named != "local" else None) or None
+
+    @property
     def on_cluster(self) -> bool:
         """Whether a running cluster is named."""
-        return self.kind == "ray" and self.address is not None
+        return self.cluster is not None
 
     @field_validator("address")
     @classmethod
     def _no_ray_client(cls, value: str | None) -> str | None:
-        if value is not None and value.startswith("ray://"):
-            raise ValueError(
-                f"{value} is an address of Ray Client, over which trials cannot hand over their results; run the "
-                "command on a node of the cluster and say runner.address=auto"
-            )
+        if value is not None and is_ray_client(value):
+            raise ValueError(f"{value} {NO_RAY_CLIENT}")
         return value
+
+
+NO_RAY_CLIENT = (
+    "is an address of Ray Client, over which trials cannot hand over their results; run the command on a node of the "
+    "cluster and say runner.address=auto"
+)
+
+
+def is_ray_client(address: str) -> bool:
+    """Whether an address is one of Ray Client.
+
+    Args:
+        address: Of a cluster.
+    """
+    return address.startswith("ray://")

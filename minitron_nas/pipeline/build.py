@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import PlanError
 from minitron_nas.evaluation.settings import EvaluationSettings
-from minitron_nas.execution.choice import count_nodes
+from minitron_nas.execution.choice import cluster_devices, count_nodes
 from minitron_nas.execution.preemption import going_on
 from minitron_nas.models.agreement import check_agreement
 from minitron_nas.models.checkpoint import Checkpoint, open_checkpoint
@@ -207,6 +207,9 @@ def _begin(
     plan, signal = _settled(plan, checkpoint, folder, devices)
     pools = preflight(plan, checkpoint.outline(), data, folder, devices, folder.work / "ray")
     tell(display, (*about_text(data, plan.text), *([signal] if signal else [])))
+    name, number = devices.name, devices.number
+    if plan.runner.on_cluster:
+        name, number = cluster_devices(plan.runner, folder.work / "ray")
     about: dict[str, Any] = {
         "versions": versions(),
         "teacher": {
@@ -216,9 +219,8 @@ def _begin(
             "num_parameters": checkpoint.num_parameters,
         },
         "data": {"fingerprint": data_fingerprint(data, plan.text)},
+        "devices": {"name": name, "number": number},
     }
-    if not plan.runner.on_cluster:
-        about["devices"] = {"name": devices.name, "number": devices.number}
     folder.write_plan(plan.to_dict(), about, deciding)
     revision, begun_with = commit_of(checkpoint.path), folder.read_plan()["teacher"].get("revision")
     if revision != begun_with and revision is not None is not begun_with:

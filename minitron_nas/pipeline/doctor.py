@@ -94,7 +94,7 @@ def _fits(requirement: Requirement, found: str | None) -> bool:
 def _accelerator(plan: FamilyPlan | None) -> Finding:
     device = pick_device()
     dtype = str(compute_dtype(device)).removeprefix("torch.")
-    needed = plan is not None and bool(plan.runner.gpus_per_trial) and plan.runner.address is None
+    needed = plan is not None and bool(plan.runner.gpus_per_trial) and not plan.runner.on_cluster
     if device.type == "cuda":
         names = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
         return Finding("GPUs", True, needed, f"{names}; computes in {dtype}")

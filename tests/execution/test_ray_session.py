@@ -1,10 +1,14 @@
 """What is found out of a Ray within seconds, before it is asked to work: whether it answers, and where its files go."""
 
+import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +16,11 @@ from typing import Any
 import pytest
 from ray.exceptions import RayError
 
-from minitron_nas.errors import MachineError, PlanError, PreemptedError
+from minitron_nas.errors import MachineError, PlanError, PreemptedError, TrainingProcessError
 from minitron_nas.execution import ray_session
 from minitron_nas.execution.memory import SETTING
+from minitron_nas.execution.settings import RunnerSettings
+from minitron_nas.storage.locks import Process
 
 SETTINGS_FRAME = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
@@ -50,6 +56,13 @@ def server() -> Iterator[Callable[[bytes | None], str]]:
         yield start
 
 
+def fake_ray(init: Callable[..., Any], shutdown: Callable[[], object] = lambda: None) -> SimpleNamespace:
+    context = SimpleNamespace(gcs_address=nobody())
+    return SimpleNamespace(
+        is_initialized=lambda: False, init=init, shutdown=shutdown, get_runtime_context=lambda: context
+    )
+
+
 def nobody() -> str:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         return f"127.0.0.1:{closed.getsockname()[1]}"
@@ -77,15 +90,73 @@ def test_a_cluster_that_is_gone_is_told_of_by_the_name_it_was_given(
 ) -> None:
     gone = nobody()
     monkeypatch.setenv("RAY_ADDRESS", gone)
+    address = RunnerSettings(address=address).cluster
     with pytest.raises(PlanError, match=rf"^RAY_ADDRESS={gone}: no Ray cluster .*refused.*, or unset RAY_ADDRESS$"):
         ray_session.check(address)
 
 
-def test_a_cluster_that_ray_noted_and_that_is_gone_is_told_of_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    gone = nobody()
-    monkeypatch.setattr(ray_session.services, "find_bootstrap_address", lambda folder: gone)
-    with pytest.raises(PlanError, match="^the cluster that `ray start` has noted on this machine: .*run `ray stop`"):
-        ray_session.check(None)
+def test_a_cluster_that_ray_noted_and_nobody_named_is_let_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_session.services, "find_bootstrap_address", lambda folder: nobody())
+    assert ray_session.check(None) is None
+
+
+def test_an_address_of_ray_client_is_refused_in_the_variable_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+    with pytest.raises(PlanError, match="^RAY_ADDRESS=ray://head:10001 is an address of Ray Client, .*auto$"):
+        ray_session.check(RunnerSettings().cluster)
+
+
+@pytest.mark.parametrize(
+    ("settings", "variable", "cluster"),
+    [
+        ({}, None, None),
+        ({}, "", None),
+        ({}, "local", None),
+        ({}, "head:6379", "head:6379"),
+        ({"address": "auto"}, "head:6379", "auto"),
+        ({"kind": "local"}, "head:6379", None),
+        ({"kind": "local", "address": "auto"}, None, None),
+    ],
+)
+def test_work_is_on_the_cluster_that_is_named_by_the_plan_or_the_variable(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], variable: str | None, cluster: str | None
+) -> None:
+    if variable is not None:
+        monkeypatch.setenv("RAY_ADDRESS", variable)
+    runner = RunnerSettings(**settings)
+    assert runner.cluster == cluster
+    assert runner.on_cluster == (cluster is not None)
+
+
+@pytest.mark.parametrize("goes", ["raylet", "head"])
+def test_the_command_ends_when_ray_has_ended_under_it(monkeypatch: pytest.MonkeyPatch, goes: str) -> None:
+    told = list[str]()
+    monkeypatch.setattr(ray_session, "fail", lambda error: told.append(str(error)))
+    monkeypatch.setattr(ray_session, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(ray_session, "_SILENT_SECONDS", 0.05)
+    raylet = replace(Process.current(), started=1.0) if goes == "raylet" else Process.current()
+    head = nobody()
+    ray_session._watch(raylet, head, threading.Event())
+    lost = f"its raylet, process {os.getpid()}, is gone"
+    silent = f"its head at {head} has not answered for 0.05 seconds"
+    assert told == [f"Ray has ended under this command: {lost if goes == 'raylet' else silent}"]
+
+
+def test_a_head_that_answers_again_in_time_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, server: Callable[[bytes | None], str]
+) -> None:
+    monkeypatch.setattr(ray_session, "fail", lambda error: pytest.fail(str(error)))
+    monkeypatch.setattr(ray_session, "_POLL_SECONDS", 0.01)
+    answers, over = iter([True, False, False, True]), threading.Event()
+
+    def listens(head: str) -> bool:
+        if (answer := next(answers, None)) is None:
+            over.set()
+        return bool(answer)
+
+    monkeypatch.setattr(ray_session, "_listens", listens)
+    ray_session._watch(None, server(None), over)
+    assert over.is_set()
 
 
 @pytest.mark.parametrize(
@@ -144,30 +215,49 @@ def test_a_ray_of_ones_own_gets_the_memory_that_this_process_may_take(monkeypatc
 def test_ray_is_started_here_even_if_it_knows_of_a_cluster_later(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    asked = []
+    asked, session = [], tmp_path / "session"
 
     def init(**given: Any) -> SimpleNamespace:
         asked.append(given)
-        return SimpleNamespace(address_info={"session_dir": str(tmp_path)})
+        session.mkdir()
+        return SimpleNamespace(address_info={"session_dir": str(session)})
 
-    fake = SimpleNamespace(is_initialized=lambda: False, init=init, shutdown=lambda: None)
-    monkeypatch.setattr(ray_session, "ray", fake)
+    monkeypatch.setattr(ray_session, "ray", fake_ray(init))
     with ray_session.connected(None, tmp_path / "state"):
-        pass
+        assert session.exists()
     assert [(given["address"], given["include_dashboard"]) for given in asked] == [("local", False)]
+    assert not session.exists(), "nobody looks for the logs of a Ray that has ended well"
 
 
-@pytest.mark.parametrize("address", [None, "auto"])
+def test_what_a_killed_command_left_of_its_ray_goes_with_the_next_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rays = {name: tmp_path / "ray" / f"session_{name}" for name in ("killed", "working", "anothers", "broken")}
+    for session in rays.values():
+        session.mkdir(parents=True)
+    killed = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    owners = {"killed": Process.of(killed.pid), "working": Process.current()}
+    for name, process in owners.items():
+        (rays[name] / ray_session._OWNER).write_text(json.dumps(asdict(process)))
+    (rays["broken"] / ray_session._OWNER).write_text("[")
+    killed.communicate()
+    ray_session._sweep(tmp_path / "ray")
+    assert [name for name, session in rays.items() if session.exists()] == ["working", "anothers", "broken"]
+
+
+@pytest.mark.parametrize("by_variable", [True, False])
 def test_ray_is_left_to_find_this_machines_cluster_whose_token_it_reads_only_then(
-    server: Callable[[bytes | None], str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str | None
+    server: Callable[[bytes | None], str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, by_variable: bool
 ) -> None:
     asked, noted = list[str](), server(SETTINGS_FRAME)
+    if by_variable:
+        monkeypatch.setenv("RAY_ADDRESS", noted)
+    address = RunnerSettings(address=None if by_variable else "auto").cluster
     monkeypatch.setattr(ray_session.services, "resolve_ip_for_localhost", lambda host: host)
     monkeypatch.setattr(ray_session.services, "find_gcs_addresses", lambda: {noted})
     monkeypatch.setattr(ray_session.services, "find_bootstrap_address", lambda folder: noted)
     init = lambda address, **_: asked.append(address)  # noqa: E731
-    fake = SimpleNamespace(is_initialized=lambda: False, init=init, shutdown=lambda: None)
-    monkeypatch.setattr(ray_session, "ray", fake)
+    monkeypatch.setattr(ray_session, "ray", fake_ray(init))
     with ray_session.connected(address, tmp_path / "state"):
         pass
     assert asked == ["auto"]
@@ -188,27 +278,55 @@ def test_a_cluster_that_wants_another_token_is_told_of_as_such(
         raise ConnectionError("Failed to connect to Ray cluster") from cause
 
     monkeypatch.setattr(ray_session.services, "resolve_ip_for_localhost", lambda host: host)
-    fake = SimpleNamespace(is_initialized=lambda: False, init=init, shutdown=lambda: None)
-    monkeypatch.setattr(ray_session, "ray", fake)
+    monkeypatch.setattr(ray_session, "ray", fake_ray(init))
     address = server(SETTINGS_FRAME)
     told = f"^the cluster at {address} wants another token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to what "
     with pytest.raises(PlanError, match=told), ray_session.connected(address, tmp_path / "state"):
         pass
 
 
+def test_a_ray_that_does_not_start_is_told_of_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def init(**_: Any) -> None:
+        raise Exception("The current node timed out.\nSome of it has failed.")  # noqa: TRY002  # as Ray itself says it
+
+    monkeypatch.setattr(ray_session, "ray", fake_ray(init))
+    told = r"^Ray cannot be started here \(The current node timed out. Some of it has failed.\); .*local$"
+    with pytest.raises(TrainingProcessError, match=told), ray_session.connected(None, tmp_path / "state"):
+        pass
+
+
 def test_a_signal_while_ray_starts_ends_the_work_once_ray_has_started_and_is_ended(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    done = []
+    done, session = [], tmp_path / "session"
+    session.mkdir()
 
     def init(**_: Any) -> SimpleNamespace:
         ray_session.utils.set_sigterm_handler(lambda *_: done.append("ended by Ray"))
         os.kill(os.getpid(), signal.SIGTERM)
         done.append("started")
-        return SimpleNamespace(address_info={"session_dir": str(tmp_path)})
+        return SimpleNamespace(address_info={"session_dir": str(session)})
 
-    fake = SimpleNamespace(is_initialized=lambda: False, init=init, shutdown=lambda: done.append("ended"))
-    monkeypatch.setattr(ray_session, "ray", fake)
+    monkeypatch.setattr(ray_session, "ray", fake_ray(init, lambda: done.append("ended")))
     with pytest.raises(PreemptedError, match="^stopped by SIGTERM; "), ray_session.connected(None, tmp_path / "state"):
         done.append("worked")
     assert done == ["started", "ended"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "devices"),
+    [
+        ([{"CPU": 8.0}, {"CPU": 4.0}], ("cpu", 2)),
+        ([{"CPU": 8.0}, {"CPU": 8.0, "GPU": 4.0, "accelerator_type:H100": 1.0}], ("H100", 4)),
+        (
+            [{"GPU": 8.0, "accelerator_type:H100": 1.0}, {"GPU": 8.0, "accelerator_type:A100": 1.0}],
+            ("A100 and H100", 16),
+        ),
+        ([{"GPU": 2.0}], ("cuda", 2)),
+    ],
+)
+def test_devices_of_a_cluster_are_its_gpus_or_its_nodes(
+    monkeypatch: pytest.MonkeyPatch, nodes: list[dict[str, float]], devices: tuple[str, int]
+) -> None:
+    monkeypatch.setattr(ray_session, "_nodes", lambda: nodes)
+    assert ray_session.devices() == devices

@@ -237,7 +237,7 @@ def _at_a_rate(job: TrainingJob, runner: RunnerSettings, display: Display) -> Tr
     texts = [part.tokens.name for part in (job.files.train, job.files.validation)]
     decided = settings.model_dump(exclude=set(HOW_TO_TRAIN))
     work = job.checkpoints / f"rates-{fingerprint([texts, decided, asdict(job.schedule), job.seed, RULE])}"
-    here = runner if runner.address is not None else runner.model_copy(update={"kind": "local"})
+    here = runner if runner.on_cluster else runner.model_copy(update={"kind": "local"})
     jobs = Jobs(make_runner(here, work / "ray"), work / "results", runner.max_failures)
     probing = Probing(settings, probe, job.seed)
     with display.stage("rate", "a few learning rates are tried") as progress:
