@@ -394,6 +394,7 @@ def test_a_ray_that_was_started_here_is_shut_down_whatever_happens(tmp_path, mon
         is_initialized=lambda: runs_already,
         init=lambda **settings: story.append(settings["address"]),
         shutdown=lambda: story.append("shut down"),
+        get_runtime_context=lambda: SimpleNamespace(gcs_address="head:6379"),
     )
 
     def broken(*args):
