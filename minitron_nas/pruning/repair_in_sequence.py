@@ -4,7 +4,7 @@ Teacher and student read the same text side by side, one layer in memory at a ti
 every matrix of the student is refitted by ridge regression on what the student itself computes so far:
 
 - What reads a norm. With h and h' the norm's output in teacher and student, W the teacher's matrix and
-  V the student's, V becomes the minimum of E|W h - V h'|^2.
+  V the student's, V becomes the minimum of E|W h - V h'|^2. Where there is no norm, h and h' are the streams.
 - What writes to the residual stream. With x the teacher's stream behind it, x' the student's before it, z' what the
   student's projection reads and Q the basis of the student's stream, V becomes the minimum of
   E|Q^T x - x' - V z'|^2. So a layer does not repeat what the teacher's layer adds, but adds what is missing by now.
@@ -20,9 +20,9 @@ All penalties pull towards the student that `cuts` gives. The embedding, norms t
 matrices of experts that write to the stream stay as they are.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -80,9 +80,35 @@ def why_never_in_sequence(layout: Layout) -> str | None:
         return f"layers of {layout.model_type} are of several kinds"
     if layout.other_writers():
         return f"layers of {layout.model_type} add more to the residual stream than attention and FFN"
-    if len([row for row in layout.stream_norms() if row.per_layer]) != 2:
-        return f"attention and FFN of {layout.model_type} do not read the residual stream through a norm each"
+    if len([row for row in layout.stream_norms() if row.per_layer]) == 1:
+        return f"attention and FFN of {layout.model_type} read the residual stream through one norm"
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Attention or FFN: what reads the residual stream, and what writes to it.
+
+    Attributes:
+        norm: Through which it reads the stream; None where it reads the stream itself.
+        readers: The matrices that read.
+        writer: The output projection.
+    """
+
+    norm: TensorRow | None
+    readers: tuple[TensorRow, ...]
+    writer: TensorRow
+
+    @classmethod
+    def both(cls, layout: Layout) -> "tuple[_Block, _Block]":
+        """Return attention and FFN of a family whose layers have no others."""
+        norms: list[TensorRow | None] = [row for row in layout.stream_norms() if row.per_layer] or [None, None]
+        attention, ffn = layout.writer(Axis.GROUP_HEADS), layout.writer(layout.neuron_axis)
+        readers = [row for row in layout.rows if row.per_layer and layout.reads_hidden(row)]
+        border = layout.rows.index(attention)
+        above = tuple(row for row in readers if layout.rows.index(row) < border)
+        below = tuple(row for row in readers if layout.rows.index(row) > border)
+        return cls(norms[0], above, attention), cls(norms[1], below, ffn)
 
 
 @torch.no_grad()
@@ -136,13 +162,16 @@ class _Sequence:
     ) -> None:
         self._prepared, self._target, self._text = prepared, target, text
         self._layout, self._source = prepared.layout, prepared.architecture
+        self._attention, self._ffn = _Block.both(self._layout)
         self._folder, self._settings, self._progress = folder, settings, progress
         self._parts = {part.name: part for part in cuts(prepared, target)}
         self._whole = LayeredModel.of_files(prepared.headers, prepared.config, self._source, self._layout)
+        config = student_config(prepared, target)
+        self._epsilon = float(config.get(self._layout.epsilon, 0.0))
         self._pruned = LayeredModel(
             self._read_refitted,
             lambda name, rows: entries(self._parts[name], rows),
-            student_config(prepared, target),
+            config,
             target,
             self._layout,
             self._whole.device,
@@ -181,23 +210,22 @@ class _Sequence:
 
     def _refit_layer(self, number: int, layer: int, dropped: range) -> None:
         """Refit one layer of the student against the teacher's layer and those after it that are dropped."""
-        first, second = (row for row in self._layout.stream_norms() if row.per_layer)
         with self._pruned.layer(number) as student:
             with self._whole.layer(layer) as teacher:
-                self._refit_readers(number, first, teacher, student, self._teacher, self._student)
-                parallel = self._run_teacher(teacher, second)
+                self._refit_readers(number, self._attention, teacher, student, self._teacher, self._student)
+                parallel = self._run_teacher(teacher)
                 self._skip(dropped, self._after, self._after)
                 self._attend(student)
-                output = self._layout.writer(Axis.GROUP_HEADS)
+                output = self._attention.writer
                 self._refit_writer(number, output, student, self._middle, self._student, self._attended)
                 self._write(output, student, self._student, self._attended, self._between)
                 reads = (self._teacher, self._student) if parallel else (self._middle, self._between)
-                self._refit_readers(number, second, teacher, student, *reads)
+                self._refit_readers(number, self._ffn, teacher, student, *reads)
             if not self._layout.has_experts:
-                self._feed_forward(number, second, student, reads[1])
+                self._feed_forward(number, student, reads[1])
         if self._layout.has_experts:  # which are stored one by one, and run as one tensor that is put together
             with self._pruned.layer(number) as student:
-                self._feed_forward(number, second, student, reads[1])
+                self._feed_forward(number, student, reads[1])
         self._teacher, self._after = self._after, self._teacher
         self._student, self._between = self._between, self._student
 
@@ -208,35 +236,35 @@ class _Sequence:
                 for indices, positions in self._batches(counted=True):
                     goal.write(indices, run_layer(model, self._layout, self._read(source, indices), positions))
 
-    def _run_teacher(self, model: CausalLM, second: TensorRow) -> bool:
+    def _run_teacher(self, model: CausalLM) -> bool:
         """Run one layer of the teacher; return whether its FFN reads what its attention reads."""
         parallel = False
         taken: dict[str, Tensor] = {}
-        writer = self._layout.writer(Axis.GROUP_HEADS)
+        writer, norm = self._attention.writer, self._ffn.norm
         output = self._whole.module(model, self._layout.norm_behind(writer) or writer)
-        norm = self._whole.module(model, second)
-        with (
-            output.register_forward_hook(lambda _, __, result: taken.update(added=result)),
-            norm.register_forward_pre_hook(lambda _, args: taken.update(read=args[0])),
-        ):
+        with ExitStack() as hooks:
+            hooks.enter_context(output.register_forward_hook(lambda _, __, result: taken.update(added=result)))
+            if norm is not None:
+                before = self._whole.module(model, norm)
+                hooks.enter_context(before.register_forward_pre_hook(lambda _, args: taken.update(read=args[0])))
             for indices, positions in self._batches(counted=True):
                 states = self._read(self._teacher, indices)
                 self._after.write(indices, run_layer(model, self._layout, states, positions))
                 self._middle.write(indices, states + self._scale * taken["added"])
-                parallel = taken["read"] is states
+                parallel = taken.get("read") is states
         return parallel
 
     def _attend(self, student: CausalLM) -> None:
         """Run the student's attention up to its output projection."""
-        output = self._pruned.module(student, self._layout.writer(Axis.GROUP_HEADS))
+        output = self._pruned.module(student, self._attention.writer)
         for indices, positions in self._batches():
             run = partial(run_layer, student, self._layout, self._read(self._student, indices), positions)
             self._attended.write(indices, input_of(output, run))
 
-    def _feed_forward(self, number: int, second: TensorRow, student: CausalLM, reads: HiddenStates) -> None:
+    def _feed_forward(self, number: int, student: CausalLM, reads: HiddenStates) -> None:
         """Run the student's FFN, refit what it adds, and write the stream behind it."""
-        down = self._layout.writer(self._layout.neuron_axis)
-        norm, output = self._pruned.module(student, second), self._layout.module_of(down)
+        down = self._ffn.writer
+        norm, output = self._normed(self._pruned, student, self._ffn), self._layout.module_of(down)
         block = student.get_submodule(output.rpartition(".")[0].format(layer=0))
         for indices, _ in self._batches():
             run = partial(block, norm(self._read(reads, indices)))
@@ -278,7 +306,7 @@ class _Sequence:
         gain = 1.0 if behind is None else self._gain(behind, student)
         regression = Regression(start.shape[0], start.shape[1], self._device)
         for missing, read in lacking():
-            size = 1.0 if behind is None else _rms(projection(read))
+            size = 1.0 if behind is None else self._rms(projection(read))
             regression.add(missing / gain - offset / size, read / size)
         self._keep(place, regression.solve(start, self._settings.ridge), student)
         if behind is not None:
@@ -292,7 +320,7 @@ class _Sequence:
         products, squares = torch.zeros_like(gain), torch.zeros_like(gain)
         for missing, read in lacking:
             put_out = projection(read)
-            even = put_out / _rms(put_out)
+            even = put_out / self._rms(put_out)
             products += (missing * even).flatten(0, -2).sum(dim=0)
             squares += even.square().flatten(0, -2).sum(dim=0)
         found = ridge_gain(products, squares, gain, self._settings.ridge) - self._layout.norm_offset
@@ -305,6 +333,11 @@ class _Sequence:
         least = _LEAST_GAIN * gain.square().mean().sqrt()
         return gain.where(gain.abs() > least, least.copysign(gain))
 
+    def _rms(self, put_out: Tensor) -> Tensor:
+        """What a norm of the student divides by, (..., 1), float32."""
+        least = torch.finfo(torch.float32).tiny
+        return (put_out.float().square().mean(dim=-1, keepdim=True) + self._epsilon).sqrt().clamp_min(least)
+
     def _lacking(
         self, wanted: HiddenStates, stream: HiddenStates, inputs: HiddenStates
     ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -316,20 +349,20 @@ class _Sequence:
     def _refit_readers(
         self,
         number: int,
-        norm: TensorRow,
+        block: _Block,
         teacher: CausalLM,
         student: CausalLM,
         reads: HiddenStates,
         student_reads: HiddenStates,
     ) -> None:
-        """Refit every matrix that reads a norm."""
+        """Refit every matrix of a block that reads the stream."""
         regression = Regression(self._source.hidden_size, self._target.hidden_size, self._device)
-        wide, narrow = self._whole.module(teacher, norm), self._pruned.module(student, norm)
+        wide, narrow = self._normed(self._whole, teacher, block), self._normed(self._pruned, student, block)
         for indices, _ in self._batches():
             regression.add(wide(self._read(reads, indices)), narrow(self._read(student_reads, indices)))
         for place in self._layout.tensors(self._target):
             row = place.row
-            if place.layer != number or not self._layout.reads_hidden(row) or self._layout.norm_before(row) != norm:
+            if place.layer != number or row not in block.readers:
                 continue
             part = self._parts[place.name]
             assert isinstance(part, Cut)
@@ -337,6 +370,10 @@ class _Sequence:
             original = self._outputs_first(place, whole(replace(part, kept=unmixed)).float()).to(self._device)
             start = self._outputs_first(place, whole(part).double())
             self._keep(place, regression.solve(start, self._settings.ridge, original), student)
+
+    def _normed(self, layers: LayeredModel, model: CausalLM, block: _Block) -> Callable[[Tensor], Tensor]:
+        """What a block of a model does to the stream before it reads it."""
+        return _unchanged if block.norm is None else layers.module(model, block.norm)
 
     def _keep(self, place: TensorPlace, matrix: Tensor, student: CausalLM) -> None:
         """Keep a refitted matrix for the student's file, and let its layer go on with it."""
@@ -382,6 +419,5 @@ class _Sequence:
         return TensorPlace(row.name.format(layer=number), row, number, None)
 
 
-def _rms(states: Tensor) -> Tensor:
-    """The root mean square over channels, (..., 1), float32."""
-    return states.float().square().mean(dim=-1, keepdim=True).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+def _unchanged(states: Tensor) -> Tensor:
+    return states

@@ -17,7 +17,7 @@ TOKENS = pack([torch.randint(0, 320, (160,), generator=torch.Generator().manual_
 
 
 def test_a_family_that_cannot_be_repaired_in_sequence_is_left_as_it_is_cut(tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(tiny_checkpoint(tmp_path / "teacher", "olmo2"))
+    checkpoint = open_checkpoint(tiny_checkpoint(tmp_path / "teacher", "cohere"))
     scores = random_scores(checkpoint.architecture, checkpoint.layout, 0)
     write_prepared(tmp_path / "prepared", PruningOrder.from_scores(scores, checkpoint.architecture, ()))
     prepared = PreparedTeacher.open(checkpoint.path, tmp_path / "prepared")
@@ -25,7 +25,9 @@ def test_a_family_that_cannot_be_repaired_in_sequence_is_left_as_it_is_cut(tmp_p
     assert repair_student(prepared, target, lambda: TOKENS, tmp_path / "work") == {}
 
 
-@pytest.mark.parametrize(("model_type", "needed"), [("llama", False), ("mixtral", True), ("olmo2", True)])
+@pytest.mark.parametrize(
+    ("model_type", "needed"), [("llama", False), ("mixtral", True), ("olmo2", False), ("cohere", True)]
+)
 def test_moments_are_measured_for_what_the_repair_in_sequence_leaves(
     tmp_path: Path, model_type: str, needed: bool
 ) -> None:
