@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from xxhash import xxh3_128
 
 from minitron_nas.errors import ScoresError
 from minitron_nas.storage.atomic import whole_folder
@@ -21,6 +22,7 @@ from minitron_nas.text.tokens import PackedTokens
 _FILE = "scores.safetensors"
 _CALIBRATION = "calibration.safetensors"
 _ABOUT = "about"
+_CHECKSUM = "xxh3"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,8 @@ class ImportanceScores:
         tensors = {each.name: getattr(self, each.name).contiguous() for each in fields(self)}
         with whole_folder(folder) as partial:
             # One entry, because safetensors writes several in any order.
-            save_file(tensors, partial / _FILE, metadata={_ABOUT: json.dumps(about, sort_keys=True)})
+            told = json.dumps({**about, _CHECKSUM: _checksum(tensors)}, sort_keys=True)
+            save_file(tensors, partial / _FILE, metadata={_ABOUT: told})
             write_rows(partial, SCORES, self._rows())
             if calibration is not None:
                 calibration.save(partial / _CALIBRATION)
@@ -81,7 +84,7 @@ class ImportanceScores:
             source: The fingerprint that the scored model has to have.
 
         Raises:
-            ScoresError: If there are no scores that can be read, or they are another model's.
+            ScoresError: If there are no scores that can be read, they are not what was written, or another model's.
         """
         file = folder / _FILE
         if not file.is_file():
@@ -90,12 +93,14 @@ class ImportanceScores:
             )
         try:
             with safe_open(file, framework="pt") as handle:
-                scored = json.loads((handle.metadata() or {}).get(_ABOUT, "{}")).get("source")
-                stored = set(handle.keys())
+                about = json.loads((handle.metadata() or {}).get(_ABOUT, "{}"))
+                scored, stored = about.get("source"), set(handle.keys())
                 read = [each.name for each in fields(cls) if each.name in stored or each.default_factory is MISSING]
                 tensors = {name: handle.get_tensor(name) for name in read}
         except (SafetensorError, ValueError) as error:
             raise ScoresError(f"{file} is cut short or of another version ({error}); score again") from None
+        if about.get(_CHECKSUM) != _checksum(tensors):
+            raise ScoresError(f"{file} has changed since it was written, or is of another version; score again")
         if source is not None and scored != source:
             raise ScoresError(
                 f"{folder} holds the scores of model {scored}, not of this one ({source}); score this one"
@@ -118,6 +123,7 @@ def load_calibration(folder: Path) -> PackedTokens:
 
     Raises:
         ScoresError: If the folder does not hold it.
+        CheckpointError: If it is not what was written there.
     """
     file = folder / _CALIBRATION
     if not file.is_file():
@@ -125,12 +131,21 @@ def load_calibration(folder: Path) -> PackedTokens:
             f"{folder} holds no {_CALIBRATION}, the text that its scores were measured on; give text with --data too, "
             "or score again with `minitron-nas score`"
         )
-    return PackedTokens.load(file)
+    return PackedTokens.load(file, verify=True)
 
 
 def descending(scores: Tensor) -> Tensor:
     """Return the indices from the most to the least important; equal scores keep their order."""
     return torch.argsort(scores, descending=True, stable=True)
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """Of the scores' bits, in the order of their names."""
+    digest = xxh3_128()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
+        digest.update(tensors[name].numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _ranked(scores: Tensor) -> Iterator[dict[str, Any]]:
@@ -151,6 +166,7 @@ def about_scores(folder: Path) -> dict[str, str]:
     try:
         with safe_open(folder / _FILE, framework="pt") as handle:
             about: dict[str, str] = json.loads((handle.metadata() or {}).get(_ABOUT, "{}"))
+            about.pop(_CHECKSUM, None)
     except (SafetensorError, ValueError) as error:
         raise ScoresError(f"{folder / _FILE} is cut short or of another version ({error}); score again") from None
     return about
