@@ -44,6 +44,7 @@ from minitron_nas.pipeline.workload import TokenCounts, estimate_workload
 from minitron_nas.reporting.html import write_report
 from minitron_nas.reporting.members import ROLE_NAMES
 from minitron_nas.reporting.model_card import write_model_card
+from minitron_nas.reporting.terms import read_terms
 from minitron_nas.settings import Settings
 from minitron_nas.space.enumerate import Enumeration
 from minitron_nas.space.size import Size
@@ -214,6 +215,7 @@ def _begin(
             "fingerprint": checkpoint.fingerprint,
             "revision": commit_of(checkpoint.path),
             "num_parameters": checkpoint.num_parameters,
+            "card": read_terms(checkpoint.path).model_dump(mode="json", exclude_defaults=True),
         },
         "data": {"fingerprint": data_fingerprint(data, plan.text)},
     }

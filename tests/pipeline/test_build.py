@@ -335,6 +335,24 @@ def test_the_plan_in_the_folder_can_be_run_again(family: Family) -> None:
     assert Path(content["plan"]["data"]).is_file()
 
 
+def test_what_the_teachers_card_says_of_its_licence_is_in_the_plan_and_in_the_students_card(
+    build: Callable[..., Family], trained_teacher: Path, tmp_path: Path
+) -> None:
+    teacher = shutil.copytree(trained_teacher, tmp_path / "teacher")
+    terms = {"license": "other", "license_name": "mine-1.0", "license_link": "LICENSE", "language": ["en"]}
+    (teacher / "README.md").write_text(f"---\n{yaml.safe_dump(terms)}---\n\n# A teacher\n")
+    (teacher / "LICENSE").write_text("the terms")
+    family = build(tmp_path / "run", teacher=teacher)
+    assert yaml.safe_load((family.path / "plan.yaml").read_text())["teacher"]["card"] == terms
+    student = family.members[0].path
+    head = yaml.safe_load((student / "README.md").read_text().split("---\n")[1])
+    assert {key: head[key] for key in terms} == terms
+    assert (student / "LICENSE").read_text() == "the terms"
+    build(tmp_path / "run", teacher=teacher, card={"license": "mit"})  # which decides nothing
+    head = yaml.safe_load((student / "README.md").read_text().split("---\n")[1])
+    assert (head["license"], head.get("license_name"), head["language"]) == ("mit", None, ["en"])
+
+
 # Other ways of saying what to build
 
 
