@@ -308,6 +308,8 @@ def _train_and_measure(run: Run, hop: Hop, found: Found, teacher: Answered | Non
     students, answered = list[Source](), list[Answered]()
     for number, each in enumerate(planned, 1):
         member, done = train_member(run, hop, each, planned[number:])
+        if each.role == "student":
+            write_model_card(run.folder.student(member.name), run.folder.path)
         checkpoint = open_checkpoint(run.folder.path / member.path, read_values=False)
         model = Source(member.name, checkpoint, (done,))
         if (answers := evaluate_member(run, member, model, hop.first_signal)) is not None:
