@@ -6,6 +6,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, snapshot_download
 
 from minitron_nas.errors import TeacherNotFoundError
+from minitron_nas.storage.front_matter import CARD
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 """`owner/name`, optionally with `@revision`."""
@@ -14,8 +15,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 TERMS = ("LICENSE*", "NOTICE*", "USE_POLICY*")
 """Files that have to go with a model wherever it goes."""
-
-_WANTED = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.txt", "*.jinja", *TERMS]
+_WANTED = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.txt", "*.jinja", CARD, *TERMS]
 _UNWANTED = ["*/*", "consolidated*"]
 _TIMEOUT_SECONDS = 5.0
 

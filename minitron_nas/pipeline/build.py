@@ -44,6 +44,7 @@ from minitron_nas.pipeline.workload import TokenCounts, estimate_workload
 from minitron_nas.reporting.html import write_report
 from minitron_nas.reporting.members import ROLE_NAMES
 from minitron_nas.reporting.model_card import write_model_card
+from minitron_nas.reporting.terms import read_terms
 from minitron_nas.settings import Settings
 from minitron_nas.space.enumerate import Enumeration
 from minitron_nas.space.size import Size
@@ -217,6 +218,7 @@ def _begin(
             "fingerprint": checkpoint.fingerprint,
             "revision": commit_of(checkpoint.path),
             "num_parameters": checkpoint.num_parameters,
+            "card": read_terms(checkpoint.path).model_dump(mode="json", exclude_defaults=True),
         },
         "data": {"fingerprint": data_fingerprint(data, plan.text)},
         "devices": {"name": name, "number": number},
@@ -308,6 +310,8 @@ def _train_and_measure(run: Run, hop: Hop, found: Found, teacher: Answered | Non
     students, answered = list[Source](), list[Answered]()
     for number, each in enumerate(planned, 1):
         member, done = train_member(run, hop, each, planned[number:])
+        if each.role == "student":
+            write_model_card(run.folder.student(member.name), run.folder.path)
         checkpoint = open_checkpoint(run.folder.path / member.path, read_values=False)
         model = Source(member.name, checkpoint, (done,))
         if (answers := evaluate_member(run, member, model, hop.first_signal)) is not None:

@@ -23,6 +23,7 @@ DEMO_SETTINGS: dict[str, Any] = {
     },
     "baselines": ["depth_only"],
     "evaluation": {"prompt_tokens": 256, "decode_tokens": 32, "texts": {"benchmarks": "embedded-benchmarks"}},
+    "card": {"license": "apache-2.0"},
 }
 """Small enough for two cores and less than half an hour; a real run would raise every number."""
 

@@ -14,6 +14,7 @@ from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.importance.settings import ImportanceSettings
 from minitron_nas.pipeline.member import DEFAULT_BASELINES, Baseline
 from minitron_nas.pruning.settings import Repair, Start, StartSettings
+from minitron_nas.reporting.terms import CardSettings
 from minitron_nas.search.settings import First, SearchSettings, procedure
 from minitron_nas.settings import Settings, plan_error
 from minitron_nas.space.axes import SearchSpace, load_space
@@ -90,6 +91,7 @@ class FamilyPlan(Settings):
     correct: CorrectionSettings | None = None
     evaluation: EvaluationSettings = EvaluationSettings()
     runner: RunnerSettings = RunnerSettings()
+    card: CardSettings = CardSettings()
 
     @field_validator("data", mode="before")
     @classmethod
@@ -222,7 +224,7 @@ def deciding(plan: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         plan: Plain values, as they stand in `plan.yaml`.
     """
-    free = ("runner.", "evaluation.", *(f"distillation.{name}." for name in HOW_TO_TRAIN))
+    free = ("runner.", "card.", "evaluation.", *(f"distillation.{name}." for name in HOW_TO_TRAIN))
     decides = "evaluation.texts."
     return {
         k: value

@@ -6,13 +6,16 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
-from minitron_nas.errors import PlanError, ProofError, RunFolderError
+from minitron_nas.errors import CheckpointError, PlanError, ProofError, RunFolderError
 from minitron_nas.models.hub import HUB_NAME
 from minitron_nas.storage.copies import local, local_model
-from minitron_nas.storage.lineage import LINEAGE, read_lineage
+from minitron_nas.storage.front_matter import CARD
+from minitron_nas.storage.lineage import LINEAGE, PROOF, read_lineage
 from minitron_nas.storage.run_folder import RunFolder
+from minitron_nas.storage.weights import weight_files
 
-_CARD = "README.md"
+_VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*")
+"""Files of which every tokenizer has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,21 +51,15 @@ def push(run: str | Path, repo: str, size: str | None = None, public: bool = Fal
         dry_run: Whether only to say what would go.
 
     Raises:
-        RunFolderError: If there is no such student, or it has no card yet.
-        ProofError: If its reloaded logits differ from those of the model that was written.
+        RunFolderError: If there is no such student, or it lacks its card, its tokenizer or weights.
+        ProofError: If nothing proves that it loads, or its reloaded logits differ from those of the model that was
+            written.
         PlanError: If the name is none of the hub's, nobody is logged in, or the hub refuses.
     """
     if not HUB_NAME.fullmatch(repo) or "@" in repo:
         raise PlanError(f"--repo {repo!r} is no name of the hub; write owner/name")
     folder = _student(run, size)
-    proof = read_lineage(folder).proof
-    if proof is not None and not proof.holds:
-        raise ProofError(
-            f"{folder} is not published: reloaded, its logits differ by {proof.max_abs_difference:.3g} from those "
-            f"of the model that was written, and at most {proof.tolerance:.3g} is accepted; distil it again"
-        )
-    if not (folder / _CARD).is_file():
-        raise RunFolderError(f"{folder} has no model card yet; let the build go on until its size is finished")
+    _require_whole(folder)
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     files = {str(path.relative_to(folder)): path.stat().st_size for path in paths if not _is_hidden(path, folder)}
     if dry_run:
@@ -81,6 +78,32 @@ def push(run: str | Path, repo: str, size: str | None = None, public: bool = Fal
             f"the hub does not take {repo} ({reason}); see that `hf auth whoami` may write there, and push again"
         ) from error
     return Pushed(repo, folder, files, str(url))
+
+
+def _require_whole(folder: Path) -> None:
+    """Refuse a student that nobody could load, or of which nobody knows whether it is what was written."""
+    if not (folder / CARD).is_file():
+        raise RunFolderError(f"{folder} has no model card yet; let the build go on until its size is finished")
+    try:
+        weight_files(folder)
+    except CheckpointError as error:
+        raise RunFolderError(f"what is published has to load, and {error}") from None
+    if not any(file.is_file() for pattern in _VOCABULARIES for file in folder.glob(pattern)):
+        raise RunFolderError(
+            f"{folder} is not published without a tokenizer, and has none of {', '.join(_VOCABULARIES)}; copy its "
+            "teacher's there"
+        )
+    proof = read_lineage(folder).proof
+    if proof is None or not (folder / PROOF).is_file():
+        raise ProofError(
+            f"{folder} is not published without a proof that it loads as it was written ({PROOF}, and what {LINEAGE} "
+            "says of it); make it again, where memory has room to load it beside itself"
+        )
+    if not proof.holds:
+        raise ProofError(
+            f"{folder} is not published: reloaded, its logits differ by {proof.max_abs_difference:.3g} from those "
+            f"of the model that was written, and at most {proof.tolerance:.3g} is accepted; distil it again"
+        )
 
 
 def _student(place: str | Path, size: str | None) -> Path:

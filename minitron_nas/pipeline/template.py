@@ -52,6 +52,7 @@ OFFERED = (
     "runner.address",
     "runner.gpus_per_trial",
     "runner.num_processes",
+    "card.license",
     "seed",
 )
 """Settings that people change, in the order of the file; `minitron-nas ls settings` knows all."""

@@ -1,6 +1,6 @@
 """What the stages of a run took: wall time, devices, tokens, floating-point operations and money."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeAlias
 
@@ -14,6 +14,9 @@ from minitron_nas.storage.ledger import Entry
 TRAINING = 3
 """Forward and backward together cost about three forward passes."""
 
+_SEARCHES = ("screen", "tournament", "rate")
+"""Stages that look for a size's shape and learning rate, by the last word of their names."""
+
 Work: TypeAlias = tuple[float | None, float | None]
 """Tokens and FLOPs, None where not known."""
 
@@ -24,16 +27,16 @@ class StageCost:
 
     Attributes:
         stage: Its name; `all` of them together.
-        seconds: Wall time, also where its work was done in another stage beside that of others.
-        device_hours: Of all devices of the run, for as long as the stage took.
+        seconds: Wall time, also where its work was done in another stage beside that of others; None where not known.
+        device_hours: Of all devices of the run, for as long as the stage took; None where not known.
         tokens: That models read in it or learned from; None where it is no such stage, or not known.
         flops: Of these tokens; None where not known.
         money: What the devices cost for so long; None where the plan says no rate.
     """
 
     stage: str
-    seconds: float
-    device_hours: float
+    seconds: float | None
+    device_hours: float | None
     tokens: float | None
     flops: float | None
     money: float | None
@@ -53,9 +56,32 @@ def stage_costs(run: RunRecord) -> list[StageCost]:
         tokens, flops = work.of(stage)
         found.append(StageCost(stage, seconds, hours, tokens, flops, None if rate is None else rate * hours))
     if found:
-        columns = ("seconds", "device_hours", "tokens", "flops", "money")
-        found.append(StageCost("all", *(_sum(getattr(cost, name) for cost in found) for name in columns)))  # type: ignore[arg-type]
+        found.append(_together("all", found))
     return found
+
+
+def member_costs(run: RunRecord, name: str) -> dict[str, StageCost]:
+    """Return what a student took: the search of its size, its training, and all of the run so far.
+
+    Where the ledger of the run is gone, tokens and operations are still known.
+
+    Args:
+        run: The run.
+        name: The student's.
+    """
+    size = run.lineages[name].size or name
+    stages = {cost.stage: cost for cost in stage_costs(run)}
+    parts = {"search": [f"{size} {kind}" for kind in _SEARCHES], "training": [f"{name} distil"]}
+    work, found = _Work(run), dict[str, StageCost]()
+    for part, names in parts.items():
+        of_part = [stages.get(stage) or StageCost(stage, None, None, *work.of(stage), None) for stage in names]
+        found[part] = _together(part, of_part)
+    return {**found, **({"all": stages["all"]} if stages else {})}
+
+
+def _together(name: str, costs: Sequence[StageCost]) -> StageCost:
+    columns = ("seconds", "device_hours", "tokens", "flops", "money")
+    return StageCost(name, *(_sum(getattr(cost, column) for cost in costs) for column in columns))
 
 
 def _seconds(stages: Iterable[Entry]) -> dict[str, float]:
@@ -142,7 +168,9 @@ class _Work:
         if found:
             return {name: int(found[0][name]) for name in SHAPE_FIELDS if found[0][name] is not None}
         lineage = self._run.lineages.get(model)
-        return None if lineage is None else {name: lineage.architecture[name] for name in SHAPE_FIELDS}
+        if lineage is None:
+            return None
+        return {name: lineage.architecture[name] for name in SHAPE_FIELDS if name in lineage.architecture}
 
 
 def _teacher(run: RunRecord) -> Architecture | None:

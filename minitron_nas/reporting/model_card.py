@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,19 @@ from markupsafe import Markup
 from minitron_nas.architecture.spec import EXPERT_FIELDS, MAMBA_FIELDS, SHAPE_FIELDS
 from minitron_nas.errors import RunFolderError, printable
 from minitron_nas.reporting import numerals
+from minitron_nas.reporting.cost import member_costs
 from minitron_nas.reporting.members import about_untimed, comparison, list_members
+from minitron_nas.reporting.metadata import hub_datasets, metadata, run_results, terms_of
 from minitron_nas.reporting.run_record import RunRecord, read_run
 from minitron_nas.reporting.sections import against_others, asked_of, benchmark_table, words
 from minitron_nas.reporting.teacher_name import display_name, hub_name
+from minitron_nas.reporting.terms import CardSettings
+from minitron_nas.reporting.texts import text_names
 from minitron_nas.resources import resource
 from minitron_nas.storage.atomic import write_text
+from minitron_nas.storage.front_matter import CARD
 from minitron_nas.storage.lineage import Lineage
+from minitron_nas.storage.places import last_parts
 
 _MARKS = re.compile(r"[\\`*_\[\]<>|~&#]")
 """What Markdown, or the HTML in it, may take for more than a letter."""
@@ -39,7 +46,7 @@ def write_model_card(student_folder: Path, run_folder: Path) -> None:
     size = student_folder.name
     if size not in run.lineages:
         raise RunFolderError(f"{run_folder / 'students' / size / 'lineage.json'} is missing; distill {size} first")
-    write_text(student_folder / "README.md", render_model_card(run, size))
+    write_text(student_folder / CARD, render_model_card(run, size))
 
 
 def render_model_card(run: RunRecord, size: str) -> str:
@@ -73,10 +80,12 @@ def _content(run: RunRecord, size: str) -> dict[str, Any]:
     members = list_members(run)
     source = lineage.teacher.name or run.teacher["source"]
     base_model, text_only = hub_name(source), lineage.num_tower_parameters is None
+    terms, plan, costs = terms_of(run), _published(run.plan), member_costs(run, size)
     student = next(member for member in members if member.name == size)
     compared = [member for member in members if member.role == "teacher" or member.size == (lineage.size or size)]
     return {
-        "front_matter": Markup(_front_matter(base_model, lineage)),  # noqa: S704 - YAML's own writer quotes it
+        "front_matter": Markup(_front_matter(run, size, base_model, terms)),  # noqa: S704 - YAML's own writer quotes it
+        "licence": told_licence(terms, "teacher"),
         "text_only": text_only,
         "model_class": model_class(lineage),
         "reader_class": "AutoTokenizer" if text_only else "AutoProcessor",
@@ -88,7 +97,7 @@ def _content(run: RunRecord, size: str) -> dict[str, Any]:
         "source_name": "the teacher" if lineage.source.name in ("teacher", None) else lineage.source.name,
         "kd_teacher": run.plan.get("kd_teacher", "first"),
         **_shape(run, size),
-        "settings": _settings(run.plan.get("distillation") or {}),
+        "settings": _settings(plan.get("distillation") or {}),
         "student": student,
         "compared": compared,
         "untimed": about_untimed(compared),
@@ -97,7 +106,12 @@ def _content(run: RunRecord, size: str) -> dict[str, Any]:
         "benchmarks": benchmark_table(run, [member.name for member in compared]),
         "against": against_others(run, size),
         "titles": {member.name: member.title for member in compared},
-        "plan": yaml.safe_dump(dict(run.plan), sort_keys=False, allow_unicode=True).rstrip(),
+        "texts": _texts(run),
+        "costs": costs,
+        "priced": any(cost.money is not None for cost in costs.values()),
+        "devices": run.devices,
+        "versions": told_versions(lineage),
+        "plan": yaml.safe_dump(plan, sort_keys=False, allow_unicode=True).rstrip(),
         "numerals": numerals,
     }
 
@@ -111,21 +125,55 @@ def model_class(lineage: Lineage) -> str:
     return "AutoModelForCausalLM" if lineage.num_tower_parameters is None else "AutoModelForImageTextToText"
 
 
-def task_of(lineage: Lineage) -> str:
-    """Return what a student does, as the hub calls it.
+def told_versions(lineage: Lineage) -> str:
+    """Return the packages that a model was made with.
 
     Args:
-        lineage: The student's.
+        lineage: The model's.
     """
-    return "text-generation" if lineage.num_tower_parameters is None else "image-text-to-text"
+    return ", ".join(f"{package} {version}" for package, version in lineage.versions.items()) or "unknown versions"
 
 
-def _front_matter(base_model: str | None, lineage: Lineage) -> str:
-    fields: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": task_of(lineage)}
-    if base_model is not None:
-        fields |= {"base_model": base_model, "base_model_relation": "finetune"}
-    fields["tags"] = ["minitron", "pruned", "distilled"]
-    return yaml.safe_dump(fields, sort_keys=False).rstrip()
+def told_licence(terms: CardSettings, whose: str) -> Markup:
+    """Say under which licence a model stands, or that nobody has said it.
+
+    Args:
+        terms: What is known.
+        whose: Whose licence it is.
+    """
+    if terms.license is None:
+        return Markup(  # noqa: S704 - ours
+            f"The {whose}'s licence and terms of use apply to it. Neither the {whose}'s own card nor a plan says which "
+            "they are: look them up before you use this model or pass it on."
+        )
+    link = "" if terms.license_link is None else f", {_code(terms.license_link)}"
+    return Markup(f"The {whose}'s licence applies to it: {_code(terms.license_name or terms.license)}{link}.")  # noqa: S704 - quoted
+
+
+def _front_matter(run: RunRecord, size: str, base_model: str | None, terms: CardSettings) -> str:
+    teacher = display_name(run.lineages[size].teacher.name or run.teacher["source"])
+    return metadata(
+        f"{teacher.rpartition('/')[2]} to {size}",
+        run.lineages[size],
+        terms,
+        base_model,
+        hub_datasets(run.plan.get("data")),
+        ("minitron", "pruned", "distilled"),
+        run_results(run, size),
+    )
+
+
+def _published(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a plan as it is told to others: without where it ran, and of paths the last part alone."""
+    told = {name: value for name, value in plan.items() if name != "runner"}
+    return {name: value if name == "card" else last_parts(value) for name, value in told.items()}
+
+
+def _texts(run: RunRecord) -> str:
+    """Say what losses and KLs were measured on."""
+    if not (names := text_names(run)):
+        return "the run's held-out text"
+    return f"the run's {len(names)} held-out texts ({', '.join(names)}) together"
 
 
 def _shape(run: RunRecord, size: str) -> dict[str, Any]:

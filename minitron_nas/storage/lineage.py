@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from minitron_nas.errors import RunFolderError
 from minitron_nas.storage.atomic import read_json, write_json
+from minitron_nas.storage.places import last_parts
 
 LINEAGE = "lineage.json"
 PROOF = "proof.json"
@@ -96,8 +97,8 @@ class Lineage:
     proof: Proof | None = None
 
     def write(self, folder: Path, proof: Proof | None) -> None:
-        """Write it into a model's folder, with what reloading the model showed."""
-        content = asdict(replace(self, proof=proof))
+        """Write it into a model's folder, with what reloading the model showed; of places, only their last part."""
+        content = last_parts(asdict(replace(self, proof=proof)))
         kept = {name: value for name, value in content.items() if value not in (None, {}, [], ())}
         write_json(folder / LINEAGE, {**kept, "proof": content["proof"]})
 

@@ -8,8 +8,7 @@ from typing import Any
 import yaml
 
 from minitron_nas.errors import DataError
-
-_MARK = "---"
+from minitron_nas.storage.front_matter import front_matter
 
 
 def files_of_card(folder: Path, config: str | None) -> dict[Path, str]:
@@ -35,13 +34,9 @@ def files_of_card(folder: Path, config: str | None) -> dict[Path, str]:
 
 
 def _configs(folder: Path) -> list[dict[str, Any]]:
-    card = folder / "README.md"
     try:
-        lines = card.read_text(encoding="utf-8").splitlines() if card.is_file() else []
-        if not lines or lines[0].strip() != _MARK or _MARK not in lines[1:]:
-            return []
-        about = yaml.safe_load("\n".join(lines[1 : lines.index(_MARK, 1)]))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        about = yaml.safe_load(front_matter(folder))
+    except yaml.YAMLError:
         return []
     found = about.get("configs") if isinstance(about, Mapping) else None
     return (

@@ -25,6 +25,7 @@ from minitron_nas.errors import (
 )
 from minitron_nas.families.catalog import count_parameters
 from minitron_nas.importance.scores import load_calibration
+from minitron_nas.pipeline import build as building
 from minitron_nas.pipeline.build import build_family
 from minitron_nas.pipeline.display import ConsoleDisplay, Quiet
 from minitron_nas.pipeline.family import Family
@@ -333,6 +334,43 @@ def test_the_plan_in_the_folder_can_be_run_again(family: Family) -> None:
     assert content["devices"]["number"] >= 1
     assert Path(content["plan"]["teacher"]).is_dir()
     assert Path(content["plan"]["data"]).is_file()
+
+
+def test_what_the_teachers_card_says_of_its_licence_is_in_the_plan_and_in_the_students_card(
+    build: Callable[..., Family], trained_teacher: Path, tmp_path: Path
+) -> None:
+    teacher = shutil.copytree(trained_teacher, tmp_path / "teacher")
+    terms = {"license": "other", "license_name": "mine-1.0", "license_link": "LICENSE", "language": ["en"]}
+    (teacher / "README.md").write_text(f"---\n{yaml.safe_dump(terms)}---\n\n# A teacher\n")
+    (teacher / "LICENSE").write_text("the terms")
+    family = build(tmp_path / "run", teacher=teacher)
+    assert yaml.safe_load((family.path / "plan.yaml").read_text())["teacher"]["card"] == terms
+    student = family.members[0].path
+    head = yaml.safe_load((student / "README.md").read_text().split("---\n")[1])
+    assert {key: head[key] for key in terms} == terms
+    assert (student / "LICENSE").read_text() == "the terms"
+    build(tmp_path / "run", teacher=teacher, card={"license": "mit"})  # which decides nothing
+    head = yaml.safe_load((student / "README.md").read_text().split("---\n")[1])
+    assert (head["license"], head.get("license_name"), head["language"]) == ("mit", None, ["en"])
+
+
+def test_a_students_card_is_there_as_soon_as_the_student_is(
+    build: Callable[..., Family], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = building.evaluate_member
+
+    def die(run: Any, member: Any, *arguments: Any) -> Any:
+        if member.name == "90k":
+            raise KeyboardInterrupt
+        return measure(run, member, *arguments)
+
+    monkeypatch.setattr(building, "evaluate_member", die)
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path / "run")
+    card = (tmp_path / "run" / "students" / "90k" / "README.md").read_text()
+    assert "Not evaluated yet." in card
+    assert "by how much was not measured" in card
+    assert "model-index" not in card
 
 
 # Other ways of saying what to build

@@ -50,7 +50,7 @@ def test_sizes_that_will_not_do_are_refused(sizes: list[object], message: str) -
         (
             "distilation",
             {},
-            r"unknown key 'distilation'; did you mean 'distillation'\? known keys: baselines, cho",
+            r"unknown key 'distilation'; did you mean 'distillation'\? known keys: baselines, card, cho",
         ),
         ("distillation", {"token": 1}, r"unknown key 'distillation\.token'; did you mean 'tokens'\?"),
         ("text", {"seq_length": 8}, r"unknown key 'text\.seq_length'; did you mean 'sequence_length'\?"),
@@ -296,10 +296,10 @@ def test_correction_is_off_unless_one_of_its_keys_is_set() -> None:
 def test_what_decides_a_plans_students_is_all_but_how_work_is_done() -> None:
     before = deciding(make_plan(LEAST).to_dict())
     free = ("runner.max_failures=7", "evaluation.tasks=[arc_easy]", "distillation.deepspeed=zero-3")
-    free += ("distillation.micro_batch_sequences=2", "distillation.gradient_checkpointing=true")
+    free += ("distillation.micro_batch_sequences=2", "distillation.gradient_checkpointing=true", "card.license=mit")
     assert deciding(overridden(*free).to_dict()) == before
     assert {"seed", "distillation.tokens", "space.protected_layers", "sizes"} <= before.keys()
-    assert not [key for key in before if key.startswith(("runner", "evaluation"))]
+    assert not [key for key in before if key.startswith(("runner", "evaluation", "card"))]
 
 
 @pytest.mark.parametrize(

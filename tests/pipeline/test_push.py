@@ -86,6 +86,58 @@ def test_a_model_whose_proof_failed_is_never_published(run: Path, hub: type[Hub]
     assert hub.asked == []
 
 
+@pytest.mark.parametrize("missing", [None, "proof.json"])
+def test_a_model_without_a_proof_is_never_published(run: Path, hub: type[Hub], missing: str | None) -> None:
+    student = run / "students" / "90k"
+    if missing is not None:
+        (student / missing).unlink()
+    else:
+        content = json.loads((student / "lineage.json").read_text())
+        (student / "lineage.json").write_text(json.dumps({**content, "proof": None}))
+    with pytest.raises(ProofError, match=r"90k is not published without a proof that it loads .* make it again"):
+        push(run, "owner/name", "90k")
+    assert hub.asked == []
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("*.safetensors", r"what is published has to load, and .*90k holds no safetensors weights"),
+        ("tokenizer.json", r"90k is not published without a tokenizer, and has none of tokenizer\.json, .* teacher's"),
+    ],
+)
+def test_a_model_that_nobody_could_load_is_never_published(
+    run: Path, hub: type[Hub], pattern: str, message: str
+) -> None:
+    for file in (run / "students" / "90k").glob(pattern):
+        file.unlink()
+    with pytest.raises(RunFolderError, match=message):
+        push(run, "owner/name", "90k")
+    assert hub.asked == []
+
+
+def test_a_shard_that_is_missing_is_named(run: Path, hub: type[Hub]) -> None:
+    student = run / "students" / "90k"
+    (student / "model.safetensors").rename(student / "model-00001-of-00002.safetensors")
+    names = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (student / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    with pytest.raises(RunFolderError, match=r"lacks model-00002-of-00002\.safetensors, which its index names"):
+        push(run, "owner/name", "90k")
+
+
+def test_what_is_published_names_no_folder_of_this_machine(run: Path, trained_teacher: Path, text_file: Path) -> None:
+    pushed = push(run, "owner/name", "90k", dry_run=True)
+    told = [pushed.folder / name for name in pushed.files if not name.endswith(".safetensors")]
+    assert len(told) > 5
+    for place in (trained_teacher.parent, text_file.parent):
+        assert not [file.name for file in told if str(place).encode() in file.read_bytes()]
+
+
+def test_the_example_of_a_run_has_no_weights_to_publish() -> None:
+    with pytest.raises(RunFolderError, match="holds no safetensors weights"):
+        push(Path(__file__).parents[2] / "reports" / "example", "owner/name", "94M", dry_run=True)
+
+
 @pytest.mark.parametrize(
     ("repo", "size", "error", "message"),
     [

@@ -49,6 +49,17 @@ def test_what_does_not_apply_is_not_written_but_zeros_are(tmp_path):
     assert (content["seed"], content["tokens_trained"], content["proof"]) == (0, 0, None)
 
 
+def test_no_place_of_this_machine_is_written_into_it(tmp_path):
+    about = {"data": "/home/ada/chats.jsonl", "validation": "s3://secret/held_out.jsonl"}
+    told = Lineage(Origin("/home/ada/models/big", "abc"), scores=[{"path": "/home/ada/texts"}], alignment=about)
+    told.write(tmp_path, None)
+    written = (tmp_path / LINEAGE).read_text()
+    assert "ada" not in written
+    assert "secret" not in written
+    assert read_lineage(tmp_path).teacher == Origin("big", "abc")
+    assert read_lineage(tmp_path).alignment == {"data": "chats.jsonl", "validation": "held_out.jsonl"}
+
+
 def test_a_folder_without_one_has_an_empty_one(tmp_path):
     assert read_lineage(tmp_path) == Lineage()
 

@@ -30,6 +30,7 @@ from minitron_nas.pipeline.versions import versions
 from minitron_nas.pruning.export import export_student, proof_prompt, stored_dtype
 from minitron_nas.pruning.whole import require_tower
 from minitron_nas.reporting.aligned_card import write_aligned_card
+from minitron_nas.reporting.terms import read_terms
 from minitron_nas.storage.lineage import Lineage, Origin, Proof, read_lineage
 from minitron_nas.storage.run_folder import beginning, new_folder, require_new_folder
 from minitron_nas.storage.schemas import ALIGNMENT
@@ -145,7 +146,7 @@ def align(
         write_rows(staged, ALIGNMENT, _rows(folder.name, opened.student.num_parameters, settings, texts, outcome))
         workers = Workers(runner, work / "workers")
         benchmarks = tasks.ask(staged, folder.name, opened.student.path, workers, display)
-        write_aligned_card(staged, folder.name)
+        write_aligned_card(staged, folder.name, read_terms(opened.student.path))
         if folder.is_dir():
             folder.rmdir()
         os.replace(staged, folder)

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,11 +19,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from minitron_nas.alignment.settings import AlignmentSettings
 from minitron_nas.errors import CheckpointError, DataError, PlanError, RunFolderError
 from minitron_nas.pipeline.display import Quiet
+from minitron_nas.pipeline.push import push
 from minitron_nas.pipeline.steps import align as aligning
 from minitron_nas.pipeline.steps.align import Aligned
 from minitron_nas.storage.schemas import ALIGNMENT
 from minitron_nas.testing import tiny_tokenizer
 from minitron_nas.text.settings import TextSettings
+from tests.reporting.hub_rules import faults, head_of
 
 TEXT = TextSettings(sequence_length=64, validation_samples=8)
 FAST = AlignmentSettings(learning_rate=4e-3, epochs=2, batch_sequences=4, micro_batch_sequences=4, num_evaluations=2)
@@ -136,11 +139,36 @@ def test_nothing_but_the_folder_is_left_and_it_says_what_was_done(tuned: Aligned
     assert frame["loss_nats"].tolist() == [tuned.before.loss_nats, tuned.after.loss_nats]
     assert frame["num_conversations"].tolist() == [6, 6]
     _, front, page = (tuned.path / "README.md").read_text().split("---\n", 2)
-    assert yaml.safe_load(front)["tags"] == ["minitron", "conversational", "sft"]
+    head = head_of((tuned.path / "README.md").read_text())
+    assert not faults(head)
+    assert yaml.safe_load(front) == head
+    assert head["tags"] == ["minitron", "conversational", "sft"]
+    (loss, _) = head["model-index"][0]["results"][0]["metrics"]
+    assert loss == {"type": "loss", "value": round(tuned.after.loss_nats, 6), "name": "next-token loss in nats"}
+    texts = [file.read_text() for file in tuned.path.rglob("*") if file.suffix in (".json", ".jinja", ".md")]
+    assert not [text for text in texts if str(conversations.parent) in text or str(tuned.path.parent) in text]
     assert f"{tuned.after.loss_nats:.3f}" in page
     assert "Note" not in page
     about = json.loads((tuned.path / "lineage.json").read_text())["alignment"]
-    assert (about["method"], about["num_conversations"], about["data"]) == ("sft", 54, str(conversations))
+    assert (about["method"], about["num_conversations"], about["data"]) == ("sft", 54, conversations.name)
+
+
+def test_the_licence_is_what_the_students_card_says(
+    align: Callable[..., Aligned], trained_teacher: Path, tuned: Aligned, tmp_path: Path
+) -> None:
+    assert "Neither the student's own card nor a plan says" in (tuned.path / "README.md").read_text()
+    student = shutil.copytree(trained_teacher, tmp_path / "student")
+    (student / "README.md").write_text("---\nlicense: apache-2.0\nlanguage: en\n---\n")
+    (student / "LICENSE").write_text("terms")
+    result = align(tmp_path / "out", student=student, settings=FAST.model_copy(update={"epochs": 1}))
+    card = (result.path / "README.md").read_text()
+    head = head_of(card)
+    assert not faults(head)
+    assert (head["license"], head["language"]) == ("apache-2.0", ["en"])
+    assert "The student's licence applies to it: `apache-2.0`." in card
+    assert (result.path / "LICENSE").read_text() == "terms"
+    pushed = push(result.path, "owner/name", dry_run=True)
+    assert {"README.md", "LICENSE", "alignment.parquet", "model.safetensors"} < pushed.files.keys()
 
 
 def test_learning_from_an_instruct_teacher_lowers_the_kl_to_it(copied: Aligned, tuned: Aligned) -> None:
@@ -282,7 +310,7 @@ def test_rows_that_are_held_out_elsewhere_are_those_that_are_measured(
     other = write(tmp_path / "other.jsonl", rows[:3])
     result = align(tmp_path / "out", validation=other, settings=FAST.model_copy(update={"epochs": 1}))
     about = json.loads((result.path / "lineage.json").read_text())["alignment"]
-    assert (about["num_conversations"], about["num_held_out"], about["validation"]) == (57, 3, str(other))
+    assert (about["num_conversations"], about["num_held_out"], about["validation"]) == (57, 3, other.name)
 
 
 @pytest.mark.slow
