@@ -49,8 +49,8 @@ def compare(
         Optional[list[str]],  # noqa: UP045
         typer.Option(
             metavar="NAME=VALUE",
-            help="kl_nats, loss_increase_nats, agreement_share, parameters_ratio, memory_ratio, prefill_speedup, "
-            "decode_speedup, task_drop or differing_settings; null for no limit; repeatable.",
+            help="kl_nats, loss_increase_nats, agreement_share, ended_drop, parameters_ratio, memory_ratio, "
+            "prefill_speedup, decode_speedup, task_drop or differing_settings; null for no limit; repeatable.",
         ),
     ] = None,
     limits: Annotated[Optional[Path], typer.Option(help="A YAML file of limits.")] = None,  # noqa: UP045

@@ -61,3 +61,13 @@ def ratio(base: float | None, other: float | None) -> float | None:
         other: Of the second.
     """
     return None if not base or other is None else other / base
+
+
+def rise(base: float | None, other: float | None) -> float | None:
+    """Return the second less the first; None where one was not measured.
+
+    Args:
+        base: Of the first.
+        other: Of the second.
+    """
+    return None if base is None or other is None else other - base

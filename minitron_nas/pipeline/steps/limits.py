@@ -24,6 +24,7 @@ class CompareLimits(Settings):
         agreement_share: The least share of greedily written tokens that are the first model's, up to the first that is
             not, on average over prompts; of two runs the least tokens that are the teacher's, over those of the first
             run's member.
+        ended_drop: The most by which the share may fall of texts that a model ends by itself within 128 tokens.
         parameters_ratio: The most parameters over the first model's.
         memory_ratio: The most memory while generating over the first model's.
         prefill_speedup: The least tokens per second of a prompt over the first model's, timed in turns; of two runs,
@@ -39,6 +40,7 @@ class CompareLimits(Settings):
     kl_nats: Annotated[float, Field(ge=0)] | None = 0.02
     loss_increase_nats: float | None = 0.02
     agreement_share: Annotated[float, Field(ge=0, le=1)] | None = 0.5
+    ended_drop: Annotated[float, Field(ge=0)] | None = None
     parameters_ratio: Annotated[float, Field(gt=0)] | None = None
     memory_ratio: Annotated[float, Field(gt=0)] | None = None
     prefill_speedup: Annotated[float, Field(gt=0)] | None = None

@@ -9,14 +9,14 @@ from tempfile import TemporaryDirectory
 from minitron_nas.distillation.loss.losses import Losses
 from minitron_nas.distillation.signals.teacher import OnlineTeacher
 from minitron_nas.errors import CheckpointError, InvalidArchitectureError
-from minitron_nas.evaluation.continuations import agreement, continuations
+from minitron_nas.evaluation.continuations import NEW_TOKENS, Endings, agreement, continuations, endings, ends_of
 from minitron_nas.evaluation.settings import EvaluationSettings
 from minitron_nas.evaluation.speed import measure_speed
 from minitron_nas.execution.device import release_memory
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.source import ModelSource, resolve_teacher
 from minitron_nas.pipeline.display import Display
-from minitron_nas.pipeline.steps.check import Check, ratio
+from minitron_nas.pipeline.steps.check import Check, ratio, rise
 from minitron_nas.pipeline.steps.companions import SAME_TOKENS, Companions, checks_of_settings, checks_of_tokens
 from minitron_nas.pipeline.steps.evaluate import load_and_tell, read_whole_text, validate_all
 from minitron_nas.pipeline.steps.limits import CompareLimits
@@ -89,17 +89,21 @@ def _on_text(base: Checkpoint, other: Checkpoint, how: Measuring) -> Iterator[Ch
             validate_all(model, parts, OnlineTeacher(first), progress if model is second else silent)
             for model in (first, second)
         ]
-        written = [continuations(model, parts[0]) for model in (first, second)]
+        ends = ends_of(first, base.path), ends_of(second, other.path)
+        written = [continuations(model, parts[0], own) for model, own in zip((first, second), ends, strict=True)]
         del first, second
         release_memory()
     yield from _of_losses(losses[0], losses[1], how.limits)
     yield from _of_written(written[0], written[1], how.limits)
+    ended = [endings(*each) for each in zip(written, ends, strict=True)]
+    yield from _of_endings(ended[0], ended[1], how.limits)
 
 
 def _not_on_text(limits: CompareLimits) -> Iterator[Check]:
     yield Check("kl_nats", None, limits.kl_nats)
     yield Check("loss_increase_nats", None, limits.loss_increase_nats)
     yield Check("agreement_share", None, limits.agreement_share, "at least")
+    yield Check("ended_drop", None, limits.ended_drop)
 
 
 def _of_losses(base: Losses, other: Losses, limits: CompareLimits) -> Iterator[Check]:
@@ -109,9 +113,15 @@ def _of_losses(base: Losses, other: Losses, limits: CompareLimits) -> Iterator[C
 
 
 def _of_written(base: Sequence[list[int]], other: Sequence[list[int]], limits: CompareLimits) -> Iterator[Check]:
-    lengths = [len(own) for own in base]
-    shares = [same / length for same, length in zip(agreement(other, base), lengths, strict=True)]
+    first, second = ([own[:NEW_TOKENS] for own in each] for each in (base, other))
+    shares = [same / len(own) for same, own in zip(agreement(second, first), first, strict=True)]
     yield Check("agreement_share", fmean(shares), limits.agreement_share, "at least")
+
+
+def _of_endings(base: Endings, other: Endings, limits: CompareLimits) -> Iterator[Check]:
+    tokens, shares = (base.written_tokens, other.written_tokens), (base.ended_share, other.ended_share)
+    yield Check("written_tokens_ratio", ratio(*tokens), None, "at most", *tokens)
+    yield Check("ended_drop", rise(*reversed(shares)), limits.ended_drop, "at most", *shares)
 
 
 def _speeds(base: Checkpoint, other: Checkpoint, how: Measuring) -> Iterator[Check]:

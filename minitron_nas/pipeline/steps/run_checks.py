@@ -5,7 +5,7 @@ from pathlib import Path
 
 from minitron_nas.errors import PlanError, RunFolderError
 from minitron_nas.evaluation.paired import TaskResults
-from minitron_nas.pipeline.steps.check import Check, ratio
+from minitron_nas.pipeline.steps.check import Check, ratio, rise
 from minitron_nas.pipeline.steps.limits import CompareLimits
 from minitron_nas.pipeline.steps.task_checks import checks_of_tasks, results_of_run
 from minitron_nas.reporting.run_record import plain_rows, read_run
@@ -32,7 +32,9 @@ def checks_of_runs(base: Path, other: Path, limits: CompareLimits) -> Iterator[C
             continue
         for column, limit in (("kl_nats", limits.kl_nats), ("loss_nats", limits.loss_increase_nats)):
             nats = (first[name][column], second[name][column])
-            yield Check(f"{column} rises by", _rise(*nats), limit, "at most", *nats, model=name)
+            yield Check(f"{column} rises by", rise(*nats), limit, "at most", *nats, model=name)
+        shares = (first[name]["ended_share"], second[name]["ended_share"])
+        yield Check("ended_share falls by", rise(*reversed(shares)), limits.ended_drop, "at most", *shares, model=name)
         least = (
             ("agreement_tokens", limits.agreement_share),
             ("prefill_speedup", limits.prefill_speedup),
@@ -47,10 +49,6 @@ def checks_of_runs(base: Path, other: Path, limits: CompareLimits) -> Iterator[C
             sizes = (first[name][column], second[name][column])
             yield Check(f"{column} over", ratio(*sizes), limit, "at most", *sizes, model=name)
     yield from _of_tasks(base, other, limits)
-
-
-def _rise(base: float | None, other: float | None) -> float | None:
-    return None if base is None or other is None else other - base
 
 
 def _of_tasks(base: Path, other: Path, limits: CompareLimits) -> Iterator[Check]:

@@ -148,6 +148,7 @@ def test_the_same_model_passes_however_it_is_stored(beside: Callable[..., Compar
         *("tokenizer", "vocabulary", "text_as_tokens", "tokens_as_text"),
         *("chat_template", "special_tokens", "generation", "context"),
         *("parameters_ratio", "kl_nats", "loss_increase_nats", "agreement_share"),
+        *("written_tokens_ratio", "ended_drop"),
     ]
 
 
@@ -199,6 +200,17 @@ def test_a_first_model_that_is_not_intact_is_an_error(trained_teacher: Path, hel
         compare(tmp_path / "copy", trained_teacher, held_out, display=Quiet())
 
 
+def test_a_model_that_no_longer_ends_a_text_fails(trained_teacher: Path, held_out: Path, tmp_path: Path) -> None:
+    """The first model ends a text with any token, the second with one that it never writes."""
+    for name, ends in (("base", list(range(320))), ("other", [0])):
+        shutil.copytree(trained_teacher, tmp_path / name)
+        (tmp_path / name / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    limits = CompareLimits(differing_settings=None, ended_drop=0.5)
+    found = compare(tmp_path / "base", tmp_path / "other", held_out, limits, display=Quiet())
+    (check,) = (check for check in found.checks if not check.passes)
+    assert (check.measure, check.value, check.base, check.other) == ("ended_drop", 1.0, 1.0, 0.0)
+
+
 def test_settings_may_differ_where_no_limit_is_on_them(beside: Callable[..., Comparison]) -> None:
     assert beside(with_another_template, CompareLimits(differing_settings=None)).passes
 
@@ -243,6 +255,9 @@ def test_models_that_are_larger_than_the_device_are_told_of_and_not_timed(
     assert [note.partition(":")[0] for note in told.notes if "larger than the memory" in note] == ["base", "other"]
     (check,) = (check for check in found.checks if not check.passes)
     assert (check.measure, check.told) == ("memory_ratio", "not measured, at most 1.1")
+    assert {check.measure for check in found.checks if check.value is None} == {
+        *("written_tokens_ratio", "ended_drop", "prefill_speedup", "decode_speedup", "memory_ratio")
+    }
 
 
 def test_the_table_and_the_page_say_what_failed(trained_teacher: Path, held_out: Path, tmp_path: Path) -> None:
@@ -279,19 +294,20 @@ def test_runs_are_compared_member_by_member(finished: Path, tmp_path: Path) -> N
     ]
 
 
-def test_speed_and_agreement_of_a_run_are_held_against_those_of_the_first(finished: Path, tmp_path: Path) -> None:
+def test_speed_and_generation_of_a_run_are_held_against_those_of_the_first(finished: Path, tmp_path: Path) -> None:
     """A student as fast as its teacher times 1.2 in one run and times 0.9 in the next is 0.75 times as fast."""
-    for name, speedup, agreement in (("first", 1.2, 8.0), ("second", 0.9, 2.0)):
+    for name, speedup, agreement, ended in (("first", 1.2, 8.0, 0.75), ("second", 0.9, 2.0, 0.25)):
         file = shutil.copytree(finished, tmp_path / name) / "evaluations.parquet"
         frame = pd.read_parquet(file)
         student = frame["model"] == "90k"
-        frame.loc[student, ["prefill_speedup", "agreement_tokens"]] = speedup, agreement
+        frame.loc[student, ["prefill_speedup", "agreement_tokens", "ended_share"]] = speedup, agreement, ended
         frame.to_parquet(file)
-    limits = CompareLimits(prefill_speedup=0.8, agreement_share=0.3)
+    limits = CompareLimits(prefill_speedup=0.8, agreement_share=0.3, ended_drop=0.4)
     found = compare(tmp_path / "first", tmp_path / "second", limits=limits)
     assert {(check.model, check.measure): check.value for check in found.checks if not check.passes} == {
         ("90k", "prefill_speedup over"): pytest.approx(0.75),
         ("90k", "agreement_tokens over"): 0.25,
+        ("90k", "ended_share falls by"): 0.5,
     }
     itself = CompareLimits(prefill_speedup=1.0, decode_speedup=1.0, agreement_share=1.0)
     assert compare(tmp_path / "first", tmp_path / "first", limits=itself).passes
