@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from minitron_nas.pipeline.plan import FamilyPlan, load_plan
     from minitron_nas.pipeline.show import show
     from minitron_nas.pipeline.steps.align import align
-    from minitron_nas.pipeline.steps.compare import CompareLimits, compare
+    from minitron_nas.pipeline.steps.compare import compare
     from minitron_nas.pipeline.steps.correct import correct
     from minitron_nas.pipeline.steps.distill import distill
     from minitron_nas.pipeline.steps.evaluate import evaluate
     from minitron_nas.pipeline.steps.latency import measure_latency
+    from minitron_nas.pipeline.steps.limits import CompareLimits
     from minitron_nas.pipeline.steps.prune import prune
     from minitron_nas.pipeline.submit import submit
     from minitron_nas.reporting.html import write_report
@@ -35,7 +36,7 @@ _HOMES = {
     "AlignmentSettings": "alignment.settings",
     "Architecture": "architecture.spec",
     "Candidate": "space.enumerate",
-    "CompareLimits": "pipeline.steps.compare",
+    "CompareLimits": "pipeline.steps.limits",
     "Family": "pipeline.family",
     "FamilyPlan": "pipeline.plan",
     "ImportanceScores": "importance.scores",

@@ -49,8 +49,8 @@ def compare(
         Optional[list[str]],  # noqa: UP045
         typer.Option(
             metavar="NAME=VALUE",
-            help="kl_nats, loss_increase_nats, agreement_share, parameters_ratio, memory_ratio, prefill_speedup, "
-            "decode_speedup or task_drop; null for no limit; repeatable.",
+            help="kl_nats, loss_increase_nats, agreement_share, ended_drop, parameters_ratio, memory_ratio, "
+            "prefill_speedup, decode_speedup, task_drop or differing_settings; null for no limit; repeatable.",
         ),
     ] = None,
     limits: Annotated[Optional[Path], typer.Option(help="A YAML file of limits.")] = None,  # noqa: UP045
@@ -65,7 +65,8 @@ def compare(
 
     --set takes text.* and evaluation.* keys.
     """
-    from minitron_nas.pipeline.steps.compare import compare, read_limits
+    from minitron_nas.pipeline.steps.compare import compare
+    from minitron_nas.pipeline.steps.limits import read_limits
 
     plan = read_step(base, None, overrides, ("text", "evaluation"))[1]
     with at_work():

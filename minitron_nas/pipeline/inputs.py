@@ -11,7 +11,7 @@ from typing import Any
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.settings import HOW_TO_TRAIN
 from minitron_nas.distillation.signals.folder import FORMAT
-from minitron_nas.evaluation.continuations import NEW_TOKENS, NUM_PROMPTS
+from minitron_nas.evaluation.continuations import MOST_TOKENS, NEW_TOKENS, NUM_PROMPTS
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.pipeline.engine import Done
 from minitron_nas.pipeline.member import TrainedMember
@@ -154,7 +154,7 @@ def of_training(plan: FamilyPlan, role: str, target: Architecture, learning_rate
 def of_measurement(plan: FamilyPlan, member: TrainedMember, checkpoint: Checkpoint) -> dict[str, Any]:
     """A model is measured: loss, KL, what it writes, speed and memory."""
     speed = {**plan.evaluation.model_dump(include=_SPEED), "in_turns_with": "teacher"}
-    return {"model": checkpoint.fingerprint, "member": member.to_dict(), "speed": speed}
+    return {"model": checkpoint.fingerprint, "member": member.to_dict(), "speed": speed, "written": MOST_TOKENS}
 
 
 def of_benchmarks(plan: FamilyPlan, checkpoint: Checkpoint) -> dict[str, Any]:

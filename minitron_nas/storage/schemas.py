@@ -252,7 +252,16 @@ EVALUATIONS = Table(
             "tokens of its greedy continuations of held-out text that are the teacher's own before the first that is "
             "not, mean over up to 16 prompts, of 32",
         ),
-        Column("repeated_share", _FLOAT, "share of four tokens in a row that its continuation has had before"),
+        Column(
+            "repeated_share", _FLOAT, "share of four tokens in a row that its continuation has had before, of the same"
+        ),
+        Column(
+            "written_tokens",
+            _FLOAT,
+            "tokens that it writes greedily before it ends the text, mean over the same prompts, at most 128; null if "
+            "its generation_config.json names no end, or it is larger than the device",
+        ),
+        Column("ended_share", _FLOAT, "share of these texts that it ends by itself; null as above"),
         Column(
             "prefill_tokens_per_second",
             _FLOAT,
@@ -284,7 +293,7 @@ SAMPLES = Table(
         Column("model", _TEXT, "name of the model, as in evaluations.parquet"),
         Column("prompt", _INT, "number of the held-out beginning, from 1"),
         Column("prompt_text", _TEXT, "that beginning"),
-        Column("text", _TEXT, "how the model goes on greedily"),
+        Column("text", _TEXT, "how the model goes on greedily, until it ends the text or has written 128 tokens"),
     ),
 )
 

@@ -1,9 +1,22 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from minitron_nas.evaluation import continuations as module
-from minitron_nas.evaluation.continuations import NEW_TOKENS, agreement, continuations, prompts, repetition
+from minitron_nas.evaluation.continuations import (
+    MOST_TOKENS,
+    NEW_TOKENS,
+    Endings,
+    agreement,
+    continuations,
+    endings,
+    ends_of,
+    prompts,
+    repetition,
+    until_end,
+)
 from minitron_nas.testing import tiny_config, tiny_model
 from minitron_nas.text.packing import pack
 from minitron_nas.text.tokens import PackedTokens
@@ -45,6 +58,51 @@ def test_a_training_model_stays_one_and_few_prompts_of_a_moderate_length_are_rea
     written = continuations(model, some_tokens(20))
     assert model.training
     assert (len(written), len(written[0])) == (16, NEW_TOKENS)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "gpt2", "falcon_h1"])
+@pytest.mark.usefixtures("_float32")
+def test_a_text_ends_where_transformers_ends_it(model_type: str) -> None:
+    model, tokens = tiny_model(tiny_config(model_type)), some_tokens(3, 256)
+    written = continuations(model, tokens, [319])
+    assert {len(own) for own in written} == {MOST_TOKENS}
+    assert [own[:NEW_TOKENS] for own in written] == continuations(model, tokens)
+    end = written[0][40]
+    for own, prompt in zip(written, prompts(tokens), strict=True):
+        expected = model.generate(
+            input_ids=prompt[None],
+            attention_mask=torch.ones_like(prompt[None]),
+            do_sample=False,
+            max_new_tokens=MOST_TOKENS,
+            pad_token_id=0,
+            eos_token_id=end,
+        )[0, len(prompt) :]
+        assert own[: len(until_end(own, [end])) + 1] == expected.tolist()
+
+
+@pytest.mark.usefixtures("_float32")
+def test_no_more_is_written_than_is_compared_where_every_text_has_ended() -> None:
+    model, tokens = tiny_model(tiny_config("llama")), some_tokens(3, 256)
+    assert continuations(model, tokens, range(320)) == continuations(model, tokens)
+
+
+def test_a_text_is_as_long_as_what_stands_before_its_end() -> None:
+    assert endings([[1, 2, 9, 4], [9, 2, 9, 4], [1, 2, 3, 4], [1, 2, 3, 8]], [8, 9]) == Endings(
+        (2 + 0 + 4 + 3) / 4, 3 / 4
+    )
+    assert endings([[1, 2], [3, 4]], [9]) == Endings(2, 0)
+    assert endings([[1, 2], [3, 4]], []) == Endings(None, None)
+
+
+def test_the_ends_of_a_text_are_those_of_the_settings_of_generation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(tiny_config("llama"))
+    for larger in (False, True):
+        monkeypatch.setattr(module, "is_larger_than_device", lambda folder, larger=larger: larger)
+        for given, expected in ((7, [7]), ([9, 7], [7, 9]), (None, [])):
+            model.generation_config.eos_token_id = given
+            assert ends_of(model, tmp_path) == ([] if larger else expected)
 
 
 def test_agreement_ends_where_the_first_token_differs() -> None:

@@ -67,7 +67,8 @@ def test_every_member_continues_the_same_beginnings(family: Family) -> None:
     models = family.evaluations.set_index("model")
     assert models.loc["teacher", "agreement_tokens"] == 32
     assert models["agreement_tokens"].between(0, 32).all()
-    assert models["repeated_share"].between(0, 1).all()
+    assert models[["repeated_share", "ended_share"]].stack().between(0, 1).all()
+    assert models["written_tokens"].between(0, 32).all()
     samples = read_frame(family.path, SAMPLES)
     assert set(samples["model"]) == set(models.index)
     assert (samples.groupby("prompt")["prompt_text"].nunique() == 1).all()

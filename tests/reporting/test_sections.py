@@ -10,6 +10,7 @@ import pytest
 from minitron_nas.architecture.spec import SHAPE_FIELDS
 from minitron_nas.reporting import search_figures, sections
 from minitron_nas.reporting.html import render_report
+from minitron_nas.reporting.numerals import MISSING
 from minitron_nas.reporting.run_record import RunRecord, read_run
 from minitron_nas.storage.lineage import Origin
 from minitron_nas.storage.schemas import ALIGNMENT
@@ -175,6 +176,20 @@ def test_samples_stand_by_prompt_each_with_all_models_in_their_order(run: RunRec
         ("beginning 2", [("teacher", "teacher 2"), ("94M", "94M 2")]),
     ]
     assert sections.samples(run, ["teacher"]) == []
+
+
+def test_how_long_members_write_is_told_where_the_run_has_measured_it(run: RunRecord) -> None:
+    row = {"size": None, "model": "teacher", "prompt": 1, "prompt_text": "a", "text": "b"}
+    measured = run.evaluations.assign(agreement_tokens=4.0, repeated_share=0.5, written_tokens=90.25, ended_share=0.75)
+    for evaluations, expected in (
+        (measured, ["50\N{NO-BREAK SPACE}%", "90.2", "75\N{NO-BREAK SPACE}%"]),
+        (measured.assign(written_tokens=None, ended_share=None), ["50\N{NO-BREAK SPACE}%", MISSING, MISSING]),
+    ):
+        page = render_report(replace(run, samples=pd.DataFrame([row]), evaluations=evaluations))
+        told = page.partition('id="samples"')[2].partition("</section>")[0]
+        cells = [cell.partition("</td>")[0] for cell in told.split('<td class="number">')[1:]]
+        assert len(cells) > 4
+        assert cells == [value for at in (MISSING, *["4.0"] * (len(cells) // 4 - 1)) for value in (at, *expected)]
 
 
 def test_what_a_model_writes_cannot_write_into_the_page(run: RunRecord) -> None:

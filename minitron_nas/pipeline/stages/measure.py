@@ -18,7 +18,16 @@ from minitron_nas.distillation.loss.losses import Losses
 from minitron_nas.distillation.loss.validation import validate
 from minitron_nas.distillation.signals.folder import SignalPlace
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache
-from minitron_nas.evaluation.continuations import agreement, continuations, prompts, repetition
+from minitron_nas.evaluation.continuations import (
+    NEW_TOKENS,
+    agreement,
+    continuations,
+    endings,
+    ends_of,
+    prompts,
+    repetition,
+    until_end,
+)
 from minitron_nas.evaluation.paired import TaskResults
 from minitron_nas.evaluation.perplexity import perplexity
 from minitron_nas.evaluation.settings import EvaluationSettings
@@ -89,7 +98,8 @@ def _measure(run: Run, member: TrainedMember, model: Source, signal: Done) -> No
         )
         if measured["speed"]["decode_tokens_per_second"] is None:
             run.engine.note(f"{member.name}: larger than its device, so speed and memory are not measured")
-        losses, written = Losses(**measured["losses"]), measured["continuations"]
+        losses, written, ends = Losses(**measured["losses"]), measured["continuations"], measured["ends"]
+        alike = [own[:NEW_TOKENS] for own in written]
         held_out = run.tokens.part("validation")
         row = {
             "model": member.name,
@@ -107,13 +117,14 @@ def _measure(run: Run, member: TrainedMember, model: Source, signal: Done) -> No
             "kl_nats": losses.kl_nats,
             "loss_nats": losses.loss_nats,
             "perplexity": perplexity(losses.loss_nats),
-            "agreement_tokens": fmean(agreement(written, signal.result["continuations"])),
-            "repeated_share": repetition(written),
+            "agreement_tokens": fmean(agreement(alike, signal.result["continuations"])),
+            "repeated_share": repetition(alike),
+            **asdict(endings(written, ends)),
             **measured["speed"],
             "proof_max_abs_difference": member.proof.max_abs_difference if member.proof is not None else None,
         }
         by_text = _by_text(run.tokens.texts, member, losses, held_out)
-        samples = _samples(AutoTokenizer.from_pretrained(teacher.path), member, held_out, written)
+        samples = _samples(AutoTokenizer.from_pretrained(teacher.path), member, held_out, written, ends)
         return Left(rows=((EVALUATIONS, [row]), (TEXTS, by_text), (SAMPLES, samples)))
 
     stage = Stage(
@@ -146,23 +157,30 @@ def measure(
         progress: Told about tokens.
 
     Returns:
-        `losses` and `speed` by the fields of `Losses` and `Speed`, `continuations` as token ids.
+        `losses` and `speed` by the fields of `Losses` and `Speed`, `continuations` as token ids, and `ends`, the tokens
+        that end a text.
     """
     tokens, loaded = PackedTokens.load(held_out), load_for_inference(model)
     losses = validate(loaded, tokens, HiddenCache(SignalPlace(cache, teacher, tokens)), progress=progress)
-    written = continuations(loaded, tokens)
+    ends = ends_of(loaded, model)
+    written = continuations(loaded, tokens, ends)
     del loaded
     release_memory()
     speed = measure_speed(model, settings, beside)
-    return {"losses": asdict(losses), "continuations": written, "speed": asdict(speed)}
+    return {"losses": asdict(losses), "continuations": written, "ends": ends, "speed": asdict(speed)}
 
 
 def _samples(
-    tokenizer: PreTrainedTokenizerBase, member: TrainedMember, held_out: PackedTokens, written: list[list[int]]
+    tokenizer: PreTrainedTokenizerBase,
+    member: TrainedMember,
+    held_out: PackedTokens,
+    written: list[list[int]],
+    ends: list[int],
 ) -> list[dict[str, Any]]:
-    """Return a member's rows of `samples.parquet`."""
+    """Return a member's rows of `samples.parquet`: what it writes, the token that ends it included."""
     about = {"size": member.size, "model": member.name}
-    texts = zip(prompts(held_out).tolist(), written, strict=True)
+    whole = (own[: len(until_end(own, ends)) + 1] for own in written)
+    texts = zip(prompts(held_out).tolist(), whole, strict=True)
     return [
         {**about, "prompt": number, "prompt_text": tokenizer.decode(prompt), "text": tokenizer.decode(own)}
         for number, (prompt, own) in enumerate(islice(texts, _NUM_SAMPLES), 1)

@@ -51,3 +51,23 @@ class Check:
         """Return its row of the table."""
         names = [column.name for column in COMPARISON.columns]
         return {name: getattr(self, name) for name in names}
+
+
+def ratio(base: float | None, other: float | None) -> float | None:
+    """Return the second over the first; None where one was not measured, or the first is 0.
+
+    Args:
+        base: Of the first.
+        other: Of the second.
+    """
+    return None if not base or other is None else other / base
+
+
+def rise(base: float | None, other: float | None) -> float | None:
+    """Return the second less the first; None where one was not measured.
+
+    Args:
+        base: Of the first.
+        other: Of the second.
+    """
+    return None if base is None or other is None else other - base

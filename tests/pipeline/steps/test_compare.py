@@ -16,15 +16,16 @@ from lm_eval.tasks import TaskManager
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from minitron_nas.errors import PlanError, RunFolderError
+from minitron_nas.errors import CheckpointError, PlanError, RunFolderError
 from minitron_nas.evaluation import lm_eval
 from minitron_nas.evaluation.paired import TaskResults
 from minitron_nas.evaluation.settings import EvaluationSettings
 from minitron_nas.evaluation.speed import Speed
 from minitron_nas.pipeline.display import Quiet
-from minitron_nas.pipeline.steps import compare as module
+from minitron_nas.pipeline.steps import model_checks as module
 from minitron_nas.pipeline.steps.check import Check
-from minitron_nas.pipeline.steps.compare import CompareLimits, Comparison, compare, read_limits
+from minitron_nas.pipeline.steps.compare import Comparison, compare
+from minitron_nas.pipeline.steps.limits import CompareLimits, read_limits
 from minitron_nas.pipeline.steps.task_checks import checks_of_tasks
 from minitron_nas.storage.schemas import BENCHMARKS, COMPARISON, DOCUMENTS
 from minitron_nas.storage.tables import write_rows
@@ -99,11 +100,56 @@ def with_a_token_renamed(folder: Path) -> None:
     file.write_text(json.dumps(content), encoding="utf-8")
 
 
-@pytest.mark.parametrize("change", [in_half, in_shards, lambda folder: None], ids=["bfloat16", "shards", "as it is"])
+def with_half_of_the_merges_in_small_letters(folder: Path) -> None:
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["model"]["merges"] = content["model"]["merges"][::2]
+    content["normalizer"] = {"type": "Lowercase"}
+    file.write_text(json.dumps(content), encoding="utf-8")
+
+
+def with_another_end(folder: Path) -> None:
+    for name in ("config.json", "generation_config.json"):
+        content = json.loads((folder / name).read_text()) if (folder / name).is_file() else {}
+        (folder / name).write_text(json.dumps({**content, "eos_token_id": 100}))
+
+
+def with_more_rows(folder: Path) -> None:
+    """A vocabulary that is padded, as many are, so that its rows divide well."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    embedding = model.get_input_embeddings().weight
+    model.resize_token_embeddings(384, mean_resizing=False)
+    for rows in {model.get_input_embeddings().weight, model.get_output_embeddings().weight}:
+        rows.data[len(embedding) :] = 0
+    model.save_pretrained(folder)
+
+
+def with_rows_cut(folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(270)
+    model.save_pretrained(folder)
+
+
+def with_no_number(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][0] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [in_half, in_shards, lambda folder: None],
+    ids=["bfloat16", "shards", "as it is"],
+)
 def test_the_same_model_passes_however_it_is_stored(beside: Callable[..., Comparison], change: Damage) -> None:
     found = beside(change)
     assert found.passes, found.to_markdown()
-    assert {check.measure for check in found.checks} >= {"tokenizer", "chat_template", "kl_nats", "agreement_share"}
+    assert [check.measure for check in found.checks] == [
+        *("tokenizer", "vocabulary", "text_as_tokens", "tokens_as_text"),
+        *("chat_template", "special_tokens", "generation", "context"),
+        *("parameters_ratio", "kl_nats", "loss_increase_nats", "agreement_share"),
+        *("written_tokens_ratio", "ended_drop"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -111,6 +157,8 @@ def test_the_same_model_passes_however_it_is_stored(beside: Callable[..., Compar
     [
         (with_layers_swapped, {"kl_nats", "loss_increase_nats"}),
         (with_another_template, {"chat_template"}),
+        (with_half_of_the_merges_in_small_letters, {"text_as_tokens"}),
+        (with_another_end, {"special_tokens"}),
         (with_a_token_renamed, {"tokenizer", "kl_nats", "loss_increase_nats", "agreement_share"}),
     ],
 )
@@ -118,6 +166,53 @@ def test_a_damaged_model_fails_by_name(beside: Callable[..., Comparison], change
     found = beside(change)
     assert not found.passes
     assert {check.measure for check in found.checks if not check.passes} >= failing
+
+
+def test_a_padded_vocabulary_is_compared_over_the_ids_that_both_have(beside: Callable[..., Comparison]) -> None:
+    """What rows of padding take of the probability is a rise of the loss; what the other ids have is the same."""
+    found = beside(with_more_rows, CompareLimits(kl_nats=1e-6, loss_increase_nats=None, agreement_share=1.0))
+    assert found.passes, found.to_markdown()
+    (check,) = (check for check in found.checks if check.measure == "vocabulary")
+    assert (check.base, check.other) == (320, 384)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (with_rows_cut, r"no intact model: .*copy: the tokenizer has 320 ordinary ids, but vocab_size=270; use the"),
+        (with_no_number, r"no intact model: .*copy: tensor 'model\.norm\.weight' holds NaN"),
+    ],
+)
+def test_what_is_no_intact_model_fails_and_is_no_error(
+    beside: Callable[..., Comparison], tmp_path: Path, change: Damage, told: str
+) -> None:
+    found = beside(change, out=tmp_path / "out")
+    (check,) = found.checks
+    assert (check.measure, check.passes) == ("checkpoint", False)
+    assert re.match(told, check.told)
+    assert pd.read_parquet(tmp_path / "out" / "comparison.parquet")["passes"].tolist() == [False]
+
+
+def test_a_first_model_that_is_not_intact_is_an_error(trained_teacher: Path, held_out: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained_teacher, tmp_path / "copy")
+    with_rows_cut(tmp_path / "copy")
+    with pytest.raises(CheckpointError, match="the tokenizer has 320 ordinary ids, but vocab_size=270"):
+        compare(tmp_path / "copy", trained_teacher, held_out, display=Quiet())
+
+
+def test_a_model_that_no_longer_ends_a_text_fails(trained_teacher: Path, held_out: Path, tmp_path: Path) -> None:
+    """The first model ends a text with any token, the second with one that it never writes."""
+    for name, ends in (("base", list(range(320))), ("other", [0])):
+        shutil.copytree(trained_teacher, tmp_path / name)
+        (tmp_path / name / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    limits = CompareLimits(differing_settings=None, ended_drop=0.5)
+    found = compare(tmp_path / "base", tmp_path / "other", held_out, limits, display=Quiet())
+    (check,) = (check for check in found.checks if not check.passes)
+    assert (check.measure, check.value, check.base, check.other) == ("ended_drop", 1.0, 1.0, 0.0)
+
+
+def test_settings_may_differ_where_no_limit_is_on_them(beside: Callable[..., Comparison]) -> None:
+    assert beside(with_another_template, CompareLimits(differing_settings=None)).passes
 
 
 def test_a_compressed_model_is_held_to_the_limits_that_it_was_given(
@@ -161,6 +256,9 @@ def test_models_that_are_larger_than_the_device_are_told_of_and_not_timed(
     assert [note.partition(":")[0] for note in told.notes if "larger than the memory" in note] == ["base", "other"]
     (check,) = (check for check in found.checks if not check.passes)
     assert (check.measure, check.told) == ("memory_ratio", "not measured, at most 1.1")
+    assert {check.measure for check in found.checks if check.value is None} == {
+        *("written_tokens_ratio", "ended_drop", "prefill_speedup", "decode_speedup", "memory_ratio")
+    }
 
 
 def test_the_table_and_the_page_say_what_failed(trained_teacher: Path, held_out: Path, tmp_path: Path) -> None:
@@ -197,6 +295,39 @@ def test_runs_are_compared_member_by_member(finished: Path, tmp_path: Path) -> N
     ]
 
 
+def test_speed_and_generation_of_a_run_are_held_against_those_of_the_first(finished: Path, tmp_path: Path) -> None:
+    """A student as fast as its teacher times 1.2 in one run and times 0.9 in the next is 0.75 times as fast."""
+    for name, speedup, agreement, ended in (("first", 1.2, 8.0, 0.75), ("second", 0.9, 2.0, 0.25)):
+        file = shutil.copytree(finished, tmp_path / name) / "evaluations.parquet"
+        frame = pd.read_parquet(file)
+        student = frame["model"] == "90k"
+        frame.loc[student, ["prefill_speedup", "agreement_tokens", "ended_share"]] = speedup, agreement, ended
+        frame.to_parquet(file)
+    limits = CompareLimits(prefill_speedup=0.8, agreement_share=0.3, ended_drop=0.4)
+    found = compare(tmp_path / "first", tmp_path / "second", limits=limits)
+    assert {(check.model, check.measure): check.value for check in found.checks if not check.passes} == {
+        ("90k", "prefill_speedup over"): pytest.approx(0.75),
+        ("90k", "agreement_tokens over"): 0.25,
+        ("90k", "ended_share falls by"): 0.5,
+    }
+    itself = CompareLimits(prefill_speedup=1.0, decode_speedup=1.0, agreement_share=1.0)
+    assert compare(tmp_path / "first", tmp_path / "first", limits=itself).passes
+    (only,) = (
+        check
+        for check in compare(tmp_path / "second", tmp_path / "first").checks
+        if "agree" in check.measure and check.model == "90k"
+    )
+    assert only.told == "4, at least 0.5"
+
+
+def test_a_member_that_followed_its_teacher_for_no_token_has_none_to_keep_to(finished: Path, tmp_path: Path) -> None:
+    file = shutil.copytree(finished, tmp_path / "run") / "evaluations.parquet"
+    pd.read_parquet(file).assign(agreement_tokens=0.0).to_parquet(file)
+    found = compare(tmp_path / "run", finished)
+    assert found.passes
+    assert {check.told for check in found.checks if "agreement" in check.measure} == {"the first has none to keep to"}
+
+
 def test_what_a_run_has_not_measured_keeps_to_no_limit(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "later")
     file = tmp_path / "later" / "evaluations.parquet"
@@ -217,8 +348,6 @@ def test_runs_are_held_against_nothing_that_was_not_measured(finished: Path, hel
         compare(tmp_path / "begun", finished)
     with pytest.raises(PlanError, match="two runs are compared by what they have measured; leave --text out"):
         compare(finished, finished, held_out)
-    with pytest.raises(PlanError, match="agreement_share is a limit on two models"):
-        compare(finished, finished, limits=CompareLimits(agreement_share=0.5))
 
 
 def test_a_number_that_is_none_keeps_to_no_limit() -> None:
