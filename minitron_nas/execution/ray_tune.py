@@ -173,7 +173,7 @@ class _Delivery(tune.Callback, tune.Stopper):
             seconds = now - self._begun.get(key, now)
             if trial.status != Trial.RUNNING or key in self.keys or not self._deadline.is_over(seconds):
                 continue
-            self._hand_over(Outcome(key, "timeout", None, str(self._deadline), seconds))
+            self._hand_over(Outcome(key, "timeout", None, str(self._deadline), seconds, time.time() - seconds))
             trial.run_metadata.num_failures = sys.maxsize  # it is not tried again
             for process in writing(key):
                 end(process)

@@ -100,6 +100,7 @@ def test_a_result_is_one_readable_file(tmp_path):
         "value": {"square": 9},
         "error": None,
         "seconds": outcome.seconds,
+        "began": outcome.began,
     }
 
 
