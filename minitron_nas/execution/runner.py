@@ -142,18 +142,19 @@ def attempt(function: JobFunction, job: Job, deadline: Deadline | None = None) -
         release_memory()  # a worker may go on to the next job, and trainers hold their models in cycles
 
 
-def lost(key: str, said: str) -> Outcome:
+def lost(key: str, said: str, began: float | None = None) -> Outcome:
     """Return the outcome of a job whose worker was lost for good.
 
     Args:
         key: The job's key.
         said: What is known of the loss.
+        began: When it was begun last, if anyone knows.
     """
     if says_machine_fault(said):
         words = next(line for line in said.splitlines() if says_machine_fault(line))
-        return Outcome(key, "machine", None, f"{words.strip()}; mend that and repeat the command", 0.0)
+        return Outcome(key, "machine", None, f"{words.strip()}; mend that and repeat the command", 0.0, began)
     status: Status = "infeasible" if says_out_of_memory(said) else "failed"
-    return Outcome(key, status, None, f"the worker was lost: {said}", 0.0)
+    return Outcome(key, status, None, f"the worker was lost: {said}", 0.0, began)
 
 
 @dataclass(frozen=True, slots=True)
