@@ -142,7 +142,9 @@ class _Work:
         if found:
             return {name: int(found[0][name]) for name in SHAPE_FIELDS if found[0][name] is not None}
         lineage = self._run.lineages.get(model)
-        return None if lineage is None else {name: lineage.architecture[name] for name in SHAPE_FIELDS}
+        if lineage is None:
+            return None
+        return {name: size for name in SHAPE_FIELDS if (size := lineage.architecture.get(name)) is not None}
 
 
 def _teacher(run: RunRecord) -> Architecture | None:

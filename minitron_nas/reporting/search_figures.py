@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from minitron_nas.reporting import numerals
-from minitron_nas.reporting.figure_style import BLUE, FATES, GREEN, NEUTRAL, ORANGE, PURPLE, page_layout
+from minitron_nas.reporting.axis_shares import AxisShares
+from minitron_nas.reporting.figure_style import BLUE, FATES, GREEN, NEUTRAL, ORANGE, PURPLE, Look, page_layout
 from minitron_nas.reporting.importance import ImportanceMap
 from minitron_nas.reporting.run_record import best_trained, plain_rows
 from minitron_nas.search.pareto import pareto_front
@@ -26,6 +27,9 @@ MAX_BARS = 40
 
 MAX_ROUNDS = 100
 """After which the hypervolume is told; of more, some that lie evenly and the last."""
+
+_FEW_PARTS = 12
+"""Of a map, which are numbered one by one."""
 
 _KINDS = {"train": BLUE, "search": GREEN, "measure": ORANGE, "prepare": PURPLE}
 _KIND_OF = {
@@ -85,7 +89,7 @@ def timeline_figure(stages: Sequence[Entry]) -> Figure:
                     "hoverinfo": "text",
                 }
             )
-    layout = _layout(90 + 18 * len(ends), "hours since the first stage began")
+    layout = _layout(90 + 18 * len(ends), "hours")
     order = [escape(entry.stage) for entry, _ in ends]
     layout["yaxis"] |= {
         "categoryorder": "array",
@@ -97,7 +101,7 @@ def timeline_figure(stages: Sequence[Entry]) -> Figure:
 
 
 def trial_time_figure(trials: pd.DataFrame, size: str) -> Figure:
-    """Draw the time of each trial of a size rung by rung; those that failed first, then the longest.
+    """Draw when each trial of a size ran, rung by rung; where that is not known, how long, those that failed first.
 
     Args:
         trials: Of the run.
@@ -107,13 +111,17 @@ def trial_time_figure(trials: pd.DataFrame, size: str) -> Figure:
     if mine.empty:
         return empty(f"no data yet: no trial has run at {size}")
     lost = mine.assign(failed=mine["status"] != "completed")
-    whole = lost.groupby("candidate", sort=True).agg({"seconds": "sum", "failed": "max"})
-    order = whole.sort_values(["failed", "seconds"], ascending=False, kind="stable").index[:MAX_BARS]
+    whole = lost.groupby("candidate", sort=True).agg({"seconds": "sum", "failed": "max", "began_seconds": "min"})
+    order = whole.sort_values(["failed", "seconds"], ascending=False, kind="stable").head(MAX_BARS)
+    drawn = mine[mine["candidate"].isin(order.index)]
+    timed = knows_starts(drawn)
+    if timed:
+        order = order.sort_values("began_seconds", kind="stable")
     traces = []
-    drawn = mine[mine["candidate"].isin(order)]
     for place, rung in enumerate(sorted(drawn["rung"].unique())):
         found = plain_rows(drawn[drawn["rung"] == rung])
         failed = [row["status"] != "completed" for row in found]
+        begin = drawn["began_seconds"].min()
         traces.append(
             {
                 "type": "bar",
@@ -121,6 +129,7 @@ def trial_time_figure(trials: pd.DataFrame, size: str) -> Figure:
                 "name": f"rung {rung}",
                 "y": [escape(str(row["candidate"])) for row in found],
                 "x": [round(row["seconds"] / 60, 4) for row in found],
+                **({"base": [round((row["began_seconds"] - begin) / 60, 4) for row in found]} if timed else {}),
                 "marker": {
                     "color": [ORANGE if lost else BLUE for lost in failed],
                     "opacity": [max(0.35, 1 - 0.22 * place)] * len(found),
@@ -133,14 +142,23 @@ def trial_time_figure(trials: pd.DataFrame, size: str) -> Figure:
             }
         )
     layout = _layout(90 + 18 * len(order), "minutes")
-    names = [escape(str(name)) for name in order]
+    names = [escape(str(name)) for name in order.index]
     layout["yaxis"] |= {
         "categoryorder": "array",
         "categoryarray": names,
         "autorange": "reversed",
         "tickfont": {"size": 11},
     }
-    return {"data": traces, "layout": layout | {"barmode": "stack", "bargap": 0.25}}
+    return {"data": traces, "layout": layout | {"barmode": "overlay" if timed else "stack", "bargap": 0.25}}
+
+
+def knows_starts(trials: pd.DataFrame) -> bool:
+    """Whether it is known of each rung of some trials when it began; runs of before do not say it.
+
+    Args:
+        trials: Of the run.
+    """
+    return bool(trials["began_seconds"].notna().all())
 
 
 def hypervolume_figure(candidates: pd.DataFrame, size: str, cost: str) -> Figure:
@@ -210,18 +228,17 @@ def parallel_figure(candidates: pd.DataFrame, trials: pd.DataFrame, size: str) -
     if len(mine) < 2:
         return empty(f"no data yet: fewer than two shapes were looked at for {size}")
     spans = {name: (float(mine[name].min()), float(mine[name].max())) for name in known}
-    looks = {"screened_out": ("screened out", NEUTRAL, 0.8)}
-    looks |= {fate: (look.name, look.colour, look.width) for fate, look in FATES.items()}
+    looks = {"screened_out": Look("screened out", NEUTRAL, "circle", 5, "solid", 0.8), **FATES}
     traces = []
-    for fate, (title, colour, width) in looks.items():
+    for fate, look in looks.items():
         rows = plain_rows(mine[mine["outcome"] == fate])
         if rows:
-            traces.append(_strands(rows, spans, title, colour, width))
+            traces.append(_strands(rows, spans, look))
     layout = _layout(360, None)
     places = list(range(len(known)))
-    layout["xaxis"] |= {
+    layout["xaxis"] |= {  # every other name stands below the longest of its neighbours, so that they fit a narrow page
         "tickvals": places,
-        "ticktext": ["<br>" * (at % 2) + title for at, title in enumerate(known.values())],
+        "ticktext": ["<br><br>" * (at % 2) + title for at, title in enumerate(known.values())],
         "range": [-0.3, len(known) - 0.7],
         "showline": False,
         "tickangle": 0,
@@ -246,6 +263,46 @@ def parallel_figure(candidates: pd.DataFrame, trials: pd.DataFrame, size: str) -
         for end in (0, 1)
     ]
     return {"data": traces, "layout": layout}
+
+
+def axes_figure(shares: AxisShares | str) -> Figure:
+    """Draw how much of the untrained KL of a size's shapes each of their axes explains, the greatest first.
+
+    Args:
+        shares: Of the size, or why there are none.
+    """
+    if isinstance(shares, str):
+        return empty(f"nothing to draw: {shares}")
+    traces = []
+    for rises, title, colour in ((False, "more of it, lower KL", BLUE), (True, "more of it, higher KL", ORANGE)):
+        mine = [axis for axis in shares.axes if axis.rises == rises]
+        if mine:
+            traces.append(
+                {
+                    "type": "bar",
+                    "orientation": "h",
+                    "name": title,
+                    "y": [axis_name(axis.name) for axis in mine],
+                    "x": [round(axis.share, 4) for axis in mine],
+                    "marker": {"color": colour, "pattern": {"shape": "/" if rises else ""}},
+                    "hovertext": [f"{axis_name(axis.name)}: {axis.share:.1%}, {title}" for axis in mine],
+                    "hoverinfo": "text",
+                }
+            )
+    layout = _layout(100 + 26 * len(shares.axes), "share of the variation of log KL")
+    names = [axis_name(axis.name) for axis in shares.axes]
+    layout["xaxis"] |= {"tickformat": ".0%", "rangemode": "tozero"}
+    layout["yaxis"] |= {"categoryorder": "array", "categoryarray": names, "autorange": "reversed"}
+    return {"data": traces, "layout": layout | {"barmode": "overlay", "bargap": 0.3, "showlegend": True}}
+
+
+def axis_name(name: str) -> str:
+    """Return what an axis of shapes is called in figures, on one line.
+
+    Args:
+        name: The axis, in Hugging Face's words.
+    """
+    return _AXES[name].replace("<br>", " ")
 
 
 def importance_figure(found: ImportanceMap) -> Figure:
@@ -280,6 +337,8 @@ def importance_figure(found: ImportanceMap) -> Figure:
         },
     }
     layout = _layout(300, found.title)
+    if values.shape[1] <= _FEW_PARTS:
+        layout["xaxis"] |= {"tick0": 0, "dtick": 1}
     layout["yaxis"] |= {"title": {"text": "layer"}}
     return {"data": [trace], "layout": layout}
 
@@ -302,9 +361,7 @@ def _layout(height: int, across: str | None) -> Figure:
     return layout
 
 
-def _strands(
-    rows: Sequence[dict[str, Any]], spans: dict[str, tuple[float, float]], title: str, colour: str, width: float
-) -> Figure:
+def _strands(rows: Sequence[dict[str, Any]], spans: dict[str, tuple[float, float]], look: Look) -> Figure:
     """Draw several shapes as one trace with gaps."""
     across, up, texts = list[int | None](), list[float | None](), list[str | None]()
     for row in rows:
@@ -321,9 +378,9 @@ def _strands(
         "mode": "lines",
         "x": across,
         "y": up,
-        "name": title,
-        "line": {"color": colour, "width": width},
-        "opacity": 0.45 if colour == NEUTRAL else 1,
+        "name": look.name,
+        "line": {"color": look.colour, "width": look.width, "dash": look.dash},
+        "opacity": 0.45 if look.name == "screened out" else 1,
         "hovertext": texts,
         "hoverinfo": "text",
     }

@@ -50,12 +50,26 @@ def test_a_stage_stands_where_it_ran() -> None:
 
 
 def test_a_trial_that_failed_comes_first_and_is_marked(run: RunRecord) -> None:
-    figure = figures.trial_time_figure(run.trials, "94M")
+    figure = figures.trial_time_figure(run.trials.assign(began_seconds=None), "94M")
     failed = run.trials[run.trials["status"] == "infeasible"]["candidate"].iloc[0]
     assert figure["layout"]["yaxis"]["categoryarray"][0] == failed
     first = figure["data"][0]
     assert first["text"][first["y"].index(failed)] == "\N{MULTIPLICATION SIGN}"
     assert first["x"][0] == pytest.approx(212 / 60, rel=1e-3)
+
+
+def test_trials_stand_where_they_ran_in_the_order_in_which_they_began(run: RunRecord) -> None:
+    mine = run.trials[run.trials["size"] == "94M"]
+    timed = mine.assign(began_seconds=[1e9 + 600 - 60 * place for place in range(len(mine))])
+    figure = figures.trial_time_figure(timed, "94M")
+    names = list(dict.fromkeys(timed.sort_values("began_seconds")["candidate"]))
+    assert figure["layout"]["yaxis"]["categoryarray"] == names
+    begins = {begin for trace in figure["data"] for begin in trace["base"]}
+    assert begins == {float(minute) for minute in range(len(mine))}
+    assert (
+        "base"
+        not in figures.trial_time_figure(timed.assign(began_seconds=[None, *[1e9] * (len(mine) - 1)]), "94M")["data"][0]
+    )
 
 
 @pytest.mark.parametrize("first", [0, 1])
@@ -67,18 +81,19 @@ def test_every_rung_of_a_trial_is_fainter_than_the_one_before(run: RunRecord, fi
 
 def test_lines_across_the_measures_run_from_the_least_to_the_greatest(run: RunRecord) -> None:
     figure = figures.parallel_figure(run.candidates, run.trials, "110M")
-    assert [trace["name"] for trace in figure["data"]] == ["screened out", "stopped", "chosen"]
+    looks = [(trace["name"], trace["line"]["dash"]) for trace in figure["data"]]
+    assert looks == [("screened out", "solid"), ("stopped", "dot"), ("chosen", "solid")]
     heights = [height for trace in figure["data"] for height in trace["y"] if height is not None]
     assert (min(heights), max(heights)) == (0, 1)
     chosen = figure["data"][-1]
-    names = [text.removeprefix("<br>") for text in figure["layout"]["xaxis"]["ticktext"]]
+    names = [text.removeprefix("<br><br>") for text in figure["layout"]["xaxis"]["ticktext"]]
     assert chosen["y"][names.index("KL<br>trained")] == 0
 
 
 def test_sizes_of_some_families_have_a_line_of_their_own(run: RunRecord) -> None:
     mixed = run.candidates.assign(mamba_num_heads=16, mamba_head_dim=64, num_experts=8)
     told = figures.parallel_figure(mixed, run.trials, "110M")["layout"]["xaxis"]["ticktext"]
-    assert [text.removeprefix("<br>") for text in told][5:8] == ["experts", "Mamba<br>heads", "Mamba<br>channels"]
+    assert [text.removeprefix("<br><br>") for text in told][5:8] == ["experts", "Mamba<br>heads", "Mamba<br>channels"]
 
 
 def test_figures_without_data_say_so(new_run: Path) -> None:
