@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from minitron_nas.errors import RunFolderError
 from minitron_nas.evaluation.turns import WIDE_SPREAD
-from minitron_nas.reporting import figures, numerals, search_figures, sections
+from minitron_nas.reporting import figures, numerals, search_figures, sections, time_figures
 from minitron_nas.reporting.axis_shares import AxisShares, axis_shares
 from minitron_nas.reporting.cost import stage_costs
 from minitron_nas.reporting.explorer import explorer
@@ -199,7 +199,7 @@ def _content(run: RunRecord, num_runs: int) -> dict[str, Any]:
         "wide_spread": WIDE_SPREAD,
         "figures": _figures(run, shares, importance),
         "axis_shares": {size: found for size, found in shares.items() if isinstance(found, AxisShares)},
-        "timed": {size: search_figures.knows_starts(run.trials[run.trials["size"] == size]) for size in sizes},
+        "timed": {size: time_figures.knows_starts(run.trials[run.trials["size"] == size]) for size in sizes},
         "importance": {
             name: [(one.axis, one.title, one.parts_per_bin) for one in maps] for name, maps in importance.items()
         },
@@ -241,11 +241,11 @@ def _figures(
     """Return each figure's JSON by name, and the note that stands in the place of one that draws nothing."""
     found = {"speed": figures.figure_values(figures.speed_figure(run.evaluations))}
     if run.stages:
-        found["timeline"] = search_figures.timeline_figure(run.stages)
+        found["timeline"] = time_figures.timeline_figure(run.stages)
     for size, explained in shares.items():
         found[f"curves-{size}"] = figures.figure_values(figures.curve_figure(run.curves, size))
         found[f"rungs-{size}"] = figures.figure_values(figures.rung_figure(run.candidates, run.trials, size))
-        found[f"times-{size}"] = search_figures.trial_time_figure(run.trials, size)
+        found[f"times-{size}"] = time_figures.trial_time_figure(run.trials, size)
         found[f"hypervolume-{size}"] = search_figures.hypervolume_figure(run.candidates, size, weighed(run)[0])
         found[f"parallel-{size}"] = search_figures.parallel_figure(run.candidates, run.trials, size)
         found[f"axes-{size}"] = search_figures.axes_figure(explained)
