@@ -111,7 +111,8 @@ class RayTuneRunner:
             raise delivery.refusal
         for key, of_tune in delivery.lost.items():
             if key not in delivery.keys:
-                on_outcome(lost(key, str(of_tune.get_error())))  # which Tune copies to there some time after the loss
+                said = str(of_tune.get_error())  # which Tune copies to there some time after the loss
+                on_outcome(lost(key, said, delivery.began.get(key)))
 
     def _resources(self) -> dict[str, float]:
         gpus = self._settings.gpus_per_trial
@@ -130,6 +131,7 @@ class _Delivery(tune.Callback, tune.Stopper):
 
     Attributes:
         keys: Jobs whose outcome was handed over.
+        began: When each job was begun last, in seconds since 1970.
         lost: Tune's trials of those whose worker was lost for good.
         refusal: Why the receiver refused, or which signal came.
 
@@ -141,6 +143,7 @@ class _Delivery(tune.Callback, tune.Stopper):
         self._on_outcome, self._deadline = on_outcome, deadline
         self._begun: dict[str, float] = {}
         self.keys: set[str] = set()
+        self.began: dict[str, float] = {}
         self.lost: dict[str, Trial] = {}
         self.refusal: BaseException | None = None
 
@@ -164,6 +167,7 @@ class _Delivery(tune.Callback, tune.Stopper):
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Look at the clock; after a loss a trial starts again."""
         self._begun[trial.config["job"]] = time.monotonic()
+        self.began[trial.config["job"]] = time.time()
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Give up trials that are overdue, whether they work, wait or were stopped, and free what they hold."""
@@ -173,7 +177,7 @@ class _Delivery(tune.Callback, tune.Stopper):
             seconds = now - self._begun.get(key, now)
             if trial.status != Trial.RUNNING or key in self.keys or not self._deadline.is_over(seconds):
                 continue
-            self._hand_over(Outcome(key, "timeout", None, str(self._deadline), seconds))
+            self._hand_over(Outcome(key, "timeout", None, str(self._deadline), seconds, self.began.get(key)))
             trial.run_metadata.num_failures = sys.maxsize  # it is not tried again
             for process in writing(key):
                 end(process)

@@ -55,6 +55,7 @@ class Outcome:
         value: What the function returned, if completed.
         error: The traceback, if not; of the machine's faults one line.
         seconds: Wall time of the call.
+        began: When it was called, in seconds since 1970 (UTC) by the clock of its machine; None where nobody knows.
     """
 
     key: str
@@ -62,6 +63,7 @@ class Outcome:
     value: Mapping[str, Any] | None
     error: str | None
     seconds: float
+    began: float | None = None
 
     def number(self, name: str) -> float | None:
         """Return a number of what the function returned; None if the job did not complete.
@@ -123,35 +125,36 @@ def attempt(function: JobFunction, job: Job, deadline: Deadline | None = None) -
         job: Its arguments.
         deadline: When it is given up.
     """
-    started = time.perf_counter()
+    began, started = time.time(), time.perf_counter()
     try:
         with deadline.enforced() if deadline is not None else nullcontext():
             value = function(**job.arguments)
-        return Outcome(job.key, "completed", dict(value), None, time.perf_counter() - started)
+        return Outcome(job.key, "completed", dict(value), None, time.perf_counter() - started, began)
     except OverdueError as error:
-        return Outcome(job.key, "timeout", None, str(error), time.perf_counter() - started)
+        return Outcome(job.key, "timeout", None, str(error), time.perf_counter() - started, began)
     except Exception as error:  # noqa: BLE001  # whatever a trial does, the others go on
         seconds = time.perf_counter() - started
         if (fault := machine_error(error)) is not None:
-            return Outcome(job.key, "machine", None, str(fault), seconds)
+            return Outcome(job.key, "machine", None, str(fault), seconds, began)
         status: Status = "infeasible" if is_out_of_memory(error) else "failed"
-        return Outcome(job.key, status, None, traceback.format_exc(), seconds)
+        return Outcome(job.key, status, None, traceback.format_exc(), seconds, began)
     finally:
         release_memory()  # a worker may go on to the next job, and trainers hold their models in cycles
 
 
-def lost(key: str, said: str) -> Outcome:
+def lost(key: str, said: str, began: float | None = None) -> Outcome:
     """Return the outcome of a job whose worker was lost for good.
 
     Args:
         key: The job's key.
         said: What is known of the loss.
+        began: When it was begun last, if anyone knows.
     """
     if says_machine_fault(said):
         words = next(line for line in said.splitlines() if says_machine_fault(line))
-        return Outcome(key, "machine", None, f"{words.strip()}; mend that and repeat the command", 0.0)
+        return Outcome(key, "machine", None, f"{words.strip()}; mend that and repeat the command", 0.0, began)
     status: Status = "infeasible" if says_out_of_memory(said) else "failed"
-    return Outcome(key, status, None, f"the worker was lost: {said}", 0.0)
+    return Outcome(key, status, None, f"the worker was lost: {said}", 0.0, began)
 
 
 @dataclass(frozen=True, slots=True)

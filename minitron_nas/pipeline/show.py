@@ -208,9 +208,15 @@ def _run(path: Path, what: str) -> Shown:
         "hours": round(sum(entry.seconds for entry in done.values()) / 3600, 2),
         "last_stage": entries[-1].stage if entries else None,
     }
+    if as_uri(what) is None and (without := [name for name in record.lineages if not _has_weights(path, name)]):
+        facts["students_without_weights"] = without
     columns = ("num_parameters", "kl_nats", "perplexity", "prefill_speedup", "decode_speedup", "tokens_trained")
     rows = [{"model": member.name, **{name: member.value(name) for name in columns}} for member in members]
     return Shown("run", what if as_uri(what) is not None else str(path), facts, {"members": rows})
+
+
+def _has_weights(run: Path, student: str) -> bool:
+    return any(RunFolder(run).student(student).glob("*.safetensors"))
 
 
 def _scores(path: Path) -> Shown:

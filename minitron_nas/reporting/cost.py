@@ -170,7 +170,7 @@ class _Work:
         lineage = self._run.lineages.get(model)
         if lineage is None:
             return None
-        return {name: lineage.architecture[name] for name in SHAPE_FIELDS if name in lineage.architecture}
+        return {name: size for name in SHAPE_FIELDS if (size := lineage.architecture.get(name)) is not None}
 
 
 def _teacher(run: RunRecord) -> Architecture | None:

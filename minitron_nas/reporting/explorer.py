@@ -9,6 +9,8 @@ from minitron_nas.reporting.run_record import RunRecord, best_trained
 from minitron_nas.space.size import Size
 
 _SHORT = ("screened", "trial")
+_FRONTS = {"screened": "untrained", "trial": "trials"}
+"""Whose front a point may be on; what has learned little is not joined with what has learned more."""
 
 
 def explorer(runs: Sequence[tuple[str, RunRecord]]) -> dict[str, Any]:
@@ -54,7 +56,7 @@ def _group(
         "colour": colour or look.colour,
         "symbol": look.symbol,
         "size": look.size,
-        "front": "untrained" if kind == "screened" else "trained",
+        "front": _FRONTS.get(kind, "models"),
         "is_model": is_model,
         "labelled": kind == "student",
         "points": [

@@ -61,7 +61,7 @@ def speed_figure(evaluations: pd.DataFrame) -> go.Figure:
         _add_points(figure, found, role, "decode_speedup")
     _mark_teacher(figure, 1.0, "left")
     shown = padded([1.0, *(row["decode_speedup"] for row in models)])
-    figure.update_xaxes(title="decode speed (times the teacher's, batch 1)", range=shown)
+    figure.update_xaxes(title="decode speed (times the teacher's)", range=shown)
     figure.update_yaxes(kl_axis(row["kl_nats"] for row in models))
     return figure
 
@@ -139,7 +139,8 @@ def _add_points(figure: go.Figure, rows: Sequence[Row], kind: str, x: str) -> No
             name=look.name,
             mode="markers+text",
             text=[escape(row.get("label", "")) for row in rows],
-            textposition="top right",
+            textposition="bottom center" if kind == "student" else "top center",
+            cliponaxis=False,
             marker={
                 "color": look.colour,
                 "symbol": look.symbol,

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from markupsafe import Markup
 
 from minitron_nas.errors import RunFolderError
 from minitron_nas.evaluation.turns import WIDE_SPREAD
-from minitron_nas.reporting import figures, numerals, search_figures, sections
+from minitron_nas.reporting import figures, numerals, search_figures, sections, time_figures
+from minitron_nas.reporting.axis_shares import AxisShares, axis_shares
 from minitron_nas.reporting.cost import stage_costs
 from minitron_nas.reporting.explorer import explorer
 from minitron_nas.reporting.importance import ImportanceMap, importance_maps
@@ -174,6 +176,7 @@ def _content(run: RunRecord, num_runs: int) -> dict[str, Any]:
     aligned = list(dict.fromkeys(str(row["model"]) for row in run.aligned_benchmarks))
     students, asked_models = [each.name for each in members if each.role == "student"], [*models, *aligned]
     importance = importance_maps(run.scores)
+    shares = {size: axis_shares(run.candidates, size) for size in sizes}
     return {
         "run": run,
         "sizes": sizes,
@@ -194,7 +197,9 @@ def _content(run: RunRecord, num_runs: int) -> dict[str, Any]:
         "uncertain": uncertain_speeds(members),
         "untimed": about_untimed(members),
         "wide_spread": WIDE_SPREAD,
-        "figures": _figures(run, sizes, importance),
+        "figures": _figures(run, shares, importance),
+        "axis_shares": {size: found for size, found in shares.items() if isinstance(found, AxisShares)},
+        "timed": {size: time_figures.knows_starts(run.trials[run.trials["size"] == size]) for size in sizes},
         "importance": {
             name: [(one.axis, one.title, one.parts_per_bin) for one in maps] for name, maps in importance.items()
         },
@@ -231,23 +236,30 @@ def _content(run: RunRecord, num_runs: int) -> dict[str, Any]:
 
 
 def _figures(
-    run: RunRecord, sizes: list[str], importance: Mapping[str, Sequence[ImportanceMap]]
+    run: RunRecord, shares: Mapping[str, AxisShares | str], importance: Mapping[str, Sequence[ImportanceMap]]
 ) -> dict[str, dict[str, Any]]:
-    """Return each figure's JSON by name, and whether it draws anything but a note."""
+    """Return each figure's JSON by name, and the note that stands in the place of one that draws nothing."""
     found = {"speed": figures.figure_values(figures.speed_figure(run.evaluations))}
     if run.stages:
-        found["timeline"] = search_figures.timeline_figure(run.stages)
-    for size in sizes:
+        found["timeline"] = time_figures.timeline_figure(run.stages)
+    for size, explained in shares.items():
         found[f"curves-{size}"] = figures.figure_values(figures.curve_figure(run.curves, size))
         found[f"rungs-{size}"] = figures.figure_values(figures.rung_figure(run.candidates, run.trials, size))
-        found[f"times-{size}"] = search_figures.trial_time_figure(run.trials, size)
+        found[f"times-{size}"] = time_figures.trial_time_figure(run.trials, size)
         found[f"hypervolume-{size}"] = search_figures.hypervolume_figure(run.candidates, size, weighed(run)[0])
         found[f"parallel-{size}"] = search_figures.parallel_figure(run.candidates, run.trials, size)
+        found[f"axes-{size}"] = search_figures.axes_figure(explained)
     for name, maps in importance.items():
         found |= {f"importance-{name}-{one.axis}": search_figures.importance_figure(one) for one in maps}
-    return {
-        name: {"json": _in_script(_compact(figure)), "drawn": bool(figure["data"])} for name, figure in found.items()
-    }
+    return {name: {"json": _in_script(_compact(figure)), "note": _note(figure)} for name, figure in found.items()}
+
+
+def _note(figure: Mapping[str, Any]) -> str:
+    """Return in words why a figure draws nothing; empty where it draws something."""
+    if figure["data"]:
+        return ""
+    told = unescape(figure["layout"]["annotations"][0]["text"])
+    return told[:1].upper() + told[1:]
 
 
 def _compact(value: Any) -> str:

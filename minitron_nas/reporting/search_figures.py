@@ -1,7 +1,6 @@
-"""Figures of how a run went, as the plain values that plotly.js reads: time, hypervolume, shapes, importance."""
+"""Figures of what was searched, as the plain values that plotly.js reads: hypervolume, shapes, axes, importance."""
 
 from collections.abc import Sequence
-from datetime import datetime
 from html import escape
 from itertools import pairwise
 from typing import Any, TypeAlias
@@ -10,29 +9,23 @@ import numpy as np
 import pandas as pd
 
 from minitron_nas.reporting import numerals
-from minitron_nas.reporting.figure_style import BLUE, FATES, GREEN, NEUTRAL, ORANGE, PURPLE, page_layout
+from minitron_nas.reporting.axis_shares import AxisShares
+from minitron_nas.reporting.figure_style import BLUE, FATES, NEUTRAL, ORANGE, Look, page_layout
 from minitron_nas.reporting.importance import ImportanceMap
 from minitron_nas.reporting.run_record import best_trained, plain_rows
 from minitron_nas.search.pareto import pareto_front
-from minitron_nas.storage.ledger import Entry
 
 Figure: TypeAlias = dict[str, Any]
 
 MAX_LINES = 100
 """Shapes that are drawn as lines of a figure."""
 
-MAX_BARS = 40
-"""Trials whose time is drawn."""
-
 MAX_ROUNDS = 100
 """After which the hypervolume is told; of more, some that lie evenly and the last."""
 
-_KINDS = {"train": BLUE, "search": GREEN, "measure": ORANGE, "prepare": PURPLE}
-_KIND_OF = {
-    **dict.fromkeys(("distil", "correct"), "train"),
-    **dict.fromkeys(("screen", "tournament", "rate"), "search"),
-    **dict.fromkeys(("evaluate", "benchmark", "latency"), "measure"),
-}
+_FEW_PARTS = 12
+"""Of a map, which are numbered one by one."""
+
 _AXES = {
     "num_hidden_layers": "layers",
     "hidden_size": "channels",
@@ -55,92 +48,6 @@ _WRITE = {
     "screen_kl_nats": numerals.nats,
     "trained_kl_nats": numerals.nats,
 }
-
-
-def timeline_figure(stages: Sequence[Entry]) -> Figure:
-    """Draw when each stage ran, in hours since the first began.
-
-    Args:
-        stages: In the order in which they were finished.
-    """
-    ends = [(entry, datetime.fromisoformat(entry.finished).timestamp()) for entry in stages if entry.finished]
-    ends = [(entry, end) for entry, end in ends if entry.seconds > 0]
-    if not ends:
-        return empty("no data yet: no stage has finished")
-    begin = min(end - entry.seconds for entry, end in ends)
-    traces = []
-    for kind, colour in _KINDS.items():
-        mine = [(entry, end) for entry, end in ends if _KIND_OF.get(entry.stage.rpartition(" ")[2], "prepare") == kind]
-        if mine:
-            traces.append(
-                {
-                    "type": "bar",
-                    "orientation": "h",
-                    "name": kind,
-                    "y": [escape(entry.stage) for entry, _ in mine],
-                    "base": [round((end - entry.seconds - begin) / 3600, 5) for entry, end in mine],
-                    "x": [round(entry.seconds / 3600, 5) for entry, _ in mine],
-                    "marker": {"color": colour},
-                    "hovertext": [f"{escape(entry.stage)}<br>{entry.seconds:,.0f} s" for entry, _ in mine],
-                    "hoverinfo": "text",
-                }
-            )
-    layout = _layout(90 + 18 * len(ends), "hours since the first stage began")
-    order = [escape(entry.stage) for entry, _ in ends]
-    layout["yaxis"] |= {
-        "categoryorder": "array",
-        "categoryarray": order,
-        "autorange": "reversed",
-        "tickfont": {"size": 11},
-    }
-    return {"data": traces, "layout": layout | {"barmode": "overlay", "bargap": 0.25}}
-
-
-def trial_time_figure(trials: pd.DataFrame, size: str) -> Figure:
-    """Draw the time of each trial of a size rung by rung; those that failed first, then the longest.
-
-    Args:
-        trials: Of the run.
-        size: The label.
-    """
-    mine = trials[(trials["size"] == size)].dropna(subset=["seconds"])
-    if mine.empty:
-        return empty(f"no data yet: no trial has run at {size}")
-    lost = mine.assign(failed=mine["status"] != "completed")
-    whole = lost.groupby("candidate", sort=True).agg({"seconds": "sum", "failed": "max"})
-    order = whole.sort_values(["failed", "seconds"], ascending=False, kind="stable").index[:MAX_BARS]
-    traces = []
-    drawn = mine[mine["candidate"].isin(order)]
-    for place, rung in enumerate(sorted(drawn["rung"].unique())):
-        found = plain_rows(drawn[drawn["rung"] == rung])
-        failed = [row["status"] != "completed" for row in found]
-        traces.append(
-            {
-                "type": "bar",
-                "orientation": "h",
-                "name": f"rung {rung}",
-                "y": [escape(str(row["candidate"])) for row in found],
-                "x": [round(row["seconds"] / 60, 4) for row in found],
-                "marker": {
-                    "color": [ORANGE if lost else BLUE for lost in failed],
-                    "opacity": [max(0.35, 1 - 0.22 * place)] * len(found),
-                },
-                "text": ["\N{MULTIPLICATION SIGN}" if lost else "" for lost in failed],
-                "textposition": "outside",
-                "hovertext": [_trial_hover(row) for row in found],
-                "hoverinfo": "text",
-                "showlegend": False,
-            }
-        )
-    layout = _layout(90 + 18 * len(order), "minutes")
-    names = [escape(str(name)) for name in order]
-    layout["yaxis"] |= {
-        "categoryorder": "array",
-        "categoryarray": names,
-        "autorange": "reversed",
-        "tickfont": {"size": 11},
-    }
-    return {"data": traces, "layout": layout | {"barmode": "stack", "bargap": 0.25}}
 
 
 def hypervolume_figure(candidates: pd.DataFrame, size: str, cost: str) -> Figure:
@@ -170,7 +77,7 @@ def hypervolume_figure(candidates: pd.DataFrame, size: str, cost: str) -> Figure
         "hovertext": [f"round {int(n)}: {v:.3f}" for n, v in zip(rounds, history, strict=True)],
         "hoverinfo": "text",
     }
-    layout = _layout(300, "candidates screened")
+    layout = laid_out(300, "candidates screened")
     layout["yaxis"] |= {"title": {"text": "dominated share"}, "rangemode": "tozero"}
     return {"data": [trace], "layout": layout}
 
@@ -210,18 +117,17 @@ def parallel_figure(candidates: pd.DataFrame, trials: pd.DataFrame, size: str) -
     if len(mine) < 2:
         return empty(f"no data yet: fewer than two shapes were looked at for {size}")
     spans = {name: (float(mine[name].min()), float(mine[name].max())) for name in known}
-    looks = {"screened_out": ("screened out", NEUTRAL, 0.8)}
-    looks |= {fate: (look.name, look.colour, look.width) for fate, look in FATES.items()}
+    looks = {"screened_out": Look("screened out", NEUTRAL, "circle", 5, "solid", 0.8), **FATES}
     traces = []
-    for fate, (title, colour, width) in looks.items():
+    for fate, look in looks.items():
         rows = plain_rows(mine[mine["outcome"] == fate])
         if rows:
-            traces.append(_strands(rows, spans, title, colour, width))
-    layout = _layout(360, None)
+            traces.append(_strands(rows, spans, look))
+    layout = laid_out(360, None)
     places = list(range(len(known)))
-    layout["xaxis"] |= {
+    layout["xaxis"] |= {  # every other name stands below the longest of its neighbours, so that they fit a narrow page
         "tickvals": places,
-        "ticktext": ["<br>" * (at % 2) + title for at, title in enumerate(known.values())],
+        "ticktext": ["<br><br>" * (at % 2) + title for at, title in enumerate(known.values())],
         "range": [-0.3, len(known) - 0.7],
         "showline": False,
         "tickangle": 0,
@@ -248,6 +154,46 @@ def parallel_figure(candidates: pd.DataFrame, trials: pd.DataFrame, size: str) -
     return {"data": traces, "layout": layout}
 
 
+def axes_figure(shares: AxisShares | str) -> Figure:
+    """Draw how much of the untrained KL of a size's shapes each of their axes explains, the greatest first.
+
+    Args:
+        shares: Of the size, or why there are none.
+    """
+    if isinstance(shares, str):
+        return empty(f"nothing to draw: {shares}")
+    traces = []
+    for rises, title, colour in ((False, "more of it, lower KL", BLUE), (True, "more of it, higher KL", ORANGE)):
+        mine = [axis for axis in shares.axes if axis.rises == rises]
+        if mine:
+            traces.append(
+                {
+                    "type": "bar",
+                    "orientation": "h",
+                    "name": title,
+                    "y": [axis_name(axis.name) for axis in mine],
+                    "x": [round(axis.share, 4) for axis in mine],
+                    "marker": {"color": colour, "pattern": {"shape": "/" if rises else ""}},
+                    "hovertext": [f"{axis_name(axis.name)}: {axis.share:.1%}, {title}" for axis in mine],
+                    "hoverinfo": "text",
+                }
+            )
+    layout = laid_out(100 + 26 * len(shares.axes), "share of the variation of log KL")
+    names = [axis_name(axis.name) for axis in shares.axes]
+    layout["xaxis"] |= {"tickformat": ".0%", "rangemode": "tozero"}
+    layout["yaxis"] |= {"categoryorder": "array", "categoryarray": names, "autorange": "reversed"}
+    return {"data": traces, "layout": layout | {"barmode": "overlay", "bargap": 0.3, "showlegend": True}}
+
+
+def axis_name(name: str) -> str:
+    """Return what an axis of shapes is called in figures, on one line.
+
+    Args:
+        name: The axis, in Hugging Face's words.
+    """
+    return _AXES[name].replace("<br>", " ")
+
+
 def importance_figure(found: ImportanceMap) -> Figure:
     """Draw one axis of a model's scores: bars where each layer has one number, or all share a ranking; else a map.
 
@@ -258,7 +204,7 @@ def importance_figure(found: ImportanceMap) -> Figure:
     if 1 in values.shape or found.axis == "layers":
         flat = values.ravel()
         trace: Figure = {"type": "bar", "y": _plain(flat), "marker": {"color": BLUE}, "hoverinfo": "x+y"}
-        layout = _layout(260, found.title if found.axis != "layers" else "layer")
+        layout = laid_out(260, found.title if found.axis != "layers" else "layer")
         layout["yaxis"] |= {"title": {"text": "score over the mean"}}
         trace["x"] = [found.parts_per_bin * at for at in range(len(flat))]
         return {"data": [trace], "layout": layout}
@@ -279,7 +225,9 @@ def importance_figure(found: ImportanceMap) -> Figure:
             "ticktext": [f"1/{most}", "mean", f"{most}\N{MULTIPLICATION SIGN}"],
         },
     }
-    layout = _layout(300, found.title)
+    layout = laid_out(300, found.title)
+    if values.shape[1] <= _FEW_PARTS:
+        layout["xaxis"] |= {"tick0": 0, "dtick": 1}
     layout["yaxis"] |= {"title": {"text": "layer"}}
     return {"data": [trace], "layout": layout}
 
@@ -295,16 +243,20 @@ def empty(note: str) -> Figure:
     return {"data": [], "layout": layout}
 
 
-def _layout(height: int, across: str | None) -> Figure:
+def laid_out(height: int, across: str | None) -> Figure:
+    """Return the layout of a figure.
+
+    Args:
+        height: In pixels.
+        across: The title of the axis across; None without one.
+    """
     layout = page_layout(height)
     if across is not None:
         layout["xaxis"] |= {"title": {"text": across}}
     return layout
 
 
-def _strands(
-    rows: Sequence[dict[str, Any]], spans: dict[str, tuple[float, float]], title: str, colour: str, width: float
-) -> Figure:
+def _strands(rows: Sequence[dict[str, Any]], spans: dict[str, tuple[float, float]], look: Look) -> Figure:
     """Draw several shapes as one trace with gaps."""
     across, up, texts = list[int | None](), list[float | None](), list[str | None]()
     for row in rows:
@@ -321,9 +273,9 @@ def _strands(
         "mode": "lines",
         "x": across,
         "y": up,
-        "name": title,
-        "line": {"color": colour, "width": width},
-        "opacity": 0.45 if colour == NEUTRAL else 1,
+        "name": look.name,
+        "line": {"color": look.colour, "width": look.width, "dash": look.dash},
+        "opacity": 0.45 if look.name == "screened out" else 1,
         "hovertext": texts,
         "hoverinfo": "text",
     }
@@ -331,11 +283,6 @@ def _strands(
 
 def _told(name: str, value: float | None) -> str:
     return _WRITE.get(name, numerals.whole)(value)
-
-
-def _trial_hover(row: dict[str, Any]) -> str:
-    ended = escape(str(row["error"] or row["status"]))
-    return f"{escape(str(row['candidate']))}<br>rung {row['rung']}: {row['seconds']:,.0f} s<br>{ended}"
 
 
 def _plain(values: "np.ndarray[Any, Any]") -> list[float | None]:

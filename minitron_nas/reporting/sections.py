@@ -21,6 +21,7 @@ CANDIDATE_COLUMNS = (
     ("size", "size", "text"),
     ("outcome", "outcome", "text"),
     ("candidate", "shape", "text"),
+    ("reason", "why", "text"),
     ("num_parameters", "parameters", "whole"),
     ("num_hidden_layers", "layers", "whole"),
     ("hidden_size", "hidden", "whole"),
@@ -34,7 +35,6 @@ CANDIDATE_COLUMNS = (
     ("mamba_head_dim", "channels of each", "whole"),
     ("screen_kl_nats", "KL untrained", "nats"),
     ("trained_kl_nats", "KL trained", "nats"),
-    ("reason", "why", "text"),
 )
 """Column, heading and number format of the table of candidates; sizes that no candidate has are left out."""
 

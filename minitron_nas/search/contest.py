@@ -54,6 +54,7 @@ class TrialRow:
             "error": last_line(self.outcome.error),
             "num_parameters": self.candidate.num_parameters,
             "seconds": self.outcome.seconds,
+            "began_seconds": self.outcome.began,
         }
 
 

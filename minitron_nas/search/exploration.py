@@ -44,9 +44,8 @@ class Exploration:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, without times: what is measured again is the same although it took another time."""
-        outcomes = {str(index): asdict(replace(outcome, seconds=0.0)) for index, outcome in self.outcomes.items()}
         return {
-            "outcomes": outcomes,
+            "outcomes": {str(index): _without_times(outcome) for index, outcome in self.outcomes.items()},
             "rounds": {str(index): each for index, each in self.rounds.items()},
             "ended": self.ended,
         }
@@ -56,6 +55,10 @@ class Exploration:
         """Read what `to_dict` returned."""
         outcomes = {int(index): Outcome(**outcome) for index, outcome in values["outcomes"].items()}
         return cls(outcomes, {int(index): each for index, each in values["rounds"].items()}, values["ended"])
+
+
+def _without_times(outcome: Outcome) -> dict[str, Any]:
+    return {name: value for name, value in asdict(replace(outcome, seconds=0.0)).items() if name != "began"}
 
 
 def explore(

@@ -150,6 +150,9 @@ TRIALS = Table(
         Column("error", _TEXT, "last line of the error; null if completed"),
         Column("num_parameters", _INT, "total parameters of the candidate"),
         Column("seconds", _FLOAT, "wall time of this rung, training and validation"),
+        Column(
+            "began_seconds", _FLOAT, "when this rung began, in seconds since 1970 (UTC); null where it is not known"
+        ),
     ),
 )
 

@@ -22,8 +22,8 @@ from minitron_nas.storage.schemas import EVALUATIONS, TRIALS, Table
 from minitron_nas.storage.tables import read_frame
 
 MEASURED = (
-    "seconds", "prefill_tokens_per_second", "decode_tokens_per_second", "peak_memory_bytes", "prefill_speedup",
-    "decode_speedup", "prefill_spread", "decode_spread",
+    "seconds", "began_seconds", "prefill_tokens_per_second", "decode_tokens_per_second", "peak_memory_bytes",
+    "prefill_speedup", "decode_speedup", "prefill_spread", "decode_spread",
 )  # fmt: skip
 """Columns that two equal runs need not share."""
 

@@ -1,5 +1,6 @@
 import os
 import signal
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -247,6 +248,7 @@ def test_a_trial_that_takes_many_times_as_long_as_the_slowest_is_given_up_once(m
     for _ in range(2):
         delivery.on_step_end(0, trials)
     assert [(outcome.key, outcome.status, outcome.seconds) for outcome in told[1:]] == [("b", "timeout", 1011.0)]
+    assert 0 <= time.time() - told[1].began < 60
     assert killed == ["actor of b"]
     delivery.on_trial_error(0, trials, trials[1])
     assert delivery.lost == {}

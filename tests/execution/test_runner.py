@@ -1,4 +1,5 @@
 import json
+import time
 import weakref
 
 import pytest
@@ -100,7 +101,9 @@ def test_a_result_is_one_readable_file(tmp_path):
         "value": {"square": 9},
         "error": None,
         "seconds": outcome.seconds,
+        "began": outcome.began,
     }
+    assert 0 <= time.time() - outcome.began < 60
 
 
 def test_every_result_is_on_disk_before_the_next_job_begins(tmp_path):
@@ -324,6 +327,7 @@ def test_a_full_disk_where_results_are_kept_stops_them_too(tmp_path, monkeypatch
     ],
 )
 def test_what_is_known_of_a_lost_worker_decides_what_became_of_its_job(said, status, error):
-    outcome = lost("key", said)
+    outcome = lost("key", said, began=1e9)
+    assert (outcome.seconds, outcome.began) == (0.0, 1e9)
     assert (outcome.status, outcome.value) == (status, None)
     assert outcome.error.startswith(error)

@@ -291,6 +291,13 @@ def test_a_student_begins_as_the_trial_that_chose_it_did_and_is_no_worse(family:
     assert row(family, size)["kl_nats"] <= 1.01 * starts.iloc[0]  # the student's weights are rounded
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_trials_on_one_device_begin_one_after_the_other(family: Family, size: str) -> None:
+    trials = family.trials[family.trials["size"] == size].sort_values("began_seconds")
+    ends = trials["began_seconds"] + trials["seconds"]
+    assert (trials["began_seconds"].iloc[1:].to_numpy() >= ends.iloc[:-1].to_numpy() - 0.05).all()
+
+
 def test_the_curves_begin_untrained_and_end_with_what_is_evaluated(family: Family) -> None:
     curve = family.curves[(family.curves["model"] == "60k") & (family.curves["split"] == "validation")]
     curve, measured = curve.sort_values("tokens"), row(family, "60k")

@@ -60,7 +60,8 @@ def one_of_each_kind(files: list[str]) -> Iterator[str]:
 
 def results(run: Path) -> dict[str, object]:
     """All that the settings and the seed decide."""
-    tables = {table.file_name: read_frame(run, table).drop(columns="seconds", errors="ignore") for table in RUN_TABLES}
+    times = ["seconds", "began_seconds"]
+    tables = {table.file_name: read_frame(run, table).drop(columns=times, errors="ignore") for table in RUN_TABLES}
     weights = {str(file.relative_to(run)): file.read_bytes() for file in (run / "students").rglob("*.safetensors")}
     return {**tables, **weights}
 

@@ -1,6 +1,7 @@
 """What everything that this package reads or writes is, at a glance."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,13 @@ def test_a_run_under_way_says_which_sizes_are_left(begun: Callable[[Path, str], 
     shown = show(str(begun(tmp_path / "run", "90k distil")))
     assert (shown.facts["sizes_left"], shown.facts["finished"]) == (["90k"], False)
     assert shown.facts["last_stage"] == "90k tournament"
+
+
+def test_a_run_whose_weights_went_elsewhere_says_so(finished: Path, tmp_path: Path) -> None:
+    assert "students_without_weights" not in show(str(finished)).facts
+    run = shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("*.safetensors"))
+    shown = show(str(run))
+    assert (shown.facts["finished"], shown.facts["students_without_weights"]) == (True, ["90k"])
 
 
 def test_scores_say_which_layers_matter(finished: Path) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -19,8 +20,10 @@ from minitron_nas.storage.schemas import (
     EVALUATIONS,
     EXCLUSIONS,
     RATES,
+    SCORES,
     TRIALS,
 )
+from minitron_nas.storage.sealed import seal
 from minitron_nas.storage.tables import write_rows
 
 Row = dict[str, Any]
@@ -114,6 +117,7 @@ def trials() -> list[Row]:
                         "error": "OutOfMemoryError: tried to allocate 1.50 GiB" if failed else None,
                         "num_parameters": candidate["num_parameters"],
                         "seconds": 212.0 * rung,
+                        "began_seconds": 1.8e9 + 3600 * list(SIZES).index(label) + 424 * rung + 60 * place,
                     }
                 )
     return rows
@@ -224,8 +228,10 @@ def write_run(folder: Path) -> Path:
     write_rows(folder, EVALUATIONS, evaluations())
     write_rows(folder, BENCHMARKS, _benchmarks())
     write_rows(folder, DIFFERENCES, _differences())
+    write_rows(folder / "importance" / "teacher", SCORES, _scores())
     for label in SIZES:
         write_json(folder / "students" / label / "lineage.json", lineage(label))
+    write_text(folder / "ledger.jsonl", "".join(f"{seal(entry)}\n" for entry in _entries()))
     return folder
 
 
@@ -291,6 +297,29 @@ def _rates() -> list[Row]:
         }
         for rate, kl, error in tried
     ]
+
+
+def _scores() -> list[Row]:
+    """Of the teacher; of its channels and neurons the first ones."""
+    parts = {"heads": 9, "kv_groups": 3, "neurons": 48}
+    alike = [("hidden", None, index) for index in range(48)] + [("layers", None, index) for index in range(30)]
+    named = [(axis, layer, index) for axis, number in parts.items() for layer in range(30) for index in range(number)]
+    return [
+        {"axis": axis, "layer": layer, "index": index, "score": 1 / (1 + index + (layer or 0)), "rank": index}
+        for axis, layer, index in [*alike, *named]
+    ]
+
+
+def _entries() -> Iterator[Row]:
+    """One stage after the other."""
+    stages = ["text", "teacher signal", "teacher evaluate", "teacher score", "teacher prepare"]
+    stages += [f"{label} {kind}" for label in SIZES for kind in ("screen", "tournament", "distil", "evaluate")]
+    end = datetime(2026, 1, 1, tzinfo=UTC)
+    for place, stage in enumerate([*stages, "study"]):
+        seconds = 60.0 + 15 * place
+        end += timedelta(seconds=seconds)
+        entry = {"stage": stage, "fingerprint": f"{place:016}", "result": None, "seconds": seconds}
+        yield {**entry, "outputs": [], "rows": [], "finished": end.isoformat(timespec="seconds")}
 
 
 def _correlations() -> list[Row]:

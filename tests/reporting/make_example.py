@@ -11,7 +11,7 @@ from minitron_nas.reporting.html import write_report
 from minitron_nas.reporting.model_card import write_model_card
 from minitron_nas.reporting.run_record import read_run
 from minitron_nas.storage.run_folder import RunFolder
-from minitron_nas.storage.schemas import EVALUATIONS, RUN_TABLES
+from minitron_nas.storage.schemas import EVALUATIONS, RUN_TABLES, SCORES
 from minitron_nas.storage.tables import read_rows, write_rows
 
 OF_A_STUDENT = ("config.json", "generation_config.json", "lineage.json", "proof.json")
@@ -20,9 +20,13 @@ OF_A_STUDENT = ("config.json", "generation_config.json", "lineage.json", "proof.
 def make_example(run: Path, out: Path) -> None:
     """Copy what tells a run, name its teacher as its plan does, and tell it anew."""
     out.mkdir(parents=True, exist_ok=True)
-    for name in ("plan.yaml", *(table.file_name for table in RUN_TABLES)):
+    for name in ("plan.yaml", "ledger.jsonl", *(table.file_name for table in RUN_TABLES)):
         if (run / name).exists():
             shutil.copyfile(run / name, out / name)
+    for scores in run.glob(f"importance/*/{SCORES.file_name}"):
+        own = out / scores.relative_to(run)
+        own.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(scores, own)
     teacher = read_run(run).teacher["source"]
     rows = read_rows(run, EVALUATIONS)
     write_rows(out, EVALUATIONS, [{**row, "path": teacher} if row["role"] == "teacher" else row for row in rows])

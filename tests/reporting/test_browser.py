@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -26,6 +27,31 @@ axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-p
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "reports" / "example"
+PHONE, DESK = 360, 1280
+A4_ACROSS = 1016
+"""Of CSS's pixels between the margins."""
+
+MARKS = """(plot) => [...plot.querySelectorAll(
+  ".scatterlayer .js-line, .scatterlayer .point, .barlayer .point path, .heatmaplayer image"
+)].map((mark) => mark.getBoundingClientRect()).filter(({width, height}) => Math.max(width, height) > 1).length"""
+CUT = """(plot) => {
+  const frame = plot.getBoundingClientRect();
+  const inside = ({left, right, top, bottom}) =>
+    left > frame.left - 2 && right < frame.right + 2 && top > frame.top - 2 && bottom < frame.bottom + 2;
+  return [...plot.querySelectorAll("text")].filter((text) => !inside(text.getBoundingClientRect()))
+    .map((text) => text.textContent);
+}"""
+TICKS = """(plot) => [...plot.querySelectorAll(".xtick text, .ytick text")].map((text) => {
+  const {left, right, top, bottom} = text.getBoundingClientRect();
+  return [text.textContent, left, right, top, bottom];
+})"""
+FOCUS = """() => {
+  const at = document.activeElement, part = at.closest("section");
+  const name = at.closest("thead") ? "heading" : at.name || at.localName;
+  return [part ? part.id : "", name, getComputedStyle(at).outlineStyle];
+}"""
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'=1+1,<b>&lt;"
 
@@ -57,6 +83,8 @@ class Opened:
 
 
 Open = Callable[..., Opened]
+
+at_every_width = pytest.mark.parametrize("width", [PHONE, DESK])
 
 
 @pytest.fixture(scope="module")
@@ -106,14 +134,23 @@ def report(run: RunRecord) -> str:
     return render_report(run)
 
 
+@pytest.fixture(scope="module")
+def example() -> str:
+    """The report of a real run, in which there is something of everything."""
+    return render_report(read_run(EXAMPLE))
+
+
 @pytest.mark.parametrize("width", [360, *(pytest.param(width, marks=pytest.mark.slow) for width in (768, 1280))])
 def test_no_page_is_wider_than_its_window(open_page: Open, report: str, width: int) -> None:
     page = open_page(report, width).page
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_axes_of_choice_move_the_points_and_draw_their_front_anew(open_page: Open, report: str, run: RunRecord) -> None:
-    opened = open_page(report)
+@at_every_width
+def test_axes_of_choice_move_the_points_and_draw_their_front_anew(
+    open_page: Open, report: str, run: RunRecord, width: int
+) -> None:
+    opened = open_page(report, width)
     student = run.evaluations[run.evaluations["role"] == "student"]
     assert opened.drawn()["student"]["y"] == pytest.approx(list(student["kl_nats"]))
     opened.page.select_option("#axes [name=x]", "decode_share")
@@ -128,12 +165,21 @@ def test_axes_of_choice_move_the_points_and_draw_their_front_anew(open_page: Ope
     ]
     on_front = pareto_front([(share, -score) for share, score in models])
     expected = sorted(point for point, on in zip(models, on_front, strict=True) if on)
-    assert list(zip(drawn["front, trained"]["x"], drawn["front, trained"]["y"], strict=True)) == expected
+    assert list(zip(drawn["front, models"]["x"], drawn["front, models"]["y"], strict=True)) == expected
     assert "6 of 29 points have both measures." in opened.page.locator("#axes-told").inner_text()
 
 
-def test_members_are_sorted_by_a_click_on_a_heading(open_page: Open, report: str) -> None:
-    opened = open_page(report)
+def test_what_learned_for_fewer_tokens_is_on_a_front_of_its_own(open_page: Open, report: str, run: RunRecord) -> None:
+    drawn = open_page(report).drawn()
+    models = {*run.evaluations["kl_nats"].round(4)}
+    trials = {*run.trials["kl_nats"].dropna().round(4)}
+    assert {round(kl, 4) for kl in drawn["front, models"]["y"]} <= models
+    assert {round(kl, 4) for kl in drawn["front, trials"]["y"]} <= trials
+
+
+@at_every_width
+def test_members_are_sorted_by_a_click_on_a_heading(open_page: Open, report: str, width: int) -> None:
+    opened = open_page(report, width)
     heading = opened.page.locator("table.members thead th").nth(9)
     heading.locator("button").click()
     ascending = [float(text) for text in opened.column("table.members", 10)]
@@ -143,28 +189,109 @@ def test_members_are_sorted_by_a_click_on_a_heading(open_page: Open, report: str
     assert [float(text) for text in opened.column("table.members", 10)] == ascending[::-1]
 
 
-def test_candidates_are_sorted_filtered_and_saved(open_page: Open, report: str, run: RunRecord) -> None:
-    opened = open_page(report)
+@at_every_width
+def test_candidates_are_sorted_filtered_and_saved(open_page: Open, report: str, run: RunRecord, width: int) -> None:
+    opened = open_page(report, width)
     opened.page.select_option("#candidates [name=size]", "94M")
     opened.page.locator("table.candidates thead button", has_text="parameters").click()
     opened.page.fill("#candidates [name=text]", "not among")
     assert opened.page.locator("#candidates output").inner_text() == "4 of 24"
     mine = run.candidates[(run.candidates["size"] == "94M") & (run.candidates["outcome"] == "screened_out")]
     expected = [f"{number:,}" for number in sorted(mine["num_parameters"])]
-    assert opened.column("table.candidates", 4) == expected
+    assert opened.column("table.candidates", 5) == expected
     header, *rows = opened.save("#candidates form button")
-    assert header[:4] == ["size", "outcome", "candidate", "num_parameters"]
-    assert [row[3] for row in rows] == [str(number) for number in sorted(mine["num_parameters"])]
+    assert header[:5] == ["size", "outcome", "candidate", "reason", "num_parameters"]
+    assert [row[4] for row in rows] == [str(number) for number in sorted(mine["num_parameters"])]
 
 
+@at_every_width
 def test_a_saved_table_holds_the_exact_numbers_of_the_rows_that_are_shown(
-    open_page: Open, report: str, run: RunRecord
+    open_page: Open, report: str, run: RunRecord, width: int
 ) -> None:
-    opened = open_page(report)
+    opened = open_page(report, width)
     header, *rows = opened.save("#members .tools button")
     saved = dict(zip(header, zip(*rows, strict=True), strict=True))
     assert saved["model"][:2] == ("teacher", "110M")
     assert [float(value) for value in saved["perplexity"]] == list(run.evaluations["perplexity"])
+
+
+def test_every_figure_draws_its_data_or_says_why_there_is_none(open_page: Open, report: str, example: str) -> None:
+    for text, notes in ((example, 0), (report, 4)):
+        page = open_page(text).page
+        marks = {plot.get_attribute("id"): plot.evaluate(MARKS) for plot in page.locator(".plot").all()}
+        assert [name for name, number in marks.items() if not number] == []
+        assert {"explorer", "plot-speed", "plot-timeline", "plot-importance-teacher-heads", "plot-times-94M"} <= {
+            *marks
+        }
+        assert page.locator("p.none", has_text="Nothing to draw: ").count() == notes
+
+
+def test_every_bar_and_point_of_the_data_is_drawn(open_page: Open, example: str) -> None:
+    page = open_page(example).page
+    for name, marks in (("plot-timeline", ".barlayer .point"), ("plot-axes-94M", ".barlayer .point")):
+        data = page.evaluate("(id) => document.getElementById(id).data.reduce((sum, {x}) => sum + x.length, 0)", name)
+        assert page.locator(f"#{name} {marks}").count() == data > 1
+    assert page.locator("#plot-importance-teacher-heads .heatmaplayer image").count() == 1
+
+
+@at_every_width
+@pytest.mark.parametrize("which", ["example", "report"])
+def test_no_word_of_a_figure_is_cut_and_no_tick_lies_on_another(
+    open_page: Open, request: pytest.FixtureRequest, width: int, which: str
+) -> None:
+    for plot in open_page(request.getfixturevalue(which), width).page.locator(".plot").all():
+        name = plot.get_attribute("id")
+        assert plot.evaluate(CUT) == [], name
+        lying = [
+            (told, other)
+            for (told, left, right, top, bottom), (other, left_2, right_2, top_2, bottom_2) in combinations(
+                plot.evaluate(TICKS), 2
+            )
+            if min(right, right_2) - max(left, left_2) > 1 and min(bottom, bottom_2) - max(top, top_2) > 3
+        ]
+        assert lying == [], name
+
+
+def test_a_table_that_is_cut_says_so_until_its_end_is_reached(open_page: Open, report: str) -> None:
+    page = open_page(report, PHONE).page
+    hint = page.locator("#members .hint")
+    assert hint.is_visible()
+    page.locator("#members .scroll").evaluate("(frame) => frame.scrollTo(frame.scrollWidth, 0)")
+    hint.wait_for(state="hidden")
+    assert not open_page(report, 1400).page.locator("#members .hint").is_visible()
+
+
+def test_on_paper_all_is_open_and_nothing_is_cut(open_page: Open, example: str) -> None:
+    page = open_page(example, A4_ACROSS).page
+    folded, plot = page.locator("details:not([open])"), page.locator("#plot-timeline .main-svg").first
+    num_folded = folded.count()
+    assert num_folded
+    page.emulate_media(media="print")
+    sync_api.expect(folded).to_have_count(0)
+    sync_api.expect(plot).to_have_css("width", "900px")
+    assert page.evaluate("document.documentElement.scrollWidth") <= A4_ACROSS
+    beyond = "(frame) => [frame.scrollWidth - frame.clientWidth, frame.scrollHeight - frame.clientHeight]"
+    for frame in page.locator(".scroll, figure").all():
+        assert frame.evaluate(beyond) == [0, 0]
+    assert not page.locator("nav, .filters, .tools, .hint, .more").locator("visible=true").count()
+    page.emulate_media(media="screen")
+    sync_api.expect(folded).to_have_count(num_folded)
+
+
+def test_a_keyboard_reaches_every_control_and_sorts(open_page: Open, example: str) -> None:
+    page = open_page(example).page
+    reached = list[list[str]]()
+    while ["provenance", "summary"] not in [each[:2] for each in reached]:
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate(FOCUS))
+        assert len(reached) < 400
+        if reached[-1][:2] == ["members", "heading"] and reached[-2][:2] != ["members", "heading"]:
+            page.keyboard.press("Enter")
+            assert page.locator("table.members th").first.get_attribute("aria-sort") == "ascending"
+    assert "none" not in {style for _, _, style in reached}
+    controls = {("pareto", "x"), ("pareto", "y"), ("", "a"), ("members", "button"), ("members", "heading")}
+    controls |= {("candidates", name) for name in ("text", "size", "outcome", "button", "heading")}
+    assert controls | {("cost", "input"), ("samples", "summary")} <= {(section, name) for section, name, _ in reached}
 
 
 def test_hostile_names_neither_run_nor_break_the_page(open_page: Open, run: RunRecord) -> None:
@@ -179,13 +306,13 @@ def test_hostile_names_neither_run_nor_break_the_page(open_page: Open, run: RunR
     assert opened.page.locator("#candidates output").inner_text() == "24 of 24"
     assert opened.page.locator("img").count() == 0
     rows = opened.save("#candidates form button")
-    assert rows[1][-1] == HOSTILE
+    assert rows[1][3] == HOSTILE
 
 
 def test_a_text_that_a_spreadsheet_would_compute_is_quoted_in_the_file(open_page: Open, run: RunRecord) -> None:
     formula = run.candidates.assign(reason='=HYPERLINK("x")')
     rows = open_page(render_report(replace(run, candidates=formula))).save("#candidates form button")
-    assert rows[1][-1] == '\'=HYPERLINK("x")'
+    assert rows[1][3] == '\'=HYPERLINK("x")'
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ def test_a_script_in_a_reason_stays_text(finished_run: Path, tmp_path: Path, wit
     assert "<script>alert" not in text
     page = parse(text)
     assert "</script><script>alert(1)</script>" in page.text
-    assert json.loads(page.scripts["candidate-data"])["rows"][0][-1] == rows[0]["reason"]
+    assert json.loads(page.scripts["candidate-data"])["rows"][0][3] == rows[0]["reason"]
 
 
 def test_a_script_in_a_shape_id_cannot_end_a_figure(run: RunRecord, without_plotly: None) -> None:
@@ -272,10 +272,16 @@ def test_learning_rates_that_were_tried_are_told_with_what_became_of_them(page: 
 def test_every_figure_has_a_place_to_be_drawn_in(page: Page) -> None:
     places = {values.get("id") for _, values in page.elements}
     drawn = {name for name in page.scripts if name.startswith("figure-")}
-    kinds = ("curves", "rungs", "times", "hypervolume", "parallel")
+    kinds = ("curves", "rungs", "times", "parallel")
     of_sizes = {f"figure-{kind}-{size}" for kind in kinds for size in ("110M", "94M")}
-    assert drawn == {"figure-speed"} | of_sizes
+    maps = {f"figure-importance-teacher-{axis}" for axis in ("layers", "heads", "kv_groups", "neurons", "hidden")}
+    assert drawn == {"figure-speed", "figure-timeline"} | of_sizes | maps
     assert {name.replace("figure-", "plot-") for name in drawn} <= places
+
+
+def test_what_cannot_be_drawn_says_why_in_words(page: Page) -> None:
+    assert page.text.count("Nothing to draw: 8 screened shapes are too few to tell which axes matter.") == 2
+    assert page.text.count("Nothing to draw: the screening had fewer than two rounds.") == 2
 
 
 def test_a_missing_run_folder_is_refused(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_candidates_that_came_equally_far_lose_the_furthest_from_the_teacher(
     worst_first = run.candidates.sort_values("screen_kl_nats", ascending=False)
     rows = sections.candidate_rows(replace(run, candidates=worst_first))
     screened_out = run.candidates[run.candidates["outcome"] == "screened_out"]["screen_kl_nats"]
-    shown = [row[9] for row in rows if row[1] == "screened_out"]
+    shown = [row[10] for row in rows if row[1] == "screened_out"]
     assert 0 < len(shown) < len(screened_out)
     assert sorted(shown) == sorted(screened_out)[: len(shown)]
 
@@ -220,7 +220,7 @@ def test_every_size_that_pruning_changes_is_told() -> None:
 
 
 def test_sizes_that_only_some_families_have_are_told_where_there_are_any(run: RunRecord) -> None:
-    assert [heading for _, heading, _ in sections.candidate_columns(run)][4:9] == [
+    assert [heading for _, heading, _ in sections.candidate_columns(run)][5:10] == [
         "layers",
         "hidden",
         "FFN",

@@ -103,7 +103,10 @@ def test_where_all_is_known_nothing_is_measured(landscape):
 def test_it_is_written_and_read_without_the_time_that_it_took(landscape):
     found = explored(landscape, max_screened=8)
     timed = Exploration(
-        {index: Outcome(each.key, each.status, each.value, each.error, 7.0) for index, each in found.outcomes.items()},
+        {
+            index: Outcome(each.key, each.status, each.value, each.error, 7.0, 1e9)
+            for index, each in found.outcomes.items()
+        },
         found.rounds,
         found.ended,
     )

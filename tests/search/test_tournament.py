@@ -1,4 +1,5 @@
 import json
+import time
 from dataclasses import replace
 from math import inf, nan
 from pathlib import Path
@@ -42,8 +43,8 @@ def held(arena, folder, finalists=None, runner=None, rung_tokens=RUNGS, max_fail
 
 
 def told(rows):
-    """What rows say but for the time it took."""
-    return [{name: value for name, value in row.to_row("90k").items() if name != "seconds"} for row in rows]
+    """What rows say but for when they ran, and how long."""
+    return [{name: value for name, value in row.to_row("90k").items() if "seconds" not in name} for row in rows]
 
 
 def rungs(rows):
@@ -260,7 +261,9 @@ def test_rows_fill_their_table(arena, tmp_path, scripted):
         "agreement_tokens": 2.5,
         "num_parameters": arena.finalists[0].num_parameters,
         "seconds": found[0]["seconds"],
+        "began_seconds": rows[0].outcome.began,
     }
+    assert 0 < time.time() - found[0]["began_seconds"] < 600
     keys = [tuple(row[name] for name in TRIALS.key) for row in found]
     assert len(keys) == len(set(keys)) == 6
 
