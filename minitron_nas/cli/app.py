@@ -7,6 +7,7 @@ import typer
 from minitron_nas.cli import aligning, families, judging, looking, planning, runs, steps  # noqa: F401  # they add their verbs
 from minitron_nas.cli.command import app
 from minitron_nas.errors import MinitronNasError, printable
+from minitron_nas.memory import spare_memory
 
 
 def main() -> None:
@@ -16,6 +17,7 @@ def main() -> None:
     one line and 128 + its number.
     """
     try:
+        spare_memory()
         app()
     except MinitronNasError as error:
         typer.echo(f"minitron-nas: {printable(str(error))}", err=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from minitron_nas.errors import PlanError
-from minitron_nas.execution.memory import parse_memory
+from minitron_nas.memory import parse_memory
 from minitron_nas.settings import parse_count
 from minitron_nas.space.size import Size
 from minitron_nas.text.data_source import read_sources

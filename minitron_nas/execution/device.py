@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from minitron_nas.execution.memory import available_memory, total_memory
+from minitron_nas.memory import available_memory, total_memory
 
 
 def pick_device() -> torch.device:

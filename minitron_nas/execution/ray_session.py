@@ -26,9 +26,9 @@ from ray._private import services, utils
 from ray.actor import ActorHandle
 
 from minitron_nas.errors import PlanError, TrainingProcessError
-from minitron_nas.execution.memory import available_memory, is_limited, total_memory
 from minitron_nas.execution.preemption import fail, put_off
 from minitron_nas.execution.settings import NO_RAY_CLIENT, is_ray_client
+from minitron_nas.memory import available_memory, is_limited, total_memory
 from minitron_nas.storage.locks import Process
 from minitron_nas.storage.machine import require_writable
 

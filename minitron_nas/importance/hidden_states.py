@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from minitron_nas.execution.memory import available_memory
+from minitron_nas.memory import available_memory
 from minitron_nas.storage.atomic import require_free_bytes
 
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from minitron_nas.architecture.rules import check_architecture
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import ProofError
-from minitron_nas.execution.memory import available_memory
+from minitron_nas.memory import available_memory
 from minitron_nas.models.causal_lm import CausalLM, logits_of
 from minitron_nas.models.checks import check_tensors
 from minitron_nas.models.expected import ExpectedTensors

@@ -85,6 +85,15 @@ def ridge_map(moment: Tensor, kept: Tensor, ridge: float) -> Tensor:
     return matrix
 
 
+def regression_bytes(num_read: int) -> int:
+    """Return the memory that a `Regression` takes as it is solved: its sums, and twice those in float64.
+
+    Args:
+        num_read: Size of what is read.
+    """
+    return (4 + 8 + 8) * num_read**2
+
+
 class Regression:
     """Ridge regression of what is wanted on what is read, which come a batch at a time; sums are float32."""
 
@@ -160,7 +169,9 @@ def ridge_regression(cross: Tensor, moment: Tensor, start: Tensor | None, ridge:
             "what the model's layers read has no finite second moments; its activations overflow on this text, so give "
             "another text, or the model in a wider type"
         )
-    found = torch.cholesky_solve(missing.T, factor).T
+    del moment
+    half = torch.linalg.solve_triangular(factor, missing.T, upper=False)  # cholesky_solve would copy the factor
+    found: Tensor = torch.linalg.solve_triangular(factor.T, half, upper=True).T
     return found if start is None else start + found
 
 

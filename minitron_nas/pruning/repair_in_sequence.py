@@ -33,7 +33,8 @@ from torch.nn import Module
 
 from minitron_nas.architecture.layout import HIDDEN, Axis, Layout, TensorPlace, TensorRow
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.execution.device import release_memory, trim_memory
+from minitron_nas.errors import MachineError
+from minitron_nas.execution.device import available_bytes, pick_device, release_memory, trim_memory
 from minitron_nas.importance.hidden_states import HiddenStates
 from minitron_nas.importance.layered_model import LayeredModel
 from minitron_nas.models.causal_lm import CausalLM
@@ -42,9 +43,10 @@ from minitron_nas.models.stock import DTYPES
 from minitron_nas.progress import Progress, silent
 from minitron_nas.pruning.parts import Cut, entries, whole
 from minitron_nas.pruning.prepare import PreparedTeacher
-from minitron_nas.pruning.repair import Regression, ridge_gain
+from minitron_nas.pruning.repair import Regression, regression_bytes, ridge_gain
 from minitron_nas.pruning.settings import SequenceSettings
 from minitron_nas.pruning.student import basis_of, cuts, student_config
+from minitron_nas.settings import about_bytes
 from minitron_nas.storage.weights import TensorHeader, file_headers
 from minitron_nas.text.tokens import PackedTokens
 
@@ -135,11 +137,25 @@ def repair_in_sequence(
 
     Raises:
         DiskSpaceError: If neither memory nor disk can hold the hidden states of the text.
+        MachineError: If memory cannot hold what the widest matrix is refitted with.
     """
+    _require_memory(prepared.layout, target)
     folder.mkdir(parents=True, exist_ok=True)
     text = calibration.with_random_tokens(settings.random_tokens, prepared.architecture.vocab_size)
     with ExitStack() as stack:
         return _Sequence(prepared, target, text, folder, settings, progress, stack).run()
+
+
+def _require_memory(layout: Layout, target: Architecture) -> None:
+    device = pick_device()
+    inputs = [target.hidden_size, target.num_attention_heads * target.head_dim]
+    widest = max(*inputs, 0 if layout.has_experts else target.intermediate_size)
+    needed, there = regression_bytes(widest), available_bytes(device)
+    if needed > there:
+        raise MachineError(
+            f"a repair layer after layer takes {about_bytes(needed)} for a matrix of {widest} inputs, and {device} has "
+            f"{about_bytes(there)} left; give it more memory, or leave the repair out with repair=none"
+        )
 
 
 class _Sequence:

@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import InvalidArchitectureError, PlanError, ProofError, SpaceError
-from minitron_nas.execution.memory import available_memory
 from minitron_nas.families.wrappers import Tower, Wrapper
+from minitron_nas.memory import available_memory
 from minitron_nas.models.causal_lm import logits_of
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.config import read_config

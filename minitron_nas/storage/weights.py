@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from minitron_nas.errors import CheckpointError
+from minitron_nas.memory import available_memory
 from minitron_nas.storage.foreign import other_kind, plain_name, read_object, what_lies_instead
 
 INDEX = "model.safetensors.index.json"
@@ -30,6 +31,10 @@ _SAMPLE_BYTES = 64 << 10
 _MAX_THREADS = 16
 _THREADS_PER_CORE = 4
 """So that one reads or writes while another computes."""
+_BYTES_OF_A_THREAD = 8 * BLOCK_BYTES
+"""What one takes at most: a block, its numbers in 32 bits, and what is made of them."""
+_MEMORY_FRACTION = 0.5
+"""Of the memory that there is, for all threads."""
 _AHEAD = 1
 
 Item = TypeVar("Item")
@@ -278,9 +283,11 @@ def row_blocks(header: TensorHeader) -> Iterator[tuple[int, int]]:
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """Apply a function to items on a few threads and yield the results in the items' order.
 
-    A few items beyond the threads are under way at any time, so that memory stays small.
+    A few items beyond the threads are under way at any time, so that memory stays small; where there is little of it,
+    so are the threads.
     """
-    workers = min(_MAX_THREADS, _THREADS_PER_CORE * (os.cpu_count() or 1))
+    by_memory = int(_MEMORY_FRACTION * available_memory()) // _BYTES_OF_A_THREAD
+    workers = max(min(_MAX_THREADS, _THREADS_PER_CORE * (os.cpu_count() or 1), by_memory), 1)
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque[Future[Result]] = deque()
         try:

@@ -18,8 +18,8 @@ from ray.exceptions import RayError
 
 from minitron_nas.errors import MachineError, PlanError, PreemptedError, TrainingProcessError
 from minitron_nas.execution import ray_session
-from minitron_nas.execution.memory import SETTING
 from minitron_nas.execution.settings import RunnerSettings
+from minitron_nas.memory import SETTING
 from minitron_nas.storage.locks import Process
 
 SETTINGS_FRAME = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])

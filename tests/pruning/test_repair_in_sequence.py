@@ -1,8 +1,6 @@
-from types import SimpleNamespace
 from unittest.mock import patch
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -10,6 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from minitron_nas.architecture.config import architecture_of
 from minitron_nas.distillation.loss.losses import forward_kl
+from minitron_nas.errors import MachineError
 from minitron_nas.families.catalog import layout_of, layouts
 from minitron_nas.importance.moments import second_moments
 from minitron_nas.importance.score import score_importance
@@ -272,7 +271,7 @@ def test_hidden_states_in_a_file_give_the_same_bytes(tmp_path, source, monkeypat
     teacher = source("llama")
     target = teacher.architecture.reshaped({"intermediate_size": 56, "hidden_size": 36})
     in_memory, _ = repaired(teacher.prepared, target, tmp_path / "one")
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
+    monkeypatch.setattr("minitron_nas.importance.hidden_states.available_memory", lambda: 0)
     in_a_file, _ = repaired(teacher.prepared, target, tmp_path / "other")
     assert all(torch.equal(in_memory[name], in_a_file[name]) for name in in_memory)
     assert {path.suffix for path in (tmp_path / "other").iterdir()} == {".safetensors"}
@@ -347,3 +346,13 @@ def test_output_projections_of_experts_are_not_refitted(tmp_path, source):
     assert any("self_attn.o_proj" in name for name in found)
     assert any(".w1." in name for name in found)
     assert not any(".w2." in name for name in found)
+
+
+def test_where_memory_cannot_hold_a_regression_that_is_said_before_work(tmp_path, source, monkeypatch):
+    teacher = source("llama")
+    widest = teacher.architecture.intermediate_size
+    monkeypatch.setattr(sequence, "available_bytes", lambda device: 20 * widest**2 - 1)
+    told = rf"takes \d+ kB for a matrix of {widest} inputs, and cpu has \d+ kB left; .* repair=none$"
+    with pytest.raises(MachineError, match=told):
+        repair_in_sequence(teacher.prepared, teacher.architecture, TEXT, tmp_path / "work")
+    assert not (tmp_path / "work").exists()

@@ -1,5 +1,6 @@
 import json
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from minitron_nas.errors import CheckpointError
+from minitron_nas.memory import parse_memory
 from minitron_nas.storage import weights
 from minitron_nas.storage.weights import (
     float_rows,
@@ -106,6 +108,22 @@ def test_threads_give_results_in_the_items_order_and_pass_an_error_on() -> None:
     assert list(in_threads(lambda item: item * item, range(100))) == [item * item for item in range(100)]
     with pytest.raises(ZeroDivisionError):
         list(in_threads(lambda item: 1 // (item - 50), range(100)))
+
+
+@pytest.mark.parametrize(("memory", "threads"), [("300MB", 1), ("1200MB", 2), ("64GB", 16)])
+def test_where_memory_is_little_so_are_the_threads(monkeypatch: pytest.MonkeyPatch, memory: str, threads: int) -> None:
+    monkeypatch.setattr(weights.os, "cpu_count", lambda: 32)
+    monkeypatch.setattr(weights, "available_memory", lambda: parse_memory(memory))
+    asked = list[int]()
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, workers: int) -> None:
+            asked.append(workers)
+            super().__init__(workers)
+
+    monkeypatch.setattr(weights, "ThreadPoolExecutor", Pool)
+    assert list(in_threads(str, range(3))) == ["0", "1", "2"]
+    assert asked == [threads]
 
 
 def test_a_header_that_is_written_is_read_by_safetensors(tmp_path: Path) -> None:

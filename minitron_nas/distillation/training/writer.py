@@ -22,7 +22,7 @@ from minitron_nas.distillation.training.checkpoints import OwnState, last_whole,
 from minitron_nas.distillation.training.together import any_process, first_words
 from minitron_nas.errors import MinitronNasError, TrainingProcessError, from_plain, to_plain
 from minitron_nas.execution.deepspeed import ZeroOptimizer
-from minitron_nas.execution.memory import available_memory
+from minitron_nas.memory import available_memory
 from minitron_nas.storage.machine import machine_error
 
 SMALL_BYTES = 64 << 20

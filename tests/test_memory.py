@@ -8,9 +8,9 @@ from typing import Any
 import psutil
 import pytest
 
+from minitron_nas import memory
 from minitron_nas.errors import PlanError
-from minitron_nas.execution import memory
-from minitron_nas.execution.memory import SETTING, available_memory, is_limited, total_memory
+from minitron_nas.memory import SETTING, available_memory, is_limited, spare_memory, total_memory
 
 GB = 10**9
 UNLIMITED = 9223372036854771712
@@ -141,3 +141,15 @@ def test_what_is_left_is_never_less_than_nothing(machine: Machine) -> None:
 def test_the_real_system_can_be_read() -> None:
     assert 0 <= available_memory() <= psutil.virtual_memory().total
     assert 0 < total_memory() <= psutil.virtual_memory().total
+
+
+@pytest.mark.parametrize(("setting", "spared"), [("4GB", [(-3, 1 << 20)]), ("64GB", [])])
+def test_what_is_freed_goes_back_at_once_where_there_is_little_memory(
+    monkeypatch: pytest.MonkeyPatch, setting: str, spared: list[tuple[int, int]]
+) -> None:
+    asked: list[tuple[int, int]] = []
+    library = SimpleNamespace(mallopt=lambda *values: asked.append(values))
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: library)
+    monkeypatch.setenv(SETTING, setting)
+    spare_memory()
+    assert asked == spared

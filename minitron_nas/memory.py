@@ -4,6 +4,7 @@ Limits are those of cgroups (v1 and v2, of this process' group and of all groups
 setting overrides all of them: the environment variable MINITRON_NAS_MEMORY, such as 8GB.
 """
 
+import ctypes
 import os
 import re
 from collections.abc import Iterator
@@ -17,6 +18,10 @@ import psutil
 from minitron_nas.errors import PlanError
 
 SETTING = "MINITRON_NAS_MEMORY"
+
+_LITTLE_BYTES, _LEAST_MAPPED_BYTES = 8 << 30, 1 << 20
+_M_MMAP_THRESHOLD = -3
+"""As glibc numbers what mallopt sets: from how many bytes a block is asked for from the system alone."""
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 _LIMITS = {"cgroup2": ("memory.max", "memory.high"), "cgroup": ("memory.limit_in_bytes",)}
@@ -56,6 +61,20 @@ def available_memory() -> int:
     left = [group.limit_bytes - group.used_bytes for group in _groups()]
     left += [limit - _taken_by_us() for limit in _job_limits()]
     return max(min([int(psutil.virtual_memory().available), *left]), 0)
+
+
+def spare_memory() -> None:
+    """Let memory that is freed go back to the system at once, where this process may take little.
+
+    glibc keeps blocks of up to 32 MB for whatever is asked for next, and is left with holes that nothing fits into:
+    a repair in sequence of layers of 15M parameters took 1.4 GB so, and 0.9 without.
+
+    Raises:
+        PlanError: If the setting is no size.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None and total_memory() < _LITTLE_BYTES:
+        mallopt(_M_MMAP_THRESHOLD, _LEAST_MAPPED_BYTES)
 
 
 def is_limited() -> bool:
