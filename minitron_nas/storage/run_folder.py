@@ -29,6 +29,15 @@ _TABLES_LOCK = ".tables.lock"
 _BEFORE_THE_PLAN = (_LOCK, f"{_LOCK}.writers", ".plan.yaml.partial", "work")
 """What a run may leave before its plan is written."""
 
+_MARKS = (
+    (_LOCK,),  # of a run from its first moment on, of a step that may go on, of what a teacher says
+    ("plan.yaml", "ledger.jsonl"),  # of a run that came from elsewhere
+    ("config.json", "*.safetensors"),
+    ("scores.safetensors",),
+    ("comparison.parquet",),
+)
+"""What lies in each kind of folder that a command writes."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
@@ -300,13 +309,16 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def beginning(path: Path) -> Iterator[None]:
-    """Leave nothing of a working folder that is made in this block, if what was asked for is refused in it.
+    """Make a working folder, and leave nothing of it if what was asked for is refused in this block.
 
     Args:
         path: The folder; where it was there before, as what a stopped command goes on from, it stays.
+
     """
     there = path.exists()
     try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / _LOCK).touch()
         yield
     except MinitronNasError:
         if not there:
@@ -325,6 +337,15 @@ def holds_run(path: Path) -> bool:
         path: Any path.
     """
     return RunFolder(path).plan.is_file() and not (path / "config.json").is_file()
+
+
+def is_written_by_a_command(folder: Path) -> bool:
+    """Whether a folder is a run's, a model's, or what a step has made or goes on from, and holds no text.
+
+    Args:
+        folder: Any folder; the answer is the same from the first moment of a run to its last, and afterwards.
+    """
+    return any(all(any(folder.glob(name)) for name in names) for names in _MARKS)
 
 
 def run_joined_by(path: Path) -> RunFolder | None:

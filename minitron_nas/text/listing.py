@@ -4,10 +4,12 @@ import glob
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 from minitron_nas.errors import DataError
 from minitron_nas.storage.machine import expanded
+from minitron_nas.storage.run_folder import is_written_by_a_command
 from minitron_nas.text.card import files_of_card
 from minitron_nas.text.formats import COMPRESSIONS, PROSE, SAVED, TABLES, kind_of
 from minitron_nas.text.settings import TextSettings
@@ -62,8 +64,8 @@ def list_files(name: str, settings: TextSettings | None) -> Listing:
     """Return the files that a name stands for; none where it stands for nothing here.
 
     A file that is named is read whatever it is called. In a folder, and among the files that a glob matches, hidden
-    files, cards, licences, metadata and what has no kind of text or table are passed over; so is prose beside tables,
-    and what belongs to another split than the settings name.
+    files, what lies in the folder of a run, a step or a model, cards, licences, metadata and what has no kind of text
+    or table are passed over; so is prose beside tables, and what belongs to another split than the settings name.
 
     Args:
         name: A path, a glob or a folder; ~ is the home folder.
@@ -109,6 +111,10 @@ class _Sorter:
             settings: Say which split is wanted.
         """
         files = self._without("hidden", found, self._is_hidden)
+        is_written = cache(is_written_by_a_command)
+        files = self._without(
+            "of a run, a step or a model", files, lambda file: any(map(is_written, self._folders_above(file)))
+        )
         files = _saved_as_one(files)
         files = self._without("card, licence or metadata", files, _is_about_data)
         for suffix in sorted({_whole_suffix(file) for file in files if kind_of(file) is None}):
@@ -139,6 +145,10 @@ class _Sorter:
     def _is_hidden(self, file: Path) -> bool:
         asked = set(PurePosixPath(self._pattern).parts)
         return any((part.startswith(".") or part == _MAC_ARCHIVE) and part not in asked for part in self._inner(file))
+
+    def _folders_above(self, file: Path) -> list[Path]:
+        """Folders that a file lies in, below the one that was named."""
+        return [self._base / folder for folder in self._relative(file).parents][:-1]
 
     def _inner(self, file: Path) -> tuple[str, ...]:
         return self._relative(file).parts

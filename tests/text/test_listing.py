@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from minitron_nas.errors import DataError
+from minitron_nas.storage.run_folder import RunFolder, beginning
 from minitron_nas.text.listing import list_files
 from minitron_nas.text.settings import TextSettings
 from minitron_nas.text.sources import data_fingerprint, data_name, read_documents, read_in_order
@@ -267,3 +268,51 @@ def test_the_fingerprint_changes_with_what_is_read_and_with_nothing_else(tmp_pat
     (tmp_path / "train.jsonl").write_text('{"text": "other"}\n')
     changed.add(data_fingerprint(str(tmp_path), settings))
     assert len(changed) == 5
+
+
+def test_a_run_among_its_own_text_reads_nothing_that_it_writes(tmp_path):
+    fill(tmp_path, ["a.txt"])
+    run, settings = RunFolder(tmp_path / "runs" / "x"), TextSettings()
+    looks = [data_fingerprint(str(tmp_path), settings)]
+    with run.lock():
+        fill(run.path, ["work/now.json"])
+        looks += [data_fingerprint(str(tmp_path), settings)]
+        fill(run.path, ["plan.yaml", "ledger.jsonl", "tokens/about.json", "students/90k/config.json", "trials.parquet"])
+        looks += [data_fingerprint(str(tmp_path), settings)]
+    looks += [data_fingerprint(str(tmp_path), settings)]
+    (run.path / ".lock").unlink()  # as where a run was brought from elsewhere
+    looks += [data_fingerprint(str(tmp_path), settings)]
+    assert len(set(looks)) == 1
+    listing = list_files(str(tmp_path), settings)
+    assert documents(tmp_path) == documents(f"{tmp_path}/**/*") == ["a.txt"]
+    assert listing.about_passed_over() == (
+        "passed over: 5 files (of a run, a step or a model: runs/x/ledger.jsonl, ...)"
+    )
+
+
+WRITTEN = {
+    "a student": ["config.json", "model.safetensors", "tokenizer.json", "lineage.json"],
+    "scores": ["scores.safetensors", "scores.parquet", "tokens.json"],
+    "a comparison": ["comparison.parquet", "comparison.md"],
+}
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_what_a_step_has_made_among_text_is_no_text(tmp_path, kind):
+    fill(tmp_path, ["a.txt", "texts/config.json.txt"])
+    fill(tmp_path / "out", WRITTEN[kind])
+    assert documents(tmp_path) == ["a.txt", "texts/config.json.txt"]
+
+
+def test_what_a_step_goes_on_from_is_no_text(tmp_path):
+    fill(tmp_path, ["a.txt"])
+    with beginning(tmp_path / "out.work"):
+        fill(tmp_path / "out.work", ["training/job.json"])
+        assert documents(tmp_path) == ["a.txt"]
+    assert documents(tmp_path) == ["a.txt"]
+
+
+def test_a_folder_of_a_run_is_read_where_it_is_named_itself(tmp_path):
+    with RunFolder(tmp_path / "run").lock():
+        fill(tmp_path / "run", ["rows.jsonl"])
+        assert documents(tmp_path / "run") == documents(tmp_path / "run" / "*.jsonl") == ["rows.jsonl"]
