@@ -118,7 +118,29 @@ FOLDERS = {
         ["latest.jsonl", "dev2/a.txt"],
         ["contest.txt"],
     ),
-    "prose is not so easily a split": (["dev-diary.txt", "evaluation.md"], ["dev-diary.txt", "evaluation.md"], []),
+    "splits by other names": (
+        [
+            "train.jsonl",
+            "testData.jsonl",
+            "tests.jsonl",
+            "holdout.jsonl",
+            "held-out.json",
+            "aTestSet.json",
+            "devset.txt",
+        ],
+        ["train.jsonl"],
+        ["5 files (split test: aTestSet.json, ...)", "prose beside tables: devset.txt"],
+    ),
+    "prose of splits by other names": (
+        ["train.txt", "testdata.txt", "heldout/a.txt", "valSet.md"],
+        ["train.txt"],
+        ["2 files (split test: heldout/a.txt, ...)", "split validation: valSet.md"],
+    ),
+    "prose is not so easily a split": (
+        ["dev-diary.txt", "evaluation.md", "tests.rst", "withheld.txt"],
+        ["dev-diary.txt", "evaluation.md", "tests.rst", "withheld.txt"],
+        [],
+    ),
     "others beside a test split": (["web.jsonl", "test.jsonl"], ["web.jsonl"], ["split test: test.jsonl"]),
 }
 
@@ -193,6 +215,28 @@ configs:
     assert "in no split: de/one.jsonl, ..." in list_files(str(tmp_path), TextSettings()).about_passed_over()
     with pytest.raises(DataError, match="has the configurations en, de, and none is 'fr'; choose one with --set text"):
         documents(tmp_path, config="fr")
+
+
+LANGUAGES = [f"{language}/{split}-00000-of-00001.jsonl" for language in ("en", "fr") for split in ("train", "test")]
+
+
+def test_a_folder_named_after_the_configuration_is_the_one_that_is_read(tmp_path):
+    fill(tmp_path, LANGUAGES)
+    (tmp_path / "README.md").write_text("no card")
+    assert documents(tmp_path, config="en") == documents(tmp_path / "*" / "*", config="en") == [LANGUAGES[0]]
+    assert documents(tmp_path, config="fr", split="test") == [LANGUAGES[3]]
+    listing = list_files(str(tmp_path), TextSettings(config="en"))
+    assert "2 files (not of configuration en: fr/test-00000-of-00001.jsonl, ...)" in listing.about_passed_over()
+    assert documents(tmp_path / LANGUAGES[2], config="en") == [LANGUAGES[2]]  # which is named itself
+    with pytest.raises(DataError, match="has no configuration 'de', .* only en, fr; choose one with --set text.config"):
+        documents(tmp_path, config="de")
+    with pytest.raises(DataError, match="has no configuration 'en', .* nor any other; choose"):
+        documents(tmp_path / "fr", config="en")
+
+
+def test_what_is_read_beside_a_split_without_being_of_one_is_said(tmp_path):
+    fill(tmp_path, ["train.jsonl", "more.jsonl", "web.jsonl"])
+    assert list_files(str(tmp_path), TextSettings()).split == "train and 2 files (in no split: more.jsonl, ...)"
 
 
 def test_a_folder_that_datasets_saved_is_read(tmp_path):
