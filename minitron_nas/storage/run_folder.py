@@ -13,7 +13,7 @@ import yaml
 from minitron_nas.errors import MinitronNasError, RunFolderError
 from minitron_nas.storage.atomic import remove, write_text
 from minitron_nas.storage.locks import held, one_at_a_time, refuse_held, release
-from minitron_nas.storage.machine import require_writable
+from minitron_nas.storage.machine import landing, require_writable
 from minitron_nas.storage.plain_yaml import load_yaml
 from minitron_nas.storage.remote import as_uri
 
@@ -161,7 +161,7 @@ class RunFolder:
             RunFolderError: If it cannot be created or written to, or another command works in it.
         """
         with held(self.path / _LOCK, self.path):
-            refuse_held(_lock_beside(self.path), self.path)
+            refuse_held(_lock_beside(landing(self.path)), self.path)
             self._empty_work()
             try:
                 yield
@@ -293,8 +293,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         RunFolderError: If something lies there already, another command makes it, or its place cannot be written to.
     """
-    require_new_folder(path)
-    path = path.absolute()
+    path = require_new_folder(path).absolute()
     lock, temporary = _lock_beside(path), path.with_name(f".{path.name}.tmp")
     with held(lock, path):
         require_new_folder(path)
@@ -359,8 +358,11 @@ def run_joined_by(path: Path) -> RunFolder | None:
     return run if run.aligned == parent and holds_run(run.path) else None
 
 
-def require_new_folder(path: Path) -> None:
-    """Refuse to write where something lies already, or where nothing can be written.
+def require_new_folder(path: Path) -> Path:
+    """Return the folder that is to be written, which is what a link stands for.
+
+    Args:
+        path: As it was given.
 
     Raises:
         RunFolderError: If the path is a URI, a file or a folder that is not empty, or another disk begins there.
@@ -370,9 +372,11 @@ def require_new_folder(path: Path) -> None:
         raise RunFolderError(f"--out {uri} is a URI, which only a whole run is written to; choose a folder")
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise RunFolderError(f"{path} exists and is not empty; choose an empty or new --out")
+    path = landing(path)
     if path.is_mount():  # which nothing can take the place of when it is whole
         raise RunFolderError(f"{path} is where a disk is mounted; choose a folder in it as --out")
     require_writable(path.absolute().parent)
+    return path
 
 
 def _differences(

@@ -139,8 +139,7 @@ def compare(
     """
     limits, display = limits or CompareLimits(), display or default_display()
     evaluation, settings = evaluation or EvaluationSettings(), settings or TextSettings()
-    if out is not None:
-        require_new_folder(Path(out))
+    folder = None if out is None else require_new_folder(Path(out))
     if runs := _runs(base, other):
         _require_measured(limits, text)
         checks = [*_of_runs(*runs, limits), *_tasks_of_runs(*runs, limits)]
@@ -162,8 +161,8 @@ def compare(
                 *_tasks_of_models(first, second, evaluation, seed, limits, display),
             ]
     found = Comparison(source_name(base), source_name(other), tuple(checks))
-    if out is not None:
-        with whole_folder(Path(out)) as partial:
+    if folder is not None:
+        with whole_folder(folder) as partial:
             write_rows(partial, COMPARISON, [check.to_row() for check in found.checks])
             write_text(partial / "comparison.md", found.to_markdown())
     return found

@@ -82,8 +82,7 @@ def correct(
         MinitronNasError: If something that was given cannot be used; says what to do.
     """
     display, settings, text = display or default_display(), settings or CorrectionSettings(), text or TextSettings()
-    folder = Path(out)
-    require_new_folder(folder)
+    folder = require_new_folder(Path(out))
     tell(display, about_text(data, text))
     if settings.weights == "lora":
         require_peft()
