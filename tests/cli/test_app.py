@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import signal
 import subprocess
@@ -588,6 +589,31 @@ def test_a_setting_may_refine_another(
     assert run("build", "o/n", "--size", "8B", "--data", "embedded", "--out", tmp_path / "run", *sets).code == 0
     ((plan, _),) = planned
     assert (plan.text.sequence_length, plan.text.bos) == (64, "document")
+
+
+IN_ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.parametrize("place", ["argument", "folder"])
+def test_a_name_that_the_locale_cannot_spell_is_told_with_what_to_set(tmp_path: Path, place: str) -> None:
+    folder = tmp_path / "ünï"
+    folder.mkdir()
+    found = subprocess.run(
+        [sys.executable, "-m", "minitron_nas", "show", str(folder) if place == "argument" else "model"],
+        cwd=tmp_path if place == "argument" else folder,
+        env={**os.environ, **IN_ASCII, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, filter(None, sys.path)))},
+        capture_output=True,
+        check=False,
+        encoding="utf-8",
+    )
+    assert (found.returncode, found.stdout) == (2, "")
+    told = f"this locale, whose encoding is ascii, cannot spell '{folder}'; set PYTHONUTF8=1 or another locale"
+    assert found.stderr == f"minitron-nas: {told}\n"
+
+
+def test_a_name_that_is_no_utf_8_is_told(run: Callable[..., Output]) -> None:
+    told = run("show", os.fsdecode(b"caf\xe9"))
+    assert (told.code, told.err) == (2, "minitron-nas: 'caf\ufffd' is no name in UTF-8; rename it\n")
 
 
 def test_an_error_of_our_own_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
