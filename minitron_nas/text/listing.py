@@ -115,11 +115,11 @@ class _Sorter:
             found: All that lie there.
             settings: Say which split is wanted.
         """
-        files = self._without("hidden", found, self._is_hidden)
         is_written = cache(is_written_by_a_command)
         files = self._without(
-            "of a run, a step or a model", files, lambda file: any(map(is_written, self._folders_above(file)))
+            "of a run, a step or a model", found, lambda file: any(map(is_written, self._folders_above(file)))
         )
+        files = self._without("hidden", files, self._is_hidden)
         files = _saved_as_one(files)
         files = self._without("card, licence or metadata", files, _is_about_data)
         for suffix in sorted({_whole_suffix(file) for file in files if kind_of(file) is None}):
