@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Annotated, Any, TypeAlias, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from minitron_nas.errors import PlanError
 
@@ -31,16 +39,19 @@ def parse_count(value: object) -> int:
     """Read a count such as 8e9, "110M", "4.5B" or "64k".
 
     Raises:
-        ValueError: If the value is not a positive count.
+        ValueError: If the value is not a positive count, or no whole one.
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"{value!r} is not a count; write a number such as 8e9 or '110M'")
     match = _COUNT.fullmatch(str(value).strip())
     if match is None:
         raise ValueError(f"{value!r} is not a count; write a number such as 8e9 or '110M'")
-    count = round(Decimal(match[1]) * _SUFFIXES[match[2].lower()])
+    exact = Decimal(match[1]) * _SUFFIXES[match[2].lower()]
+    count = int(exact)
     if count < 1:
         raise ValueError(f"{value!r} is not a positive count")
+    if count != exact:
+        raise ValueError(f"{_short(value)} is no whole number; write one, such as {round(exact)}")
     if count > _MOST:
         raise ValueError(f"{_short(value)} is more than a count may be; write at most {_MOST}")
     return count
@@ -81,7 +92,7 @@ Count = Annotated[int, BeforeValidator(parse_count)]
 
 
 class Settings(BaseModel):
-    """Frozen settings that refuse unknown keys, and numbers that are none or not finite."""
+    """Frozen settings that refuse unknown keys, and numbers that are none, truths or not finite."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
@@ -97,6 +108,25 @@ class Settings(BaseModel):
             else value
             for name, value in values.items()
         }
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number_is_a_truth(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = cls.model_fields[info.field_name or ""].annotation
+        is_number = (_is_made_of(kind, int) or _is_made_of(kind, float)) and not _is_made_of(kind, bool)
+        if is_number and _holds_truth(value):
+            raise ValueError(f"{value!r} is no number; write one")
+        return value
+
+
+def _is_made_of(annotation: object, kind: type) -> bool:
+    return annotation is kind or any(_is_made_of(inner, kind) for inner in get_args(annotation))
+
+
+def _holds_truth(value: object) -> bool:
+    if isinstance(value, list | tuple | dict):
+        return any(map(_holds_truth, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, bool)
 
 
 def settings_within(kind: object) -> list[type[Settings]]:

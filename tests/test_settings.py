@@ -1,4 +1,4 @@
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pytest
 from hypothesis import given
@@ -46,7 +46,7 @@ def refusal(content: object) -> str:
         (" 12 ", 12),
         ("8e9", 8_000_000_000),
         ("2e+16", 20_000_000_000_000_000),
-        ("0.0006k", 1),
+        ("0.006k", 6),
     ],
 )
 def test_a_count_is_read_with_and_without_suffix(written: object, count: int) -> None:
@@ -61,9 +61,15 @@ def test_what_is_no_number_is_refused_as_a_count(written: object) -> None:
         parse_count(written)
 
 
-@pytest.mark.parametrize("written", [0, 0.0, "0", "0.0004k"])
+@pytest.mark.parametrize("written", [0, 0.0, "0", "0.0004k", "0.9", 0.5])
 def test_a_count_below_one_is_refused(written: object) -> None:
     with pytest.raises(ValueError, match=r"is not a positive count"):
+        parse_count(written)
+
+
+@pytest.mark.parametrize(("written", "near"), [(1.5, 2), ("2.4", 2), ("1.2345k", 1234), (94_160_505.6, 94_160_506)])
+def test_a_fraction_is_refused_where_a_count_is_due(written: object, near: int) -> None:
+    with pytest.raises(ValueError, match=rf"^{written!r} is no whole number; write one, such as {near}$"):
         parse_count(written)
 
 
@@ -169,3 +175,26 @@ def test_a_list_is_not_called_too_short_for_what_was_refused_in_it() -> None:
         "plan.yaml: sizes.0: 'many' is not a count; write a number such as 8e9 or '110M'"
     )
     assert refusal({"size": 1, "sizes": []}).startswith("plan.yaml: sizes: Tuple should have at least 1 item")
+
+
+class Numbers(Settings):
+    seed: Annotated[int, Field(ge=0)] | None = 0
+    rate: float | Literal["auto"] = 0.1
+    widths: tuple[Annotated[int, Field(ge=1)], ...] = (1,)
+    shares: dict[str, float] | None = None
+    flag: bool = False
+    either: bool | int = 0
+
+
+@pytest.mark.parametrize("given", [{"seed": True}, {"rate": False}, {"widths": [1, True]}, {"shares": {"a": True}}])
+def test_a_truth_is_refused_where_a_number_is_due(given: dict[str, object]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Numbers.model_validate(given)
+    ((name, value),) = given.items()
+    error = plan_error(caught.value, Numbers, "plan.yaml")
+    assert str(error) == f"plan.yaml: {name}: {value!r} is no number; write one"
+
+
+def test_a_truth_stays_one_where_it_is_due() -> None:
+    found = Numbers.model_validate({"flag": True, "either": True, "rate": "auto", "seed": None})
+    assert found.flag is found.either is True

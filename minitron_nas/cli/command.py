@@ -4,15 +4,20 @@ import gc
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any, Optional, TextIO
+from typing import Annotated, Any, Optional, TextIO, TypeVar
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
+
+from minitron_nas.errors import PlanError
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _ORDER = (
     "demo", "doctor", "init", "plan", "build", "submit", "report", "show", "push",
@@ -27,7 +32,45 @@ class _Verbs(TyperGroup):
         return sorted(super().list_commands(ctx), key=_ORDER.index)
 
 
-app = typer.Typer(
+def _keeping_all(overrides: list[str] | None) -> list[str] | None:
+    """Refuse a --set that takes back an earlier one, which would be lost without a word.
+
+    Raises:
+        PlanError: Names both.
+    """
+    earlier: dict[str, str] = {}
+    for override in overrides or ():
+        key = override.partition("=")[0].strip()
+        for other, said in earlier.items():
+            if f"{other}.".startswith(f"{key}."):
+                raise PlanError(f"--set {override!r} takes back --set {said!r}; keep one of them")
+        earlier[key] = override
+    return overrides
+
+
+class _Verb(TyperCommand):
+    """A verb whose options are given once, but for those that say that they are repeatable."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the words behind the verb.
+
+        Raises:
+            PlanError: If an option is given twice, of which the last one would count alone.
+        """
+        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        for each, times in Counter(order).items():
+            if each.param_type_name == "option" and times > 1 and not each.multiple:
+                raise PlanError(f"{'/'.join(each.opts + each.secondary_opts)} is given {times} times; give it once")
+        return super().parse_args(ctx, args)
+
+
+class _App(typer.Typer):
+    def command(self, *args: Any, **kwargs: Any) -> Callable[[_Function], _Function]:
+        """Add a verb."""
+        return super().command(*args, **{"cls": _Verb, **kwargs})
+
+
+app = _App(
     name="minitron-nas",
     cls=_Verbs,
     help="Build a family of smaller models from one trained language model.",
@@ -51,12 +94,18 @@ Overrides = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
+        callback=_keeping_all,
         help="Any setting, such as distillation.tokens=100M or 'evaluation.tasks=[arc_easy,piqa]'; repeatable.",
     ),
 ]
 StepOverrides = Annotated[
     Optional[list[str]],  # noqa: UP045
-    typer.Option("--set", metavar="KEY=VALUE", help="A setting of those named above, or seed; repeatable."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        callback=_keeping_all,
+        help="A setting of those named above, or seed; repeatable.",
+    ),
 ]
 TextOnly = Annotated[
     bool,
@@ -110,7 +159,6 @@ def read_step(
         PlanError: If a setting is of no use to the step, or has a fault.
     """
     from minitron_nas.cli.values import parse_data
-    from minitron_nas.errors import PlanError
     from minitron_nas.pipeline.plan import make_plan, with_overrides
 
     for override in overrides or ():

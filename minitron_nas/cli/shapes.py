@@ -35,7 +35,7 @@ def parse_shape(text: str) -> tuple[dict[str, int], list[int] | None]:
         Sizes by name, and the layers to drop; None where they are not named.
 
     Raises:
-        PlanError: If a part is neither name=integer nor drop_layers=LAYERS.
+        PlanError: If a part is neither name=integer nor drop_layers=LAYERS, or a size is named twice.
     """
     shape: dict[str, int] = {}
     layers: list[str] = []
@@ -44,6 +44,8 @@ def parse_shape(text: str) -> tuple[dict[str, int], list[int] | None]:
         if (name == _DROP and separator) or (layers and not separator):
             # What follows drop_layers without a name are more of them.
             layers.append(value if separator else part)
+        elif name in shape:
+            raise PlanError(f"--shape names {name} twice, as {shape[name]} and {value}; keep one")
         elif _SIZE.fullmatch(value):
             shape[name] = int(value)
         else:

@@ -129,6 +129,15 @@ def expanded(path: str | Path) -> Path:
         return Path(path)
 
 
+def landing(path: Path) -> Path:
+    """Return where what is written to a path comes to lie: what a link stands for, there or not, or the path itself.
+
+    Args:
+        path: Any path.
+    """
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
 def free_bytes(folder: Path) -> int:
     """Return the free bytes of the disk that a folder lies on, or will lie on.
 

@@ -13,7 +13,7 @@ import yaml
 from minitron_nas.errors import MinitronNasError, RunFolderError
 from minitron_nas.storage.atomic import remove, write_text
 from minitron_nas.storage.locks import held, one_at_a_time, refuse_held, release
-from minitron_nas.storage.machine import require_writable
+from minitron_nas.storage.machine import landing, require_writable
 from minitron_nas.storage.plain_yaml import load_yaml
 from minitron_nas.storage.remote import as_uri
 
@@ -28,6 +28,15 @@ _LOCK = ".lock"
 _TABLES_LOCK = ".tables.lock"
 _BEFORE_THE_PLAN = (_LOCK, f"{_LOCK}.writers", ".plan.yaml.partial", "work")
 """What a run may leave before its plan is written."""
+
+_MARKS = (
+    (_LOCK,),  # of a run from its first moment on, of a step that may go on, of what a teacher says
+    ("plan.yaml", "ledger.jsonl"),  # of a run that came from elsewhere
+    ("config.json", "*.safetensors"),
+    ("scores.safetensors",),
+    ("comparison.parquet",),
+)
+"""What lies in each kind of folder that a command writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +161,7 @@ class RunFolder:
             RunFolderError: If it cannot be created or written to, or another command works in it.
         """
         with held(self.path / _LOCK, self.path):
-            refuse_held(_lock_beside(self.path), self.path)
+            refuse_held(_lock_beside(landing(self.path)), self.path)
             self._empty_work()
             try:
                 yield
@@ -284,8 +293,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         RunFolderError: If something lies there already, another command makes it, or its place cannot be written to.
     """
-    require_new_folder(path)
-    path = path.absolute()
+    path = require_new_folder(path).absolute()
     lock, temporary = _lock_beside(path), path.with_name(f".{path.name}.tmp")
     with held(lock, path):
         require_new_folder(path)
@@ -300,13 +308,16 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def beginning(path: Path) -> Iterator[None]:
-    """Leave nothing of a working folder that is made in this block, if what was asked for is refused in it.
+    """Make a working folder, and leave nothing of it if what was asked for is refused in this block.
 
     Args:
         path: The folder; where it was there before, as what a stopped command goes on from, it stays.
+
     """
     there = path.exists()
     try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / _LOCK).touch()
         yield
     except MinitronNasError:
         if not there:
@@ -327,6 +338,15 @@ def holds_run(path: Path) -> bool:
     return RunFolder(path).plan.is_file() and not (path / "config.json").is_file()
 
 
+def is_written_by_a_command(folder: Path) -> bool:
+    """Whether a folder is a run's, a model's, or what a step has made or goes on from, and holds no text.
+
+    Args:
+        folder: Any folder; the answer is the same from the first moment of a run to its last, and afterwards.
+    """
+    return any(all(any(folder.glob(name)) for name in names) for names in _MARKS)
+
+
 def run_joined_by(path: Path) -> RunFolder | None:
     """Return the run that a model joins as an aligned member, which is written to its `aligned/`; None without one.
 
@@ -338,8 +358,11 @@ def run_joined_by(path: Path) -> RunFolder | None:
     return run if run.aligned == parent and holds_run(run.path) else None
 
 
-def require_new_folder(path: Path) -> None:
-    """Refuse to write where something lies already, or where nothing can be written.
+def require_new_folder(path: Path) -> Path:
+    """Return the folder that is to be written, which is what a link stands for.
+
+    Args:
+        path: As it was given.
 
     Raises:
         RunFolderError: If the path is a URI, a file or a folder that is not empty, or another disk begins there.
@@ -349,9 +372,11 @@ def require_new_folder(path: Path) -> None:
         raise RunFolderError(f"--out {uri} is a URI, which only a whole run is written to; choose a folder")
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise RunFolderError(f"{path} exists and is not empty; choose an empty or new --out")
+    path = landing(path)
     if path.is_mount():  # which nothing can take the place of when it is whole
         raise RunFolderError(f"{path} is where a disk is mounted; choose a folder in it as --out")
     require_writable(path.absolute().parent)
+    return path
 
 
 def _differences(

@@ -98,7 +98,7 @@ class Conversation:
             assert isinstance(text, str)
             if not _is_printed(text, messages, self.tools):
                 return plain(text), messages
-        reason = " ".join(str(first).split()) if first else "it writes values as Python prints them"
+        reason = " ".join(str(first).split())[:200] if first else "it writes values as Python prints them"
         beginning = json.dumps(list(self.messages), ensure_ascii=False, default=str)[:120]
         raise DataError(
             f"the chat template refuses a conversation ({reason}){self._where()}: {beginning}...; "
@@ -132,7 +132,7 @@ def _turn(given: object, fills_with_none: bool) -> dict[str, Any]:
         message = {"role": role, "content": message["value"], **others}
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise DataError(
-            f"{given!r} is no message of a conversation; it needs 'role' and 'content', or 'from' and 'value'"
+            f"{given!r:.200} is no message of a conversation; it needs 'role' and 'content', or 'from' and 'value'"
         )
     turn = {key: value for key, value in message.items() if value is not None}
     if fills_with_none:
@@ -147,7 +147,7 @@ def _content(content: object, message: object) -> object:
         return content
     if isinstance(content, list):
         return [{"type": "text", "text": _text_of(part, message)} for part in content]
-    raise DataError(f"{message!r} has content that is no text; write text, or a list of parts of text")
+    raise DataError(f"{message!r:.200} has content that is no text; write text, or a list of parts of text")
 
 
 def _text_of(part: object, message: object) -> str:
@@ -156,7 +156,7 @@ def _text_of(part: object, message: object) -> str:
     if isinstance(part, Mapping) and part.get("type", "text") in _TEXT_PARTS and isinstance(part.get("text"), str):
         return str(part["text"])
     raise DataError(
-        f"{message!r} has a part that is no text: {part!r}; a language model reads text alone, so "
+        f"{message!r:.200} has a part that is no text: {part!r:.200}; a language model reads text alone, so "
         "take it out of the data"
     )
 

@@ -32,10 +32,11 @@ class DataSource(NamedText):
     """A source of a blend.
 
     Attributes:
-        weight: Its share of the tokens, relative to the weights of the other sources.
+        weight: Its share of the tokens, relative to the weights of the other sources; from a millionth to 1e15, so
+            that no share is lost beside another.
     """
 
-    weight: Annotated[float, Field(gt=0)]
+    weight: Annotated[float, Field(ge=1e-6, le=1e15)]
 
 
 def read_sources(blend: Mapping[str, Any] | Sequence[Any]) -> tuple[DataSource, ...]:

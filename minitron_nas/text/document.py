@@ -19,7 +19,14 @@ TOOLS_COLUMN = "tools"
 _CHAT_NAMES = frozenset((*CHAT_COLUMNS, "conversation", "chat", "dialog", "dialogue"))
 """Columns that mean a conversation, also where they hold it as JSON text."""
 
+_TEXT_NAMES = frozenset((TEXT_COLUMN, "content", "code"))
+"""Columns that mean text, also where it is JSON."""
+
 _JSON_OF_TURNS = re.compile(r"\s*(\[\s*[{\]\"]|\{)")
+_PRINTED_TURNS = re.compile(r"\s*\[\s*\{'(role|from|content|value)': ")
+"""How Python prints turns, which is no JSON."""
+
+_MOST_NAMES = 20
 _MOST_ZEROS = 0.1
 
 Document = str | Conversation
@@ -66,14 +73,23 @@ def document_columns(names: Sequence[str] | None, wanted: str, origin: str) -> l
 
     Raises:
         ColumnError: If the table has no such column.
+        DataError: If it has one twice.
     """
     if names is None:
         return [wanted]
     candidates = (wanted, *(CHAT_COLUMNS if wanted == TEXT_COLUMN else ()))
     column = next((name for name in candidates if name in names), None)
     if column is None:
-        raise ColumnError(f"{origin} has no column {wanted!r} but {', '.join(names)}; choose one with {COLUMN_HINT}")
-    return [column, *([TOOLS_COLUMN] if TOOLS_COLUMN in names and column != TOOLS_COLUMN else [])]
+        others = f" and {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
+        raise ColumnError(
+            f"{origin} has no column {wanted!r} but {', '.join(names[:_MOST_NAMES])}{others}; choose one with "
+            f"{COLUMN_HINT}"
+        )
+    columns = [column, *([TOOLS_COLUMN] if TOOLS_COLUMN in names and column != TOOLS_COLUMN else [])]
+    for name in columns:
+        if names.count(name) > 1:
+            raise DataError(f"{origin} has {names.count(name)} columns {name!r}; rename all but one")
+    return columns
 
 
 def _document(cell: object, column: str, tools: Any, origin: str, fills_with_none: bool) -> Document | None:
@@ -85,7 +101,7 @@ def _document(cell: object, column: str, tools: Any, origin: str, fills_with_non
         text = plain(cell)
         if not text.strip():
             return None
-        if column in _CHAT_NAMES and _JSON_OF_TURNS.match(text):
+        if _JSON_OF_TURNS.match(text) and (column in _CHAT_NAMES or (column not in _TEXT_NAMES and _is_turns(text))):
             turns = parsed_messages(text, column)
             return Conversation.of(turns, tools, origin, fills_with_none=False) if turns else None
         if text.count("\0") > _MOST_ZEROS * len(text):
@@ -99,6 +115,17 @@ def _document(cell: object, column: str, tools: Any, origin: str, fills_with_non
         f"column {column!r} holds {cell!r:.200}, which is neither text nor a conversation (a list of messages); name "
         f"another column with {COLUMN_HINT}"
     )
+
+
+def _is_turns(text: str) -> bool:
+    """Whether JSON text, or what Python prints, is turns of which the first says who speaks."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return _PRINTED_TURNS.match(text) is not None
+    turns = found.get("messages") if isinstance(found, dict) else found
+    first = turns[0] if isinstance(turns, list) and turns else None
+    return isinstance(first, dict) and ({"role", "content"} <= first.keys() or {"from", "value"} <= first.keys())
 
 
 def _decoded(cell: bytes, column: str) -> str:

@@ -4,24 +4,29 @@ import glob
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 from minitron_nas.errors import DataError
 from minitron_nas.storage.machine import expanded
+from minitron_nas.storage.run_folder import is_written_by_a_command
 from minitron_nas.text.card import files_of_card
 from minitron_nas.text.formats import COMPRESSIONS, PROSE, SAVED, TABLES, kind_of
 from minitron_nas.text.settings import TextSettings
 
 _SPLITS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing", "eval", "evaluation"),
+    "train": ("train", "training", "trainset", "traindata"),
+    "validation": ("validation", "valid", "val", "dev", "development", "valset", "devset", "devdata"),
+    "test": ("test", "testing", "eval", "evaluation", "tests", "testset", "testdata", "evalset", "evaldata", "holdout"),
 }
-"""What `datasets` takes for the name of a split."""
+"""What `datasets` takes for the name of a split, and what else files of one are called."""
 
 _SPLIT_OF_WORD = {word: split for split, words in _SPLITS.items() for word in words}
-_PROSE_WORDS = frozenset(("train", "validation", "valid", "val", "test"))
-"""In names of prose the other words mean something else as often."""
+_NOT_IN_PROSE = frozenset(("training", "dev", "development", "testing", "tests", "eval", "evaluation"))
+"""Words that mean something else as often in names of prose."""
+
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_HELD_OUT = re.compile(r"held[-_. ]?out", re.IGNORECASE)
 
 _SHARD = re.compile(r"(?P<split>\w+(?:\.\w+)*)-\d{5}-of-\d{5}")
 _CARD = re.compile(
@@ -41,7 +46,7 @@ class Listing:
 
     Attributes:
         files: What is read, sorted; a folder that `Dataset.save_to_disk` wrote is one of them.
-        split: Whose files they are; None where no file belongs to one.
+        split: Whose files they are, and which belong to none beside them; None where no file belongs to one.
         passed_over: Names of files that are not read, by reason.
     """
 
@@ -51,27 +56,29 @@ class Listing:
 
     def about_passed_over(self) -> str:
         """Say in one line what is not read and why; "" where all is."""
-        said = [
-            f"{len(names)} file{'s' * (len(names) > 1)} ({reason}: {names[0]}{', ...' * (len(names) > 1)})"
-            for reason, names in self.passed_over.items()
-        ]
+        said = [_counted(names, reason) for reason, names in self.passed_over.items()]
         return f"passed over: {', '.join(said)}" if said else ""
+
+
+def _counted(names: Sequence[str], why: str) -> str:
+    many = len(names) > 1
+    return f"{len(names)} file{'s' * many} ({why}: {names[0]}{', ...' * many})"
 
 
 def list_files(name: str, settings: TextSettings | None) -> Listing:
     """Return the files that a name stands for; none where it stands for nothing here.
 
     A file that is named is read whatever it is called. In a folder, and among the files that a glob matches, hidden
-    files, cards, licences, metadata and what has no kind of text or table are passed over; so is prose beside tables,
-    and what belongs to another split than the settings name.
+    files, what lies in the folder of a run, a step or a model, cards, licences, metadata and what has no kind of text
+    or table are passed over; so is prose beside tables, and what belongs to another split than the settings name.
 
     Args:
         name: A path, a glob or a folder; ~ is the home folder.
-        settings: Say which split is wanted, and which configuration of a hub dataset's clone; without them the files
-            of all splits are listed.
+        settings: Say which split is wanted, and which configuration of a hub dataset's clone or folder that is named
+            after it; without them the files of all are listed.
 
     Raises:
-        DataError: If there are splits, and not the one that is wanted.
+        DataError: If there are splits or configurations, and not the one that is wanted.
     """
     path = expanded(name)
     if path.is_file():
@@ -108,7 +115,11 @@ class _Sorter:
             found: All that lie there.
             settings: Say which split is wanted.
         """
-        files = self._without("hidden", found, self._is_hidden)
+        is_written = cache(is_written_by_a_command)
+        files = self._without(
+            "of a run, a step or a model", found, lambda file: any(map(is_written, self._folders_above(file)))
+        )
+        files = self._without("hidden", files, self._is_hidden)
         files = _saved_as_one(files)
         files = self._without("card, licence or metadata", files, _is_about_data)
         for suffix in sorted({_whole_suffix(file) for file in files if kind_of(file) is None}):
@@ -140,11 +151,18 @@ class _Sorter:
         asked = set(PurePosixPath(self._pattern).parts)
         return any((part.startswith(".") or part == _MAC_ARCHIVE) and part not in asked for part in self._inner(file))
 
+    def _folders_above(self, file: Path) -> list[Path]:
+        """Folders that a file lies in, below the one that was named."""
+        return [self._base / folder for folder in self._relative(file).parents][:-1]
+
     def _inner(self, file: Path) -> tuple[str, ...]:
         return self._relative(file).parts
 
     def _of_split(self, files: Sequence[Path], settings: TextSettings) -> tuple[list[Path], str | None]:
         labels, carded = self._labels(files, settings.config)
+        if files and settings.config is not None and not carded:
+            files = self._of_config(files, settings.config)
+            labels = {file: labels[file] for file in files}
         known = {label for label in labels.values() if label is not None}
         if not known:
             return list(files), None
@@ -161,7 +179,25 @@ class _Sorter:
                 f"{self._name} has the splits {', '.join(sorted(known))}, and none is {settings.split!r}; choose "
                 "one with --set text.split=NAME, or in a blend with the source's own split=NAME"
             )
-        return kept, "+".join(sorted(wanted))
+        beside = [str(self._relative(file)) for file in kept if labels[file] is None]
+        told = f" and {_counted(beside, 'in no split')}" if beside and len(beside) < len(kept) else ""
+        return kept, f"{'+'.join(sorted(wanted))}{told}"
+
+    def _of_config(self, files: Sequence[Path], config: str) -> list[Path]:
+        """Return what lies in the folder that is named after a configuration.
+
+        Raises:
+            DataError: If there is no such folder.
+        """
+        folder = self._base / config
+        if not any(folder in file.parents for file in files):
+            folders = {self._inner(file)[0] for file in files if len(self._inner(file)) > 1}
+            there = f"only {', '.join(sorted(folders))}" if folders else "nor any other"
+            raise DataError(
+                f"{self._name} has no configuration {config!r}, which a card or a folder would tell, {there}; choose "
+                "one with --set text.config=NAME, or leave it out; a source of a blend may have its own: config=NAME"
+            )
+        return self._without(f"not of configuration {config}", files, lambda file: folder not in file.parents)
 
     def _labels(self, files: Sequence[Path], config: str | None) -> tuple[dict[Path, str | None], bool]:
         card = files_of_card(self._base, config) if not self._pattern else {}
@@ -218,10 +254,10 @@ def _split_of(name: PurePosixPath, base: str, kind: str | None) -> str | None:
     first = name.name.split(".")[0] if name.name.count(".") == 1 else name.name
     for part in (first, *reversed(name.parts[:-1])):
         for word in _words(part):
-            if word in _SPLIT_OF_WORD and (kind != PROSE or word in _PROSE_WORDS):
+            if word in _SPLIT_OF_WORD and (kind != PROSE or word not in _NOT_IN_PROSE):
                 return _SPLIT_OF_WORD[word]
     return None
 
 
 def _words(part: str) -> Iterator[str]:
-    yield from re.findall(r"[a-z]+", part.lower())
+    yield from (word.lower() for word in _WORD.findall(_HELD_OUT.sub("holdout", part)))

@@ -14,7 +14,8 @@ class TextSettings(Settings):
         column: The column of a table that holds the text, or conversations, which go through the
             tokenizer's chat template. Where a table has no column `text` and none is named here, its
             `messages` or `conversations` are read.
-        config: The hub dataset's configuration, where it has several; also of a clone whose card names them.
+        config: The hub dataset's configuration, where it has several; also of a clone whose card names them, and of a
+            folder without a card the folder in it that is named after it.
         split: The hub dataset's split; also of a folder or glob whose files or folders are named after splits, where
             no other split is read. Several are joined by a plus.
         sequence_length: Tokens of one packed sequence.

@@ -57,8 +57,9 @@ def test_tables_of_all_kinds_are_read(tmp_path: Path) -> None:
 
 
 def test_a_named_column_is_the_one_that_is_read(tmp_path: Path) -> None:
-    file = lines(tmp_path / "a.jsonl", [{"messages": [ASKED, OTHER], "mine": TURNS}])
+    file = lines(tmp_path / "a.jsonl", [{"messages": [ASKED, OTHER], "mine": TURNS, "as json": json.dumps(TURNS)}])
     assert answers(file, TextSettings(column="mine")) == [(TURNS, 0)]
+    assert answers(file, TextSettings(column="as json")) == [(TURNS, 0)]
 
 
 @pytest.mark.parametrize(

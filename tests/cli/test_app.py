@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import signal
 import subprocess
@@ -528,6 +529,15 @@ def test_a_build_that_cannot_be_is_refused_in_one_line_with_exit_code_2(
         ),
         (("enumerate", "--space", "default", "--size", "4B"), "this space carries no source shape; name a teacher"),
         (("enumerate", "--space", "minitron-15b-to-4b", "--size", "4 apples"), "--size: '4 apples' is not a count"),
+        (("prune", "x", "--shape", "a=1", "--out", "z", "--shape", "b=1"), "--shape is given 2 times; give it once"),
+        (
+            ("prune", "x", "--text-only", "--with-tower", "--out", "z"),
+            "--text-only/--with-tower is given 2 times; give",
+        ),
+        (
+            ("prune", "x", "--size", "4B", "--out", "z", "--set", "seed=1", "--set", "seed=2"),
+            "--set 'seed=2' takes back",
+        ),
         (("evaluate", "nowhere", "--text", "x.txt"), "there is no teacher at 'nowhere'; give a folder"),
         (("prune", "x", "--shape", "wide", "--data", "y", "--out", "z"), "--shape 'wide' is not of the form"),
         (("prune", "x", "--drop-layers", "9-3", "--data", "y", "--out", "z"), "drop_layers '9-3' is neither a layer"),
@@ -551,6 +561,59 @@ def test_each_verb_refuses_in_one_line_with_exit_code_2(
     assert line.startswith(f"minitron-nas: {message}")
     assert all(said.startswith(("text: ", "student: ", "teacher: ")) for said in progress)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("seed=1", "seed=2"),
+        ("seed=1", "text.bos=document", " seed =1"),
+        ("text.bos=document", "text={sequence_length: 64}"),
+        ("space.tolerance=0.1", "space=default"),
+    ],
+)
+def test_a_setting_that_takes_back_another_is_refused(run: Callable[..., Output], overrides: tuple[str, ...]) -> None:
+    sets = [word for override in overrides for word in ("--set", override)]
+    for verb in (("plan", "x"), ("build", "x", "--out", "y"), ("prune", "x", "--out", "y"), ("evaluate", "x")):
+        told = run(*verb, *sets)
+        assert (told.code, told.out) == (2, "")
+        assert told.err == (
+            f"minitron-nas: --set {overrides[-1]!r} takes back --set {overrides[0]!r}; keep one of them\n"
+        )
+
+
+def test_a_setting_may_refine_another(
+    run: Callable[..., Output], planned: list[tuple[FamilyPlan, Path]], tmp_path: Path
+) -> None:
+    sets = ("--set", "text={sequence_length: 64}", "--set", "text.bos=document")
+    assert run("build", "o/n", "--size", "8B", "--data", "embedded", "--out", tmp_path / "run", *sets).code == 0
+    ((plan, _),) = planned
+    assert (plan.text.sequence_length, plan.text.bos) == (64, "document")
+
+
+IN_ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.parametrize("place", ["argument", "folder"])
+def test_a_name_that_the_locale_cannot_spell_is_told_with_what_to_set(tmp_path: Path, place: str) -> None:
+    folder = tmp_path / "ünï"
+    folder.mkdir()
+    found = subprocess.run(
+        [sys.executable, "-m", "minitron_nas", "show", str(folder) if place == "argument" else "model"],
+        cwd=tmp_path if place == "argument" else folder,
+        env={**os.environ, **IN_ASCII, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, filter(None, sys.path)))},
+        capture_output=True,
+        check=False,
+        encoding="utf-8",
+    )
+    assert (found.returncode, found.stdout) == (2, "")
+    told = f"this locale, whose encoding is ascii, cannot spell '{folder}'; set PYTHONUTF8=1 or another locale"
+    assert found.stderr == f"minitron-nas: {told}\n"
+
+
+def test_a_name_that_is_no_utf_8_is_told(run: Callable[..., Output]) -> None:
+    told = run("show", os.fsdecode(b"caf\xe9"))
+    assert (told.code, told.err) == (2, "minitron-nas: 'caf\ufffd' is no name in UTF-8; rename it\n")
 
 
 def test_an_error_of_our_own_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,12 @@ def test_a_shape_that_cannot_be_read_is_refused(text: str) -> None:
         parse_shape(text)
 
 
+@pytest.mark.parametrize("text", ["a=40,a=48", "a=40,b=1, a =48", "drop_layers=3,a=40,a=48"])
+def test_a_size_that_is_named_twice_is_refused(text: str) -> None:
+    with pytest.raises(PlanError, match="--shape names a twice, as 40 and 48; keep one"):
+        parse_shape(text)
+
+
 @pytest.mark.parametrize("text", ["", "3,", "a", "27-20", "3-", "1.5", "hidden_size", "0-99999999999999", "²"])
 def test_layers_that_cannot_be_read_are_refused(text: str) -> None:
     with pytest.raises(PlanError, match=r"drop_layers '.*' is neither a layer nor a range from low to high, such as 2"):

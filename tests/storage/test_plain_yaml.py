@@ -13,6 +13,8 @@ from minitron_nas.storage.plain_yaml import load_yaml
         "[1, {a: 2}]",
         "3",
         "a:\n  a: 1\nb:\n  a: 1",
+        "[0, 0.5, -0.01, 1_000, 0x1F, 8e9, 1e-4, 10]",
+        "['010', '1:30', 0o17, 10:30am, 'a: 1']",
     ],
 )
 def test_plain_texts_are_read_as_before(text):
@@ -40,6 +42,11 @@ MERGING = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}
         ("a: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
         ("a: 2024-13-45", "month must be in"),
         ("{[a]: {b: 1}, {c: 1}: 2}", "found unhashable key"),
+        ("a: 1\nsizes: [1:30]", "line 2: 1:30 would be the number 90; write a number without colons and leading zeros"),
+        ("seed: 010", "line 1: 010 would be the number 8; write a number"),
+        ("seed: -0_17", "line 1: -0_17 would be the number -15"),
+        ("a: 1:30.5", "line 1: 1:30.5 would be the number 90.5"),
+        ("007: a", "line 1: 007 would be the number 7"),
         ("a: \x00", "special characters are not allowed"),
     ],
 )

@@ -166,6 +166,25 @@ def test_an_empty_or_absent_folder_is_new(tmp_path):
     require_new_folder(tmp_path / "absent")
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_the_new_folder_is_what_a_link_stands_for(tmp_path, is_there):
+    real, link = tmp_path / "disk" / "real", tmp_path / "link"
+    (real if is_there else real.parent).mkdir(parents=True)
+    link.symlink_to(real)
+    assert require_new_folder(link) == real
+    with new_folder(link) as temporary:
+        assert temporary.parent == real.parent
+        assert [entry.name for entry in tmp_path.iterdir() if entry != real.parent] == ["link"]
+        for other in (link, real) if is_there else (real,):
+            with pytest.raises(RunFolderError, match="is in use by"), RunFolder(other).lock():
+                pytest.fail("a run begins in a folder that a command makes")
+    assert link.is_symlink()
+    real.mkdir(exist_ok=True)
+    (real / "a").touch()
+    with pytest.raises(RunFolderError, match=r"link exists and is not empty; choose an empty or new --out"):
+        require_new_folder(link)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -18,7 +18,10 @@ def test_sources_may_be_mappings_or_one_mapping_from_path_to_weight():
     [
         ([{"path": "a"}], "source 1 of the blend: weight: Field required"),
         ([{"path": "a", "weight": 1}, {"weight": 1}], "source 2 of the blend: path: Field required"),
-        ([{"path": "a", "weight": 0}], "source 1 of the blend: weight: .* greater than 0"),
+        ([{"path": "a", "weight": 0}], "source 1 of the blend: weight: .* greater than or equal to 0.000001"),
+        ({"a": -1}, "source 1 of the blend: weight: .* greater than or equal to 0.000001"),
+        ({"a": 1, "b": 1e-320}, "source 2 of the blend: weight: .* greater than or equal to 0.000001"),
+        ({"a": 1e308, "b": 1e308}, "source 1 of the blend: weight: .* less than or equal to 1000000000000000"),
         ({"a": "much"}, "source 1 of the blend: weight: .* valid number"),
         ({"a": float("inf")}, "source 1 of the blend: weight: .* a finite number"),
         ([{"path": "a", "weight": 1, "columns": "x"}], "unknown key 'columns'; did you mean 'column'"),

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from minitron_nas.errors import DataError
+from minitron_nas.storage.run_folder import RunFolder, beginning
 from minitron_nas.text.listing import list_files
 from minitron_nas.text.settings import TextSettings
 from minitron_nas.text.sources import data_fingerprint, data_name, read_documents, read_in_order
@@ -117,7 +118,29 @@ FOLDERS = {
         ["latest.jsonl", "dev2/a.txt"],
         ["contest.txt"],
     ),
-    "prose is not so easily a split": (["dev-diary.txt", "evaluation.md"], ["dev-diary.txt", "evaluation.md"], []),
+    "splits by other names": (
+        [
+            "train.jsonl",
+            "testData.jsonl",
+            "tests.jsonl",
+            "holdout.jsonl",
+            "held-out.json",
+            "aTestSet.json",
+            "devset.txt",
+        ],
+        ["train.jsonl"],
+        ["5 files (split test: aTestSet.json, ...)", "prose beside tables: devset.txt"],
+    ),
+    "prose of splits by other names": (
+        ["train.txt", "testdata.txt", "heldout/a.txt", "valSet.md"],
+        ["train.txt"],
+        ["2 files (split test: heldout/a.txt, ...)", "split validation: valSet.md"],
+    ),
+    "prose is not so easily a split": (
+        ["dev-diary.txt", "evaluation.md", "tests.rst", "withheld.txt"],
+        ["dev-diary.txt", "evaluation.md", "tests.rst", "withheld.txt"],
+        [],
+    ),
     "others beside a test split": (["web.jsonl", "test.jsonl"], ["web.jsonl"], ["split test: test.jsonl"]),
 }
 
@@ -194,6 +217,28 @@ configs:
         documents(tmp_path, config="fr")
 
 
+LANGUAGES = [f"{language}/{split}-00000-of-00001.jsonl" for language in ("en", "fr") for split in ("train", "test")]
+
+
+def test_a_folder_named_after_the_configuration_is_the_one_that_is_read(tmp_path):
+    fill(tmp_path, LANGUAGES)
+    (tmp_path / "README.md").write_text("no card")
+    assert documents(tmp_path, config="en") == documents(tmp_path / "*" / "*", config="en") == [LANGUAGES[0]]
+    assert documents(tmp_path, config="fr", split="test") == [LANGUAGES[3]]
+    listing = list_files(str(tmp_path), TextSettings(config="en"))
+    assert "2 files (not of configuration en: fr/test-00000-of-00001.jsonl, ...)" in listing.about_passed_over()
+    assert documents(tmp_path / LANGUAGES[2], config="en") == [LANGUAGES[2]]  # which is named itself
+    with pytest.raises(DataError, match="has no configuration 'de', .* only en, fr; choose one with --set text.config"):
+        documents(tmp_path, config="de")
+    with pytest.raises(DataError, match="has no configuration 'en', .* nor any other; choose"):
+        documents(tmp_path / "fr", config="en")
+
+
+def test_what_is_read_beside_a_split_without_being_of_one_is_said(tmp_path):
+    fill(tmp_path, ["train.jsonl", "more.jsonl", "web.jsonl"])
+    assert list_files(str(tmp_path), TextSettings()).split == "train and 2 files (in no split: more.jsonl, ...)"
+
+
 def test_a_folder_that_datasets_saved_is_read(tmp_path):
     datasets.Dataset.from_dict({"text": ["a", "b"]}).save_to_disk(tmp_path / "one")
     assert documents(tmp_path / "one") == ["a", "b"]
@@ -267,3 +312,51 @@ def test_the_fingerprint_changes_with_what_is_read_and_with_nothing_else(tmp_pat
     (tmp_path / "train.jsonl").write_text('{"text": "other"}\n')
     changed.add(data_fingerprint(str(tmp_path), settings))
     assert len(changed) == 5
+
+
+def test_a_run_among_its_own_text_reads_nothing_that_it_writes(tmp_path):
+    fill(tmp_path, ["a.txt"])
+    run, settings = RunFolder(tmp_path / "runs" / "x"), TextSettings()
+    looks = [data_fingerprint(str(tmp_path), settings)]
+    with run.lock():
+        fill(run.path, ["work/now.json"])
+        looks += [data_fingerprint(str(tmp_path), settings)]
+        fill(run.path, ["plan.yaml", "ledger.jsonl", "tokens/about.json", "students/90k/config.json", "trials.parquet"])
+        looks += [data_fingerprint(str(tmp_path), settings)]
+    looks += [data_fingerprint(str(tmp_path), settings)]
+    (run.path / ".lock").unlink()  # as where a run was brought from elsewhere
+    looks += [data_fingerprint(str(tmp_path), settings)]
+    assert len(set(looks)) == 1
+    listing = list_files(str(tmp_path), settings)
+    assert documents(tmp_path) == documents(f"{tmp_path}/**/*") == ["a.txt"]
+    assert listing.about_passed_over() == (
+        "passed over: 5 files (of a run, a step or a model: runs/x/ledger.jsonl, ...)"
+    )
+
+
+WRITTEN = {
+    "a student": ["config.json", "model.safetensors", "tokenizer.json", "lineage.json"],
+    "scores": ["scores.safetensors", "scores.parquet", "tokens.json"],
+    "a comparison": ["comparison.parquet", "comparison.md"],
+}
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_what_a_step_has_made_among_text_is_no_text(tmp_path, kind):
+    fill(tmp_path, ["a.txt", "texts/config.json.txt"])
+    fill(tmp_path / "out", WRITTEN[kind])
+    assert documents(tmp_path) == ["a.txt", "texts/config.json.txt"]
+
+
+def test_what_a_step_goes_on_from_is_no_text(tmp_path):
+    fill(tmp_path, ["a.txt"])
+    with beginning(tmp_path / "out.work"):
+        fill(tmp_path / "out.work", ["training/job.json"])
+        assert documents(tmp_path) == ["a.txt"]
+    assert documents(tmp_path) == ["a.txt"]
+
+
+def test_a_folder_of_a_run_is_read_where_it_is_named_itself(tmp_path):
+    with RunFolder(tmp_path / "run").lock():
+        fill(tmp_path / "run", ["rows.jsonl"])
+        assert documents(tmp_path / "run") == documents(tmp_path / "run" / "*.jsonl") == ["rows.jsonl"]

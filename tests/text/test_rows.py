@@ -87,9 +87,32 @@ def test_plain_text_in_a_column_of_conversations_is_text(tmp_path, text):
     assert read(jsonl(tmp_path / "a.jsonl", [{"messages": text}])) == [text]
 
 
-def test_json_in_a_column_of_text_is_text(tmp_path):
+@pytest.mark.parametrize("column", ["text", "content", "code"])
+def test_json_in_a_column_of_text_is_text(tmp_path, column):
     text = json.dumps(CHAT)
-    assert read(jsonl(tmp_path / "a.jsonl", [{"text": text}])) == [text]
+    assert read(jsonl(tmp_path / "a.jsonl", [{column: text}]), column=column) == [text]
+
+
+@pytest.mark.parametrize("cell", [json.dumps(CHAT), json.dumps(SHAREGPT, indent=1), json.dumps({"messages": CHAT})])
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_json_of_turns_is_a_conversation_in_a_column_of_any_other_name(tmp_path, cell, form):
+    if form == "jsonl":
+        path = jsonl(tmp_path / "a.jsonl", [{"turns": cell}])
+    else:
+        pq.write_table(pa.Table.from_pylist([{"turns": cell}]), path := tmp_path / "a.parquet")
+    assert read(path, column="turns") == [Conversation(CHAT)]
+
+
+@pytest.mark.parametrize("text", ["[]", "[1]", "{}", '{"a": 1}', '[{"title": "Hi"}]', "[{a}]", '{"role": "user"}'])
+def test_other_json_in_a_column_of_any_other_name_is_text(tmp_path, text):
+    assert read(jsonl(tmp_path / "a.jsonl", [{"page": text}]), column="page") == [text]
+
+
+@pytest.mark.parametrize(("cell", "fault"), [(str(CHAT), "is not JSON"), (json.dumps([*CHAT, 7]), "is no message of")])
+def test_turns_that_are_none_are_refused_in_a_column_of_any_other_name(tmp_path, cell, fault):
+    rows = [{"turns": json.dumps(CHAT)}, {"turns": cell}]
+    with pytest.raises(DataError, match=rf"a\.jsonl, row 2: .* {fault}"):
+        read(jsonl(tmp_path / "a.jsonl", rows), column="turns")
 
 
 @pytest.mark.parametrize("template", [PLAIN, TRIMMED, ADDED])
@@ -131,6 +154,41 @@ def test_a_turn_that_is_none_is_refused_with_file_and_row(tmp_path, turn):
 
 CALL = {"function": {"name": "add", "arguments": {"a": 1, "b": None}}}
 CALLED = [{"role": "assistant", "content": None, "tool_calls": [CALL]}]
+
+
+LONG = "long " * 100_000
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": [LONG]},
+        {"messages": [{"role": "user", "content": 7, "id": LONG}]},
+        {"messages": [{"role": "user", "content": [{"type": "image", "data": LONG}]}]},
+        {"messages": f'["{LONG}'},
+        {"messages": CHAT, "tools": LONG},
+        {"text": {"a": LONG}},
+        {f"column {number}": "Hi" for number in range(10_000)},
+    ],
+)
+def test_what_is_refused_is_shown_in_part_where_it_is_long(tmp_path, row):
+    with pytest.raises(DataError) as refused:
+        read(jsonl(tmp_path / "a.jsonl", [row]))
+    assert len(str(refused.value)) < 1000
+
+
+def test_a_template_that_repeats_what_it_refuses_is_cut_short():
+    with pytest.raises(DataError, match="the chat template refuses a conversation") as refused:
+        written("{{ raise_exception('no ' + messages[0].content) }}", [{"role": "user", "content": LONG}])
+    assert len(str(refused.value)) < 1000
+
+
+@pytest.mark.parametrize("names", [["text", "text"], ["text", "id", "text"], ["messages", "tools", "tools"]])
+def test_a_column_that_stands_twice_is_refused_by_name(tmp_path, names):
+    cells = [pa.array(["Hi"]) for _ in names]
+    pq.write_table(pa.Table.from_arrays(cells, names=names), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=rf"a\.parquet has 2 columns '{names[-1]}'; rename all but one"):
+        read(tmp_path / "a.parquet")
 
 
 def test_content_that_is_null_is_never_written_as_none():

@@ -113,10 +113,10 @@ def align(
         PreemptedError: After a signal.
     """
     display, settings, text = display or default_display(), settings or AlignmentSettings(), text or TextSettings()
-    runner, folder = runner or RunnerSettings(), Path(out)
+    runner, name = runner or RunnerSettings(), Path(out).name
     _check(settings, teacher, runner)
-    require_new_folder(folder)
-    tasks = AlignmentTasks.of(folder, evaluation, seed)
+    folder = require_new_folder(Path(out))
+    tasks = AlignmentTasks.of(Path(out), evaluation, seed)
     work = folder.with_name(f"{folder.name}.work").absolute()
     with new_folder(folder) as temporary, going_on(f"the same command goes on in {work}"):
         with beginning(work):
@@ -143,10 +143,10 @@ def align(
         dtype, wrapper = stored_dtype(opened.student.path), None if text_only else opened.student.path
         prompt = proof_prompt(texts.packed_held_out)
         proof = export_student(outcome.model, opened.chat, staged, dtype, prompt, lineage, wrapper)
-        write_rows(staged, ALIGNMENT, _rows(folder.name, opened.student.num_parameters, settings, texts, outcome))
+        write_rows(staged, ALIGNMENT, _rows(name, opened.student.num_parameters, settings, texts, outcome))
         workers = Workers(runner, work / "workers")
-        benchmarks = tasks.ask(staged, folder.name, opened.student.path, workers, display)
-        write_aligned_card(staged, folder.name, read_terms(opened.student.path))
+        benchmarks = tasks.ask(staged, name, opened.student.path, workers, display)
+        write_aligned_card(staged, name, read_terms(opened.student.path))
         if folder.is_dir():
             folder.rmdir()
         os.replace(staged, folder)

@@ -88,8 +88,7 @@ def compare(
     """
     limits, display = limits or CompareLimits(), display or default_display()
     evaluation, settings = evaluation or EvaluationSettings(), settings or TextSettings()
-    if out is not None:
-        require_new_folder(Path(out))
+    folder = None if out is None else require_new_folder(Path(out))
     if runs := _runs(base, other):
         if text is not None:
             raise PlanError("two runs are compared by what they have measured; leave --text out")
@@ -104,8 +103,8 @@ def compare(
         measuring = Measuring(text, settings, evaluation, seed, limits, display)
         checks = list(checks_of_models(base, other, measuring))
     found = Comparison(source_name(base), source_name(other), tuple(checks))
-    if out is not None:
-        with whole_folder(Path(out)) as partial:
+    if folder is not None:
+        with whole_folder(folder) as partial:
             write_rows(partial, COMPARISON, [check.to_row() for check in found.checks])
             write_text(partial / "comparison.md", found.to_markdown())
     return found

@@ -29,7 +29,7 @@ from minitron_nas.pipeline.versions import versions
 from minitron_nas.progress import Progress
 from minitron_nas.pruning.export import export_student, proof_prompt, stored_dtype
 from minitron_nas.storage.lineage import Lineage, Origin, Proof
-from minitron_nas.storage.run_folder import new_folder, require_new_folder
+from minitron_nas.storage.run_folder import beginning, new_folder, require_new_folder
 from minitron_nas.text.settings import TextSettings
 from minitron_nas.text.sources import Data
 from minitron_nas.text.survey import about_text
@@ -82,19 +82,19 @@ def correct(
         MinitronNasError: If something that was given cannot be used; says what to do.
     """
     display, settings, text = display or default_display(), settings or CorrectionSettings(), text or TextSettings()
-    folder = Path(out)
-    require_new_folder(folder)
+    folder = require_new_folder(Path(out))
     tell(display, about_text(data, text))
     if settings.weights == "lora":
         require_peft()
     place = Correction(folder)
     work = place.work
     with new_folder(folder), going_on(f"the same command goes on in {work}"):
-        with display.stage("teacher", f"load and check {source_name(teacher)}") as progress:
-            source = resolve_teacher(teacher, work / "teacher", progress)
-        tell(display, source.about(text.sequence_length))
-        with display.stage("text", "read, split and pack") as progress:
-            splits = read_splits(work, data, source, text, settings.tokens, seed, progress)
+        with beginning(work):
+            with display.stage("teacher", f"load and check {source_name(teacher)}") as progress:
+                source = resolve_teacher(teacher, work / "teacher", progress)
+            tell(display, source.about(text.sequence_length))
+            with display.stage("text", "read, split and pack") as progress:
+                splits = read_splits(work, data, source, text, settings.tokens, seed, progress)
         tokens = settings.tokens or splits.one_pass_tokens
         tuning = FineTuning.of(settings, tokens, text.sequence_length, seed)
         steps = f"{tuning.schedule.num_tokens:,} tokens in {tuning.schedule.num_steps} steps"

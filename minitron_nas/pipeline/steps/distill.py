@@ -35,7 +35,7 @@ from minitron_nas.pruning.whole import require_tower
 from minitron_nas.search.rates import RULE, Probing, find_rate, probe_schedule, told_rates, why_no_probes
 from minitron_nas.storage.ledger import fingerprint
 from minitron_nas.storage.lineage import Lineage, Origin, Proof
-from minitron_nas.storage.machine import require_writable
+from minitron_nas.storage.machine import landing, require_writable
 from minitron_nas.storage.run_folder import beginning, new_folder, require_new_folder
 from minitron_nas.text.settings import TextSettings
 from minitron_nas.text.sources import Data
@@ -111,8 +111,7 @@ def distill(
         PreemptedError: After a signal; during training a checkpoint is written.
     """
     display, settings, text = display or default_display(), settings or DistillationSettings(), text or TextSettings()
-    folder, runner = Path(out), runner or RunnerSettings()
-    require_new_folder(folder)
+    folder, runner = require_new_folder(Path(out)), runner or RunnerSettings()
     if signals is not None:
         require_writable(Path(signals))
     check_engine(settings)
@@ -219,7 +218,7 @@ def _followed(
         return None, settings
     if settings.teacher_signal == "auto":
         settings = settings.model_copy(update={"teacher_signal": "online"})
-    followed = Correction(Path(correction))
+    followed = Correction(landing(Path(correction)))
     followed.require_usable(settings)
     return followed, settings
 

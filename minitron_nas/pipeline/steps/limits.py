@@ -72,12 +72,16 @@ def read_limits(path: Path | None, given: Sequence[str]) -> CompareLimits:
             raise PlanError(f"{path} cannot be read as limits: {error}") from None
         if not isinstance(content, dict):
             raise PlanError(f"{path} must hold a mapping such as 'kl_nats: 0.6'")
+    named: set[str] = set()
     for one in given:
-        name, separator, value = one.partition("=")
+        name, separator, value = (word.strip() for word in one.partition("="))
         if not separator:
             raise PlanError(f"--limit {one!r} is not of the form name=value, such as kl_nats=0.6")
+        if name in named:
+            raise PlanError(f"--limit names {name} twice; keep one")
+        named.add(name)
         try:
-            content = {**content, name.strip(): load_yaml(value)}
+            content = {**content, name: load_yaml(value)}
         except ValueError as error:
             raise PlanError(f"--limit {one!r}: the value is not YAML: {error}") from None
     try:

@@ -122,8 +122,7 @@ def prune(
     asked = StartSettings(
         start or ("rotate" if has_text else "select"), repair or ("ridge" if has_text else "none"), merge_heads
     )
-    folder, display, space = Path(out), display or default_display(), space or load_space("default")
-    require_new_folder(folder)
+    folder, display, space = require_new_folder(Path(out)), display or default_display(), space or load_space("default")
     tell(display, about_text(data, text or TextSettings()) if data is not None else ())
     with new_folder(folder) as work, going_on(f"nothing was written to {folder}; the same command begins again"):
         with display.stage("teacher", f"load {source_name(teacher)}") as progress:

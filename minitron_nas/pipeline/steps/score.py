@@ -51,8 +51,7 @@ def score(
     Raises:
         MinitronNasError: If something that was given cannot be used; says what to do.
     """
-    folder, display = Path(out), display or default_display()
-    require_new_folder(folder)
+    folder, display = require_new_folder(Path(out)), display or default_display()
     tell(display, about_text(data, text or TextSettings()))
     with new_folder(folder) as work, going_on(f"nothing was written to {folder}; the same command begins again"):
         with display.stage("teacher", "check every value") as progress:

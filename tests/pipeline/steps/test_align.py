@@ -249,7 +249,9 @@ def test_a_base_student_without_a_template_is_told_where_to_take_one(
 def test_a_base_student_with_an_instruct_template_stops_where_that_ends_answers(
     align: Callable[..., Aligned], base: Path, trained_teacher: Path, tmp_path: Path
 ) -> None:
+    (tmp_path / "out").symlink_to(tmp_path / "elsewhere")
     result = align(tmp_path / "out", student=base, template_from=trained_teacher)
+    assert (tmp_path / "out").readlink() == result.path == tmp_path / "elsewhere"
     tokenizer = AutoTokenizer.from_pretrained(result.path)
     assert tokenizer.chat_template == AutoTokenizer.from_pretrained(trained_teacher).chat_template
     assert tokenizer.eos_token == "<|im_end|>"

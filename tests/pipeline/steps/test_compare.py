@@ -350,6 +350,11 @@ def test_runs_are_held_against_nothing_that_was_not_measured(finished: Path, hel
         compare(finished, finished, held_out)
 
 
+def test_a_limit_that_is_named_twice_is_refused() -> None:
+    with pytest.raises(PlanError, match="--limit names kl_nats twice; keep one"):
+        read_limits(None, ["kl_nats=0.6", "loss_increase_nats=0.1", "kl_nats=null"])
+
+
 def test_a_number_that_is_none_keeps_to_no_limit() -> None:
     assert not Check("kl_nats", float("nan"), 1.0).passes
     assert not Check("kl_nats", None, 1.0).passes

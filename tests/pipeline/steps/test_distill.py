@@ -97,6 +97,24 @@ def test_the_same_call_gives_the_same_bytes(
     assert weights(distill(tmp_path / "out").path) == weights(distilled.path)
 
 
+def test_a_student_and_its_work_lie_where_a_link_says(
+    distill: Callable[..., Distilled], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "disk" / "student").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "student")
+    export, found = distilling.export_student, []
+
+    def looked(*args: Any) -> Any:
+        found.extend(path.name for path in tmp_path.rglob("*.work"))
+        return export(*args)
+
+    monkeypatch.setattr(distilling, "export_student", looked)
+    distill(tmp_path / "link")
+    assert found == ["student.work"]
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "disk" / "student" / "model.safetensors").is_file()
+
+
 def test_a_killed_call_goes_on_from_its_checkpoint_to_the_same_bytes(
     distill: Callable[..., Distilled], distilled: Distilled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

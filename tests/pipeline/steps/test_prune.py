@@ -89,6 +89,20 @@ def test_pruning_never_replaces_a_folder_that_holds_something(
     assert (tmp_path / name).read_text() == "mine"
 
 
+def test_a_link_to_an_empty_folder_stays_and_the_folder_gets_what_is_written(
+    trained_teacher: Path, text_file: Path, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    for name in ("student", "scores"):
+        (disk / name).mkdir(parents=True)
+        (tmp_path / name).symlink_to(disk / name)
+    prune(trained_teacher, tmp_path / "student", {"intermediate_size": 64}, scores="magnitude", display=Quiet())
+    score(trained_teacher, text_file, tmp_path / "scores", TEXT, display=Quiet())
+    assert all((tmp_path / name).is_symlink() for name in ("student", "scores"))
+    assert {path.name for path in disk.glob("*/*.safetensors")} >= {"model.safetensors", "scores.safetensors"}
+    assert {path.name for path in disk.iterdir()} == {"student", "scores"}
+
+
 def weights(folder: Path) -> bytes:
     return (folder / "model.safetensors").read_bytes()
 
