@@ -232,7 +232,7 @@ def test_ray_is_started_here_even_if_it_knows_of_a_cluster_later(
 def test_what_a_killed_command_left_of_its_ray_goes_with_the_next_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    rays = {name: tmp_path / "ray" / f"session_{name}" for name in ("killed", "working", "anothers", "broken")}
+    rays = {name: tmp_path / "ray" / f"session_{name}" for name in ("killed", "working", "foreign", "broken")}
     for session in rays.values():
         session.mkdir(parents=True)
     killed = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
@@ -242,7 +242,7 @@ def test_what_a_killed_command_left_of_its_ray_goes_with_the_next_one(
     (rays["broken"] / ray_session._OWNER).write_text("[")
     killed.communicate()
     ray_session._sweep(tmp_path / "ray")
-    assert [name for name, session in rays.items() if session.exists()] == ["working", "anothers", "broken"]
+    assert [name for name, session in rays.items() if session.exists()] == ["working", "foreign", "broken"]
 
 
 @pytest.mark.parametrize("by_variable", [True, False])
