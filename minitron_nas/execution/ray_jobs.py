@@ -20,6 +20,8 @@ Write: TypeAlias = Callable[[str], object]
 _AGAIN_SECONDS = 2.0
 _PATIENCE_SECONDS = 60.0
 """A head that has not answered for so long is taken for gone."""
+_NO_AGENT = "No available agent"
+"""What Ray says of a job as long as the process that starts jobs has not begun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +58,24 @@ class JobServer:
     def submit(self, command: str, environment: Mapping[str, str], about: Mapping[str, str]) -> str:
         """Hand over a command, which is given no CPUs or GPUs, and return the job's id.
 
+        A head that has just begun is given a minute until what starts its jobs has begun, too.
+
         Args:
             command: A line of shell.
             environment: Variables that it sees beside the head's.
             about: Shown with the job.
         """
+        begun = time.monotonic()
         with _in_our_words(self.address):
-            return self._client.submit_job(
-                entrypoint=command, runtime_env={"env_vars": dict(environment)}, metadata=dict(about)
-            )
+            while True:
+                try:
+                    return self._client.submit_job(
+                        entrypoint=command, runtime_env={"env_vars": dict(environment)}, metadata=dict(about)
+                    )
+                except RuntimeError as error:
+                    if _NO_AGENT not in str(error) or time.monotonic() - begun > _PATIENCE_SECONDS:
+                        raise
+                time.sleep(_AGAIN_SECONDS)
 
     def follow(self, job: str, write: Write) -> JobEnd:
         """Pass on what a job prints, from its beginning, until it has ended, and return how.

@@ -32,7 +32,7 @@ BYTES_PER_TOKEN = 4
 _SCORE_BYTES = 24
 """As a number and as a row, and a place in the order."""
 
-_REPORT_BYTES = 5_000_000
+_REPORT_BYTES = 5_400_000
 """Most of it draws the figures; a new one is written beside the old."""
 
 

@@ -52,7 +52,7 @@ def resolve(folder: Path, original: dict[str, Any], draw: Any) -> None:
     assert "\n" not in refusal
 
 
-@settings(max_examples=40)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_odd_values_of_a_config_are_taken_or_refused_on_one_line(data: Any, folders: dict[str, Path]) -> None:
     folder = folders[data.draw(st.sampled_from(FAMILIES))]

@@ -58,13 +58,13 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("plans") / "plan.yaml"
 
 
-@settings(max_examples=60)
+@settings(max_examples=200)
 @given(changes=CHANGES)
 def test_a_plan_with_odd_values_is_taken_or_refused(changes: list[tuple[tuple[str, ...], Any]], file: Path) -> None:
     load(yaml.safe_dump(changed(changes), allow_unicode=True), file)
 
 
-@settings(max_examples=40)
+@settings(max_examples=200)
 @given(values=MAPPINGS)
 def test_any_mapping_is_a_plan_or_refused(values: dict[Any, Any], file: Path) -> None:
     load(yaml.safe_dump({**LEAST, **values}), file)

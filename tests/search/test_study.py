@@ -1,9 +1,14 @@
 import gc
+import json
 import re
+import threading
+import urllib.request
 from math import nan
 from pathlib import Path
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import optuna
+import optuna_dashboard
 import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -207,3 +212,25 @@ def test_a_last_kl_that_is_no_number_is_a_failure_to_optuna(tmp_path):
     found = load(tmp_path / "study.journal").trials
     assert [trial.state for trial in found] == [TrialState.FAIL, TrialState.COMPLETE]
     assert found[0].intermediate_values == {0: 0.9, 100: 0.5}
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, *args):
+        """Say nothing of what is asked."""
+
+
+def test_optunas_dashboard_shows_what_was_searched(journal):
+    app = optuna_dashboard.wsgi(JournalStorage(JournalFileBackend(str(journal))))
+    with make_server("127.0.0.1", 0, app, handler_class=_Quiet) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+
+        def asked(path):
+            with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/api/studies{path}") as answer:
+                return json.load(answer)
+
+        studies = {each["study_name"]: each["study_id"] for each in asked("")["study_summaries"]}
+        assert sorted(studies) == ["90k", "90k screened"]
+        shown = asked(f"/{studies['90k screened']}?after=0")
+        assert len(shown["trials"]) == len(load(journal, "90k screened").trials)
+        assert shown["best_trials"], "the front"
+        server.shutdown()

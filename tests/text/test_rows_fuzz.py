@@ -73,7 +73,7 @@ def read(file: Path) -> str:
     return refusal
 
 
-@settings(max_examples=80)
+@settings(max_examples=200)
 @given(rows=ROWS, as_lines=st.booleans())
 def test_any_rows_of_json_are_documents_or_refused_by_name(rows: list[Any], as_lines: bool, folder: Path) -> None:
     file = folder / "rows.jsonl"
@@ -92,7 +92,7 @@ def test_any_bytes_are_documents_or_refused_by_name(content: bytes, begin: bytes
         read(file)
 
 
-@settings(max_examples=30)
+@settings(max_examples=200)
 @given(cells=st.dictionaries(KEYS, COLUMNS, min_size=1, max_size=3), place=st.floats(0, 1), new=st.binary(max_size=3))
 def test_any_parquet_columns_are_documents_or_refused_by_name(
     cells: dict[str, pa.Array], place: float, new: bytes, folder: Path
