@@ -32,22 +32,6 @@ class _Verbs(TyperGroup):
         return sorted(super().list_commands(ctx), key=_ORDER.index)
 
 
-def _keeping_all(overrides: list[str] | None) -> list[str] | None:
-    """Refuse a --set that takes back an earlier one, which would be lost without a word.
-
-    Raises:
-        PlanError: Names both.
-    """
-    earlier: dict[str, str] = {}
-    for override in overrides or ():
-        key = override.partition("=")[0].strip()
-        for other, said in earlier.items():
-            if f"{other}.".startswith(f"{key}."):
-                raise PlanError(f"--set {override!r} takes back --set {said!r}; keep one of them")
-        earlier[key] = override
-    return overrides
-
-
 class _Verb(TyperCommand):
     """A verb whose options are given once, but for those that say that they are repeatable."""
 
@@ -94,18 +78,12 @@ Overrides = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        callback=_keeping_all,
         help="Any setting, such as distillation.tokens=100M or 'evaluation.tasks=[arc_easy,piqa]'; repeatable.",
     ),
 ]
 StepOverrides = Annotated[
     Optional[list[str]],  # noqa: UP045
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        callback=_keeping_all,
-        help="A setting of those named above, or seed; repeatable.",
-    ),
+    typer.Option("--set", metavar="KEY=VALUE", help="A setting of those named above, or seed; repeatable."),
 ]
 TextOnly = Annotated[
     bool,

@@ -534,10 +534,6 @@ def test_a_build_that_cannot_be_is_refused_in_one_line_with_exit_code_2(
             ("prune", "x", "--text-only", "--with-tower", "--out", "z"),
             "--text-only/--with-tower is given 2 times; give",
         ),
-        (
-            ("prune", "x", "--size", "4B", "--out", "z", "--set", "seed=1", "--set", "seed=2"),
-            "--set 'seed=2' takes back",
-        ),
         (("evaluate", "nowhere", "--text", "x.txt"), "there is no teacher at 'nowhere'; give a folder"),
         (("prune", "x", "--shape", "wide", "--data", "y", "--out", "z"), "--shape 'wide' is not of the form"),
         (("prune", "x", "--drop-layers", "9-3", "--data", "y", "--out", "z"), "drop_layers '9-3' is neither a layer"),
@@ -561,25 +557,6 @@ def test_each_verb_refuses_in_one_line_with_exit_code_2(
     assert line.startswith(f"minitron-nas: {message}")
     assert all(said.startswith(("text: ", "student: ", "teacher: ")) for said in progress)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ("seed=1", "seed=2"),
-        ("seed=1", "text.bos=document", " seed =1"),
-        ("text.bos=document", "text={sequence_length: 64}"),
-        ("space.tolerance=0.1", "space=default"),
-    ],
-)
-def test_a_setting_that_takes_back_another_is_refused(run: Callable[..., Output], overrides: tuple[str, ...]) -> None:
-    sets = [word for override in overrides for word in ("--set", override)]
-    for verb in (("plan", "x"), ("build", "x", "--out", "y"), ("prune", "x", "--out", "y"), ("evaluate", "x")):
-        told = run(*verb, *sets)
-        assert (told.code, told.out) == (2, "")
-        assert told.err == (
-            f"minitron-nas: --set {overrides[-1]!r} takes back --set {overrides[0]!r}; keep one of them\n"
-        )
 
 
 def test_a_setting_may_refine_another(
