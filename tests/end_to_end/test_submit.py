@@ -79,7 +79,8 @@ def head(tmp_path_factory: pytest.TempPathFactory, s3: Any) -> Iterator[Head]:
     )
     start = [
         str(Path(sys.executable).parent / "ray"), "start", "--head", f"--port={port}", "--num-cpus=1", "--num-gpus=0",
-        "--include-dashboard=true", f"--dashboard-port={dashboard}", "--disable-usage-stats", "--block",
+        "--include-dashboard=true", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}",
+        "--disable-usage-stats", "--block",
     ]  # fmt: skip
     log = (tmp_path_factory.mktemp("head") / "log").open("w")
     process = subprocess.Popen(start, env=environment, stdout=log, stderr=subprocess.STDOUT)
