@@ -371,6 +371,8 @@ def test_what_a_run_is_said_to_need_lies_a_little_above_what_it_takes(
     finally:
         over.set()
         watching.join()
+    # A report is written beside the one before it, within milliseconds that nobody may have looked in.
+    peak = max(peak, used(out) + (out / "report.html").stat().st_size)
     assert peak <= told[0] <= 1.2 * peak, f"{told[0]:,} bytes were asked for and {peak:,} taken"
 
 
