@@ -1,13 +1,11 @@
 """The verbs that come before a run."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from minitron_nas.cli import app
 from minitron_nas.pipeline.plan import load_plan
 from minitron_nas.resources import resource
 
@@ -18,20 +16,6 @@ PAPER = (
 )
 CLUSTER = ("--devices", "128", "--device-memory", "80GB")
 SHARDED = ("--set", "distillation.deepspeed=zero-3", "--set", "runner.gpus_per_trial=4")
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Call `minitron-nas` in this process; gives its exit code, stdout and stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["minitron-nas", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            app.main()
-        captured = capsys.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 def test_a_preset_is_planned_from_the_shape_that_it_carries(run: Callable[..., tuple[int, str, str]]) -> None:
