@@ -72,9 +72,20 @@ def spare_memory() -> None:
     Raises:
         PlanError: If the setting is no size.
     """
+    if total_memory() < _LITTLE_BYTES:
+        set_malloc(_M_MMAP_THRESHOLD, _LEAST_MAPPED_BYTES)
+
+
+def set_malloc(parameter: int, value: int) -> None:
+    """Set how glibc allocates memory; where the system has another library, nothing.
+
+    Args:
+        parameter: By its number in malloc.h.
+        value: Of it.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None and total_memory() < _LITTLE_BYTES:
-        mallopt(_M_MMAP_THRESHOLD, _LEAST_MAPPED_BYTES)
+    if mallopt is not None:
+        mallopt(parameter, value)
 
 
 def is_limited() -> bool:

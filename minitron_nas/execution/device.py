@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from minitron_nas.memory import available_memory, total_memory
+from minitron_nas.memory import available_memory, set_malloc, total_memory
 
 
 def pick_device() -> torch.device:
@@ -85,11 +85,9 @@ def hold_memory(device: torch.device) -> None:
         return
     # glibc gives blocks from 128 KB to 32 MB up back to the system at once and takes new pages for the next
     # ones: a fifth of a training step of SmolLM2 on the CPU. `trim_memory` still gives back what is free.
-    change = getattr(ctypes.CDLL(None), "mallopt", None)
-    if change is not None:
-        trim_threshold, mmap_max = -1, -4  # malloc.h names them M_TRIM_THRESHOLD and M_MMAP_MAX
-        change(mmap_max, 0)
-        change(trim_threshold, 2**31 - 1)
+    trim_threshold, mmap_max = -1, -4  # malloc.h names them M_TRIM_THRESHOLD and M_MMAP_MAX
+    set_malloc(mmap_max, 0)
+    set_malloc(trim_threshold, 2**31 - 1)
 
 
 def trim_memory() -> None:
