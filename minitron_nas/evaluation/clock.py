@@ -28,7 +28,17 @@ def prefill(model: CausalLM, prompt: Tensor) -> tuple[Tensor, Any]:
         The next tokens, (batch, 1), and the cache of keys and values.
     """
     output = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
-    return output.logits[:, -1:].argmax(dim=-1), output.past_key_values
+    return output.logits[:, -1:].argmax(dim=-1), cache_of(output)
+
+
+def cache_of(output: Any) -> Any:
+    """Return what a model keeps of the tokens that it has read, by whichever name its transformers calls it.
+
+    Args:
+        output: Of a forward pass with `use_cache`.
+    """
+    name = "cache" if hasattr(output, "cache") else "past_key_values"  # 5.24 renames it and warns of the old name
+    return getattr(output, name)
 
 
 def decode(model: CausalLM, tokens: Tensor, cache: Any, num_tokens: int) -> Tensor:
@@ -43,7 +53,7 @@ def decode(model: CausalLM, tokens: Tensor, cache: Any, num_tokens: int) -> Tens
     Returns:
         (batch, num_tokens).
     """
-    # transformers 5.24 renames the argument and warns of its old name.
+    # The argument has been renamed, too.
     name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
     written = [tokens[:, :0]]
     for _ in range(num_tokens):

@@ -22,6 +22,7 @@ from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals.head import OutputHead
 from minitron_nas.distillation.signals.targets import HiddenTargets
 from minitron_nas.distillation.signals.teacher import final_hidden
+from minitron_nas.evaluation.clock import cache_of
 from minitron_nas.importance.moments import second_moments
 from minitron_nas.importance.tensor_folder import TensorFolder
 from minitron_nas.models.causal_lm import CausalLM
@@ -134,7 +135,7 @@ def check_states(subject: Subject) -> None:
     target = subject.architecture.reshaped(conformance_shapes(subject.layout, subject.architecture)["all"])
     student = plain_experts(build_student(subject.prepared, target, torch.float64))
     for model, shape in ((subject.model, subject.architecture), (student, subject.prepared.settled(target))):
-        cache: Any = model(input_ids=subject.prompt[:1], use_cache=True).past_key_values
+        cache = cache_of(model(input_ids=subject.prompt[:1], use_cache=True))
         for layer, (kind, kept) in enumerate(zip(shape.kinds, cache.layers, strict=True)):
             counted = state_bytes_per_sequence(shape.with_layers([layer]), subject.layout, bytes_per_value=1)
             assert counted == _num_values(kept), (

@@ -239,24 +239,15 @@ class Finished:
             left -= entry["seconds"]
         raise ValueError(f"fraction={fraction} is not in 0..1")
 
-    def copy_without(self, stages: Sequence[str], to: Path) -> None:
-        """Copy the folder as if stages of the search were yet to come."""
-        tables = ("trials.parquet", "candidates.parquet", "exclusions.parquet")
-        files = {
-            "90k screen": ("screened",),
-            "90k tournament": ("90k-tournament", *tables),
-            "study": ("study.journal",),
-        }
-        gone = [name for stage in stages for name in files[stage]]
-        shutil.copytree(self.path, to, ignore=shutil.ignore_patterns(*gone))
-        kept = [entry for entry in self.ledger() if entry["stage"] not in stages]
-        (to / "ledger.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in kept))
-
-    def copy_untrained(self, to: Path) -> None:
-        """Copy the folder of a run of one size as if all students were yet to be trained."""
-        shutil.copytree(self.path, to, ignore=shutil.ignore_patterns("students", "baselines"))
-        kept = self.ledger()[: self.stages().index("90k distil")]
-        (to / "ledger.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+    def copy_before(self, stage: str, to: Path) -> None:
+        """Copy the folder as if a stage and all after it were yet to come; nothing, if it is the first."""
+        before = self.ledger()[: self.stages().index(stage)]
+        if not before:
+            return
+        for name in ("plan.yaml", *(name for entry in before for name, *_ in (*entry["outputs"], *entry["rows"]))):
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(self.path / name, to / name)
+        (to / "ledger.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in before))
 
     def assert_equals(self, other: "Finished") -> None:
         """Compare everything that the settings and the seed decide; no stage was made twice."""

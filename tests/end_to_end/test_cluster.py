@@ -111,7 +111,7 @@ def test_a_kill_while_members_are_trained_side_by_side_changes_nothing(
     build: Any, three_members: Any, finished: Callable[[Path], Any], two_nodes: TwoNodes, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    three_members.copy_untrained(run)
+    three_members.copy_before("90k distil", run)
     under_way = lambda: len({path.parent for path in run.glob("checkpoints/*/checkpoint-*")}) > 1  # noqa: E731
     killed = build.kill_when(run, under_way, *THREE, *on(two_nodes))
     assert killed.code == -9, killed.err
@@ -124,7 +124,7 @@ def test_a_node_that_is_lost_while_members_are_trained_side_by_side_changes_noth
     build: Any, three_members: Any, finished: Callable[[Path], Any], two_nodes: TwoNodes, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    three_members.copy_untrained(run)
+    three_members.copy_before("90k distil", run)
     moment = three_members.moment("90k distil", 0.0, "checkpoints/90k/checkpoint-*")
     told = build.survive(run, moment, two_nodes.lose_one, *THREE, *on(two_nodes))
     assert told.code == 0, told.err

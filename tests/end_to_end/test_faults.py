@@ -57,6 +57,11 @@ def test_the_standard_output_of_a_run_is_its_result_and_nothing_else(uninterrupt
     assert [member["name"] for member in result["members"]] == ["teacher", "90k"]
 
 
+def test_a_run_warns_of_nothing(uninterrupted: Any) -> None:
+    told = uninterrupted.path.with_name("run.err").read_text().lower()
+    assert not [line for line in told.splitlines() if "warn" in line or "deprecat" in line]
+
+
 @pytest.fixture(scope="module")
 def undisturbed(
     build: Any, uninterrupted: Any, finished: Callable[[Path], Any], tmp_path_factory: pytest.TempPathFactory
@@ -107,6 +112,7 @@ def test_a_signal(
     sent: str,
 ) -> None:
     signals, settings, run = SIGNALS[sent], WHERE[where][1], tmp_path / "run"
+    undisturbed(where).copy_before(stage, run)
     stopped = build.stop(run, undisturbed(where).moment(stage, 0.3), signals, *settings)
     assert stopped.outlived == []
     told = stopped.told
@@ -134,6 +140,7 @@ def test_a_full_disk(
     where: str,
 ) -> None:
     run, settings, ballast = small_disk, WHERE[where][1], small_disk / ".ballast"
+    undisturbed(where).copy_before(stage, run)
     told = build.suffer(run, undisturbed(where).moment(stage, 0.3), lambda: fill(ballast), *settings)
     ballast.unlink(missing_ok=True)
     if told.code:  # else it was faster
@@ -165,6 +172,7 @@ def test_a_kill_and_then_a_file_that_is_cut(
     where: str,
 ) -> None:
     settings, run = WHERE[where][1], tmp_path / "run"
+    undisturbed(where).copy_before(stage, run)
     build.kill(run, undisturbed(where).moment(stage, 0.6), *settings)
     files = sorted(file for file in run.rglob("*") if file.is_file() and file.name != ".lock" and file.stat().st_size)
     damaged = random.Random(f"{stage} {where}").choice(files)
