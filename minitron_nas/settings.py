@@ -165,6 +165,8 @@ def _only_follows(kind: str, location: Location, locations: Sequence[Location]) 
 
 def _describe(location: Location, kind: str, message: str, model: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in location)
+    if kind == "model_type":
+        message = "must be a mapping"
     if kind != "extra_forbidden":
         message = message.removeprefix("Value error, ")
         return f"{key}: {message}" if key else message

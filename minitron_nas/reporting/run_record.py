@@ -11,6 +11,7 @@ from pyarrow import ArrowException
 
 from minitron_nas.errors import LatencyError, RunFolderError
 from minitron_nas.evaluation.latency import LatencyModel
+from minitron_nas.reporting.written_plan import require_written
 from minitron_nas.settings import parse_count
 from minitron_nas.space.size import Size
 from minitron_nas.storage.ledger import Entry, Ledger
@@ -125,7 +126,7 @@ def read_run(folder: Path) -> RunRecord:
             f"{folder / 'plan.yaml'} must hold a mapping with the key 'plan', as a build writes it; restore it, or "
             "give the folder of a build"
         )
-    _require_sizes(folder, content["plan"])
+    require_written(folder / "plan.yaml", content)
     students = sorted((folder / "students").glob(f"*/{LINEAGE}"))
     return RunRecord(
         name=folder.resolve().name,
@@ -235,15 +236,6 @@ def _plan_text(folder: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise RunFolderError(f"{path} is no text ({error}); restore it or build anew") from None
-
-
-def _require_sizes(folder: Path, plan: Mapping[str, Any]) -> None:
-    """Refuse a plan whose sizes nobody can name."""
-    try:
-        for size in plan.get("sizes") or ():
-            Size.parse(size)
-    except (TypeError, ValueError) as error:
-        raise RunFolderError(f"{folder / 'plan.yaml'}: sizes: {error}; restore it") from None
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -1,6 +1,11 @@
 """A run folder is read whether it is finished, begun, old or broken."""
 
+import copy
+import functools
 import math
+import operator
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +15,7 @@ import pytest
 import yaml
 
 from minitron_nas.errors import RunFolderError
+from minitron_nas.reporting.html import write_report
 from minitron_nas.reporting.run_record import best_trained, plain_rows, read_run
 from minitron_nas.storage.schemas import CANDIDATES, EVALUATIONS
 from minitron_nas.storage.tables import write_rows
@@ -73,8 +79,15 @@ def test_an_infinite_number_counts_as_missing(new_run: Path) -> None:
         ("- a list", "must hold a mapping with the key 'plan'"),
         ("teacher: one that was never built from", "must hold a mapping with the key 'plan'"),
         ("plan: 5", "must hold a mapping with the key 'plan'"),
-        ("plan: {sizes: [huge]}", r"plan\.yaml: sizes: 'huge' is not a count"),
-        ("plan: {sizes: 5}", r"plan\.yaml: sizes: "),
+        ("plan: {sizes: [huge]}", r"plan\.yaml: plan\.sizes\.0: 'huge' is not a count"),
+        ("plan: {sizes: 5}", r"plan\.yaml: plan\.sizes: "),
+        ("plan: {text: 64}", r"plan\.yaml: plan\.text: must be a mapping; restore it"),
+        ("plan: {text: {sequence_length: [64]}}", r"plan\.yaml: plan\.text\.sequence_length: .* integer; restore it"),
+        ("plan: {space: {window: [90k]}}", r"plan\.yaml: plan\.space\.window: "),
+        ("plan: {space: {window: [90k, {a: 1}]}}", r"plan\.yaml: plan\.space\.window\.1: {'a': 1} is not a count"),
+        ("plan: {data: {a: 1}, baselines: [1]}", r"plan\.yaml: plan\.baselines\.0: "),
+        ("plan: {}\nteacher: x", r"plan\.yaml: teacher: must be a mapping; restore it"),
+        ("plan: {}\ndevices: {name: cpu}", r"plan\.yaml: devices\.number: "),
         ("{", r"plan\.yaml is not YAML"),
     ],
 )
@@ -92,9 +105,35 @@ def test_a_plan_that_is_no_text_is_refused(tmp_path: Path) -> None:
 
 def test_parts_of_a_plan_that_are_none_say_nothing(new_run: Path) -> None:
     plan = new_run / "plan.yaml"
-    plan.write_text(yaml.safe_dump({**yaml.safe_load(plan.read_text()), "teacher": "x", "versions": 5}))
+    plan.write_text(yaml.safe_dump({**yaml.safe_load(plan.read_text()), "teacher": None, "versions": None}))
     run = read_run(new_run)
     assert (run.teacher["source"], dict(run.versions)) == (None, {})
+
+
+def leaves(node: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every key of a mapping and of those in it."""
+    for key, value in node.items() if isinstance(node, dict) else ():
+        yield (*path, key)
+        yield from leaves(value, (*path, key))
+
+
+@pytest.mark.slow
+def test_a_report_is_written_or_the_odd_value_of_a_plan_is_named(finished_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    content = yaml.safe_load((run / "plan.yaml").read_text())
+    refused = list[tuple[str, str]]()
+    for path in leaves(content):
+        for odd in ([1, {"a": "b"}], {"a": [1]}, "odd", -3.5):
+            changed = copy.deepcopy(content)
+            parent = functools.reduce(operator.getitem, path[:-1], changed)
+            parent[path[-1]] = odd
+            (run / "plan.yaml").write_text(yaml.safe_dump(changed))
+            try:
+                write_report(run)
+            except RunFolderError as error:
+                refused.append((path[-1], str(error)))
+    assert len(refused) > 50
+    assert all("plan.yaml" in told and key in told for key, told in refused)
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1 and no more", b"PAR1" + bytes(100) + b"PAR1"])
