@@ -3,11 +3,14 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from signal import SIGHUP, SIGINT, SIGKILL, SIGTERM, Signals
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -45,6 +48,7 @@ SITUATIONS = [
     pytest.param(stage, where, id=f"{where}-{stage}") for where, (stages, _) in WHERE.items() for stage in stages
 ]
 SMALL_DISK = "512m"
+FEW_FILES = 2000
 
 
 def test_every_stage_of_a_run_is_one_of_these(uninterrupted: Any) -> None:
@@ -80,16 +84,29 @@ def undisturbed(
     return run_of
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+@contextmanager
+def disk_of_its_own(place: Path, limit: str) -> Iterator[Path]:
     """A run folder that is a disk of its own; what the command tells is written beside it."""
-    place = tmp_path / "run"
     place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK}", "tmpfs", str(place)]
+    mount = ["mount", "-t", "tmpfs", "-o", limit, "tmpfs", str(place)]
     if subprocess.run(mount, check=False, capture_output=True).returncode:
         pytest.skip("a small disk can be mounted by root only")
     yield place
     subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk that holds little."""
+    with disk_of_its_own(tmp_path / "run", f"size={SMALL_DISK}") as run:
+        yield run
+
+
+@pytest.fixture
+def disk_of_few_files(tmp_path: Path) -> Iterator[Path]:
+    """A disk that holds few files, of any size."""
+    with disk_of_its_own(tmp_path / "run", f"nr_inodes={FEW_FILES}") as run:
+        yield run
 
 
 def the_line(err: str) -> str:
@@ -143,14 +160,34 @@ def test_a_full_disk(
     undisturbed(where).copy_before(stage, run)
     told = build.suffer(run, undisturbed(where).moment(stage, 0.3), lambda: fill(ballast), *settings)
     ballast.unlink(missing_ok=True)
-    if told.code:  # else it was faster
+    assert_told_of_the_disk(told)
+    again = build.finish(run, *settings)
+    assert again.code == 0, again.err
+    finished(run).assert_equals(undisturbed(where))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_disk_that_takes_no_more_files(
+    build: Any, uninterrupted: Any, finished: Callable[[Path], Any], disk_of_few_files: Path, stage: str
+) -> None:
+    run, ballast = disk_of_few_files, disk_of_few_files / ".ballast"
+    uninterrupted.copy_before(stage, run)
+    told = build.suffer(run, uninterrupted.moment(stage, 0.3), lambda: fill_with_files(ballast))
+    shutil.rmtree(ballast, ignore_errors=True)
+    assert_told_of_the_disk(told)
+    again = build.finish(run)
+    assert again.code == 0, again.err
+    finished(run).assert_equals(uninterrupted)
+
+
+def assert_told_of_the_disk(told: Any) -> None:
+    """A command that met a full disk said so in a line, and what to do, unless it was faster."""
+    if told.code:
         assert told.code == 2, told.err
         line = the_line(told.err)
         assert "No space left on device" in line or "free" in line, line
         assert "repeat the command" in line or "the same command goes on" in line, line
-    again = build.finish(run, *settings)
-    assert again.code == 0, again.err
-    finished(run).assert_equals(undisturbed(where))
 
 
 def fill(ballast: Path) -> None:
@@ -159,6 +196,13 @@ def fill(ballast: Path) -> None:
     if state.f_bavail:
         with ballast.open("ab") as file:
             os.posix_fallocate(file.fileno(), file.tell(), state.f_bavail * state.f_frsize)
+
+
+def fill_with_files(ballast: Path) -> None:
+    """Leave no file of a disk free."""
+    ballast.mkdir(exist_ok=True)
+    while os.statvfs(ballast).f_favail:
+        (ballast / uuid4().hex).touch()
 
 
 @pytest.mark.slow
