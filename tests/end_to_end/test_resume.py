@@ -13,9 +13,12 @@ TASKS = Path(__file__).parent.parent / "evaluation" / "tasks"
 EVERYTHING = (
     "--size=70k",
     "--set=correct={tokens: 2k, batch_sequences: 4}",
-    "--set=distillation={tokens: 11k, batch_sequences: 1, micro_batch_sequences: 1, learning_rate: auto}",
-    "--set=distillation={num_evaluations: 2, checkpoint_minutes: 0.01}",
-    "--set=evaluation={tasks: [tiny_sums], limit: 5}",
+    "--set=distillation.tokens=11k",
+    "--set=distillation.batch_sequences=1",
+    "--set=distillation.micro_batch_sequences=1",
+    "--set=distillation.learning_rate=auto",
+    "--set=distillation.checkpoint_minutes=0.01",
+    "--set=evaluation.tasks=[tiny_sums]",
     f"--set=evaluation.include_path={TASKS}",
 )
 """A second size that is cut from the first, a corrected teacher, a learning rate that is looked for, and tasks."""
