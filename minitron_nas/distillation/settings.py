@@ -167,6 +167,19 @@ class DistillationSettings(Settings):
         return self.torch_compile
 
     @property
+    def signals(self) -> tuple[SignalKind, ...]:
+        """The kinds of signal that hold what a student learns from here, the best first."""
+        return self._served_by()[0]
+
+    def _served_by(self) -> tuple[tuple[SignalKind, ...], str]:
+        """Return the kinds of signal that serve, and what it is that others do not hold."""
+        if self.intermediate != "none":
+            return ("online",), f"intermediate={self.intermediate} learns from hidden states inside the teacher"
+        if self.loss in ("mse", "cosine"):
+            return ("hidden_cache", "online"), f"loss={self.loss} compares whole distributions"
+        return ("hidden_cache", "top_k", "online"), ""
+
+    @property
     def caches_training(self) -> bool:
         """Whether the teacher's signal over the training tokens is written before training, as `auto` would have it."""
         return self.asks_teacher and self.teacher_signal != "online" and self.intermediate == "none"
@@ -188,25 +201,25 @@ class DistillationSettings(Settings):
                 f"top_k={self.top_k} renormalises a divergence, and loss={self.loss} is none; leave top_k out, or "
                 "choose forward_kl, reverse_kl or jsd"
             )
-        if self.teacher_signal == "top_k" and self.loss in ("mse", "cosine"):
-            raise ValueError(
-                f"teacher_signal=top_k knows the most probable tokens alone, and loss={self.loss} compares whole "
-                "distributions; choose forward_kl, reverse_kl or jsd, or another signal"
-            )
         if self.intermediate != "none" and self.loss == "lm":
             raise ValueError(
                 f"intermediate={self.intermediate} is weighed against a loss on the teacher's logits, and loss=lm has "
                 "none; set intermediate=none, or choose another loss"
             )
-        if self.intermediate != "none" and self.teacher_signal not in ("auto", "online"):
-            raise ValueError(
-                f"intermediate={self.intermediate} needs hidden states inside the teacher, and "
-                f"teacher_signal={self.teacher_signal} holds none; set teacher_signal=online"
-            )
         if self.intermediate != "none" and self.torch_compile is True:
             raise ValueError(
                 f"intermediate={self.intermediate} watches hidden states inside the student's layers, which "
                 "torch_compile=true compiles without what watches them; leave one of them out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _signal_holds_what_is_learned(self) -> Self:
+        kinds, needed = self._served_by()
+        if self.teacher_signal not in ("auto", *kinds):
+            raise ValueError(
+                f"{needed}, which teacher_signal={self.teacher_signal} does not hold; "
+                f"set teacher_signal to auto or {' or '.join(kinds)}"
             )
         return self
 

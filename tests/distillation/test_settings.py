@@ -102,11 +102,11 @@ def test_the_papers_found_the_pure_forward_kl_of_all_logits_best_so_it_is_the_de
         ),
         (
             {"loss": "cosine", "teacher_signal": "top_k"},
-            "teacher_signal=top_k knows the most probable tokens alone, and loss=cosine compares whole distributions",
+            "loss=cosine compares whole distributions, which teacher_signal=top_k does not hold; set teacher_signal to",
         ),
         (
             {"intermediate": "auto", "teacher_signal": "hidden_cache"},
-            "intermediate=auto needs hidden states inside the teacher, and teacher_signal=hidden_cache holds none; set",
+            "intermediate=auto learns from hidden states inside the teacher, which teacher_signal=hidden_cache does",
         ),
         (
             {"intermediate": "always", "teacher_signal": "online", "torch_compile": True},

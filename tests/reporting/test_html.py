@@ -338,6 +338,9 @@ def test_several_runs_are_one_page_whose_members_are_told_apart(two_runs: list[P
     assert len(names) == len(set(names))
     links = [(values.get("href") or "").removeprefix("#") for tag, values in page.elements if tag == "a"]
     assert set(links) <= set(names)
+    sections = {values["id"] for tag, values in page.elements if tag == "section" and "-" in (values.get("id") or "")}
+    assert len(sections) > 10
+    assert sections <= set(links), "a section of a run that no heading leads to"
 
 
 def test_the_same_runs_give_the_same_page_wherever_it_lies(

@@ -12,10 +12,7 @@ CACHE_SHARE = 0.5
 """The most of the free disk that what the teacher says over the training text may take."""
 
 _KEPT: Mapping[SignalKind, str] = {"hidden_cache": "final hidden states", "top_k": "the most probable tokens"}
-"""What is kept, the better first."""
-
-_WHOLE = ("mse", "cosine")
-"""Losses that compare whole distributions."""
+"""What is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +62,7 @@ def settle(settings: DistillationSettings, speech: Speech, free_bytes: int) -> t
         return settings, ""
     if not settings.asks_teacher:
         return _with(settings, "hidden_cache"), ""
-    if settings.intermediate != "none":
+    if settings.signals == ("online",):
         return _with(settings, "online"), "teacher_signal: online, for hidden states inside the teacher are matched"
     if speech.num_tokens is None:
         return _with(settings, "hidden_cache"), (
@@ -74,9 +71,7 @@ def settle(settings: DistillationSettings, speech: Speech, free_bytes: int) -> t
         )
     room = CACHE_SHARE * free_bytes
     said, half = list[str](), f"half of the {about_bytes(free_bytes)} that are free"
-    for kind in _KEPT:
-        if kind == "top_k" and settings.loss in _WHOLE:
-            continue
+    for kind in (kind for kind in settings.signals if kind in _KEPT):
         chosen = _with(settings, kind)
         needed = speech.num_tokens * kept_bytes(chosen, speech.vocab_size, speech.state_bytes)
         words = f"{_KEPT[kind]} of {format_count(speech.num_tokens)} tokens take {about_bytes(needed)}"

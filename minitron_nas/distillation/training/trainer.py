@@ -98,9 +98,7 @@ def distill(
     history, best = _history(checkpoint, last_step), None
     if trained is not None:
         best = BestWeights(folder, trained, last_step, lesson.judge, history, arguments.process_index == 0)
-    objective = Objective(
-        student, settings, intermediate_loss(student.config, lesson.train.signal, settings, lesson.seed)
-    )
+    objective = _objective(student, lesson)
     if checkpoint is not None and step_of(checkpoint) >= last_step:
         if best is None:
             load_weights(checkpoint, objective)
@@ -133,6 +131,11 @@ def distill(
             writes = trainer.is_world_process_zero()
             best.export(lambda file: save_weights(file, student, writes))
     return TrainingResult.of(trainer.state.log_history, settings, schedule, lesson.judge)
+
+
+def _objective(student: CausalLM, lesson: Lesson) -> Objective:
+    beside = intermediate_loss(student.config, lesson.train.signal, lesson.settings, lesson.seed)
+    return Objective(student, lesson.settings, beside)
 
 
 class _SequenceDataset(Dataset[dict[str, Any]]):

@@ -1,8 +1,10 @@
 """Which signal is settled on, by what the disk can hold."""
 
+from typing import get_args
+
 import pytest
 
-from minitron_nas.distillation.settings import DistillationSettings
+from minitron_nas.distillation.settings import DistillationSettings, LogitLoss
 from minitron_nas.distillation.signals.choice import Speech, settle
 
 LARGE = Speech(100_000_000, 128_256, 4096 * 2)  # 819 GB of hidden states, 614 GB of 1024 tokens each
@@ -23,6 +25,17 @@ def test_a_loss_over_whole_distributions_never_gets_the_most_probable_tokens() -
     settings, told = settle(DistillationSettings(loss="mse"), LARGE, 1_600 * 10**9)
     assert settings.teacher_signal == "online"
     assert "most probable" not in told
+
+
+@pytest.mark.parametrize("free_gb", [0, 1_300, 1_700])
+@pytest.mark.parametrize("loss", get_args(LogitLoss))
+@pytest.mark.parametrize("intermediate", ["none", "auto", "always"])
+def test_what_is_settled_on_could_have_been_named(free_gb: int, loss: str, intermediate: str) -> None:
+    if loss == "lm" and intermediate != "none":
+        return  # no such settings
+    asked = {"loss": loss, "intermediate": intermediate}
+    settings, _ = settle(DistillationSettings(**asked), LARGE, free_gb * 10**9)
+    assert settings == DistillationSettings(**asked, teacher_signal=settings.teacher_signal)
 
 
 def test_what_was_named_stays_and_is_not_explained() -> None:
