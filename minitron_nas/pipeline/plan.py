@@ -273,14 +273,21 @@ def with_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[
     """Apply `key.subkey=value` strings; values are read as YAML.
 
     Raises:
-        PlanError: If a string has no `=` or reaches into a value that has no keys.
+        PlanError: If a string has no `=`, reaches into a value that has no keys, or sets the whole of a group of which
+            one before it has set a key.
     """
-    result = _copied(values)
+    result, before = _copied(values), list[str]()
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise PlanError(f"--set {override!r} is not of the form key=value, such as distillation.tokens=100M")
         *parents, last = key.strip().split(".")
+        if lost := [earlier for earlier in before if earlier.startswith(f"{key.strip()}.")]:
+            raise PlanError(
+                f"--set {override!r} is all of {key.strip()}, and would undo --set {lost[0]!r} before it; give the "
+                "group first and then its keys, or keys alone"
+            )
+        before.append(override.strip())
         target = result
         for parent in parents:
             inner = target.get(parent)

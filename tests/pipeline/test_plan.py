@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,22 @@ def test_a_plan_cannot_be_changed() -> None:
 
 
 # --set
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later"),
+    [
+        ("distillation.tokens=6k", "distillation={learning_rate: 1e-3}"),
+        ("runner.max_failures=5", "runner=ray"),
+        ("search.num_rungs=1", "search=random"),
+        ("space.axes.hidden_size=null", "space.axes={}"),
+        ("importance.depth.mode=block", " importance ={}"),
+    ],
+)
+def test_a_group_that_would_undo_a_key_before_it_is_refused(earlier: str, later: str) -> None:
+    with pytest.raises(PlanError, match=f"would undo --set '{re.escape(earlier)}' before it; give the group first"):
+        overridden(earlier, "seed=1", later)
+    assert overridden(later, earlier).seed == 0
 
 
 def overridden(*overrides: str, **values: object) -> FamilyPlan:

@@ -322,7 +322,9 @@ def test_all_faults_of_a_plan_are_told_at_once(
         tiny_settings,
         "sizes=[90k, 10k]",
         "space.protected_layers=[7]",
-        "distillation={tokens: 1k, batch_sequences: 4, micro_batch_sequences: 3, deepspeed: zero-9}",
+        "distillation.batch_sequences=4",
+        "distillation.micro_batch_sequences=3",
+        "distillation.deepspeed=zero-9",
     )
     with pytest.raises(PlanError, match=r"^the plan has 5 faults: ") as told:
         preflight(plan, teacher.outline(), str(tmp_path / "no.txt"), RunFolder(tmp_path), Devices.here(), tmp_path)

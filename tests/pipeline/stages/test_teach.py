@@ -111,7 +111,7 @@ def test_where_nothing_is_tried_or_inner_states_are_matched_trials_get_no_cache(
 ) -> None:
     untried = lessons("distillation.teacher_signal=online", "search.num_rungs=0")
     assert untried.trials == untried.files
-    matched = lessons("distillation={teacher_signal: online, intermediate: always}")
+    matched = lessons("distillation.teacher_signal=online", "distillation.intermediate=always")
     assert matched.trials == matched.files
 
 
