@@ -13,11 +13,12 @@ from ray.actor import ActorHandle
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
-from minitron_nas.errors import PlanError
+from minitron_nas.errors import MachineError, PlanError
 from minitron_nas.execution.parent import working_for
 from minitron_nas.execution.preemption import on_stop, stopped
 from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.storage.locks import Starter
+from minitron_nas.storage.machine import quoted_fault
 
 _POLL_SECONDS = 0.5
 
@@ -64,6 +65,7 @@ class RayTrain:
             on_wait: Called twice a second while they work.
 
         Raises:
+            MachineError: If workers met a fault of their machine before they could say so themselves.
             PlanError: If the cluster has no room for so many workers, for which Ray would wait without end.
             PreemptedError: After a signal.
         """
@@ -111,8 +113,11 @@ class RayTrain:
                 raise _stopped(asked[0]) from None
             if isinstance(error, SystemExit):
                 raise
-            if not ended.exists():  # else the function has said why it failed
-                sys.stderr.write(f"{error}\n")
+            if ended.exists():  # the function has said why it failed
+                return
+            if (fault := quoted_fault(str(error))) is not None:
+                raise MachineError(f"a worker ended: {fault}; mend that and repeat the command") from None
+            sys.stderr.write(f"{error}\n")
         finally:
             over.set()
             watch.join()

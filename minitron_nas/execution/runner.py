@@ -16,7 +16,7 @@ from minitron_nas.errors import MachineError, TrialError
 from minitron_nas.execution.deadline import Deadline, OverdueError
 from minitron_nas.execution.device import release_memory
 from minitron_nas.progress import Progress, silent
-from minitron_nas.storage.machine import machine_error, says_machine_fault
+from minitron_nas.storage.machine import machine_error, quoted_fault
 from minitron_nas.storage.sealed import read_sealed, write_sealed
 
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "allocate memory", "alloc_failed", "low on memory")
@@ -150,9 +150,8 @@ def lost(key: str, said: str, began: float | None = None) -> Outcome:
         said: What is known of the loss.
         began: When it was begun last, if anyone knows.
     """
-    if says_machine_fault(said):
-        words = next(line for line in said.splitlines() if says_machine_fault(line))
-        return Outcome(key, "machine", None, f"{words.strip()}; mend that and repeat the command", 0.0, began)
+    if (words := quoted_fault(said)) is not None:
+        return Outcome(key, "machine", None, f"{words}; mend that and repeat the command", 0.0, began)
     status: Status = "infeasible" if says_out_of_memory(said) else "failed"
     return Outcome(key, status, None, f"the worker was lost: {said}", 0.0, began)
 

@@ -76,6 +76,15 @@ def says_machine_fault(text: str) -> bool:
     return any(words in text.lower() for words in _WORDS)
 
 
+def quoted_fault(text: str) -> str | None:
+    """Return the first line of an error's words that says that the machine is at fault; None where none does.
+
+    Args:
+        text: The error's words, or a traceback.
+    """
+    return next((line.strip() for line in text.splitlines() if says_machine_fault(line)), None)
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Name a path that could not be written because of its disk.

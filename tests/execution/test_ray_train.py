@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from minitron_nas.errors import PlanError, PreemptedError
+from minitron_nas.errors import MachineError, PlanError, PreemptedError
 from minitron_nas.execution.settings import RunnerSettings
 
 SETTINGS = RunnerSettings(cpus_per_trial=0.5, max_worker_losses=1)
@@ -89,6 +89,21 @@ def test_ray_is_quoted_only_where_no_worker_has_said_why_it_fails(fitted, tmp_pa
     fitted.during = fail
     train(tmp_path, lambda argument: code)
     assert capsys.readouterr().err == ("a traceback of Ray's\n" if code is None else "")
+
+
+def test_a_full_disk_that_no_worker_could_tell_is_told_in_a_line(fitted, tmp_path, capsys):
+    from minitron_nas.execution import ray_train
+
+    def fail():
+        words = "[Rank 0,1 Error Snippet]:\nTraceback\nOSError: [Errno 28] No space left on device\n\nDuring handling"
+        raise ray_train.TrainingFailedError(words)
+
+    fitted.during = fail
+    with pytest.raises(
+        MachineError, match=r"^a worker ended: OSError: \[Errno 28\] No space left on device; mend that"
+    ):
+        train(tmp_path)
+    assert capsys.readouterr().err == ""
 
 
 def test_the_caller_is_told_while_it_waits(fitted, tmp_path):

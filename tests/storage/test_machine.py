@@ -13,7 +13,15 @@ import pytest
 
 from minitron_nas.errors import CacheError, DiskSpaceError, MachineError, MinitronNasError, TeacherNotFoundError
 from minitron_nas.storage.atomic import whole_file, whole_folder, write_text
-from minitron_nas.storage.machine import expanded, machine_error, naming, refusal, require_writable, says_machine_fault
+from minitron_nas.storage.machine import (
+    expanded,
+    machine_error,
+    naming,
+    quoted_fault,
+    refusal,
+    require_writable,
+    says_machine_fault,
+)
 
 
 def of(code: int, *more: Any) -> OSError:
@@ -225,6 +233,7 @@ def test_what_the_system_refuses_leaves_the_command_in_one_line(error: Exception
 )
 def test_words_of_another_process_are_recognised(text: str, machine: bool) -> None:
     assert says_machine_fault(text) is machine
+    assert quoted_fault(f"Traceback:\n{text}\n") == (text.splitlines()[-1] if machine else None)
 
 
 def test_a_home_folder_stands_for_its_name_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
