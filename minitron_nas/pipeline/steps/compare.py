@@ -1,10 +1,13 @@
 """Two models, or two runs, held against each other: a gate for whoever ships a compressed model again and again."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from minitron_nas.errors import PlanError
 from minitron_nas.evaluation.settings import EvaluationSettings
+from minitron_nas.execution.preemption import going_on
 from minitron_nas.models.source import ModelSource, source_name
 from minitron_nas.pipeline.display import Display, default_display
 from minitron_nas.pipeline.steps.check import Check
@@ -14,7 +17,7 @@ from minitron_nas.pipeline.steps.run_checks import checks_of_runs
 from minitron_nas.pipeline.steps.task_checks import require_tasks
 from minitron_nas.storage.atomic import whole_folder, write_text
 from minitron_nas.storage.copies import local
-from minitron_nas.storage.run_folder import holds_run, require_new_folder
+from minitron_nas.storage.run_folder import holds_run, new_folder, require_new_folder
 from minitron_nas.storage.schemas import COMPARISON
 from minitron_nas.storage.tables import write_rows
 from minitron_nas.text.settings import TextSettings
@@ -89,25 +92,38 @@ def compare(
     limits, display = limits or CompareLimits(), display or default_display()
     evaluation, settings = evaluation or EvaluationSettings(), settings or TextSettings()
     folder = None if out is None else require_new_folder(Path(out))
-    if runs := _runs(base, other):
-        if text is not None:
-            raise PlanError("two runs are compared by what they have measured; leave --text out")
-        checks = list(checks_of_runs(*runs, limits))
-    else:
-        if limits.task_drop is not None and not evaluation.tasks:
-            raise PlanError("task_drop is a limit on lm-eval tasks, and none is named; name some with evaluation.tasks")
-        if evaluation.tasks:
-            require_tasks(evaluation)
-        if text is None:
-            raise PlanError("two models are compared on a text that neither has seen; name one with --text")
-        measuring = Measuring(text, settings, evaluation, seed, limits, display)
-        checks = list(checks_of_models(base, other, measuring))
-    found = Comparison(source_name(base), source_name(other), tuple(checks))
-    if folder is not None:
-        with whole_folder(folder) as partial:
-            write_rows(partial, COMPARISON, [check.to_row() for check in found.checks])
-            write_text(partial / "comparison.md", found.to_markdown())
+    with _making(folder):
+        if runs := _runs(base, other):
+            if text is not None:
+                raise PlanError("two runs are compared by what they have measured; leave --text out")
+            checks = list(checks_of_runs(*runs, limits))
+        else:
+            if limits.task_drop is not None and not evaluation.tasks:
+                raise PlanError(
+                    "task_drop is a limit on lm-eval tasks, and none is named; name some with evaluation.tasks"
+                )
+            if evaluation.tasks:
+                require_tasks(evaluation)
+            if text is None:
+                raise PlanError("two models are compared on a text that neither has seen; name one with --text")
+            measuring = Measuring(text, settings, evaluation, seed, limits, display)
+            checks = list(checks_of_models(base, other, measuring))
+        found = Comparison(source_name(base), source_name(other), tuple(checks))
+        if folder is not None:
+            with whole_folder(folder) as partial:
+                write_rows(partial, COMPARISON, [check.to_row() for check in found.checks])
+                write_text(partial / "comparison.md", found.to_markdown())
     return found
+
+
+@contextmanager
+def _making(folder: Path | None) -> Iterator[None]:
+    """Hold a folder that is to be made, if there is one."""
+    if folder is None:
+        yield
+        return
+    with new_folder(folder), going_on(f"nothing was written to {folder}; the same command begins again"):
+        yield
 
 
 def _runs(base: ModelSource, other: ModelSource) -> tuple[Path, Path] | None:

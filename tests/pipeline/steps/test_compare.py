@@ -27,6 +27,7 @@ from minitron_nas.pipeline.steps.check import Check
 from minitron_nas.pipeline.steps.compare import Comparison, compare
 from minitron_nas.pipeline.steps.limits import CompareLimits, read_limits
 from minitron_nas.pipeline.steps.task_checks import checks_of_tasks
+from minitron_nas.storage.run_folder import new_folder
 from minitron_nas.storage.schemas import BENCHMARKS, COMPARISON, DOCUMENTS
 from minitron_nas.storage.tables import write_rows
 
@@ -273,6 +274,16 @@ def test_the_table_and_the_page_say_what_failed(trained_teacher: Path, held_out:
     assert "a\\|b" in page
     with pytest.raises(RunFolderError, match="out"):
         compare(trained_teacher, trained_teacher, held_out, out=tmp_path / "out", display=Quiet())
+
+
+def test_two_that_compare_into_one_folder_are_told_apart(finished: Path, tmp_path: Path) -> None:
+    with (
+        new_folder(tmp_path / "beside"),
+        pytest.raises(RunFolderError, match=r"beside is in use by process \d+ .*; wait for it or choose another --out"),
+    ):
+        compare(finished, finished, out=tmp_path / "beside")
+    assert compare(finished, finished, out=tmp_path / "beside").passes
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["beside", "comparison.md", "comparison.parquet"]
 
 
 def test_runs_are_compared_member_by_member(finished: Path, tmp_path: Path) -> None:
