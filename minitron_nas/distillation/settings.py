@@ -182,7 +182,7 @@ class DistillationSettings(Settings):
     @property
     def caches_training(self) -> bool:
         """Whether the teacher's signal over the training tokens is written before training, as `auto` would have it."""
-        return self.asks_teacher and self.teacher_signal != "online" and self.intermediate == "none"
+        return self.asks_teacher and self.teacher_signal != "online" and self.signals != ("online",)
 
     @property
     def cached_top_k(self) -> int | None:

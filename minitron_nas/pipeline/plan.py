@@ -208,7 +208,7 @@ class FamilyPlan(Settings):
         """
         settings, rungs = self.distillation, self.search.rung_tokens(distillation_tokens)
         kept = settings.caches_training and settings.cached_top_k is None
-        alone = settings.asks_teacher and not kept and settings.intermediate == "none"
+        alone = settings.asks_teacher and not kept and "hidden_cache" in settings.signals
         short = [*rungs[-1:], *([distillation_tokens // PROBES_FIT] if settings.learning_rate == "auto" else [])]
         num_tokens = max(short, default=0) if alone else 0
         return num_tokens if num_tokens * hidden_size <= _MOST_TRIAL_STATES else 0

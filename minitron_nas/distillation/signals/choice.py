@@ -12,7 +12,7 @@ CACHE_SHARE = 0.5
 """The most of the free disk that what the teacher says over the training text may take."""
 
 _KEPT: Mapping[SignalKind, str] = {"hidden_cache": "final hidden states", "top_k": "the most probable tokens"}
-"""What is kept."""
+"""What is kept, the better first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +71,12 @@ def settle(settings: DistillationSettings, speech: Speech, free_bytes: int) -> t
         )
     room = CACHE_SHARE * free_bytes
     said, half = list[str](), f"half of the {about_bytes(free_bytes)} that are free"
-    for kind in (kind for kind in settings.signals if kind in _KEPT):
+    for kind, what in _KEPT.items():
+        if kind not in settings.signals:
+            continue
         chosen = _with(settings, kind)
         needed = speech.num_tokens * kept_bytes(chosen, speech.vocab_size, speech.state_bytes)
-        words = f"{_KEPT[kind]} of {format_count(speech.num_tokens)} tokens take {about_bytes(needed)}"
+        words = f"{what} of {format_count(speech.num_tokens)} tokens take {about_bytes(needed)}"
         if needed <= room:
             before = f"{'; '.join(said)}, more than {half}; " if said else ""
             after = "" if said else f", at most {half}"
