@@ -1,5 +1,6 @@
 """Every fault in every stage, here, on Ray and in two processes: how a command ends, and how the next one goes on."""
 
+import errno
 import json
 import os
 import random
@@ -85,11 +86,10 @@ def undisturbed(
 
 
 @contextmanager
-def disk_of_its_own(place: Path, limit: str) -> Iterator[Path]:
+def disk_of_its_own(place: Path, *mount: str) -> Iterator[Path]:
     """A run folder that is a disk of its own; what the command tells is written beside it."""
     place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", limit, "tmpfs", str(place)]
-    if subprocess.run(mount, check=False, capture_output=True).returncode:
+    if subprocess.run(["mount", *mount, str(place)], check=False, capture_output=True).returncode:
         pytest.skip("a small disk can be mounted by root only")
     yield place
     subprocess.run(["umount", "--lazy", str(place)], check=True)
@@ -98,14 +98,29 @@ def disk_of_its_own(place: Path, limit: str) -> Iterator[Path]:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk that holds little."""
-    with disk_of_its_own(tmp_path / "run", f"size={SMALL_DISK}") as run:
+    with disk_of_its_own(tmp_path / "run", "-t", "tmpfs", "-o", f"size={SMALL_DISK}", "tmpfs") as run:
         yield run
 
 
 @pytest.fixture
 def disk_of_few_files(tmp_path: Path) -> Iterator[Path]:
     """A disk that holds few files, of any size."""
-    with disk_of_its_own(tmp_path / "run", f"nr_inodes={FEW_FILES}") as run:
+    with disk_of_its_own(tmp_path / "run", "-t", "tmpfs", "-o", f"nr_inodes={FEW_FILES}", "tmpfs") as run:
+        yield run
+
+
+@pytest.fixture
+def disk_with_a_quota(tmp_path: Path) -> Iterator[Path]:
+    """A disk with much room, of which a run may have little."""
+    if shutil.which("mkfs.btrfs") is None:
+        pytest.skip("a quota is set on btrfs, whose tools (btrfs-progs) are not installed")
+    disk = tmp_path / "disk"
+    disk.touch()
+    os.truncate(disk, 4 << 30)
+    subprocess.run(["mkfs.btrfs", "--quiet", str(disk)], check=True, capture_output=True)
+    with disk_of_its_own(tmp_path / "run", "-o", "loop", str(disk)) as run:
+        subprocess.run(["btrfs", "quota", "enable", str(run)], check=True)
+        subprocess.run(["btrfs", "qgroup", "limit", SMALL_DISK, "0/5", str(run)], check=True)
         yield run
 
 
@@ -181,12 +196,27 @@ def test_a_disk_that_takes_no_more_files(
     finished(run).assert_equals(uninterrupted)
 
 
-def assert_told_of_the_disk(told: Any) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_quota_that_is_used_up(
+    build: Any, uninterrupted: Any, finished: Callable[[Path], Any], disk_with_a_quota: Path, stage: str
+) -> None:
+    run, ballast = disk_with_a_quota, disk_with_a_quota / ".ballast"
+    uninterrupted.copy_before(stage, run)
+    told = build.suffer(run, uninterrupted.moment(stage, 0.3), lambda: fill_a_quota(ballast))
+    ballast.unlink(missing_ok=True)
+    assert_told_of_the_disk(told, "Disk quota exceeded")
+    again = build.finish(run)
+    assert again.code == 0, again.err
+    finished(run).assert_equals(uninterrupted)
+
+
+def assert_told_of_the_disk(told: Any, what: str = "No space left on device") -> None:
     """A command that met a full disk said so in a line, and what to do, unless it was faster."""
     if told.code:
         assert told.code == 2, told.err
         line = the_line(told.err)
-        assert "No space left on device" in line or "free" in line, line
+        assert what in line or "free" in line, line
         assert "repeat the command" in line or "the same command goes on" in line, line
 
 
@@ -196,6 +226,19 @@ def fill(ballast: Path) -> None:
     if state.f_bavail:
         with ballast.open("ab") as file:
             os.posix_fallocate(file.fileno(), file.tell(), state.f_bavail * state.f_frsize)
+
+
+def fill_a_quota(ballast: Path) -> None:
+    """Leave no block of a quota unused, by blocks that are smaller and smaller."""
+    size = 4 << 20
+    with ballast.open("ab", buffering=0) as file:
+        while size >= 512:
+            try:
+                file.write(os.urandom(size))
+                os.fsync(file.fileno())
+            except OSError as error:
+                assert error.errno == errno.EDQUOT
+                size //= 2
 
 
 def fill_with_files(ballast: Path) -> None:
