@@ -160,7 +160,7 @@ def _take_afresh(path: Path, settings: EvaluationSettings) -> Sequence[float]:
 def _worker(path: Path, settings: EvaluationSettings) -> Iterator[_Worker]:
     command = [sys.executable, "-m", "minitron_nas.evaluation.speed"]
     command += [str(path), str(settings.prompt_tokens), str(settings.decode_tokens)]
-    with TemporaryFile("w+") as errors:
+    with TemporaryFile("w+", errors="replace") as errors:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True)
         try:
             yield _Worker(path, process, errors)

@@ -81,7 +81,7 @@ def has_compiler() -> bool:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
-    except TorchDynamoException as error:
+    except (TorchDynamoException, UnicodeError) as error:  # torch reads its own templates as the locale spells text
         reason = str(error).strip().splitlines()[0]
         _log.warning("torch.compile does not work here, so training takes longer: %s", reason)
         return False

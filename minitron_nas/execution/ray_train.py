@@ -139,7 +139,7 @@ def _require_success(function: Callable[[str], int], argument: str, ended: Path)
     would say it again: the file `ended` lets them raise at once.
     """
     if ended.exists():
-        raise RuntimeError(ended.read_text())
+        raise RuntimeError(ended.read_text(encoding="utf-8"))
     if code := function(argument):
-        ended.write_text(f"the worker ended with {code}; what it printed says why")
-        raise RuntimeError(ended.read_text())
+        ended.write_text(f"the worker ended with {code}; what it printed says why", encoding="utf-8")
+        raise RuntimeError(ended.read_text(encoding="utf-8"))

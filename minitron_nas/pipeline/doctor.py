@@ -161,7 +161,7 @@ def _rehearsal(what: str, start: Sequence[str], needed: bool) -> Finding:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "LOG_LEVEL": "ERROR"}
     remedy = f"pip install --upgrade --force-reinstall {what}"
     with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", env=environment
     ) as process:
         try:
             _, told = process.communicate(timeout=_REHEARSAL_SECONDS)

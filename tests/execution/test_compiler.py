@@ -1,5 +1,6 @@
 """Compiled where a compiler is, as written where it is not."""
 
+import os
 import subprocess
 import sys
 from functools import partial
@@ -35,8 +36,16 @@ def test_a_compiled_function_takes_any_number_of_rows_without_being_compiled_aga
 
 
 @pytest.mark.slow
-def test_without_a_compiler_a_function_runs_as_written_and_says_so_once(tmp_path):
-    environment = {"PATH": str(tmp_path), "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+@pytest.mark.parametrize(
+    "machine",
+    [
+        {"PATH": "", "CXX": "no-such-compiler"},
+        {"PATH": os.environ["PATH"], "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    ],
+    ids=["no compiler", "a locale of ASCII"],
+)
+def test_without_a_compiler_a_function_runs_as_written_and_says_so_once(tmp_path, machine):
+    environment = {**machine, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_COMPILER], capture_output=True, text=True, env=environment, check=False
     )
