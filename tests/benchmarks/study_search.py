@@ -1,4 +1,4 @@
-"""Whole pools of shapes screened once, and samplers replayed over them (E1); whether the best by KL also write (E6).
+"""Whole pools of shapes screened once, and samplers replayed over them: E1 of the search.
 
 `python tests/benchmarks/study_search.py pool --data DATA --out OUT --size 94M --shapes 300` screens so many shapes of
 SmolLM2-135M, drawn evenly out of the space `default`, near (the corpus' validation split) and far (WikiText-2), and
@@ -7,9 +7,6 @@ keeps each as it comes: killed, it goes on. `--teacher` takes another model, wit
 that `--measured` names: for each pool and sampler the regret, the share of the least KL by which the best shape found
 is behind it, after so many evaluations, over twenty seeds. Of two recorded sizes each also teaches the other, as
 `search.extends` does.
-`python tests/benchmarks/study_search.py probe --data DATA --out OUT --size 94M --shapes 32` lets recorded shapes
-continue held-out text, half of them the best by KL and the others of ranks at equal steps, and keeps how far each
-follows the teacher in `measured/probes.json`; then, and with `probes`, it prints how KL orders what they write.
 """
 
 import argparse
@@ -28,11 +25,9 @@ from study_starts import CALIBRATION, SCORES, Starts
 
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.loss.validation import validate
-from minitron_nas.evaluation.continuations import agreement, continuations
 from minitron_nas.execution.device import compute_dtype, pick_device
 from minitron_nas.execution.runner import Outcome
 from minitron_nas.families.catalog import layout_of
-from minitron_nas.models.loading import load_for_inference
 from minitron_nas.pipeline.display import default_display
 from minitron_nas.pruning.settings import RANDOM_TOKENS
 from minitron_nas.pruning.student import build_student
@@ -47,11 +42,8 @@ from minitron_nas.space.axes import load_space
 from minitron_nas.space.enumerate import enumerate_candidates
 
 MEASURED = Path(__file__).parent / "measured" / "pools.json"
-PROBES = Path(__file__).parent / "measured" / "probes.json"
 SEQUENCES = 3
 """Of each text, 512 tokens long."""
-WRITTEN_SEQUENCES = 16
-"""Of each text, whose beginnings are continued, as a build continues them."""
 TEXTS = ("near", "far")
 EVALUATIONS = (8, 16, 24, 32, 64)
 NUM_SEEDS = 20
@@ -82,48 +74,6 @@ def screen_pool(study: Starts, size: int, num_shapes: int) -> None:
     for candidate in candidates[:num_shapes]:
         shape = candidate.architecture
         study.measurements.once(f"{format_count(size)} | {shape.id}", lambda shape=shape: measure(shape))
-
-
-def probe_pool(study: Starts, size: str, num_shapes: int, measured: Path) -> None:
-    """Let recorded shapes of a size write that have not written yet."""
-    pool, kls = recorded(size, Measurements(measured).all())
-    ranked = np.argsort(kls["near"])
-    half = num_shapes // 2
-    places = np.unique([*range(half), *np.linspace(half, len(ranked) - 1, num_shapes - half).round().astype(int)])
-    prepared = study.prepared(study.calibration(CALIBRATION), SCORES, RANDOM_TOKENS)
-    tokens = {name: study.evaluation(name, WRITTEN_SEQUENCES) for name in TEXTS}
-    device = pick_device()
-    teacher = load_for_inference(study.checkpoint.path).to(device)
-    own = {name: continuations(teacher, each) for name, each in tokens.items()}
-    del teacher
-
-    def measure(shape: Architecture) -> dict[str, Any]:
-        model = build_student(prepared, shape, compute_dtype(device)).to(device)
-        return {name: agreement(continuations(model, each), own[name]) for name, each in tokens.items()}
-
-    for index in ranked[places].tolist():
-        shape = pool.candidates[index].architecture
-        study.measurements.once(f"{size} | {shape.id}", lambda shape=shape: measure(shape))
-
-
-def probes(measured: Path) -> None:
-    """Print how KL orders what shapes write, and whether the best by KL writes best."""
-    rows, kls = Measurements(PROBES).all(), Measurements(measured).all()
-    print("| size, text | shapes | rho | best by KL follows | best writer follows | it has rank by KL | paired |")
-    print("|---|---|---|---|---|---|---|")
-    for size in dict.fromkeys(key.partition(" | ")[0] for key in rows):
-        keys = [key for key in rows if key.startswith(f"{size} | ")]
-        for text in TEXTS:
-            kl = np.array([kls[key][text] for key in keys])
-            written = np.array([rows[key][text] for key in keys])
-            means = written.mean(axis=1)
-            by_kl, writer = int(kl.argmin()), int(means.argmax())
-            lead = written[writer] - written[by_kl]
-            error = lead.std(ddof=1) / np.sqrt(len(lead))
-            print(
-                f"| {size}, {text} | {len(keys)} | {-spearmanr(kl, means).statistic:.2f} | {means[by_kl]:.2f} | "
-                f"{means[writer]:.2f} | {1 + np.count_nonzero(kl < kl[writer])} | {lead.mean():.2f} +- {error:.2f} |"
-            )
 
 
 def recorded(size: str, rows: Mapping[str, Any]) -> tuple[Pool, dict[str, np.ndarray]]:
@@ -242,7 +192,7 @@ def ended(pool: Pool, kls: np.ndarray, seed: int) -> tuple[int, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("pool", "replay", "probe", "probes"))
+    parser.add_argument("part", choices=("pool", "replay"))
     parser.add_argument("--data", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--size", default="94M")
@@ -255,19 +205,12 @@ def main() -> None:
     if args.part == "replay":
         replay(args.samplers.split(","), args.most, args.measured)
         return
-    if args.part == "probes":
-        probes(args.measured)
-        return
     if args.data is None or args.out is None:
-        parser.error(f"{args.part} needs --data and --out")
+        parser.error("pool needs --data and --out")
     default_display()  # silences the libraries' own bars
-    study = Starts(args.data.absolute(), args.out.absolute(), PROBES if args.part == "probe" else args.measured)
+    study = Starts(args.data.absolute(), args.out.absolute(), args.measured)
     study.source = args.teacher
-    if args.part == "pool":
-        screen_pool(study, parse_count(args.size), args.shapes)
-        return
-    probe_pool(study, args.size, args.shapes, args.measured)
-    probes(args.measured)
+    screen_pool(study, parse_count(args.size), args.shapes)
 
 
 if __name__ == "__main__":

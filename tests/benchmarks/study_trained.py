@@ -6,11 +6,15 @@ and keeps each as it comes: killed, it goes on. First come the finalists that th
 screened all of `measured/pools.json`; the others have ranks in it at equal ratios, so that most are among the better.
 `python tests/benchmarks/study_trained.py order` needs nothing but `measured/trained.json`: rank correlations with the
 KL at the end, and what the default search chooses among the trained shapes, beside all of them trained to the end.
+`python tests/benchmarks/study_trained.py decay --data DATA --out OUT --size 94M` trains the same shapes through a whole
+schedule that ends with the first rung, into `measured/decayed.json`: whether a rate that has come down orders shapes
+better than one that is high (E3), and whether the best by KL also writes best (E6); `order` then tells both.
 """
 
 import argparse
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +29,10 @@ from study_starts import CALIBRATION, SCORES, Starts
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.loss.losses import Losses
 from minitron_nas.distillation.loss.validation import validate
+from minitron_nas.evaluation.continuations import agreement, continuations
 from minitron_nas.execution.runner import Outcome
 from minitron_nas.models.causal_lm import CausalLM
+from minitron_nas.models.loading import load_for_inference
 from minitron_nas.pipeline.display import default_display
 from minitron_nas.pruning.refit import refit_in_sequence
 from minitron_nas.pruning.settings import RANDOM_TOKENS
@@ -36,8 +42,10 @@ from minitron_nas.search.contest import Contest
 from minitron_nas.search.finalists import choose_finalists
 from minitron_nas.search.pool import Pool
 from minitron_nas.search.settings import SearchSettings
+from minitron_nas.text.tokens import PackedTokens
 
 MEASURED = Path(__file__).parent / "measured" / "trained.json"
+DECAYED = Path(__file__).parent / "measured" / "decayed.json"
 TEXTS = ("near", "far")
 TRIAL_TOKENS = 24_576
 RATE = 1e-4
@@ -46,6 +54,9 @@ FINALISTS = SearchSettings().num_finalists
 ENDS = SearchSettings().rung_tokens(50 * TRIAL_TOKENS)
 RUNGS = [end for end in ENDS if end]
 """KD tokens at the end of each: a trial gets a fiftieth of a student's."""
+WRITTEN = "written"
+WRITTEN_SEQUENCES = 32
+"""Of each text, whose beginnings are continued; a build continues half as many."""
 WAYS = ("one pass", "in sequence")
 
 
@@ -69,6 +80,37 @@ class Training:
 
     def of(self, target: Architecture) -> dict[str, Any]:
         """Train a shape from the better of its starts; every figure is a KL, near also by sequence."""
+        found, best = self._begun(target)
+        with tempfile.TemporaryDirectory(dir=self._study.out) as work:
+            for stop in RUNGS:
+                self._study.train(best, RATE, TRIAL_TOKENS, Path(work), stop)
+                found[f"{stop}"] = self._measured(best)
+        return {**target.sizes(), **found}
+
+    def decayed(self, target: Architecture) -> dict[str, Any]:
+        """Train a shape from the better of its starts through a schedule that ends with the first rung; let it write.
+
+        What it writes is told by `WRITTEN`: of each continuation the tokens that are the teacher's.
+        """
+        found, best = self._begun(target)
+        with tempfile.TemporaryDirectory(dir=self._study.out) as work:
+            self._study.train(best, RATE, RUNGS[0], Path(work))
+        written = {
+            name: agreement(continuations(best, tokens), self._teacher[name]) for name, tokens in self._prompts.items()
+        }
+        return {**found, f"{RUNGS[0]}": self._measured(best), WRITTEN: written}
+
+    @cached_property
+    def _prompts(self) -> Mapping[str, PackedTokens]:
+        return {name: self._study.evaluation(name, WRITTEN_SEQUENCES) for name in TEXTS}
+
+    @cached_property
+    def _teacher(self) -> Mapping[str, list[list[int]]]:
+        teacher = load_for_inference(self._study.checkpoint.path)
+        return {name: continuations(teacher, tokens) for name, tokens in self._prompts.items()}
+
+    def _begun(self, target: Architecture) -> tuple[dict[str, Any], CausalLM]:
+        """Return what the starts of a shape come to, and the better one."""
         found: dict[str, Any] = {}
         best, best_kl = None, float("inf")
         for way, student in self._starts(target):
@@ -76,11 +118,7 @@ class Training:
             if found[way]["near"] < best_kl:
                 best, best_kl = student, found[way]["near"]
         assert best is not None
-        with tempfile.TemporaryDirectory(dir=self._study.out) as work:
-            for stop in RUNGS:
-                self._study.train(best, RATE, TRIAL_TOKENS, Path(work), stop)
-                found[f"{stop}"] = self._measured(best)
-        return {**target.sizes(), **found}
+        return found, best
 
     def _starts(self, target: Architecture) -> Iterator[tuple[str, CausalLM]]:
         yield WAYS[0], build_student(self._prepared, target, torch.float32)
@@ -105,6 +143,16 @@ def train(study: Starts, size: str, num: int) -> None:
         study.measurements.once(f"{size} | {shape.id}", lambda shape=shape: training.of(shape))
 
 
+def decay(study: Starts, size: str) -> None:
+    """Train the shapes of a size that were trained through the rungs, where that was not done yet."""
+    pool, kls = recorded(size, Measurements(POOLS).all())
+    rows, training = Measurements(MEASURED).all(), Training(study)
+    for index in np.argsort(kls["near"]).tolist():
+        key, shape = key_of(size, pool, index), pool.candidates[index].architecture
+        if key in rows:
+            study.measurements.once(key, lambda shape=shape: training.decayed(shape))
+
+
 def order(size: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
     """Print how each stage orders the trained shapes, and what the search would have chosen among them."""
     ids = [key.partition(" | ")[2] for key in rows]
@@ -120,6 +168,9 @@ def order(size: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
     stages = {f"untrained, {way}": [row[way] for row in table] for way in WAYS}
     stages["untrained, the better"] = [standing(row, 0) for row in table]
     stages |= {f"after {int(end):,} tokens": [row[end] for row in table] for end in ends[:-1]}
+    decayed = Measurements(DECAYED).all()
+    if all(key in decayed for key in rows):
+        stages[f"after {RUNGS[0]:,} tokens, decayed"] = [decayed[key][ends[0]] for key in rows]
     print("| ordered by KL | rho near | tau near | rho far | best at the end has rank | its best is behind |")
     print("|---|---|---|---|---|---|")
     for name, figures in stages.items():
@@ -129,6 +180,8 @@ def order(size: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
         rank = 1 + np.count_nonzero(kls["near"] < kls["near"][best])
         tau = kendalltau(kls["near"], final["near"]).statistic
         print(f"| {name} | {rho['near']:.2f} | {tau:.2f} | {rho['far']:.2f} | {rank} | {100 * behind:.1f} % |")
+    if all(key in decayed for key in rows):
+        show_written([decayed[key] for key in rows], ids)
     in_sequence = sum(row[WAYS[1]]["near"] < row[WAYS[0]]["near"] for row in table)
     print(f"{in_sequence} of {len(table)} begin better repaired in sequence")
     winner, tokens = contested(size, rows)
@@ -138,6 +191,22 @@ def order(size: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
         f"The default search chooses {winner}, {100 * behind:.2f} % behind the best, for {tokens:,} KD tokens; all "
         f"trained to the end cost {everything:,}, {everything / tokens:.1f} times as many"
     )
+
+
+def show_written(rows: Sequence[Mapping[str, Any]], ids: Sequence[str]) -> None:
+    """Print how KL orders what shapes write after the first rung, and who writes best."""
+    for text in TEXTS:
+        kls = np.array([row[f"{RUNGS[0]}"][text] for row in rows])
+        written = np.array([row[WRITTEN][text] for row in rows])
+        means, by_kl = written.mean(axis=1), int(kls.argmin())
+        best = int(means.argmax())
+        lead = written[best] - written[by_kl]
+        error = lead.std(ddof=1) / np.sqrt(len(lead))
+        print(
+            f"{text}: Spearman of KL and of tokens written as the teacher does {-spearmanr(kls, means).statistic:.2f}; "
+            f"best by KL {ids[by_kl]} writes {means[by_kl]:.2f}, best writer {ids[best]} (rank "
+            f"{1 + np.count_nonzero(kls < kls[best])} by KL) {means[best]:.2f}, {lead.mean():.2f} +- {error:.2f} more"
+        )
 
 
 def contested(size: str, rows: Mapping[str, Mapping[str, Any]]) -> tuple[str, int]:
@@ -169,7 +238,7 @@ def key_of(size: str, pool: Pool, index: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("train", "order"))
+    parser.add_argument("part", choices=("train", "decay", "order"))
     parser.add_argument("--data", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--size", default="94M")
@@ -181,9 +250,13 @@ def main() -> None:
             order(size, {key: row for key, row in rows.items() if key.startswith(f"{size} | ")})
         return
     if args.data is None or args.out is None:
-        parser.error("train needs --data and --out")
+        parser.error(f"{args.part} needs --data and --out")
     default_display()  # silences the libraries' own bars
-    train(Starts(args.data.absolute(), args.out.absolute(), MEASURED), args.size, args.shapes)
+    data, out = args.data.absolute(), args.out.absolute()
+    if args.part == "train":
+        train(Starts(data, out, MEASURED), args.size, args.shapes)
+    else:
+        decay(Starts(data, out, DECAYED), args.size)
 
 
 if __name__ == "__main__":
