@@ -29,7 +29,7 @@ from study_starts import CALIBRATION, SCORES, Starts
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.loss.losses import Losses
 from minitron_nas.distillation.loss.validation import validate
-from minitron_nas.evaluation.continuations import agreement, continuations
+from minitron_nas.evaluation.continuations import NUM_PROMPTS, agreement, continuations
 from minitron_nas.execution.runner import Outcome
 from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.loading import load_for_inference
@@ -42,7 +42,6 @@ from minitron_nas.search.contest import Contest
 from minitron_nas.search.finalists import choose_finalists
 from minitron_nas.search.pool import Pool
 from minitron_nas.search.settings import SearchSettings
-from minitron_nas.text.tokens import PackedTokens
 
 MEASURED = Path(__file__).parent / "measured" / "trained.json"
 DECAYED = Path(__file__).parent / "measured" / "decayed.json"
@@ -55,8 +54,6 @@ ENDS = SearchSettings().rung_tokens(50 * TRIAL_TOKENS)
 RUNGS = [end for end in ENDS if end]
 """KD tokens at the end of each: a trial gets a fiftieth of a student's."""
 WRITTEN = "written"
-WRITTEN_SEQUENCES = 32
-"""Of each text, whose beginnings are continued; a build continues half as many."""
 WAYS = ("one pass", "in sequence")
 
 
@@ -95,19 +92,19 @@ class Training:
         found, best = self._begun(target)
         with tempfile.TemporaryDirectory(dir=self._study.out) as work:
             self._study.train(best, RATE, RUNGS[0], Path(work))
-        written = {
-            name: agreement(continuations(best, tokens), self._teacher[name]) for name, tokens in self._prompts.items()
-        }
+        written = {name: agreement(self._written(best, name), self._teacher[name]) for name in TEXTS}
         return {**found, f"{RUNGS[0]}": self._measured(best), WRITTEN: written}
-
-    @cached_property
-    def _prompts(self) -> Mapping[str, PackedTokens]:
-        return {name: self._study.evaluation(name, WRITTEN_SEQUENCES) for name in TEXTS}
 
     @cached_property
     def _teacher(self) -> Mapping[str, list[list[int]]]:
         teacher = load_for_inference(self._study.checkpoint.path)
-        return {name: continuations(teacher, tokens) for name, tokens in self._prompts.items()}
+        return {name: self._written(teacher, name) for name in TEXTS}
+
+    def _written(self, model: CausalLM, name: str) -> list[list[int]]:
+        """Continue a text as often as a build does, three times over."""
+        tokens = self._study.evaluation(name, 3 * NUM_PROMPTS)
+        thirds = torch.arange(3 * NUM_PROMPTS).chunk(3)
+        return [own for indices in thirds for own in continuations(model, tokens.sequences(indices))]
 
     def _begun(self, target: Architecture) -> tuple[dict[str, Any], CausalLM]:
         """Return what the starts of a shape come to, and the better one."""
