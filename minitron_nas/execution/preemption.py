@@ -9,10 +9,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from minitron_nas.errors import MinitronNasError, PreemptedError
 
@@ -108,6 +108,15 @@ def put_off() -> Iterator[None]:
             raise stopped(asked[0])
 
 
+def answer_again() -> None:
+    """Set the handlers once more that Python knows of: libraries in C change the system's.
+
+    Python sets handlers in the main thread only; in another thread this changes nothing.
+    """
+    if threading.current_thread() is threading.main_thread():
+        _set({signum: signal.getsignal(signum) for signum in SIGNALS})
+
+
 def leave(stop: PreemptedError) -> NoReturn:
     """Tell why the command ends, in one line, and end it without waiting for anything.
 
@@ -151,9 +160,14 @@ def _handlers_as_before() -> Iterator[None]:
     try:
         yield
     finally:
-        for signum, handler in previous.items():
-            if handler is not None:  # set even where it is the same to Python: libraries in C change the system's
-                signal.signal(signum, handler)
+        _set(previous)
+
+
+def _set(handlers: Mapping[signal.Signals, Any]) -> None:
+    """Set handlers, even where they are the same to Python, but for those that are not Python's."""
+    for signum, handler in handlers.items():
+        if handler is not None:
+            signal.signal(signum, handler)
 
 
 def _handler(action: Callable[[int], object]) -> Callable[[int, object], None]:

@@ -22,11 +22,11 @@ os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 
 import psutil
 import ray
-from ray._private import services, utils
+from ray._private import services, utils, worker
 from ray.actor import ActorHandle
 
 from minitron_nas.errors import PlanError, TrainingProcessError
-from minitron_nas.execution.preemption import fail, put_off
+from minitron_nas.execution.preemption import answer_again, fail, put_off
 from minitron_nas.execution.settings import NO_RAY_CLIENT, is_ray_client
 from minitron_nas.memory import available_memory, is_limited, total_memory
 from minitron_nas.storage.locks import Process
@@ -99,7 +99,7 @@ def connected(address: str | None, folder: Path) -> Iterator[None]:
         over.set()
         shutil.rmtree(folder, ignore_errors=True)
         if started_here:
-            with put_off():  # Ray takes its handlers in C away, and with them whichever are there
+            with put_off(), _signals_answered_again():
                 ray.shutdown()
         if session is not None:
             shutil.rmtree(session, ignore_errors=True)
@@ -179,6 +179,21 @@ def _signals_left_to_us() -> Iterator[None]:
         yield
     finally:
         utils.set_sigterm_handler = before
+
+
+@contextmanager
+def _signals_answered_again() -> Iterator[None]:
+    """Set handlers once more when Ray's core has taken its own away in C, before its processes take seconds to end."""
+    node = worker._global_node
+    if node is not None:
+        end = node.kill_all_processes
+
+        def answered(*args: Any, **kwargs: Any) -> None:
+            answer_again()
+            end(*args, **kwargs)
+
+        node.kill_all_processes = answered
+    yield
 
 
 def _answer() -> int:

@@ -27,7 +27,10 @@ try:
                 if kind == "starting ray":
                     begun.touch()
                 with ray_session.connected(None, begun.with_name("state")):
-                    pass
+                    if kind == "ending ray":
+                        from ray._private import worker
+                        node, end = worker._global_node, worker._global_node.kill_all_processes
+                        node.kill_all_processes = lambda **how: (begun.touch(), time.sleep(1), end(**how))
             asked = []
             if kind == "training":
                 with preemption.on_stop(asked.append):
@@ -97,8 +100,8 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path, second: signal.Signals,
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-@pytest.mark.parametrize("kind", ["starting ray", "after ray"])
-def test_a_signal_ends_a_command_in_order_that_starts_ray_or_has_ended_it(
+@pytest.mark.parametrize("kind", ["starting ray", "ending ray", "after ray"])
+def test_a_signal_ends_a_command_in_order_that_starts_ray_or_ends_it_or_has_ended_it(
     tmp_path: Path, kind: str, signum: signal.Signals, code: int
 ) -> None:
     command = Command(tmp_path, kind)
