@@ -21,7 +21,7 @@ from minitron_nas.storage.foreign import read_object, what_lies_instead
 
 _BASES = ("rope_theta", "rope_local_base_freq", "rotary_emb_base")
 _ROPE = ("rope_parameters", "rope_scaling")
-_LISTS_OF_NUMBERS = ("mlp_only_layers", "moe_layers")
+_LISTS_OF_NUMBERS = ("attn_layer_indices", "mlp_only_layers", "moe_layers")
 """Lists of a config that name layers by their numbers, however many there are."""
 _CAUSAL_CLASSES = ("ForCausalLM", "LMHeadModel")
 _HEADS = "num_attention_heads"
