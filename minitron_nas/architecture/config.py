@@ -199,7 +199,16 @@ def _value(config: Mapping[str, Any], layout: Layout, name: str) -> Any:
         return not {"short_factor", "long_factor"}.isdisjoint(rope)
     for key in layout.config_names(name):
         if config.get(key) is not None:
-            return config[key]
+            return _of_all_layers(key, config[key])
     if name == "num_hidden_layers" and layout.kinds is not None:
         return layout.kinds.count(config)
     return layout.defaults.get(name)
+
+
+def _of_all_layers(key: str, value: Any) -> Any:
+    """What a config says of all layers at once, or of each of them the same."""
+    if not isinstance(value, list):
+        return value
+    if len(set(value)) != 1:
+        raise InvalidArchitectureError(f"{key}={value!r} must be one number, or the same one for every layer")
+    return value[0]

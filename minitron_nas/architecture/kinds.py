@@ -78,11 +78,14 @@ class FirstLayers:
         key: Of the number in `config.json`.
         first: The kind of the first layers.
         others: The kind of all others.
+        last: The key of the index of the last of all others, behind which there must be none; none where no config
+            tells it.
     """
 
     key: str
     first: str
     others: str
+    last: str = ""
 
     def count(self, config: Mapping[str, Any]) -> int | None:
         """Return nothing: the number of all layers does not follow."""
@@ -95,8 +98,13 @@ class FirstLayers:
             num_layers: How many layers there are.
 
         Raises:
-            InvalidArchitectureError: If the number is missing.
+            InvalidArchitectureError: If the number is missing, or layers follow behind the last of all others.
         """
+        if self.last and config.get(self.last, -1) not in (-1, num_layers - 1):
+            raise InvalidArchitectureError(
+                f"{self.last}={config[self.last]!r} must be the last of the {num_layers} layers, {num_layers - 1}, or "
+                f"-1: layers of kind {self.first!r} are described before those of kind {self.others!r} alone"
+            )
         count = config.get(self.key)
         if not isinstance(count, int):
             raise InvalidArchitectureError(
@@ -107,7 +115,8 @@ class FirstLayers:
 
     def written(self, kinds: Sequence[str]) -> dict[str, Any]:
         """Return their number; layers stay in their order, so that the first stay first."""
-        return {self.key: list(kinds).count(self.first)}
+        last = {self.last: len(kinds) - 1} if self.last else {}
+        return {self.key: list(kinds).count(self.first), **last}
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,33 +20,37 @@ from minitron_nas.architecture.widths import AdjustedWidth
 GATED_CHANNELS = CONV_CHANNELS + CONV_CHANNELS + CONV_CHANNELS
 """What gates the convolution's inputs, what gates its outputs, and the inputs."""
 
+CONVOLUTION = (
+    row("model.layers.{layer}.conv.in_proj.weight", GATED_CHANNELS, HIDDEN),
+    row("model.layers.{layer}.conv.in_proj.bias", GATED_CHANNELS, when="conv_bias"),
+    row("model.layers.{layer}.conv.conv.weight", CONV_CHANNELS, dim(), dim("conv_L_cache")),
+    row("model.layers.{layer}.conv.conv.bias", CONV_CHANNELS, when="conv_bias"),
+    row("model.layers.{layer}.conv.out_proj.weight", HIDDEN, CONV_CHANNELS),
+    row("model.layers.{layer}.conv.out_proj.bias", HIDDEN, when="conv_bias"),
+)
+ATTENTION = (
+    row("model.layers.{layer}.self_attn.q_proj.weight", QUERIES, HIDDEN),
+    row("model.layers.{layer}.self_attn.k_proj.weight", KEYS, HIDDEN),
+    row("model.layers.{layer}.self_attn.v_proj.weight", KEYS, HIDDEN),
+    norm("model.layers.{layer}.self_attn.q_layernorm.weight", HEAD_DIM),
+    norm("model.layers.{layer}.self_attn.k_layernorm.weight", HEAD_DIM),
+    row("model.layers.{layer}.self_attn.out_proj.weight", HIDDEN, QUERIES),
+)
+FFN = (
+    row("model.layers.{layer}.feed_forward.w1.weight", NEURONS, HIDDEN),
+    row("model.layers.{layer}.feed_forward.w3.weight", NEURONS, HIDDEN),
+    row("model.layers.{layer}.feed_forward.w2.weight", HIDDEN, NEURONS),
+)
+
 LAYOUT = Layout(
     model_type="lfm2",
     rows=(
         row("model.embed_tokens.weight", VOCAB, HIDDEN),
         norm("model.layers.{layer}.operator_norm.weight", HIDDEN),
-        *only(
-            "conv",
-            row("model.layers.{layer}.conv.in_proj.weight", GATED_CHANNELS, HIDDEN),
-            row("model.layers.{layer}.conv.in_proj.bias", GATED_CHANNELS, when="conv_bias"),
-            row("model.layers.{layer}.conv.conv.weight", CONV_CHANNELS, dim(), dim("conv_L_cache")),
-            row("model.layers.{layer}.conv.conv.bias", CONV_CHANNELS, when="conv_bias"),
-            row("model.layers.{layer}.conv.out_proj.weight", HIDDEN, CONV_CHANNELS),
-            row("model.layers.{layer}.conv.out_proj.bias", HIDDEN, when="conv_bias"),
-        ),
-        *only(
-            "full_attention",
-            row("model.layers.{layer}.self_attn.q_proj.weight", QUERIES, HIDDEN),
-            row("model.layers.{layer}.self_attn.k_proj.weight", KEYS, HIDDEN),
-            row("model.layers.{layer}.self_attn.v_proj.weight", KEYS, HIDDEN),
-            norm("model.layers.{layer}.self_attn.q_layernorm.weight", HEAD_DIM),
-            norm("model.layers.{layer}.self_attn.k_layernorm.weight", HEAD_DIM),
-            row("model.layers.{layer}.self_attn.out_proj.weight", HIDDEN, QUERIES),
-        ),
+        *only("conv", *CONVOLUTION),
+        *only("full_attention", *ATTENTION),
         norm("model.layers.{layer}.ffn_norm.weight", HIDDEN),
-        row("model.layers.{layer}.feed_forward.w1.weight", NEURONS, HIDDEN),
-        row("model.layers.{layer}.feed_forward.w3.weight", NEURONS, HIDDEN),
-        row("model.layers.{layer}.feed_forward.w2.weight", HIDDEN, NEURONS),
+        *FFN,
         norm("model.embedding_norm.weight", HIDDEN),
         row("lm_head.weight", VOCAB, HIDDEN, unless="tie_word_embeddings"),
     ),

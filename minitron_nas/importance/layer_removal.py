@@ -38,7 +38,7 @@ def without_layers(model: CausalLM, layout: Layout, layers: Collection[int]) -> 
 
 
 def _hand_on(hidden_states: Tensor, *_: Any, as_tuple: bool, **__: Any) -> LayerOutput:
-    return (hidden_states,) if as_tuple else hidden_states
+    return (hidden_states, None) if as_tuple else hidden_states  # no weights of attention, which Bamba unpacks
 
 
 class FirstLayers:

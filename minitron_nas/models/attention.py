@@ -21,6 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from minitron_nas.families.catalog import layouts
 from minitron_nas.models.causal_lm import CausalLM
 
 _VARLEN: Any = import_module("torch.nn.attention.varlen") if find_spec("torch.nn.attention.varlen") else None
@@ -33,11 +34,12 @@ def attend_by_document(model: CausalLM, wanted: bool = True) -> None:
     """Let a model attend within each packed document alone, where it would by a mask, or by a mask again.
 
     Args:
-        model: A model that attends by scaled dot products; others stay as they are.
+        model: A model that attends by scaled dot products and finds the borders of documents; others stay as they are.
         wanted: Whether by document.
     """
     before, after = (_MASKED, _BY_DOCUMENT) if wanted else (_BY_DOCUMENT, _MASKED)
-    if model.config._attn_implementation == before:
+    layout = layouts().get(model.config.model_type)
+    if model.config._attn_implementation == before and (layout is None or layout.finds_borders):
         model.config._attn_implementation = after
 
 

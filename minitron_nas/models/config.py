@@ -21,7 +21,7 @@ from minitron_nas.storage.foreign import read_object, what_lies_instead
 
 _BASES = ("rope_theta", "rope_local_base_freq", "rotary_emb_base")
 _ROPE = ("rope_parameters", "rope_scaling")
-_LISTS_OF_NUMBERS = ("mlp_only_layers", "moe_layers")
+LISTS_OF_NUMBERS = ("attn_layer_indices", "mlp_only_layers", "moe_layers")
 """Lists of a config that name layers by their numbers, however many there are."""
 _CAUSAL_CLASSES = ("ForCausalLM", "LMHeadModel")
 _HEADS = "num_attention_heads"
@@ -115,7 +115,7 @@ def layer_lists(config: Mapping[str, Any], num_layers: int, kept_layers: Sequenc
     return {
         key: [value[layer] for layer in kept_layers]
         for key, value in config.items()
-        if isinstance(value, list) and "layer" in key and key not in _LISTS_OF_NUMBERS and len(value) == num_layers
+        if isinstance(value, list) and "layer" in key and key not in LISTS_OF_NUMBERS and len(value) == num_layers
     }
 
 

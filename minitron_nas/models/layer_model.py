@@ -20,7 +20,7 @@ from minitron_nas.models.causal_lm import CausalLM, decoder_of
 from minitron_nas.models.config import layer_lists
 from minitron_nas.models.stock import model_from_tensors
 
-LayerOutput: TypeAlias = Tensor | tuple[Tensor, ...]
+LayerOutput: TypeAlias = Tensor | tuple[Any, ...]
 """Hidden states, alone or before whatever else a module puts out."""
 
 _NUM_ROWS = 8

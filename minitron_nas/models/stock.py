@@ -28,7 +28,8 @@ Bits: TypeAlias = NDArray[np.signedinteger[Any]]
 
 def read_tensor(header: TensorHeader) -> Tensor:
     """Read all of a stored tensor, in the type that it is stored in."""
-    return torch.from_numpy(read_rows(header, 0, header.shape[0])).view(DTYPES[header.dtype])
+    rows = torch.from_numpy(read_rows(header, 0, header.num_rows))
+    return rows.view(DTYPES[header.dtype]).view(header.shape)
 
 
 def read_entries(header: TensorHeader, indices: Tensor) -> Tensor:

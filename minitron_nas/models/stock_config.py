@@ -123,6 +123,8 @@ def _patterns(config: Mapping[str, Any], filled: PreTrainedConfig) -> dict[str, 
         found["interleave_moe_layer_step"] = _period(with_experts, config["interleave_moe_layer_step"])
     if "full_attention_interval" in config:
         found["full_attention_interval"] = _period(full, config["full_attention_interval"])
+    if "first_k_dense_replace" in config and getattr(filled, "mlp_layer_types", None):
+        found["first_k_dense_replace"] = _leading(filled.mlp_layer_types, "dense")
     if config.get("full_attn_idxs") is not None:
         found["full_attn_idxs"] = [layer for layer, is_full in enumerate(full) if is_full]
     if "hybrid_override_pattern" in config:
@@ -162,6 +164,12 @@ def _period(marked: Sequence[bool], stated: int | None) -> int | None:
     """The n of "every n-th layer is marked", the stated one if it holds; None if no n holds."""
     periods = [*([stated] if stated else []), *range(1, len(marked) + 2)]
     return next((n for n in periods if marked and all(m == ((i + 1) % n == 0) for i, m in enumerate(marked))), None)
+
+
+def _leading(kinds: Sequence[str], kind: str) -> int | None:
+    """How many of the first layers are of a kind, where no others are; None where some are."""
+    count = list(kinds).count(kind)
+    return count if all(each == kind for each in kinds[:count]) else None
 
 
 def _rope(filled: PreTrainedConfig) -> dict[str, Any]:

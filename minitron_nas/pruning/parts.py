@@ -219,7 +219,8 @@ class Vector:
 
 def whole(part: Part) -> Tensor:
     """Return all of a tensor of a student, in the type that it is stored in."""
-    return torch.from_numpy(part.read((0, part.shape[0]))).view(DTYPES[part.dtype])
+    rows = torch.from_numpy(part.read((0, next(iter(part.shape), 1))))
+    return rows.view(DTYPES[part.dtype]).view(part.shape)
 
 
 def entries(part: Part, indices: Tensor) -> Tensor:

@@ -84,6 +84,8 @@ def why_never_in_sequence(layout: Layout) -> str | None:
         return f"layers of {layout.model_type} add more to the residual stream than attention and FFN"
     if len([row for row in layout.stream_norms() if row.per_layer]) == 1:
         return f"attention and FFN of {layout.model_type} read the residual stream through one norm"
+    if layout.module_of(layout.writer(layout.neuron_axis)).rpartition(".")[0] == layout.layer_module:
+        return f"the FFN of {layout.model_type} is no module of its own"
     return None
 
 
@@ -279,7 +281,7 @@ class _Sequence:
 
     def _feed_forward(self, number: int, student: CausalLM, reads: HiddenStates) -> None:
         """Run the student's FFN, refit what it adds, and write the stream behind it."""
-        down = self._ffn.writer
+        down, behind = self._ffn.writer, self._layout.norm_behind(self._ffn.writer)
         norm, output = self._normed(self._pruned, student, self._ffn), self._layout.module_of(down)
         block = student.get_submodule(output.rpartition(".")[0].format(layer=0))
         for indices, _ in self._batches():
@@ -288,6 +290,8 @@ class _Sequence:
                 self._activated.write(indices, input_of(self._pruned.module(student, down), run))
                 continue
             added = states_of(run())
+            if behind is not None:
+                added = self._pruned.module(student, behind)(added)
             self._between.write(indices, self._read(self._between, indices) + self._scale * added)
         if self._activated is not None:
             self._refit_writer(number, down, student, self._after, self._between, self._activated)

@@ -34,8 +34,9 @@ def masked(
     """
     content = dict(tensors if tensors is not None else written_off(subject, target, writers_only))
     for place in subject.layout.tensors(subject.architecture):
-        if place.row.is_buffer and place.row.dims == (EXPERTS,):  # of routers that choose by a sum with it
-            (mask,) = kept_masks(subject, target, place)
+        # Of routers that choose by a sum with it; ERNIE's is a parameter of two dimensions.
+        if (place.row.is_buffer and place.row.dims == (EXPERTS,)) or place.row.dims == (dim(), EXPERTS):
+            *_, mask = kept_masks(subject, target, place)
             content[place.name] = content[place.name].masked_fill(~mask, float("-inf"))
     model = _with_tensors(subject, content)
     modules = dict(model.named_modules())
@@ -201,11 +202,12 @@ def _narrow(module: nn.Module, mask: Tensor) -> None:
 
 
 def _set_epsilon(module: nn.Module, subject: Subject, target: Architecture) -> None:
-    """Give a norm that is not over hidden channels the epsilon that it shares with those that are."""
-    constants = scaled_constants(subject.prepared.config, subject.layout, subject.architecture, target)
+    """Give a norm that is not over hidden channels the epsilon that it shares with those that are, if it shares it."""
+    config = subject.prepared.config
+    scaled = scaled_constants(config, subject.layout, subject.architecture, target)
     for name in ("variance_epsilon", "eps"):
-        if hasattr(module, name):
-            for epsilon in constants.values():
+        for key, epsilon in scaled.items():
+            if getattr(module, name, None) == config[key]:
                 setattr(module, name, epsilon)
 
 

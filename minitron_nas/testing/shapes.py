@@ -1,5 +1,7 @@
 """Shapes that a family table is tried on."""
 
+from math import lcm
+
 from minitron_nas.architecture.layout import NEURON_AXES, Axis, Layout
 from minitron_nas.architecture.rules import EXPERT_GRAIN
 from minitron_nas.architecture.spec import MAMBA_FIELDS, Architecture
@@ -45,10 +47,10 @@ def conformance_shapes(layout: Layout, source: Architecture) -> dict[str, dict[s
         both = {name: size for each in MAMBA_FIELDS for name, size in units[each].items()}
         every = {**fewer, **(heads or groups), **_narrower(source, both)}
         return {**shapes, **mixers, "hidden_size": _narrower(source, {}), "all": every}
-    step = source.num_attention_heads if layout.hidden_multiple_of_heads else grain
+    step = lcm(grain, source.num_attention_heads) if layout.hidden_multiple_of_heads else grain
     shapes["hidden_size"] = {"hidden_size": _below(source.hidden_size, step)}
     kept = heads or groups
-    step = kept["num_attention_heads"] if layout.hidden_multiple_of_heads else grain
+    step = lcm(grain, kept["num_attention_heads"]) if layout.hidden_multiple_of_heads else grain
     return {**shapes, "all": {**fewer, **kept, "hidden_size": _below(source.hidden_size * 3 // 4, step)}}
 
 

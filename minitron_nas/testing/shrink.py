@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from minitron_nas.architecture.config import BY_LAYER
-from minitron_nas.models.config import layer_lists
+from minitron_nas.models.config import LISTS_OF_NUMBERS, layer_lists
 from minitron_nas.testing.tiny import SPECIAL_TOKENS
 
 VOCAB_SIZE = 320
@@ -25,6 +25,7 @@ _NOT_SHRUNK = frozenset({
 })  # fmt: skip
 _ROTATED_SHARE = ("partial_rotary_factor", "rotary_pct")
 _ROTATED_CHANNELS = "rotary_dim"
+_LAST_LAYERS = ("moe_layer_end_index",)
 _FACTORS = ("short_factor", "long_factor")
 _TOKENS = {"bos_token_id": 1, "eos_token_id": 2}
 
@@ -55,6 +56,7 @@ def shrunk(config: Mapping[str, Any], keys: Keys) -> dict[str, Any]:
         layers = _kept_layers(content, size("num_hidden_layers") or _FEWEST_LAYERS)
         sizes["num_hidden_layers"] = len(layers)
         content |= _of_layers(content, size("num_hidden_layers") or 0, layers)
+        content |= _numbers(content, len(layers))
         if content.get(BY_LAYER):
             content[BY_LAYER] = _smaller_heads(content[BY_LAYER], layers, sizes["head_dim"])
     for field, value in sizes.items():
@@ -147,6 +149,16 @@ def _by_layer(content: Mapping[str, Any], num_layers: int) -> dict[str, list[Any
 
 def _of_layers(content: Mapping[str, Any], num_layers: int, kept: Sequence[int]) -> dict[str, list[Any]]:
     return layer_lists(content, num_layers, kept) if num_layers > 0 else {}
+
+
+def _numbers(content: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
+    """Return the keys that name layers by their numbers, of layers that there are: the last where none is left."""
+    lists = {key: content[key] for key in LISTS_OF_NUMBERS if content.get(key)}
+    named = {key: [layer for layer in layers if layer < num_layers] for key, layers in lists.items()}
+    return {
+        **{key: layers or [num_layers - 1] for key, layers in named.items()},
+        **{key: num_layers - 1 for key in _LAST_LAYERS if key in content},
+    }
 
 
 def _smaller_heads(

@@ -62,7 +62,9 @@ _TINY_FIXED: dict[str, int] = {
 """Sizes that families do not prune, for those whose table names them."""
 
 _TINY_GEMMA_4 = {"global_head_dim": 16, "hidden_size_per_layer_input": 0, "num_global_key_value_heads": 1}
-_TINY_OF_FAMILY: dict[str, dict[str, int]] = {
+_TINY_OF_FAMILY: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1, 3], "mamba_n_heads": 12},
+    "deepseek_v2": {"first_k_dense_replace": 1, "num_key_value_heads": 6, "q_lora_rank": None},
     "deepseek_v3": {
         "first_k_dense_replace": 1,
         "n_group": 2,
@@ -70,10 +72,14 @@ _TINY_OF_FAMILY: dict[str, dict[str, int]] = {
         "num_local_experts": 8,
         "topk_group": 1,
     },
+    "dots1": {"first_k_dense_replace": 1, "n_shared_experts": 1},
     "gemma4_text": _TINY_GEMMA_4,
     "gemma4_unified_text": _TINY_GEMMA_4,
+    "glm4_moe_lite": {"num_key_value_heads": 6},
     "granitemoehybrid": {"mamba_n_heads": 12, "num_local_experts": 0, "shared_intermediate_size": 96},
+    "hunyuan_v1_moe": {"intermediate_size": 40},
     "lfm2": {"block_multiple_of": 8},
+    "opt": {"ffn_dim": 96},
     "llama4_text": {"intermediate_size": 40, "intermediate_size_mlp": 96, "interleave_moe_layer_step": 2},
 }
 """What a family needs beside."""
@@ -83,6 +89,7 @@ _TINY_KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "gemma4_unified_text": ("layer_types", ("sliding_attention", "full_attention")),
     "granitemoehybrid": ("layer_types", ("linear_attention", "full_attention")),
     "lfm2": ("layer_types", ("conv", "full_attention")),
+    "lfm2_moe": ("layer_types", ("conv", "full_attention")),
     "nemotron_h": ("layers_block_type", ("linear_attention", "mlp", "full_attention", "mlp")),
 }
 """Kinds of layers, over and over, where those that transformers takes for itself are not what a table describes."""
@@ -167,7 +174,8 @@ def tiny_model(config: PreTrainedConfig, seed: int = 0, *, dtype: torch.dtype = 
                 parameter.copy_(noise / parameter.shape[-1] ** 0.5)
         for name, buffer in model.named_buffers():
             if name in model.state_dict():
-                buffer.add_(0.2 * torch.randn(buffer.shape, generator=generator))
+                noise = 0.2 * torch.randn(buffer.shape, generator=generator)
+                buffer.add_(noise if buffer.dim() else noise * buffer)  # such as the small number of an activation
     model.eval()
     return model
 

@@ -281,7 +281,8 @@ def _prune_to(teacher: Subject, shape: dict[str, int], scores: str | Path, name:
 
 def _check_part(part: str, scores: Tensor, ranking: Tensor, num_kept: int) -> None:
     kept, removed = scores[ranking[:num_kept]], scores[ranking[num_kept:]]
-    assert not removed.any(), f"{part}: {removed.max():.3g} where the teacher has nothing"
+    # Of nothing xIELU makes a millionth.
+    assert (removed <= 10 * _NOTHING).all(), f"{part}: {removed.max():.3g} where the teacher has nothing"
     assert (kept > 0).double().mean() > 0.5, f"{part}: 0 where the teacher has something"  # a ReLU may never open
 
 

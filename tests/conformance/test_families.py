@@ -40,6 +40,15 @@ FALCON = {
     "mlp_multipliers": [0.9, 1.2],
     "ssm_multipliers": [0.5, 0.25, 2.0, 0.5, 1.0],
 }
+IN_GROUPS = {"topk_method": "group_limited_greedy", "n_group": 2, "topk_group": 1}
+LONGROPE = rope(
+    "longrope",
+    short_factor=[1.0] * 4,
+    long_factor=[2.0] * 4,
+    original_max_position_embeddings=64,
+    short_mscale=1.2,
+    long_mscale=1.3,
+)
 YARN = {"rope_type": "yarn", "rope_theta": 5e5, "factor": 8.0, "original_max_position_embeddings": 64}
 VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
     "gpt_neox": ({"attention_bias": False},),
@@ -50,20 +59,39 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
     "starcoder2": ({"use_bias": False},),
 }
 WHOLE: dict[str, tuple[dict[str, Any], ...]] = {
+    "apertus": ({**BIAS}, {"tied": True}),
     "arcee": ({**BIASES}, {"tied": True}),
+    "bamba": (
+        {"mamba_proj_bias": True, **BIASES},
+        {"tied": True, "mamba_conv_bias": False, "attn_layer_indices": [0, 2]},
+    ),
     "cohere": ({"tied": True, "logit_scale": 0.25, **BIAS}, {}),
     "cohere2": ({"tied": True, "logit_scale": 0.25, **WINDOW, **BIAS}, {}),
     "cwm": ({"mlp_bias": True, **WINDOW}, {"tied": True}),
+    "deepseek_v2": (
+        {"routed_scaling_factor": 1.5, **BIAS},
+        {"tied": True, "n_shared_experts": 1, "num_experts": 8, **IN_GROUPS},
+    ),
     "deepseek_v3": ({"routed_scaling_factor": 1.5, **BIAS}, {"tied": True, "n_shared_experts": 2, "n_group": 1}),
+    "dots1": (
+        {"layer_types": ["full_attention", "sliding_attention"] * 2, "n_shared_experts": 2, **WINDOW, **BIAS},
+        {"tied": True, "norm_topk_prob": True, "n_shared_experts": 1},
+    ),
     "ernie4_5": ({"tied": True, "use_bias": True}, {}),
+    "ernie4_5_moe": ({"use_bias": True}, {"tied": True, "moe_layer_start_index": 2, "moe_num_shared_experts": 1}),
     "exaone4": (
         {"sliding_window_pattern": 2, **WINDOW},
         {"tied": True, "sliding_window": None, "layer_types": ["full_attention"] * 4},
+    ),
+    "exaone_moe": (
+        {"sliding_window_pattern": 2, **WINDOW},
+        {"tied": True, "mlp_layer_types": ["dense", "sparse"] * 2, "num_shared_experts": 2},
     ),
     "falcon_h1": (
         {"tied": True, "mamba_rms_norm": True, "projectors_bias": True, **FALCON, **BIASES},
         {"mamba_conv_bias": False, "mamba_proj_bias": True},
     ),
+    "flex_olmo": ({}, {"tied": True, "norm_topk_prob": True, **BIAS}),
     "gemma": ({"tied": True, **BIAS}, {}),
     "gemma4_text": (
         {"tied": True, "attention_k_eq_v": True, "final_logit_softcapping": 20.0, **WINDOW, **BIAS},
@@ -81,6 +109,10 @@ WHOLE: dict[str, tuple[dict[str, Any], ...]] = {
         {"use_qk_norm": True, "routed_scaling_factor": 2.0, **BIAS},
         {"tied": True, "n_shared_experts": 2, "first_k_dense_replace": 2},
     ),
+    "glm4_moe_lite": (
+        {"routed_scaling_factor": 2.0, **BIAS},
+        {"tied": True, "n_shared_experts": 2, "mlp_layer_types": ["dense", "dense", "sparse", "sparse"]},
+    ),
     "granitemoe": (
         {"attention_multiplier": 0.3, "embedding_multiplier": 3.0, "residual_multiplier": 0.5, **BIAS},
         {"tied": True, "logits_scaling": 2.0},
@@ -91,7 +123,15 @@ WHOLE: dict[str, tuple[dict[str, Any], ...]] = {
     ),
     "helium": ({**BIASES}, {"tied": True}),
     "hunyuan_v1_dense": ({**rope("dynamic", alpha=1000.0, factor=1.0), **BIAS}, {"tied": True}),
+    "hunyuan_v1_moe": (
+        {"moe_topk": [2] * 4, **rope("dynamic", alpha=1000.0, factor=1.0), **BIAS},
+        {"tied": True, "head_dim": 12},
+    ),
     "lfm2": ({"tied": True, "conv_bias": True}, {"block_auto_adjust_ff_dim": False}),
+    "lfm2_moe": (
+        {"tied": True, "conv_bias": True},
+        {"num_dense_layers": 1, "layer_types": ["conv", "conv", "full_attention", "conv"]},
+    ),
     "internlm3": ({**BIASES}, {"tied": True}),
     "iquestcoder": ({**BIASES}, {"tied": True}),
     "llama4_text": (
@@ -104,6 +144,7 @@ WHOLE: dict[str, tuple[dict[str, Any], ...]] = {
         rope("yarn", factor=16.0, original_max_position_embeddings=4, llama_4_scaling_beta=0.1),
         {"tied": True},
     ),
+    "minimax_m2": ({"rotary_dim": 4}, {"tied": True}),
     "nemotron_h": (
         {"use_bias": True, "mlp_bias": True},
         {"layers_block_type": ["linear_attention", "full_attention", "linear_attention", "mlp", "full_attention"]},
@@ -114,7 +155,9 @@ WHOLE: dict[str, tuple[dict[str, Any], ...]] = {
         {"tied": True},
     ),
     "olmoe": ({}, {"tied": True, **BIAS}),
+    "opt": ({"tied": True}, {"enable_bias": False}),
     "phi": ({}, {"tied": True}),
+    "phimoe": ({"lm_head_bias": True, **BIAS}, {"tied": True, **LONGROPE}),
     "qwen2_moe": ({"norm_topk_prob": True}, {"tied": True, "qkv_bias": False}),
     "qwen3_5_moe_text": ({**BIAS}, {"tied": True}),
     "qwen3_5_text": (
@@ -123,6 +166,7 @@ WHOLE: dict[str, tuple[dict[str, Any], ...]] = {
     ),
     "qwen3_next": ({"mlp_only_layers": [0, 3], **BIAS}, {"tied": True, "mlp_only_layers": [1]}, {}),
     "seed_oss": ({"mlp_bias": True}, {"tied": True, "attention_bias": False}),
+    "solar_open": ({"n_shared_experts": 2, **BIAS}, {"tied": True}),
     "stablelm": ({"use_qkv_bias": True}, {"tied": True}),
     "vaultgemma": ({"tied": True, **WINDOW, **BIAS}, {}),
 }
@@ -130,9 +174,10 @@ WHOLE: dict[str, tuple[dict[str, Any], ...]] = {
 
 
 NOTHING_NEW = {
-    "arcee", "cohere", "cwm", "ernie4_5", "exaone4", "gemma", "glm", "glm4_moe", "granite_swa", "granitemoehybrid",
-    "gemma4_unified_text", "helium", "hunyuan_v1_dense", "internlm3", "iquestcoder", "llama4_text", "ministral",
-    "ministral3", "olmoe", "qwen3_5_moe_text", "seed_oss",
+    "arcee", "cohere", "cwm", "deepseek_v2", "dots1", "ernie4_5", "exaone4", "exaone_moe", "flex_olmo", "gemma",
+    "gemma4_unified_text", "glm", "glm4_moe", "glm4_moe_lite", "granite_swa", "granitemoehybrid", "helium",
+    "hunyuan_v1_dense", "hunyuan_v1_moe", "internlm3", "iquestcoder", "lfm2_moe", "llama4_text", "minimax_m2",
+    "ministral", "ministral3", "olmoe", "phimoe", "qwen3_5_moe_text", "seed_oss", "solar_open",
 }  # fmt: skip
 """Families whose tables hold nothing that those of others do not hold, too; they are tried when there is time.
 

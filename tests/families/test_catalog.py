@@ -53,7 +53,7 @@ def meta_model(config: Any) -> Any:
 
 
 def test_these_are_the_families() -> None:
-    assert len(layouts()) == 53
+    assert len(layouts()) == 67
     assert set(FAMILIES) <= set(layouts())
 
 
@@ -152,6 +152,10 @@ LFM2 = {
     "model_type": "lfm2", "num_hidden_layers": 16, "num_key_value_heads": 8, "vocab_size": 65536,
     "full_attn_idxs": [2, 5, 8, 10, 12, 14],
 }  # fmt: skip
+LFM2_8B = {
+    "model_type": "lfm2_moe", "num_hidden_layers": 24, "num_key_value_heads": 8, "head_dim": 64,
+    "layer_types": ["full_attention" if layer in (2, 6, 10, 14, 18, 21) else "conv" for layer in range(24)],
+}  # fmt: skip
 LFM2_350M = {**LFM2, "hidden_size": 1024, "block_ff_dim": 6656, "num_attention_heads": 16, "head_dim": 64}
 LFM2_1_2B = {**LFM2, "hidden_size": 2048, "block_ff_dim": 12288, "num_attention_heads": 32, "head_dim": 64}
 
@@ -201,6 +205,7 @@ def test_a_size_of_a_kind_of_layers_that_transformers_has_not_filled_in_is_refus
     [
         pytest.param(LFM2_350M, 354_483_968, 6, id="LFM2-350M"),
         pytest.param(LFM2_1_2B, 1_170_340_608, 6, id="LFM2-1.2B"),
+        pytest.param(LFM2_8B, 8_339_929_856, 6, id="LFM2-8B-A1B"),
         pytest.param(NEMOTRON_NANO_9B, 8_888_227_328, 4, id="Nemotron-Nano-9B-v2"),
         pytest.param(FALCON_H1_05B, 521_411_104, 36, id="Falcon-H1-0.5B"),
     ],
@@ -295,6 +300,40 @@ def test_a_mixer_has_heads_channels_and_groups(key: str, value: Any, message: st
         pytest.param("qwen2_moe", {}, 14_315_784_192, id="Qwen1.5-MoE-A2.7B"),
         pytest.param("glm4_moe", {"head_dim": 128, "attention_bias": True}, 106_852_245_504, id="GLM-4.5-Air"),
         pytest.param("deepseek_v3", {}, 671_026_404_352, id="DeepSeek-V3"),
+        pytest.param("minimax_m2", {}, 228_689_748_992, id="MiniMax-M2"),
+        pytest.param("glm4_moe_lite", {}, 29_943_390_976, id="GLM-4.7-Flash"),
+        pytest.param("ernie4_5_moe", {}, 21_825_437_888, id="ERNIE-4.5-21B-A3B"),
+        pytest.param("flex_olmo", {}, 33_270_665_216, id="FlexOlmo-7x7B-1T"),
+        pytest.param("solar_open", {}, 102_651_793_408, id="Solar-Open-100B"),
+        pytest.param("phimoe", {"attention_bias": True, "lm_head_bias": True}, 41_873_153_344, id="Phi-3.5-MoE"),
+        pytest.param(
+            "deepseek_v2",
+            {
+                "num_hidden_layers": 27, "hidden_size": 2048, "intermediate_size": 10944, "num_attention_heads": 16,
+                "first_k_dense_replace": 1, "num_experts_per_tok": 6, "moe_intermediate_size": 1408,
+                "q_lora_rank": None,
+            },
+            15_706_484_224,
+            id="DeepSeek-V2-Lite",
+        ),
+        pytest.param(
+            "dots1",
+            {
+                "hidden_size": 4096, "first_k_dense_replace": 1, "n_routed_experts": 128, "num_experts_per_tok": 6,
+                "n_shared_experts": 2,
+            },
+            142_774_373_888,
+            id="dots.llm1",
+        ),
+        pytest.param(
+            "hunyuan_v1_moe",
+            {
+                "intermediate_size": 3072, "num_key_value_heads": 8, "head_dim": 128, "num_experts": 64,
+                "moe_topk": [8] * 32, "vocab_size": 128167, "tie_word_embeddings": True,
+            },
+            80_393_183_232,
+            id="Hunyuan-A13B",
+        ),
         pytest.param("qwen3_5_moe_text", {}, 34_660_610_688, id="Qwen3.5-35B-A3B"),
         pytest.param("qwen3_next", {}, 79_674_391_296, id="Qwen3-Next-80B-A3B"),
         pytest.param("llama4_text", {}, 107_769_861_120, id="Llama-4-Scout, text"),
@@ -310,10 +349,29 @@ def test_models_with_experts_have_the_totals_of_the_real_ones(family: str, sizes
     assert count_parameters(AutoConfig.for_model(family, **sizes)) == total
 
 
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("deepseek_v2", {}, "needs q_lora_rank=None: queries through latents"),
+        (
+            "ernie4_5_moe",
+            {"moe_layer_end_index": 20},
+            "moe_layer_end_index=20 must be the last of the 28 layers, 27, or",
+        ),
+        ("ernie4_5_moe", {"moe_layer_interval": 2}, "needs moe_layer_interval=1"),
+        ("hunyuan_v1_moe", {"moe_topk": [1] * 31 + [2]}, "must be one number, or the same one for every layer"),
+        ("opt", {"do_layer_norm_before": False}, "needs do_layer_norm_before=True"),
+    ],
+)
+def test_a_model_that_its_table_cannot_carry_is_refused(family: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidArchitectureError, match=message):
+        count_parameters(AutoConfig.for_model(family, **changes))
+
+
 def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
     with pytest.raises(
         UnknownFamilyError,
-        match="model type 'bloom' is no known family; known: arcee, .*draft-family MODEL` prints .* how to add one",
+        match="model type 'bloom' is no known family; known: apertus, .*draft-family MODEL` prints .* how to add one",
     ) as caught:
         layout_of("bloom")
     assert isinstance(caught.value, MinitronNasError)
@@ -363,6 +421,32 @@ def test_the_papers_own_models_have_their_totals(hidden: int, heads: int, neuron
             },
             124_439_808,
             id="GPT-2",
+        ),
+        pytest.param(
+            {
+                "model_type": "opt",
+                "num_hidden_layers": 32,
+                "hidden_size": 4096,
+                "ffn_dim": 16384,
+                "num_attention_heads": 32,
+                "max_position_embeddings": 2048,
+                "vocab_size": 50272,
+            },
+            6_658_473_984,
+            id="OPT-6.7B",
+        ),
+        pytest.param(
+            {
+                "model_type": "apertus",
+                "num_hidden_layers": 32,
+                "hidden_size": 4096,
+                "intermediate_size": 21504,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 8,
+                "vocab_size": 131072,
+            },
+            8_053_338_176,
+            id="Apertus-8B",
         ),
         pytest.param(
             {
@@ -615,7 +699,7 @@ def test_a_family_package_that_is_broken_is_told_once_and_passed_over(
     (tmp_path / "broken_family.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "broken_family", raising=False)
-    assert (layout_of("llama").model_type, len(layouts())) == ("llama", 53)
+    assert (layout_of("llama").model_type, len(layouts())) == ("llama", 67)
     told = (
         f"package broken-families, entry point 'new' of group 'minitron_nas.families': broken_family:LAYOUT {fault}; "
     )

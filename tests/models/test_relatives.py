@@ -7,9 +7,9 @@ from minitron_nas.models.relatives import nearest_family
 @pytest.mark.parametrize(
     ("model_type", "family"),
     [
-        ("minimax_m2", "mixtral"),
-        ("bamba", "falcon_h1"),
-        ("ernie4_5_moe", "ernie4_5"),
+        ("minimax", "minimax_m2"),
+        ("jamba", "bamba"),
+        ("granitemoeshared", "granitemoe"),
         ("qwen4_exp_text", "qwen3_next"),
     ],
 )

@@ -13,6 +13,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_tensor_is_read_to_the_bit(tmp_path, dtype):
     tensors = {"one": torch.randn(7, 3).to(dtype), "other": torch.randn(5).to(dtype)}
+    tensors["scalar"] = torch.randn(()).to(dtype)
     save_file(tensors, tmp_path / "model.safetensors")
     headers = read_headers(tmp_path)
     assert all(torch.equal(read_tensor(headers[name]), tensor) for name, tensor in tensors.items())

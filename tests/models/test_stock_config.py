@@ -205,6 +205,13 @@ def test_the_numbers_of_layers_with_attention_follow_the_list_of_kinds():
     assert finished(config)["block_ff_dim"] == 96
 
 
+@pytest.mark.parametrize(("layers", "first"), [("DSSS", 1), ("DDSS", 2), ("SSSS", 0), ("DSDS", None)])
+def test_the_number_of_dense_layers_before_those_with_experts_follows_the_list_or_goes(layers, first):
+    kinds = ["dense" if kind == "D" else "sparse" for kind in layers]
+    config = {**tiny_config("glm4_moe_lite", mlp_layer_types=kinds).to_dict(), "first_k_dense_replace": 1}
+    assert finished(config).get("first_k_dense_replace") == first
+
+
 @pytest.mark.parametrize(("layers", "step"), [([1, 3], 2), ([3], 4), ([0, 3], None), ([0, 1, 2, 3], 1)])
 def test_the_step_of_layers_with_experts_holds_or_goes(layers, step):
     config = tiny_config("llama4_text", moe_layers=layers).to_dict()

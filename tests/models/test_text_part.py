@@ -141,8 +141,8 @@ def test_two_tensors_of_one_name_are_refused(wrapper, tmp_path):
 
 
 def test_a_wrapper_whose_text_part_is_unknown_is_refused_with_its_relative():
-    text = {"model_type": "glm4_moe_lite", "hidden_size": 64, "num_hidden_layers": 2, "n_routed_experts": 4}
-    message = r"'glm4_moe_lite' is no known family; .*this is the text part of a llava; nearest to it is 'glm4_moe'"
+    text = {"model_type": "glm_moe_dsa", "hidden_size": 64, "num_hidden_layers": 2, "n_routed_experts": 4}
+    message = r"'glm_moe_dsa' is no known family; .*this is the text part of a llava; nearest to it is 'glm4_moe'"
     with pytest.raises(UnknownFamilyError, match=message):
         text_config("config.json", {"model_type": "llava", "text_config": text})
 

@@ -130,3 +130,20 @@ def test_a_model_that_is_tiny_keeps_its_sizes() -> None:
     found = tiny(**sizes, num_key_value_heads=5, head_dim=4)
     assert {name: found[name] for name in sizes} == sizes
     assert found["vocab_size"] == 320
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "expected"),
+    [
+        pytest.param("bamba", {"attn_layer_indices": [9, 18, 27]}, {"attn_layer_indices": [3]}, id="all of them gone"),
+        pytest.param("bamba", {"attn_layer_indices": [1, 18]}, {"attn_layer_indices": [1]}, id="one left"),
+        pytest.param("ernie4_5_moe", {}, {"moe_layer_start_index": 1, "moe_layer_end_index": 3}, id="the last one"),
+    ],
+)
+def test_layers_that_go_by_their_numbers_are_there(
+    model_type: str, changes: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    config = AutoConfig.for_model(model_type, **changes).to_dict()
+    found = shrunk(config, layout_of(model_type).config_names)
+    assert {name: found[name] for name in expected} == expected
+    assert set(architecture_of(found, layout_of(model_type)).kinds) == layout_of(model_type).known_kinds()

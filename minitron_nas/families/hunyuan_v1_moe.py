@@ -1,0 +1,50 @@
+"""Hunyuan A13B: the dense Hunyuan's attention; experts, and one as wide that every token is sent to."""
+
+from minitron_nas.architecture.layout import (
+    EXPERT_NEURONS,
+    EXPERTS,
+    HEAD_DIM,
+    HIDDEN,
+    KEYS,
+    QUERIES,
+    SHARED_NEURONS,
+    VOCAB,
+    Layout,
+    norm,
+    row,
+)
+
+LAYOUT = Layout(
+    model_type="hunyuan_v1_moe",
+    rows=(
+        row("model.embed_tokens.weight", VOCAB, HIDDEN),
+        norm("model.layers.{layer}.input_layernorm.weight", HIDDEN),
+        row("model.layers.{layer}.self_attn.q_proj.weight", QUERIES, HIDDEN),
+        row("model.layers.{layer}.self_attn.q_proj.bias", QUERIES, when="attention_bias"),
+        row("model.layers.{layer}.self_attn.k_proj.weight", KEYS, HIDDEN),
+        row("model.layers.{layer}.self_attn.k_proj.bias", KEYS, when="attention_bias"),
+        row("model.layers.{layer}.self_attn.v_proj.weight", KEYS, HIDDEN),
+        row("model.layers.{layer}.self_attn.v_proj.bias", KEYS, when="attention_bias"),
+        norm("model.layers.{layer}.self_attn.query_layernorm.weight", HEAD_DIM),
+        norm("model.layers.{layer}.self_attn.key_layernorm.weight", HEAD_DIM),
+        row("model.layers.{layer}.self_attn.o_proj.weight", HIDDEN, QUERIES),
+        row("model.layers.{layer}.self_attn.o_proj.bias", HIDDEN, when="attention_bias"),
+        norm("model.layers.{layer}.post_attention_layernorm.weight", HIDDEN),
+        row("model.layers.{layer}.mlp.gate.wg.weight", EXPERTS, HIDDEN),
+        row("model.layers.{layer}.mlp.experts.{expert}.gate_proj.weight", EXPERT_NEURONS, HIDDEN),
+        row("model.layers.{layer}.mlp.experts.{expert}.up_proj.weight", EXPERT_NEURONS, HIDDEN),
+        row("model.layers.{layer}.mlp.experts.{expert}.down_proj.weight", HIDDEN, EXPERT_NEURONS),
+        row("model.layers.{layer}.mlp.shared_mlp.gate_proj.weight", SHARED_NEURONS, HIDDEN),
+        row("model.layers.{layer}.mlp.shared_mlp.up_proj.weight", SHARED_NEURONS, HIDDEN),
+        row("model.layers.{layer}.mlp.shared_mlp.down_proj.weight", HIDDEN, SHARED_NEURONS),
+        norm("model.norm.weight", HIDDEN),
+        row("lm_head.weight", VOCAB, HIDDEN, unless="tie_word_embeddings"),
+    ),
+    config_keys={
+        "moe_intermediate_size": ("intermediate_size", "moe_intermediate_size"),
+        "num_experts_per_tok": ("moe_topk",),
+        "num_shared_experts": (),
+        "shared_expert_intermediate_size": (),
+    },
+    defaults={"num_shared_experts": 1},
+)

@@ -1,0 +1,57 @@
+"""OPT: learned positions that begin at 2, LayerNorm, a bias on every projection."""
+
+from minitron_nas.architecture.layout import (
+    HIDDEN,
+    KEYS,
+    NEURONS,
+    POSITIONS,
+    QUERIES,
+    VOCAB,
+    Layout,
+    dim,
+    norm,
+    row,
+)
+
+LAYOUT = Layout(
+    model_type="opt",
+    rows=(
+        row("model.decoder.embed_tokens.weight", VOCAB, HIDDEN),
+        row("model.decoder.embed_positions.weight", POSITIONS + dim() + dim(), HIDDEN),
+        norm("model.decoder.layers.{layer}.self_attn_layer_norm.weight", HIDDEN),
+        row("model.decoder.layers.{layer}.self_attn_layer_norm.bias", HIDDEN),
+        row("model.decoder.layers.{layer}.self_attn.q_proj.weight", QUERIES, HIDDEN),
+        row("model.decoder.layers.{layer}.self_attn.q_proj.bias", QUERIES, when="enable_bias"),
+        row("model.decoder.layers.{layer}.self_attn.k_proj.weight", KEYS, HIDDEN),
+        row("model.decoder.layers.{layer}.self_attn.k_proj.bias", KEYS, when="enable_bias"),
+        row("model.decoder.layers.{layer}.self_attn.v_proj.weight", KEYS, HIDDEN),
+        row("model.decoder.layers.{layer}.self_attn.v_proj.bias", KEYS, when="enable_bias"),
+        row("model.decoder.layers.{layer}.self_attn.out_proj.weight", HIDDEN, QUERIES),
+        row("model.decoder.layers.{layer}.self_attn.out_proj.bias", HIDDEN, when="enable_bias"),
+        norm("model.decoder.layers.{layer}.final_layer_norm.weight", HIDDEN),
+        row("model.decoder.layers.{layer}.final_layer_norm.bias", HIDDEN),
+        row("model.decoder.layers.{layer}.fc1.weight", NEURONS, HIDDEN),
+        row("model.decoder.layers.{layer}.fc1.bias", NEURONS, when="enable_bias"),
+        row("model.decoder.layers.{layer}.fc2.weight", HIDDEN, NEURONS),
+        row("model.decoder.layers.{layer}.fc2.bias", HIDDEN, when="enable_bias"),
+        norm("model.decoder.final_layer_norm.weight", HIDDEN),
+        row("model.decoder.final_layer_norm.bias", HIDDEN),
+        row("lm_head.weight", VOCAB, HIDDEN, unless="tie_word_embeddings"),
+    ),
+    norm="layer",
+    head_dim_is_derived=True,
+    finds_borders=False,
+    config_keys={
+        "hidden_size": ("hidden_size", "word_embed_proj_dim"),
+        "intermediate_size": ("ffn_dim",),
+        "num_key_value_heads": (),
+        "head_dim": (),
+    },
+    defaults={"tie_word_embeddings": True, "enable_bias": True},
+    requires={
+        "do_layer_norm_before": (True,),
+        "_remove_final_layer_norm": (False,),
+        "layer_norm_elementwise_affine": (True,),
+    },
+    aliases=(("model.", ""),),
+)
