@@ -16,6 +16,8 @@ _FRONTS = {"screened": "untrained", "trial": "trials"}
 def explorer(runs: Sequence[tuple[str, RunRecord]]) -> dict[str, Any]:
     """Return what the figure draws as plain values: the measures that anything is known by, points, sizes, teachers.
 
+    What it shows across at first is what the first run weighed beside KL, or parameters where it weighed nothing.
+
     Args:
         runs: Each with the name that tells it from the others; empty for a run alone.
     """
@@ -36,6 +38,7 @@ def explorer(runs: Sequence[tuple[str, RunRecord]]) -> dict[str, Any]:
     looked_at = sum(len(best_trained(run.trials)) + int(run.candidates["screen_kl_nats"].count()) for _, run in runs)
     return {
         "left_out": looked_at - sum(point.kind in _SHORT for point in everything),
+        "across": _weighed(runs[0][1], names),
         "measures": [{"name": o.name, "title": o.title, "better": o.better, "log": o.log} for o in measures],
         "groups": [group for group in groups if group["points"]],
         "teachers": teachers,
@@ -63,6 +66,12 @@ def _group(
             [_called(run if is_model else "", point.name), point.shape, *told(point.values, measures)] for point in mine
         ],
     }
+
+
+def _weighed(run: RunRecord, names: Sequence[str]) -> str:
+    """The first objective of a search beside KL that is a measure."""
+    objectives = (run.plan.get("search") or {}).get("objectives") or ()
+    return next((name for name in objectives if name in names), "num_parameters")
 
 
 def _called(run: str, name: str) -> str:

@@ -97,6 +97,20 @@ def test_a_size_in_memory_is_a_line_of_memory_and_a_band_of_parameters(run: RunR
     assert sizes["memory_bytes"]["line"] == pytest.approx(0.3)
 
 
+@pytest.mark.parametrize(
+    ("objectives", "across"),
+    [
+        (["kl"], "num_parameters"),
+        (["kl", "memory_bytes", "num_parameters"], "memory_bytes"),
+        (["kl", "decode_seconds"], "num_parameters"),
+    ],
+    ids=["none", "memory", "one that nothing is known by"],
+)
+def test_what_the_search_weighed_beside_kl_is_shown_across(run: RunRecord, objectives: list[str], across: str) -> None:
+    plan = {**run.plan, "search": {"objectives": objectives, "batch_size": 1, "context_tokens": 4096}}
+    assert explorer([("", replace(run, plan=plan))])["across"] == across
+
+
 def test_of_many_candidates_those_of_the_front_are_drawn_first(run: RunRecord, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measures, "MAX_POINTS", 4)
     screened = [point.name for point in run_points(run) if point.kind == "screened"]
