@@ -209,6 +209,6 @@ def _of_all_layers(key: str, value: Any) -> Any:
     """What a config says of all layers at once, or of each of them the same."""
     if not isinstance(value, list):
         return value
-    if len(set(value)) != 1:
+    if not value or any(each != value[0] for each in value):
         raise InvalidArchitectureError(f"{key}={value!r} must be one number, or the same one for every layer")
     return value[0]

@@ -124,7 +124,7 @@ WHOLE: dict[str, tuple[dict[str, Any], ...]] = {
     "helium": ({**BIASES}, {"tied": True}),
     "hunyuan_v1_dense": ({**rope("dynamic", alpha=1000.0, factor=1.0), **BIAS}, {"tied": True}),
     "hunyuan_v1_moe": (
-        {"moe_topk": [2] * 4, **rope("dynamic", alpha=1000.0, factor=1.0), **BIAS},
+        {"moe_topk": [2] * 4, "moe_intermediate_size": [40] * 4, **rope("dynamic", alpha=1000.0, factor=1.0), **BIAS},
         {"tied": True, "head_dim": 12},
     ),
     "lfm2": ({"tied": True, "conv_bias": True}, {"block_auto_adjust_ff_dim": False}),
