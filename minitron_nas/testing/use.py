@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers.activations import ACT2FN
 
 from minitron_nas.architecture.costs import count_parameters
 from minitron_nas.architecture.layout import NEURON_AXES, Axis, Layout, axis_sizes
@@ -91,7 +92,7 @@ def check_scores(subject: Subject) -> None:
     heavy = magnitude_scores(read_headers(folder), source, layout)
     order = subject.prepared.order
     kept_layers = order.kept_layers(target.num_hidden_layers)
-    output = layout.writer(Axis.GROUP_HEADS)
+    output, of_nothing = layout.writer(Axis.GROUP_HEADS), 10 * _of_nothing(subject)
     for kind, scores in (("activation", active), ("magnitude", heavy)):
         reads = ", ".join({row.name: None for each in source.kinds for row in layout.readers(each)})
         _check_part(f"{kind} score of channels, read by {reads}", scores.hidden, order.hidden, target.hidden_size)
@@ -103,7 +104,8 @@ def check_scores(subject: Subject) -> None:
                 assert scores.kv_groups[layer].isnan().all(), f"{groups}: layer {layer} has none, but has a score"
             for axis in layout.neuron_axes:
                 if layout.writer(axis).in_kind(source.kinds[layer]):
-                    _check_neurons(kind, layout, axis, scores, order, layer, target)
+                    nothing = of_nothing if kind == "activation" else 0.0
+                    _check_neurons(kind, layout, axis, scores, order, layer, target, nothing)
     gone = [layer for layer in range(source.num_hidden_layers) if layer not in kept_layers]
     assert active.layers[gone].abs().max() <= _NOTHING, (
         f"layers {gone} add nothing to the residual stream, but have Block Importance {active.layers[gone].tolist()}; "
@@ -279,11 +281,16 @@ def _prune_to(teacher: Subject, shape: dict[str, int], scores: str | Path, name:
     assert pruned.architecture == target, f"pruned to {shape} it has shape {pruned.architecture.id}, not {target.id}"
 
 
-def _check_part(part: str, scores: Tensor, ranking: Tensor, num_kept: int) -> None:
+def _check_part(part: str, scores: Tensor, ranking: Tensor, num_kept: int, of_nothing: float = 0.0) -> None:
     kept, removed = scores[ranking[:num_kept]], scores[ranking[num_kept:]]
-    # Of nothing xIELU makes a millionth.
-    assert (removed <= 10 * _NOTHING).all(), f"{part}: {removed.max():.3g} where the teacher has nothing"
+    assert (removed <= of_nothing).all(), f"{part}: {removed.max():.3g} where the teacher has nothing"
     assert (kept > 0).double().mean() > 0.5, f"{part}: 0 where the teacher has something"  # a ReLU may never open
+
+
+def _of_nothing(subject: Subject) -> float:
+    """What the activation of a model's neurons makes of nothing; 0, but for xIELU."""
+    name = getattr(subject.model.config, "hidden_act", None)
+    return ACT2FN[name](torch.zeros(1)).abs().item() if name in ACT2FN else 0.0
 
 
 def _check_neurons(
@@ -294,12 +301,13 @@ def _check_neurons(
     order: PruningOrder,
     layer: int,
     target: Architecture,
+    of_nothing: float,
 ) -> None:
     part = f"{kind} score of neurons, read by {layout.writer(axis).name}"
     found, ranking = getattr(scores, NEURON_AXES[axis])[layer], getattr(order, NEURON_AXES[axis])[layer]
     num_kept = axis_sizes(target)[axis]
     if not layout.in_experts(axis):
-        _check_part(part, found, ranking, num_kept)
+        _check_part(part, found, ranking, num_kept, of_nothing)
         return
     for expert in order.kept_experts(layer, target.num_experts):
         removed = found[expert][ranking[expert][num_kept:]]
