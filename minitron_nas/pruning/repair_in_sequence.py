@@ -281,7 +281,7 @@ class _Sequence:
 
     def _feed_forward(self, number: int, student: CausalLM, reads: HiddenStates) -> None:
         """Run the student's FFN, refit what it adds, and write the stream behind it."""
-        down, behind = self._ffn.writer, self._layout.norm_behind(self._ffn.writer)
+        down, behind = self._ffn.writer, self._norm_behind(self._ffn.writer, student)
         norm, output = self._normed(self._pruned, student, self._ffn), self._layout.module_of(down)
         block = student.get_submodule(output.rpartition(".")[0].format(layer=0))
         for indices, _ in self._batches():
@@ -289,9 +289,7 @@ class _Sequence:
             if self._activated is not None:
                 self._activated.write(indices, input_of(self._pruned.module(student, down), run))
                 continue
-            added = states_of(run())
-            if behind is not None:
-                added = self._pruned.module(student, behind)(added)
+            added = behind(states_of(run()))
             self._between.write(indices, self._read(self._between, indices) + self._scale * added)
         if self._activated is not None:
             self._refit_writer(number, down, student, self._after, self._between, self._activated)
@@ -301,11 +299,9 @@ class _Sequence:
         self, output: TensorRow, student: CausalLM, stream: HiddenStates, inputs: HiddenStates, goal: HiddenStates
     ) -> None:
         """Add what an output projection of the student puts out to its stream."""
-        projection, behind = self._pruned.module(student, output), self._layout.norm_behind(output)
-        norm = None if behind is None else self._pruned.module(student, behind)
+        projection, behind = self._pruned.module(student, output), self._norm_behind(output, student)
         for indices, _ in self._batches():
-            added = projection(self._read(inputs, indices))
-            added = added if norm is None else norm(added)
+            added = behind(projection(self._read(inputs, indices)))
             goal.write(indices, self._read(stream, indices) + self._scale * added)
 
     def _refit_writer(
@@ -394,6 +390,11 @@ class _Sequence:
     def _normed(self, layers: LayeredModel, model: CausalLM, block: _Block) -> Callable[[Tensor], Tensor]:
         """What a block of a model does to the stream before it reads it."""
         return _unchanged if block.norm is None else layers.module(model, block.norm)
+
+    def _norm_behind(self, output: TensorRow, student: CausalLM) -> Callable[[Tensor], Tensor]:
+        """What happens to what an output projection of the student puts out before the stream gets it."""
+        behind = self._layout.norm_behind(output)
+        return _unchanged if behind is None else self._pruned.module(student, behind)
 
     def _keep(self, place: TensorPlace, matrix: Tensor, student: CausalLM) -> None:
         """Keep a refitted matrix for the student's file, and let its layer go on with it."""
