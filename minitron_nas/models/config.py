@@ -197,13 +197,12 @@ def _check_sizes(path: Path, config: dict[str, Any], layout: Layout, most_layers
     sizes = {*axes, *layout.shape_fields(), *layout.fixed_keys(), *others}
     for field in sorted(sizes):
         least, most = 0 if field == _LABELS else 1, most_layers if field == _LAYERS else longest
-        first, *further = layout.config_names(field) or ("",)
-        for key in (first, *further):
+        for place, key in enumerate(layout.config_names(field)):
             value = config.get(key)
             if value is None or value == _LEFT_TO_TRANSFORMERS:
                 continue
             # What a size is called beside its first name may be a list of every layer's.
-            for each in value if isinstance(value, list) and key in further else [value]:
+            for each in value if place and isinstance(value, list) else [value]:
                 if not isinstance(each, int) or isinstance(each, bool):
                     raise CheckpointError(f"{path / 'config.json'}: {key}={value!r} must be an integer")
                 if not least <= each <= most:
