@@ -171,14 +171,8 @@ def test_a_full_disk(
     stage: str,
     where: str,
 ) -> None:
-    run, settings, ballast = small_disk, WHERE[where][1], small_disk / ".ballast"
-    undisturbed(where).copy_before(stage, run)
-    told = build.suffer(run, undisturbed(where).moment(stage, 0.3), lambda: fill(ballast), *settings)
-    ballast.unlink(missing_ok=True)
-    assert_told_of_the_disk(told)
-    again = build.finish(run, *settings)
-    assert again.code == 0, again.err
-    finished(run).assert_equals(undisturbed(where))
+    run, settings = finished(small_disk), WHERE[where][1]
+    assert_goes_on_with_room_again(build, run, undisturbed(where), stage, fill, "No space left on device", *settings)
 
 
 @pytest.mark.slow
@@ -186,14 +180,8 @@ def test_a_full_disk(
 def test_a_disk_that_takes_no_more_files(
     build: Any, uninterrupted: Any, finished: Callable[[Path], Any], disk_of_few_files: Path, stage: str
 ) -> None:
-    run, ballast = disk_of_few_files, disk_of_few_files / ".ballast"
-    uninterrupted.copy_before(stage, run)
-    told = build.suffer(run, uninterrupted.moment(stage, 0.3), lambda: fill_with_files(ballast))
-    shutil.rmtree(ballast, ignore_errors=True)
-    assert_told_of_the_disk(told)
-    again = build.finish(run)
-    assert again.code == 0, again.err
-    finished(run).assert_equals(uninterrupted)
+    run = finished(disk_of_few_files)
+    assert_goes_on_with_room_again(build, run, uninterrupted, stage, fill_with_files, "No space left on device")
 
 
 @pytest.mark.slow
@@ -201,17 +189,30 @@ def test_a_disk_that_takes_no_more_files(
 def test_a_quota_that_is_used_up(
     build: Any, uninterrupted: Any, finished: Callable[[Path], Any], disk_with_a_quota: Path, stage: str
 ) -> None:
-    run, ballast = disk_with_a_quota, disk_with_a_quota / ".ballast"
-    uninterrupted.copy_before(stage, run)
-    told = build.suffer(run, uninterrupted.moment(stage, 0.3), lambda: fill_a_quota(ballast))
-    ballast.unlink(missing_ok=True)
-    assert_told_of_the_disk(told, "Disk quota exceeded")
-    again = build.finish(run)
+    run = finished(disk_with_a_quota)
+    assert_goes_on_with_room_again(build, run, uninterrupted, stage, fill_a_quota, "Disk quota exceeded")
+
+
+def assert_goes_on_with_room_again(
+    build: Any, run: Any, expected: Any, stage: str, take: Callable[[Path], None], what: str, *settings: str
+) -> None:
+    """A command whose room is taken in a stage says so, and the next one ends as if it never had been."""
+    ballast = run.path / ".ballast"
+
+    def take_room() -> None:
+        ballast.mkdir(exist_ok=True)
+        take(ballast)
+
+    expected.copy_before(stage, run.path)
+    told = build.suffer(run.path, expected.moment(stage, 0.3), take_room, *settings)
+    shutil.rmtree(ballast, ignore_errors=True)
+    assert_told_of_the_disk(told, what)
+    again = build.finish(run.path, *settings)
     assert again.code == 0, again.err
-    finished(run).assert_equals(uninterrupted)
+    run.assert_equals(expected)
 
 
-def assert_told_of_the_disk(told: Any, what: str = "No space left on device") -> None:
+def assert_told_of_the_disk(told: Any, what: str) -> None:
     """A command that met a full disk said so in a line, and what to do, unless it was faster."""
     if told.code:
         assert told.code == 2, told.err
@@ -222,16 +223,16 @@ def assert_told_of_the_disk(told: Any, what: str = "No space left on device") ->
 
 def fill(ballast: Path) -> None:
     """Leave no byte of a disk free."""
-    state = os.statvfs(ballast.parent)
+    state = os.statvfs(ballast)
     if state.f_bavail:
-        with ballast.open("ab") as file:
+        with (ballast / "bytes").open("ab") as file:
             os.posix_fallocate(file.fileno(), file.tell(), state.f_bavail * state.f_frsize)
 
 
 def fill_a_quota(ballast: Path) -> None:
     """Leave no block of a quota unused, by blocks that are smaller and smaller."""
     size = 4 << 20
-    with ballast.open("ab", buffering=0) as file:
+    with (ballast / "bytes").open("ab", buffering=0) as file:
         while size >= 512:
             try:
                 file.write(os.urandom(size))
@@ -244,7 +245,6 @@ def fill_a_quota(ballast: Path) -> None:
 
 def fill_with_files(ballast: Path) -> None:
     """Leave no file of a disk free."""
-    ballast.mkdir(exist_ok=True)
     while os.statvfs(ballast).f_favail:
         (ballast / uuid4().hex).touch()
 
