@@ -165,9 +165,10 @@ def order(size: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
     stages = {f"untrained, {way}": [row[way] for row in table] for way in WAYS}
     stages["untrained, the better"] = [standing(row, 0) for row in table]
     stages |= {f"after {int(end):,} tokens": [row[end] for row in table] for end in ends[:-1]}
-    decayed = Measurements(DECAYED).all()
-    if all(key in decayed for key in rows):
-        stages[f"after {RUNGS[0]:,} tokens, decayed"] = [decayed[key][ends[0]] for key in rows]
+    known = Measurements(DECAYED).all()
+    decayed = [known[key] for key in rows] if rows.keys() <= known.keys() else []
+    if decayed:
+        stages[f"after {RUNGS[0]:,} tokens, decayed"] = [row[ends[0]] for row in decayed]
     print("| ordered by KL | rho near | tau near | rho far | best at the end has rank | its best is behind |")
     print("|---|---|---|---|---|---|")
     for name, figures in stages.items():
@@ -177,8 +178,8 @@ def order(size: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
         rank = 1 + np.count_nonzero(kls["near"] < kls["near"][best])
         tau = kendalltau(kls["near"], final["near"]).statistic
         print(f"| {name} | {rho['near']:.2f} | {tau:.2f} | {rho['far']:.2f} | {rank} | {100 * behind:.1f} % |")
-    if all(key in decayed for key in rows):
-        show_written([decayed[key] for key in rows], ids)
+    if decayed:
+        show_written(decayed, ids)
     in_sequence = sum(row[WAYS[1]]["near"] < row[WAYS[0]]["near"] for row in table)
     print(f"{in_sequence} of {len(table)} begin better repaired in sequence")
     winner, tokens = contested(size, rows)
