@@ -63,6 +63,7 @@ def architecture_of(config: Mapping[str, Any], layout: Layout) -> Architecture:
     kinds = _kinds(config, layout, known["num_hidden_layers"])
     shape = Architecture(**known, layer_kinds=kinds, fixed_sizes=_fixed_sizes(config, layout, kinds))
     _require_mixers(shape, layout)
+    _require_shared(shape, layout)
     return shape
 
 
@@ -145,6 +146,17 @@ def _require_mixers(shape: Architecture, layout: Layout) -> None:
         raise InvalidArchitectureError(
             f"{', '.join(f'{name}=0' for name in MIXER_FIELDS)} is no shape of family {layout.model_type!r}, which has "
             "Mamba mixers; name these sizes beside hidden_size, each at least 1"
+        )
+
+
+def _require_shared(shape: Architecture, layout: Layout) -> None:
+    has_shared = any(layout.has_axis(Axis.SHARED_NEURONS, kind) for kind in set(shape.kinds))
+    if has_shared and not shape.num_shared_neurons:
+        names = ("shared_expert_intermediate_size", "num_shared_experts")
+        key = next(key for name in names for key in layout.config_names(name))
+        raise InvalidArchitectureError(
+            f"{key}=0 is not described by the table of family {layout.model_type!r}, whose layers with experts have "
+            f"shared ones beside them; {key} must be at least 1"
         )
 
 

@@ -443,8 +443,9 @@ class Layout:
             architecture: The model's shape; all its layers may be of kinds that lack an axis.
         """
         kinds = set(architecture.kinds)
-        sizes = {axis: axis.value for axis in (*NEURON_AXES, Axis.MAMBA_HEAD_DIM)} | {
-            Axis.MAMBA_GROUP_HEADS: _MAMBA_HEADS
+        sizes = {axis: axis.value for axis in (*NEURON_AXES, Axis.EXPERTS, Axis.MAMBA_HEAD_DIM)} | {
+            Axis.MAMBA_GROUP_HEADS: _MAMBA_HEADS,
+            Axis.SHARED_NEURONS: _SHARED_WIDTH,
         }
         absent = {name for axis, name in sizes.items() if not any(self.has_axis(axis, kind) for kind in kinds)}
         return tuple(name for name in self.shape_fields() if name not in absent)

@@ -38,8 +38,8 @@ def _heads(sizes: Sizes) -> Any:
 
 
 def _around(name: str, size: int, step: int) -> str:
-    below = size // step * step
-    return f"{name}: {' or '.join(str(legal) for legal in (below, below + step) if legal)}"
+    nearest = {size // step * step, -(-size // step) * step}
+    return f"{name}: {' or '.join(str(legal) for legal in sorted(nearest) if legal)}"
 
 
 def _unaligned(shape: Architecture) -> tuple[str, ...]:
@@ -136,6 +136,7 @@ def check_architecture(architecture: Architecture, layout: Layout) -> None:
     Raises:
         InvalidArchitectureError: With the rule, its reason and the nearest legal sizes.
     """
+    require_attention(architecture, layout)
     sizes = axis_sizes(architecture)
     for rule in RULES:
         if rule.applies(layout) and not rule.keeps(sizes, architecture):
@@ -143,6 +144,27 @@ def check_architecture(architecture: Architecture, layout: Layout) -> None:
             raise InvalidArchitectureError(
                 f"{blamed} breaks the rule {rule.name}: {rule.reason}; nearest legal {rule.nearest(architecture)}"
             )
+
+
+def require_attention(architecture: Architecture, layout: Layout) -> None:
+    """Refuse a shape of which stock transformers could not generate: one whose layers all hand on states.
+
+    Args:
+        architecture: The shape.
+        layout: The table of its family.
+
+    Raises:
+        InvalidArchitectureError: Naming the kinds of layers of which one has to stay.
+    """
+    if not layout.hands_on_state or not architecture.layer_kinds:
+        return
+    attention = {kind for kinds, _, _ in layout.attentions() for kind in kinds}
+    if attention.isdisjoint(architecture.layer_kinds):
+        raise InvalidArchitectureError(
+            f"none of the {architecture.num_hidden_layers} layers has attention, and only of such a layer stock "
+            f"transformers learns how long its context is when it generates; keep a layer of kind "
+            f"{' or '.join(sorted(attention))}"
+        )
 
 
 def check_changes(names: Iterable[str], layout: Layout) -> None:

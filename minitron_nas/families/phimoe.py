@@ -30,5 +30,7 @@ LAYOUT = Layout(
     norm="layer",
     config_keys={"num_experts": ("num_local_experts",)},
     defaults={"num_experts": 16, "num_experts_per_tok": 2},
+    requires={"num_experts_per_tok": (2,)},
+    reasons={"num_experts_per_tok": "its router picks two, whatever the config says"},
     renamed=((".block_sparse_moe.gate", ".mlp.router"), (".block_sparse_moe", ".mlp")),
 )

@@ -10,6 +10,7 @@ from transformers import AutoConfig
 
 from minitron_nas.architecture.config import architecture_of
 from minitron_nas.architecture.layout import Axis, Layout
+from minitron_nas.architecture.rules import require_attention
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import CheckpointError, MinitronNasError, TeacherNotFoundError
 from minitron_nas.models.outline import Outline
@@ -136,11 +137,13 @@ def _readable_layout(path: Path, config: dict[str, Any]) -> Layout:
 def _filled_architecture(path: Path, config: dict[str, Any], layout: Layout) -> Architecture:
     try:
         filled = AutoConfig.for_model(**copy.deepcopy(config)).to_dict()
-        return architecture_of(filled, layout)
+        architecture = architecture_of(filled, layout)
     except MinitronNasError:
         raise
     except Exception as error:
         raise CheckpointError(f"transformers refuses {path / 'config.json'}: {' '.join(str(error).split())}") from error
+    require_attention(architecture, layout)
+    return architecture
 
 
 def _refuse_other_tasks(path: Path, config: dict[str, Any]) -> None:

@@ -233,11 +233,14 @@ def _too_short(count: SourceTokens, parts: dict[str, PackedTokens], goals: Goals
     missing = max(ceil(goals.needed / settings.max_epochs) - train, 0)
     least = 5 * _MIN_CALIBRATION_SEQUENCES * goals.length
     enough_tokens = max(count.found_tokens + ceil((missing + 3 * goals.length) / 0.7), least)
+    way_out = "add text or lower text.sequence_length"
+    if goals.needed > goals.length:  # a step that trains nothing asks for one sequence
+        way_out = "add text, lower distillation.tokens or text.sequence_length, or allow repeats with text.max_epochs"
     return (
         f"the text is too short: {count.found_tokens:,} tokens found, {count.num_documents:,} documents, each of which "
         f"is in one part only; {train:,} are for training after validation ({parts['validation'].num_tokens:,}) and "
         f"calibration ({parts['calibration'].num_tokens:,}); about {enough_tokens:,} are needed ({goals.needed:,} for "
-        "training); add text, lower distillation.tokens or text.sequence_length, or allow repeats with text.max_epochs"
+        f"training); {way_out}"
     )
 
 

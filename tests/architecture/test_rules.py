@@ -9,7 +9,7 @@ from transformers import AutoConfig
 from minitron_nas.architecture.config import architecture_of, with_sizes
 from minitron_nas.architecture.layout import Axis
 from minitron_nas.architecture.rules import RULES, check_architecture, check_changes
-from minitron_nas.architecture.spec import Architecture
+from minitron_nas.architecture.spec import EXPERT_FIELDS, Architecture
 from minitron_nas.errors import InvalidArchitectureError
 from minitron_nas.families.catalog import layout_of, layouts
 from minitron_nas.testing import tiny_config
@@ -156,9 +156,44 @@ def test_groups_of_experts_keep_equally_many_and_at_least_two() -> None:
         num_expert_groups=4, layer_kinds=("dense", "experts"), fixed_sizes=LATENTS,
     )  # fmt: skip
     check_architecture(kept, layout)
-    for number in (10, 4):
-        with pytest.raises(InvalidArchitectureError, match=rf"num_experts={number} breaks the rule experts_fill_their"):
+    for number, nearest in ((10, "8 or 12"), (4, "8")):
+        message = rf"num_experts={number} breaks the rule experts_fill_their_groups: .* num_experts: {nearest}$"
+        with pytest.raises(InvalidArchitectureError, match=message):
             check_architecture(replace(kept, num_experts=number), layout)
+
+
+@pytest.mark.parametrize("model_type", ["bamba", "lfm2", "nemotron_h", "qwen3_next"])
+def test_a_layer_with_attention_stays_among_those_that_hand_on_states(model_type: str) -> None:
+    layout = layout_of(model_type)
+    source = architecture_of(tiny_config(model_type).to_dict(), layout)
+    check_architecture(source, layout)
+    without = [layer for layer, kind in enumerate(source.kinds) if not kind.startswith("full_attention")]
+    with pytest.raises(InvalidArchitectureError, match=r"has attention, .*; keep a layer of kind full_attention"):
+        check_architecture(source.with_layers(without), layout)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "all_dense"),
+    [("deepseek_v3", {"first_k_dense_replace": 4}), ("qwen3_next", {"mlp_only_layers": [0, 1, 2, 3]})],
+)
+def test_where_no_layer_has_experts_nothing_of_experts_is_offered(
+    model_type: str, all_dense: dict[str, object]
+) -> None:
+    layout = layout_of(model_type)
+    of_experts = set(EXPERT_FIELDS) & set(layout.shape_fields())
+    mixed, dense = (
+        architecture_of(tiny_config(model_type, **changes).to_dict(), layout) for changes in ({}, all_dense)
+    )
+    assert of_experts <= set(layout.shape_fields_of(mixed))
+    assert of_experts.isdisjoint(layout.shape_fields_of(dense))
+
+
+@pytest.mark.parametrize("model_type", ["deepseek_v3", "ernie4_5_moe", "solar_open"])
+def test_a_config_without_shared_experts_is_refused_by_its_key(model_type: str) -> None:
+    layout = layout_of(model_type)
+    (key,) = layout.config_names("num_shared_experts")
+    with pytest.raises(InvalidArchitectureError, match=rf"^{key}=0 is not described .*; {key} must be at least 1$"):
+        architecture_of(tiny_config(model_type, **{key: 0}).to_dict(), layout)
 
 
 LATENTS = {"q_lora_rank": 4, "kv_lora_rank": 4, "qk_rope_head_dim": 2, "qk_nope_head_dim": 4, "v_head_dim": 4}

@@ -263,5 +263,5 @@ def test_a_table_that_errs_about_the_epsilon_is_told_so(tmp_path: Path) -> None:
 )
 def test_a_wrong_constant_or_router_is_caught(tmp_path: Path, layout: Callable[[], Layout]) -> None:
     table = layout()
-    with pytest.raises((AssertionError, CheckpointError)):
+    with pytest.raises((AssertionError, CheckpointError, InvalidArchitectureError)):
         check_family(table, tiny_config(table.model_type), tmp_path)

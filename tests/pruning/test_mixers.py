@@ -76,7 +76,7 @@ def test_a_mixer_without_some_heads_and_channels(
 ) -> None:
     layout = layout_of(model_type)
     groups = dict.fromkeys(layout.config_names("mamba_num_groups"), num_groups)
-    config = tiny_config(model_type, num_hidden_layers=2, **groups, **changes)
+    config = tiny_config(model_type, num_hidden_layers=3, **groups, **changes)
     subject = Subject.make(layout, config, tmp_path, dtype=torch.float32)
     num_heads = NUM_HEADS - num_groups
     sizes = {"mamba_num_heads": num_heads, "mamba_head_dim": 6}

@@ -150,6 +150,11 @@ def test_too_short_a_text_is_an_error_with_the_tokens_found_and_needed():
         split([LENGTH] * 10, 20 * LENGTH)
 
 
+def test_where_nothing_is_trained_too_short_a_text_names_no_setting_of_training():
+    with pytest.raises(DataError, match=r"too short: .*; add text or lower text\.sequence_length$"):
+        split([LENGTH] * 2, None)
+
+
 @pytest.mark.parametrize("found", [1, 10, 25, 29])
 def test_as_much_text_as_the_error_asks_for_is_enough(found):
     with pytest.raises(DataError, match="too short") as caught:
