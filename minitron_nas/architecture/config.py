@@ -22,6 +22,12 @@ _ONLY_WITH = {
 }
 """Fields that are 0 unless some tensor of the family runs along an axis, whatever a config says."""
 
+_OF_EXPERTS = (
+    "num_experts", "num_experts_per_tok", "num_expert_groups", "moe_intermediate_size", "num_shared_experts",
+    "shared_expert_intermediate_size",
+)  # fmt: skip
+"""Fields that are 0 unless some layer has experts, whatever a config says of them."""
+
 BY_LAYER = "per_layer_config"
 """The key of what a config says of single layers, by their numbers, where that differs."""
 
@@ -59,8 +65,10 @@ def architecture_of(config: Mapping[str, Any], layout: Layout) -> Architecture:
             )
     if layout.ffn_width is not None:
         read["intermediate_size"] = layout.ffn_width.read(config, read["intermediate_size"])
+    kinds = _kinds(config, layout, read["num_hidden_layers"])
+    if not any(layout.has_axis(Axis.EXPERTS, kind) for kind in kinds or ("",)):
+        read |= dict.fromkeys(_OF_EXPERTS, 0)
     known = {name: value for name, value in read.items() if value is not None}
-    kinds = _kinds(config, layout, known["num_hidden_layers"])
     shape = Architecture(**known, layer_kinds=kinds, fixed_sizes=_fixed_sizes(config, layout, kinds))
     _require_mixers(shape, layout)
     _require_shared(shape, layout)
@@ -95,7 +103,7 @@ def with_sizes(config: Mapping[str, Any], target: Architecture, layout: Layout) 
     """
     names = (*layout.shape_fields(), *(() if layout.head_dim_is_derived else ("head_dim",)))
     sizes: dict[str, Any] = {}
-    for name in names:
+    for name in (name for name in names if getattr(target, name)):
         keys = layout.config_names(name)
         present = [key for key in keys if key in config]
         sizes |= dict.fromkeys(present or keys[:1], getattr(target, name))

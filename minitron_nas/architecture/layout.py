@@ -442,12 +442,11 @@ class Layout:
         Args:
             architecture: The model's shape; all its layers may be of kinds that lack an axis.
         """
-        kinds = set(architecture.kinds)
         sizes = {axis: axis.value for axis in (*NEURON_AXES, Axis.EXPERTS, Axis.MAMBA_HEAD_DIM)} | {
             Axis.MAMBA_GROUP_HEADS: _MAMBA_HEADS,
             Axis.SHARED_NEURONS: _SHARED_WIDTH,
         }
-        absent = {name for axis, name in sizes.items() if not any(self.has_axis(axis, kind) for kind in kinds)}
+        absent = {name for axis, name in sizes.items() if not self.runs_along(axis, architecture)}
         return tuple(name for name in self.shape_fields() if name not in absent)
 
     def column_fields(self) -> tuple[str, ...]:
@@ -567,6 +566,23 @@ class Layout:
             kind: Of the layers.
         """
         return any(r.per_layer and r.in_kind(kind) and axis in each for r in self.rows for each in r.dims)
+
+    def runs_along(self, axis: Axis, architecture: Architecture) -> bool:
+        """Whether tensors of some layer of a model run along an axis.
+
+        Args:
+            axis: The axis.
+            architecture: The model's shape; all its layers may be of kinds that lack the axis.
+        """
+        return any(self.has_axis(axis, kind) for kind in set(architecture.kinds))
+
+    def neuron_axes_of(self, architecture: Architecture) -> tuple[Axis, ...]:
+        """Return the axes of neurons, and of what is ranked as they are, that some layer of a model has.
+
+        Args:
+            architecture: The model's shape.
+        """
+        return tuple(axis for axis in self.neuron_axes if self.runs_along(axis, architecture))
 
     @property
     def neuron_axes(self) -> tuple[Axis, ...]:

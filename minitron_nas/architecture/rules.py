@@ -43,8 +43,7 @@ def _around(name: str, size: int, step: int) -> str:
 
 
 def _unaligned(shape: Architecture) -> tuple[str, ...]:
-    width = "moe_intermediate_size" if shape.moe_intermediate_size else "intermediate_size"
-    return tuple(name for name in ("hidden_size", width) if getattr(shape, name) % EXPERT_GRAIN)
+    return tuple(name for name in ("hidden_size", shape.ffn_field) if getattr(shape, name) % EXPERT_GRAIN)
 
 
 def _dividing(shape: Architecture) -> str:
@@ -117,8 +116,8 @@ RULES = (
         f"and the experts' width must be multiples of {EXPERT_GRAIN}",
         lambda layout: layout.has_experts,
         lambda sizes, source: (
-            (sizes[Axis.HIDDEN] % EXPERT_GRAIN == 0)
-            & (sizes[Axis.EXPERT_NEURONS if source.moe_intermediate_size else Axis.NEURONS] % EXPERT_GRAIN == 0)
+            (source.num_experts == 0)
+            | (sizes[Axis.HIDDEN] % EXPERT_GRAIN == 0) & (sizes[source.ffn_field] % EXPERT_GRAIN == 0)
         ),
         _unaligned,
         lambda shape: "; ".join(_around(name, getattr(shape, name), EXPERT_GRAIN) for name in _unaligned(shape)),

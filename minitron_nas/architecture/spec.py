@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from minitron_nas.architecture.kinds import best_of_each_kind
 from minitron_nas.errors import InvalidArchitectureError
@@ -145,6 +145,11 @@ class Architecture:
     def num_conv_channels(self) -> int:
         """Channels of a convolution, where layers have one: as many as are hidden."""
         return self.hidden_size
+
+    @property
+    def ffn_field(self) -> Literal["intermediate_size", "moe_intermediate_size"]:
+        """The field that counts the neurons of an FFN, or of each expert."""
+        return "moe_intermediate_size" if self.moe_intermediate_size else "intermediate_size"
 
     def sizes(self) -> dict[str, int]:
         """Return the prunable sizes by name, without those of experts where there are none."""

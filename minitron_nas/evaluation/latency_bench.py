@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from minitron_nas.architecture.config import with_sizes
 from minitron_nas.architecture.kinds import best_of_each_kind
-from minitron_nas.architecture.layout import Axis, Layout
+from minitron_nas.architecture.layout import Layout
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import LatencyError
 from minitron_nas.evaluation.clock import decode, prefill, random_prompt, timed
@@ -138,13 +138,12 @@ def setting_of(source: Architecture, layout: Layout, lengths: Lengths) -> Settin
         lengths: Of what is timed.
     """
     device = pick_device()
-    experts = layout.has_experts and layout.neuron_axis is Axis.EXPERT_NEURONS
     return Setting(
         model_type=source.model_type,
         vocab_size=source.vocab_size,
         head_dim=source.head_dim,
         num_experts_per_tok=source.num_experts_per_tok,
-        neurons="moe_intermediate_size" if experts else "intermediate_size",
+        neurons=source.ffn_field,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
         dtype=str(compute_dtype(device)).removeprefix("torch."),
         threads=0 if device.type == "cuda" else torch.get_num_threads(),

@@ -26,10 +26,7 @@ LAYOUT = Layout(
     kinds=FirstLayers("first_k_dense_replace", first="dense", others="experts"),
     logits_tolerance=1e-5,
     cached=LATENTS + ROTARY,
-    config_keys=EXPERT_KEYS | {"num_experts": ("n_routed_experts",), "num_expert_groups": ()},
-    requires={"q_lora_rank": (None,), "mlp_bias": (False,), "topk_method": ("greedy",)},
-    reasons={
-        "q_lora_rank": "queries through latents, as V2 of 236B has them",
-        "topk_method": "groups of experts, as V2 of 236B picks from",
-    },
+    config_keys=EXPERT_KEYS | {"num_experts": ("n_routed_experts",)},
+    requires={"q_lora_rank": (None,), "mlp_bias": (False,)},
+    reasons={"q_lora_rank": "queries through latents, as V2 of 236B has them"},
 )

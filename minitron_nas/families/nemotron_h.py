@@ -1,16 +1,23 @@
-"""Nemotron-H, Nemotron Nano 2, dense: every layer is a Mamba 2 mixer, attention, or an FFN with squared ReLU."""
+"""Nemotron-H, Nemotron Nano 2, Nemotron 3 Nano: every layer is a Mamba 2 mixer, attention, or an FFN with squared ReLU.
+
+Where an FFN has experts, nothing gates their neurons, and a shared one of a width of its own stands beside them.
+"""
 
 from minitron_nas.architecture.kinds import Listed
 from minitron_nas.architecture.layout import (
+    EXPERT_NEURONS,
+    EXPERTS,
     HIDDEN,
     KEYS,
     MAMBA_CHANNELS,
     MAMBA_HEADS,
     NEURONS,
     QUERIES,
+    SHARED_NEURONS,
     VOCAB,
     Axis,
     Layout,
+    buffer,
     dim,
     norm,
     only,
@@ -54,11 +61,29 @@ LAYOUT = Layout(
             row("backbone.layers.{layer}.mixer.down_proj.weight", HIDDEN, NEURONS),
             row("backbone.layers.{layer}.mixer.down_proj.bias", HIDDEN, when="mlp_bias"),
         ),
+        *only(
+            "moe",
+            row("backbone.layers.{layer}.mixer.gate.weight", EXPERTS, HIDDEN),
+            buffer("backbone.layers.{layer}.mixer.gate.e_score_correction_bias", EXPERTS),
+            row("backbone.layers.{layer}.mixer.experts.{expert}.up_proj.weight", EXPERT_NEURONS, HIDDEN),
+            row("backbone.layers.{layer}.mixer.experts.{expert}.down_proj.weight", HIDDEN, EXPERT_NEURONS),
+            row("backbone.layers.{layer}.mixer.shared_experts.up_proj.weight", SHARED_NEURONS, HIDDEN),
+            row("backbone.layers.{layer}.mixer.shared_experts.up_proj.bias", SHARED_NEURONS, when="mlp_bias"),
+            row("backbone.layers.{layer}.mixer.shared_experts.down_proj.weight", HIDDEN, SHARED_NEURONS),
+            row("backbone.layers.{layer}.mixer.shared_experts.down_proj.bias", HIDDEN, when="mlp_bias"),
+        ),
         norm("backbone.norm_f.weight", HIDDEN),
         row("lm_head.weight", VOCAB, HIDDEN, unless="tie_word_embeddings"),
     ),
-    config_keys={"mamba_num_groups": ("n_groups",)},
-    requires={"tie_word_embeddings": (False,), "num_nextn_predict_layers": (0,)},
+    config_keys={
+        "mamba_num_groups": ("n_groups",),
+        "num_experts": ("n_routed_experts", "num_local_experts"),
+        "num_expert_groups": ("n_group",),
+        "num_shared_experts": (),
+        "shared_expert_intermediate_size": ("moe_shared_expert_intermediate_size",),
+    },
+    requires={"tie_word_embeddings": (False,), "num_nextn_predict_layers": (0,), "moe_latent_size": (None,)},
+    reasons={"moe_latent_size": "experts that read latents, as Nemotron 3 Super has them"},
     renamed=(("backbone.", "model."),),
     states={"linear_attention": MAMBA_CHANNELS * "ssm_state_size" + CONVOLVED * "conv_kernel"},
     kinds=Listed("layers_block_type"),

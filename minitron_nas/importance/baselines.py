@@ -65,13 +65,16 @@ def _zeros(architecture: Architecture, layout: Layout) -> ImportanceScores:
     """Zero for every part, NaN for those that a layer does not have."""
     layers, experts = architecture.num_hidden_layers, architecture.num_experts
     sizes = axis_sizes(architecture)
-    units = {axis: sizes[axis] if axis in layout.neuron_axes else 0 for axis in NEURON_AXES}
+    ranked = layout.neuron_axes_of(architecture)
+
+    def of_neurons(axis: Axis) -> tuple[int, ...]:
+        if axis not in ranked:
+            return layers, 0
+        return (layers, experts, sizes[axis]) if layout.in_experts(axis) else (layers, sizes[axis])
+
     shapes = {
         "hidden": (architecture.hidden_size,),
-        **{
-            name: (layers, experts, units[axis]) if layout.in_experts(axis) else (layers, units[axis])
-            for axis, name in NEURON_AXES.items()
-        },
+        **{name: of_neurons(axis) for axis, name in NEURON_AXES.items()},
         "heads": (layers, architecture.num_attention_heads),
         "kv_groups": (layers, architecture.num_key_value_heads),
         "experts": (layers, experts),

@@ -90,7 +90,7 @@ def scores_of(sums: Sums, architecture: Architecture, layout: Layout, settings: 
 
     def of_neurons(axis: Axis) -> Tensor:
         size = axis_sizes(architecture)[axis]
-        if axis not in layout.neuron_axes:
+        if axis not in layout.neuron_axes_of(architecture):
             return torch.zeros(len(layers), 0)
         if not layout.in_experts(axis):
             return of_layers(axis, size)
@@ -120,7 +120,7 @@ def num_scores(architecture: Architecture, layout: Layout) -> int:
     sizes, shape = axis_sizes(architecture), architecture
     heads = shape.num_attention_heads + shape.num_key_value_heads + shape.mamba_num_heads + shape.mamba_head_dim
     in_layer = heads + shape.num_experts + 1
-    for axis in layout.neuron_axes:
+    for axis in layout.neuron_axes_of(architecture):
         in_layer += sizes[axis] * (shape.num_experts if layout.in_experts(axis) else 1)
     return shape.hidden_size + shape.num_hidden_layers * in_layer
 

@@ -63,7 +63,7 @@ def refit_in_sequence(
     Raises:
         DiskSpaceError: If neither memory nor disk can hold the hidden states of the text.
     """
-    start = prepared if prepared.layout.has_experts else replace(prepared, moments=None)
+    start = prepared if prepared.architecture.num_experts else replace(prepared, moments=None)
     return repair_in_sequence(start, target, calibration, folder, progress=progress)
 
 
@@ -77,7 +77,7 @@ def needs_moments(checkpoint: Checkpoint, target: Architecture) -> bool:
         target: The student's shape.
     """
     layout, source = checkpoint.layout, checkpoint.architecture
-    left = layout.has_experts or why_not_in_sequence(layout, source, target) is not None
+    left = source.num_experts > 0 or why_not_in_sequence(layout, source, target) is not None
     return left and cuts_inputs(layout, source, target)
 
 

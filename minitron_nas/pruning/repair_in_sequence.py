@@ -141,17 +141,17 @@ def repair_in_sequence(
         DiskSpaceError: If neither memory nor disk can hold the hidden states of the text.
         MachineError: If memory cannot hold what the widest matrix is refitted with.
     """
-    _require_memory(prepared.layout, target)
+    _require_memory(target)
     folder.mkdir(parents=True, exist_ok=True)
     text = calibration.with_random_tokens(settings.random_tokens, prepared.architecture.vocab_size)
     with ExitStack() as stack:
         return _Sequence(prepared, target, text, folder, settings, progress, stack).run()
 
 
-def _require_memory(layout: Layout, target: Architecture) -> None:
+def _require_memory(target: Architecture) -> None:
     device = pick_device()
     inputs = [target.hidden_size, target.num_attention_heads * target.head_dim]
-    widest = max(*inputs, 0 if layout.has_experts else target.intermediate_size)
+    widest = max(*inputs, 0 if target.num_experts else target.intermediate_size)
     needed, there = regression_bytes(widest), available_bytes(device)
     if needed > there:
         raise MachineError(
@@ -207,7 +207,7 @@ class _Sequence:
         self._teacher, self._middle, self._after = (states(self._source.hidden_size) for _ in range(3))
         self._student, self._between = (states(target.hidden_size) for _ in range(2))
         self._attended = states(target.num_attention_heads * target.head_dim)
-        self._activated = None if self._layout.has_experts else states(target.intermediate_size)
+        self._activated = None if self._source.num_experts else states(target.intermediate_size)
 
     def run(self) -> dict[str, TensorHeader]:
         headers: dict[str, TensorHeader] = {}
@@ -239,9 +239,9 @@ class _Sequence:
                 self._write(output, student, self._student, self._attended, self._between)
                 reads = (self._teacher, self._student) if parallel else (self._middle, self._between)
                 self._refit_readers(number, self._ffn, teacher, student, *reads)
-            if not self._layout.has_experts:
+            if not self._source.num_experts:
                 self._feed_forward(number, student, reads[1])
-        if self._layout.has_experts:  # which are stored one by one, and run as one tensor that is put together
+        if self._source.num_experts:  # which are stored one by one, and run as one tensor that is put together
             with self._pruned.layer(number) as student:
                 self._feed_forward(number, student, reads[1])
         self._teacher, self._after = self._after, self._teacher

@@ -172,7 +172,7 @@ class TakenStart:
         if asked.repair == "none" or target == source:
             return cls(channels, "nothing is repaired")
         if reason is None:
-            experts = ", experts in one pass" if layout.has_experts and cuts_inputs(layout, source, target) else ""
+            experts = ", experts in one pass" if source.num_experts and cuts_inputs(layout, source, target) else ""
             return cls(channels, f"repaired layer after layer{experts}")
         if cuts_inputs(layout, source, target):
             return cls(channels, f"repaired in one pass, not layer after layer: {reason}")

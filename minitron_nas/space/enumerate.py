@@ -259,7 +259,7 @@ def _num_false(values: NDArray[np.bool_]) -> int:
 
 def _checks(space: SearchSpace, source: Architecture, layout: Layout) -> Iterator[Check]:
     """Yield the rules of a space and a family; each may count on those before it."""
-    names = layout.shape_fields()
+    names = layout.shape_fields_of(source)
     yield (
         "heads_fill_groups",
         lambda shapes: (

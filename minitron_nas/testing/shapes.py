@@ -21,7 +21,7 @@ def conformance_shapes(layout: Layout, source: Architecture) -> dict[str, dict[s
         layout: The table of the family.
         source: The teacher's shape.
     """
-    grain = EXPERT_GRAIN if layout.has_experts else 1
+    grain = EXPERT_GRAIN if source.num_experts else 1
     units = unit_shapes(layout, source)
     parts = (*NEURON_AXES.values(), "experts", *(() if layout.hidden_divides_mixer else MAMBA_FIELDS))
     fewer = {name: size for part in parts for name, size in units.get(part, {}).items()}
@@ -78,7 +78,7 @@ def unit_shapes(layout: Layout, source: Architecture) -> dict[str, dict[str, int
     if layout.has_mamba:
         shapes["mamba_num_heads"] = {"mamba_num_heads": source.mamba_num_heads - source.mamba_num_groups}
         shapes["mamba_head_dim"] = {"mamba_head_dim": source.mamba_head_dim * 3 // 4}
-    if layout.has_experts:
+    if source.num_experts:
         fewer = source.num_experts - max(1, source.num_expert_groups)
         shapes["experts"] = {"num_experts": max(source.num_experts_per_tok, fewer)}
     return shapes

@@ -79,6 +79,7 @@ _TINY_OF_FAMILY: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {"mamba_n_heads": 12, "num_local_experts": 0, "shared_intermediate_size": 96},
     "hunyuan_v1_moe": {"intermediate_size": 40},
     "lfm2": {"block_multiple_of": 8},
+    "nemotron_h": {"moe_shared_expert_intermediate_size": 56},
     "opt": {"ffn_dim": 96},
     "llama4_text": {"intermediate_size": 40, "intermediate_size_mlp": 96, "interleave_moe_layer_step": 2},
 }

@@ -41,6 +41,7 @@ FALCON = {
     "ssm_multipliers": [0.5, 0.25, 2.0, 0.5, 1.0],
 }
 IN_GROUPS = {"topk_method": "group_limited_greedy", "n_group": 2, "topk_group": 1}
+MIXED = ("linear_attention", "moe", "full_attention", "mlp")
 LONGROPE = rope(
     "longrope",
     short_factor=[1.0] * 4,
@@ -146,6 +147,8 @@ WHOLE: dict[str, tuple[dict[str, Any], ...]] = {
     ),
     "minimax_m2": ({"rotary_dim": 4}, {"tied": True}),
     "nemotron_h": (
+        {"layers_block_type": [*MIXED, "moe"], "use_bias": True, "mlp_bias": True},
+        {"layers_block_type": [*MIXED[:3], "moe"], "num_local_experts": 8, "n_group": 2},
         {"use_bias": True, "mlp_bias": True},
         {"layers_block_type": ["linear_attention", "full_attention", "linear_attention", "mlp", "full_attention"]},
         {"use_conv_bias": False},

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from minitron_nas.architecture.config import architecture_of, with_sizes
 from minitron_nas.architecture.costs import kv_cache_bytes_per_token, state_bytes_per_sequence
-from minitron_nas.architecture.spec import Architecture
+from minitron_nas.architecture.spec import EXPERT_FIELDS, Architecture
 from minitron_nas.errors import InvalidArchitectureError, MinitronNasError, UnknownFamilyError
 from minitron_nas.families import catalog
 from minitron_nas.families.catalog import count_parameters, layout_of, layouts
@@ -240,10 +240,29 @@ def test_a_hybrid_of_any_depth_counts_as_the_real_model() -> None:
         assert count_parameters(shape) == sum(parameter.numel() for parameter in meta_model(student).parameters())
 
 
+def test_a_dense_nemotron_has_nothing_of_the_experts_that_its_config_speaks_of() -> None:
+    content, layout = AutoConfig.for_model(**NEMOTRON_NANO_9B).to_dict(), layout_of("nemotron_h")
+    assert content["n_routed_experts"] == 8
+    shape = architecture_of(content, layout)
+    assert shape == load_space("nemotron-nano-9b-v2").source_architecture()
+    assert "num_experts" not in shape.sizes()
+    assert {*EXPERT_FIELDS}.isdisjoint(layout.shape_fields_of(shape))
+    student = with_sizes(content, shape.reshaped({"hidden_size": 4096}), layout)
+    assert {key for key in content if student[key] != content[key]} == {"hidden_size"}
+
+
 def test_layers_of_a_kind_that_no_row_describes_are_refused() -> None:
-    config = AutoConfig.for_model("nemotron_h", layers_block_type=["linear_attention", "moe"])
+    config = {**AutoConfig.for_model("nemotron_h").to_dict(), "layers_block_type": ["linear_attention", "retention"]}
     with pytest.raises(
-        InvalidArchitectureError, match=r"layers of kind 'moe' are not described .* knows full_attention"
+        InvalidArchitectureError, match=r"layers of kind 'retention' are not described .* knows full_attention"
+    ):
+        count_parameters(config)
+
+
+def test_a_nemotron_whose_experts_read_latents_is_refused_with_the_reason() -> None:
+    config = AutoConfig.for_model("nemotron_h", layers_block_type=["full_attention", "moe"], moe_latent_size=32)
+    with pytest.raises(
+        InvalidArchitectureError, match=r"moe_latent_size=32 .*: experts that read latents, as"
     ):
         count_parameters(config)
 

@@ -51,6 +51,7 @@ PRESETS = {
     # Text models with layers of several kinds.
     "gemma-4-31b": Preset(30_697_345_280, ("24B", "18B")),
     "lfm2-1.2b": Preset(1_170_340_608, ("900M", "700M")),
+    "nemotron-3-nano-30b-a3b": Preset(31_577_937_344, ("24B", "16B")),
     "nemotron-nano-9b-v2": Preset(8_888_227_328, ("7B", "5B")),
     "qwen3-next-80b-a3b": Preset(79_674_391_296, ("60B", "40B")),
     "qwen3.5-9b": Preset(8_953_803_264, ("7B", "5B")),

@@ -294,7 +294,7 @@ def _target(
 def _balanced(checkpoint: Checkpoint, space: SearchSpace, size: int) -> Architecture:
     source = checkpoint.architecture
     found = enumerate_candidates(space, size, source, checkpoint.layout)
-    ffn = checkpoint.layout.neuron_axis.value
+    ffn = source.ffn_field
     follow = checkpoint.layout.hidden_divides_mixer
 
     def rank(candidate: Candidate) -> tuple[float, ...]:
