@@ -160,6 +160,35 @@ class Indexed:
 
 
 @dataclass(frozen=True, slots=True)
+class AllOrNone:
+    """A number by which all layers have something, or none has: those of a model without it have the empty word.
+
+    Attributes:
+        key: Of the number in `config.json`; 0 where no layer has it.
+        having: The kind of layers that have it.
+    """
+
+    key: str
+    having: str
+
+    def count(self, config: Mapping[str, Any]) -> int | None:
+        """Return nothing: the number of all layers does not follow."""
+
+    def read(self, config: Mapping[str, Any], num_layers: int) -> tuple[str, ...]:
+        """Return the same word for every layer.
+
+        Args:
+            config: The content, with all that transformers fills in.
+            num_layers: How many layers there are.
+        """
+        return (self.having if config.get(self.key) else "",) * num_layers
+
+    def written(self, kinds: Sequence[str]) -> dict[str, Any]:
+        """Return nothing: the number is a size, and is written as one."""
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
 class Paired:
     """Two of these ways at once, each of which tells of another part of a layer; a kind is the words of both.
 

@@ -27,6 +27,7 @@ def check_family(
     with at_work():
         from minitron_nas.testing.examination import examine_family
 
+        _in_one_thread()
         examined = examine_family(model, table)
     found = []
     while True:
@@ -57,6 +58,7 @@ def draft_family(
     with at_work():
         from minitron_nas.drafting.draft import draft_family as draft
 
+        _in_one_thread()
         drafted = draft(model)
     python, missing = drafted.to_python(), len(drafted.seen)
     if as_json:
@@ -68,3 +70,10 @@ def draft_family(
     name = drafted.layout.model_type.replace("-", "_")
     trial = f"minitron-nas check-family {model} --table {name}:LAYOUT"
     typer.echo(f"{len(drafted.layout.rows)} rows{left_out}; save it as {name}.py and try it: {trial}", err=True)
+
+
+def _in_one_thread() -> None:
+    """Compute tiny models by one thread: several wait for one another longer than they work."""
+    import torch
+
+    torch.set_num_threads(1)

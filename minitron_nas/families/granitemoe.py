@@ -2,6 +2,13 @@
 
 from minitron_nas.architecture.layout import EXPERTS, HIDDEN, KEYS, NEURONS, QUERIES, VOCAB, Layout, norm, row
 
+STACKS = (
+    (".router.layer.", ".router."),
+    ("moe.input_linear.weight", "moe.experts.gate_up_proj"),
+    ("moe.output_linear.weight", "moe.experts.down_proj"),
+)
+"""What holds the experts of a layer, in the checkpoint and in the model; Granite 4.0 H's, too."""
+
 LAYOUT = Layout(
     model_type="granitemoe",
     rows=(
@@ -24,9 +31,5 @@ LAYOUT = Layout(
     ),
     config_keys={"num_experts": ("num_local_experts",)},
     defaults={"num_experts": 8, "num_experts_per_tok": 2},
-    renamed=(
-        (".router.layer.", ".router."),
-        (".input_linear.weight", ".experts.gate_up_proj"),
-        (".output_linear.weight", ".experts.down_proj"),
-    ),
+    renamed=STACKS,
 )

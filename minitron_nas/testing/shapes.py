@@ -43,10 +43,10 @@ def conformance_shapes(layout: Layout, source: Architecture) -> dict[str, dict[s
     else:
         shapes |= {"num_key_value_heads": groups, "num_attention_heads": heads}
     if layout.hidden_divides_mixer:
-        mixers = {name: _narrower(source, units[name]) for name in MAMBA_FIELDS}
+        mixers = {name: _narrower(source, units[name], grain) for name in MAMBA_FIELDS}
         both = {name: size for each in MAMBA_FIELDS for name, size in units[each].items()}
-        every = {**fewer, **(heads or groups), **_narrower(source, both)}
-        return {**shapes, **mixers, "hidden_size": _narrower(source, {}), "all": every}
+        every = {**fewer, **(heads or groups), **_narrower(source, both, grain)}
+        return {**shapes, **mixers, "hidden_size": _narrower(source, {}, grain), "all": every}
     step = lcm(grain, source.num_attention_heads) if layout.hidden_multiple_of_heads else grain
     shapes["hidden_size"] = {"hidden_size": _below(source.hidden_size, step)}
     kept = heads or groups
@@ -76,8 +76,9 @@ def unit_shapes(layout: Layout, source: Architecture) -> dict[str, dict[str, int
     if offers_heads(layout) and in_group > 1:
         shapes["heads"] = {"num_attention_heads": groups * (in_group - 1)}
     if layout.has_mamba:
-        shapes["mamba_num_heads"] = {"mamba_num_heads": source.mamba_num_heads - source.mamba_num_groups}
-        shapes["mamba_head_dim"] = {"mamba_head_dim": source.mamba_head_dim * 3 // 4}
+        narrow = source.mamba_head_dim * 3 // 4
+        shapes["mamba_num_heads"] = {"mamba_num_heads": _fewer_mamba_heads(layout, source, narrow)}
+        shapes["mamba_head_dim"] = {"mamba_head_dim": narrow}
     if source.num_experts:
         fewer = source.num_experts - max(1, source.num_expert_groups)
         shapes["experts"] = {"num_experts": max(source.num_experts_per_tok, fewer)}
@@ -87,6 +88,18 @@ def unit_shapes(layout: Layout, source: Architecture) -> dict[str, dict[str, int
 def offers_heads(layout: Layout) -> bool:
     """Whether attention's sizes are among those that can be pruned."""
     return "num_attention_heads" in layout.shape_fields()
+
+
+def _fewer_mamba_heads(layout: Layout, source: Architecture, head_dim: int) -> int:
+    """As many heads of a mixer as can be kept without all being kept.
+
+    Where `hidden_size` divides the channels of all heads, and experts take it in steps, so must these, of whatever size
+    the heads are.
+    """
+    grain = EXPERT_GRAIN if layout.hidden_divides_mixer and source.num_experts else 1
+    groups = source.mamba_num_groups
+    most = source.mamba_num_heads - groups
+    return next((heads for heads in range(most, 0, -groups) if heads * head_dim % grain == 0), most)
 
 
 def _fewer_groups(layout: Layout, source: Architecture) -> dict[str, int]:
@@ -100,10 +113,10 @@ def _fewer_groups(layout: Layout, source: Architecture) -> dict[str, int]:
     return {"num_key_value_heads": groups, "num_attention_heads": groups * in_group}
 
 
-def _narrower(source: Architecture, mixers: dict[str, int]) -> dict[str, int]:
-    """Return sizes of mixers with the next smaller number of channels that divides theirs."""
-    channels = source.reshaped(mixers).mamba_channels
-    return {**mixers, "hidden_size": next(n for n in range(source.hidden_size - 1, 0, -1) if channels % n == 0)}
+def _narrower(source: Architecture, mixers: dict[str, int], grain: int) -> dict[str, int]:
+    """Return sizes of mixers with the next smaller number of channels that divides theirs, in steps of a grain."""
+    channels, widest = source.reshaped(mixers).mamba_channels, (source.hidden_size - 1) // grain * grain
+    return {**mixers, "hidden_size": next(n for n in range(widest, 0, -grain) if channels % n == 0)}
 
 
 def _below(size: int, step: int) -> int:

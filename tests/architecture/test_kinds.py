@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minitron_nas.architecture.kinds import (
+    AllOrNone,
     FirstLayers,
     Indexed,
     Listed,
@@ -103,3 +104,11 @@ def test_a_pair_tells_of_two_parts_of_each_layer_both_ways() -> None:
         "layer_types": ["delta", "delta", "full"],
         "mlp_only_layers": [1],
     }
+
+
+def test_all_layers_have_something_or_none_has() -> None:
+    way = Paired(Listed("layer_types"), AllOrNone("num_local_experts", "experts"))
+    layers = {"layer_types": ["full", "linear"]}
+    assert way.read({**layers, "num_local_experts": 4}, 2) == ("full experts", "linear experts")
+    assert way.read({**layers, "num_local_experts": 0}, 2) == way.read(layers, 2) == ("full", "linear")
+    assert way.written(("linear experts", "linear experts")) == {"layer_types": ["linear", "linear"]}

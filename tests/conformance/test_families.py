@@ -42,6 +42,7 @@ FALCON = {
 }
 IN_GROUPS = {"topk_method": "group_limited_greedy", "n_group": 2, "topk_group": 1}
 MIXED = ("linear_attention", "moe", "full_attention", "mlp")
+OF_GRANITE = {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 40}
 LONGROPE = rope(
     "longrope",
     short_factor=[1.0] * 4,
@@ -119,6 +120,7 @@ WHOLE: dict[str, tuple[dict[str, Any], ...]] = {
         {"tied": True, "logits_scaling": 2.0},
     ),
     "granitemoehybrid": (
+        {**OF_GRANITE, "mamba_expand": 4, "mamba_d_head": 16, "residual_multiplier": 0.22},
         {"tied": True, "embedding_multiplier": 12.0, "residual_multiplier": 0.22, "logits_scaling": 8.0},
         {"mamba_proj_bias": True, "mamba_conv_bias": False, "position_embedding_type": "rope", **BIAS},
     ),
@@ -178,7 +180,7 @@ WHOLE: dict[str, tuple[dict[str, Any], ...]] = {
 
 NOTHING_NEW = {
     "arcee", "cohere", "cwm", "deepseek_v2", "dots1", "ernie4_5", "exaone4", "exaone_moe", "flex_olmo", "gemma",
-    "gemma4_unified_text", "glm", "glm4_moe", "glm4_moe_lite", "granite_swa", "granitemoehybrid", "helium",
+    "gemma4_unified_text", "glm", "glm4_moe", "glm4_moe_lite", "granite_swa", "helium",
     "hunyuan_v1_dense", "hunyuan_v1_moe", "internlm3", "iquestcoder", "lfm2_moe", "llama4_text", "minimax_m2",
     "ministral", "ministral3", "olmoe", "phimoe", "qwen3_5_moe_text", "seed_oss", "solar_open",
 }  # fmt: skip

@@ -261,9 +261,7 @@ def test_layers_of_a_kind_that_no_row_describes_are_refused() -> None:
 
 def test_a_nemotron_whose_experts_read_latents_is_refused_with_the_reason() -> None:
     config = AutoConfig.for_model("nemotron_h", layers_block_type=["full_attention", "moe"], moe_latent_size=32)
-    with pytest.raises(
-        InvalidArchitectureError, match=r"moe_latent_size=32 .*: experts that read latents, as"
-    ):
+    with pytest.raises(InvalidArchitectureError, match=r"moe_latent_size=32 .*: experts that read latents, as"):
         count_parameters(config)
 
 

@@ -50,6 +50,7 @@ PRESETS = {
     "qwen3-32b": Preset(32_762_123_264, ("24B", "16B")),
     # Text models with layers of several kinds.
     "gemma-4-31b": Preset(30_697_345_280, ("24B", "18B")),
+    "granite-4.0-h-tiny": Preset(6_939_037_248, ("5B", "4B")),
     "lfm2-1.2b": Preset(1_170_340_608, ("900M", "700M")),
     "nemotron-3-nano-30b-a3b": Preset(31_577_937_344, ("24B", "16B")),
     "nemotron-nano-9b-v2": Preset(8_888_227_328, ("7B", "5B")),
