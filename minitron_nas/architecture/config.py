@@ -202,6 +202,8 @@ def _fixed_sizes(config: Mapping[str, Any], layout: Layout, kinds: Sequence[str]
     for key in sorted(layout.fixed_keys()):
         kind, dot, name = key.partition(".")
         size = _of_kind(config, kind, name, kinds) if dot else config.get(key)
+        if size is None and not dot and not _runs_along(layout, key, kinds):
+            size = 0
         if not isinstance(size, int):
             raise InvalidArchitectureError(
                 f"{key}={size!r} must be an integer, as a fixed size of family {layout.model_type!r}; give the config "
@@ -209,6 +211,12 @@ def _fixed_sizes(config: Mapping[str, Any], layout: Layout, kinds: Sequence[str]
             )
         sizes[key] = size
     return sizes | {key: bool(config.get(key, layout.defaults.get(key))) for key in sorted(layout.switches())}
+
+
+def _runs_along(layout: Layout, key: str, kinds: Sequence[str]) -> bool:
+    """Whether some tensor of layers of these kinds has a fixed size; all others may leave it out."""
+    rows = (row for row in layout.rows if any(row.in_kind(kind) for kind in kinds or ("",)))
+    return any(key in each.fixed_keys for row in rows for each in row.dims)
 
 
 def _value(config: Mapping[str, Any], layout: Layout, name: str) -> Any:

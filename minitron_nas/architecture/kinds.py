@@ -161,15 +161,17 @@ class Indexed:
 
 @dataclass(frozen=True, slots=True)
 class AllOrNone:
-    """A number by which all layers have something, or none has: those of a model without it have the empty word.
+    """A number by which all layers have something, or none has; one of the two words may be empty.
 
     Attributes:
-        key: Of the number in `config.json`; 0 where no layer has it.
+        key: Of the number in `config.json`; 0 or null where no layer has it.
         having: The kind of layers that have it.
+        lacking: The kind of those that do not.
     """
 
     key: str
-    having: str
+    having: str = ""
+    lacking: str = ""
 
     def count(self, config: Mapping[str, Any]) -> int | None:
         """Return nothing: the number of all layers does not follow."""
@@ -181,7 +183,7 @@ class AllOrNone:
             config: The content, with all that transformers fills in.
             num_layers: How many layers there are.
         """
-        return (self.having if config.get(self.key) else "",) * num_layers
+        return (self.having if config.get(self.key) else self.lacking,) * num_layers
 
     def written(self, kinds: Sequence[str]) -> dict[str, Any]:
         """Return nothing: the number is a size, and is written as one."""

@@ -1,8 +1,15 @@
-"""DeepSeek V2 Lite: keys and values through latents of a fixed size, queries without; experts and shared ones."""
+"""DeepSeek V2 and Lite: keys and values through latents of a fixed size, V2's queries, too; experts, shared ones."""
 
-from minitron_nas.architecture.kinds import FirstLayers
 from minitron_nas.architecture.layout import EXPERTS, HIDDEN, VOCAB, Layout, norm, only, row
-from minitron_nas.families.deepseek_v3 import LATENT_ATTENTION, LATENTS, QUERIES, ROTARY
+from minitron_nas.families.deepseek_v3 import (
+    DENSE,
+    KINDS,
+    LATENT_ATTENTION,
+    LATENT_OR_DIRECT_QUERIES,
+    LATENTS,
+    ROTARY,
+    SPARSE,
+)
 from minitron_nas.families.glm4_moe import DENSE_FFN, EXPERT_KEYS, EXPERTS_AND_SHARED
 
 LAYOUT = Layout(
@@ -10,12 +17,12 @@ LAYOUT = Layout(
     rows=(
         row("model.embed_tokens.weight", VOCAB, HIDDEN),
         norm("model.layers.{layer}.input_layernorm.weight", HIDDEN),
-        row("model.layers.{layer}.self_attn.q_proj.weight", QUERIES, HIDDEN),
+        *LATENT_OR_DIRECT_QUERIES,
         *LATENT_ATTENTION,
         norm("model.layers.{layer}.post_attention_layernorm.weight", HIDDEN),
-        *only("dense", *DENSE_FFN),
+        *only(DENSE, *DENSE_FFN),
         *only(
-            "experts",
+            SPARSE,
             row("model.layers.{layer}.mlp.gate.weight", EXPERTS, HIDDEN),
             *EXPERTS_AND_SHARED,
         ),
@@ -23,10 +30,9 @@ LAYOUT = Layout(
         row("lm_head.weight", VOCAB, HIDDEN, unless="tie_word_embeddings"),
     ),
     hidden_multiple_of_heads=True,
-    kinds=FirstLayers("first_k_dense_replace", first="dense", others="experts"),
+    kinds=KINDS,
     logits_tolerance=1e-5,
     cached=LATENTS + ROTARY,
     config_keys=EXPERT_KEYS | {"num_experts": ("n_routed_experts",)},
-    requires={"q_lora_rank": (None,), "mlp_bias": (False,)},
-    reasons={"q_lora_rank": "queries through latents, as V2 of 236B has them"},
+    requires={"mlp_bias": (False,)},
 )

@@ -1,6 +1,9 @@
-"""DeepSeek V3, R1 and Kimi K2: attention through latents of a fixed size; dense layers first, experts in groups."""
+"""DeepSeek V3, R1, Kimi K2, Moonlight: attention through latents of a fixed size; dense layers, then experts in groups.
 
-from minitron_nas.architecture.kinds import FirstLayers
+Where the config has no `q_lora_rank` (Moonlight), queries are computed without latents.
+"""
+
+from minitron_nas.architecture.kinds import AllOrNone, FirstLayers, Paired
 from minitron_nas.architecture.layout import (
     HIDDEN,
     VOCAB,
@@ -24,6 +27,15 @@ LATENT_QUERIES = (
     norm("model.layers.{layer}.self_attn.q_a_layernorm.weight", QUERY_LATENTS),
     row("model.layers.{layer}.self_attn.q_b_proj.weight", QUERIES, QUERY_LATENTS),
 )
+DENSE, SPARSE = ("dense", "dense direct"), ("experts", "experts direct")
+LATENT_OR_DIRECT_QUERIES = (
+    *only((DENSE[0], SPARSE[0]), *LATENT_QUERIES),
+    *only((DENSE[1], SPARSE[1]), row("model.layers.{layer}.self_attn.q_proj.weight", QUERIES, HIDDEN)),
+)
+KINDS = Paired(
+    FirstLayers("first_k_dense_replace", first=DENSE[0], others=SPARSE[0]), AllOrNone("q_lora_rank", lacking="direct")
+)
+"""Of layers, by their FFN and by whether queries go through latents; DeepSeek V2's, too."""
 LATENT_ATTENTION = (
     row("model.layers.{layer}.self_attn.kv_a_proj_with_mqa.weight", LATENTS + ROTARY, HIDDEN),
     row("model.layers.{layer}.self_attn.kv_a_proj_with_mqa.bias", LATENTS + ROTARY, when="attention_bias"),
@@ -39,15 +51,15 @@ LAYOUT = Layout(
     rows=(
         row("model.embed_tokens.weight", VOCAB, HIDDEN),
         norm("model.layers.{layer}.input_layernorm.weight", HIDDEN),
-        *LATENT_QUERIES,
+        *LATENT_OR_DIRECT_QUERIES,
         *LATENT_ATTENTION,
         norm("model.layers.{layer}.post_attention_layernorm.weight", HIDDEN),
-        *only("dense", *DENSE_FFN),
-        *only("experts", *SPARSE_FFN),
+        *only(DENSE, *DENSE_FFN),
+        *only(SPARSE, *SPARSE_FFN),
         norm("model.norm.weight", HIDDEN),
         row("lm_head.weight", VOCAB, HIDDEN, unless="tie_word_embeddings"),
     ),
-    kinds=FirstLayers("first_k_dense_replace", first="dense", others="experts"),
+    kinds=KINDS,
     logits_tolerance=1e-5,
     cached=LATENTS + ROTARY,
     config_keys=EXPERT_KEYS,

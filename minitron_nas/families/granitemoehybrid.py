@@ -94,7 +94,7 @@ LAYOUT = Layout(
     },
     renamed=STACKS,
     states=dict.fromkeys(MAMBA, MIXER_STATES),
-    kinds=Paired(Listed("layer_types"), AllOrNone("num_local_experts", "experts")),
+    kinds=Paired(Listed("layer_types"), AllOrNone("num_local_experts", having="experts")),
     hidden_divides_mixer=True,
     logits_tolerance=1e-4,
 )

@@ -107,8 +107,10 @@ def test_a_pair_tells_of_two_parts_of_each_layer_both_ways() -> None:
 
 
 def test_all_layers_have_something_or_none_has() -> None:
-    way = Paired(Listed("layer_types"), AllOrNone("num_local_experts", "experts"))
+    way = Paired(Listed("layer_types"), AllOrNone("num_local_experts", having="experts"))
     layers = {"layer_types": ["full", "linear"]}
     assert way.read({**layers, "num_local_experts": 4}, 2) == ("full experts", "linear experts")
     assert way.read({**layers, "num_local_experts": 0}, 2) == way.read(layers, 2) == ("full", "linear")
     assert way.written(("linear experts", "linear experts")) == {"layer_types": ["linear", "linear"]}
+    without = AllOrNone("q_lora_rank", lacking="direct")
+    assert [without.read({"q_lora_rank": rank}, 1) for rank in (8, None)] == [("",), ("direct",)]

@@ -73,8 +73,13 @@ WHOLE: dict[str, tuple[dict[str, Any], ...]] = {
     "deepseek_v2": (
         {"routed_scaling_factor": 1.5, **BIAS},
         {"tied": True, "n_shared_experts": 1, "num_experts": 8, **IN_GROUPS},
+        {"q_lora_rank": 20, "num_experts": 8, **IN_GROUPS, **BIAS},
     ),
-    "deepseek_v3": ({"routed_scaling_factor": 1.5, **BIAS}, {"tied": True, "n_shared_experts": 2, "n_group": 1}),
+    "deepseek_v3": (
+        {"routed_scaling_factor": 1.5, **BIAS},
+        {"tied": True, "n_shared_experts": 2, "n_group": 1},
+        {"q_lora_rank": None, "n_group": 1},
+    ),
     "dots1": (
         {"layer_types": ["full_attention", "sliding_attention"] * 2, "n_shared_experts": 2, **WINDOW, **BIAS},
         {"tied": True, "norm_topk_prob": True, "n_shared_experts": 1},

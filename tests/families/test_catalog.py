@@ -334,6 +334,28 @@ def test_a_mixer_has_heads_channels_and_groups(key: str, value: Any, message: st
             id="DeepSeek-V2-Lite",
         ),
         pytest.param(
+            "deepseek_v3",
+            {
+                "num_hidden_layers": 27, "hidden_size": 2048, "intermediate_size": 11264, "num_attention_heads": 16,
+                "num_key_value_heads": 16, "first_k_dense_replace": 1, "num_experts_per_tok": 6, "n_group": 1,
+                "topk_group": 1, "moe_intermediate_size": 1408, "n_routed_experts": 64, "n_shared_experts": 2,
+                "q_lora_rank": None, "vocab_size": 163840,
+            },
+            15_960_108_544,
+            id="Moonlight-16B-A3B",
+        ),
+        pytest.param(
+            "deepseek_v2",
+            {
+                "num_hidden_layers": 60, "hidden_size": 5120, "intermediate_size": 12288, "num_attention_heads": 128,
+                "num_key_value_heads": 128, "first_k_dense_replace": 1, "num_experts_per_tok": 6, "n_group": 8,
+                "topk_group": 3, "moe_intermediate_size": 1536, "n_routed_experts": 160, "n_shared_experts": 2,
+                "q_lora_rank": 1536, "topk_method": "group_limited_greedy",
+            },
+            235_741_434_880,
+            id="DeepSeek-V2",
+        ),
+        pytest.param(
             "dots1",
             {
                 "hidden_size": 4096, "first_k_dense_replace": 1, "n_routed_experts": 128, "num_experts_per_tok": 6,
@@ -369,7 +391,7 @@ def test_models_with_experts_have_the_totals_of_the_real_ones(family: str, sizes
 @pytest.mark.parametrize(
     ("family", "changes", "message"),
     [
-        ("deepseek_v2", {}, "needs q_lora_rank=None: queries through latents"),
+        ("deepseek_v2", {"mlp_bias": True}, "needs mlp_bias=False"),
         (
             "ernie4_5_moe",
             {"moe_layer_end_index": 20},
