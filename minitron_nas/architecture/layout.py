@@ -528,17 +528,25 @@ class Layout:
         ffn = [r for r in matrices if not self.output_dim(r).axes.isdisjoint(_FFN_AXES)]
         attention = [r for r in matrices if Axis.KV_GROUPS in self.output_dim(r)]
         mixer = [r for r in matrices if self.output_dim(r).fixed_keys or Axis.CONV_CHANNELS in self.output_dim(r)]
+        if ffn and mixer and self.norm_before(mixer[0]) == self.norm_before(ffn[0]):
+            mixer = []  # what makes the latents that experts read
         return (*(attention or mixer)[:1], *ffn[:1])
 
     def writer(self, axis: Axis) -> TensorRow:
-        """Return the matrix of a layer that reads an axis and writes the hidden channels.
+        """Return the matrix of a layer that reads an axis and writes the hidden channels, or latents of experts.
+
+        Where layers of several kinds have such a matrix with other outputs, it is the first of them.
 
         Args:
             axis: GROUP_HEADS for attention, MAMBA_GROUP_HEADS for a Mamba mixer, one of `neuron_axes` for an FFN or a
                 convolution.
         """
-        (found,) = [r for r in self.rows if self.writes_hidden(r) and axis in self.input_dim(r)]
-        return found
+        found = self._writers_of(axis)
+        (_,) = {r.name for r in found}
+        return found[0]
+
+    def _writers_of(self, axis: Axis) -> list[TensorRow]:
+        return [r for r in self.rows if _is_matrix(r) and axis in self.input_dim(r)]
 
     def attentions(self) -> Iterator[tuple[tuple[str, ...], Dim, Dim]]:
         """Yield kinds of layers with attention, what its output projection reads, and what it keeps of a token."""
@@ -551,11 +559,12 @@ class Layout:
     def writers(self) -> tuple[TensorRow, ...]:
         """Return the output projections that lose inputs when heads and neurons leave: attention's first."""
         mixers = (Axis.MAMBA_GROUP_HEADS,) if self.has_mamba else ()
-        return tuple(self.writer(axis) for axis in (Axis.GROUP_HEADS, *mixers, *self.neuron_axes))
+        axes = (Axis.GROUP_HEADS, *mixers, *self.neuron_axes)
+        return tuple(r for axis in axes for r in self._writers_of(axis))
 
     def other_writers(self) -> tuple[TensorRow, ...]:
         """Return what writes to the residual stream beside attention and FFNs: output projections of mixers."""
-        own = {self.writer(axis) for axis in (Axis.GROUP_HEADS, *self.neuron_axes)}
+        own = {r for axis in (Axis.GROUP_HEADS, *self.neuron_axes) for r in self._writers_of(axis)}
         return tuple(r for r in self.rows if self.writes_hidden(r) and r not in own)
 
     def has_axis(self, axis: Axis, kind: str) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from minitron_nas.architecture.layout import HIDDEN, Layout, TensorRow
+from minitron_nas.architecture.layout import Layout, TensorRow
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.importance.experts import expert_neurons, sent_to
 from minitron_nas.importance.sums import BATCH_SEQUENCES
@@ -115,7 +115,7 @@ def moments_of(layout: Layout, architecture: Architecture, readers: Readers) -> 
     for place in layout.tensors(architecture):
         if place.row in (*norms, *writers):
             shape = place.row.shape(architecture)
-            size = shape[0] if place.row in norms else shape[1 - place.row.dims.index(HIDDEN)]
+            size = shape[0] if place.row in norms or layout.inputs_first(place.row) else shape[-1]
             found.append(Moment(place.name, last if place.layer is None else place.layer, size))
     return found
 

@@ -212,7 +212,7 @@ def _hooks(layout: Layout, collector: _Collector, section: Section) -> Iterator[
 
     def watch_neurons(axis: Axis, layer: int) -> None:
         down = layout.writer(axis)
-        if not down.in_kind(collector.kind_of(layer)):
+        if not layout.has_axis(axis, collector.kind_of(layer)):
             return
         if down.per_expert:
             before(layout.module_of(down), layer, lambda module, args: collector.add_experts(axis, layer, module, args))

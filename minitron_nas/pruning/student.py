@@ -114,6 +114,7 @@ class _Surgeon:
         order = prepared.order
         self._layers = order.kept_layers(target.num_hidden_layers)
         self._experts = [order.kept_experts(layer, target.num_experts) for layer in self._layers]
+        self._writers = set(prepared.layout.writers())
         norms = stream_norms(prepared.layout, prepared.architecture)
         self._norms = {place.name: number for number, place in enumerate(norms)}
 
@@ -148,7 +149,7 @@ class _Surgeon:
             if merged is not None:
                 size = row.shape(prepared.architecture)[row.dims.index(dimension)]
                 return Merge(entries, merged, size)
-        if prepared.moments is None or dimension == HIDDEN or not prepared.layout.writes_hidden(row):
+        if prepared.moments is None or dimension == HIDDEN or row not in self._writers:
             return entries.numpy()
         size = row.shape(prepared.architecture)[row.dims.index(dimension)]
         return Mend(prepared.moments, origin.name, entries.numpy(), size, prepared.ridge)

@@ -355,9 +355,9 @@ def _is_narrowed(model: CausalLM, name: str) -> bool:
 
 
 def _reads(layout: Layout, row: TensorRow, pruned: set[Axis]) -> bool:
-    """Whether a tensor has entries for pruned units other than where these write to the residual stream."""
+    """Whether a tensor has entries for pruned units other than where these write to the residual stream, or latents."""
     axes = {axis for dimension in row.dims for axis in dimension.axes}
-    writes = len(row.dims) == 2 and row.per_layer and layout.output_dim(row) == HIDDEN
+    writes = layout.writes_hidden(row) or row in layout.writers()
     if pruned & {Axis.HIDDEN}:
         readers = len(row.dims) == 2 and row.per_layer and layout.input_dim(row) == HIDDEN
         tied = bool(axes & (pruned - {Axis.HIDDEN})) and not writes

@@ -84,7 +84,7 @@ def written_off(subject: Subject, target: Architecture, writers_only: bool = Fal
         writes = (
             row.per_layer
             and not row.is_norm
-            and (row.dims == (HIDDEN,) or (len(row.dims) == 2 and layout.output_dim(row) == HIDDEN))
+            and (row.dims == (HIDDEN,) or layout.writes_hidden(row) or row in layout.writers())
         )
         if not writers_only or writes or not row.per_layer:
             for number, mask in enumerate(kept_masks(subject, target, place)):

@@ -103,7 +103,7 @@ def check_scores(subject: Subject) -> None:
             else:
                 assert scores.kv_groups[layer].isnan().all(), f"{groups}: layer {layer} has none, but has a score"
             for axis in layout.neuron_axes:
-                if layout.writer(axis).in_kind(source.kinds[layer]):
+                if layout.has_axis(axis, source.kinds[layer]):
                     nothing = of_nothing if kind == "activation" else 0.0
                     _check_neurons(kind, layout, axis, scores, order, layer, target, nothing)
     gone = [layer for layer in range(source.num_hidden_layers) if layer not in kept_layers]
@@ -112,8 +112,7 @@ def check_scores(subject: Subject) -> None:
         f"{layout.layer_module} puts out something else than its first output"
     )
     if source.num_experts:
-        experts = layout.writer(layout.neuron_axis)
-        for layer in [layer for layer in kept_layers if experts.in_kind(source.kinds[layer])]:
+        for layer in [layer for layer in kept_layers if layout.has_axis(Axis.EXPERTS, source.kinds[layer])]:
             removed = order.experts[layer][target.num_experts :]
             assert not active.experts[layer][removed].any(), f"layer {layer}: experts without a token have a score"
 
@@ -137,7 +136,7 @@ def check_experts(subject: Subject) -> None:
         rounded = torch.equal(output, output.float().to(output.dtype))  # what the module adds up in float32
         differences.append(rest.abs().max().item() - (_ROUNDED * output.abs().max().item() if rounded else 0))
 
-    layers = [layer for layer, kind in enumerate(subject.architecture.kinds) if down.in_kind(kind)]
+    layers = [layer for layer, kind in enumerate(subject.architecture.kinds) if layout.has_axis(Axis.EXPERTS, kind)]
     with ExitStack() as hooks:
         for layer in layers:
             module = subject.model.get_submodule(name.format(layer=layer))

@@ -156,6 +156,7 @@ WHOLE: dict[str, tuple[dict[str, Any], ...]] = {
     "nemotron_h": (
         {"layers_block_type": [*MIXED, "moe"], "use_bias": True, "mlp_bias": True},
         {"layers_block_type": [*MIXED[:3], "moe"], "num_local_experts": 8, "n_group": 2},
+        {"layers_block_type": [*MIXED, "moe"], "moe_latent_size": 24, "mlp_bias": True},
         {"use_bias": True, "mlp_bias": True},
         {"layers_block_type": ["linear_attention", "full_attention", "linear_attention", "mlp", "full_attention"]},
         {"use_conv_bias": False},

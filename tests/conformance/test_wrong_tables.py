@@ -171,8 +171,8 @@ GATES_BEHIND = dim(2, Axis.KV_GROUPS, Axis.GROUP_HEADS, Axis.HEAD_DIM)
 WRONG |= {
     "in all layers": (lambda: in_layers("qwen3_5_text", "o_proj.weight"), "layers.0.self_attn.o_proj.weight"),
     "in layers of another kind": (
-        lambda: in_layers("nemotron_h", "up_proj.weight", "linear_attention"),
-        "layers.0.mixer.up_proj.weight",
+        lambda: in_layers("nemotron_h", "q_proj.weight", "linear_attention"),
+        "layers.0.mixer.q_proj.weight",
     ),
     "a fixed size left out": (
         lambda: with_dims("falcon_h1", "mamba.D", dim("mamba_n_heads", "mamba_d_conv")),

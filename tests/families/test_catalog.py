@@ -259,12 +259,6 @@ def test_layers_of_a_kind_that_no_row_describes_are_refused() -> None:
         count_parameters(config)
 
 
-def test_a_nemotron_whose_experts_read_latents_is_refused_with_the_reason() -> None:
-    config = AutoConfig.for_model("nemotron_h", layers_block_type=["full_attention", "moe"], moe_latent_size=32)
-    with pytest.raises(InvalidArchitectureError, match=r"moe_latent_size=32 .*: experts that read latents, as"):
-        count_parameters(config)
-
-
 def test_a_fixed_size_that_is_no_number_is_refused() -> None:
     content = {**AutoConfig.for_model(**FALCON_H1_05B).to_dict(), "mamba_d_state": None}
     with pytest.raises(InvalidArchitectureError, match=r"mamba_d_state=None must be an integer, as a fixed size"):
