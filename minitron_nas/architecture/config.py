@@ -28,6 +28,9 @@ _OF_EXPERTS = (
 )  # fmt: skip
 """Fields that are 0 unless some layer has experts, whatever a config says of them."""
 
+_LATER_LAYERS = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
+"""Keys of how many layers beside the model predict further tokens at a time; students have none."""
+
 BY_LAYER = "per_layer_config"
 """The key of what a config says of single layers, by their numbers, where that differs."""
 
@@ -114,7 +117,8 @@ def with_sizes(config: Mapping[str, Any], target: Architecture, layout: Layout) 
     if layout.ffn_width is not None:
         sizes |= layout.ffn_width.written()
     kinds = layout.kinds.written(target.layer_kinds) if layout.kinds is not None else {}
-    return {**config, **sizes, **kinds, **_by_layer(target)}
+    left_out = {key: 0 for key in _LATER_LAYERS if config.get(key)}
+    return {**config, **sizes, **kinds, **left_out, **_by_layer(target)}
 
 
 def _kinds(config: Mapping[str, Any], layout: Layout, num_layers: int) -> tuple[str, ...]:

@@ -251,6 +251,25 @@ def test_a_dense_nemotron_has_nothing_of_the_experts_that_its_config_speaks_of()
     assert {key for key in content if student[key] != content[key]} == {"hidden_size"}
 
 
+NEMOTRON_SUPER = {
+    **NEMOTRON_NANO_9B,
+    "hybrid_override_pattern": f"{3 * 'MEMEMEM*E'}{4 * 'MEMEMEMEM*E'}MEMEMEM*EMEMEMEME",
+    "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 2, "mamba_num_heads": 128,
+    "mamba_head_dim": 64, "n_routed_experts": 512, "num_experts_per_tok": 22, "moe_intermediate_size": 2688,
+    "moe_shared_expert_intermediate_size": 5376, "moe_latent_size": 1024, "num_nextn_predict_layers": 1,
+}  # fmt: skip
+
+
+def test_nemotron_3_super_has_its_total_and_a_student_predicts_one_token_at_a_time() -> None:
+    content, layout = AutoConfig.for_model(**NEMOTRON_SUPER).to_dict(), layout_of("nemotron_h")
+    shape = architecture_of(content, layout)
+    assert shape.num_hidden_layers == 88
+    assert count_parameters(content) == 120_668_687_360
+    student = AutoConfig.for_model(**with_sizes(content, shape.reshaped({"num_experts": 256}), layout))
+    assert student.num_nextn_predict_layers == 0
+    assert count_parameters(student) == sum(parameter.numel() for parameter in meta_model(student).parameters())
+
+
 def test_layers_of_a_kind_that_no_row_describes_are_refused() -> None:
     config = {**AutoConfig.for_model("nemotron_h").to_dict(), "layers_block_type": ["linear_attention", "retention"]}
     with pytest.raises(

@@ -277,6 +277,13 @@ def test_naming_layers_that_cannot_leave_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_last_layer_with_attention_of_a_hybrid_cannot_be_dropped(tmp_path: Path) -> None:
+    teacher = tiny_checkpoint(tmp_path / "teacher", "qwen3_5_text", num_hidden_layers=8)
+    with pytest.raises(InvalidArchitectureError, match=r"none of the 6 layers has attention, .* kind full_attention"):
+        prune(teacher, tmp_path / "student", scores="random", drop_layers=[3, 7], display=Quiet())
+    assert not (tmp_path / "student").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "mode", "kinds"),
     [
@@ -286,7 +293,11 @@ def test_naming_layers_that_cannot_leave_leaves_nothing(
         ),
         ({"shape": {"num_hidden_layers": 4}}, "layers", ["linear_attention"] * 3 + ["full_attention"]),
         ({"drop_layers": [0, 1, 2]}, "layers", ["linear_attention"] * 3 + ["full_attention"] * 2),
-        ({"drop_layers": [3, 7], "shape": {"hidden_size": 40}}, "layers", ["linear_attention"] * 6),
+        (
+            {"drop_layers": [3, 4], "shape": {"hidden_size": 40}},
+            "layers",
+            ["linear_attention"] * 5 + ["full_attention"],
+        ),
     ],
 )
 def test_a_hybrid_keeps_the_kinds_that_its_depth_says_or_the_layers_that_are_named(
