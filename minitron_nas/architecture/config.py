@@ -5,7 +5,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from minitron_nas.architecture.layout import Axis, Layout
-from minitron_nas.architecture.spec import MIXER_FIELDS, Architecture
+from minitron_nas.architecture.spec import EXPERT_FIELDS, MIXER_FIELDS, Architecture
 from minitron_nas.errors import InvalidArchitectureError
 
 _ONLY_WITH = {
@@ -22,10 +22,7 @@ _ONLY_WITH = {
 }
 """Fields that are 0 unless some tensor of the family runs along an axis, whatever a config says."""
 
-_OF_EXPERTS = (
-    "num_experts", "num_experts_per_tok", "num_expert_groups", "moe_intermediate_size", "num_shared_experts",
-    "shared_expert_intermediate_size",
-)  # fmt: skip
+_OF_EXPERTS = (*EXPERT_FIELDS, "num_experts_per_tok", "num_expert_groups", "num_shared_experts")
 """Fields that are 0 unless some layer has experts, whatever a config says of them."""
 
 _LATER_LAYERS = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
@@ -98,6 +95,8 @@ def check_described(config: Mapping[str, Any], layout: Layout) -> None:
 
 def with_sizes(config: Mapping[str, Any], target: Architecture, layout: Layout) -> dict[str, Any]:
     """Return a `config.json` with the sizes of another shape and the kinds of its layers, under the names that it has.
+
+    What it says of sizes that the shape does not have, such as those of experts, stays.
 
     Args:
         config: The content of a `config.json`; it stays as it is.
@@ -206,7 +205,7 @@ def _fixed_sizes(config: Mapping[str, Any], layout: Layout, kinds: Sequence[str]
     for key in sorted(layout.fixed_keys()):
         kind, dot, name = key.partition(".")
         size = _of_kind(config, kind, name, kinds) if dot else config.get(key)
-        if size is None and not dot and not _runs_along(layout, key, kinds):
+        if size is None and not dot and not _is_needed(layout, key, kinds):
             size = 0
         if not isinstance(size, int):
             raise InvalidArchitectureError(
@@ -217,7 +216,7 @@ def _fixed_sizes(config: Mapping[str, Any], layout: Layout, kinds: Sequence[str]
     return sizes | {key: bool(config.get(key, layout.defaults.get(key))) for key in sorted(layout.switches())}
 
 
-def _runs_along(layout: Layout, key: str, kinds: Sequence[str]) -> bool:
+def _is_needed(layout: Layout, key: str, kinds: Sequence[str]) -> bool:
     """Whether some tensor of layers of these kinds has a fixed size; all others may leave it out."""
     rows = (row for row in layout.rows if any(row.in_kind(kind) for kind in kinds or ("",)))
     return any(key in each.fixed_keys for row in rows for each in row.dims)

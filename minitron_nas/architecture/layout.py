@@ -542,8 +542,8 @@ class Layout:
                 convolution.
         """
         found = self._writers_of(axis)
-        (_,) = {r.name for r in found}
-        return found[0]
+        (name,) = {r.name for r in found}
+        return next(r for r in found if r.name == name)
 
     def _writers_of(self, axis: Axis) -> list[TensorRow]:
         return [r for r in self.rows if _is_matrix(r) and axis in self.input_dim(r)]

@@ -117,7 +117,7 @@ RULES = (
         lambda layout: layout.has_experts,
         lambda sizes, source: (
             (source.num_experts == 0)
-            | (sizes[Axis.HIDDEN] % EXPERT_GRAIN == 0) & (sizes[source.ffn_field] % EXPERT_GRAIN == 0)
+            | ((sizes[Axis.HIDDEN] % EXPERT_GRAIN == 0) & (sizes[source.ffn_field] % EXPERT_GRAIN == 0))
         ),
         _unaligned,
         lambda shape: "; ".join(_around(name, getattr(shape, name), EXPERT_GRAIN) for name in _unaligned(shape)),

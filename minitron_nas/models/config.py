@@ -11,7 +11,7 @@ from transformers import AutoConfig
 from minitron_nas.architecture.config import architecture_of
 from minitron_nas.architecture.layout import Axis, Layout
 from minitron_nas.architecture.rules import require_attention
-from minitron_nas.architecture.spec import EXPERT_FIELDS, Architecture
+from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import CheckpointError, MinitronNasError, TeacherNotFoundError
 from minitron_nas.models.outline import Outline
 from minitron_nas.models.relatives import known_layout
@@ -199,7 +199,7 @@ def _check_sizes(path: Path, config: dict[str, Any], layout: Layout, most_layers
     others = (layout.mixer_width, _LAYERS, _HEADS, Axis.HEAD_DIM.value, _LABELS)
     sizes = {*axes, *layout.shape_fields(), *layout.fixed_keys(), *others}
     for field in sorted(sizes):
-        least, most = 0 if field in (_LABELS, *EXPERT_FIELDS) else 1, most_layers if field == _LAYERS else longest
+        least, most = 0 if field in (_LABELS, Axis.EXPERTS) else 1, most_layers if field == _LAYERS else longest
         for place, key in enumerate(layout.config_names(field)):
             value = config.get(key)
             if value is None or value == _LEFT_TO_TRANSFORMERS:
