@@ -216,7 +216,9 @@ def _tiny_wrapper(model_type: str, tied: bool) -> Any:
     if kind.startswith("gemma4"):
         text |= {"num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2}
         text |= {"attention_k_eq_v": True, "global_head_dim": 16, "num_global_key_value_heads": 1}
-        text |= {"hidden_size_per_layer_input": 0} if kind == "gemma4_text" else {}
+    if kind == "gemma4_text":
+        text |= {"hidden_size_per_layer_input": 0, "enable_moe_block": True}
+        text |= {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 40}
     if kind == "llama4_text":
         text |= {"intermediate_size_mlp": 56, "interleave_moe_layer_step": 2, "num_local_experts": 4}
     if kind.endswith("vl_text"):

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
+from minitron_nas.architecture.kinds import is_of
 from minitron_nas.architecture.layout import Axis, Layout
 from minitron_nas.architecture.spec import EXPERT_FIELDS, MIXER_FIELDS, Architecture
 from minitron_nas.errors import InvalidArchitectureError
@@ -186,7 +187,7 @@ def _by_layer(target: Architecture) -> dict[str, Any]:
     for key, size in target.fixed_sizes.items():
         kind, dot, name = key.partition(".")
         for layer, of_kind in enumerate(target.layer_kinds if dot else ()):
-            if of_kind == kind:
+            if is_of(of_kind, kind):
                 own.setdefault(str(layer), {})[name] = size
     return {BY_LAYER: own} if any("." in key for key in target.fixed_sizes) else {}
 
@@ -196,7 +197,7 @@ def _of_kind(config: Mapping[str, Any], kind: str, name: str, kinds: Sequence[st
     if BY_LAYER not in config:
         return None
     own = {int(layer): sizes for layer, sizes in config[BY_LAYER].items()}
-    found = {own.get(layer, {}).get(name, config.get(name)) for layer, of_kind in enumerate(kinds) if of_kind == kind}
+    found = {own.get(layer, {}).get(name, config.get(name)) for layer, each in enumerate(kinds) if is_of(each, kind)}
     return found.pop() if len(found) == 1 else (0 if not found else None)
 
 

@@ -33,6 +33,16 @@ class KindsInConfig(Protocol):
         """Return what a config says of a model of these layers."""
 
 
+def is_of(kind: str, first: str) -> bool:
+    """Whether a kind is a word, or that word and another one.
+
+    Args:
+        kind: Of a layer, one word or two (`Paired`).
+        first: The word.
+    """
+    return kind.partition(" ")[0] == first
+
+
 @dataclass(frozen=True, slots=True)
 class Listed:
     """A list with one word for each layer: its kind.

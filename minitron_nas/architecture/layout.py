@@ -15,7 +15,7 @@ from enum import StrEnum
 from math import prod
 from typing import Any, Literal, NamedTuple, Self, TypeAlias
 
-from minitron_nas.architecture.kinds import KindsInConfig
+from minitron_nas.architecture.kinds import KindsInConfig, is_of
 from minitron_nas.architecture.spec import SHAPE_FIELDS, Architecture
 from minitron_nas.architecture.widths import AdjustedWidth
 
@@ -553,7 +553,8 @@ class Layout:
         output = self.writer(Axis.GROUP_HEADS)
         yield output.kinds, self.input_dim(output), self.cached
         for kind, cached in self.fixed_attention.items():
-            (output,) = [r for r in self.rows if r.kinds == (kind,) and self.writes_hidden(r)]
+            own = [r for r in self.rows if r.kinds and all(is_of(each, kind) for each in r.kinds)]
+            (output,) = [r for r in own if self.writes_hidden(r)]
             yield output.kinds, self.input_dim(output), cached
 
     def writers(self) -> tuple[TensorRow, ...]:

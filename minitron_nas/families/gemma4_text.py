@@ -1,7 +1,12 @@
-"""Gemma 4, dense: Gemma 3's norms; layers that see everything have heads of another size, and may have no values."""
+"""Gemma 4: Gemma 3's norms; layers that see everything have heads of another size, and may have no values.
 
-from minitron_nas.architecture.kinds import Listed
+Either all layers have experts beside their FFN (26B-A4B), with norms of their own, or none has.
+"""
+
+from minitron_nas.architecture.kinds import AllOrNone, Listed, Paired
 from minitron_nas.architecture.layout import (
+    EXPERT_NEURONS,
+    EXPERTS,
     HEAD_DIM,
     HIDDEN,
     KEYS,
@@ -16,6 +21,7 @@ from minitron_nas.architecture.layout import (
     row,
 )
 
+SLIDING, FULL = ((kind, f"{kind} experts") for kind in ("sliding_attention", "full_attention"))
 GLOBAL_HEAD = dim("full_attention.head_dim")
 GLOBAL_QUERIES = dim("num_attention_heads", "full_attention.head_dim")
 GLOBAL_KEYS = dim("full_attention.num_key_value_heads", "full_attention.head_dim")
@@ -26,7 +32,7 @@ LAYOUT = Layout(
         row("model.embed_tokens.weight", VOCAB, HIDDEN),
         norm("model.layers.{layer}.input_layernorm.weight", HIDDEN),
         *only(
-            "sliding_attention",
+            SLIDING,
             row("model.layers.{layer}.self_attn.q_proj.weight", QUERIES, HIDDEN),
             row("model.layers.{layer}.self_attn.q_proj.bias", QUERIES, when="attention_bias"),
             row("model.layers.{layer}.self_attn.k_proj.weight", KEYS, HIDDEN),
@@ -39,7 +45,7 @@ LAYOUT = Layout(
             row("model.layers.{layer}.self_attn.o_proj.bias", HIDDEN, when="attention_bias"),
         ),
         *only(
-            "full_attention",
+            FULL,
             row("model.layers.{layer}.self_attn.q_proj.weight", GLOBAL_QUERIES, HIDDEN),
             row("model.layers.{layer}.self_attn.q_proj.bias", GLOBAL_QUERIES, when="attention_bias"),
             row("model.layers.{layer}.self_attn.k_proj.weight", GLOBAL_KEYS, HIDDEN),
@@ -61,6 +67,17 @@ LAYOUT = Layout(
         row("model.layers.{layer}.mlp.gate_proj.weight", NEURONS, HIDDEN),
         row("model.layers.{layer}.mlp.up_proj.weight", NEURONS, HIDDEN),
         row("model.layers.{layer}.mlp.down_proj.weight", HIDDEN, NEURONS),
+        *only(
+            (SLIDING[1], FULL[1]),
+            norm("model.layers.{layer}.post_feedforward_layernorm_1.weight", HIDDEN, on_branch=True),
+            row("model.layers.{layer}.router.scale", HIDDEN),
+            row("model.layers.{layer}.router.proj.weight", EXPERTS, HIDDEN),
+            row("model.layers.{layer}.router.per_expert_scale", EXPERTS),
+            norm("model.layers.{layer}.pre_feedforward_layernorm_2.weight", HIDDEN),
+            row("model.layers.{layer}.experts.gate_up_proj[{expert}]", EXPERT_NEURONS + EXPERT_NEURONS, HIDDEN),
+            row("model.layers.{layer}.experts.down_proj[{expert}]", HIDDEN, EXPERT_NEURONS),
+            norm("model.layers.{layer}.post_feedforward_layernorm_2.weight", HIDDEN, on_branch=True),
+        ),
         norm("model.layers.{layer}.post_feedforward_layernorm.weight", HIDDEN, on_branch=True),
         buffer("model.layers.{layer}.layer_scalar", dim()),
         norm("model.norm.weight", HIDDEN),
@@ -70,12 +87,12 @@ LAYOUT = Layout(
     fixed=("num_attention_heads", "num_key_value_heads"),
     fixed_attention={"full_attention": GLOBAL_KEYS + GLOBAL_KEYS},
     defaults={"tie_word_embeddings": True},
-    kinds=Listed("layer_types"),
+    config_keys={"num_experts_per_tok": ("top_k_experts",)},
+    kinds=Paired(Listed("layer_types"), AllOrNone("enable_moe_block", having="experts")),
     logits_tolerance=2e-5,
     requires={
         "hidden_size_per_layer_input": (0, None),
         "num_kv_shared_layers": (0,),
-        "enable_moe_block": (False,),
         "use_bidirectional_attention": (None, "vision"),
     },
     reasons={
@@ -83,7 +100,6 @@ LAYOUT = Layout(
         "which fewer layers would need a part",
         "num_kv_shared_layers": "layers without keys of their own read those of one layer before them, which could not "
         "leave",
-        "enable_moe_block": "experts beside the FFN (Gemma 4 26B-A4B) are weighed by a router with a norm of its own",
         "use_bidirectional_attention": "tokens that see those after them make no causal language model",
     },
 )

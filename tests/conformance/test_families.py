@@ -103,6 +103,7 @@ WHOLE: dict[str, tuple[dict[str, Any], ...]] = {
     "gemma4_text": (
         {"tied": True, "attention_k_eq_v": True, "final_logit_softcapping": 20.0, **WINDOW, **BIAS},
         {"layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]},
+        {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 40, "tied": True},
     ),
     "gemma4_unified_text": ({"attention_k_eq_v": True, **WINDOW}, {"tied": True}),
     "glm": ({}, {"tied": True, "attention_bias": False}),

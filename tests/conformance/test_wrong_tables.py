@@ -50,8 +50,7 @@ def replace_in(name: str, kind: str, ending: str, *dims: Dim) -> Layout:
     return replace(
         layout,
         rows=tuple(
-            replace(row, dims=dims) if row.name.endswith(ending) and row.kinds == (kind,) else row
-            for row in layout.rows
+            replace(row, dims=dims) if row.name.endswith(ending) and kind in row.kinds else row for row in layout.rows
         ),
     )
 

@@ -30,7 +30,7 @@ from minitron_nas.testing import tiny_checkpoint
 
 IDS = torch.arange(10, 40)[None]
 SHAPES = {
-    "gemma4": {"intermediate_size": 40, "num_hidden_layers": 2},
+    "gemma4": {"intermediate_size": 40, "num_hidden_layers": 2, "num_experts": 3, "moe_intermediate_size": 24},
     "gemma4_unified": {"intermediate_size": 40, "num_hidden_layers": 2},
     "llama4": {"intermediate_size": 40, "num_experts": 2, "num_key_value_heads": 1},
     "qwen2_vl": {"intermediate_size": 40, "num_hidden_layers": 2},

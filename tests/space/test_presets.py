@@ -49,6 +49,7 @@ PRESETS = {
     "qwen3-14b": Preset(14_768_307_200, ("10B", "8B")),
     "qwen3-32b": Preset(32_762_123_264, ("24B", "16B")),
     # Text models with layers of several kinds.
+    "gemma-4-26b-a4b": Preset(25_233_141_760, ("18B", "14B")),
     "gemma-4-31b": Preset(30_697_345_280, ("24B", "18B")),
     "granite-4.0-h-tiny": Preset(6_939_037_248, ("5B", "4B")),
     "lfm2-1.2b": Preset(1_170_340_608, ("900M", "700M")),
