@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from minitron_nas.architecture.costs import costs_of
-from minitron_nas.architecture.layout import Axis, TensorRow
+from minitron_nas.architecture.layout import Axis, Layout, TensorRow
 from minitron_nas.architecture.spec import SHAPE_FIELDS
 from minitron_nas.errors import PlanError, TeacherNotFoundError
 from minitron_nas.evaluation.latency import LatencyModel
@@ -33,6 +33,18 @@ _SIZES = (
     *SHAPE_FIELDS, "num_experts_per_tok", "num_shared_experts", "num_expert_groups", "mamba_num_groups", "head_dim",
     "vocab_size"
 )  # fmt: skip
+_OF_ATTENTION = {Axis.KV_GROUPS, Axis.GROUP_HEADS, Axis.HEAD_DIM}
+_OF_MIXERS = {Axis.CONV_CHANNELS, Axis.MAMBA_GROUPS, Axis.MAMBA_HEAD_DIM}
+_PARTS = {
+    "embeddings": {Axis.VOCAB, Axis.POSITIONS},
+    "attention": _OF_ATTENTION,
+    "mixers": _OF_MIXERS,
+    "shared experts": {Axis.SHARED_NEURONS},
+    "experts": {Axis.EXPERT_NEURONS},
+    "feed-forward": {Axis.NEURONS},
+    "router": {Axis.EXPERTS},
+}
+"""What a tensor is part of, by the first of these that has one of its axes."""
 _SCORES = "scores.safetensors"
 
 Facts = Mapping[str, Any]
@@ -124,7 +136,8 @@ def _shape(outline: Outline) -> dict[str, Any]:
     whole = {name: np.array([getattr(shape, name)]) for name in outline.layout.column_fields()}
     costs = {name: int(column[0]) for name, column in costs_of(outline.layout, shape, whole, _CONTEXT_TOKENS).items()}
     state = costs["state_bytes_per_sequence"]
-    kinds = {"layer_kinds": dict(Counter(shape.layer_kinds)), "fixed_sizes": dict(shape.fixed_sizes)}
+    fixed = {name: size for name, size in shape.fixed_sizes.items() if size or isinstance(size, bool)}
+    kinds = {"layer_kinds": dict(Counter(shape.layer_kinds)), "fixed_sizes": fixed}
     return {
         "family": shape.model_type,
         **_counted(outline),
@@ -153,26 +166,37 @@ def _parts(outline: Outline) -> list[dict[str, Any]]:
     for place in outline.layout.tensors(outline.architecture):
         if place.row.is_buffer:
             continue
-        counts[_part(place.row)] += int(np.prod(place.row.shape(outline.architecture)))
+        counts[_part(place.row, outline.layout)] += int(np.prod(place.row.shape(outline.architecture)))
     if outline.tower is not None and outline.tower.num_parameters:
         counts["what looks at pictures"] = outline.tower.num_parameters
     total = sum(counts.values())
     return [{"part": part, "parameters": count, "share": count / total} for part, count in counts.most_common()]
 
 
-def _part(row: TensorRow) -> str:
-    axes = {axis for dim in row.dims for axis in dim.axes}
-    if axes & {Axis.VOCAB, Axis.POSITIONS}:
-        return "embeddings"
-    if axes & {Axis.KV_GROUPS, Axis.GROUP_HEADS, Axis.HEAD_DIM}:
-        return "attention"
-    if any(dim.fixed_keys for dim in row.dims) or Axis.CONV_CHANNELS in axes:
-        return "mixers"
-    if Axis.SHARED_NEURONS in axes:
-        return "shared experts"
-    if row.per_expert or axes & {Axis.NEURONS, Axis.EXPERT_NEURONS}:
-        return "experts" if row.per_expert or Axis.EXPERT_NEURONS in axes else "feed-forward"
-    return "router" if Axis.EXPERTS in axes else "norms and others"
+def _part(row: TensorRow, layout: Layout) -> str:
+    axes = _axes(row)
+    if row.per_expert:
+        return "experts"
+    if any(dim.fixed_keys for dim in row.dims) and axes.isdisjoint(_OF_ATTENTION | _OF_MIXERS):
+        return _block(row, layout)
+    return next((part for part, of in _PARTS.items() if axes & of), "norms and others")
+
+
+def _block(row: TensorRow, layout: Layout) -> str:
+    """Return the part of a tensor of fixed sizes: that of its neighbours in layers of its kinds, else in any layer."""
+    block = f"{row.module.rpartition('.')[0]}."
+    neighbours = [each for each in layout.rows if each.module.startswith(block)]
+    for near in ([each for each in neighbours if set(each.kinds) & set(row.kinds)], neighbours):
+        axes = {axis for each in near for axis in _axes(each)}
+        if axes & _OF_ATTENTION:
+            return "attention"
+        if Axis.EXPERT_NEURONS in axes:
+            return "experts"
+    return "mixers"
+
+
+def _axes(row: TensorRow) -> set[Axis]:
+    return {axis for dim in row.dims for axis in dim.axes}
 
 
 def _lineage(lineage: Lineage) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from minitron_nas.errors import MinitronNasError, PlanError, TeacherNotFoundErro
 from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.pipeline.family import Family
 from minitron_nas.pipeline.show import show
-from minitron_nas.testing import tiny_config, tiny_model, tiny_tokenizer
+from minitron_nas.testing import tiny_checkpoint, tiny_config, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture
@@ -119,6 +119,30 @@ def test_a_shipped_space_tells_its_source() -> None:
 def test_of_mixers_their_groups_are_told_too() -> None:
     facts = show("nemotron-nano-9b-v2").facts
     assert [facts[f"source_mamba_{name}"] for name in ("num_heads", "head_dim", "num_groups")] == [128, 80, 8]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "parts"),
+    [
+        ("nemotron_h", {}, {"mixers", "attention", "feed-forward"}),
+        (
+            "nemotron_h",
+            {"layers_block_type": ["linear_attention", "moe", "full_attention"], "moe_latent_size": 24},
+            {"mixers", "attention", "experts", "shared experts", "router"},
+        ),
+        ("granitemoehybrid", {}, {"mixers", "attention", "feed-forward"}),
+        ("deepseek_v3", {}, {"attention", "feed-forward", "experts", "shared experts", "router"}),
+        ("gemma4_text", {}, {"attention", "feed-forward"}),
+        ("qwen3_next", {}, {"mixers", "attention", "experts", "shared experts", "router"}),
+    ],
+)
+def test_norms_and_others_hold_no_matrix(
+    tmp_path: Path, model_type: str, changes: dict[str, Any], parts: set[str]
+) -> None:
+    shown = show(str(tiny_checkpoint(tmp_path / "model", model_type, **changes)))
+    found = {row["part"]: row["parameters"] for row in shown.tables["parameters by part"]}
+    assert set(found) == parts | {"embeddings", "norms and others"}
+    assert found["norms and others"] < 0.02 * sum(found.values())
 
 
 def test_what_layers_keep_of_a_sequence_is_told_where_they_keep_something() -> None:
