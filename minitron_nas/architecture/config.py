@@ -16,6 +16,7 @@ _ONLY_WITH = {
     "shared_expert_intermediate_size": Axis.SHARED_NEURONS,
     "num_shared_experts": Axis.SHARED_NEURONS,
     "num_expert_groups": Axis.EXPERTS,
+    "num_groups_per_tok": Axis.EXPERTS,
     "max_position_embeddings": Axis.POSITIONS,
     "mamba_num_heads": Axis.MAMBA_GROUP_HEADS,
     "mamba_head_dim": Axis.MAMBA_HEAD_DIM,
@@ -23,7 +24,9 @@ _ONLY_WITH = {
 }
 """Fields that are 0 unless some tensor of the family runs along an axis, whatever a config says."""
 
-_OF_EXPERTS = (*EXPERT_FIELDS, "num_experts_per_tok", "num_expert_groups", "num_shared_experts")
+_OF_EXPERTS = (
+    *EXPERT_FIELDS, "num_experts_per_tok", "num_expert_groups", "num_groups_per_tok", "num_shared_experts",
+)  # fmt: skip
 """Fields that are 0 unless some layer has experts, whatever a config says of them."""
 
 _LATER_LAYERS = ("num_nextn_predict_layers", "mtp_num_hidden_layers")

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from minitron_nas.architecture.kinds import kept_of_each_kind
 from minitron_nas.architecture.layout import MAMBA_CHANNELS, Axis, Layout, Sizes, axis_sizes
 from minitron_nas.architecture.spec import MAMBA_FIELDS, Architecture
 from minitron_nas.errors import InvalidArchitectureError
@@ -35,6 +36,10 @@ class Rule:
 
 def _heads(sizes: Sizes) -> Any:
     return sizes[Axis.KV_GROUPS] * sizes[Axis.GROUP_HEADS]
+
+
+def _picked_groups(shape: Architecture) -> int:
+    return shape.num_groups_per_tok or max(1, shape.num_expert_groups)
 
 
 def _around(name: str, size: int, step: int) -> str:
@@ -111,6 +116,20 @@ RULES = (
         ),
     ),
     Rule(
+        "picked_groups_cover_a_token",
+        "a token is sent to num_experts_per_tok experts of the groups that the router picks for it (topk_group), which "
+        "have to hold as many",
+        lambda layout: layout.has_experts,
+        lambda sizes, source: (
+            sizes[Axis.EXPERTS] // max(1, source.num_expert_groups) * _picked_groups(source)
+            >= source.num_experts_per_tok
+        ),
+        lambda shape: ("num_experts", "num_experts_per_tok"),
+        lambda shape: (
+            f"num_experts: {-(-shape.num_experts_per_tok // _picked_groups(shape)) * max(1, shape.num_expert_groups)}"
+        ),
+    ),
+    Rule(
         "expert_matrices_aligned",
         "stock transformers computes experts with grouped matrix products, whose rows must fill 16 bytes: hidden_size "
         f"and the experts' width must be multiples of {EXPERT_GRAIN}",
@@ -157,28 +176,52 @@ def require_attention(architecture: Architecture, layout: Layout) -> None:
     """
     if not layout.hands_on_state or not architecture.layer_kinds:
         return
-    attention = {kind for kinds, _, _ in layout.attentions() for kind in kinds}
+    attention = _kinds_with_attention(layout)
     if attention.isdisjoint(architecture.layer_kinds):
         raise InvalidArchitectureError(
             f"none of the {architecture.num_hidden_layers} layers has attention, and only of such a layer stock "
             f"transformers learns how long its context is when it generates; keep a layer of kind "
-            f"{' or '.join(sorted(attention))}"
+            f"{' or '.join(sorted({kind.partition(' ')[0] for kind in attention}))}"
         )
 
 
-def check_changes(names: Iterable[str], layout: Layout) -> None:
-    """Refuse sizes that no tensor of the family runs along.
+def fewest_with_attention(architecture: Architecture, layout: Layout) -> int:
+    """Return the fewest layers of which `require_attention` takes a model of fewer layers than this.
+
+    Args:
+        architecture: The source's shape.
+        layout: The table of its family.
+    """
+    kinds, attention = architecture.layer_kinds, _kinds_with_attention(layout)
+    if not layout.hands_on_state or not kinds:
+        return 1
+    return next(n for n in range(1, len(kinds) + 1) if attention & kept_of_each_kind(kinds, n).keys())
+
+
+def _kinds_with_attention(layout: Layout) -> set[str]:
+    return {kind for kinds, _, _ in layout.attentions() for kind in kinds}
+
+
+def check_changes(names: Iterable[str], source: Architecture, layout: Layout) -> None:
+    """Refuse sizes that no tensor of a model runs along.
 
     Args:
         names: Sizes, as users name them.
-        layout: The table of the family.
+        source: The model's shape.
+        layout: The table of its family.
 
     Raises:
-        InvalidArchitectureError: Naming the size and those that the family has.
+        InvalidArchitectureError: Naming the size and those that the family, or the model, has.
     """
+    own = layout.shape_fields_of(source)
     for name in names:
         if name not in layout.shape_fields():
             raise InvalidArchitectureError(
                 f"{name!r} is not a prunable size of family {layout.model_type!r}; choose from "
                 f"{', '.join(layout.shape_fields())}"
+            )
+        if name not in own:
+            raise InvalidArchitectureError(
+                f"{name!r} is the size of nothing in this model, whose layers are of kind "
+                f"{', '.join(sorted(set(source.kinds)))}; choose from {', '.join(own)}"
             )

@@ -34,7 +34,7 @@ MIXER_FIELDS = (*MAMBA_FIELDS, "mamba_num_groups")
 """The same, with what pruning leaves as it is: a mixer has all of them, or there is none."""
 
 _OF_SOME_FAMILIES = (
-    "shared_expert_intermediate_size", "num_expert_groups", "num_shared_experts", "layer_kinds",
+    "shared_expert_intermediate_size", "num_expert_groups", "num_groups_per_tok", "num_shared_experts", "layer_kinds",
     "fixed_sizes", *MIXER_FIELDS,
 )  # fmt: skip
 """Fields that are left out of plain values where they are empty."""
@@ -67,6 +67,8 @@ class Architecture:
     """Neurons of what every token is sent to beside its experts; 0 where `num_shared_experts` says how many."""
     num_expert_groups: int = 0
     """Groups of equally many experts, of which a router picks some before it picks experts; 0 where there are none."""
+    num_groups_per_tok: int = 0
+    """Groups that a router picks for a token; 0 where it does not pick groups."""
     num_shared_experts: int = 0
     """How many times an expert's neurons what every token is sent to has, if it follows from those."""
     mamba_num_heads: int = 0

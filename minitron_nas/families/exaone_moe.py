@@ -39,7 +39,11 @@ LAYOUT = Layout(
         row("lm_head.weight", VOCAB, HIDDEN, unless="tie_word_embeddings"),
     ),
     kinds=Listed("mlp_layer_types"),
-    config_keys={"num_expert_groups": ("n_group",), "shared_expert_intermediate_size": ()},
+    config_keys={
+        "num_expert_groups": ("n_group",),
+        "num_groups_per_tok": ("topk_group",),
+        "shared_expert_intermediate_size": (),
+    },
     renamed=((".mlp.e_score_correction_bias", ".mlp.gate.e_score_correction_bias"),),
     ignored_modules=("mtp.",),
 )

@@ -40,6 +40,7 @@ SPARSE_FFN = (
 EXPERT_KEYS = {
     "num_experts": ("n_routed_experts", "num_local_experts"),
     "num_expert_groups": ("n_group",),
+    "num_groups_per_tok": ("topk_group",),
     "num_shared_experts": ("n_shared_experts",),
     "shared_expert_intermediate_size": (),
 }

@@ -96,6 +96,7 @@ LAYOUT = Layout(
         "mamba_num_groups": ("n_groups",),
         "num_experts": ("n_routed_experts", "num_local_experts"),
         "num_expert_groups": ("n_group",),
+        "num_groups_per_tok": ("topk_group",),
         "num_shared_experts": (),
         "shared_expert_intermediate_size": ("moe_shared_expert_intermediate_size",),
     },

@@ -87,6 +87,8 @@ def check_agreement(checkpoint: Checkpoint) -> None:
 
 def _num_layers(checkpoint: Checkpoint) -> int:
     architecture, layout = checkpoint.architecture, checkpoint.layout
+    if architecture.num_hidden_layers == 1:
+        return 1
     one, two = (
         _BYTES_PER_PARAMETER * count_parameters(architecture.with_layers(range(number)), layout) for number in (1, 2)
     )

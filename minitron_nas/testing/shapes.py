@@ -75,13 +75,14 @@ def unit_shapes(layout: Layout, source: Architecture) -> dict[str, dict[str, int
         del shapes["groups"]
     if offers_heads(layout) and in_group > 1:
         shapes["heads"] = {"num_attention_heads": groups * (in_group - 1)}
-    if layout.has_mamba:
+    if layout.runs_along(Axis.MAMBA_HEAD_DIM, source):
         narrow = source.mamba_head_dim * 3 // 4
         shapes["mamba_num_heads"] = {"mamba_num_heads": _fewer_mamba_heads(layout, source, narrow)}
         shapes["mamba_head_dim"] = {"mamba_head_dim": narrow}
     if source.num_experts:
         fewer = source.num_experts - max(1, source.num_expert_groups)
-        shapes["experts"] = {"num_experts": max(source.num_experts_per_tok, fewer)}
+        if fewer >= source.num_experts_per_tok:
+            shapes["experts"] = {"num_experts": fewer}
     return shapes
 
 

@@ -8,7 +8,7 @@ from transformers import AutoConfig
 
 from minitron_nas.architecture.config import architecture_of, with_sizes
 from minitron_nas.architecture.layout import Axis
-from minitron_nas.architecture.rules import RULES, check_architecture, check_changes
+from minitron_nas.architecture.rules import RULES, check_architecture, check_changes, fewest_with_attention
 from minitron_nas.architecture.spec import EXPERT_FIELDS, Architecture
 from minitron_nas.errors import InvalidArchitectureError
 from minitron_nas.families.catalog import layout_of, layouts
@@ -146,7 +146,29 @@ def test_rows_of_expert_matrices_fill_sixteen_bytes() -> None:
 
 def test_a_size_that_the_family_lacks_is_refused_with_those_that_it_has() -> None:
     with pytest.raises(InvalidArchitectureError, match="'num_experts' is not a prunable size of family 'llama'"):
-        check_changes(["hidden_size", "num_experts"], layouts()["llama"])
+        check_changes(["hidden_size", "num_experts"], shape("llama", 48), layouts()["llama"])
+
+
+def test_a_size_of_which_the_model_has_nothing_is_refused_with_its_kinds_of_layers() -> None:
+    layout = layout_of("nemotron_h")
+    config = tiny_config("nemotron_h", layers_block_type=["full_attention", "moe"])
+    source = architecture_of(config.to_dict(), layout)
+    check_changes(["hidden_size", "num_experts"], source, layout)
+    message = "'mamba_num_heads' is the size of nothing in this model, whose layers are of kind full_attention, moe;"
+    with pytest.raises(InvalidArchitectureError, match=message):
+        check_changes(["mamba_num_heads"], source, layout)
+
+
+def test_the_groups_that_a_router_picks_hold_as_many_experts_as_a_token_is_sent_to() -> None:
+    layout = layout_of("nemotron_h")
+    sizes = {"n_group": 4, "topk_group": 1, "num_local_experts": 16, "num_experts_per_tok": 4}
+    config = tiny_config("nemotron_h", layers_block_type=["full_attention", "moe"], **sizes)
+    source = architecture_of(config.to_dict(), layout)
+    check_architecture(source, layout)
+    with pytest.raises(InvalidArchitectureError, match=r"picked_groups_cover_a_token: .* legal num_experts: 16"):
+        check_architecture(source.reshaped({"num_experts": 12}), layout)
+    (rule,) = [rule for rule in RULES if rule.name == "picked_groups_cover_a_token"]
+    assert rule.keeps({Axis.EXPERTS: np.array([8, 12, 16])}, source).tolist() == [False, False, True]
 
 
 def test_groups_of_experts_keep_equally_many_and_at_least_two() -> None:
@@ -170,6 +192,11 @@ def test_a_layer_with_attention_stays_among_those_that_hand_on_states(model_type
     without = [layer for layer, kind in enumerate(source.kinds) if not kind.startswith("full_attention")]
     with pytest.raises(InvalidArchitectureError, match=r"has attention, .*; keep a layer of kind full_attention"):
         check_architecture(source.with_layers(without), layout)
+    fewest = fewest_with_attention(source, layout)
+    check_architecture(source.reshaped({"num_hidden_layers": fewest}), layout)
+    for fewer in range(1, fewest):
+        with pytest.raises(InvalidArchitectureError, match=r"has attention"):
+            check_architecture(source.reshaped({"num_hidden_layers": fewer}), layout)
 
 
 @pytest.mark.parametrize(

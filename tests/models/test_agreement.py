@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -112,3 +113,9 @@ def test_files_that_transformers_passes_over_are_passed_over(tmp_path, beside):
     checkpoint = resolve_teacher(folder, tmp_path)
     wanted = load_file(other / "model.safetensors") if beside == "whole file" else tensors
     assert all(torch.equal(read_tensor(header), wanted[name]) for name, header in checkpoint.headers.items())
+
+
+@pytest.mark.parametrize("model_type", ["deepseek_v2", "llama"])
+def test_a_model_of_one_layer_agrees(tmp_path: Path, model_type: str) -> None:
+    one = {"first_k_dense_replace": 1} if model_type == "deepseek_v2" else {}
+    check_agreement(open_checkpoint(tiny_checkpoint(tmp_path / "model", model_type, num_hidden_layers=1, **one)))

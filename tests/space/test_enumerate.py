@@ -11,6 +11,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from minitron_nas.architecture.config import architecture_of
 from minitron_nas.architecture.rules import RULES, check_architecture
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import InvalidArchitectureError, SpaceError
@@ -25,6 +26,7 @@ from minitron_nas.space.enumerate import (
     parameters_of,
 )
 from minitron_nas.space.grid import BLOCK
+from minitron_nas.testing import tiny_config
 
 # arXiv 2407.14679, table T19: (layers, heads, MLP, embedding), in the paper's order.
 MINITRON_8B = [
@@ -479,6 +481,7 @@ def test_every_rule_has_a_reason() -> None:
         "pruning_only_removes",
         "pruning_removes_something",
         "protected_layers_stay",
+        "attention_stays",
         "size_window",
     }
     assert all(RULE_REASONS.values())
@@ -522,3 +525,16 @@ def test_a_space_without_a_legal_shape_says_which_rule_leaves_all_out() -> None:
         SpaceError, match=r"no shape of the space is legal; left out by: pruning_only_removes \(1 shapes\)"
     ):
         legal_columns(space, Architecture("llama", 4, 48, 96, 6, 2, 8, 320), layout_of("llama"))
+
+
+def test_no_candidate_of_a_hybrid_is_without_attention() -> None:
+    kinds = ["linear_attention", "full_attention", "full_attention", "moe", "mlp"]
+    layout = layout_of("nemotron_h")
+    source = architecture_of(tiny_config("nemotron_h", layers_block_type=kinds).to_dict(), layout)
+    axes = SpaceAxes(num_hidden_layers=AxisValues(values=(1, 2, 3, 4, 5)))
+    most = count_parameters(source)
+    found = enumerate_candidates(
+        SearchSpace(axes=axes, window=(1, most), protected_layers=()), most - 1, source, layout
+    )
+    assert [candidate.architecture.num_hidden_layers for candidate in found.candidates] == [4]
+    assert found.excluded == {"pruning_removes_something": 1, "attention_stays": 3}

@@ -277,7 +277,7 @@ def _target(
     space: SearchSpace,
     text_only: bool,
 ) -> Architecture:
-    check_changes(shape, checkpoint.layout)
+    check_changes(shape, checkpoint.architecture, checkpoint.layout)
     if size is not None:
         if not text_only and checkpoint.tower is not None:
             check_axes_beside(checkpoint.tower, space)
