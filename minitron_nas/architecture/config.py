@@ -165,8 +165,7 @@ def _require_mixers(shape: Architecture, layout: Layout) -> None:
 
 
 def _require_shared(shape: Architecture, layout: Layout) -> None:
-    has_shared = any(layout.has_axis(Axis.SHARED_NEURONS, kind) for kind in set(shape.kinds))
-    if has_shared and not shape.num_shared_neurons:
+    if layout.runs_along(Axis.SHARED_NEURONS, shape) and not shape.num_shared_neurons:
         names = ("shared_expert_intermediate_size", "num_shared_experts")
         key = next(key for name in names for key in layout.config_names(name))
         raise InvalidArchitectureError(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from minitron_nas.architecture.kinds import kept_of_each_kind
+from minitron_nas.architecture.kinds import fewest_layers
 from minitron_nas.architecture.layout import MAMBA_CHANNELS, Axis, Layout, Sizes, axis_sizes
 from minitron_nas.architecture.spec import MAMBA_FIELDS, Architecture
 from minitron_nas.errors import InvalidArchitectureError
@@ -195,7 +195,7 @@ def fewest_with_attention(architecture: Architecture, layout: Layout) -> int:
     kinds, attention = architecture.layer_kinds, _kinds_with_attention(layout)
     if not layout.hands_on_state or not kinds:
         return 1
-    return next(n for n in range(1, len(kinds) + 1) if attention & kept_of_each_kind(kinds, n).keys())
+    return min(fewest_layers(kinds, {kinds.index(kind)}) for kind in attention & set(kinds))
 
 
 def _kinds_with_attention(layout: Layout) -> set[str]:

@@ -76,15 +76,13 @@ def written_off(subject: Subject, target: Architecture, writers_only: bool = Fal
         target: The student's shape.
         writers_only: Whether only what writes to the residual stream is zero.
     """
-    layout, source = subject.layout, subject.architecture
+    layout, source, writers = subject.layout, subject.architecture, set(subject.layout.writers())
     layers = subject.prepared.order.kept_layers(target.num_hidden_layers)
     result = {}
     for place in layout.tensors(source):
         row, tensor = place.row, subject.tensors[place.name].clone()
         writes = (
-            row.per_layer
-            and not row.is_norm
-            and (row.dims == (HIDDEN,) or layout.writes_hidden(row) or row in layout.writers())
+            row.per_layer and not row.is_norm and (row.dims == (HIDDEN,) or layout.writes_hidden(row) or row in writers)
         )
         if not writers_only or writes or not row.per_layer:
             for number, mask in enumerate(kept_masks(subject, target, place)):
