@@ -266,7 +266,7 @@ def _sizes(
             rung_tokens=rungs,
             trial_tokens=short.planned_tokens(trained, num_members=plan.members_per_size),
             probe_tokens=0 if probe is None else MOST_PROBES * probe.num_tokens,
-            student_tokens=schedule.num_tokens * (plan.members_per_size + len(plan.baselines)),
+            student_tokens=schedule.num_tokens * plan.num_distilled,
             step_flops=step_flops(forward, schedule),
             flops=sum(stage.flops for stage in own),
             hours=sum(stage.hours for stage in own),

@@ -182,6 +182,11 @@ class FamilyPlan(Settings):
         return sorted(self.sizes, key=lambda size: size.rank, reverse=True)
 
     @property
+    def num_distilled(self) -> int:
+        """Models of each size that are distilled: students and baselines."""
+        return self.members_per_size + len(self.baselines)
+
+    @property
     def asks_for_seconds(self) -> bool:
         """Whether a latency model decides which shapes there are, or which are best."""
         return self.search.asks_for_seconds or any(size.is_speed for size in self.sizes)

@@ -77,7 +77,7 @@ class Room:
         """
         sizes = _parameters(plan, teacher, pools)
         corrected = plan.correct is not None
-        stored, members = teacher.weights_bytes / teacher.num_parameters, plan.members_per_size + len(plan.baselines)
+        stored, members = teacher.weights_bytes / teacher.num_parameters, plan.num_distilled
         models = sum(sizes) * stored * members + teacher.weights_bytes * corrected
         models += len(sizes) * members * (teacher.companions_bytes + _tower_bytes(plan, teacher))
         models += 0 if plan.text_only else max(sizes) * stored
@@ -129,8 +129,10 @@ def settled(
         SpaceError: If it leaves nothing to prune.
     """
     shape = teacher.architecture
-    whole = None if num_tokens is None else num_tokens * _num_teachers(plan)
-    speech = Speech(whole, shape.vocab_size, shape.hidden_size * value_bytes)
+    num_teachers = _num_teachers(plan)
+    whole = None if num_tokens is None else num_tokens * num_teachers
+    num_trainings = plan.num_distilled * len(plan.sizes) // num_teachers
+    speech = Speech(whole, num_trainings, shape.vocab_size, shape.hidden_size * value_bytes)
     distillation, told = settle(plan.distillation, speech, free_bytes)
     changes: dict[str, Any] = {"distillation": distillation}
     if not plan.text_only:

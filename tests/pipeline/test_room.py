@@ -10,7 +10,7 @@ from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.models.outline import Outline
 from minitron_nas.pipeline.devices import Devices
 from minitron_nas.pipeline.plan import make_plan, with_overrides
-from minitron_nas.pipeline.room import Room
+from minitron_nas.pipeline.room import Room, settled
 from minitron_nas.space.axes import load_space
 
 
@@ -47,3 +47,26 @@ def test_neurons_of_experts_are_scored_one_by_one(tiny_settings: dict[str, Any])
     room, num_neurons = Room.of(plan, teacher, {}, 1000, Devices("x", 1, 10**10)), 48 * 128 * 768
     assert 24 * num_neurons < room.others < 1.1 * 24 * num_neurons
     assert 16 * 24 * num_neurons < room.training < 1.1 * 16 * 24 * num_neurons
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kind"),
+    [
+        (("baselines=false",), "online"),
+        (("baselines=[depth_only]",), "top_k"),
+        (("baselines=false", "members_per_size=2"), "top_k"),
+        (("baselines=false", "sizes=[90k, 60k]"), "top_k"),  # of one teacher
+        (("baselines=false", "sizes=[90k, 60k]", "kd_teacher=previous"), "online"),
+    ],
+)
+def test_the_most_probable_tokens_are_kept_where_trainings_share_them(
+    tiny_settings: dict[str, Any], trained_teacher: Path, overrides: tuple[str, ...], kind: str
+) -> None:
+    values = {"teacher": "x", "sizes": ["90k"], "data": "x", **tiny_settings}
+    few = ("distillation.top_k=8", "distillation.teacher_signal=auto", "search.num_finalists=2", *overrides)
+    teacher = open_checkpoint(trained_teacher).outline()
+    with pytest.warns(UserWarning, match="top_k=8"):
+        plan = make_plan(with_overrides(values, few))
+    num_teachers = 2 if "kd_teacher=previous" in overrides else 1
+    free = num_teachers * 2 * 1000 * 8 * 6  # half of it takes eight tokens of each distribution, not hidden states
+    assert settled(plan, teacher, 1000, free, 2)[0].distillation.teacher_signal == kind

@@ -83,7 +83,7 @@ def speak(
 def settled(
     settings: DistillationSettings, teacher: Checkpoint, num_tokens: int, folder: Path, display: Display
 ) -> DistillationSettings:
-    """Return the settings with a teacher signal that the disk has room for, and say why it is that one.
+    """Return the settings with a teacher signal for one training, and say why it is that one.
 
     Args:
         settings: How a student learns.
@@ -93,7 +93,7 @@ def settled(
         display: Is told.
     """
     shape, value_bytes = teacher.architecture, compute_dtype(pick_device()).itemsize
-    speech = Speech(num_tokens, shape.vocab_size, shape.hidden_size * value_bytes)
+    speech = Speech(num_tokens, 1, shape.vocab_size, shape.hidden_size * value_bytes)
     settings, told = settle(settings, speech, free_bytes(folder) + folder_bytes(folder))
     if told:
         display.note(told)

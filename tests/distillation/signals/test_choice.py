@@ -1,5 +1,6 @@
 """Which signal is settled on, by what the disk can hold."""
 
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from minitron_nas.distillation.settings import DistillationSettings, LogitLoss
 from minitron_nas.distillation.signals.choice import Speech, settle
 
-LARGE = Speech(100_000_000, 128_256, 4096 * 2)  # 819 GB of hidden states, 614 GB of 1024 tokens each
+LARGE = Speech(100_000_000, 2, 128_256, 4096 * 2)  # 819 GB of hidden states, 614 GB of 1024 tokens each
 
 
 @pytest.mark.parametrize(
@@ -19,6 +20,14 @@ def test_a_cache_takes_at_most_half_of_the_free_disk(free_gb: int, kind: str) ->
     assert told.startswith(f"teacher_signal: {kind}")
     assert "819 GB" in told
     assert ("614 GB" in told) == (kind != "hidden_cache")
+
+
+@pytest.mark.parametrize(("free_gb", "kind"), [(1_700, "hidden_cache"), (1_600, "online"), (1_200, "online")])
+def test_the_most_probable_tokens_are_not_kept_for_one_training(free_gb: int, kind: str) -> None:
+    settings, told = settle(DistillationSettings(), replace(LARGE, num_trainings=1), free_gb * 10**9)
+    assert settings.teacher_signal == kind
+    assert "614 GB" not in told
+    assert ("which costs no more than to write for it alone" in told) == (kind == "online")
 
 
 def test_a_loss_over_whole_distributions_never_gets_the_most_probable_tokens() -> None:
@@ -51,7 +60,7 @@ def test_hidden_states_inside_the_teacher_need_it_beside_the_student() -> None:
 
 
 def test_text_of_unknown_length_is_cached_and_that_is_said() -> None:
-    settings, told = settle(DistillationSettings(), Speech(None, 128_256, 8192), 0)
+    settings, told = settle(DistillationSettings(), Speech(None, 2, 128_256, 8192), 0)
     assert settings.teacher_signal == "hidden_cache"
     assert "8,192 bytes" in told
     assert "set distillation.tokens" in told
