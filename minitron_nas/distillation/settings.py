@@ -56,6 +56,31 @@ def _whether(value: object, read: ValidatorFunctionWrapHandler) -> bool | Litera
     return told
 
 
+def _share(value: object, read: ValidatorFunctionWrapHandler) -> bool | float:
+    """Read yes or no, or how much of it."""
+    try:
+        told: bool | float = read(value)
+    except ValidationError:
+        raise ValueError(
+            f"{value!r} is neither yes nor no, nor a share of the layers; write true, false or a number between 0 and 1"
+        ) from None
+    return told
+
+
+Recomputed: TypeAlias = Annotated[bool | Annotated[float, Field(gt=0, lt=1)], WrapValidator(_share)]
+"""All layers, none, or a share of them."""
+
+
+def num_recomputed(recomputed: bool | float, num_layers: int) -> int:
+    """Return how many layers compute their activations again in the backward pass.
+
+    Args:
+        recomputed: All layers, none, or a share of them, which is one layer at least.
+        num_layers: Of the model.
+    """
+    return min(max(round(recomputed * num_layers), 1), num_layers) if recomputed else 0
+
+
 class DistillationSettings(Settings):
     """How a student learns from the teacher; short and full distillation share these.
 
@@ -94,7 +119,8 @@ class DistillationSettings(Settings):
             `online` runs it beside the student. Validation always has the whole distribution.
         num_evaluations: Points on the validation curve after the untrained one.
         checkpoint_minutes: Time between checkpoints, from which a killed run goes on.
-        gradient_checkpointing: Recompute activations in the backward pass to save memory.
+        gradient_checkpointing: Compute activations again in the backward pass to save memory: those of all layers, or
+            of a share of them, the first, such as 0.5, which takes less of the time and saves less.
         torch_compile: Compile the student's layers for full distillation; `auto` does on a GPU, where seconds at the
             start make training much faster. (The loss is always compiled, where a compiler is.)
         deepspeed: A DeepSpeed JSON for full distillation: its path, or the name of one in `runners/`.
@@ -126,7 +152,7 @@ class DistillationSettings(Settings):
     teacher_signal: SignalKind = "auto"
     num_evaluations: Annotated[int, Field(ge=1)] = 8
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 15.0
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Recomputed = False
     torch_compile: Annotated[bool | Literal["auto"], WrapValidator(_whether)] = "auto"
     deepspeed: str | None = None
     report_to: tuple[str, ...] = ()
@@ -252,7 +278,8 @@ class CorrectionSettings(Settings):
         batch_sequences: Sequences of one optimizer step; without it, as many as give about 200
             steps, at most 1152.
         micro_batch_sequences: Sequences of one forward pass.
-        gradient_checkpointing: Recompute activations in the backward pass to save memory.
+        gradient_checkpointing: Compute activations of all layers, or of a share of them, again in the backward pass to
+            save memory.
         weights: `full` trains every weight; `lora` trains low-rank additions to the linear layers, which
             are merged into the weights at the end, and needs peft: `pip install '.[lora]'` in the checkout.
         lora_rank: Rank of the additions.
@@ -266,7 +293,7 @@ class CorrectionSettings(Settings):
     warmup_steps: Annotated[int, Field(ge=0)] = 120
     batch_sequences: Annotated[int, Field(ge=1)] | None = None
     micro_batch_sequences: Annotated[int, Field(ge=1)] = 1
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Recomputed = False
     weights: Literal["full", "lora"] = "full"
     lora_rank: Annotated[int, Field(ge=1)] = 16
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from minitron_nas.distillation.settings import CorrectionSettings, DistillationSettings
+from minitron_nas.distillation.settings import CorrectionSettings, DistillationSettings, num_recomputed
 from minitron_nas.text.settings import TextSettings
 
 
@@ -64,6 +64,9 @@ def test_what_is_no_learning_rate_is_refused_in_one_line(written):
         (DistillationSettings, "intermediate_loss", "kl"),
         (DistillationSettings, "torch_compile", "maybe"),
         (DistillationSettings, "torch_compile", None),
+        (DistillationSettings, "gradient_checkpointing", 1.5),
+        (DistillationSettings, "gradient_checkpointing", -0.5),
+        (DistillationSettings, "gradient_checkpointing", "some"),
         (DistillationSettings, "label_smoothing", 0.1),
         (CorrectionSettings, "tokens", 0),
         (CorrectionSettings, "learning_rate", 0.0),
@@ -82,6 +85,21 @@ def test_a_value_out_of_range_is_refused_under_its_name(model, field, value):
 def test_what_is_no_answer_to_torch_compile_is_told_what_is():
     with pytest.raises(ValidationError, match="'maybe' is neither yes nor no; write true, false or auto"):
         DistillationSettings(torch_compile="maybe")
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"), [(True, True), (False, False), (1, True), (0, False), (0.5, 0.5), ("0.5", 0.5)]
+)
+def test_activations_are_computed_again_in_all_layers_in_none_or_in_a_share(value, kept):
+    told = DistillationSettings(gradient_checkpointing=value).gradient_checkpointing
+    assert (told, type(told)) == (kept, type(kept))
+
+
+@pytest.mark.parametrize(
+    ("recomputed", "layers"), [(False, 0), (True, 30), (0.5, 15), (0.01, 1), (0.99, 30), (0.34, 10)]
+)
+def test_a_share_of_the_layers_is_one_at_least(recomputed, layers):
+    assert num_recomputed(recomputed, 30) == layers
 
 
 def test_the_papers_found_the_pure_forward_kl_of_all_logits_best_so_it_is_the_default():

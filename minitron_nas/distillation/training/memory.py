@@ -6,7 +6,7 @@ from typing import Self
 from transformers import PreTrainedConfig
 
 from minitron_nas.architecture.spec import Architecture
-from minitron_nas.distillation.settings import CorrectionTraining, DistillationSettings
+from minitron_nas.distillation.settings import CorrectionTraining, DistillationSettings, num_recomputed
 from minitron_nas.errors import TrainingMemoryError
 from minitron_nas.settings import about_bytes
 
@@ -38,7 +38,7 @@ class TrainingMemory:
         config: PreTrainedConfig | Architecture,
         micro_batch_tokens: int,
         value_bytes: int,
-        gradient_checkpointing: bool = False,
+        gradient_checkpointing: bool | float = False,
         zero_stage: int = 0,
         num_processes: int = 1,
     ) -> Self:
@@ -46,14 +46,15 @@ class TrainingMemory:
 
         A layer keeps for each token about six vectors of hidden_size (inputs and outputs of the norms and
         of both blocks), queries, keys, values and the heads' outputs, and four vectors of intermediate_size.
-        With checkpointing, every layer keeps its input, and one layer at a time all of this.
+        A layer that computes it again keeps its input alone, and one at a time all of this; the first layers do, whose
+        turn comes when the others have given theirs back.
 
         Args:
             num_parameters: Of the student.
             config: Its transformers config, or its shape, which has the same names.
             micro_batch_tokens: Tokens of one forward pass.
             value_bytes: Of an activation.
-            gradient_checkpointing: Whether layers are recomputed.
+            gradient_checkpointing: Whether layers compute it again, or how large a share of them.
             zero_stage: Of DeepSpeed; 1 shards the optimizer, 2 gradients too, 3 weights too.
             num_processes: Over which ZeRO shards.
 
@@ -64,8 +65,9 @@ class TrainingMemory:
         heads = 2 * (config.num_attention_heads + key_value_heads) * head_dim
         intermediate = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
         layer = (6 * config.hidden_size + heads + 4 * intermediate) * value_bytes
-        kept = config.num_hidden_layers * config.hidden_size * value_bytes + layer
-        per_token = kept if gradient_checkpointing else config.num_hidden_layers * layer
+        again = num_recomputed(gradient_checkpointing, config.num_hidden_layers)
+        inputs = again * config.hidden_size * value_bytes
+        per_token = inputs + layer * max(config.num_hidden_layers - again, 1)
         return cls(*state_bytes(num_parameters, zero_stage, num_processes), micro_batch_tokens * per_token)
 
     def error(self, settings: DistillationSettings, micro_batch_sequences: int, zero_stage: int) -> TrainingMemoryError:
@@ -79,7 +81,7 @@ class TrainingMemory:
         section = settings.section
         changes = [f"lower {section}.micro_batch_sequences (now {micro_batch_sequences})"]
         changes *= micro_batch_sequences > 1
-        changes += [] if settings.gradient_checkpointing else [f"set {section}.gradient_checkpointing=true"]
+        changes += [f"set {section}.gradient_checkpointing=true"] * (settings.gradient_checkpointing is not True)
         if isinstance(settings, CorrectionTraining):
             changes.append("train few weights with correct.weights=lora")
         elif zero_stage <= _LAST_STAGE_WITH_WHOLE_WEIGHTS:

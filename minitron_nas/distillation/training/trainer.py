@@ -14,12 +14,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainingArguments, default_data_collator
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer import TRAINER_STATE_NAME
 
 from minitron_nas.distillation.loss.inner_states import InnerStates
 from minitron_nas.distillation.loss.intermediate import intermediate_loss
 from minitron_nas.distillation.loss.losses import Counted
 from minitron_nas.distillation.loss.validation import validate
+from minitron_nas.distillation.settings import num_recomputed
 from minitron_nas.distillation.signals.targets import HiddenTargets, TopKTargets
 from minitron_nas.distillation.signals.teacher import OnlineTeacher
 from minitron_nas.distillation.training.arguments import training_arguments, zero_stage
@@ -106,7 +108,7 @@ def distill(
             best.export(partial(copy_weights, checkpoint, STUDENT))
         return TrainingResult.of(history, settings, schedule, lesson.judge)
     if settings.gradient_checkpointing:
-        _recompute_activations(student)
+        _recompute_activations(student, settings.gradient_checkpointing)
     arguments.eval_on_start = best is not None and checkpoint is None
     hold_memory(arguments.device)
     asked_to_stop: list[int] = []
@@ -304,10 +306,14 @@ def _compiled(student: CausalLM, wanted: bool) -> Iterator[None]:
         attend_by_document(student)
 
 
-def _recompute_activations(student: CausalLM) -> None:
+def _recompute_activations(student: CausalLM, recomputed: bool | float) -> None:
     # transformers 5.20 knows it under the second name, which later versions deprecate.
     enable = getattr(student, "activation_checkpointing_enable", None) or student.gradient_checkpointing_enable
     enable()
+    layers = _layers(student)
+    for layer in layers[num_recomputed(recomputed, len(layers)) :]:
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.gradient_checkpointing = False
 
 
 def _layers(student: CausalLM) -> list[nn.Module]:

@@ -37,6 +37,7 @@ def test_zero_shards_optimizer_gradients_and_weights_in_this_order(stage, expect
 def test_activations_are_kept_in_every_layer_or_only_inputs_of_layers():
     assert estimate().activations_bytes == 7 * 3 * PER_LAYER * 2
     assert estimate(gradient_checkpointing=True).activations_bytes == 7 * (3 * 10 + PER_LAYER) * 2
+    assert estimate(gradient_checkpointing=0.34).activations_bytes == 7 * (10 + 2 * PER_LAYER) * 2
 
 
 def test_sizes_that_a_config_leaves_out_follow_from_the_others():

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -580,6 +581,17 @@ def train_on_most_probable(folder, k, **options):
 def test_recomputing_activations_gives_the_same_bits(tmp_path, uninterrupted):
     student, result = train(tmp_path, settings=changed(gradient_checkpointing=True))
     assert student.get_decoder().gradient_checkpointing
+    assert result == uninterrupted[1]
+    assert_same_bits(student, uninterrupted[0])
+
+
+def test_the_first_layers_alone_can_compute_their_activations_again(tmp_path, uninterrupted):
+    model, computed = a_student(), Counter()
+    for number, layer in enumerate(model.get_decoder().layers):
+        layer.mlp.register_forward_pre_hook(lambda *_, n=number: computed.update([n] * torch.is_grad_enabled()))
+    student, result = train(tmp_path, model, settings=changed(gradient_checkpointing=0.5))
+    assert computed[1] == SCHEDULE.num_steps * SCHEDULE.batch_sequences
+    assert computed == {0: 2 * computed[1], 1: computed[1]}
     assert result == uninterrupted[1]
     assert_same_bits(student, uninterrupted[0])
 
