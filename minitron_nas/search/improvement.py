@@ -60,10 +60,11 @@ def expected_hypervolume_gain(
     gains = np.zeros(len(means))
     optimistic = np.column_stack([means - 2 * deviations, costs])
     front = np.column_stack([measured, measured_costs])
-    low = np.minimum(optimistic.min(axis=0), front.min(axis=0))
-    span = np.maximum(np.maximum(optimistic.max(axis=0), front.max(axis=0)) - low, 1e-12)
+    everything = np.concatenate([optimistic, front])
+    low = everything.min(axis=0)
+    span = np.maximum(np.ptp(everything, axis=0), 1e-12)
     optimistic, front = (optimistic - low) / span, (front - low) / span
-    front = front[np.array(pareto_front(front))]
+    front = front[np.array(pareto_front(front), dtype=bool)]
     shortlist = _least_behind(optimistic, front)
     points = _REFERENCE * np.random.default_rng(seed).random((_SAMPLES, front.shape[1]))
     points = points[~_dominated(points, front)]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Protocol, TypeAlias
+from typing import Protocol, Self, TypeAlias
 
 import numpy as np
 
@@ -79,7 +79,8 @@ class PoolSampler:
     Before all others come the references. The others of the first round lie as far apart as the pool allows. Of every
     later round one half has the greatest expected improvement, each chosen as if what the surrogate says of those
     before it had been measured; three in eight are the nearest neighbours of the best so far; and the last is drawn at
-    random, which keeps the surrogate honest.
+    random, which keeps the surrogate honest. Where other sizes tell enough, the first round has the shapes that promise
+    most already, and one at random.
 
     Attributes:
         pool: What is searched.
@@ -102,10 +103,10 @@ class PoolSampler:
         first = [index for index in dict.fromkeys(references(self.pool, self.seed).values()) if index not in measured]
         first = first[:num]
         left, num = left[~np.isin(left, first)], num - len(first)
-        if len(known) < min(_FIRST_ROUND, len(features)) or not features.shape[1]:
+        if len(known) + len(self.beyond) < min(_FIRST_ROUND, len(features)) or not features.shape[1]:
             return first + spread(features, [*measured, *first], num, self.seed)
         num_random = 1 if num > 1 else 0
-        num_near = min(3 * num // 8, num - num_random)
+        num_near = min(3 * num // 8, num - num_random) if known else 0
         chosen = self._improving(features, left, known, num - num_near - num_random)
         chosen += self._near(features, left, known, chosen, num_near)
         gone = dict.fromkeys([*measured, *first, *chosen])
@@ -137,29 +138,31 @@ class PoolSampler:
         left = np.setdiff1d(np.arange(len(features)), list(measured))
         if len(known) < _FIRST_ROUND or not features.shape[1] or not len(left):
             return None
-        return float(self._gains(self._surrogate(features, known), features, left, known).max())
+        return float(self._gains(self._surrogate(features, known), features, left, _Reached.of(known)).max())
 
     def _improving(self, features: Values, left: Values, known: Mapping[int, float], num: int) -> list[int]:
         surrogate, chosen = self._surrogate(features, known), list[int]()
+        reached = _Reached.of(known)
         shortlist = left
         for _ in range(num):
-            gains = self._gains(surrogate, features, shortlist, known)
+            gains = self._gains(surrogate, features, shortlist, reached)
             if len(shortlist) > _SHORTLIST:
                 kept = np.sort(np.argsort(-gains, kind="stable")[:_SHORTLIST])
                 shortlist, gains = shortlist[kept], gains[kept]
             best = int(np.argmax(gains))
             chosen.append(int(shortlist[best]))
             surrogate = surrogate.believing(features[shortlist[best : best + 1]])
+            reached = reached.believing(chosen[-1], float(surrogate.values[-1]))
             shortlist = np.delete(shortlist, best)
         return chosen
 
-    def _gains(self, surrogate: Surrogate, features: Values, shapes: Values, known: Mapping[int, float]) -> Values:
+    def _gains(self, surrogate: Surrogate, features: Values, shapes: Values, reached: "_Reached") -> Values:
         means, deviations = surrogate.predict(features[shapes])
         if not self.others:
-            return expected_improvement(means, deviations, np.log(min(known.values())))
+            return expected_improvement(means, deviations, min(reached.log_kls, default=float(means.min())))
         costs = np.log(self.pool.costs(self.others))
-        measured, at = np.log(list(known.values())), list(known)
-        return expected_hypervolume_gain(means, deviations, costs[shapes], measured, costs[at], self.seed)
+        at, log_kls = costs[reached.shapes], np.array(reached.log_kls)
+        return expected_hypervolume_gain(means, deviations, costs[shapes], log_kls, at, self.seed)
 
     def _surrogate(self, features: Values, known: Mapping[int, float]) -> Surrogate:
         places, kls = [features[list(known)]], [*known.values()]
@@ -184,6 +187,21 @@ class PoolSampler:
             if len(free):
                 chosen.append(int(free[np.argmin(np.linalg.norm(features[free] - centre, axis=1))]))
         return chosen
+
+
+@dataclass(frozen=True, slots=True)
+class _Reached:
+    """What is to be improved on: what was measured, and what is believed of shapes that were chosen since."""
+
+    shapes: list[int]
+    log_kls: list[float]
+
+    @classmethod
+    def of(cls, known: Mapping[int, float]) -> Self:
+        return cls([*known], np.log([*known.values()]).tolist())
+
+    def believing(self, shape: int, log_kl: float) -> Self:
+        return type(self)([*self.shapes, shape], [*self.log_kls, log_kl])
 
 
 def scaled(pool: Pool) -> Values:

@@ -2,9 +2,9 @@
 
     log KL(x) = GP(0, k),    k = a (x . x' + b) + c Matern-5/2(x, x') + noise
 
-with x the log of each size as a share of the source's, each axis scaled to its range, and a length scale for each axis.
-The linear part says what every axis costs by itself, the rest how they bend and interact. All of k maximises the
-marginal likelihood.
+with x the log of each size as a share of the source's, each axis scaled to its range. The linear part says what every
+axis costs by itself, the rest how they bend and interact, with one length scale for all axes: a search ends after a few
+dozen measurements, too few to tell one for each. All of k maximises the marginal likelihood.
 
 Source: Rasmussen and Williams 2006, sections 2.2 and 5.4.
 """
@@ -92,10 +92,10 @@ class Surrogate:
 def _maximised(num_axes: int, features: bytes, values: bytes) -> GaussianProcessRegressor:
     """Fit a process; kept for the same measurements, which a round predicts from and proposes from."""
     linear = ConstantKernel(1.0, _VARIANCES) * DotProduct(1.0, _VARIANCES)
-    bent = ConstantKernel(0.1, _VARIANCES) * Matern(np.ones(num_axes), _LENGTHS, nu=2.5)
+    bent = ConstantKernel(0.1, _VARIANCES) * Matern(1.0, _LENGTHS, nu=2.5)
     kernel = linear + bent + WhiteKernel(1e-4, _NOISES)
     process = GaussianProcessRegressor(kernel, normalize_y=True, random_state=0)
     with warnings.catch_warnings():
-        # A length scale at its bound says that an axis is linear, which is an answer.
+        # A length scale at its bound says that all axes are linear, which is an answer.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return process.fit(np.frombuffer(features).reshape(-1, num_axes), np.frombuffer(values))

@@ -97,17 +97,41 @@ def test_the_surrogate_predicts_the_whole_pool_once_it_has_been_measured_eight_t
     assert np.corrcoef(np.log(predicted), np.log(landscape.kls))[0, 1] > 0.95
 
 
-def test_what_is_known_of_another_size_leads_to_the_best_in_sixteen(make_landscape):
+def told_by(larger, seed):
+    """What 24 shapes of another size tell."""
+    known = measured_after(PoolSampler(larger.pool, (), seed), larger, 3)
+    return tuple((larger.pool.candidates[index].architecture.sizes(), kl) for index, kl in known.items())
+
+
+def test_what_is_known_of_another_size_leads_to_the_best_in_the_first_round(make_landscape):
     larger, landscape = make_landscape(110_000_000), make_landscape(94_000_000)
     found = {"alone": 0, "with the other size": 0}
     for seed in range(3):
-        known = measured_after(PoolSampler(larger.pool, (), seed), larger, 3)
-        beyond = tuple((larger.pool.candidates[index].architecture.sizes(), kl) for index, kl in known.items())
-        for name, others in (("alone", ()), ("with the other size", beyond)):
-            at = [*measured_after(PoolSampler(landscape.pool, (), seed, others), landscape, 2)]
+        for name, others in (("alone", ()), ("with the other size", told_by(larger, seed))):
+            at = [*measured_after(PoolSampler(landscape.pool, (), seed, others), landscape, 1)]
             found[name] += landscape.kls[at].min() <= 1.01 * landscape.kls.min()
     assert found["with the other size"] == 3
     assert found["alone"] < 3
+
+
+def test_what_is_known_of_another_size_leads_to_the_front_of_several_objectives_in_the_first_round(make_landscape):
+    larger, landscape = make_landscape(110_000_000), make_landscape(94_000_000)
+    memory = landscape.pool.columns["memory_bytes"]
+    small = memory <= np.quantile(memory, 0.2)
+    least = []
+    for others in ((), told_by(larger, 0)):
+        at = [*measured_after(PoolSampler(landscape.pool, ("memory_bytes",), 0, others), landscape, 1)]
+        least.append(landscape.kls[at][small[at]].min(initial=np.inf))
+    alone, told = least
+    assert told < alone
+    assert told < 1.25 * landscape.kls[small].min()
+
+
+def test_of_a_first_round_that_other_sizes_tell_of_one_shape_is_that_of_chance(make_landscape):
+    larger, landscape = make_landscape(110_000_000), make_landscape(94_000_000)
+    proposed = PoolSampler(landscape.pool, (), 0, told_by(larger, 0)).propose({}, 8)
+    assert proposed[:2] == list(references(landscape.pool, 0).values())
+    assert proposed[7:] == RandomSampler(landscape.pool, 0).propose(dict.fromkeys(proposed[:7]), 1)
 
 
 def test_a_shape_of_another_size_lies_where_its_sizes_are_unless_it_differs_in_one_that_all_share(make_pool):
