@@ -202,6 +202,7 @@ def _tiny_wrapper(model_type: str, tied: bool) -> Any:
         "qwen3_5": ("qwen3_5_text", {**qwen, "num_position_embeddings": 16}),
         "qwen3_5_moe": ("qwen3_5_moe_text", {**qwen, "num_position_embeddings": 16}),
         "qwen3_vl": ("qwen3_vl_text", {**qwen, "deepstack_visual_indexes": [0], "num_position_embeddings": 16}),
+        "qwen3_vl_moe": ("qwen3_vl_moe_text", {**qwen, "deepstack_visual_indexes": [0], "num_position_embeddings": 16}),
         "smolvlm": ("llama", {**tower, **picture, "model_type": "smolvlm_vision"}),
     }
     kind, vision = parts[model_type]
@@ -213,6 +214,8 @@ def _tiny_wrapper(model_type: str, tied: bool) -> Any:
     if kind == "qwen3_5_moe_text":
         text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
         text |= {"shared_expert_intermediate_size": 56}
+    if kind == "qwen3_vl_moe_text":
+        text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
     if kind.startswith("gemma4"):
         text |= {"num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2}
         text |= {"attention_k_eq_v": True, "global_head_dim": 16, "num_global_key_value_heads": 1}
@@ -221,7 +224,7 @@ def _tiny_wrapper(model_type: str, tied: bool) -> Any:
         text |= {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 40}
     if kind == "llama4_text":
         text |= {"intermediate_size_mlp": 56, "interleave_moe_layer_step": 2, "num_local_experts": 4}
-    if kind.endswith("vl_text"):
+    if kind.endswith(("vl_text", "vl_moe_text")):
         text |= {"rope_parameters": turning}
     tokens = {"image_token_id": 5, "video_token_id": 6, "vision_start_token_id": 7, "vision_end_token_id": 8}
     config = AutoConfig.for_model(

@@ -3,6 +3,7 @@
 from minitron_nas.architecture.layout import (
     EXPERT_NEURONS,
     EXPERTS,
+    EXPERTS_IN_STACKS,
     HEAD_DIM,
     HIDDEN,
     KEYS,
@@ -36,6 +37,7 @@ LAYOUT = Layout(
         norm("model.norm.weight", HIDDEN),
         row("lm_head.weight", VOCAB, HIDDEN, unless="tie_word_embeddings"),
     ),
+    stacked=EXPERTS_IN_STACKS,
     config_keys={"num_experts": ("num_experts", "num_local_experts")},
     defaults={"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768},
     requires={"mlp_only_layers": ([], None), "decoder_sparse_step": (1,)},

@@ -1,7 +1,7 @@
 """Which models of images and text hold a text model of a known family, and under which names."""
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ _OF_GEMMA_4 = ("vision_tower.", "audio_tower.", "embed_vision.", "embed_audio.",
 _WRITTEN = ("hidden_size",)
 _HEADS = ("num_attention_heads", "num_key_value_heads")
 _PREDICTS = "mtp."
+_DIMS_OF_STACK = 3
 _TOWERS = ("vision_tower.", "multi_modal_projector.", "image_newline")
 
 
@@ -57,6 +58,10 @@ class Wrapper:
             what the tower has seen, beside the embedding; empty where none do.
         head_dim_is_derived: Whether it takes the channels of a head to be hidden_size / num_attention_heads, whatever
             the text part does alone.
+        either_way: Name endings of the stacks in which its files hold all experts of a layer, each with the dimension
+            of a stack that counts hidden channels in memory. A stack that has another size there lies the other way
+            round, and is turned.
+        computes: Values of keys of the text part's config by which it computes, whatever its own config says.
     """
 
     model_type: str
@@ -64,6 +69,8 @@ class Wrapper:
     text_types: Mapping[str, str] = field(default_factory=dict)
     fed_layers: str = ""
     head_dim_is_derived: bool = False
+    either_way: Mapping[str, int] = field(default_factory=dict)
+    computes: Mapping[str, Any] = field(default_factory=dict)
 
     def family(self, text_type: str) -> str:
         """Return the model type under which the text part stands alone.
@@ -94,6 +101,17 @@ class Wrapper:
         others = set(names) - self.text_names(names).keys()
         return [name for name in names if name in others and not name.removeprefix(_IN_MODEL).startswith(_PREDICTS)]
 
+    def lies_turned(self, name: str, shape: Sequence[int], hidden_size: int) -> bool:
+        """Whether a tensor is a stack of experts that lies the other way round than in memory, as transformers tells.
+
+        Args:
+            name: Of the tensor.
+            shape: Its shape in the file.
+            hidden_size: Of the text part.
+        """
+        along = next((place for ending, place in self.either_way.items() if name.endswith(ending)), None)
+        return along is not None and len(shape) == _DIMS_OF_STACK and shape[along] != hidden_size
+
     def tower(self, config: Mapping[str, Any]) -> Tower:
         """Return what stands beside the text part.
 
@@ -123,6 +141,14 @@ WRAPPERS = {
         Wrapper("qwen3_5", ("visual.", _PREDICTS)),
         Wrapper("qwen3_5_moe", ("visual.", _PREDICTS)),
         Wrapper("qwen3_vl", ("visual.",), {"qwen3_vl_text": "qwen3"}, fed_layers="deepstack_visual_indexes"),
+        Wrapper(
+            "qwen3_vl_moe",
+            ("visual.",),
+            {"qwen3_vl_moe_text": "qwen3_moe"},
+            fed_layers="deepstack_visual_indexes",
+            either_way={".mlp.experts.gate_up_proj": 2, ".mlp.experts.down_proj": 1},
+            computes={"norm_topk_prob": True},
+        ),
         Wrapper("smolvlm", ("vision_model.", "connector.")),
     )
 }

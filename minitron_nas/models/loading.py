@@ -19,6 +19,8 @@ from minitron_nas.models.placement import find_places, rewritten_bytes
 from minitron_nas.models.text_part import wrapper_in
 from minitron_nas.storage.atomic import require_free_bytes
 
+_MODEL_TYPE = "model_type"
+
 
 def load_for_inference(path: Path) -> CausalLM:
     """Load a stock folder on this process' device, in the dtype it computes best with.
@@ -76,16 +78,20 @@ def load_stock(path: Path, dtype: torch.dtype, **options: Any) -> CausalLM:
     from transformers import AutoConfig, AutoModelForCausalLM  # deferred: importing model classes takes seconds
 
     model: CausalLM
-    if wrapper_in(path) is None:
+    wrapper = wrapper_in(path)
+    if wrapper is None:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=False, **options)
         attend_by_document(model)
         return model
     config = AutoConfig.for_model(**read_config(path))
+    if wrapper.either_way:  # transformers finds by this word how stacks in the files lie
+        vars(config)[_MODEL_TYPE] = wrapper.model_type
     with quiet_transformers():  # it would report every tensor of the other parts
         model = AutoModelForCausalLM.from_pretrained(
             path, config=config, key_mapping=TEXT_NAMES, dtype=dtype, trust_remote_code=False, **options
         )
     attend_by_document(model)
+    vars(model.config).pop(_MODEL_TYPE, None)
     vars(model).pop("_weight_conversions", None)  # else it would be saved under the wrapper's names again
     return model
 

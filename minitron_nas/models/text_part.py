@@ -24,6 +24,8 @@ _CONFIG = "config.json"
 _WRAPPER_CLASS = "ForConditionalGeneration"
 _TIED = "tie_word_embeddings"
 _DTYPE = "dtype"
+_EMBEDDING = "model.embed_tokens.weight"
+"""What every text part has, and says how many hidden channels it has."""
 _OF_THE_WHOLE = ("bos_token_id", "eos_token_id", "quantization_config")
 """What holds for the text part if it stands at a wrapper's top level. Padding, a row of its embedding, is its own."""
 _COUNTS = ("num_hidden_layers", "num_labels")
@@ -74,6 +76,7 @@ def text_config(file: Path | str, config: dict[str, Any]) -> dict[str, Any]:
     else:
         found[_TIED] = own.get(_TIED, False)
     found |= {key: config[key] for key in _OF_THE_WHOLE if config.get(key) is not None}
+    found |= wrapper.computes
     found |= {"model_type": family, "architectures": [str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(family, family))]}
     found[_DTYPE] = whole.get(_DTYPE) or part.get(_DTYPE)
     if found.get("rope_parameters"):
@@ -91,7 +94,15 @@ def read_text_headers(folder: Path) -> dict[str, TensorHeader]:
         CheckpointError: If a file cannot be read, or two tensors of a wrapper have one name in its text part.
     """
     headers, wrapper = read_headers(folder), wrapper_in(folder)
-    return headers if wrapper is None else _text_tensors(str(folder), wrapper, headers)
+    if wrapper is None:
+        return headers
+    found: dict[str, TensorHeader] = _text_tensors(str(folder), wrapper, headers)
+    embedding = found.get(_EMBEDDING)
+    hidden_size = embedding.shape[-1] if embedding is not None and embedding.shape else 0
+    return {
+        name: header.turned() if wrapper.lies_turned(name, header.shape, hidden_size) else header
+        for name, header in found.items()
+    }
 
 
 def live_text_model(model: CausalLM, wrapper: Wrapper) -> CausalLM:

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import InvalidArchitectureError, PlanError, ProofError, SpaceError
+from minitron_nas.families.catalog import layout_of
 from minitron_nas.families.wrappers import Tower, Wrapper
 from minitron_nas.memory import available_memory
 from minitron_nas.models.causal_lm import logits_of
@@ -20,10 +21,11 @@ from minitron_nas.models.loading import quiet_transformers
 from minitron_nas.models.outline import Outline, kept_for
 from minitron_nas.models.special_floats import plain_floats, tagged_floats
 from minitron_nas.models.stock_config import finished_config
-from minitron_nas.models.text_part import causal_lm_in, wrapper_in
+from minitron_nas.models.text_part import causal_lm_in, read_text_headers, wrapper_in
 from minitron_nas.models.tower import tower_tensors
 from minitron_nas.progress import Progress
-from minitron_nas.pruning.parts import Cut, total_bytes
+from minitron_nas.pruning.parts import Cut, Part, total_bytes
+from minitron_nas.pruning.stacks import in_stacks
 from minitron_nas.pruning.write import write_weights
 from minitron_nas.space.axes import SearchSpace
 from minitron_nas.storage.atomic import read_json, write_json
@@ -138,13 +140,26 @@ def put_into_wrapper(student: Path, source: Path, folder: Path, told: Path, prog
     """
     wrapper, tower = wrapper_in(source), tower_parts(source)
     assert wrapper is not None, source
-    names = wrapper.text_names(read_headers(source))
-    text = [Cut.all_of(_name_inside(name, names), header) for name, header in read_headers(student).items()]
-    parts = [*text, *tower]
+    parts = [*_text_parts(student, source, wrapper), *tower]
     write_weights(parts, folder, progress, as_they_are={part.name for part in tower})
     write_json(folder / _CONFIG, tagged_floats(_config_with(student, source)))
     if (student / PROOF).is_file() and 2 * total_bytes(parts) <= available_memory():
         _compare(student, wrapper, folder, told)
+
+
+def _text_parts(student: Path, source: Path, wrapper: Wrapper) -> Sequence[Part]:
+    """Return the student's tensors under their names in the wrapper, experts in stacks where its files hold these."""
+    names = wrapper.text_names(read_headers(source))
+    text = {name: Cut.all_of(_name_inside(name, names), header) for name, header in read_headers(student).items()}
+    if not wrapper.either_way:
+        return [*text.values()]
+    config = read_json(student / _CONFIG)
+    turned = any(header.pitch for header in read_text_headers(source).values())
+
+    def lies_turned(name: str, *sizes: int) -> bool:
+        return turned and wrapper.lies_turned(name, (0, *sizes), config["hidden_size"])
+
+    return in_stacks(text, layout_of(config["model_type"]), lies_turned)
 
 
 def _name_inside(name: str, names: dict[str, str]) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 from safetensors import SafetensorError, safe_open
 
 from minitron_nas.errors import CheckpointError
@@ -28,6 +29,7 @@ _LENGTH_BYTES = 8
 _MOST_HEADER_BYTES = 100_000_000
 """As many as safetensors reads."""
 _SAMPLE_BYTES = 64 << 10
+_DIMS_OF_MATRIX = 2
 _MAX_THREADS = 16
 _THREADS_PER_CORE = 4
 """So that one reads or writes while another computes."""
@@ -51,6 +53,8 @@ class TensorHeader:
         dtype: The format's name of its type, such as BF16.
         num_bytes: Its size.
         offset: Where its data begins, in bytes from the beginning of the file.
+        pitch: Of what lies the other way round, how many numbers lie between one entry of the last dimension and the
+            next, where those of the dimension before are neighbours; 0 of all other tensors.
     """
 
     file: Path
@@ -58,6 +62,7 @@ class TensorHeader:
     dtype: str
     num_bytes: int
     offset: int
+    pitch: int = 0
 
     @property
     def itemsize(self) -> int:
@@ -74,6 +79,18 @@ class TensorHeader:
         """Bytes of one entry of the first dimension."""
         return self.num_bytes // max(1, self.num_rows)
 
+    @property
+    def span_bytes(self) -> int:
+        """Bytes in the file from its first number to its last, with what lies between."""
+        if not self.pitch:
+            return self.num_bytes
+        return ((self.shape[-1] - 1) * self.pitch + self.shape[-2]) * self.itemsize * prod(self.shape[:-2])
+
+    def turned(self) -> "TensorHeader":
+        """Return a stack of matrices with the dimensions of each the other way round; its bytes stay where they are."""
+        *stack, rows, columns = self.shape
+        return replace(self, shape=(*stack, columns, rows), pitch=columns)
+
     def slice(self, number: int) -> "TensorHeader":
         """Return one entry of the first dimension as a tensor of its own."""
         begin = self.offset + number * self.row_bytes
@@ -86,8 +103,9 @@ class TensorHeader:
             first: The first of them.
             last: The one behind the last.
         """
-        begin, count = self.offset + first * self.row_bytes, last - first
-        return replace(self, shape=(count, *self.shape[1:]), num_bytes=count * self.row_bytes, offset=begin)
+        count, step = last - first, self.itemsize if self.pitch else self.row_bytes
+        size, begin = count * self.row_bytes, self.offset + first * step
+        return replace(self, shape=(count, *self.shape[1:]), num_bytes=size, offset=begin)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -233,19 +251,29 @@ def read_rows(header: TensorHeader, first: int, last: int) -> Any:
     Returns:
         A numpy array of signed integers as wide as the tensor's numbers, shape (last - first, ...).
     """
+    if header.pitch and len(header.shape) == _DIMS_OF_MATRIX:
+        return _turned_rows(header.rows(first, last))
     count = (last - first) * prod(header.shape[1:])
     flat = np.fromfile(header.file, f"i{header.itemsize}", count, offset=header.offset + first * header.row_bytes)
     return flat.reshape(last - first, *header.shape[1:])
 
 
+def _turned_rows(header: TensorHeader) -> Any:
+    """Read a matrix that lies the other way round, and what lies between its numbers with it."""
+    rows, columns = header.shape
+    flat = np.fromfile(header.file, f"i{header.itemsize}", header.span_bytes // header.itemsize, offset=header.offset)
+    steps = (flat.itemsize, header.pitch * flat.itemsize)
+    return np.ascontiguousarray(as_strided(flat, (rows, columns), steps))
+
+
 def sample_bytes(header: TensorHeader) -> Iterator[bytes]:
     """Yield the beginning, the middle and the end of a tensor's data; all of it where it is small."""
-    pieces = (0, (header.num_bytes - _SAMPLE_BYTES) // 2, header.num_bytes - _SAMPLE_BYTES)
-    small = header.num_bytes <= len(pieces) * _SAMPLE_BYTES
+    pieces = (0, (header.span_bytes - _SAMPLE_BYTES) // 2, header.span_bytes - _SAMPLE_BYTES)
+    small = header.span_bytes <= len(pieces) * _SAMPLE_BYTES
     with open(header.file, "rb") as handle:
         for begin in (0,) if small else pieces:
             handle.seek(header.offset + begin)
-            yield handle.read(header.num_bytes if small else _SAMPLE_BYTES)
+            yield handle.read(header.span_bytes if small else _SAMPLE_BYTES)
 
 
 def float_rows(header: TensorHeader, first: int, last: int) -> Any:

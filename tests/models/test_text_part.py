@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from minitron_nas.families.wrappers import WRAPPERS
 from minitron_nas.models.config import read_config, read_outline
 from minitron_nas.models.loading import load_for_training
 from minitron_nas.models.source import resolve_teacher
+from minitron_nas.models.stock import read_tensor
 from minitron_nas.models.text_part import read_text_headers, text_config
 from minitron_nas.pipeline.steps.prune import prune
 from minitron_nas.storage.weights import read_headers
@@ -25,6 +27,7 @@ CLASSES = {
     "mistral3": "MistralForCausalLM",
     "qwen2_5_vl": "Qwen2ForCausalLM",
     "qwen3_vl": "Qwen3ForCausalLM",
+    "qwen3_vl_moe": "Qwen3MoeForCausalLM",
 }
 IDS = torch.arange(10, 40)[None]
 """More than the sliding windows hold."""
@@ -72,6 +75,8 @@ def test_a_text_part_that_was_loaded_is_saved_as_a_text_model(wrapper, tmp_path,
 def test_a_live_wrapper_gives_its_text_part_and_stays_as_it_is(wrapper, tmp_path, model_type):
     tied = model_type == "gemma3"
     live = AutoModelForImageTextToText.from_pretrained(wrapper(model_type, tied=tied))
+    for parameter in live.parameters():
+        parameter.data = parameter.data.clone()  # where it lies in a file decides how experts are multiplied
     before = {name: tensor.clone() for name, tensor in live.state_dict().items()}
     checkpoint = resolve_teacher((live, tiny_tokenizer()), tmp_path)
     stock = AutoModelForCausalLM.from_pretrained(checkpoint.path)
@@ -182,6 +187,50 @@ def test_experts_that_lie_in_stacks_are_read_as_transformers_reads_them(wrapper,
     student = AutoModelForCausalLM.from_pretrained(pruned.path)
     assert type(student).__name__ == "Qwen3_5MoeForCausalLM"
     assert student.get_decoder().layers[0].mlp.experts.gate_up_proj.shape == (3, 48, 48)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("width", [40, 24, 48])
+def test_stacks_that_lie_the_other_way_round_are_read_as_transformers_reads_them(wrapper, tmp_path, width):
+    folder = shutil.copytree(wrapper("qwen3_vl_moe"), tmp_path / "turned")
+    rewrite_tensors(folder, turned(load_file(folder / "model.safetensors"), width))
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["moe_intermediate_size"] = width  # where twice it is hidden_size, transformers turns no ups
+    (folder / "config.json").write_text(json.dumps(config))
+    checkpoint = resolve_teacher(folder, tmp_path)  # compares the logits of what is cut with those of the wrapper
+    whole = AutoModelForImageTextToText.from_pretrained(folder)
+    assert torch.equal(logits(load_for_training(folder)), logits(whole))
+    live = resolve_teacher((whole, tiny_tokenizer()), tmp_path / "live")
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(live.path)), logits(whole))
+    assert live.headers.keys() == checkpoint.headers.keys()
+    assert all(
+        torch.equal(read_tensor(live.headers[name]), read_tensor(header)) for name, header in checkpoint.headers.items()
+    )
+    pruned = prune(folder, tmp_path / "pruned", {"num_experts": 3, "moe_intermediate_size": 16}, scores="magnitude")
+    student = AutoModelForCausalLM.from_pretrained(pruned.path)
+    assert type(student).__name__ == "Qwen3MoeForCausalLM"
+    assert student.get_decoder().layers[0].mlp.experts.gate_up_proj.shape == (3, 32, 48)
+
+
+def turned(tensors, width):
+    """The experts as the published files of Qwen3-VL hold them, with so many neurons each: (inputs, outputs)."""
+    draw = torch.Generator().manual_seed(0)
+    sizes = {"gate_up_proj": (48, 2 * width), "down_proj": (width, 48)}
+    return {
+        name: torch.randn(4, *sizes[name.rpartition(".")[2]], generator=draw) / 7
+        for name in tensors
+        if ".mlp.experts." in name
+    }
+
+
+def test_a_row_that_does_not_say_how_stacks_may_lie_is_found_by_their_tensors(wrapper, tmp_path, monkeypatch):
+    folder = shutil.copytree(wrapper("qwen3_vl_moe"), tmp_path / "turned")
+    rewrite_tensors(folder, turned(load_file(folder / "model.safetensors"), 40))
+    monkeypatch.setitem(WRAPPERS, "qwen3_vl_moe", replace(WRAPPERS["qwen3_vl_moe"], either_way={}))
+    with pytest.raises(
+        CheckpointError, match=r"experts\.0\.down_proj\.weight' has shape \(40, 48\), .* for \(48, 40\)"
+    ):
+        resolve_teacher(folder, tmp_path)
 
 
 def in_stacks(tensors):

@@ -26,7 +26,7 @@ from minitron_nas.pipeline.dry_run import dry_run
 from minitron_nas.pipeline.plan import make_plan
 from minitron_nas.pipeline.steps.prune import prune
 from minitron_nas.space.axes import SearchSpace, load_space
-from minitron_nas.testing import tiny_checkpoint
+from minitron_nas.testing import rewrite_tensors, tiny_checkpoint
 
 IDS = torch.arange(10, 40)[None]
 SHAPES = {
@@ -37,6 +37,7 @@ SHAPES = {
     "qwen2_5_vl": {"intermediate_size": 40, "num_hidden_layers": 2},
     "qwen3_5": {"intermediate_size": 40, "num_key_value_heads": 1},
     "qwen3_5_moe": {"moe_intermediate_size": 24, "num_experts": 2},
+    "qwen3_vl_moe": {"moe_intermediate_size": 32, "num_experts": 2, "num_hidden_layers": 2, "num_key_value_heads": 1},
 }
 OTHERS = {"intermediate_size": 40, "num_key_value_heads": 1, "num_hidden_layers": 2}
 
@@ -79,6 +80,32 @@ def test_a_student_says_the_same_inside_its_wrapper_and_alone(
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     assert open_checkpoint(inside.path).architecture == open_checkpoint(alone.path).architecture
     assert {file.name for file in alone.path.iterdir()} == {file.name for file in inside.path.iterdir()}
+
+
+@pytest.mark.parametrize("width", [40, 24])
+def test_experts_lie_in_a_student_as_in_its_wrapper_where_transformers_can_tell(
+    wrapper: Callable[..., Path], tmp_path: Path, width: int
+) -> None:
+    teacher = shutil.copytree(wrapper("qwen3_vl_moe"), tmp_path / "teacher")
+    tensors = load_file(teacher / "model.safetensors")
+    stacks = {name: tensor.mT.contiguous() for name, tensor in tensors.items() if ".mlp.experts." in name}
+    rewrite_tensors(teacher, stacks)
+    shape, options = {"moe_intermediate_size": width}, {"scores": "magnitude", "display": Quiet()}
+    alone = prune(teacher, tmp_path / "alone", shape, **options)
+    inside = prune(teacher, tmp_path / "inside", shape, text_only=False, **options)
+    whole, student = loaded(inside.path), AutoModelForCausalLM.from_pretrained(alone.path)
+    # Where a tensor lies in a mapped file decides how experts are multiplied, and so the last digit.
+    torch.testing.assert_close(logits(whole), logits(student), rtol=0, atol=1e-5)
+    after = load_file(inside.path / "model.safetensors")
+    assert after.keys() == tensors.keys()
+    before = "model.language_model.layers.1.mlp.experts."
+    assert after[f"{before}gate_up_proj"].shape == (4, 48, 2 * width)
+    assert after[f"{before}down_proj"].shape == (4, width, 48)
+    is_turned = width != 24  # in a square transformers sees no other way round
+    ups = after[f"{before}gate_up_proj"]
+    assert torch.equal(ups.mT if is_turned else ups, whole.state_dict()[f"{before}gate_up_proj"])
+    if width == 40:
+        assert all(torch.equal(after[name], tensor) for name, tensor in stacks.items())
 
 
 def test_pruning_nothing_of_it_gives_the_wrapper_back(wrapper: Callable[..., Path], tmp_path: Path) -> None:

@@ -294,3 +294,23 @@ def test_a_link_to_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").symlink_to(tmp_path / "blobs")
     with pytest.raises(CheckpointError, match=r"holds links to files that are gone \(model\.safetensors\)"):
         weight_files(tmp_path)
+
+
+def test_a_stack_that_lies_the_other_way_round_is_read_as_if_it_did_not(tmp_path: Path) -> None:
+    stack = torch.arange(2 * 4 * 6, dtype=torch.float32).reshape(2, 4, 6)
+    save_file({"stack": stack}, tmp_path / "model.safetensors")
+    turned = read_headers(tmp_path)["stack"].turned()
+    assert (turned.shape, turned.num_bytes) == ((2, 6, 4), stack.nbytes)
+    ups = turned.slice(1).rows(3, 6)
+    assert (ups.shape, ups.num_bytes, ups.num_rows) == ((3, 4), 4 * 12, 3)
+    assert torch.equal(torch.from_numpy(float_rows(ups, 0, 3)), stack[1].T[3:])
+    assert torch.equal(torch.from_numpy(float_rows(ups, 1, 2)), stack[1].T[4:5])
+    assert torch.equal(torch.from_numpy(float_rows(turned.slice(0), 0, 6)), stack[0].T)
+
+
+def test_of_what_lies_the_other_way_round_all_between_is_sampled(tmp_path: Path) -> None:
+    stack = torch.arange(2 * 4 * 6, dtype=torch.float32).reshape(2, 4, 6)
+    save_file({"stack": stack}, tmp_path / "model.safetensors")
+    gates = read_headers(tmp_path)["stack"].turned().slice(1).rows(0, 3)
+    (sample,) = sample_bytes(gates)
+    assert sample == stack[1].numpy().tobytes()[: -3 * 4]
