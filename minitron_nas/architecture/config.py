@@ -24,9 +24,10 @@ _ONLY_WITH = {
 }
 """Fields that are 0 unless some tensor of the family runs along an axis, whatever a config says."""
 
-_OF_EXPERTS = (
-    *EXPERT_FIELDS, "num_experts_per_tok", "num_expert_groups", "num_groups_per_tok", "num_shared_experts",
-)  # fmt: skip
+_OF_GROUPS = ("num_expert_groups", "num_groups_per_tok")
+"""Fields that are 0 where the router picks no groups, whatever a config says of them."""
+
+_OF_EXPERTS = (*EXPERT_FIELDS, *_OF_GROUPS, "num_experts_per_tok", "num_shared_experts")
 """Fields that are 0 unless some layer has experts, whatever a config says of them."""
 
 _LATER_LAYERS = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
@@ -72,6 +73,8 @@ def architecture_of(config: Mapping[str, Any], layout: Layout) -> Architecture:
     kinds = _kinds(config, layout, read["num_hidden_layers"])
     if not any(layout.has_axis(Axis.EXPERTS, kind) for kind in kinds or ("",)):
         read |= dict.fromkeys(_OF_EXPERTS, 0)
+    if any(config.get(key) != value for key, value in layout.groups_when.items()):
+        read |= dict.fromkeys(_OF_GROUPS, 0)
     known = {name: value for name, value in read.items() if value is not None}
     shape = Architecture(**known, layer_kinds=kinds, fixed_sizes=_fixed_sizes(config, layout, kinds))
     _require_mixers(shape, layout)

@@ -321,6 +321,10 @@ class Layout:
             tokens at a time, and transformers drops.
         stacked: Name endings of tensors in which checkpoints may hold all experts of a layer, one after the other,
             each with the endings of the rows that lie one after the other in each expert's part.
+        groups_when: What the config has to say, by its keys, for the router to pick groups of experts before it picks
+            experts; nothing where it does so wherever there are groups.
+        ranks_groups_by_best: Whether a router that picks groups ranks them by the best expert of each, not by the two
+            best.
         cached: What a layer with attention keeps of a token of context, one dimension after the other.
         fixed_attention: Kinds of layers whose attention has sizes of its own, all of them fixed, with what such a layer
             keeps of a token of context.
@@ -358,6 +362,8 @@ class Layout:
     ignored: tuple[str, ...] = ()
     ignored_modules: tuple[str, ...] = ()
     stacked: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    groups_when: Mapping[str, Any] = field(default_factory=dict)
+    ranks_groups_by_best: bool = False
     cached: Dim = KEYS + KEYS
     fixed_attention: Mapping[str, Dim] = field(default_factory=dict)
     states: Mapping[str, Dim] = field(default_factory=dict)

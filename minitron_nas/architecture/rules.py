@@ -103,17 +103,19 @@ RULES = (
     ),
     Rule(
         "experts_fill_their_groups",
-        "the router picks groups of experts by the best two of each before it picks experts, so that all groups must "
-        "have equally many, at least two",
+        "the router picks groups of experts before it picks experts, so that all groups must have equally many",
         lambda layout: layout.has_experts,
-        lambda sizes, source: (
-            (sizes[Axis.EXPERTS] % max(1, source.num_expert_groups) == 0)
-            & (sizes[Axis.EXPERTS] >= 2 * source.num_expert_groups)
-        ),
+        lambda sizes, source: sizes[Axis.EXPERTS] % max(1, source.num_expert_groups) == 0,
         lambda shape: ("num_experts",),
-        lambda shape: _around(
-            "num_experts", max(shape.num_experts, 2 * shape.num_expert_groups), shape.num_expert_groups
-        ),
+        lambda shape: _around("num_experts", shape.num_experts, shape.num_expert_groups),
+    ),
+    Rule(
+        "groups_hold_their_best_two",
+        "the router ranks groups of experts by the two best of each, so that each must have at least two",
+        lambda layout: layout.has_experts and not layout.ranks_groups_by_best,
+        lambda sizes, source: sizes[Axis.EXPERTS] >= 2 * source.num_expert_groups,
+        lambda shape: ("num_experts",),
+        lambda shape: f"num_experts: {2 * shape.num_expert_groups}",
     ),
     Rule(
         "picked_groups_cover_a_token",

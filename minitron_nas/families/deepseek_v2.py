@@ -34,5 +34,7 @@ LAYOUT = Layout(
     logits_tolerance=1e-5,
     cached=LATENTS + ROTARY,
     config_keys=EXPERT_KEYS | {"num_experts": ("n_routed_experts",)},
-    requires={"mlp_bias": (False,)},
+    groups_when={"topk_method": "group_limited_greedy"},
+    ranks_groups_by_best=True,
+    requires={"mlp_bias": (False,), "topk_method": ("greedy", "group_limited_greedy")},
 )

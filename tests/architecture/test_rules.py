@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from transformers import AutoConfig
 
 from minitron_nas.architecture.config import architecture_of, with_sizes
@@ -12,7 +13,7 @@ from minitron_nas.architecture.rules import RULES, check_architecture, check_cha
 from minitron_nas.architecture.spec import EXPERT_FIELDS, Architecture
 from minitron_nas.errors import InvalidArchitectureError
 from minitron_nas.families.catalog import layout_of, layouts
-from minitron_nas.testing import tiny_config
+from minitron_nas.testing import tiny_config, tiny_model
 
 DENSE = sorted(
     name
@@ -178,10 +179,53 @@ def test_groups_of_experts_keep_equally_many_and_at_least_two() -> None:
         num_expert_groups=4, layer_kinds=("dense", "experts"), fixed_sizes=LATENTS,
     )  # fmt: skip
     check_architecture(kept, layout)
-    for number, nearest in ((10, "8 or 12"), (4, "8")):
-        message = rf"num_experts={number} breaks the rule experts_fill_their_groups: .* num_experts: {nearest}$"
+    rules = {10: ("experts_fill_their_groups", "8 or 12"), 4: ("groups_hold_their_best_two", "8")}
+    for number, (rule, nearest) in rules.items():
+        message = rf"num_experts={number} breaks the rule {rule}: .* num_experts: {nearest}$"
         with pytest.raises(InvalidArchitectureError, match=message):
             check_architecture(replace(kept, num_experts=number), layout)
+
+
+LIMITED = {"topk_method": "group_limited_greedy"}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "sizes"),
+    [
+        ("deepseek_v2", LIMITED),
+        ("deepseek_v2", {"topk_method": "greedy"}),
+        ("deepseek_v3", {}),
+        ("dots1", {}),
+        ("exaone_moe", {}),
+        ("glm4_moe", {}),
+        ("glm4_moe_lite", {}),
+        ("solar_open", {}),
+    ],
+)
+@pytest.mark.parametrize("num_groups", [1, 4])
+def test_a_router_gets_as_many_experts_a_group_as_transformers_computes_with(
+    model_type: str, sizes: dict[str, str], num_groups: int
+) -> None:
+    layout, ids = layout_of(model_type), torch.arange(7)[None]  # of 8, experts of several tokens would fill a group
+    sizes = {"n_group": num_groups, "topk_group": 1, "num_experts_per_tok": 1, **sizes}
+    config = tiny_config(model_type, num_local_experts=8, n_routed_experts=8, num_experts=8, **sizes).to_dict()
+    source = architecture_of(config, layout)
+    assert source.num_experts == 8
+    for number in range(1, 9):
+        target = replace(source, num_experts=number)
+        ours = refusal(lambda: check_architecture(target, layout))  # noqa: B023 - called here
+        student = AutoConfig.for_model(**with_sizes(config, target, layout))
+        theirs = refusal(lambda: tiny_model(student)(ids))  # noqa: B023 - called here
+        assert bool(ours) == bool(theirs), (number, ours, theirs)
+
+
+def test_groups_that_a_router_does_not_look_at_are_none() -> None:
+    sizes = {"n_group": 4, "topk_group": 2, "n_routed_experts": 8}
+    read = [
+        architecture_of(tiny_config("deepseek_v2", **sizes, **method).to_dict(), layout_of("deepseek_v2"))
+        for method in (LIMITED, {"topk_method": "greedy"})
+    ]
+    assert [(each.num_expert_groups, each.num_groups_per_tok) for each in read] == [(4, 2), (0, 0)]
 
 
 @pytest.mark.parametrize("model_type", ["bamba", "lfm2", "nemotron_h", "qwen3_next"])
