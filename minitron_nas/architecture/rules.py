@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from minitron_nas.architecture.kinds import fewest_layers
 from minitron_nas.architecture.layout import MAMBA_CHANNELS, Axis, Layout, Sizes, axis_sizes
 from minitron_nas.architecture.spec import MAMBA_FIELDS, Architecture
@@ -23,7 +25,7 @@ class Rule:
         applies: Whether a family is bound by it.
         keeps: From axis sizes (scalars or arrays) and the source to truth values.
         blames: The fields of a shape by which it breaks the rule.
-        nearest: What to choose instead of a shape that breaks the rule.
+        advises: The sizes of a shape of which another would keep the rule; each can be chosen for itself.
     """
 
     name: str
@@ -31,7 +33,7 @@ class Rule:
     applies: Callable[[Layout], bool]
     keeps: Callable[[Sizes, Architecture], Any]
     blames: Callable[[Architecture], tuple[str, ...]]
-    nearest: Callable[[Architecture], str]
+    advises: Callable[[Architecture], tuple[str, ...]]
 
 
 def _heads(sizes: Sizes) -> Any:
@@ -42,20 +44,16 @@ def _picked_groups(shape: Architecture) -> int:
     return shape.num_groups_per_tok or max(1, shape.num_expert_groups)
 
 
-def _around(name: str, size: int, step: int) -> str:
-    nearest = {size // step * step, -(-size // step) * step}
-    return f"{name}: {' or '.join(str(legal) for legal in sorted(nearest) if legal)}"
-
-
 def _unaligned(shape: Architecture) -> tuple[str, ...]:
     return tuple(name for name in ("hidden_size", shape.ffn_field) if getattr(shape, name) % EXPERT_GRAIN)
 
 
-def _dividing(shape: Architecture) -> str:
-    channels = shape.mamba_channels
-    below = next(size for size in range(shape.hidden_size, 0, -1) if channels % size == 0)
-    above = next((size for size in range(shape.hidden_size, channels) if channels % size == 0), channels)
-    return f"hidden_size: {' or '.join(str(legal) for legal in sorted({below, above}))}"
+def _hidden_size(_: Architecture) -> tuple[str, ...]:
+    return ("hidden_size",)
+
+
+def _num_experts(_: Architecture) -> tuple[str, ...]:
+    return ("num_experts",)
 
 
 RULES = (
@@ -65,7 +63,7 @@ RULES = (
         lambda layout: layout.hidden_multiple_of_heads,
         lambda sizes, source: sizes[Axis.HIDDEN] % _heads(sizes) == 0,
         lambda shape: ("hidden_size", "num_attention_heads"),
-        lambda shape: _around("hidden_size", shape.hidden_size, shape.num_attention_heads),
+        _hidden_size,
     ),
     Rule(
         "hidden_size_fills_heads",
@@ -73,7 +71,7 @@ RULES = (
         lambda layout: layout.head_dim_is_derived,
         lambda sizes, source: sizes[Axis.HIDDEN] == _heads(sizes) * sizes[Axis.HEAD_DIM],
         lambda shape: ("hidden_size", "num_attention_heads"),
-        lambda shape: f"hidden_size: {shape.num_attention_heads * shape.head_dim}",
+        _hidden_size,
     ),
     Rule(
         "hidden_size_divides_mixer",
@@ -82,7 +80,7 @@ RULES = (
         lambda layout: layout.hidden_divides_mixer,
         lambda sizes, source: MAMBA_CHANNELS.size(sizes) % sizes[Axis.HIDDEN] == 0,
         lambda shape: ("hidden_size", *MAMBA_FIELDS),
-        _dividing,
+        _hidden_size,
     ),
     Rule(
         "longrope_fixes_channels_per_head",
@@ -91,7 +89,7 @@ RULES = (
         lambda layout: layout.longrope_follows_heads,
         lambda sizes, source: (not source.longrope) | (sizes[Axis.HIDDEN] // _heads(sizes) == sizes[Axis.HEAD_DIM]),
         lambda shape: ("hidden_size", "num_attention_heads"),
-        lambda shape: f"hidden_size: {shape.num_attention_heads * shape.head_dim} (num_attention_heads * head_dim)",
+        _hidden_size,
     ),
     Rule(
         "experts_cover_a_token",
@@ -99,7 +97,7 @@ RULES = (
         lambda layout: layout.has_experts,
         lambda sizes, source: sizes[Axis.EXPERTS] >= source.num_experts_per_tok,
         lambda shape: ("num_experts", "num_experts_per_tok"),
-        lambda shape: f"num_experts: {shape.num_experts_per_tok}",
+        _num_experts,
     ),
     Rule(
         "experts_fill_their_groups",
@@ -107,7 +105,7 @@ RULES = (
         lambda layout: layout.has_experts,
         lambda sizes, source: sizes[Axis.EXPERTS] % max(1, source.num_expert_groups) == 0,
         lambda shape: ("num_experts",),
-        lambda shape: _around("num_experts", shape.num_experts, shape.num_expert_groups),
+        _num_experts,
     ),
     Rule(
         "groups_hold_their_best_two",
@@ -115,7 +113,7 @@ RULES = (
         lambda layout: layout.has_experts and not layout.ranks_groups_by_best,
         lambda sizes, source: sizes[Axis.EXPERTS] >= 2 * source.num_expert_groups,
         lambda shape: ("num_experts",),
-        lambda shape: f"num_experts: {2 * shape.num_expert_groups}",
+        _num_experts,
     ),
     Rule(
         "picked_groups_cover_a_token",
@@ -127,9 +125,7 @@ RULES = (
             >= source.num_experts_per_tok
         ),
         lambda shape: ("num_experts", "num_experts_per_tok"),
-        lambda shape: (
-            f"num_experts: {-(-shape.num_experts_per_tok // _picked_groups(shape)) * max(1, shape.num_expert_groups)}"
-        ),
+        _num_experts,
     ),
     Rule(
         "expert_matrices_aligned",
@@ -141,17 +137,18 @@ RULES = (
             | ((sizes[Axis.HIDDEN] % EXPERT_GRAIN == 0) & (sizes[source.ffn_field] % EXPERT_GRAIN == 0))
         ),
         _unaligned,
-        lambda shape: "; ".join(_around(name, getattr(shape, name), EXPERT_GRAIN) for name in _unaligned(shape)),
+        lambda shape: ("hidden_size", shape.ffn_field),
     ),
 )
 
 
-def check_architecture(architecture: Architecture, layout: Layout) -> None:
+def check_architecture(architecture: Architecture, layout: Layout, source: Architecture | None = None) -> None:
     """Refuse a shape that stock transformers would refuse, or would read otherwise than it is meant.
 
     Args:
         architecture: The shape.
         layout: The table of its family; says which rules apply.
+        source: The shape that it is pruned from, where it is: no larger sizes are advised.
 
     Raises:
         InvalidArchitectureError: With the rule, its reason and the nearest legal sizes.
@@ -162,8 +159,41 @@ def check_architecture(architecture: Architecture, layout: Layout) -> None:
         if rule.applies(layout) and not rule.keeps(sizes, architecture):
             blamed = " with ".join(f"{name}={getattr(architecture, name)}" for name in rule.blames(architecture))
             raise InvalidArchitectureError(
-                f"{blamed} breaks the rule {rule.name}: {rule.reason}; nearest legal {rule.nearest(architecture)}"
+                f"{blamed} breaks the rule {rule.name}: {rule.reason}; {_advice(rule, architecture, layout, source)}"
             )
+
+
+def _advice(rule: Rule, shape: Architecture, layout: Layout, source: Architecture | None) -> str:
+    """Say which sizes to choose instead of those by which a shape breaks a rule; no other rule refuses these."""
+    nearest, none = [], []
+    for name in rule.advises(shape):
+        size, legal = getattr(shape, name), _legal_sizes(name, shape, layout, source)
+        if around := [*legal[legal <= size][-1:], *legal[legal > size][:1]]:
+            if size not in around:
+                nearest.append(f"{name}: {' or '.join(map(str, around))}")
+        else:
+            none.append(name)
+    if none:
+        return f"no {' and no '.join(none)} is legal beside the other sizes; choose others of these, too"
+    return f"nearest legal {'; '.join(nearest)}"
+
+
+def _legal_sizes(name: str, shape: Architecture, layout: Layout, source: Architecture | None) -> Any:
+    """Return the sizes, ascending, that keep all rules which advise a size, as far as these are about it."""
+    most = 2 * max(
+        getattr(shape, name),
+        EXPERT_GRAIN * shape.num_attention_heads,
+        shape.num_attention_heads * shape.head_dim,
+        shape.mamba_channels,
+        max(2, shape.num_experts_per_tok) * shape.num_expert_groups,
+    )
+    legal = np.arange(1, 1 + (most if source is None else getattr(source, name)))
+    for rule in RULES:
+        advised = rule.advises(shape)
+        if rule.applies(layout) and name in advised:
+            others = dict.fromkeys(set(advised) - {name}, 0)  # a multiple of whatever the rule asks for
+            legal = legal[rule.keeps({**axis_sizes(shape), **others, name: legal}, shape)]
+    return legal
 
 
 def require_attention(architecture: Architecture, layout: Layout) -> None:

@@ -129,7 +129,7 @@ def write_student(
         CheckpointError: If the disk gives back other bytes than were written.
         ProofError: If the reloaded model gives other logits.
     """
-    check_architecture(target, prepared.layout)
+    check_architecture(target, prepared.layout, prepared.architecture)
     prompt = _drawn_prompt(target.vocab_size, lineage.seed or 0)
     parts = cuts(prepared, target, repaired)
     dtype = _most((part.dtype, num_bytes(part)) for part in parts)

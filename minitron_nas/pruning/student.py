@@ -185,7 +185,7 @@ def build_student(
     Raises:
         InvalidArchitectureError: If stock transformers would refuse the shape.
     """
-    check_architecture(target, prepared.layout)
+    check_architecture(target, prepared.layout, prepared.architecture)
     tensors = {part.name: whole(part) for part in cuts(prepared, target, repaired)}
     return model_from_tensors(student_config(prepared, target), tensors, dtype)
 

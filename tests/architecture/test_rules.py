@@ -99,7 +99,7 @@ def test_longrope_binds_channels_to_heads_as_transformers_does(hidden_size: int,
     ours = refusal(lambda: check_architecture(target, layout))
     theirs = refusal(lambda: AutoConfig.for_model(**with_sizes(config.to_dict(), target, layout)))
     assert bool(ours) == bool(theirs) == (hidden_size < 48)
-    assert ours.endswith("nearest legal hidden_size: 48 (num_attention_heads * head_dim)") == bool(ours)
+    assert ours.endswith("nearest legal hidden_size: 48") == bool(ours)
     assert not refusal(lambda: check_architecture(replace(target, longrope=False), layout))
 
 
@@ -226,6 +226,68 @@ def test_groups_that_a_router_does_not_look_at_are_none() -> None:
         for method in (LIMITED, {"topk_method": "greedy"})
     ]
     assert [(each.num_expert_groups, each.num_groups_per_tok) for each in read] == [(4, 2), (0, 0)]
+
+
+EXPERTS_OF_GRANITE = {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 40}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "config", "change", "rule", "nearest"),
+    [
+        (  # 72 channels of a mixer: 36 would divide them, 40 would be in steps
+            "granitemoehybrid",
+            EXPERTS_OF_GRANITE,
+            {"mamba_head_dim": 6, "hidden_size": 40},
+            "hidden_size_divides_mixer",
+            "hidden_size: 24 or 72",
+        ),
+        (
+            "granitemoehybrid",
+            EXPERTS_OF_GRANITE,
+            {"hidden_size": 12},
+            "expert_matrices_aligned",
+            "hidden_size: 8 or 16",
+        ),
+        ("deepseek_v2", {}, {"hidden_size": 44}, "hidden_size_multiple_of_heads", "hidden_size: 24 or 48"),
+        ("deepseek_v2", {}, {"hidden_size": 36}, "expert_matrices_aligned", "hidden_size: 24 or 48"),
+        (
+            "nemotron_h",
+            {"n_group": 4, "topk_group": 1, "num_local_experts": 16, "num_experts_per_tok": 4},
+            {"num_experts": 10},
+            "experts_fill_their_groups",
+            "num_experts: 16",
+        ),
+    ],
+)
+def test_what_one_rule_advises_no_other_rule_refuses(
+    model_type: str, config: dict[str, int], change: dict[str, int], rule: str, nearest: str
+) -> None:
+    layout = layout_of(model_type)
+    listed = {"layers_block_type": ["full_attention", "moe"]} if model_type == "nemotron_h" else {}
+    source = architecture_of(tiny_config(model_type, **listed, **config).to_dict(), layout)
+    target = replace(source, **change)
+    with pytest.raises(InvalidArchitectureError, match=f"breaks the rule {rule}: .*; nearest legal {nearest}$"):
+        check_architecture(target, layout)
+    name, _, told = nearest.partition(": ")
+    for size in told.split(" or "):
+        check_architecture(replace(target, **{name: int(size)}), layout)
+
+
+def test_no_more_is_advised_than_there_is() -> None:
+    source = shape("llama", 48)
+    narrow = source.reshaped({"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 47})
+    with pytest.raises(InvalidArchitectureError, match="nearest legal hidden_size: 44 or 48$"):
+        check_architecture(narrow, layout_of("llama"), source)
+    with pytest.raises(InvalidArchitectureError, match="nearest legal hidden_size: 44$"):
+        check_architecture(narrow, layout_of("llama"), replace(source, hidden_size=47))
+
+
+def test_where_no_size_is_legal_beside_the_others_it_is_said() -> None:
+    layout = layout_of("granitemoehybrid")
+    source = architecture_of(tiny_config("granitemoehybrid", **EXPERTS_OF_GRANITE).to_dict(), layout)
+    message = "no hidden_size is legal beside the other sizes; choose others of these, too$"
+    with pytest.raises(InvalidArchitectureError, match=message):
+        check_architecture(replace(source, mamba_head_dim=3), layout)
 
 
 @pytest.mark.parametrize("model_type", ["bamba", "lfm2", "nemotron_h", "qwen3_next"])

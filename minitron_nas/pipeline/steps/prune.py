@@ -287,7 +287,7 @@ def _target(
         target = (source if named is None else source.with_layers(named)).reshaped(shape)
     if not text_only and checkpoint.tower is not None:
         check_beside(checkpoint.tower, checkpoint.architecture, target, named)
-    check_architecture(target, checkpoint.layout)
+    check_architecture(target, checkpoint.layout, checkpoint.architecture)
     return target
 
 
