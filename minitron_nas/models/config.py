@@ -6,7 +6,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
+from transformers import CONFIG_MAPPING, AutoConfig
 
 from minitron_nas.architecture.config import architecture_of
 from minitron_nas.architecture.layout import Axis, Layout
@@ -25,6 +25,8 @@ _ROPE = ("rope_parameters", "rope_scaling")
 LISTS_OF_NUMBERS = ("attn_layer_indices", "mlp_only_layers", "moe_layers")
 """Lists of a config that name layers by their numbers, however many there are."""
 _CAUSAL_CLASSES = ("ForCausalLM", "LMHeadModel")
+_KINDS_OF_LAYERS = ("layer_types", "layers_block_type")
+"""Keys under which a config lists a word for each layer; of a family that has one, transformers may take the other."""
 _HEADS = "num_attention_heads"
 _LAYERS = "num_hidden_layers"
 _LABELS = "num_labels"
@@ -43,6 +45,8 @@ _UNPACKING = {
 def read_config(path: Path) -> dict[str, Any]:
     """Read a folder's `config.json` as it stands; of a wrapper, the stock config of its text part.
 
+    Kinds of layers that stand under another key than the family's own stand under that, as transformers reads them.
+
     Raises:
         TeacherNotFoundError: If the folder does not exist.
         CheckpointError: If it has no `config.json`, or one that is not a JSON object, or transformers refuses that of
@@ -55,7 +59,7 @@ def read_config(path: Path) -> dict[str, Any]:
     if not file.is_file():
         instead = what_lies_instead(path) or "has no config.json; give a folder that save_pretrained wrote"
         raise CheckpointError(f"{path} {instead}")
-    return text_config(file, plain_floats(read_object(file)))
+    return _under_own_keys(text_config(file, plain_floats(read_object(file))))
 
 
 def read_architecture(path: Path, config: dict[str, Any]) -> tuple[Architecture, Layout]:
@@ -118,6 +122,15 @@ def layer_lists(config: Mapping[str, Any], num_layers: int, kept_layers: Sequenc
         for key, value in config.items()
         if isinstance(value, list) and "layer" in key and key not in LISTS_OF_NUMBERS and len(value) == num_layers
     }
+
+
+def _under_own_keys(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config with the kinds of its layers under one key: another that transformers takes goes before it."""
+    model_type = str(config.get("model_type"))
+    known = CONFIG_MAPPING[model_type].attribute_map if model_type in CONFIG_MAPPING else {}
+    others = {key: known[key] for key in _KINDS_OF_LAYERS if key in known and key in config}
+    kept = {key: value for key, value in config.items() if key not in others}
+    return {**kept, **{own: config[key] for key, own in others.items()}}
 
 
 def _readable_layout(path: Path, config: dict[str, Any]) -> Layout:

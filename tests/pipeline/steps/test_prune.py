@@ -337,3 +337,32 @@ def test_a_student_inside_its_teachers_folder_is_no_part_of_the_teacher(tmp_path
     assert (after.fingerprint, after.tokenizer_fingerprint()) == (before.fingerprint, tokenizer)
     assert after.outline().companions_bytes == outline.companions_bytes
     assert {file.name for file in inside.iterdir()} == {file.name for file in beside.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "own", "other"),
+    [
+        ("nemotron_h", "layers_block_type", "layer_types"),
+        ("granitemoehybrid", "layer_types", "layers_block_type"),
+    ],
+)
+@pytest.mark.parametrize("beside", [False, True])
+def test_kinds_of_layers_under_another_familys_key_are_the_students_own(
+    tmp_path: Path, model_type: str, own: str, other: str, beside: bool
+) -> None:
+    teacher = tiny_checkpoint(tmp_path / "teacher", model_type)
+    content = json.loads((teacher / "config.json").read_text())
+    kinds = content.pop(own)
+    content |= {
+        other: kinds,
+        **({own: kinds[::-1]} if beside else {}),
+    }  # transformers reads the other key, if it is there
+    (teacher / "config.json").write_text(json.dumps(content))
+    pruned = prune(teacher, tmp_path / "student", {"num_hidden_layers": 3}, scores="random", display=Quiet())
+    written = json.loads((pruned.path / "config.json").read_text())
+    assert other not in written
+    assert len(written[own]) == 3
+    student = AutoModelForCausalLM.from_pretrained(pruned.path)
+    assert len(student.get_decoder().layers) == student.config.num_hidden_layers == 3
+    assert student.config.layer_types == list(pruned.architecture.layer_kinds)
+    assert pruned.proof is not None
