@@ -14,6 +14,9 @@ from minitron_nas.errors import InvalidArchitectureError
 EXPERT_GRAIN = 8
 """Rows of this many 16-bit numbers fill the 16 bytes that grouped matrix products work on."""
 
+_LATENTS = "moe_latent_size"
+"""The key of how many latents experts read and write instead of hidden channels, where they do."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -44,8 +47,17 @@ def _picked_groups(shape: Architecture) -> int:
     return shape.num_groups_per_tok or max(1, shape.num_expert_groups)
 
 
+def _of_expert_matrices(shape: Architecture) -> tuple[str, ...]:
+    """The sizes that pruning changes and experts' matrices run along; where latents are read, hidden ones are not."""
+    return (shape.ffn_field,) if shape.fixed_sizes.get(_LATENTS) else ("hidden_size", shape.ffn_field)
+
+
 def _unaligned(shape: Architecture) -> tuple[str, ...]:
-    return tuple(name for name in ("hidden_size", shape.ffn_field) if getattr(shape, name) % EXPERT_GRAIN)
+    return tuple(name for name in _of_expert_matrices(shape) if getattr(shape, name) % EXPERT_GRAIN)
+
+
+def _are_aligned(sizes: Sizes, source: Architecture) -> Any:
+    return sum(sizes[name] % EXPERT_GRAIN for name in _of_expert_matrices(source)) == 0
 
 
 def _hidden_size(_: Architecture) -> tuple[str, ...]:
@@ -129,15 +141,12 @@ RULES = (
     ),
     Rule(
         "expert_matrices_aligned",
-        "stock transformers computes experts with grouped matrix products, whose rows must fill 16 bytes: hidden_size "
-        f"and the experts' width must be multiples of {EXPERT_GRAIN}",
+        "stock transformers computes experts with grouped matrix products, whose rows must fill 16 bytes: what experts "
+        f"read and their width must be multiples of {EXPERT_GRAIN}",
         lambda layout: layout.has_experts,
-        lambda sizes, source: (
-            (source.num_experts == 0)
-            | ((sizes[Axis.HIDDEN] % EXPERT_GRAIN == 0) & (sizes[source.ffn_field] % EXPERT_GRAIN == 0))
-        ),
+        lambda sizes, source: (source.num_experts == 0) | _are_aligned(sizes, source),
         _unaligned,
-        lambda shape: ("hidden_size", shape.ffn_field),
+        _of_expert_matrices,
     ),
 )
 
@@ -214,6 +223,23 @@ def require_attention(architecture: Architecture, layout: Layout) -> None:
             f"none of the {architecture.num_hidden_layers} layers has attention, and only of such a layer stock "
             f"transformers learns how long its context is when it generates; keep a layer of kind "
             f"{' or '.join(sorted({kind.partition(' ')[0] for kind in attention}))}"
+        )
+
+
+def require_latents(architecture: Architecture) -> None:
+    """Refuse a model whose experts read latents that stock transformers cannot multiply.
+
+    Args:
+        architecture: Its shape.
+
+    Raises:
+        InvalidArchitectureError: With the number of latents, which pruning leaves as it is.
+    """
+    if (latents := architecture.fixed_sizes.get(_LATENTS, 0)) % EXPERT_GRAIN:
+        raise InvalidArchitectureError(
+            f"{_LATENTS}={latents} is no multiple of {EXPERT_GRAIN}: stock transformers computes experts with grouped "
+            "matrix products, whose rows must fill 16 bytes, and pruning leaves this size as it is; give a model that "
+            "was trained with another"
         )
 
 

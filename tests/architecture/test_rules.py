@@ -9,7 +9,13 @@ from transformers import AutoConfig
 
 from minitron_nas.architecture.config import architecture_of, with_sizes
 from minitron_nas.architecture.layout import Axis
-from minitron_nas.architecture.rules import RULES, check_architecture, check_changes, fewest_with_attention
+from minitron_nas.architecture.rules import (
+    RULES,
+    check_architecture,
+    check_changes,
+    fewest_with_attention,
+    require_latents,
+)
 from minitron_nas.architecture.spec import EXPERT_FIELDS, Architecture
 from minitron_nas.errors import InvalidArchitectureError
 from minitron_nas.families.catalog import layout_of, layouts
@@ -271,6 +277,29 @@ def test_what_one_rule_advises_no_other_rule_refuses(
     name, _, told = nearest.partition(": ")
     for size in told.split(" or "):
         check_architecture(replace(target, **{name: int(size)}), layout)
+
+
+OF_LATENTS = {"layers_block_type": ["full_attention", "moe"], "moe_latent_size": 24}
+
+
+@pytest.mark.parametrize("latents", [16, 18, 20, 24])
+def test_latents_fill_sixteen_bytes_as_transformers_asks(latents: int) -> None:
+    config = tiny_config("nemotron_h", **{**OF_LATENTS, "moe_latent_size": latents})
+    source = architecture_of(config.to_dict(), layout_of("nemotron_h"))
+    theirs = refusal(lambda: tiny_model(config).bfloat16()(torch.arange(8)[None]))
+    ours = refusal(lambda: require_latents(source))
+    assert bool(ours) == bool(theirs) == bool(latents % 8)
+    assert ours.startswith(f"moe_latent_size={latents} is no multiple of 8: ") == bool(ours)
+
+
+def test_experts_that_read_latents_leave_hidden_size_free() -> None:
+    layout, config = layout_of("nemotron_h"), tiny_config("nemotron_h", **OF_LATENTS, hidden_size=42)
+    target = architecture_of(config.to_dict(), layout)
+    check_architecture(target, layout)
+    assert not refusal(lambda: tiny_model(config).bfloat16()(torch.arange(8)[None]))
+    message = r"^moe_intermediate_size=20 breaks the rule expert_matrices_aligned: .* moe_intermediate_size: 16 or 24$"
+    with pytest.raises(InvalidArchitectureError, match=message):
+        check_architecture(replace(target, moe_intermediate_size=20), layout)
 
 
 def test_no_more_is_advised_than_there_is() -> None:

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from minitron_nas.errors import CheckpointError, TeacherNotFoundError, UnknownFamilyError
+from minitron_nas.errors import CheckpointError, InvalidArchitectureError, TeacherNotFoundError, UnknownFamilyError
 from minitron_nas.models.config import read_architecture, read_config
 from minitron_nas.testing import tiny_checkpoint
 
@@ -180,6 +180,13 @@ def test_a_size_that_is_left_to_transformers_is_what_it_makes_of_it(tmp_path, mo
     file.write_text(file.read_text().replace('"mamba_d_head": 8', '"mamba_d_head": "auto"'))
     assert read_config(folder)["mamba_d_head"] == "auto"
     assert read_architecture(folder, read_config(folder))[0].mamba_head_dim == 8
+
+
+def test_latents_that_transformers_cannot_multiply_are_refused_with_the_reason(tmp_path):
+    kinds = ["linear_attention", "full_attention", "moe"]
+    folder = tiny_checkpoint(tmp_path, "nemotron_h", layers_block_type=kinds, moe_latent_size=20)
+    with pytest.raises(InvalidArchitectureError, match="moe_latent_size=20 is no multiple of 8: .* fill 16 bytes"):
+        read_architecture(folder, read_config(folder))
 
 
 def test_a_model_with_an_adapter_beside_it_is_refused_with_both(llama):
