@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from minitron_nas.architecture.config import with_sizes
 from minitron_nas.architecture.kinds import best_of_each_kind
 from minitron_nas.architecture.layout import Layout
+from minitron_nas.architecture.rules import fewest_with_attention
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import LatencyError
 from minitron_nas.evaluation.clock import decode, prefill, random_prompt, timed
@@ -55,7 +56,8 @@ class Bench:
         self._filled = AutoConfig.for_model(**copy.deepcopy(dict(config))).to_dict()
         self.device = pick_device()
         self.dtype = compute_dtype(self.device)
-        self.num_layers = stack_layers(self._filled, source.num_hidden_layers)
+        fewest = fewest_with_attention(source, layout)
+        self.num_layers = stack_layers(self._filled, source.num_hidden_layers, fewest)
         self._reference = self._stack({}, self._of_each_kind(self.num_layers))
 
     def layer(self, shape: Mapping[str, int]) -> StackTimes:
@@ -176,16 +178,17 @@ def others_over_reference(times: Reals) -> Reals:
     return times[:, 1:] / times[:, :1]
 
 
-def stack_layers(filled: Mapping[str, Any], num_layers: int) -> int:
+def stack_layers(filled: Mapping[str, Any], num_layers: int, fewest: int = 1) -> int:
     """Return how many layers a stack has: about a fifth of a model's, and whole periods of its kinds of layers.
 
     Args:
         filled: The content of a `config.json` with all that transformers fills in.
         num_layers: Of the model.
+        fewest: No stack has fewer, so that one of them has attention, without which transformers does not decode.
     """
     kinds = layer_lists(filled, num_layers, range(num_layers)).values()
     period = next(n for n in range(1, num_layers + 1) if all(each[n:] == each[:-n] for each in kinds))
-    wanted = max(1, num_layers // _PART_OF_THE_TEACHER)
+    wanted = max(fewest, num_layers // _PART_OF_THE_TEACHER)
     return -(-wanted // period) * period if 2 * period <= num_layers else wanted
 
 

@@ -94,6 +94,14 @@ def test_real_stacks_take_time(model_type):
     assert all(seconds > 0 for seconds in play())
 
 
+def test_a_stack_of_a_hybrid_has_attention_even_if_that_is_not_its_rarest_kind():
+    kinds = ["full_attention", "linear_attention", "full_attention", "full_attention"]
+    bench = bench_of("granitemoehybrid", layer_types=kinds)  # of one layer a model would have the mixer alone
+    assert bench.num_layers == 2
+    assert {bench._source.kinds[layer] for layer in bench._of_each_kind(2)} == set(kinds)
+    assert all(seconds > 0 for seconds in bench._reference())
+
+
 def test_a_stack_of_a_hybrid_has_the_kinds_of_its_layers_in_their_shares():
     bench = bench_of("nemotron_h", layers_block_type=["linear_attention", "mlp"] * 4 + ["full_attention", "mlp"])
     assert bench.num_layers == 2
