@@ -43,8 +43,9 @@ def conformance_shapes(layout: Layout, source: Architecture) -> dict[str, dict[s
     else:
         shapes |= {"num_key_value_heads": groups, "num_attention_heads": heads}
     if layout.hidden_divides_mixer:
-        mixers = {name: _narrower(source, units[name], grain) for name in MAMBA_FIELDS}
-        both = {name: size for each in MAMBA_FIELDS for name, size in units[each].items()}
+        of_mixers = {name: units[name] for name in MAMBA_FIELDS if name in units}  # there may be no mixer
+        mixers = {name: _narrower(source, sizes, grain) for name, sizes in of_mixers.items()}
+        both = {name: size for sizes in of_mixers.values() for name, size in sizes.items()}
         every = {**fewer, **(heads or groups), **_narrower(source, both, grain)}
         return {**shapes, **mixers, "hidden_size": _narrower(source, {}, grain), "all": every}
     step = lcm(grain, source.num_attention_heads) if layout.hidden_multiple_of_heads else grain

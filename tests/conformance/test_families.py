@@ -129,6 +129,7 @@ WHOLE: dict[str, tuple[dict[str, Any], ...]] = {
         {**OF_GRANITE, "mamba_expand": 4, "mamba_d_head": 16, "residual_multiplier": 0.22},
         {"tied": True, "embedding_multiplier": 12.0, "residual_multiplier": 0.22, "logits_scaling": 8.0},
         {"mamba_proj_bias": True, "mamba_conv_bias": False, "position_embedding_type": "rope", **BIAS},
+        {"layer_types": ["full_attention"] * 4},
     ),
     "helium": ({**BIASES}, {"tied": True}),
     "hunyuan_v1_dense": ({**rope("dynamic", alpha=1000.0, factor=1.0), **BIAS}, {"tied": True}),
