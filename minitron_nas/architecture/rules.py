@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from minitron_nas.architecture.kinds import fewest_layers
+from minitron_nas.architecture.kinds import fewest_layers, without_keys
 from minitron_nas.architecture.layout import MAMBA_CHANNELS, Axis, Layout, Sizes, axis_sizes
 from minitron_nas.architecture.spec import MAMBA_FIELDS, Architecture
 from minitron_nas.errors import InvalidArchitectureError
@@ -182,6 +182,23 @@ def require_attention(architecture: Architecture, layout: Layout) -> None:
             f"none of the {architecture.num_hidden_layers} layers has attention, and only of such a layer stock "
             f"transformers learns how long its context is when it generates; keep a layer of kind "
             f"{' or '.join(sorted({kind.partition(' ')[0] for kind in attention}))}"
+        )
+
+
+def require_keys(architecture: Architecture) -> None:
+    """Refuse a shape some of whose layers read keys and values that none of its layers computes.
+
+    Args:
+        architecture: The shape, with the kinds that its layers have in the source.
+
+    Raises:
+        InvalidArchitectureError: Naming how these layers attend, and what to do.
+    """
+    if lacking := without_keys(architecture.layer_kinds):
+        raise InvalidArchitectureError(
+            f"layers of kind {lacking[0]!r} that have no keys and values of their own are kept without the layer whose "
+            "keys and values they read; keep that layer (the last before all such layers that attends as they do), or "
+            "drop them, too"
         )
 
 

@@ -197,7 +197,8 @@ def _check_sizes(path: Path, config: dict[str, Any], layout: Layout, most_layers
     """Refuse sizes that no tensor of the model could have."""
     axes = {axis.value for axis in layout.axes()} & set(Architecture.__slots__)
     others = (layout.mixer_width, _LAYERS, _HEADS, Axis.HEAD_DIM.value, _LABELS)
-    sizes = {*axes, *layout.shape_fields(), *layout.fixed_keys(), *others}
+    fixed = layout.fixed_keys_of(dict.fromkeys(layout.fixed_keys(), 1) | config)
+    sizes = {*axes, *layout.shape_fields(), *fixed, *others}
     for field in sorted(sizes):
         least, most = 0 if field in (_LABELS, Axis.EXPERTS) else 1, most_layers if field == _LAYERS else longest
         for place, key in enumerate(layout.config_names(field)):

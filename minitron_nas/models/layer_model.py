@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from minitron_nas.architecture.config import architecture_of, with_sizes
+from minitron_nas.architecture.kinds import shares
 from minitron_nas.architecture.layout import HIDDEN, VOCAB, Layout
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.models.borders import border_masks
@@ -26,6 +27,20 @@ LayerOutput: TypeAlias = Tensor | tuple[Any, ...]
 _NUM_ROWS = 8
 _TOKEN_IDS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
 """Rows that there are; some configs have to name a first token, and a row that pads would be zero."""
+
+
+def why_not_alone(layout: Layout, architecture: Architecture) -> str | None:
+    """Say why the layers of a model cannot run one at a time on hidden states, or None where they can.
+
+    Args:
+        layout: The table of the family.
+        architecture: The model's shape.
+    """
+    if any(layout.is_of_all_layers(row) and row.exists(architecture) for row in layout.rows):
+        return f"every layer of this {layout.model_type} reads embeddings of its own beside hidden states"
+    if any(shares(kind) for kind in architecture.kinds):
+        return f"some layers of this {layout.model_type} read the keys and values of others"
+    return None
 
 
 def layer_model(

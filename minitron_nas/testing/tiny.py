@@ -58,6 +58,7 @@ _TINY_FIXED: dict[str, int] = {
     "qk_rope_head_dim": 8,
     "ssm_state_size": 16,
     "v_head_dim": 6,
+    "vocab_size_per_layer_input": 320,
 }
 """Sizes that families do not prune, for those whose table names them."""
 
