@@ -104,8 +104,8 @@ class Bench:
 
     def _stack(self, sizes: Mapping[str, int], layers: Sequence[int]) -> Player:
         """Build a model of the kinds of layers that some of the teacher's are."""
+        layers, changes = sorted(layers), dict[str, Any](sizes)  # so that those that share keys come last
         kinds = layer_lists(self._filled, self._source.num_hidden_layers, layers)
-        changes: dict[str, Any] = dict(sizes)
         target = replace(self._source.with_layers(layers), **changes)
         content = with_sizes({**self._config, **kinds}, target, self._layout)
         with torch.random.fork_rng(devices=[]), torch.device(self.device):
