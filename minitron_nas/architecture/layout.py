@@ -41,6 +41,9 @@ class Axis(StrEnum):
     MAMBA_HEAD_DIM = "mamba_head_dim"
 
 
+LAYERS_VOCAB = "vocab_size_per_layer_input"
+"""The key of how many tokens have embeddings of single layers, which lie in one tensor."""
+
 Factor: TypeAlias = Axis | str | int | tuple[str, ...]
 """What a dimension is a product of: axes, and fixed sizes, which are numbers, keys of numbers in the config, or several
 keys for the sum of their numbers."""
@@ -199,7 +202,7 @@ class TensorRow:
     @property
     def counts_tokens(self) -> bool:
         """Whether a dimension counts tokens: of an embedding, of all layers or of single ones, or an output head."""
-        return any(Axis.VOCAB in each or _LAYERS_VOCAB in each.fixed_keys for each in self.dims)
+        return any(Axis.VOCAB in each or LAYERS_VOCAB in each.fixed_keys for each in self.dims)
 
     @property
     def is_slice(self) -> bool:
@@ -680,7 +683,6 @@ class Layout:
 
 _FFN_AXES = (Axis.NEURONS, Axis.EXPERT_NEURONS, Axis.SHARED_NEURONS, Axis.WIDE_NEURONS, Axis.EXPERTS)
 _HEADS = ("num_attention_heads", "num_key_value_heads")
-_LAYERS_VOCAB = "vocab_size_per_layer_input"
 _MAMBA_HEADS = "mamba_num_heads"
 _SHARED_WIDTH = "shared_expert_intermediate_size"
 

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from torch import Tensor
 
 from minitron_nas.distillation.signals.folder import WHOLE, Share
-from minitron_nas.errors import MachineError, PlanError
+from minitron_nas.errors import PlanError
 from minitron_nas.execution.device import release_memory
 from minitron_nas.importance.moments import Readers, second_moments, sweep_moments
 from minitron_nas.importance.score import score_sums, sweep_sums
@@ -16,7 +16,6 @@ from minitron_nas.importance.scores import ImportanceScores
 from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
 from minitron_nas.importance.sums import SumsFolder, scores_of, sums_bytes
 from minitron_nas.models.checkpoint import Checkpoint
-from minitron_nas.models.layer_model import why_not_alone
 from minitron_nas.models.loading import load_whole
 from minitron_nas.models.outline import Outline
 from minitron_nas.models.placement import fits_in_memory, whole_model_bytes
@@ -51,15 +50,6 @@ class CalibrationPass:
     text: PackedTokens
     whole: bool
     folder: Path
-
-    def __post_init__(self) -> None:
-        """Refuse a model that neither fits into memory nor runs layer by layer.
-
-        Raises:
-            MachineError: With the memory that is needed.
-        """
-        if not self.whole:
-            require_layers_alone(self.checkpoint)
 
     def score(self, settings: ImportanceSettings, progress: Progress) -> ImportanceScores:
         """Score every part of the model, as `score_importance` says.
@@ -135,37 +125,6 @@ class CalibrationPass:
         second_moments(model, self.checkpoint.layout, self.text, kept, readers, progress=progress, layers=layers)
         del model
         release_memory()
-
-
-def require_room(model: Checkpoint | Outline) -> None:
-    """Refuse to measure anything on a model that neither fits into memory nor runs layer by layer.
-
-    Args:
-        model: The model.
-
-    Raises:
-        MachineError: With the memory that is needed.
-    """
-    if not fits_in_memory(model):
-        require_layers_alone(model)
-
-
-def require_layers_alone(model: Checkpoint | Outline) -> None:
-    """Refuse to run a model layer by layer where its layers cannot run alone.
-
-    Args:
-        model: The model, which does not fit into memory.
-
-    Raises:
-        MachineError: With the memory that is needed.
-    """
-    reason = why_not_alone(model.layout, model.architecture)
-    if reason is not None:
-        raise MachineError(
-            f"{model.path} needs {about_bytes(whole_model_bytes(model))} of free memory to be measured, because it can "
-            f"only run as a whole: {reason}; use a machine with more memory, or scores that need no text (magnitude or "
-            "random)"
-        )
 
 
 def require_whole_model(checkpoint: Checkpoint | Outline, depth: DepthSettings) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from minitron_nas.architecture.costs import count_parameters, kv_cache_bytes_per_token, state_bytes_per_sequence
-from minitron_nas.architecture.layout import HIDDEN, KEYS, Axis, Layout, TensorRow
+from minitron_nas.architecture.layout import HIDDEN, KEYS, VOCAB, Axis, Layout, TensorRow
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.loss.losses import Counted, distillation_loss, forward_kl
 from minitron_nas.distillation.settings import DistillationSettings
@@ -26,7 +26,15 @@ from minitron_nas.evaluation.clock import cache_of
 from minitron_nas.importance.moments import second_moments
 from minitron_nas.importance.tensor_folder import TensorFolder
 from minitron_nas.models.causal_lm import CausalLM
-from minitron_nas.models.layer_model import LayerOutput, embed, layer_model, run_layer, states_of, why_not_alone
+from minitron_nas.models.layer_model import (
+    LayerOutput,
+    SharedKeys,
+    embed,
+    layer_model,
+    part_of_layer,
+    run_layer,
+    states_of,
+)
 from minitron_nas.models.stock import model_from_tensors, read_tensor
 from minitron_nas.pruning.export import write_student
 from minitron_nas.pruning.parts import whole
@@ -154,10 +162,12 @@ def check_states(subject: Subject) -> None:
 
 @torch.no_grad()
 def check_layer_by_layer(subject: Subject) -> None:
-    """Every layer in a model of its own puts out what it does in the whole model, to the bit, where it can run so."""
+    """Every layer in a model of its own puts out what it does in the whole model, to the bit."""
     model, layout, prepared = subject.model, subject.layout, subject.prepared
-    if why_not_alone(layout, subject.architecture) is not None:
-        return
+    shared: SharedKeys = {}
+    tables = {place.row: subject.tensors[place.name] for place in layout.tensors(subject.architecture)}
+    embedding = next(table for row, table in tables.items() if row.dims == (VOCAB, HIDDEN))
+    of_layers = next((row for row in tables if row.counts_tokens and layout.is_of_all_layers(row)), None)
     positions = subject.text.position_ids
     states = embed(model, layout, subject.prompt, positions)
     for layer in range(subject.architecture.num_hidden_layers):
@@ -166,6 +176,9 @@ def check_layer_by_layer(subject: Subject) -> None:
         with module.register_forward_hook(lambda _, __, output, outputs=outputs: outputs.append(output)):
             subject.logits(model)
         expected = states_of(outputs[0])
+        own = []
+        if of_layers is not None:
+            own = [embedding, part_of_layer(tables[of_layers], of_layers, subject.architecture, layer)]
         alone = layer_model(
             lambda name: read_tensor(prepared.headers[name]),
             prepared.config,
@@ -173,8 +186,10 @@ def check_layer_by_layer(subject: Subject) -> None:
             layout,
             layer,
             torch.float64,
+            *own,
         )
-        states = run_layer(plain_experts(alone), layout, states, positions)
+        ids = subject.prompt if own else None
+        states = run_layer(plain_experts(alone), layout, states, positions, ids, shared)
         assert torch.equal(states, expected), (
             f"layer {layer} in a model of its own puts out something else than in the whole model; it cannot be scored "
             "layer by layer"
