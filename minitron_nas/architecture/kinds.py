@@ -172,6 +172,8 @@ class SharedKeys:
     def read(self, config: Mapping[str, Any], num_layers: int) -> tuple[str, ...]:
         """Return the word of layers that read from others, of those that they read from, and the empty word.
 
+        Where all layers read from others, these are of another model, as those of a layer are that runs alone.
+
         Args:
             config: The content, with all that transformers fills in.
             num_layers: How many layers there are.
@@ -180,11 +182,13 @@ class SharedKeys:
             InvalidArchitectureError: If no layer is left for one of them to read from.
         """
         count = config.get(self.key) or 0
-        if not isinstance(count, int) or not 0 <= count < num_layers:
+        if not isinstance(count, int) or not 0 <= count <= num_layers:
             raise InvalidArchitectureError(
                 f"{self.key}={count!r} must say how many of the last layers read the keys and values of layers before "
-                f"them, less than the {num_layers} layers that there are"
+                f"them, at most all of the {num_layers} layers"
             )
+        if count == num_layers:
+            return (SHARING,) * num_layers
         first = num_layers - count
         attend = self.attention.read(config, num_layers)
         words = ["" if layer < first else SHARING for layer in range(num_layers)]

@@ -10,7 +10,7 @@ from transformers import AutoConfig
 
 from minitron_nas.architecture.config import architecture_of
 from minitron_nas.architecture.layout import Axis, Layout
-from minitron_nas.architecture.rules import require_attention
+from minitron_nas.architecture.rules import require_attention, require_keys
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import CheckpointError, MinitronNasError, TeacherNotFoundError
 from minitron_nas.models.outline import Outline
@@ -143,6 +143,7 @@ def _filled_architecture(path: Path, config: dict[str, Any], layout: Layout) -> 
     except Exception as error:
         raise CheckpointError(f"transformers refuses {path / 'config.json'}: {' '.join(str(error).split())}") from error
     require_attention(architecture, layout)
+    require_keys(architecture)
     return architecture
 
 

@@ -149,7 +149,7 @@ def test_where_no_layer_shares_keys_no_word_is_added(config: dict[str, int | Non
 @pytest.mark.parametrize(
     ("count", "said"),
     [
-        (7, r"shared=7 must say how many of the last layers .* less than the 7 layers that there are"),
+        (8, r"shared=8 must say how many of the last layers .* at most all of the 7 layers"),
         (-1, r"shared=-1 must say"),
         ("3", r"shared='3' must say"),
         (5, r"shared=5 leaves no layer of kind 'full' whose keys .* it must be at most 4"),
@@ -158,6 +158,12 @@ def test_where_no_layer_shares_keys_no_word_is_added(config: dict[str, int | Non
 def test_layers_that_would_find_no_keys_to_read_are_refused(count: object, said: str) -> None:
     with pytest.raises(InvalidArchitectureError, match=said):
         SHARED.read({"layer_types": [*ATTENTION], "shared": count}, 7)
+
+
+def test_all_layers_may_read_keys_of_another_model() -> None:
+    kinds = SHARED.read({"layer_types": ["full", "sliding"], "shared": 2}, 2)
+    assert kinds == ("full sharing", "sliding sharing")
+    assert without_keys(kinds) == ["full", "sliding"]
 
 
 @given(st.lists(st.sampled_from(["full", "sliding"]), min_size=2, max_size=16), st.data())

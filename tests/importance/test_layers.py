@@ -109,5 +109,5 @@ def test_a_layer_whose_keys_others_read_is_dropped_with_these_alone() -> None:
     source = replace(SOURCE, num_hidden_layers=4, layer_kinds=kinds)
     assert drop_from(source, {}, [0, 3]) == [1, 2]
     assert drop_from(source, {}, [1, 2, 3]) == [0]
-    with pytest.raises(InvalidArchitectureError, match="layers of kind 'full_attention' that have no keys .* are kept"):
+    with pytest.raises(InvalidArchitectureError, match="layers of kind 'full_attention' have no keys .* is not there"):
         drop_from(source, {}, [1, 2])

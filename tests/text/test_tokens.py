@@ -15,7 +15,6 @@ from tokenizers import AddedToken
 from minitron_nas.errors import CheckpointError, DataError
 from minitron_nas.families.catalog import layouts
 from minitron_nas.testing import tiny_config, tiny_model, tiny_tokenizer
-from minitron_nas.testing.tiny import TINY_E2B
 from minitron_nas.text import packing
 from minitron_nas.text import tokens as tokens_module
 from minitron_nas.text.conversation import Conversation
@@ -269,7 +268,6 @@ def attentions(model_type):
         for name, changes in [
             *((name, {}) for name in layouts() if name not in {*WITH_STATE, *BLIND}),
             *WINDOWS.items(),
-            ("gemma4_text", {**TINY_E2B, "sliding_window": 5}),
         ]
         for attention in attentions(name)
     ],
