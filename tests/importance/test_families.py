@@ -28,7 +28,7 @@ def test_every_part_of_every_family_gets_a_score(model_type):
         "experts": (Axis.EXPERTS, (shape.num_experts,)),
     }
     for axis, name in NEURON_AXES.items():
-        experts = (shape.num_experts,) if layout.in_experts(axis) else ()
+        experts = (shape.num_experts,) if layout.in_experts(axis) and axis in layout.neuron_axes_of(shape) else ()
         parts[name] = (axis, (*experts, sizes[axis] if axis in layout.neuron_axes_of(shape) else 0))
     assert scores.hidden.shape == (48,)
     for name, (axis, size) in parts.items():
