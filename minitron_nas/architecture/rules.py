@@ -196,8 +196,9 @@ def require_keys(architecture: Architecture) -> None:
     """
     if lacking := without_keys(architecture.layer_kinds):
         raise InvalidArchitectureError(
-            f"layers of kind {lacking[0]!r} have no keys and values of their own, and the layer whose they read is not "
-            "there; keep that layer (the last before all such layers that attends as they do), or drop them, too"
+            f"layers of kind {lacking[0]!r} have no keys and values of their own, and the layer that they read them "
+            "from is not there; keep that layer (the last before all such layers that attends as they do), or drop "
+            "them, too"
         )
 
 
