@@ -335,7 +335,8 @@ class Layout:
             tokens at a time, and transformers drops.
         stacked: Name endings of tensors in which checkpoints may hold all experts of a layer, one after the other,
             each with the endings of the rows that lie one after the other in each expert's part.
-        cached: What a layer with attention keeps of a token of context, one dimension after the other.
+        cached: What a layer with attention keeps of a token of context, one dimension after the other; one that reads
+            the keys and values of another layer (`SharedKeys`) keeps nothing.
         fixed_attention: Kinds of layers whose attention has sizes of its own, all of them fixed, with what such a layer
             keeps of a token of context.
         states: Kinds of layers that hand on a state, each with what such a layer keeps of a sequence, however long that
