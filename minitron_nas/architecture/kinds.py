@@ -156,7 +156,8 @@ class SharedKeys:
     """The number of the last layers, which have no keys and values of their own; all others have theirs.
 
     Each of them reads what the last layer before them computes that attends as it does. That layer is a kind of its
-    own, of which there is no other: where every kind keeps a layer, it stays, whatever its score.
+    own, of which there is no other, so that it stays as long as one that reads from it, whatever its score: kinds of
+    one layer go into a model first, and of equal ones that whose word comes first.
 
     Attributes:
         key: Of the number in `config.json`.

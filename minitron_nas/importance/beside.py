@@ -11,7 +11,7 @@ from minitron_nas.architecture.layout import axis_sizes
 from minitron_nas.importance.hidden_states import HiddenStates
 from minitron_nas.importance.layered_model import LayeredModel
 from minitron_nas.models.causal_lm import CausalLM
-from minitron_nas.models.layer_model import SharedKeys, run_layer
+from minitron_nas.models.layer_model import KeysAndValues, run_layer
 from minitron_nas.text.tokens import PackedTokens
 
 
@@ -53,7 +53,7 @@ class Beside:
         ids = None if self.vocabulary is None else torch.searchsorted(self.vocabulary, batch.input_ids).to(device)
         kind = self._layers.architecture.kinds[number]
         attention = kind.partition(" ")[0]
-        shared: SharedKeys = {attention: self._read(attention, indices)} if shares(kind) else {}
+        shared: KeysAndValues = {attention: self._read(attention, indices)} if shares(kind) else {}
         positions = batch.position_ids.to(device)
         output = run_layer(model, self._layers.layout, states, positions, ids, shared)
         if gives(kind):

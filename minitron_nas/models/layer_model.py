@@ -25,7 +25,7 @@ from minitron_nas.models.causal_lm import CausalLM, decoder_of
 from minitron_nas.models.config import layer_lists
 from minitron_nas.models.stock import model_from_tensors
 
-SharedKeys: TypeAlias = dict[str, tuple[Tensor, Tensor]]
+KeysAndValues: TypeAlias = dict[str, tuple[Tensor, Tensor]]
 """Keys and values, (batch, num_kv_heads, seq_len, head_dim) each, by how layers attend, in the config's words."""
 
 LayerOutput: TypeAlias = Tensor | tuple[Any, ...]
@@ -65,9 +65,10 @@ def layer_model(
         embedding = torch.zeros(_NUM_ROWS, architecture.hidden_size, dtype=dtype)
     filled = AutoConfig.for_model(**config).to_dict()
     alone = replace(architecture.with_layers([layer]), vocab_size=len(embedding))
+    own_vocabulary = {LAYERS_VOCAB} & layout.fixed_keys()
     content = {
         **with_sizes({**config, **layer_lists(filled, architecture.num_hidden_layers, [layer])}, alone, layout),
-        **dict.fromkeys((*layout.config_names("vocab_size"), LAYERS_VOCAB), len(embedding)),
+        **dict.fromkeys((*layout.config_names("vocab_size"), *own_vocabulary), len(embedding)),
         **_TOKEN_IDS,
     }
     tensors = {}
@@ -112,7 +113,7 @@ def run_layer(
     states: Tensor,
     position_ids: Tensor,
     input_ids: Tensor | None = None,
-    shared: SharedKeys | None = None,
+    shared: KeysAndValues | None = None,
 ) -> Tensor:
     """Run one batch of hidden states through a model of one layer, hooks on it and on its final norm too.
 
@@ -143,7 +144,8 @@ def run_layer(
     # Prepended, so that hooks that measure are told what the layer reads.
     giving = module.register_forward_pre_hook(give, prepend=True, with_kwargs=True)
     with giving, module.register_forward_hook(take):
-        # Embeddings are given for their shape and type alone: models may scale them or add to them.
+        # Embeddings are given for their shape and type alone, and for what the layer makes of them beside hidden
+        # states: models may scale them or add to them.
         read = {"inputs_embeds": states} if input_ids is None else {"input_ids": input_ids}
         masks = border_masks(model, position_ids)
         decoder_of(model)(**read, position_ids=position_ids, use_cache=False, **masks)

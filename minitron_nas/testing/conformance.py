@@ -28,7 +28,7 @@ from minitron_nas.importance.tensor_folder import TensorFolder
 from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.layer_model import (
     LayerOutput,
-    SharedKeys,
+    KeysAndValues,
     embed,
     layer_model,
     part_of_layer,
@@ -164,7 +164,7 @@ def check_states(subject: Subject) -> None:
 def check_layer_by_layer(subject: Subject) -> None:
     """Every layer in a model of its own puts out what it does in the whole model, to the bit."""
     model, layout, prepared = subject.model, subject.layout, subject.prepared
-    shared: SharedKeys = {}
+    shared: KeysAndValues = {}
     tables = {place.row: subject.tensors[place.name] for place in layout.tensors(subject.architecture)}
     embedding = next(table for row, table in tables.items() if row.dims == (VOCAB, HIDDEN))
     of_layers = next((row for row in tables if row.counts_tokens and layout.is_of_all_layers(row)), None)
