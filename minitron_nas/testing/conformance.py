@@ -27,8 +27,8 @@ from minitron_nas.importance.moments import second_moments
 from minitron_nas.importance.tensor_folder import TensorFolder
 from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.layer_model import (
-    LayerOutput,
     KeysAndValues,
+    LayerOutput,
     embed,
     layer_model,
     part_of_layer,
