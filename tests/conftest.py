@@ -153,7 +153,10 @@ def trained_teacher(made_once: Callable[[str, Fill], Path], text_file: Path) -> 
 
 @pytest.fixture(scope="session")
 def wrapper(made_once: Callable[[str, Fill], Path]) -> Callable[..., Path]:
-    """A tiny random model of images and text, and its tokenizer, as a folder: `wrapper("gemma3", tied=True)`."""
+    """A tiny random model of images and text, and its tokenizer, as a folder: `wrapper("gemma3", tied=True)`.
+
+    `wrapper("gemma4 e2b")` is one whose text part has embeddings of every layer, and layers that share keys.
+    """
 
     def make(model_type: str, *, tied: bool = False) -> Path:
         def fill(folder: Path) -> None:
@@ -167,7 +170,21 @@ def wrapper(made_once: Callable[[str, Fill], Path]) -> Callable[..., Path]:
     return make
 
 
-def _tiny_wrapper(model_type: str, tied: bool) -> Any:
+def _gemma_4(kind: str, variant: str) -> dict[str, Any]:
+    attention = ["sliding_attention", "full_attention"] * 2
+    sizes: dict[str, Any] = {"num_hidden_layers": 4, "layer_types": attention, "global_head_dim": 16}
+    if variant == "e2b":
+        sizes |= {"num_hidden_layers": 5, "layer_types": [*attention[:3], *attention[:2]]}
+        sizes |= {"hidden_size_per_layer_input": 12, "vocab_size_per_layer_input": 320}
+        return {**sizes, "num_kv_shared_layers": 2, "use_double_wide_mlp": True}
+    sizes |= {"attention_k_eq_v": True, "num_global_key_value_heads": 1}
+    if kind == "gemma4_text":
+        sizes |= {"hidden_size_per_layer_input": 0, "enable_moe_block": True}
+        sizes |= {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 40}
+    return sizes
+
+
+def _tiny_wrapper(name: str, tied: bool) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -205,6 +222,7 @@ def _tiny_wrapper(model_type: str, tied: bool) -> Any:
         "qwen3_vl_moe": ("qwen3_vl_moe_text", {**qwen, "deepstack_visual_indexes": [0], "num_position_embeddings": 16}),
         "smolvlm": ("llama", {**tower, **picture, "model_type": "smolvlm_vision"}),
     }
+    model_type, _, variant = name.partition(" ")
     kind, vision = parts[model_type]
     if not kind.startswith("qwen2"):
         text["head_dim"] = 8
@@ -217,11 +235,7 @@ def _tiny_wrapper(model_type: str, tied: bool) -> Any:
     if kind == "qwen3_vl_moe_text":
         text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
     if kind.startswith("gemma4"):
-        text |= {"num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2}
-        text |= {"attention_k_eq_v": True, "global_head_dim": 16, "num_global_key_value_heads": 1}
-    if kind == "gemma4_text":
-        text |= {"hidden_size_per_layer_input": 0, "enable_moe_block": True}
-        text |= {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 40}
+        text |= _gemma_4(kind, variant)
     if kind == "llama4_text":
         text |= {"intermediate_size_mlp": 56, "interleave_moe_layer_step": 2, "num_local_experts": 4}
     if kind.endswith(("vl_text", "vl_moe_text")):

@@ -21,6 +21,7 @@ _ONLY_WITH = {
     "mamba_num_heads": Axis.MAMBA_GROUP_HEADS,
     "mamba_head_dim": Axis.MAMBA_HEAD_DIM,
     "mamba_num_groups": Axis.MAMBA_GROUPS,
+    "double_wide_ffn": Axis.WIDE_NEURONS,
 }
 """Fields that are 0 unless some tensor of the family runs along an axis, whatever a config says."""
 
@@ -152,7 +153,7 @@ def require_described(shape: Architecture, layout: Layout) -> None:
         )
     _require_known(shape.layer_kinds, layout)
     _require_mixers(shape, layout)
-    if missing := sorted((layout.fixed_keys() | layout.switches()) - {*shape.fixed_sizes}):
+    if missing := sorted((layout.fixed_keys_of(shape.fixed_sizes) | layout.switches()) - {*shape.fixed_sizes}):
         raise InvalidArchitectureError(
             f"fixed_sizes lacks {', '.join(missing)}, by which tensors of family {layout.model_type!r} are there or "
             "not, and how large"
@@ -208,7 +209,7 @@ def _of_kind(config: Mapping[str, Any], kind: str, name: str, kinds: Sequence[st
 
 def _fixed_sizes(config: Mapping[str, Any], layout: Layout, kinds: Sequence[str]) -> dict[str, int]:
     sizes = {}
-    for key in sorted(layout.fixed_keys()):
+    for key in sorted(layout.fixed_keys_of(config)):
         kind, dot, name = key.partition(".")
         size = _of_kind(config, kind, name, kinds) if dot else config.get(key)
         if size is None and not dot and not _is_needed(layout, key, kinds):

@@ -54,7 +54,7 @@ def count_parameters_of(
 
 
 def count_embedding_parameters(architecture: Architecture, layout: Layout) -> int:
-    """Parameters of the token embedding and of the untied output head.
+    """Parameters of the token embedding, of those of single layers, and of the untied output head.
 
     Args:
         architecture: The model's shape.
@@ -146,6 +146,7 @@ def axis_sizes_of(source: Architecture, columns: Columns) -> dict[str, Any]:
         Axis.GROUP_HEADS: columns.get("num_attention_heads", source.num_attention_heads) // sizes[Axis.KV_GROUPS],
         Axis.SHARED_NEURONS: following if own is None else own,
         Axis.CONV_CHANNELS: sizes[Axis.HIDDEN],
+        Axis.WIDE_NEURONS: sizes[Axis.NEURONS] * (1 + source.double_wide_ffn),
         Axis.MAMBA_GROUP_HEADS: mamba_heads // max(1, source.mamba_num_groups),
     }
 
@@ -161,21 +162,24 @@ def _active_parameters(layout: Layout, source: Architecture, sizes: Sizes, sent_
 
 
 def _embedding_parameters(layout: Layout, source: Architecture, sizes: Sizes) -> Any:
-    rows = (row for row in layout.rows if row.exists(source) and any(Axis.VOCAB in each for each in row.dims))
-    return sum(row.elements(sizes) for row in rows)
+    return sum(row.elements(sizes) for row in layout.rows if row.exists(source) and row.counts_tokens)
 
 
 def _forward_flops(layout: Layout, source: Architecture, sizes: Sizes, num_layers: Any, context_tokens: int) -> Any:
     per_layer: dict[tuple[str, ...], Any] = {}
+    outside: Any = np.int64(0)
     for row in layout.rows:
         if row.per_layer and len(row.dims) == 2 and row.exists(source):
             weights = row.elements(sizes) * (source.num_experts_per_tok if row.per_expert else 1)
             per_layer[row.kinds] = per_layer.get(row.kinds, np.int64(0)) + weights
+        elif layout.is_of_all_layers(row) and row.exists(source) and not row.counts_tokens:
+            outside = outside + row.elements(sizes)
     attended = sum(
         _num_layers_of(kinds, source, num_layers) * read.size(sizes) for kinds, read, _ in layout.attentions()
     )
     attention = 4 * attended * context_tokens
-    return 2 * _in_all_layers(per_layer, source, num_layers) + attention + 2 * source.vocab_size * sizes[Axis.HIDDEN]
+    outside = outside + source.vocab_size * sizes[Axis.HIDDEN]
+    return 2 * _in_all_layers(per_layer, source, num_layers) + attention + 2 * outside
 
 
 def _in_all_experts(table_row: TensorRow, sizes: Sizes) -> Any:

@@ -33,6 +33,28 @@ class KindsInConfig(Protocol):
         """Return what a config says of a model of these layers."""
 
 
+GIVING, SHARING = "giving", "sharing"
+"""Words of kinds: of layers whose keys and values others read, and of those that have none of their own."""
+
+
+def gives(kind: str) -> bool:
+    """Whether other layers read the keys and values of layers of a kind.
+
+    Args:
+        kind: Of the layers.
+    """
+    return GIVING in kind.split()
+
+
+def shares(kind: str) -> bool:
+    """Whether layers of a kind have no keys and values of their own, and read those of another layer.
+
+    Args:
+        kind: Of the layers.
+    """
+    return SHARING in kind.split()
+
+
 def is_of(kind: str, first: str) -> bool:
     """Whether a kind is a word, or that word and another one.
 
@@ -130,6 +152,62 @@ class FirstLayers:
 
 
 @dataclass(frozen=True, slots=True)
+class SharedKeys:
+    """The number of the last layers, which have no keys and values of their own; all others have theirs.
+
+    Each of them reads what the last layer before them computes that attends as it does. That layer is a kind of its
+    own, of which there is no other, so that it stays as long as one that reads from it, whatever its score: kinds of
+    one layer go into a model first, and of equal ones that whose word comes first.
+
+    Attributes:
+        key: Of the number in `config.json`.
+        attention: Tells which layers attend alike.
+    """
+
+    key: str
+    attention: KindsInConfig
+
+    def count(self, config: Mapping[str, Any]) -> int | None:
+        """Return nothing: the number of all layers does not follow."""
+
+    def read(self, config: Mapping[str, Any], num_layers: int) -> tuple[str, ...]:
+        """Return the word of layers that read from others, of those that they read from, and the empty word.
+
+        Where all layers read from others, these are of another model, as those of a layer are that runs alone.
+
+        Args:
+            config: The content, with all that transformers fills in.
+            num_layers: How many layers there are.
+
+        Raises:
+            InvalidArchitectureError: If no layer is left for one of them to read from.
+        """
+        count = config.get(self.key) or 0
+        if not isinstance(count, int) or not 0 <= count <= num_layers:
+            raise InvalidArchitectureError(
+                f"{self.key}={count!r} must say how many of the last layers read the keys and values of layers before "
+                f"them, at most all of the {num_layers} layers"
+            )
+        if count == num_layers:
+            return (SHARING,) * num_layers
+        first = num_layers - count
+        attend = self.attention.read(config, num_layers)
+        words = ["" if layer < first else SHARING for layer in range(num_layers)]
+        for kind in set(attend[first:]):
+            if kind not in attend[:first]:
+                raise InvalidArchitectureError(
+                    f"{self.key}={count} leaves no layer of kind {kind!r} whose keys and values those of the last "
+                    f"{count} layers could read; it must be at most {num_layers - 1 - attend.index(kind)}"
+                )
+            words[max(layer for layer in range(first) if attend[layer] == kind)] = GIVING
+        return tuple(words)
+
+    def written(self, kinds: Sequence[str]) -> dict[str, Any]:
+        """Return their number; layers stay in their order, so that the last stay last."""
+        return {self.key: list(kinds).count(SHARING)}
+
+
+@dataclass(frozen=True, slots=True)
 class Indexed:
     """A list of the numbers of the layers that are of one kind; all others are of another.
 
@@ -204,7 +282,8 @@ class AllOrNone:
 class Paired:
     """Two of these ways at once, each of which tells of another part of a layer; a kind is the words of both.
 
-    Where the second has the empty word, the kind is the first's alone: `full_attention` beside `full_attention dense`.
+    Where one has the empty word, the kind is the other's alone: `full_attention` beside `full_attention dense`. The
+    first may have it only if it counts a word of its own, as `SharedKeys` does, so that it takes none for another.
 
     Attributes:
         first: Tells of the first part.
@@ -238,6 +317,16 @@ class Paired:
             **self.first.written([first for first, _, _ in pairs]),
             **self.second.written([second for _, _, second in pairs]),
         }
+
+
+def without_keys(kinds: Sequence[str]) -> list[str]:
+    """Return how layers attend whose keys and values none of a model's layers computes any more; none if all is well.
+
+    Args:
+        kinds: Of the model's layers, as they are in the source, where one layer gives keys to all that attend alike.
+    """
+    given = {kind.partition(" ")[0] for kind in kinds if gives(kind)}
+    return sorted({kind.partition(" ")[0] for kind in kinds if shares(kind)} - given)
 
 
 def kept_of_each_kind(kinds: Sequence[str], num_kept: int) -> Counter[str]:

@@ -15,7 +15,7 @@ from enum import StrEnum
 from math import prod
 from typing import Any, Literal, NamedTuple, Self, TypeAlias
 
-from minitron_nas.architecture.kinds import KindsInConfig, is_of
+from minitron_nas.architecture.kinds import KindsInConfig, is_of, shares
 from minitron_nas.architecture.spec import SHAPE_FIELDS, Architecture
 from minitron_nas.architecture.widths import AdjustedWidth
 
@@ -25,12 +25,14 @@ class Axis(StrEnum):
 
     VOCAB = "vocab_size"
     POSITIONS = "max_position_embeddings"
+    LAYERS = "num_hidden_layers"
     HIDDEN = "hidden_size"
     NEURONS = "intermediate_size"
     EXPERTS = "num_experts"
     EXPERT_NEURONS = "moe_intermediate_size"
     SHARED_NEURONS = "num_shared_neurons"
     CONV_CHANNELS = "num_conv_channels"
+    WIDE_NEURONS = "num_wide_neurons"
     KV_GROUPS = "num_key_value_heads"
     GROUP_HEADS = "heads_per_group"
     HEAD_DIM = "head_dim"
@@ -38,6 +40,9 @@ class Axis(StrEnum):
     MAMBA_GROUP_HEADS = "mamba_group_heads"
     MAMBA_HEAD_DIM = "mamba_head_dim"
 
+
+LAYERS_VOCAB = "vocab_size_per_layer_input"
+"""The key of how many tokens have embeddings of single layers, which lie in one tensor."""
 
 Factor: TypeAlias = Axis | str | int | tuple[str, ...]
 """What a dimension is a product of: axes, and fixed sizes, which are numbers, keys of numbers in the config, or several
@@ -124,6 +129,8 @@ EXPERT_NEURONS = dim(Axis.EXPERT_NEURONS)
 SHARED_NEURONS = dim(Axis.SHARED_NEURONS)
 CONV_CHANNELS = dim(Axis.CONV_CHANNELS)
 """Channels of a convolution: as many as are hidden, but others, which every layer ranks for itself."""
+WIDE_NEURONS = dim(Axis.WIDE_NEURONS)
+"""Neurons of FFNs in layers that have no keys of their own: as many as in others, or twice as many."""
 HEAD_DIM = dim(Axis.HEAD_DIM)
 QUERIES = dim(Axis.KV_GROUPS, Axis.GROUP_HEADS, Axis.HEAD_DIM)
 KEYS = dim(Axis.KV_GROUPS, Axis.HEAD_DIM)
@@ -146,6 +153,7 @@ NEURON_AXES = {
     Axis.EXPERT_NEURONS: "expert_neurons",
     Axis.SHARED_NEURONS: "shared_neurons",
     Axis.CONV_CHANNELS: "conv_channels",
+    Axis.WIDE_NEURONS: "wide_neurons",
 }
 """The axes of neurons, and of what is ranked as they are, each with what its scores and its ranking are called."""
 
@@ -160,7 +168,8 @@ class TensorRow:
     Attributes:
         name: The tensor's name in a checkpoint.
         dims: Its dimensions, in the checkpoint's order.
-        when: A boolean field of `Architecture`, or key of the config, that must be true for the tensor to exist.
+        when: A boolean field of `Architecture`, or key of the config, that must be true for the tensor to exist; or a
+            fixed size that must not be 0.
         unless: One that must be false.
         inputs_first: Whether it is a matrix that is stored (inputs, outputs) where others of the table are not.
         is_norm: Whether it is the gain of a norm over its one dimension.
@@ -189,6 +198,11 @@ class TensorRow:
     def per_expert(self) -> bool:
         """Whether the tensor exists once per expert of a layer."""
         return "{expert}" in self.name
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether a dimension counts tokens: of an embedding, of all layers or of single ones, or an output head."""
+        return any(Axis.VOCAB in each or LAYERS_VOCAB in each.fixed_keys for each in self.dims)
 
     @property
     def is_slice(self) -> bool:
@@ -325,7 +339,8 @@ class Layout:
             experts; nothing where it does so wherever there are groups.
         ranks_groups_by_best: Whether a router that picks groups ranks them by the best expert of each, not by the two
             best.
-        cached: What a layer with attention keeps of a token of context, one dimension after the other.
+        cached: What a layer with attention keeps of a token of context, one dimension after the other; one that reads
+            the keys and values of another layer (`SharedKeys`) keeps nothing.
         fixed_attention: Kinds of layers whose attention has sizes of its own, all of them fixed, with what such a layer
             keeps of a token of context.
         states: Kinds of layers that hand on a state, each with what such a layer keeps of a sequence, however long that
@@ -422,10 +437,20 @@ class Layout:
         dims = [*(each for r in self.rows for each in r.dims), *self.states.values()]
         return frozenset(key for each in dims for key in each.fixed_keys)
 
+    def fixed_keys_of(self, said: Mapping[str, Any]) -> frozenset[str]:
+        """Return those of a model's fixed sizes: not those of tensors alone that a size of 0 leaves out.
+
+        Args:
+            said: Sizes by key; one that is missing is 0.
+        """
+        out = {key for key in self.fixed_keys() if not said.get(key)}
+        dims = [each for r in self.rows if r.when not in out for each in r.dims]
+        return frozenset(key for each in (*dims, *self.states.values()) for key in each.fixed_keys)
+
     def switches(self) -> frozenset[str]:
-        """Return the keys of the config, other than fields of `Architecture`, that decide whether tensors exist."""
+        """Return the keys of the config, neither fields of `Architecture` nor sizes, that say whether tensors exist."""
         named = {name for r in self.rows for name in (r.when, r.unless) if name is not None}
-        return frozenset(named - {each.name for each in fields(Architecture)})
+        return frozenset(named - {each.name for each in fields(Architecture)} - self.fixed_keys())
 
     def known_kinds(self) -> frozenset[str]:
         """Return the kinds of layers that the table describes."""
@@ -485,6 +510,10 @@ class Layout:
         """Whether a tensor is the output head of untied models."""
         return table_row.dims == (VOCAB, HIDDEN) and table_row.unless is not None
 
+    def is_of_all_layers(self, table_row: TensorRow) -> bool:
+        """Whether a tensor holds a block of each layer."""
+        return any(Axis.LAYERS in each for each in table_row.dims)
+
     def reads_hidden(self, table_row: TensorRow) -> bool:
         """Whether a tensor is a matrix whose inputs are hidden channels."""
         return self.is_head(table_row) or (_is_matrix(table_row) and self.input_dim(table_row) == HIDDEN)
@@ -497,15 +526,19 @@ class Layout:
         """Return the gains of the norms that read the residual stream."""
         return tuple(r for r in self.rows if r.is_norm and r.dims == (HIDDEN,) and not r.on_branch)
 
-    def norm_before(self, table_row: TensorRow) -> TensorRow:
+    def norm_before(self, table_row: TensorRow) -> TensorRow | None:
         """Return the gain of the norm whose output a matrix reads: the last one above it that its layers have.
+
+        Where that acts on what a layer adds, the matrix reads the stream behind it, and no norm.
 
         Args:
             table_row: A matrix that reads hidden channels, of this table.
         """
-        above = self.rows[: self.rows.index(table_row)]
-        shared = (r for r in self.stream_norms() if r in above and all(r.in_kind(kind) for kind in table_row.kinds))
-        return list(shared)[-1]
+        for above in reversed(self.rows[: self.rows.index(table_row)]):
+            is_norm = above.is_norm and above.dims == (HIDDEN,)
+            if is_norm and all(above.in_kind(kind) for kind in table_row.kinds):
+                return None if above.on_branch else above
+        return None
 
     def norm_behind(self, table_row: TensorRow) -> TensorRow | None:
         """Return the gain of the norm that acts on what an output projection puts out; None where none does.
@@ -555,13 +588,20 @@ class Layout:
         return [r for r in self.rows if _is_matrix(r) and axis in self.input_dim(r)]
 
     def attentions(self) -> Iterator[tuple[tuple[str, ...], Dim, Dim]]:
-        """Yield kinds of layers with attention, what its output projection reads, and what it keeps of a token."""
+        """Yield kinds of layers with attention, what its output projection reads, and what it keeps of a token.
+
+        Layers that read the keys and values of others keep none.
+        """
         output = self.writer(Axis.GROUP_HEADS)
-        yield output.kinds, self.input_dim(output), self.cached
+        outputs = [(output, self.cached)]
         for kind, cached in self.fixed_attention.items():
             own = [r for r in self.rows if r.kinds and all(is_of(each, kind) for each in r.kinds)]
-            (output,) = [r for r in own if self.writes_hidden(r)]
-            yield output.kinds, self.input_dim(output), cached
+            outputs += [(r, cached) for r in own if self.writes_hidden(r)]
+        for output, cached in outputs:
+            sharing = tuple(kind for kind in output.kinds if shares(kind))
+            yield tuple(kind for kind in output.kinds if kind not in sharing), self.input_dim(output), cached
+            if sharing:
+                yield sharing, self.input_dim(output), dim(0)
 
     def writers(self) -> tuple[TensorRow, ...]:
         """Return the output projections that lose inputs when heads and neurons leave: attention's first."""
@@ -648,7 +688,7 @@ class Layout:
         return name.rpartition(".")[0].partition(".{expert}")[0]
 
 
-_FFN_AXES = (Axis.NEURONS, Axis.EXPERT_NEURONS, Axis.SHARED_NEURONS, Axis.EXPERTS)
+_FFN_AXES = (Axis.NEURONS, Axis.EXPERT_NEURONS, Axis.SHARED_NEURONS, Axis.WIDE_NEURONS, Axis.EXPERTS)
 _HEADS = ("num_attention_heads", "num_key_value_heads")
 _MAMBA_HEADS = "mamba_num_heads"
 _SHARED_WIDTH = "shared_expert_intermediate_size"

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from minitron_nas.architecture.kinds import fewest_layers
+from minitron_nas.architecture.kinds import fewest_layers, without_keys
 from minitron_nas.architecture.layout import MAMBA_CHANNELS, Axis, Layout, Sizes, axis_sizes
 from minitron_nas.architecture.spec import MAMBA_FIELDS, Architecture
 from minitron_nas.errors import InvalidArchitectureError
@@ -240,6 +240,23 @@ def require_latents(architecture: Architecture) -> None:
             f"{_LATENTS}={latents} is no multiple of {EXPERT_GRAIN}: stock transformers computes experts with grouped "
             "matrix products, whose rows must fill 16 bytes, and pruning leaves this size as it is; give a model that "
             "was trained with another"
+        )
+
+
+def require_keys(architecture: Architecture) -> None:
+    """Refuse a shape some of whose layers read keys and values that none of its layers computes.
+
+    Args:
+        architecture: The shape, with the kinds that its layers have in the source.
+
+    Raises:
+        InvalidArchitectureError: Naming how these layers attend, and what to do.
+    """
+    if lacking := without_keys(architecture.layer_kinds):
+        raise InvalidArchitectureError(
+            f"layers of kind {lacking[0]!r} have no keys and values of their own, and the layer that they read them "
+            "from is not there; keep that layer (the last before all such layers that attends as they do), or drop "
+            "them, too"
         )
 
 

@@ -35,7 +35,7 @@ MIXER_FIELDS = (*MAMBA_FIELDS, "mamba_num_groups")
 
 _OF_SOME_FAMILIES = (
     "shared_expert_intermediate_size", "num_expert_groups", "num_groups_per_tok", "num_shared_experts", "layer_kinds",
-    "fixed_sizes", *MIXER_FIELDS,
+    "fixed_sizes", "double_wide_ffn", *MIXER_FIELDS,
 )  # fmt: skip
 """Fields that are left out of plain values where they are empty."""
 
@@ -79,6 +79,8 @@ class Architecture:
     max_position_embeddings: int = 0
     longrope: bool = False
     """Whether the config lists longrope's factors, one for each pair of rotated channels."""
+    double_wide_ffn: bool = False
+    """Whether FFNs of the layers that have no keys of their own have twice the neurons of others."""
     layer_kinds: Sequence[str] = field(default=(), compare=False)
     """The kind of each layer, in the config's words; empty where all are alike."""
     fixed_sizes: Mapping[str, int] = field(default_factory=dict, compare=False)
@@ -149,6 +151,11 @@ class Architecture:
         return self.hidden_size
 
     @property
+    def num_wide_neurons(self) -> int:
+        """Neurons of an FFN in layers that have no keys of their own: as many as in others, or twice as many."""
+        return self.intermediate_size * (1 + self.double_wide_ffn)
+
+    @property
     def ffn_field(self) -> Literal["intermediate_size", "moe_intermediate_size"]:
         """The field that counts the neurons of an FFN, or of each expert."""
         return "moe_intermediate_size" if self.moe_intermediate_size else "intermediate_size"
@@ -159,12 +166,12 @@ class Architecture:
         return {name: size for name in names if (size := getattr(self, name)) or name not in _OF_SOME_FAMILIES}
 
     def says(self, switch: str) -> bool:
-        """Whether a field, or a key of the config, is true.
+        """Whether a field, or a key of the config, is true, or a size above 0; one that the shape lacks is not.
 
         Args:
             switch: Its name.
         """
-        return bool(self.fixed_sizes[switch] if switch in self.fixed_sizes else getattr(self, switch))
+        return bool(self.fixed_sizes[switch] if switch in self.fixed_sizes else getattr(self, switch, False))
 
     @property
     def kinds(self) -> Sequence[str]:

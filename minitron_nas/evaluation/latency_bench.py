@@ -13,7 +13,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from minitron_nas.architecture.config import with_sizes
-from minitron_nas.architecture.kinds import best_of_each_kind
+from minitron_nas.architecture.kinds import best_of_each_kind, shares
 from minitron_nas.architecture.layout import Layout
 from minitron_nas.architecture.rules import fewest_with_attention
 from minitron_nas.architecture.spec import Architecture
@@ -104,10 +104,14 @@ class Bench:
         """Return layers of the teacher, of each kind as many as models of so many layers have."""
         return best_of_each_kind(self._source.kinds, range(self._source.num_hidden_layers), num_layers)
 
+    def _shares_keys(self, layer: int) -> bool:
+        """Whether a layer of the teacher reads keys of another, as the last of any model do."""
+        return shares(self._source.kinds[layer])
+
     def _stack(self, sizes: Mapping[str, int], layers: Sequence[int]) -> Player:
         """Build a model of the kinds of layers that some of the teacher's are."""
+        layers, changes = sorted(layers, key=self._shares_keys), dict[str, Any](sizes)
         kinds = layer_lists(self._filled, self._source.num_hidden_layers, layers)
-        changes: dict[str, Any] = dict(sizes)
         target = replace(self._source.with_layers(layers), **changes)
         content = with_sizes({**self._config, **kinds}, target, self._layout)
         with torch.random.fork_rng(devices=[]), torch.device(self.device):

@@ -122,6 +122,8 @@ def _spread(
         layer, expert = place.layer, place.expert
         if part == (Axis.HIDDEN,):
             energy.hidden.add_(values)
+        elif part[:1] == (Axis.LAYERS,):
+            energy.layers.add_(values.flatten(1).sum(dim=1))
         elif layer is None:
             continue
         elif part and isinstance(part[0], Axis) and part[0] in NEURON_AXES:

@@ -12,7 +12,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from minitron_nas.architecture.kinds import best_of_each_kind, kept_of_each_kind
+from minitron_nas.architecture.kinds import best_of_each_kind, gives, kept_of_each_kind
 from minitron_nas.errors import InvalidArchitectureError
 from minitron_nas.importance.depth import Criterion
 from minitron_nas.progress import Progress, silent
@@ -62,7 +62,8 @@ def layers_alone(
         progress: Told the layers measured.
         kinds: Of the layers; none where all are alike.
     """
-    free = [layer for layer in range(num_layers) if layer not in protected]
+    given = {layer for layer, kind in enumerate(kinds) if gives(kind)}  # without which others could not run
+    free = [layer for layer in range(num_layers) if layer not in {*protected, *given}]
     scores = _scored(criterion, frozenset(), _single(free), progress, 0, len(free))
     importance = dict(zip(free, scores, strict=True))
     return ranked_layers([importance.get(layer, inf) for layer in range(num_layers)], protected, kinds)

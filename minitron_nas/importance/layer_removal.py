@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minitron_nas.architecture.kinds import gives
 from minitron_nas.architecture.layout import Layout
 from minitron_nas.distillation.signals.teacher import final_hidden
 from minitron_nas.importance.sums import BATCH_SEQUENCES
 from minitron_nas.models.causal_lm import CausalLM
-from minitron_nas.models.layer_model import LayerOutput, decoder_layers, input_of
+from minitron_nas.models.layer_model import LayerOutput, decoder_layers, input_of, kinds_of
 from minitron_nas.text.tokens import PackedTokens
 
 
@@ -44,6 +45,8 @@ def _hand_on(hidden_states: Tensor, *_: Any, as_tuple: bool, **__: Any) -> Layer
 class FirstLayers:
     """What a model's first layers put out over a text: they run once, and not again for every run of layers behind.
 
+    A layer whose keys and values others read runs every time, and so do all layers behind it.
+
     Passes over the text take its batches in the order of `PackedTokens.batches(BATCH_SEQUENCES)`.
     """
 
@@ -56,6 +59,8 @@ class FirstLayers:
             tokens: The text.
         """
         self._model, self._layout, self._tokens = model, layout, tokens
+        kinds = kinds_of(model, layout)
+        self._most = next((layer for layer, kind in enumerate(kinds) if gives(kind)), len(kinds))
         self._begin(frozenset())
 
     def _begin(self, removed: frozenset[int]) -> None:
@@ -70,11 +75,12 @@ class FirstLayers:
             removed: Layers that are out already.
             run: Those that leave with them.
         """
-        if removed != self._removed or run.start < self._done:
+        first = min(run.start, self._most)
+        if removed != self._removed or first < self._done:
             self._begin(removed)
-        if run.start > self._done:
-            self._states = self._read_by(run.start)
-            self._done = run.start
+        if first > self._done:
+            self._states = self._read_by(first)
+            self._done = first
         with self._continued(removed.union(run)):
             yield
 

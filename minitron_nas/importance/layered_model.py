@@ -13,10 +13,12 @@ from minitron_nas.architecture.spec import Architecture
 from minitron_nas.execution.device import compute_dtype, pick_device
 from minitron_nas.importance.hidden_states import HiddenStates
 from minitron_nas.models.causal_lm import CausalLM, moved
-from minitron_nas.models.layer_model import embed, layer_model, release_weights
+from minitron_nas.models.layer_model import embed, layer_model, part_of_layer, release_weights
 from minitron_nas.models.stock import read_entries, read_tensor
 from minitron_nas.storage.weights import TensorHeader
 from minitron_nas.text.tokens import PackedTokens
+
+_ROWS_OF_ALL_LAYERS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +68,40 @@ class LayeredModel:
         return compute_dtype(self.device)
 
     @contextmanager
-    def layer(self, number: int, embedding: Tensor | None = None) -> Iterator[CausalLM]:
+    def layer(self, number: int, vocabulary: Tensor | None = None) -> Iterator[CausalLM]:
         """Read one layer as a causal LM of its own, and free it at the end of the block.
 
         Args:
             number: Which layer.
-            embedding: As in `layer_model`.
+            vocabulary: Ascending tokens whose rows its embeddings consist of; by default these are a few zeros.
         """
-        model = layer_model(self.read, self.config, self.architecture, self.layout, number, self.dtype, embedding)
+        own = [] if vocabulary is None else [self._embedding(vocabulary), self._own_embedding(number, vocabulary)]
+        model = layer_model(self.read, self.config, self.architecture, self.layout, number, self.dtype, *own)
         try:
             yield moved(model, self.device)
         finally:
             release_weights(model)
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether the layers read tokens beside hidden states, because each has an embedding of its own."""
+        return self._embedding_of_layers() is not None
+
+    def _embedding(self, vocabulary: Tensor) -> Tensor:
+        (table,) = (row for row in self.layout.rows if row.dims == (VOCAB, HIDDEN) and not self.layout.is_head(row))
+        return self.read_rows(table.name, vocabulary)
+
+    def _embedding_of_layers(self) -> TensorRow | None:
+        rows = (row for row in self.layout.rows if row.counts_tokens and self.layout.is_of_all_layers(row))
+        return next((row for row in rows if row.exists(self.architecture)), None)
+
+    def _own_embedding(self, number: int, vocabulary: Tensor) -> Tensor | None:
+        """Read some rows of a layer's part of an embedding of all layers, few of all layers at a time."""
+        table = self._embedding_of_layers()
+        if table is None:
+            return None
+        read = (self.read_rows(table.name, tokens) for tokens in vocabulary.split(_ROWS_OF_ALL_LAYERS))
+        return torch.cat([part_of_layer(rows, table, self.architecture, number) for rows in read])
 
     def module(self, layer: CausalLM, row: TensorRow) -> nn.Module:
         """Return the module of a layer that a tensor of the table belongs to.
@@ -98,8 +122,7 @@ class LayeredModel:
             batch_sequences: Sequences of one forward pass.
         """
         vocabulary, rows = text.in_memory().input_ids.unique(return_inverse=True)
-        (table,) = (row for row in self.layout.rows if row.dims == (VOCAB, HIDDEN) and not self.layout.is_head(row))
-        with self.layer(0, self.read_rows(table.name, vocabulary)) as first:
+        with self.layer(0, vocabulary) as first:
             for indices, batch in PackedTokens(rows, text.position_ids).batches(batch_sequences):
                 ids, positions = batch.input_ids.to(self.device), batch.position_ids.to(self.device)
                 states.write(indices, embed(first, self.layout, ids, positions))

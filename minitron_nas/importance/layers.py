@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from minitron_nas.architecture.rules import require_keys
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import InvalidArchitectureError, PlanError
 from minitron_nas.execution.device import release_memory
@@ -90,7 +91,8 @@ def drop_from(source: Architecture, shape: Mapping[str, int], drop_layers: Seque
 
     Raises:
         PlanError: If the shape names another number of layers.
-        InvalidArchitectureError: If a layer does not exist, or none would stay.
+        InvalidArchitectureError: If a layer does not exist, or none would stay, or one would without the layer whose
+            keys and values it reads.
     """
     num_layers = source.num_hidden_layers
     unknown = [layer for layer in drop_layers if not -num_layers <= layer < num_layers]
@@ -103,6 +105,7 @@ def drop_from(source: Architecture, shape: Mapping[str, int], drop_layers: Seque
     kept = [layer for layer in range(num_layers) if layer not in dropped]
     if not kept:
         raise InvalidArchitectureError(f"drop_layers names all {num_layers} layers of the source; keep at least one")
+    require_keys(source.with_layers(kept))
     given = shape.get("num_hidden_layers", len(kept))
     if given != len(kept):
         raise PlanError(

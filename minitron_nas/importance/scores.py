@@ -44,6 +44,7 @@ class ImportanceScores:
         conv_channels: (num_hidden_layers, hidden_size), of the convolutions of layers that have one.
         mamba_heads: (num_hidden_layers, mamba_num_heads), of Mamba mixers.
         mamba_channels: (num_hidden_layers, mamba_head_dim), of all heads of a Mamba mixer together.
+        wide_neurons: (num_hidden_layers, num_neurons), of the FFNs of layers that have no keys of their own.
     """
 
     hidden: Tensor
@@ -57,6 +58,7 @@ class ImportanceScores:
     conv_channels: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
     mamba_heads: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
     mamba_channels: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    wide_neurons: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
 
     def save(self, folder: Path, about: dict[str, str], calibration: PackedTokens | None = None) -> None:
         """Write a folder, whole or not at all.

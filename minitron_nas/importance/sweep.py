@@ -6,7 +6,7 @@ the same batches, and what measures is told only which layers are there.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,11 +18,12 @@ from torch import nn
 from minitron_nas.architecture.layout import Layout, TensorRow
 from minitron_nas.distillation.signals.teacher import final_hidden
 from minitron_nas.execution.device import release_memory, trim_memory
+from minitron_nas.importance.beside import Beside
 from minitron_nas.importance.hidden_states import HiddenStates
 from minitron_nas.importance.layered_model import LayeredModel
 from minitron_nas.models.causal_lm import CausalLM
 from minitron_nas.models.checkpoint import Checkpoint
-from minitron_nas.models.layer_model import kinds_of, run_layer
+from minitron_nas.models.layer_model import kinds_of
 from minitron_nas.progress import Progress
 from minitron_nas.text.tokens import PackedTokens
 
@@ -120,22 +121,22 @@ def sweep(
     Raises:
         DiskSpaceError: If neither memory nor disk can hold the hidden states.
     """
-    layout, num_layers = checkpoint.layout, checkpoint.architecture.num_hidden_layers
-    layers = LayeredModel.of_files(checkpoint.headers, checkpoint.config, checkpoint.architecture, layout)
+    num_layers = checkpoint.architecture.num_hidden_layers
+    layers = LayeredModel.of_files(checkpoint.headers, checkpoint.config, checkpoint.architecture, checkpoint.layout)
     shape = (*calibration.input_ids.shape, checkpoint.architecture.hidden_size)
     done, total = 0, calibration.num_tokens * num_layers
-    with HiddenStates.make(shape, layers.dtype, folder) as states:
+    with HiddenStates.make(shape, layers.dtype, folder) as states, ExitStack() as stack:
         layers.embed(calibration, states, batch_sequences)
+        beside = Beside(layers, calibration, folder, stack)
         for layer in range(num_layers):
-            with layers.layer(layer) as model:
+            with layers.layer(layer, beside.vocabulary) as model:
                 section = Section(model, range(layer, layer + 1), layer == num_layers - 1)
                 batches = calibration.batches(batch_sequences)
                 for num_sequences, watch in watched:
                     with watch(section):
                         for indices, batch in islice(batches, -(-num_sequences // batch_sequences)):
                             inputs = states.read(indices).to(layers.device)
-                            positions = batch.position_ids.to(layers.device)
-                            states.write(indices, run_layer(model, layout, inputs, positions))
+                            states.write(indices, beside.run(model, layer, indices, inputs, batch))
                             done += batch.num_tokens
                             progress(done, total)
             trim_memory()

@@ -34,12 +34,14 @@ def attend_by_document(model: CausalLM, wanted: bool = True) -> None:
     """Let a model attend within each packed document alone, where it would by a mask, or by a mask again.
 
     Args:
-        model: A model that attends by scaled dot products and finds the borders of documents; others stay as they are.
+        model: A model that attends by scaled dot products and finds the borders of documents; others stay as they are,
+            and so do those whose last layers read the keys of others: transformers cuts what it takes for their masks.
         wanted: Whether by document.
     """
     before, after = (_MASKED, _BY_DOCUMENT) if wanted else (_BY_DOCUMENT, _MASKED)
     layout = layouts().get(model.config.model_type)
-    if model.config._attn_implementation == before and (layout is None or layout.finds_borders):
+    is_masked = getattr(model.config, "num_kv_shared_layers", 0) or not (layout is None or layout.finds_borders)
+    if model.config._attn_implementation == before and not is_masked:
         model.config._attn_implementation = after
 
 

@@ -10,7 +10,7 @@ from transformers import CONFIG_MAPPING, AutoConfig
 
 from minitron_nas.architecture.config import architecture_of
 from minitron_nas.architecture.layout import Axis, Layout
-from minitron_nas.architecture.rules import require_attention, require_latents
+from minitron_nas.architecture.rules import require_attention, require_keys, require_latents
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import CheckpointError, MinitronNasError, TeacherNotFoundError
 from minitron_nas.models.outline import Outline
@@ -157,6 +157,7 @@ def _filled_architecture(path: Path, config: dict[str, Any], layout: Layout) -> 
         raise CheckpointError(f"transformers refuses {path / 'config.json'}: {' '.join(str(error).split())}") from error
     require_attention(architecture, layout)
     require_latents(architecture)
+    require_keys(architecture)
     return architecture
 
 
@@ -211,7 +212,8 @@ def _check_sizes(path: Path, config: dict[str, Any], layout: Layout, most_layers
     """Refuse sizes that no tensor of the model could have."""
     axes = {axis.value for axis in layout.axes()} & set(Architecture.__slots__)
     others = (layout.mixer_width, _LAYERS, _HEADS, Axis.HEAD_DIM.value, _LABELS)
-    sizes = {*axes, *layout.shape_fields(), *layout.fixed_keys(), *others}
+    fixed = layout.fixed_keys_of(dict.fromkeys(layout.fixed_keys(), 1) | config)
+    sizes = {*axes, *layout.shape_fields(), *fixed, *others}
     for field in sorted(sizes):
         least, most = 0 if field in (_LABELS, Axis.EXPERTS) else 1, most_layers if field == _LAYERS else longest
         for place, key in enumerate(layout.config_names(field)):

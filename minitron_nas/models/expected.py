@@ -1,9 +1,10 @@
 """`ExpectedTensors`: what a checkpoint of some shape holds, by its family's table."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Self
 
+from minitron_nas.architecture.kinds import GIVING, SHARING, shares
 from minitron_nas.architecture.layout import HIDDEN, VOCAB, Layout, stored_tensor
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.storage.weights import TensorHeader
@@ -22,6 +23,7 @@ class ExpectedTensors:
         twins: What only an untied model needs; a tied one may carry it as a copy of the embedding.
         embedding: The name of the token embedding.
         num_layers: How many layers it has.
+        unread: What it may carry of keys and values in layers that have none of their own.
     """
 
     layout: Layout
@@ -30,6 +32,7 @@ class ExpectedTensors:
     twins: Mapping[str, tuple[int, ...]]
     embedding: str
     num_layers: int
+    unread: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, architecture: Architecture, layout: Layout) -> Self:
@@ -48,7 +51,8 @@ class ExpectedTensors:
             for place in layout.tensors(architecture)
             if place.row.is_slice
         }
-        return cls(layout, stacks, required, twins, embedding, architecture.num_hidden_layers)
+        unread = frozenset(_unread(architecture, layout))
+        return cls(layout, stacks, required, twins, embedding, architecture.num_hidden_layers, unread)
 
     @property
     def known(self) -> dict[str, tuple[int, ...]]:
@@ -83,7 +87,8 @@ class ExpectedTensors:
         before = self.layout.layer_module.partition("{layer}")[0]
         number = name.removeprefix(before).partition(".")[0] if name.startswith(before) else ""
         later = self.layout.drops_later_layers and number.isdecimal() and int(number) >= self.num_layers
-        return later or name.endswith(self.layout.ignored) or name.startswith(self.layout.ignored_modules)
+        ignored = name.endswith(self.layout.ignored) or name.startswith(self.layout.ignored_modules)
+        return later or ignored or name in self.unread
 
     def sliced(self, named: Mapping[str, TensorHeader]) -> dict[str, TensorHeader]:
         """Return one header for each tensor of the table, those of a stack instead of the stack's own.
@@ -98,6 +103,15 @@ class ExpectedTensors:
             else:
                 result[name] = header
         return result
+
+
+def _unread(architecture: Architecture, layout: Layout) -> Iterator[str]:
+    """Yield the names that tensors of layers with keys of their own would have in layers without."""
+    for layer, kind in enumerate(architecture.kinds):
+        if shares(kind):
+            own = {row.module for row in layout.rows if row.in_kind(kind)}
+            given = [row for row in layout.rows if row.in_kind(kind.replace(SHARING, GIVING))]
+            yield from (row.name.format(layer=layer) for row in given if row.module not in own)
 
 
 def _shapes(architecture: Architecture, layout: Layout) -> dict[str, tuple[int, ...]]:

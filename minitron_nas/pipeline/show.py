@@ -41,10 +41,11 @@ _PARTS = {
     "mixers": _OF_MIXERS,
     "shared experts": {Axis.SHARED_NEURONS},
     "experts": {Axis.EXPERT_NEURONS},
-    "feed-forward": {Axis.NEURONS},
+    "feed-forward": {Axis.NEURONS, Axis.WIDE_NEURONS},
     "router": {Axis.EXPERTS},
 }
 """What a tensor is part of, by the first of these that has one of its axes."""
+_PER_LAYER = "hidden_size_per_layer_input"
 _SCORES = "scores.safetensors"
 
 Facts = Mapping[str, Any]
@@ -137,7 +138,12 @@ def _shape(outline: Outline) -> dict[str, Any]:
     costs = {name: int(column[0]) for name, column in costs_of(outline.layout, shape, whole, _CONTEXT_TOKENS).items()}
     state = costs["state_bytes_per_sequence"]
     fixed = {name: size for name, size in shape.fixed_sizes.items() if size or isinstance(size, bool)}
-    kinds = {"layer_kinds": dict(Counter(shape.layer_kinds)), "fixed_sizes": fixed}
+    wide = shape.num_wide_neurons if outline.layout.runs_along(Axis.WIDE_NEURONS, shape) else 0
+    kinds = {
+        "neurons_of_layers_that_share_keys": wide,
+        "layer_kinds": dict(Counter(shape.layer_kinds)),
+        "fixed_sizes": fixed,
+    }
     return {
         "family": shape.model_type,
         **_counted(outline),
@@ -177,6 +183,8 @@ def _part(row: TensorRow, layout: Layout) -> str:
     axes = _axes(row)
     if row.per_expert:
         return "experts"
+    if any(_PER_LAYER in dim.fixed_keys for dim in row.dims):
+        return "embeddings of each layer"
     if any(dim.fixed_keys for dim in row.dims) and axes.isdisjoint(_OF_ATTENTION | _OF_MIXERS):
         return _block(row, layout)
     return next((part for part, of in _PARTS.items() if axes & of), "norms and others")

@@ -10,6 +10,10 @@ Three constants of decoders depend on `hidden_size`:
   exactly; where the output head is tied to them, the final norm's gain is divided by the same.
 - LayerNorm also subtracts the mean over all channels, for which no gain makes up: its gains stay.
 
+Gemma 4 divides what it makes of embeddings for single layers by sqrt(hidden_size), before a norm of its
+own. That needs no help: with fewer channels it is sqrt(d / d') times as large, which the norm divides out
+again, for the epsilon that it shares with the others is d / d' times as large.
+
 What `config.json` spells out (Granite's multipliers, Gemma's query_pre_attn_scalar) does not depend
 on a size, and stays. A norm over the queries of all heads (OLMo 2) stays too: the mean over the heads
 that are kept stands for the mean over all, which no constant could make exact.

@@ -53,6 +53,7 @@ class PruningOrder:
         conv_channels: (num_hidden_layers, hidden_size).
         mamba_heads: (num_hidden_layers, mamba_num_groups, mamba_group_heads), as `group_heads`.
         mamba_channels: (num_hidden_layers, mamba_head_dim); all heads of a layer keep the same channels.
+        wide_neurons: (num_hidden_layers, num_neurons).
     """
 
     hidden: Tensor
@@ -66,6 +67,7 @@ class PruningOrder:
     conv_channels: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
     mamba_heads: Tensor = field(default_factory=lambda: torch.zeros(0, 0, 0, dtype=torch.int64))
     mamba_channels: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
+    wide_neurons: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
 
     @classmethod
     def from_scores(
@@ -115,6 +117,7 @@ class PruningOrder:
             conv_channels=descending(scores.conv_channels),
             mamba_heads=descending(scores.mamba_heads.view(in_mixers)),
             mamba_channels=descending(scores.mamba_channels),
+            wide_neurons=descending(scores.wide_neurons),
         )
 
     @staticmethod
@@ -251,6 +254,8 @@ class PruningOrder:
         """Ascending indices along one factor; of heads within groups, a row for each group that stays."""
         if factor is Axis.HIDDEN:
             return _first(self.hidden, target.hidden_size)
+        if factor is Axis.LAYERS:
+            return torch.tensor(self.kept_layers(target.num_hidden_layers))
         if place.layer is None or not isinstance(factor, Axis) or factor not in _PER_LAYER:
             return torch.arange(size)
         if factor is Axis.GROUP_HEADS:

@@ -239,7 +239,9 @@ def _balances(
         return total
 
     for place, energy in zip(places, in_threads(read, places), strict=True):
-        squares[numbers[layout.norm_before(place.row).name.format(layer=place.layer)]] += energy
+        norm = layout.norm_before(place.row)
+        if norm is not None:
+            squares[numbers[norm.name.format(layer=place.layer)]] += energy
     before, after = squares.sum(dim=1), (squares * gains.square()).sum(dim=1)
     return torch.where(after > 0, before / after.where(after > 0, 1), 1).sqrt()
 

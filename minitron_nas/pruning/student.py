@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from minitron_nas.architecture.config import with_sizes
-from minitron_nas.architecture.layout import HIDDEN, Dim, TensorPlace
-from minitron_nas.architecture.rules import check_architecture
+from minitron_nas.architecture.layout import HIDDEN, Dim, Layout, TensorPlace
+from minitron_nas.architecture.rules import check_architecture, require_keys
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import InvalidArchitectureError
 from minitron_nas.models.causal_lm import CausalLM
@@ -46,6 +46,7 @@ def student_config(prepared: PreparedTeacher, target: Architecture) -> dict[str,
     per_layer = layer_lists(filled, prepared.architecture.num_hidden_layers, kept_layers)
     constants = scaled_constants(filled, prepared.layout, prepared.architecture, target)
     settled = prepared.settled(target)
+    require_keys(settled)
     config = with_sizes({**prepared.config, **per_layer, **constants}, settled, prepared.layout)
     try:
         filled = AutoConfig.for_model(**copy.deepcopy(config)).to_dict()
@@ -54,13 +55,24 @@ def student_config(prepared: PreparedTeacher, target: Architecture) -> dict[str,
         raise InvalidArchitectureError(
             f"transformers refuses the config of the student {target.id}: {reason}; choose other sizes"
         ) from error
-    kinds = prepared.layout.kinds
-    if kinds is not None and kinds.read(filled, target.num_hidden_layers) != tuple(settled.layer_kinds):
+    if not _are_read_as(settled, filled, prepared.layout):
         raise InvalidArchitectureError(
             f"transformers takes the student's last layer, a {settled.layer_kinds[-1]!r}, for one of another kind; let "
             "the source's last layer stay"
         )
     return config
+
+
+def _are_read_as(settled: Architecture, filled: Mapping[str, Any], layout: Layout) -> bool:
+    """Whether transformers takes each layer of a student for one that has the tensors which the student's has."""
+    if layout.kinds is None:
+        return True
+    read = layout.kinds.read(filled, settled.num_hidden_layers)
+    return all(
+        row.in_kind(own) == row.in_kind(other)
+        for own, other in zip(settled.layer_kinds, read, strict=True)
+        for row in layout.rows
+    )
 
 
 def cuts(
@@ -136,9 +148,9 @@ class _Surgeon:
     def _kept(self, dimension: Dim, origin: TensorPlace) -> Kept:
         if self._basis is not None and dimension == HIDDEN:
             layout = self._prepared.layout
-            if not layout.reads_hidden(origin.row):
+            before = layout.norm_before(origin.row) if layout.reads_hidden(origin.row) else None
+            if before is None:
                 return self._basis.turn()
-            before = layout.norm_before(origin.row)
             return self._basis.turn(self._norms[before.name.format(layer=origin.layer)])
         entries = self._prepared.order.kept_entries(dimension, origin, self._prepared.architecture, self._target)
         if entries is None:

@@ -23,6 +23,7 @@ _AXES = {
     "expert_neurons": "neurons of experts",
     "shared_neurons": "neurons beside experts",
     "conv_channels": "channels of convolutions",
+    "wide_neurons": "FFN neurons of layers without keys of their own",
     "mamba_heads": "heads of Mamba mixers",
     "mamba_channels": "channels of Mamba heads",
     "hidden": "channels",

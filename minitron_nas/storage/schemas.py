@@ -61,8 +61,8 @@ SCORES = Table(
         Column(
             "axis",
             _TEXT,
-            "hidden, neurons, expert_neurons, shared_neurons, conv_channels, mamba_heads, mamba_channels, heads, "
-            "kv_groups, experts, layers",
+            "hidden, neurons, expert_neurons, shared_neurons, conv_channels, wide_neurons, mamba_heads, "
+            "mamba_channels, heads, kv_groups, experts, layers",
         ),
         Column("layer", _INT, "decoder layer from 0; null for hidden, whose ranking all layers share, and for layers"),
         Column("expert", _INT, "expert from 0 whose neuron it is; null otherwise"),

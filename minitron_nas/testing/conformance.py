@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from minitron_nas.architecture.costs import count_parameters, state_bytes_per_sequence
-from minitron_nas.architecture.layout import HIDDEN, KEYS, Axis, Layout, TensorRow
+from minitron_nas.architecture.costs import count_parameters, kv_cache_bytes_per_token, state_bytes_per_sequence
+from minitron_nas.architecture.layout import HIDDEN, KEYS, VOCAB, Axis, Layout, TensorRow
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.loss.losses import Counted, distillation_loss, forward_kl
 from minitron_nas.distillation.settings import DistillationSettings
@@ -26,7 +26,15 @@ from minitron_nas.evaluation.clock import cache_of
 from minitron_nas.importance.moments import second_moments
 from minitron_nas.importance.tensor_folder import TensorFolder
 from minitron_nas.models.causal_lm import CausalLM
-from minitron_nas.models.layer_model import LayerOutput, embed, layer_model, run_layer, states_of
+from minitron_nas.models.layer_model import (
+    KeysAndValues,
+    LayerOutput,
+    embed,
+    layer_model,
+    part_of_layer,
+    run_layer,
+    states_of,
+)
 from minitron_nas.models.stock import model_from_tensors, read_tensor
 from minitron_nas.pruning.export import write_student
 from minitron_nas.pruning.parts import whole
@@ -131,7 +139,10 @@ def check_masked_teacher(subject: Subject) -> None:
 
 @torch.no_grad()
 def check_states(subject: Subject) -> None:
-    """The table counts what the cache of every layer keeps of a sequence, of the teacher's and of a student's."""
+    """The table counts what the cache of every layer keeps of a sequence, of the teacher's and of a student's.
+
+    It says which layers keep keys and values, too.
+    """
     target = subject.architecture.reshaped(conformance_shapes(subject.layout, subject.architecture)["all"])
     student = plain_experts(build_student(subject.prepared, target, torch.float64))
     for model, shape in ((subject.model, subject.architecture), (student, subject.prepared.settled(target))):
@@ -142,12 +153,21 @@ def check_states(subject: Subject) -> None:
                 f"layer {layer} keeps {_num_values(kept):,} values of a sequence beside keys and values, the table "
                 f"says {counted:,} (states, of kind {kind!r})"
             )
+            told, keeps = kv_cache_bytes_per_token(shape.with_layers([layer]), subject.layout) > 0, _has_keys(kept)
+            assert told == keeps, (
+                f"layer {layer} keeps {'' if keeps else 'no '}keys and values, the table says that it does"
+                f"{'' if told else ' not'} (cached, of kind {kind!r})"
+            )
 
 
 @torch.no_grad()
 def check_layer_by_layer(subject: Subject) -> None:
     """Every layer in a model of its own puts out what it does in the whole model, to the bit."""
     model, layout, prepared = subject.model, subject.layout, subject.prepared
+    shared: KeysAndValues = {}
+    tables = {place.row: subject.tensors[place.name] for place in layout.tensors(subject.architecture)}
+    embedding = next(table for row, table in tables.items() if row.dims == (VOCAB, HIDDEN))
+    of_layers = next((row for row in tables if row.counts_tokens and layout.is_of_all_layers(row)), None)
     positions = subject.text.position_ids
     states = embed(model, layout, subject.prompt, positions)
     for layer in range(subject.architecture.num_hidden_layers):
@@ -156,6 +176,9 @@ def check_layer_by_layer(subject: Subject) -> None:
         with module.register_forward_hook(lambda _, __, output, outputs=outputs: outputs.append(output)):
             subject.logits(model)
         expected = states_of(outputs[0])
+        own = []
+        if of_layers is not None:
+            own = [embedding, part_of_layer(tables[of_layers], of_layers, subject.architecture, layer)]
         alone = layer_model(
             lambda name: read_tensor(prepared.headers[name]),
             prepared.config,
@@ -163,8 +186,10 @@ def check_layer_by_layer(subject: Subject) -> None:
             layout,
             layer,
             torch.float64,
+            *own,
         )
-        states = run_layer(plain_experts(alone), layout, states, positions)
+        ids = subject.prompt if own else None
+        states = run_layer(plain_experts(alone), layout, states, positions, ids, shared)
         assert torch.equal(states, expected), (
             f"layer {layer} in a model of its own puts out something else than in the whole model; it cannot be scored "
             "layer by layer"
@@ -274,6 +299,12 @@ def _ways(teacher: Subject, target: Architecture) -> dict[str, PreparedTeacher]:
         rotation = Rotation.of(moments, prepared.headers, teacher.architecture, layout)
         ways["rotated"] = replace(ways.get("merged", ways["repaired"]), rotation=rotation)
     return ways
+
+
+def _has_keys(kept: Any) -> bool:
+    """Whether the cache of one layer holds keys and values."""
+    keys = getattr(kept, "keys", None)
+    return isinstance(keys, Tensor) and keys.numel() > 0
 
 
 def _num_values(kept: Any) -> int:

@@ -44,7 +44,8 @@ def masked(
         if place.row.is_norm and (place.row.dims != (HIDDEN,) or subject.layout.norm_centres):
             (mask,) = kept_masks(subject, target, place)
             name = subject.layout.module_of(place.row).format(layer=place.layer)
-            _set_epsilon(modules[name], subject, target)
+            if place.layer is not None:  # what is made of embeddings for all layers at once grows with its epsilon
+                _set_epsilon(modules[name], subject, target)
             _narrow(modules[name], mask)
     removed = {}
     if subject.architecture.num_experts != target.num_experts:

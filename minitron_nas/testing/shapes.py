@@ -76,6 +76,8 @@ def unit_shapes(layout: Layout, source: Architecture) -> dict[str, dict[str, int
         del shapes["groups"]
     if offers_heads(layout) and in_group > 1:
         shapes["heads"] = {"num_attention_heads": groups * (in_group - 1)}
+    if any(layout.is_of_all_layers(row) and row.exists(source) for row in layout.rows):
+        shapes["layers"] = {"num_hidden_layers": source.num_hidden_layers - 1}
     if layout.runs_along(Axis.MAMBA_HEAD_DIM, source):
         narrow = source.mamba_head_dim * 3 // 4
         shapes["mamba_num_heads"] = {"mamba_num_heads": _fewer_mamba_heads(layout, source, narrow)}

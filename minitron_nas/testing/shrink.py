@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from minitron_nas.architecture.config import BY_LAYER
+from minitron_nas.architecture.kinds import Listed, SharedKeys
 from minitron_nas.models.config import LISTS_OF_NUMBERS, layer_lists
 from minitron_nas.testing.tiny import SPECIAL_TOKENS
 
@@ -27,6 +28,8 @@ _ROTATED_SHARE = ("partial_rotary_factor", "rotary_pct")
 _ROTATED_CHANNELS = "rotary_dim"
 _LAST_LAYERS = ("moe_layer_end_index",)
 _FACTORS = ("short_factor", "long_factor")
+_SHARING = "num_kv_shared_layers"
+_PER_LAYER, _VOCAB_PER_LAYER = "hidden_size_per_layer_input", "vocab_size_per_layer_input"
 _TOKENS = {"bos_token_id": 1, "eos_token_id": 2}
 
 Keys = Callable[[str], Sequence[str]]
@@ -53,15 +56,22 @@ def shrunk(config: Mapping[str, Any], keys: Keys) -> dict[str, Any]:
     if (size("hidden_size") or _TINY + 1) > _TINY:
         sizes |= _sizes(size, _shares(content))
         sizes |= _mixers(size, sizes["hidden_size"])
-        layers = _kept_layers(content, size("num_hidden_layers") or _FEWEST_LAYERS)
+        whole = size("num_hidden_layers") or _FEWEST_LAYERS
+        layers = _kept_layers(content, whole)
         sizes["num_hidden_layers"] = len(layers)
         content |= _of_layers(content, size("num_hidden_layers") or 0, layers)
         content |= _numbers(content, len(layers))
+        if content.get(_SHARING):
+            content[_SHARING] = sum(layer >= whole - content[_SHARING] for layer in layers)
+        if content.get(_PER_LAYER):
+            content[_PER_LAYER] = min(_GRAIN, content[_PER_LAYER])
         if content.get(BY_LAYER):
             content[BY_LAYER] = _smaller_heads(content[BY_LAYER], layers, sizes["head_dim"])
     for field, value in sizes.items():
         content |= {key: value for key in keys(field) if key in content}
     content |= _tokens(content)
+    if _VOCAB_PER_LAYER in content:
+        content[_VOCAB_PER_LAYER] = VOCAB_SIZE
     if content.get("sliding_window"):
         content["sliding_window"] = min(_WINDOW, content["sliding_window"])
     head_dim = sizes.get("head_dim")
@@ -136,6 +146,8 @@ def _nested(value: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 def _kept_layers(content: Mapping[str, Any], num_layers: int) -> list[int]:
     """Return the first layer of every kind, and others until there are enough of them."""
     lists = [value for value in _by_layer(content, num_layers).values() if not isinstance(value[0], list)]
+    if content.get(_SHARING):
+        lists.append([*SharedKeys(_SHARING, Listed("layer_types")).read(content, num_layers)])
     kinds = list(zip(*lists, strict=True)) or [()] * num_layers
     firsts = [layer for layer in range(num_layers) if kinds.index(kinds[layer]) == layer]
     kept = firsts[:_MOST_LAYERS]

@@ -58,10 +58,29 @@ _TINY_FIXED: dict[str, int] = {
     "qk_rope_head_dim": 8,
     "ssm_state_size": 16,
     "v_head_dim": 6,
+    "vocab_size_per_layer_input": 320,
 }
 """Sizes that families do not prune, for those whose table names them."""
 
 _TINY_GEMMA_4 = {"global_head_dim": 16, "hidden_size_per_layer_input": 0, "num_global_key_value_heads": 1}
+_ATTENTION = ("sliding_attention", "full_attention")
+TINY_E2B: dict[str, Any] = {
+    "hidden_size_per_layer_input": 12,
+    "layer_types": [_ATTENTION[0], *_ATTENTION[::-1], *_ATTENTION[::-1], *_ATTENTION],
+    "num_hidden_layers": 7,
+    "num_kv_shared_layers": 3,
+    "use_double_wide_mlp": True,
+}
+"""Changes of a `gemma4_text` with embeddings of every layer, and last layers that share keys and are twice as wide."""
+
+TINY_E4B: dict[str, Any] = {
+    "hidden_size_per_layer_input": 12,
+    "layer_types": [*_ATTENTION, *_ATTENTION, _ATTENTION[0], *_ATTENTION],
+    "num_hidden_layers": 7,
+    "num_kv_shared_layers": 4,
+}
+"""The same with more layers that share keys, none of which is wider than others."""
+
 _TINY_OF_FAMILY: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1, 3], "mamba_n_heads": 12},
     "deepseek_v2": {"first_k_dense_replace": 1, "num_key_value_heads": 6, "q_lora_rank": None},

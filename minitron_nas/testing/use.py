@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from minitron_nas.architecture.costs import count_parameters
+from minitron_nas.architecture.kinds import gives
 from minitron_nas.architecture.layout import NEURON_AXES, Axis, Layout, axis_sizes
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.loss.validation import validate
@@ -151,15 +152,16 @@ def check_experts(subject: Subject) -> None:
 def check_depth(subject: Subject) -> None:
     """A teacher without a layer computes what a student without it does, and every criterion says the same of both."""
     model, layout, source, text = subject.model, subject.layout, subject.architecture, subject.text
-    kept = [layer for layer in range(source.num_hidden_layers) if layer != 1]
+    out = next(layer for layer in range(1, source.num_hidden_layers) if not gives(source.kinds[layer]))
+    kept = [layer for layer in range(source.num_hidden_layers) if layer != out]
     order = replace(subject.prepared.order, layers=layer_table({len(kept): kept}, source.num_hidden_layers))
     shape = source.reshaped({"num_hidden_layers": len(kept)})
     student = plain_experts(build_student(replace(subject.prepared, order=order), shape, torch.float64)).eval()
-    with without_layers(model, layout, [1]):
+    with without_layers(model, layout, [out]):
         logits = subject.logits(model)
     assert torch.equal(logits, subject.logits(student)), (
-        f"{layout.layer_module.format(layer=1)} is skipped otherwise than cut; a layer has to take hidden states first "
-        "and put them out first"
+        f"{layout.layer_module.format(layer=out)} is skipped otherwise than cut; a layer has to take hidden states "
+        "first and put them out first"
     )
     whole = WholeModel.of(model, text)
     expected = {
@@ -168,10 +170,13 @@ def check_depth(subject: Subject) -> None:
         "logit_mse": logit_error(student, text, whole),
     }
     states = subject.model(input_ids=text.input_ids, use_cache=False, output_hidden_states=True).hidden_states
-    turned = 1 - nn.functional.cosine_similarity(states[1].float(), states[2].float(), dim=-1).double().mean().item()
+    ends = states[out].float(), states[out + 1].float()
+    turned = 1 - nn.functional.cosine_similarity(*ends, dim=-1).double().mean().item()
     for name in ("block_importance", *expected):
         settings = DepthSettings.model_validate({"criterion": name})
-        (score,) = make_criterion(model, layout, settings, text, subject.prepared.path, 0)(frozenset(), [range(1, 2)])
+        (score,) = make_criterion(model, layout, settings, text, subject.prepared.path, 0)(
+            frozenset(), [range(out, out + 1)]
+        )
         assert 0 < score < float("inf"), f"criterion {name} scores a layer with {score}"
         if name in expected:
             assert score == expected[name], f"criterion {name} is {score}, of the student {expected[name]}"

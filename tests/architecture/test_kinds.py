@@ -13,9 +13,13 @@ from minitron_nas.architecture.kinds import (
     Indexed,
     Listed,
     Paired,
+    SharedKeys,
     best_of_each_kind,
     fewest_layers,
+    gives,
     kept_of_each_kind,
+    shares,
+    without_keys,
 )
 from minitron_nas.errors import InvalidArchitectureError
 
@@ -114,3 +118,68 @@ def test_all_layers_have_something_or_none_has() -> None:
     assert way.written(("linear experts", "linear experts")) == {"layer_types": ["linear", "linear"]}
     without = AllOrNone("q_lora_rank", lacking="direct")
     assert [without.read({"q_lora_rank": rank}, 1) for rank in (8, None)] == [("",), ("direct",)]
+
+
+ATTENTION = ("sliding", "sliding", "full", "sliding", "full", "sliding", "sliding")
+SHARED = Paired(
+    Listed("layer_types"), Paired(SharedKeys("shared", Listed("layer_types")), AllOrNone("moe", having="experts"))
+)
+
+
+def test_the_last_layers_read_keys_of_the_last_one_before_them_that_attends_alike() -> None:
+    config = {"layer_types": [*ATTENTION], "shared": 3}
+    kinds = SHARED.read(config, 7)
+    assert kinds == (
+        "sliding", "sliding", "full giving", "sliding giving", "full sharing", "sliding sharing", "sliding sharing",
+    )  # fmt: skip
+    assert SHARED.written(kinds) == config
+    assert SHARED.written(kinds[:3]) == {"layer_types": [*ATTENTION[:3]], "shared": 0}
+    with_experts = SHARED.read({**config, "moe": 4}, 7)
+    assert with_experts == tuple(f"{kind} experts" for kind in kinds)
+    assert SHARED.written(with_experts) == config
+    assert [gives(kind) for kind in with_experts] == [layer in (2, 3) for layer in range(7)]
+    assert [shares(kind) for kind in with_experts] == [layer > 3 for layer in range(7)]
+
+
+@pytest.mark.parametrize("config", [{}, {"shared": None}, {"shared": 0}])
+def test_where_no_layer_shares_keys_no_word_is_added(config: dict[str, int | None]) -> None:
+    assert SHARED.read({"layer_types": [*ATTENTION], **config}, 7) == ATTENTION
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [
+        (8, r"shared=8 must say how many of the last layers .* at most all of the 7 layers"),
+        (-1, r"shared=-1 must say"),
+        ("3", r"shared='3' must say"),
+        (5, r"shared=5 leaves no layer of kind 'full' whose keys .* it must be at most 4"),
+    ],
+)
+def test_layers_that_would_find_no_keys_to_read_are_refused(count: object, said: str) -> None:
+    with pytest.raises(InvalidArchitectureError, match=said):
+        SHARED.read({"layer_types": [*ATTENTION], "shared": count}, 7)
+
+
+def test_all_layers_may_read_keys_of_another_model() -> None:
+    kinds = SHARED.read({"layer_types": ["full", "sliding"], "shared": 2}, 2)
+    assert kinds == ("full sharing", "sliding sharing")
+    assert without_keys(kinds) == ["full", "sliding"]
+
+
+@given(st.lists(st.sampled_from(["full", "sliding"]), min_size=2, max_size=16), st.data())
+def test_the_layer_that_keys_are_read_of_stays_as_long_as_one_that_reads_them(
+    attention: list[str], data: st.DataObject
+) -> None:
+    needed = max(attention.index(kind) for kind in set(attention)) + 1
+    config = {"layer_types": attention, "shared": data.draw(st.integers(0, len(attention) - needed))}
+    kinds = SHARED.read(config, len(attention))
+    ranking = data.draw(st.permutations(range(len(kinds))))
+    for count in range(1, len(kinds) + 1):
+        kept = [kinds[layer] for layer in best_of_each_kind(kinds, ranking, count)]
+        assert without_keys(kept) == []
+        assert [shares(kind) for kind in kept] == [shares(kind) for kind in SHARED.read(SHARED.written(kept), count)]
+
+
+def test_layers_whose_keys_are_gone_are_told_by_how_they_attend() -> None:
+    assert without_keys(("full giving", "sliding", "sliding sharing experts", "full sharing")) == ["sliding"]
+    assert without_keys(ATTENTION) == []

@@ -72,6 +72,8 @@ def test_every_axis_has_the_size_of_its_name() -> None:
         Axis.EXPERT_NEURONS: 0,
         Axis.SHARED_NEURONS: 0,
         Axis.CONV_CHANNELS: 10,
+        Axis.WIDE_NEURONS: 14,
+        Axis.LAYERS: SMALL.num_hidden_layers,
         Axis.MAMBA_GROUPS: 0,
         Axis.MAMBA_GROUP_HEADS: 0,
         Axis.MAMBA_HEAD_DIM: 0,

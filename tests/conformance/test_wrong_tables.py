@@ -4,10 +4,11 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from minitron_nas.architecture.kinds import Indexed
+from minitron_nas.architecture.kinds import AllOrNone, Indexed, Listed, Paired
 from minitron_nas.architecture.layout import (
     CONV_CHANNELS,
     EXPERT_NEURONS,
@@ -20,6 +21,7 @@ from minitron_nas.architecture.layout import (
     MAMBA_HEADS,
     NEURONS,
     QUERIES,
+    WIDE_NEURONS,
     Axis,
     Dim,
     Layout,
@@ -30,6 +32,7 @@ from minitron_nas.families.catalog import layout_of
 from minitron_nas.families.nemotron_h import STATES
 from minitron_nas.testing import Subject, check_family, tiny_config
 from minitron_nas.testing.conformance import check_masked_teacher, check_states
+from minitron_nas.testing.tiny import TINY_E2B
 from minitron_nas.testing.use import check_depth, check_packing
 
 LAYER = "model.layers.{layer}."
@@ -194,6 +197,66 @@ def test_a_wrong_row_is_named(tmp_path: Path, fault: str) -> None:
     layout = make()
     with pytest.raises((AssertionError, CheckpointError, IndexError), match=re.escape(tensor)):
         check_family(layout, tiny_config(layout.model_type), tmp_path)
+
+
+def of_gemma(**changes: Any) -> Layout:
+    return replace(layout_of("gemma4_text"), **changes)
+
+
+def neurons_of_others() -> Layout:
+    """Say of FFNs in layers that share keys that they have as many neurons as others."""
+    layout = layout_of("gemma4_text")
+    rows = (
+        replace(row, dims=tuple(NEURONS if each == WIDE_NEURONS else each for each in row.dims)) for row in layout.rows
+    )
+    return replace(layout, rows=tuple(rows))
+
+
+TOKENS = dim("vocab_size_per_layer_input")
+BY_CHANNEL = dim("hidden_size_per_layer_input", Axis.LAYERS)
+OF_EVERY_LAYER: dict[str, tuple[Callable[[], Layout], str]] = {
+    "channels of all layers in turns": (
+        lambda: with_dims("gemma4_text", "embed_tokens_per_layer.weight", TOKENS, BY_CHANNEL),
+        "model.embed_tokens_per_layer.weight",
+    ),
+    "rows of all layers in turns": (
+        lambda: with_dims("gemma4_text", "per_layer_model_projection.weight", BY_CHANNEL, HIDDEN),
+        "model.per_layer_model_projection.weight",
+    ),
+    "an embedding of the layers that stay": (
+        lambda: with_dims(
+            "gemma4_text", "per_layer_projection_norm.weight", dim(Axis.LAYERS, "hidden_size_per_layer_input")
+        ),
+        "per_layer_projection_norm.weight",
+    ),
+    "keys of their own in all layers": (
+        lambda: of_gemma(kinds=Paired(Listed("layer_types"), AllOrNone("enable_moe_block", having="experts"))),
+        "model.layers.4.self_attn.k_proj.weight",
+    ),
+    "neurons of others": (neurons_of_others, "model.layers.4.mlp.gate_proj.weight"),
+    "layers that share keys taken for as wide as others": (
+        lambda: of_gemma(config_keys={**layout_of("gemma4_text").config_keys, "double_wide_ffn": ()}),
+        "model.layers.4.mlp.gate_proj.weight",
+    ),
+    "embeddings of every layer left out": (
+        lambda: without("gemma4_text", "embed_tokens_per_layer.weight"),
+        "model.embed_tokens_per_layer.weight",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", OF_EVERY_LAYER)
+def test_a_wrong_row_of_layers_that_read_more_than_hidden_states_is_named(tmp_path: Path, fault: str) -> None:
+    make, tensor = OF_EVERY_LAYER[fault]
+    with pytest.raises((AssertionError, CheckpointError), match=re.escape(tensor)):
+        check_family(make(), tiny_config("gemma4_text", **TINY_E2B), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma4_text"])
+def test_a_table_by_which_layers_keep_no_keys_is_caught(tmp_path: Path, name: str) -> None:
+    table = replace(layout_of(name), cached=dim(0))
+    with pytest.raises(AssertionError, match=r"layer 0 keeps keys and values, the table says that it does not"):
+        check_states(Subject.make(table, tiny_config(name), tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,13 @@ from itertools import count
 import pytest
 
 from minitron_nas.architecture.config import architecture_of
+from minitron_nas.architecture.kinds import shares
 from minitron_nas.errors import LatencyError
 from minitron_nas.evaluation import latency_bench
 from minitron_nas.evaluation.latency_bench import MOST_TRIES, Bench, setting_of, stack_layers
 from minitron_nas.evaluation.latency_design import Lengths
 from minitron_nas.families.catalog import layout_of
-from minitron_nas.testing.tiny import tiny_config
+from minitron_nas.testing.tiny import TINY_E2B, tiny_config
 
 LENGTHS = Lengths(batch=2, prompt_tokens=8, context_tokens=4)
 SHAPE = {"hidden_size": 24, "intermediate_size": 48, "num_attention_heads": 3, "num_key_value_heads": 1}
@@ -110,6 +111,18 @@ def test_a_stack_of_a_hybrid_has_the_kinds_of_its_layers_in_their_shares():
         "linear_attention", "mlp", "linear_attention", "mlp", "full_attention"
     ]  # fmt: skip
     assert all(seconds > 0 for seconds in play())
+
+
+def test_layers_that_share_keys_come_last_in_a_stack_however_often_they_are_in_it(known):
+    models, _ = known
+    bench = bench_of("gemma4_text", **TINY_E2B)
+    bench._stack({"intermediate_size": 40}, bench._of_each_kind(6) * 2)
+    config = models[-1].config
+    kinds = architecture_of(config.to_dict(), bench._layout).kinds
+    assert config.num_kv_shared_layers == 4 == sum(map(shares, kinds))
+    own, sharing = config.layer_types[:8], config.layer_types[8:]
+    assert (own, sharing) == (["sliding_attention", "full_attention"] * 4, ["sliding_attention", "full_attention"] * 2)
+    assert [layer.mlp.gate_proj.out_features for layer in models[-1].model.layers] == [40] * 8 + [80] * 4
 
 
 def test_a_setting_says_what_is_measured():

@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from minitron_nas.architecture.config import architecture_of, with_sizes
-from minitron_nas.architecture.costs import kv_cache_bytes_per_token, state_bytes_per_sequence
+from minitron_nas.architecture.costs import (
+    count_embedding_parameters,
+    forward_flops_per_token,
+    kv_cache_bytes_per_token,
+    state_bytes_per_sequence,
+)
+from minitron_nas.architecture.kinds import gives
 from minitron_nas.architecture.spec import EXPERT_FIELDS, Architecture
 from minitron_nas.errors import InvalidArchitectureError, MinitronNasError, UnknownFamilyError
 from minitron_nas.families import catalog
@@ -194,14 +200,66 @@ def test_gemma_4_26b_has_its_total_and_half_of_its_experts_are_a_student() -> No
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"hidden_size_per_layer_input": 256}, "needs hidden_size_per_layer_input=0: embeddings of every layer"),
-        ({"num_kv_shared_layers": 10}, "needs num_kv_shared_layers=0: layers without keys of their own"),
         ({"use_bidirectional_attention": "all"}, "tokens that see those after them"),
+        ({"num_kv_shared_layers": 56}, "num_kv_shared_layers=56 leaves no layer of kind 'full_attention'"),
+        (
+            {"num_kv_shared_layers": 1, "model_type": "gemma4_unified_text"},
+            "needs num_kv_shared_layers=0: no such model has layers that read the keys and values of others",
+        ),
     ],
 )
 def test_a_gemma_4_that_its_table_cannot_carry_is_refused_with_the_reason(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(InvalidArchitectureError, match=reason):
-        count_parameters(AutoConfig.for_model(**{**GEMMA_4_31B, **changes}))
+        count_parameters({**AutoConfig.for_model(**GEMMA_4_31B).to_dict(), **changes})
+
+
+GEMMA_4_E2B = {
+    "model_type": "gemma4_text", "hidden_size": 1536, "intermediate_size": 6144, "num_hidden_layers": 35,
+    "num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 256, "global_head_dim": 512,
+    "num_kv_shared_layers": 20, "use_double_wide_mlp": True, "hidden_size_per_layer_input": 256,
+    "layer_types": [*["sliding_attention"] * 4, "full_attention"] * 7,
+}  # fmt: skip
+GEMMA_4_E4B = {
+    **GEMMA_4_E2B, "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 42, "num_key_value_heads": 2,
+    "num_kv_shared_layers": 18, "use_double_wide_mlp": False,
+    "layer_types": [*["sliding_attention"] * 5, "full_attention"] * 7,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "total", "own_layers", "sharing"),
+    [
+        pytest.param(GEMMA_4_E2B, 4_628_569_344, (12, 3), (16, 4), id="E2B"),
+        pytest.param(GEMMA_4_E4B, 7_463_013_376, (20, 4), (15, 3), id="E4B"),
+    ],
+)
+def test_gemma_4_e_has_its_total_and_keeps_the_keys_of_the_layers_that_have_them(
+    config: dict[str, Any], total: int, own_layers: tuple[int, int], sharing: tuple[int, int]
+) -> None:
+    content, layout = AutoConfig.for_model(**config).to_dict(), layout_of("gemma4_text")
+    shape, model = architecture_of(content, layout), meta_model(AutoConfig.for_model(**config))
+    assert count_parameters(content) == total == sum(parameter.numel() for parameter in model.parameters())
+    assert count_embedding_parameters(shape, layout) == sum(
+        parameter.numel() for name, parameter in model.named_parameters() if "embed_tokens" in name
+    )
+    width = 2 * config["num_key_value_heads"]
+    assert kv_cache_bytes_per_token(shape, layout) == 2 * width * (own_layers[0] * 256 + own_layers[1] * 512)
+    attended = 8 * ((own_layers[0] + sharing[0]) * 256 + (own_layers[1] + sharing[1]) * 512)
+    linear = sum(module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Linear))
+    assert forward_flops_per_token(shape, layout, 100) == 2 * linear + 4 * attended * 100
+
+
+@pytest.mark.parametrize("config", [GEMMA_4_E2B, GEMMA_4_E4B], ids=["E2B", "E4B"])
+def test_a_gemma_4_e_of_any_depth_counts_as_the_real_model_and_keeps_the_layers_whose_keys_are_read(
+    config: dict[str, Any],
+) -> None:
+    content, layout = AutoConfig.for_model(**config).to_dict(), layout_of("gemma4_text")
+    source = architecture_of(content, layout)
+    for layers in (30, 20, 11, 6, 4, 2):
+        shape = source.reshaped({"num_hidden_layers": layers, "hidden_size": 1024, "intermediate_size": 2048})
+        student = AutoConfig.for_model(**with_sizes(content, shape, layout))
+        assert count_parameters(shape) == sum(parameter.numel() for parameter in meta_model(student).parameters())
+        assert {kind for kind in source.kinds if gives(kind)} <= {*shape.kinds}
 
 
 def test_a_size_of_a_kind_of_layers_that_transformers_has_not_filled_in_is_refused() -> None:

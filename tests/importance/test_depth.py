@@ -10,6 +10,7 @@ import torch
 from lm_eval.tasks import TaskManager
 
 from minitron_nas.architecture.config import architecture_of
+from minitron_nas.architecture.kinds import gives
 from minitron_nas.distillation.loss import chunks
 from minitron_nas.errors import PlanError
 from minitron_nas.evaluation import lm_eval
@@ -24,14 +25,16 @@ from minitron_nas.importance.depth import (
     make_criterion,
     next_token_loss,
 )
-from minitron_nas.importance.depth_modes import best_blocks, greedy_layers, layer_table
+from minitron_nas.importance.depth_modes import best_blocks, greedy_layers, layer_table, layers_alone
 from minitron_nas.importance.layer_removal import BATCH_SEQUENCES, without_layers
 from minitron_nas.importance.score import score_importance
 from minitron_nas.importance.settings import DepthSettings, ImportanceSettings
+from minitron_nas.models.layer_model import kinds_of
 from minitron_nas.pruning.order import PruningOrder
 from minitron_nas.pruning.prepare import PreparedTeacher, write_prepared
 from minitron_nas.pruning.student import build_student
 from minitron_nas.testing import Subject, tiny_checkpoint, tiny_config, tiny_model
+from minitron_nas.testing.tiny import TINY_E2B
 from minitron_nas.text.packing import pack
 
 TASKS = Path(__file__).parents[1] / "evaluation" / "tasks"
@@ -137,6 +140,25 @@ def test_a_score_that_is_not_finite_is_the_worst(model, text, monkeypatch):
     monkeypatch.setattr(module, "next_token_loss", lambda *_: float("nan"))
     criterion = make_criterion(model, LLAMA, DepthSettings(criterion="loss"), text, Path(), 0)
     assert list(criterion(frozenset(), [range(1, 2)])) == [inf]
+
+
+@pytest.mark.parametrize("criterion", ["loss", "kl", "logit_mse", "block_importance"])
+def test_layers_are_taken_out_behind_those_whose_keys_they_read_and_before_these(text, criterion):
+    layout, model = layouts()["gemma4_text"], tiny_model(tiny_config("gemma4_text", **TINY_E2B))
+    kinds = kinds_of(model, layout)
+    measured = make_criterion(model, layout, DepthSettings(criterion=criterion), text, Path(), 0)
+    runs = [range(layer, layer + 1) for layer, kind in enumerate(kinds) if not gives(kind)]
+    function = {"loss": next_token_loss, "kl": kl_to_whole, "logit_mse": logit_error}.get(criterion)
+    whole = [WholeModel.of(model, text)] if criterion in ("kl", "logit_mse") else []
+    for run, score in zip(runs, measured(frozenset(), runs), strict=True):
+        with without_layers(model, layout, run):
+            assert function is None or score == function(model, text, *whole)
+    for table in (
+        layers_alone(measured, 7, {0, 6}, kinds=kinds),
+        greedy_layers(measured, 7, {0, 6}, 4, kinds=kinds),
+        best_blocks(measured, 7, {0, 6}, [6, 5], kinds=kinds),
+    ):
+        assert table[:, 2:4][table.any(dim=1)][-2:].all()  # whose keys layers 4, 5 and 6 read
 
 
 @pytest.mark.parametrize("model_type", layouts())

@@ -47,6 +47,13 @@ def test_layers_alone_leave_in_the_order_of_what_is_lost_without_each():
         assert kept(table, 5 - num_removed) == sorted(set(range(5)) - set(by_cost[:num_removed]))
 
 
+def test_a_layer_whose_keys_others_read_is_not_measured_alone_and_stays():
+    costs, kinds = Costs(5, 0), ("full", "full giving", "full sharing", "full sharing", "full sharing")
+    table = layers_alone(costs, 5, {4}, kinds=kinds)
+    assert costs.asked == [{0}, {2}, {3}]
+    assert all(1 in kept(table, count) for count in range(2, 6))
+
+
 @given(st.integers(3, 7), st.data())
 def test_the_block_is_the_cheapest_of_all_that_are_free_of_protected_layers(num_layers, data):
     protected = data.draw(st.sets(st.sampled_from([0, num_layers - 1])))

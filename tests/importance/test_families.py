@@ -28,13 +28,13 @@ def test_every_part_of_every_family_gets_a_score(model_type):
         "experts": (Axis.EXPERTS, (shape.num_experts,)),
     }
     for axis, name in NEURON_AXES.items():
-        experts = (shape.num_experts,) if layout.in_experts(axis) else ()
-        parts[name] = (axis, (*experts, sizes[axis] if axis in layout.neuron_axes else 0))
+        experts = (shape.num_experts,) if layout.in_experts(axis) and axis in layout.neuron_axes_of(shape) else ()
+        parts[name] = (axis, (*experts, sizes[axis] if axis in layout.neuron_axes_of(shape) else 0))
     assert scores.hidden.shape == (48,)
     for name, (axis, size) in parts.items():
         found = getattr(scores, name)
         assert found.shape == (4, *size)
-        has_it = [layout.has_axis(axis, kind) or axis not in layout.axes() for kind in shape.kinds]
+        has_it = [layout.has_axis(axis, kind) or axis not in layout.axes() or 0 in size for kind in shape.kinds]
         assert found.isfinite().flatten(1).all(dim=1).tolist() == has_it
     assert scores.hidden.isfinite().all()
     assert scores.layers.isfinite().all()

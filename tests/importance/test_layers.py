@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -100,3 +102,12 @@ def test_layers_that_cannot_be_dropped_are_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         drop_from(SOURCE, shape, layers)
+
+
+def test_a_layer_whose_keys_others_read_is_dropped_with_these_alone() -> None:
+    kinds = ("full_attention", "full_attention giving", "full_attention sharing", "full_attention sharing")
+    source = replace(SOURCE, num_hidden_layers=4, layer_kinds=kinds)
+    assert drop_from(source, {}, [0, 3]) == [1, 2]
+    assert drop_from(source, {}, [1, 2, 3]) == [0]
+    with pytest.raises(InvalidArchitectureError, match="layers of kind 'full_attention' have no keys .* is not there"):
+        drop_from(source, {}, [1, 2])

@@ -17,6 +17,7 @@ from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.models.loading import load_whole
 from minitron_nas.progress import silent
 from minitron_nas.testing import tiny_checkpoint
+from minitron_nas.testing.tiny import TINY_E2B, TINY_E4B
 from minitron_nas.text.packing import pack
 
 IDS = torch.randint(0, 320, (60,), generator=torch.Generator().manual_seed(0)).numpy()
@@ -77,7 +78,14 @@ def test_so_they_are_in_bfloat16(tmp_path, monkeypatch, model_type):
 
 
 @pytest.mark.parametrize(
-    ("model_type", "changes"), [("gemma3_text", MIXED), ("smollm3", {"no_rope_layers": [1, 0] * 2})]
+    ("model_type", "changes"),
+    [
+        ("gemma3_text", MIXED),
+        ("gemma4_text", {"hidden_size_per_layer_input": 12, "tied": True}),
+        ("gemma4_text", {**TINY_E2B, "sliding_window": 5}),
+        ("gemma4_text", {**TINY_E4B, "sliding_window": 5}),
+        ("smollm3", {"no_rope_layers": [1, 0] * 2}),
+    ],
 )
 def test_so_they_are_where_layers_differ(tmp_path, model_type, changes):
     assert_equal(*both_scores(tiny_checkpoint(tmp_path, model_type, **changes)))
@@ -88,6 +96,14 @@ def test_so_they_are_with_other_aggregations(tmp_path):
     assert_equal(*both_scores(tiny_checkpoint(tmp_path, "llama"), settings))
 
 
+def test_so_they_are_with_keys_and_values_of_other_layers_in_a_file(tmp_path, monkeypatch):
+    compute_in(monkeypatch, torch.bfloat16)
+    monkeypatch.setattr("minitron_nas.importance.hidden_states.available_memory", lambda: 0)
+    monkeypatch.setattr("minitron_nas.importance.layered_model._ROWS_OF_ALL_LAYERS", 7)
+    assert_equal(*both_scores(tiny_checkpoint(tmp_path, "gemma4_text", dtype=torch.bfloat16, **TINY_E2B)))
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == set()
+
+
 def test_so_they_are_with_hidden_states_in_a_file(tmp_path, monkeypatch):
     folder = tiny_checkpoint(tmp_path / "teacher", "llama")
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
@@ -96,9 +112,9 @@ def test_so_they_are_with_hidden_states_in_a_file(tmp_path, monkeypatch):
     assert sorted(folder.iterdir()) == before
 
 
-@pytest.mark.parametrize("model_type", layouts())
-def test_the_second_moments_are_those_of_one_pass_to_the_bit(tmp_path, model_type):
-    checkpoint = open_checkpoint(tiny_checkpoint(tmp_path, model_type))
+@pytest.mark.parametrize(("model_type", "changes"), [*((name, {}) for name in layouts()), ("gemma4_text", TINY_E2B)])
+def test_the_second_moments_are_those_of_one_pass_to_the_bit(tmp_path, model_type, changes):
+    checkpoint = open_checkpoint(tiny_checkpoint(tmp_path, model_type, **changes))
     layout, shape = checkpoint.layout, checkpoint.architecture
     whole, swept = {}, TensorFolder(tmp_path / "moments")
     second_moments(loaded(tmp_path), layout, TEXT, whole)

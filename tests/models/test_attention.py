@@ -15,6 +15,7 @@ from minitron_nas.families.catalog import layouts
 from minitron_nas.models import attention
 from minitron_nas.models.attention import attend_by_document
 from minitron_nas.testing import tiny_config, tiny_model
+from minitron_nas.testing.tiny import TINY_E2B
 
 FAMILIES = sorted(layouts().keys() - {"granitemoehybrid", "opt"})
 """Granite 4.0 H and OPT do not look at positions when they make their masks."""
@@ -121,6 +122,12 @@ def test_a_model_that_attends_in_another_way_keeps_it_and_the_choice_can_be_take
     _, by_document = two_models("llama")
     attend_by_document(by_document, wanted=False)
     assert by_document.config._attn_implementation == "sdpa"
+
+
+def test_a_model_whose_last_layers_read_keys_of_others_attends_by_masks() -> None:
+    masked, by_document = two_models("gemma4_text", **TINY_E2B)
+    assert by_document.config._attn_implementation == "sdpa"
+    assert_same(masked, by_document, *packed([9, 15]))
 
 
 def test_the_choice_is_not_written_into_a_config() -> None:

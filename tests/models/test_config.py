@@ -5,6 +5,7 @@ import pytest
 from minitron_nas.errors import CheckpointError, InvalidArchitectureError, TeacherNotFoundError, UnknownFamilyError
 from minitron_nas.models.config import read_architecture, read_config
 from minitron_nas.testing import tiny_checkpoint
+from minitron_nas.testing.tiny import TINY_E2B
 
 
 def edited(folder, **changes):
@@ -201,3 +202,21 @@ def test_a_model_with_an_adapter_beside_it_is_refused_with_both(llama):
 def test_a_config_that_names_other_files_is_refused(llama, changes):
     with pytest.raises(CheckpointError, match=f"{next(iter(changes))}=.*save it again"):
         read_architecture(llama, edited(llama, **changes))
+
+
+def test_a_size_of_tensors_that_a_model_lacks_is_not_held_against_its_weights(tmp_path):
+    folder = tiny_checkpoint(tmp_path / "without", "gemma4_text")
+    shape, _ = read_architecture(folder, {**read_config(folder), "vocab_size_per_layer_input": 262144})
+    assert not {"hidden_size_per_layer_input", "vocab_size_per_layer_input"} & {*shape.fixed_sizes}
+    folder = tiny_checkpoint(tmp_path / "with", "gemma4_text", **TINY_E2B)
+    assert read_architecture(folder, read_config(folder))[0].fixed_sizes["vocab_size_per_layer_input"] == 320
+    with pytest.raises(CheckpointError, match="vocab_size_per_layer_input=262144 must lie in"):
+        read_architecture(folder, edited(folder, vocab_size_per_layer_input=262144))
+    with pytest.raises(CheckpointError, match="hidden_size_per_layer_input=-1 must lie in"):
+        read_architecture(folder, edited(folder, hidden_size_per_layer_input=-1, vocab_size_per_layer_input=320))
+
+
+def test_a_model_whose_layers_all_read_keys_of_another_is_refused(tmp_path):
+    folder = tiny_checkpoint(tmp_path / "model", "gemma4_text", **TINY_E2B)
+    with pytest.raises(InvalidArchitectureError, match="'full_attention' have no keys and values of their own"):
+        read_architecture(folder, edited(folder, num_kv_shared_layers=7))

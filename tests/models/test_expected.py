@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from minitron_nas.architecture.config import architecture_of
 from minitron_nas.architecture.layout import EXPERTS_IN_STACKS
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.families.catalog import layout_of
 from minitron_nas.models.expected import ExpectedTensors
 from minitron_nas.storage.weights import TensorHeader
+from minitron_nas.testing import tiny_config
+from minitron_nas.testing.tiny import TINY_E2B
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
@@ -138,3 +141,14 @@ def test_experts_that_lie_in_a_stack_get_the_headers_of_their_own_tensors(tmp_pa
 def test_what_is_no_stack_of_experts_keeps_its_name(tmp_path: Path, shape: tuple[int, ...]) -> None:
     odd = {f"{EXPERTS}.gate_up_proj": TensorHeader(tmp_path, shape, "BF16", 2 * prod(shape), 0)}
     assert with_experts().named(odd) == odd
+
+
+def test_keys_and_values_of_layers_that_read_those_of_others_are_left_out_as_transformers_does(tmp_path: Path) -> None:
+    config, header = tiny_config("gemma4_text", **TINY_E2B), TensorHeader(tmp_path, (16, 48), "F32", 64, 0)
+    expected = ExpectedTensors.of(architecture_of(config.to_dict(), layout_of("gemma4_text")), layout_of("gemma4_text"))
+    parts = ("k_proj.weight", "v_proj.weight", "k_norm.weight", "q_proj.weight", "q_proj.bias", "r_proj.weight")
+    found = {f"model.layers.{layer}.self_attn.{part}": header for layer in (3, 4, 6) for part in parts}
+    named = expected.named(found)
+    assert found.keys() - named.keys() == {
+        f"model.layers.{layer}.self_attn.{part}" for layer in (4, 6) for part in parts[:3]
+    }

@@ -25,7 +25,7 @@ def test_a_tower_feeds_as_many_layers_as_transformers_takes_where_the_config_say
     assert (tower.num_fed_layers, tower.num_parameters, tower.num_bytes) == (3, 0, 0)
 
 
-@pytest.mark.parametrize("model_type", WRAPPERS)
+@pytest.mark.parametrize("model_type", [*WRAPPERS, "gemma4 e2b"])
 def test_a_tower_and_its_text_part_are_all_that_a_wrapper_holds(wrapper: Callable[..., Path], model_type: str) -> None:
     folder = wrapper(model_type)
     checkpoint, whole = open_checkpoint(folder), AutoModelForImageTextToText.from_pretrained(folder)

@@ -13,6 +13,7 @@ from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.pipeline.family import Family
 from minitron_nas.pipeline.show import show
 from minitron_nas.testing import tiny_checkpoint, tiny_config, tiny_model, tiny_tokenizer
+from minitron_nas.testing.tiny import TINY_E2B
 
 
 @pytest.fixture
@@ -133,6 +134,7 @@ def test_of_mixers_their_groups_are_told_too() -> None:
         ("granitemoehybrid", {}, {"mixers", "attention", "feed-forward"}),
         ("deepseek_v3", {}, {"attention", "feed-forward", "experts", "shared experts", "router"}),
         ("gemma4_text", {}, {"attention", "feed-forward"}),
+        ("gemma4_text", TINY_E2B, {"attention", "embeddings of each layer", "feed-forward"}),
         ("qwen3_next", {}, {"mixers", "attention", "experts", "shared experts", "router"}),
     ],
 )
@@ -143,6 +145,12 @@ def test_norms_and_others_hold_no_matrix(
     found = {row["part"]: row["parameters"] for row in shown.tables["parameters by part"]}
     assert set(found) == parts | {"embeddings", "norms and others"}
     assert found["norms and others"] < 0.02 * sum(found.values())
+
+
+def test_the_neurons_of_layers_that_share_keys_are_told_where_there_are_some(tmp_path: Path) -> None:
+    sharing, other = (tiny_checkpoint(tmp_path / str(len(each)), "gemma4_text", **each) for each in (TINY_E2B, {}))
+    assert show(str(sharing)).facts["neurons_of_layers_that_share_keys"] == 192
+    assert "neurons_of_layers_that_share_keys" not in show(str(other)).facts
 
 
 def test_what_layers_keep_of_a_sequence_is_told_where_they_keep_something() -> None:

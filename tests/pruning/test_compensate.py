@@ -1,11 +1,16 @@
 from math import sqrt
 
 import pytest
+import torch
 
 from minitron_nas.architecture.layout import HIDDEN, VOCAB, norm, row
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.families.catalog import layout_of
 from minitron_nas.pruning.compensate import Scaling, scaled_constants, scaling_of
+from minitron_nas.pruning.student import build_student
+from minitron_nas.testing import Subject, tiny_config
+from minitron_nas.testing.masked import masked
+from minitron_nas.testing.tiny import TINY_E2B
 
 SOURCE = Architecture("any", 2, 64, 96, 4, 2, 16, 100)
 TARGET = SOURCE.reshaped({"hidden_size": 16})
@@ -55,3 +60,15 @@ def test_matrices_of_other_families_stay(table_row):
 
 def test_where_no_channel_leaves_nothing_changes():
     assert scaling_of(LAYER_NORM, layout_of("llama"), SOURCE, SOURCE.reshaped({"intermediate_size": 8})).factor == 1
+
+
+def test_what_is_made_of_embeddings_for_single_layers_stays_exact_with_an_epsilon_that_matters(tmp_path):
+    config = tiny_config("gemma4_text", **TINY_E2B, rms_norm_eps=0.05)
+    subject = Subject.make(layout_of("gemma4_text"), config, tmp_path)
+    target = subject.architecture.reshaped({"hidden_size": 36})
+    student = build_student(subject.prepared, target, torch.float64)
+    with masked(subject, target) as teacher:
+        for name, module in teacher.named_modules():
+            if name.endswith(".v_norm"):  # has no gain, so no row, and shares the epsilon of all norms
+                module.eps *= 48 / 36
+        torch.testing.assert_close(subject.logits(student), subject.logits(teacher), rtol=0, atol=subject.tolerance)

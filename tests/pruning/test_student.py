@@ -13,6 +13,7 @@ from minitron_nas.pruning.parts import whole
 from minitron_nas.pruning.prepare import PreparedTeacher
 from minitron_nas.pruning.student import build_student, cuts, random_student, student_config
 from minitron_nas.testing import Subject, rewrite_tensors, tiny_checkpoint, tiny_config
+from minitron_nas.testing.tiny import TINY_E2B
 
 BIASES = {"attention_bias": True, "mlp_bias": True}
 KINDS = [
@@ -361,3 +362,29 @@ def test_a_student_that_would_end_on_a_layer_that_transformers_takes_for_another
     assert config([0, 1, 3])["per_layer_config"].keys() == {"1", "2"}
     with pytest.raises(InvalidArchitectureError, match="takes the student's last layer, a 'sliding_attention', for"):
         config([1, 2])
+
+
+def test_a_student_keeps_the_layers_whose_keys_it_reads_and_drops_them_with_all_that_read_them(tmp_path):
+    prepared = Subject.make(layout_of("gemma4_text"), tiny_config("gemma4_text", **TINY_E2B), tmp_path).prepared
+
+    def student(kept):
+        order = replace(prepared.order, layers=layer_table({len(kept): kept}, 7))
+        shape = prepared.architecture.reshaped({"num_hidden_layers": len(kept)})
+        return student_config(replace(prepared, order=order), shape)
+
+    assert student([0, 2, 3, 5, 6])["num_kv_shared_layers"] == 2
+    assert student([0, 1, 2, 3])["num_kv_shared_layers"] == student([0, 1])["num_kv_shared_layers"] == 0
+    assert student([0, 1, 3, 6])["num_kv_shared_layers"] == 1
+    for kept in ([0, 1, 3, 5, 6], [0, 1, 2, 6]):
+        with pytest.raises(InvalidArchitectureError, match="have no keys and values of their own, and the layer that"):
+            student(kept)
+
+
+def test_blocks_of_single_layers_leave_with_them(tmp_path):
+    subject = Subject.make(layout_of("gemma4_text"), tiny_config("gemma4_text", **TINY_E2B), tmp_path)
+    target = subject.architecture.reshaped({"num_hidden_layers": 5})
+    kept = subject.prepared.order.kept_layers(5)
+    student = build_student(subject.prepared, target, torch.float64).model
+    for name, axis in (("embed_tokens_per_layer", 1), ("per_layer_model_projection", 0)):
+        whole = getattr(subject.model.model, name).weight.chunk(7, axis)
+        assert torch.equal(getattr(student, name).weight, torch.cat([whole[layer] for layer in kept], axis))

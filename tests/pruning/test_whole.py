@@ -31,6 +31,7 @@ from minitron_nas.testing import rewrite_tensors, tiny_checkpoint
 IDS = torch.arange(10, 40)[None]
 SHAPES = {
     "gemma4": {"intermediate_size": 40, "num_hidden_layers": 2, "num_experts": 3, "moe_intermediate_size": 24},
+    "gemma4 e2b": {"intermediate_size": 40, "num_hidden_layers": 4},
     "gemma4_unified": {"intermediate_size": 40, "num_hidden_layers": 2},
     "llama4": {"intermediate_size": 40, "num_experts": 2, "num_key_value_heads": 1},
     "qwen2_vl": {"intermediate_size": 40, "num_hidden_layers": 2},
@@ -63,7 +64,7 @@ def beside_text(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensors[name] for name in wrapper.other_names(tensors)}
 
 
-@pytest.mark.parametrize("model_type", WRAPPERS)
+@pytest.mark.parametrize("model_type", [*WRAPPERS, "gemma4 e2b"])
 def test_a_student_says_the_same_inside_its_wrapper_and_alone(
     wrapper: Callable[..., Path], tmp_path: Path, model_type: str
 ) -> None:

@@ -38,6 +38,9 @@ PRESETS = {
     "smollm2-1.7b": Preset(1_711_376_384, ("1.3B", "1B")),
     "smollm2-135m": Preset(134_515_008, ("90M",)),
     "smollm2-360m": Preset(361_821_120, ("280M", "230M")),
+    # Without the towers for pictures and sound.
+    "gemma-4-e2b": Preset(4_628_569_344, ("4B", "3.5B")),
+    "gemma-4-e4b": Preset(7_463_013_376, ("6B", "5B")),
     "gpt-oss-20b": Preset(20_914_757_184, ("16B", "12B")),
     # Without the vision tower and projector.
     "gemma-3-12b": Preset(11_766_034_176, ("9B", "7B")),

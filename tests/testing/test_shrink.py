@@ -147,3 +147,17 @@ def test_layers_that_go_by_their_numbers_are_there(
     found = shrunk(config, layout_of(model_type).config_names)
     assert {name: found[name] for name in expected} == expected
     assert set(architecture_of(found, layout_of(model_type)).kinds) == layout_of(model_type).known_kinds()
+
+
+def test_of_layers_that_share_keys_and_those_that_they_read_some_stay() -> None:
+    attention = [*["sliding_attention"] * 4, "full_attention"] * 7
+    sizes = {"hidden_size": 1536, "num_key_value_heads": 1, "num_hidden_layers": 35, "layer_types": attention}
+    shared = {"num_kv_shared_layers": 20, "use_double_wide_mlp": True}
+    config = AutoConfig.for_model("gemma4_text", **sizes, **shared).to_dict()
+    layout = layout_of("gemma4_text")
+    tiny = shrunk(config, layout.config_names)
+    assert (tiny["num_kv_shared_layers"], tiny["vocab_size_per_layer_input"]) == (2, tiny["vocab_size"])
+    shape = architecture_of(AutoConfig.for_model(**tiny).to_dict(), layout)
+    assert {*shape.kinds} == {*architecture_of(config, layout).kinds}
+    assert shape.num_wide_neurons == 2 * shape.intermediate_size
+    assert shape.fixed_sizes["hidden_size_per_layer_input"] == 8

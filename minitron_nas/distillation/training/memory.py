@@ -5,6 +5,7 @@ from typing import Self
 
 from transformers import PreTrainedConfig
 
+from minitron_nas.architecture.kinds import shares
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.settings import CorrectionTraining, DistillationSettings, num_recomputed
 from minitron_nas.errors import TrainingMemoryError
@@ -63,8 +64,7 @@ class TrainingMemory:
         head_dim = _own(config, "head_dim") or config.hidden_size // config.num_attention_heads
         key_value_heads = _own(config, "num_key_value_heads") or config.num_attention_heads
         heads = 2 * (config.num_attention_heads + key_value_heads) * head_dim
-        intermediate = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-        layer = (6 * config.hidden_size + heads + 4 * intermediate) * value_bytes
+        layer = (6 * config.hidden_size + heads + 4 * _mean_neurons(config)) * value_bytes
         again = num_recomputed(gradient_checkpointing, config.num_hidden_layers)
         inputs = again * config.hidden_size * value_bytes
         per_token = inputs + layer * max(config.num_hidden_layers - again, 1)
@@ -92,6 +92,16 @@ class TrainingMemory:
             f"{about_bytes(self.gradients_bytes)} for gradients, {about_bytes(self.optimizer_bytes)} for the optimizer "
             f"and {about_bytes(self.activations_bytes)} for activations, beside the teacher; {', or '.join(changes)}"
         )
+
+
+def _mean_neurons(config: PreTrainedConfig | Architecture) -> int:
+    """Neurons of an FFN, which some layers have twice: of all layers together over their number."""
+    neurons: int = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    if isinstance(config, Architecture):
+        wide = sum(map(shares, config.kinds)) if config.double_wide_ffn else 0
+    else:
+        wide = config.num_kv_shared_layers if getattr(config, "use_double_wide_mlp", False) else 0
+    return neurons + neurons * wide // config.num_hidden_layers
 
 
 def state_bytes(num_parameters: int, zero_stage: int, num_processes: int) -> tuple[int, int, int]:

@@ -4,9 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from minitron_nas.architecture.config import architecture_of
 from minitron_nas.distillation.settings import CorrectionTraining, DistillationSettings
 from minitron_nas.distillation.training.memory import TrainingMemory
 from minitron_nas.errors import MinitronNasError
+from minitron_nas.families.catalog import layout_of
+from minitron_nas.testing import tiny_config
+from minitron_nas.testing.tiny import TINY_E2B
 
 CONFIG = SimpleNamespace(
     hidden_size=10, intermediate_size=40, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1, head_dim=5
@@ -43,6 +47,14 @@ def test_activations_are_kept_in_every_layer_or_only_inputs_of_layers():
 def test_sizes_that_a_config_leaves_out_follow_from_the_others():
     bare = SimpleNamespace(hidden_size=10, num_hidden_layers=3, num_attention_heads=2)
     assert estimate(config=bare).activations_bytes == 7 * 3 * (6 * 10 + 2 * (2 + 2) * 5 + 4 * 40) * 2
+
+
+def test_ffns_that_are_twice_as_wide_count_as_often_as_they_are():
+    config = tiny_config("gemma4_text", **TINY_E2B)
+    shape = architecture_of(config.to_dict(), layout_of("gemma4_text"))
+    found = estimate(config=config).activations_bytes
+    assert found == estimate(config=shape).activations_bytes
+    assert found == 7 * 7 * (6 * 48 + 2 * (6 + 2) * 8 + 4 * (96 + 96 * 3 // 7)) * 2
 
 
 def test_the_error_says_what_takes_how_much_and_what_to_change():
