@@ -278,6 +278,17 @@ class AllOrNone:
         return {}
 
 
+def may_lack(kinds: KindsInConfig | None) -> frozenset[str]:
+    """Return the keys of numbers that are 0 where no layer has something.
+
+    Args:
+        kinds: How configs of a family tell of kinds; None where all layers are alike.
+    """
+    if isinstance(kinds, Paired):
+        return may_lack(kinds.first) | may_lack(kinds.second)
+    return frozenset({kinds.key} if isinstance(kinds, AllOrNone) else ())
+
+
 @dataclass(frozen=True, slots=True)
 class Paired:
     """Two of these ways at once, each of which tells of another part of a layer; a kind is the words of both.

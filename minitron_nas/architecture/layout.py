@@ -311,6 +311,7 @@ class Layout:
         norm: What the norms compute: `rms` multiplies by the gain, `rms_plus_one` by 1 + gain; `layer`
             and `layer_plus_one` also subtract the mean over channels.
         scales_embeddings: Whether embeddings are multiplied by the square root of `hidden_size`.
+        multiplies_logits: Whether `logits_scaling` of the config multiplies logits; Granite's divides them.
         conv1d: Whether the matrices of the layers are stored (inputs, outputs), as Conv1D does.
         head_dim_is_derived: Whether the model takes `head_dim` to be hidden_size / num_attention_heads.
         hidden_multiple_of_heads: Whether stock transformers refuses a `hidden_size` that is no
@@ -360,6 +361,7 @@ class Layout:
     rows: tuple[TensorRow, ...]
     norm: Literal["rms", "rms_plus_one", "layer", "layer_plus_one"] = "rms"
     scales_embeddings: bool = False
+    multiplies_logits: bool = False
     conv1d: bool = False
     head_dim_is_derived: bool = False
     hidden_multiple_of_heads: bool = False

@@ -126,9 +126,9 @@ class Roles:
         """Whether the first layer reads embeddings times the square root of the hidden size."""
         first = self._probe.calls.get(self.layer_name.format(layer=0))
         table = embedding_of(self._probe.model)
-        if first is None or first.read is None or table.shape[-1] != first.read.shape[-1]:
-            return False
         embedded = table[self._probe.prompt]
+        if first is None or first.read is None or first.read.numel() != embedded.numel():
+            return False
         return torch.allclose(first.read.view_as(embedded), embedded * hidden_size**0.5, rtol=_ALIKE, atol=1e-5)
 
     def _renamed(self) -> Iterator[tuple[str, str]]:

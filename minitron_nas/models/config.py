@@ -9,6 +9,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, AutoConfig
 
 from minitron_nas.architecture.config import architecture_of
+from minitron_nas.architecture.kinds import may_lack
 from minitron_nas.architecture.layout import Axis, Layout
 from minitron_nas.architecture.rules import require_attention, require_keys, require_latents
 from minitron_nas.architecture.spec import Architecture
@@ -214,9 +215,11 @@ def _check_sizes(path: Path, config: dict[str, Any], layout: Layout, most_layers
     others = (layout.mixer_width, _LAYERS, _HEADS, Axis.HEAD_DIM.value, _LABELS)
     fixed = layout.fixed_keys_of(dict.fromkeys(layout.fixed_keys(), 1) | config)
     sizes = {*axes, *layout.shape_fields(), *fixed, *others}
+    absent = may_lack(layout.kinds)
     for field in sorted(sizes):
-        least, most = 0 if field in (_LABELS, Axis.EXPERTS) else 1, most_layers if field == _LAYERS else longest
-        for place, key in enumerate(layout.config_names(field)):
+        names, most = layout.config_names(field), most_layers if field == _LAYERS else longest
+        least = 0 if field in (_LABELS, Axis.EXPERTS) or not absent.isdisjoint(names) else 1
+        for place, key in enumerate(names):
             value = config.get(key)
             if value is None or value == _LEFT_TO_TRANSFORMERS:
                 continue

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -193,7 +194,18 @@ def _rope(filled: PreTrainedConfig) -> dict[str, Any]:
     if plain.get("rope_type") == "longrope":
         old["original_max_position_embeddings"] = plain["original_max_position_embeddings"]
     renamed = {key: plain[name] for key, name in _BOTH_NAMES.get(filled.model_type, {}).items() if name in plain}
-    return {"rope_parameters": both, **old, **renamed}
+    told = {"rope_parameters": both, **old, **renamed}
+    return told if _keeps_kinds(filled, told, set(kinds)) else {"rope_parameters": both}
+
+
+def _keeps_kinds(filled: PreTrainedConfig, told: Mapping[str, Any], kinds: set[str]) -> bool:
+    """Whether transformers 5 still finds rotary positions of each kind of layers beside the keys of transformers 4."""
+    if kinds == {"full_attention"}:
+        return True
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of an old key, which may be what undoes them
+        read = AutoConfig.for_model(**copy.deepcopy({**filled.to_dict(), **told})).rope_parameters or {}
+    return kinds <= {kind for kind, each in read.items() if isinstance(each, dict)}
 
 
 def _say_attention_factor(rope: dict[str, Any], filled: PreTrainedConfig) -> None:

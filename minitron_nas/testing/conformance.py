@@ -224,7 +224,10 @@ def check_loss(subject: Subject) -> None:
         head = OutputHead.of(model).detached()
         own = subject.logits(model).flatten(0, 1)
         difference = (head.logits(hidden) - own).abs().max().item()
-        assert difference <= subject.tolerance, f"the output head's logits differ by {difference:.3g} from the model's"
+        assert difference <= subject.tolerance, (
+            f"the output head's logits differ by {difference:.3g} from the model's, which may multiply them by "
+            "logits_scaling of the config instead of dividing (multiplies_logits)"
+        )
         assert forward_kl(own, own).abs().max() <= 1e-12, "KL(p || p) is not 0"
         teacher = 0.7 * hidden.flip(0)
     labels = ids.flatten().roll(-1)

@@ -30,6 +30,9 @@ _LAST_LAYERS = ("moe_layer_end_index",)
 _FACTORS = ("short_factor", "long_factor")
 _SHARING = "num_kv_shared_layers"
 _PER_LAYER, _VOCAB_PER_LAYER = "hidden_size_per_layer_input", "vocab_size_per_layer_input"
+_OF_LOGITS = ("logits_scaling", "logit_scale", "lm_head_multiplier")
+_SOME_FACTOR = 1.25
+"""In place of 1, which would hide what a model does with it."""
 _TOKENS = {"bos_token_id": 1, "eos_token_id": 2}
 
 Keys = Callable[[str], Sequence[str]]
@@ -69,6 +72,7 @@ def shrunk(config: Mapping[str, Any], keys: Keys) -> dict[str, Any]:
             content[BY_LAYER] = _smaller_heads(content[BY_LAYER], layers, sizes["head_dim"])
     for field, value in sizes.items():
         content |= {key: value for key in keys(field) if key in content}
+    content |= {key: _SOME_FACTOR for key in _OF_LOGITS if content.get(key) == 1}
     content |= _tokens(content)
     if _VOCAB_PER_LAYER in content:
         content[_VOCAB_PER_LAYER] = VOCAB_SIZE

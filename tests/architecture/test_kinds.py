@@ -18,6 +18,7 @@ from minitron_nas.architecture.kinds import (
     fewest_layers,
     gives,
     kept_of_each_kind,
+    may_lack,
     shares,
     without_keys,
 )
@@ -25,6 +26,12 @@ from minitron_nas.errors import InvalidArchitectureError
 
 PERIOD = ("delta", "delta", "delta", "full")
 KINDS = st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=24)
+
+
+def test_numbers_that_may_be_0_are_those_by_which_all_layers_have_something_or_none() -> None:
+    ways = Paired(Listed("layer_types"), Paired(AllOrNone("num_experts", "experts"), AllOrNone("shared", "shared")))
+    assert may_lack(ways) == {"num_experts", "shared"}
+    assert may_lack(None) == may_lack(Listed("layer_types")) == frozenset()
 
 
 def test_whole_periods_keep_their_proportion() -> None:

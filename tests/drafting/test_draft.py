@@ -66,6 +66,19 @@ def test_what_no_row_explains_is_a_comment_that_says_what_was_seen() -> None:
     assert written(python) == draft.layout
 
 
+def test_layers_that_read_several_streams_at_once_are_drafted_as_far_as_can_be(tmp_path: Path) -> None:
+    sizes = {
+        "vocab_size": 320, "vocab_size_per_layer_input": 320, "hidden_size": 32, "hidden_size_per_layer_input": 8,
+        "intermediate_size": [64] * 4, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 8, "num_kv_shared_layers": 0, "laurel_rank": 4, "altup_num_inputs": 2, "sliding_window": 16,
+        "activation_sparsity_pattern": [0.0] * 4, "layer_types": [*["sliding_attention"] * 3, "full_attention"],
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3n_text", **sizes}))
+    draft = draft_family(str(tmp_path))
+    assert not draft.layout.scales_embeddings
+    assert "altup" in draft.to_python()
+
+
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TeacherNotFoundError, match="nothing: no such folder or file here"):
         draft_family("nothing")

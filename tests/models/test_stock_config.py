@@ -129,6 +129,15 @@ def test_gemma_3_has_one_rope_for_each_kind_of_layer_in_both_forms():
     assert read_by_this_version(written) == ropes
 
 
+def test_keys_of_transformers_4_that_would_undo_the_rope_of_each_kind_are_not_written():
+    kinds = {"layer_types": [SLIDING, FULL], "mlp_layer_types": ["sparse", "sparse"], "num_hidden_layers": 2}
+    config = AutoConfig.for_model("mellum", **kinds)
+    ropes = config.rope_parameters
+    written = finished_config(config.to_dict(), "float32")
+    assert "rope_scaling" not in written
+    assert AutoConfig.for_model(**written).rope_parameters == ropes
+
+
 @pytest.mark.parametrize(
     ("more", "scaling"),
     [

@@ -51,6 +51,11 @@ def test_sizes_become_tiny_and_compare_as_they_did() -> None:
     }
 
 
+@pytest.mark.parametrize(("said", "tried"), [(1.0, 1.25), (0.5, 0.5)])
+def test_a_factor_of_logits_that_would_hide_what_is_done_with_it_becomes_another(said: float, tried: float) -> None:
+    assert tiny(logits_scaling=said)["logits_scaling"] == tried
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from minitron_nas.execution.deepspeed import whole
+from minitron_nas.families.catalog import layouts
 from minitron_nas.models.causal_lm import CausalLM
 
 
@@ -18,8 +19,8 @@ class OutputHead:
 
     Attributes:
         weight: (vocab_size, hidden_size).
-        scaling: Logits are divided by it (Granite's `logits_scaling`; Cohere's `logit_scale` and Falcon-H1's
-            `lm_head_multiplier` multiply, so this is their inverse).
+        scaling: Logits are divided by it (Granite's `logits_scaling`; Cohere's `logit_scale`, Falcon-H1's
+            `lm_head_multiplier` and the `logits_scaling` of some families multiply, so this is their inverse).
         softcap: Logits become softcap tanh(logits / softcap) (Gemma 2's `final_logit_softcapping`).
         bias: (vocab_size,), added before either; few models have one.
     """
@@ -38,7 +39,8 @@ class OutputHead:
         """
         config, output = model.config, model.get_output_embeddings()
         factors = (getattr(config, key, None) or 1.0 for key in ("logit_scale", "lm_head_multiplier"))
-        scaling = (getattr(config, "logits_scaling", None) or 1.0) / prod(factors)
+        layout, own = layouts().get(config.model_type), getattr(config, "logits_scaling", None) or 1.0
+        scaling = (1 / own if layout is not None and layout.multiplies_logits else own) / prod(factors)
         softcap = getattr(config, "final_logit_softcapping", None)
         return cls(whole(output.weight), scaling, softcap, _optional(getattr(output, "bias", None), whole))
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoConfig
@@ -5,6 +7,7 @@ from transformers import AutoConfig
 from minitron_nas.distillation.loss.losses import LossSums
 from minitron_nas.distillation.signals.head import OutputHead
 from minitron_nas.distillation.signals.targets import HiddenTargets
+from minitron_nas.families.catalog import layout_of, with_layout
 from minitron_nas.testing import tiny_config, tiny_model
 
 HEADS = [(1.0, None), (8.0, None), (1.0, 3.0), (4.0, 2.0)]
@@ -29,6 +32,12 @@ def test_a_models_head_gives_the_models_logits(model_type, changes, scaling, sof
     hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]
     assert (head.scaling, head.softcap) == (scaling, softcap)
     torch.testing.assert_close(head.logits(hidden), model(ids).logits[0])
+
+
+def test_a_table_says_that_what_others_divide_logits_by_multiplies_them():
+    model = tiny_model(tiny_config("granite", logits_scaling=4.0))
+    with with_layout(replace(layout_of("granite"), multiplies_logits=True)):
+        assert OutputHead.of(model).scaling == 0.25
 
 
 @pytest.mark.parametrize(
