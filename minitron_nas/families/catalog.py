@@ -124,8 +124,8 @@ def layout_of(model_type: str, told: str = "") -> Layout:
         return layouts()[model_type]
     except KeyError:
         raise UnknownFamilyError(
-            f"model type {model_type!r} is no known family; known: {', '.join(layouts())}; "
-            f"{told and f'{told}; '}"
+            f"model type {model_type!r} is no known family; {told and f'{told}; '}"
+            f"`minitron-nas ls families` lists the {len(layouts())} that are known, "
             "`minitron-nas draft-family MODEL` prints a first table for it, and minitron_nas/families/README.md tells "
             "how to add one"
         ) from None

@@ -19,7 +19,7 @@ from minitron_nas.models.causal_lm import CausalLM, logits_of
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.checks import check_values
 from minitron_nas.models.config import layer_lists
-from minitron_nas.models.loading import quiet_transformers
+from minitron_nas.models.quiet import quiet_transformers
 from minitron_nas.models.stock import filled_config, model_from_tensors, read_tensor
 from minitron_nas.models.text_part import causal_lm_in, wrapper_in
 from minitron_nas.progress import silent

@@ -16,6 +16,7 @@ from minitron_nas.models.attention import attend_by_document
 from minitron_nas.models.causal_lm import CausalLM, moved
 from minitron_nas.models.config import read_config
 from minitron_nas.models.placement import find_places, rewritten_bytes
+from minitron_nas.models.quiet import quiet_transformers
 from minitron_nas.models.text_part import wrapper_in
 from minitron_nas.storage.atomic import require_free_bytes
 
@@ -94,19 +95,6 @@ def load_stock(path: Path, dtype: torch.dtype, **options: Any) -> CausalLM:
     vars(model.config).pop(_MODEL_TYPE, None)
     vars(model).pop("_weight_conversions", None)  # else it would be saved under the wrapper's names again
     return model
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep transformers from reporting tensors that are left out on purpose."""
-    from transformers.utils import logging
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 @contextmanager

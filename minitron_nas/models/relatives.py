@@ -9,6 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from minitron_nas.architecture.layout import Layout
 from minitron_nas.families.catalog import layout_of, layouts
 from minitron_nas.families.wrappers import WRAPPERS
+from minitron_nas.models.quiet import quiet_transformers
 
 _TEXT_PARTS = ("text_config", "llm_config", "language_config")
 _ALIKE = 0.7
@@ -48,7 +49,8 @@ def nearest_family(config: Mapping[str, Any]) -> tuple[str, int, int]:
         alike = SequenceMatcher(None, name, _plain(family)).ratio()
         return len(own & keys) / max(1, len(own | keys)) + (alike if alike >= _ALIKE else 0.0)
 
-    nearest = max(layouts(), key=likeness)
+    with quiet_transformers():
+        nearest = max(layouts(), key=likeness)
     return nearest, len(own & _keys(nearest)), len(own)
 
 

@@ -17,8 +17,8 @@ from minitron_nas.memory import available_memory
 from minitron_nas.models.causal_lm import logits_of
 from minitron_nas.models.checkpoint import Checkpoint
 from minitron_nas.models.config import read_config
-from minitron_nas.models.loading import quiet_transformers
 from minitron_nas.models.outline import Outline, kept_for
+from minitron_nas.models.quiet import quiet_transformers
 from minitron_nas.models.special_floats import plain_floats, tagged_floats
 from minitron_nas.models.stock_config import finished_config
 from minitron_nas.models.text_part import causal_lm_in, read_text_headers, wrapper_in

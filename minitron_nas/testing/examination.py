@@ -23,7 +23,7 @@ from minitron_nas.architecture.layout import Layout
 from minitron_nas.errors import CheckpointError, MinitronNasError, PlanError
 from minitron_nas.families.catalog import with_layout
 from minitron_nas.models.config_alone import config_alone
-from minitron_nas.models.loading import quiet_transformers
+from minitron_nas.models.quiet import quiet_transformers
 from minitron_nas.models.relatives import known_layout
 from minitron_nas.models.text_part import text_config
 from minitron_nas.testing.conformance import CHECKS

@@ -42,7 +42,7 @@ def test_a_model_on_the_hub_has_a_shape_without_its_weights(tmp_path, monkeypatc
     [
         (
             {"model_type": "qwen4_exp_text", "num_experts": 512},
-            r"'qwen4_exp_text' is no known family; .* nearest to it is 'qwen3",
+            r"'qwen4_exp_text' is no known family; .*nearest to it is 'qwen3",
         ),
         (
             {"model_type": "gemma3n", "text_config": {"model_type": "gemma3n_text", "hidden_size": 64}},
