@@ -39,8 +39,9 @@ def shapes(source: Architecture) -> Iterator[dict[str, int]]:
     for names in AXES:
         sizes = {name: source.sizes()[name] * 3 // 4 for name in names}
         if "num_attention_heads" in sizes:
-            groups = source.num_key_value_heads
-            sizes["num_attention_heads"] = max(1, sizes["num_attention_heads"] // groups) * groups
+            groups, most = source.num_key_value_heads, max(sizes["num_attention_heads"], source.num_key_value_heads)
+            legal = [heads for heads in range(groups, most + 1, groups) if source.hidden_size % heads == 0]
+            sizes["num_attention_heads"] = legal[-1]
         if "hidden_size" in sizes:
             sizes["hidden_size"] -= sizes["hidden_size"] % source.num_attention_heads
         yield sizes

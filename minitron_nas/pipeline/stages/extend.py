@@ -111,7 +111,7 @@ def _add(found: TakenOver, content: Mapping[str, Any], pool: Pool) -> None:
         if outcome.status != "completed":
             continue
         sizes = content["shapes"][str(index)]
-        same = np.all([values == sizes[name] for name, values in columns.items()], axis=0)
+        same = np.all([values == sizes.get(name, 0) for name, values in columns.items()], axis=0)
         places = [place for place in np.flatnonzero(same).tolist() if pool.candidates[place].id == outcome.key]
         found.known.update(dict.fromkeys(places, outcome))
         if not places and (kl := outcome.number("kl_nats")) is not None and 0 < kl < float("inf"):
