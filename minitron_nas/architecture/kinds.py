@@ -55,6 +55,15 @@ def shares(kind: str) -> bool:
     return SHARING in kind.split()
 
 
+def first_word(kind: str) -> str:
+    """Return the first word of a kind, which says how its layers attend where there are several (`Paired`).
+
+    Args:
+        kind: Of a layer.
+    """
+    return kind.partition(" ")[0]
+
+
 def is_of(kind: str, first: str) -> bool:
     """Whether a kind is a word, or that word and another one.
 
@@ -62,7 +71,7 @@ def is_of(kind: str, first: str) -> bool:
         kind: Of a layer, one word or two (`Paired`).
         first: The word.
     """
-    return kind.partition(" ")[0] == first
+    return first_word(kind) == first
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,8 +345,8 @@ def without_keys(kinds: Sequence[str]) -> list[str]:
     Args:
         kinds: Of the model's layers, as they are in the source, where one layer gives keys to all that attend alike.
     """
-    given = {kind.partition(" ")[0] for kind in kinds if gives(kind)}
-    return sorted({kind.partition(" ")[0] for kind in kinds if shares(kind)} - given)
+    given = {first_word(kind) for kind in kinds if gives(kind)}
+    return sorted({first_word(kind) for kind in kinds if shares(kind)} - given)
 
 
 def kept_of_each_kind(kinds: Sequence[str], num_kept: int) -> Counter[str]:

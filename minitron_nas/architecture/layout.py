@@ -512,6 +512,20 @@ class Layout:
         """Whether a tensor is the output head of untied models."""
         return table_row.dims == (VOCAB, HIDDEN) and table_row.unless is not None
 
+    @property
+    def embedding(self) -> TensorRow:
+        """The token embedding."""
+        return next(r for r in self.rows if r.dims == (VOCAB, HIDDEN) and not self.is_head(r))
+
+    def embedding_of_layers(self, architecture: Architecture) -> TensorRow | None:
+        """Return the embedding in which every layer of a model has a block; None where there is none.
+
+        Args:
+            architecture: The model's shape.
+        """
+        rows = (r for r in self.rows if r.counts_tokens and self.is_of_all_layers(r))
+        return next((r for r in rows if r.exists(architecture)), None)
+
     def is_of_all_layers(self, table_row: TensorRow) -> bool:
         """Whether a tensor holds a block of each layer."""
         return any(Axis.LAYERS in each for each in table_row.dims)

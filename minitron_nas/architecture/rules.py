@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from minitron_nas.architecture.kinds import fewest_layers, without_keys
+from minitron_nas.architecture.kinds import fewest_layers, first_word, without_keys
 from minitron_nas.architecture.layout import MAMBA_CHANNELS, Axis, Layout, Sizes, axis_sizes
 from minitron_nas.architecture.spec import MAMBA_FIELDS, Architecture
 from minitron_nas.errors import InvalidArchitectureError
@@ -222,7 +222,7 @@ def require_attention(architecture: Architecture, layout: Layout) -> None:
         raise InvalidArchitectureError(
             f"none of the {architecture.num_hidden_layers} layers has attention, and only of such a layer stock "
             f"transformers learns how long its context is when it generates; keep a layer of kind "
-            f"{' or '.join(sorted({kind.partition(' ')[0] for kind in attention}))}"
+            f"{' or '.join(sorted(set(map(first_word, attention))))}"
         )
 
 

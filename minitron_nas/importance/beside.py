@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minitron_nas.architecture.kinds import gives, shares
+from minitron_nas.architecture.kinds import first_word, gives, shares
 from minitron_nas.architecture.layout import axis_sizes
 from minitron_nas.importance.hidden_states import HiddenStates
 from minitron_nas.importance.layered_model import LayeredModel
@@ -52,7 +52,7 @@ class Beside:
         device = self._layers.device
         ids = None if self.vocabulary is None else torch.searchsorted(self.vocabulary, batch.input_ids).to(device)
         kind = self._layers.architecture.kinds[number]
-        attention = kind.partition(" ")[0]
+        attention = first_word(kind)
         shared: KeysAndValues = {attention: self._read(attention, indices)} if shares(kind) else {}
         positions = batch.position_ids.to(device)
         output = run_layer(model, self._layers.layout, states, positions, ids, shared)

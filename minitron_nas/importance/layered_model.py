@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from minitron_nas.architecture.layout import HIDDEN, VOCAB, Layout, TensorRow
+from minitron_nas.architecture.layout import Layout, TensorRow
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.execution.device import compute_dtype, pick_device
 from minitron_nas.importance.hidden_states import HiddenStates
@@ -85,19 +85,14 @@ class LayeredModel:
     @property
     def reads_tokens(self) -> bool:
         """Whether the layers read tokens beside hidden states, because each has an embedding of its own."""
-        return self._embedding_of_layers() is not None
+        return self.layout.embedding_of_layers(self.architecture) is not None
 
     def _embedding(self, vocabulary: Tensor) -> Tensor:
-        (table,) = (row for row in self.layout.rows if row.dims == (VOCAB, HIDDEN) and not self.layout.is_head(row))
-        return self.read_rows(table.name, vocabulary)
-
-    def _embedding_of_layers(self) -> TensorRow | None:
-        rows = (row for row in self.layout.rows if row.counts_tokens and self.layout.is_of_all_layers(row))
-        return next((row for row in rows if row.exists(self.architecture)), None)
+        return self.read_rows(self.layout.embedding.name, vocabulary)
 
     def _own_embedding(self, number: int, vocabulary: Tensor) -> Tensor | None:
         """Read some rows of a layer's part of an embedding of all layers, few of all layers at a time."""
-        table = self._embedding_of_layers()
+        table = self.layout.embedding_of_layers(self.architecture)
         if table is None:
             return None
         read = (self.read_rows(table.name, tokens) for tokens in vocabulary.split(_ROWS_OF_ALL_LAYERS))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from minitron_nas.architecture.kinds import GIVING, SHARING, shares
-from minitron_nas.architecture.layout import HIDDEN, VOCAB, Layout, stored_tensor
+from minitron_nas.architecture.layout import Layout, stored_tensor
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.storage.weights import TensorHeader
 
@@ -45,7 +45,7 @@ class ExpectedTensors:
         required = _shapes(architecture, layout)
         untied = _shapes(replace(architecture, tie_word_embeddings=False), layout)
         twins = {name: shape for name, shape in untied.items() if name not in required}
-        embedding = next(place.name for place in layout.tensors(architecture) if place.row.dims == (VOCAB, HIDDEN))
+        embedding = layout.embedding.name
         stacks = {
             stored_tensor(place.name): architecture.num_experts
             for place in layout.tensors(architecture)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from minitron_nas.architecture.costs import count_parameters, kv_cache_bytes_per_token, state_bytes_per_sequence
-from minitron_nas.architecture.layout import HIDDEN, KEYS, VOCAB, Axis, Layout, TensorRow
+from minitron_nas.architecture.layout import HIDDEN, KEYS, Axis, Layout, TensorRow
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.loss.losses import Counted, distillation_loss, forward_kl
 from minitron_nas.distillation.settings import DistillationSettings
@@ -166,8 +166,7 @@ def check_layer_by_layer(subject: Subject) -> None:
     model, layout, prepared = subject.model, subject.layout, subject.prepared
     shared: KeysAndValues = {}
     tables = {place.row: subject.tensors[place.name] for place in layout.tensors(subject.architecture)}
-    embedding = next(table for row, table in tables.items() if row.dims == (VOCAB, HIDDEN))
-    of_layers = next((row for row in tables if row.counts_tokens and layout.is_of_all_layers(row)), None)
+    of_layers = layout.embedding_of_layers(subject.architecture)
     positions = subject.text.position_ids
     states = embed(model, layout, subject.prompt, positions)
     for layer in range(subject.architecture.num_hidden_layers):
@@ -178,7 +177,7 @@ def check_layer_by_layer(subject: Subject) -> None:
         expected = states_of(outputs[0])
         own = []
         if of_layers is not None:
-            own = [embedding, part_of_layer(tables[of_layers], of_layers, subject.architecture, layer)]
+            own = [tables[layout.embedding], part_of_layer(tables[of_layers], of_layers, subject.architecture, layer)]
         alone = layer_model(
             lambda name: read_tensor(prepared.headers[name]),
             prepared.config,
