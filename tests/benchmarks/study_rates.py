@@ -31,9 +31,11 @@ from minitron_nas.text.settings import TextSettings
 SEED = 0
 
 
-def lessons(teacher: Checkpoint, text: str, settings: DistillationSettings, length: int, out: Path) -> TrainingFiles:
+def lessons(
+    teacher: Checkpoint, text: str, settings: DistillationSettings, length: int, held_out: int, out: Path
+) -> TrainingFiles:
     """Pack the text, and let the teacher speak over it."""
-    packing = TextSettings(sequence_length=length, validation_samples=64)
+    packing = TextSettings(sequence_length=length, validation_samples=held_out)
     splits = read_splits(out, text, teacher, packing, settings.tokens, SEED, silent)
     parts = {"train": splits.train, "validation": splits.validation}
     files = {name: StreamFiles(out / f"{name}.safetensors", out / f"hidden-{name}") for name in parts}
@@ -71,11 +73,13 @@ def main() -> None:
     parser.add_argument("--tokens", type=parse_count, required=True)
     parser.add_argument("--batch", type=int, help="sequences of a step; as many as give 200 steps without it")
     parser.add_argument("--length", type=int, default=64)
+    parser.add_argument("--held-out", type=int, default=64, help="sequences that are not trained on")
+    parser.add_argument("--rates", type=float, nargs="+", default=(BELOW, *RATES, ABOVE))
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     settings = DistillationSettings(tokens=args.tokens, batch_sequences=args.batch, learning_rate="auto")
-    files = lessons(open_checkpoint(args.teacher), args.text, settings, args.length, args.out)
+    files = lessons(open_checkpoint(args.teacher), args.text, settings, args.length, args.held_out, args.out)
     full = Schedule.resolve(settings, args.tokens, args.length)
     probe = probe_schedule(settings, full)
     if probe is None:
@@ -84,7 +88,7 @@ def main() -> None:
     for student in args.students:
         measurements.once(f"{student.name} | untrained", partial(untrained, student, files))
         for name, schedule in (("probe", probe), ("full", full)):
-            for rate in (BELOW, *RATES, ABOVE):
+            for rate in args.rates:
                 key = f"{student.name} | {name}, {schedule.num_steps} x {schedule.batch_sequences} | {rate:g}"
                 measurements.once(key, partial(trained, student, files, rate, schedule, work))
 

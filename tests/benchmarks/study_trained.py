@@ -13,7 +13,7 @@ better than one that is high (E3), and whether the best by KL also writes best (
 
 import argparse
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -84,16 +84,20 @@ class Training:
                 found[f"{stop}"] = self._measured(best)
         return {**target.sizes(), **found}
 
-    def decayed(self, target: Architecture) -> dict[str, Any]:
-        """Train a shape from the better of its starts through a schedule that ends with the first rung; let it write.
+    def decayed(self, target: Architecture, start: str) -> dict[str, Any]:
+        """Train a shape through a schedule that ends with the first rung; let it write.
 
         What it writes is told by `WRITTEN`: of each continuation the tokens that are the teacher's.
+
+        Args:
+            target: The shape.
+            start: The better of its starts, of `WAYS`.
         """
-        found, best = self._begun(target)
+        student = self._started(target, start)
         with tempfile.TemporaryDirectory(dir=self._study.out) as work:
-            self._study.train(best, RATE, RUNGS[0], Path(work))
-        written = {name: agreement(self._written(best, name), self._teacher[name]) for name in TEXTS}
-        return {**found, f"{RUNGS[0]}": self._measured(best), WRITTEN: written}
+            self._study.train(student, RATE, RUNGS[0], Path(work))
+        written = {name: agreement(self._written(student, name), self._teacher[name]) for name in TEXTS}
+        return {f"{RUNGS[0]}": self._measured(student), WRITTEN: written}
 
     @cached_property
     def _teacher(self) -> Mapping[str, list[list[int]]]:
@@ -110,18 +114,20 @@ class Training:
         """Return what the starts of a shape come to, and the better one."""
         found: dict[str, Any] = {}
         best, best_kl = None, float("inf")
-        for way, student in self._starts(target):
+        for way in WAYS:
+            student = self._started(target, way)
             found[way] = self._measured(student)
             if found[way]["near"] < best_kl:
                 best, best_kl = student, found[way]["near"]
         assert best is not None
         return found, best
 
-    def _starts(self, target: Architecture) -> Iterator[tuple[str, CausalLM]]:
-        yield WAYS[0], build_student(self._prepared, target, torch.float32)
+    def _started(self, target: Architecture, way: str) -> CausalLM:
+        if way == WAYS[0]:
+            return build_student(self._prepared, target, torch.float32)
         with tempfile.TemporaryDirectory(dir=self._study.out) as work:
             repaired = refit_in_sequence(self._prepared, target, self._calibration, Path(work))
-            yield WAYS[1], build_student(self._prepared, target, torch.float32, repaired)
+            return build_student(self._prepared, target, torch.float32, repaired)
 
     def _measured(self, model: CausalLM) -> dict[str, Any]:
         losses: Mapping[str, Losses] = {
@@ -147,7 +153,8 @@ def decay(study: Starts, size: str) -> None:
     for index in np.argsort(kls["near"]).tolist():
         key, shape = key_of(size, pool, index), pool.candidates[index].architecture
         if key in rows:
-            study.measurements.once(key, lambda shape=shape: training.decayed(shape))
+            start = min(WAYS, key=lambda way, row=rows[key]: row[way]["near"])
+            study.measurements.once(key, lambda shape=shape, start=start: training.decayed(shape, start))
 
 
 def order(size: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
