@@ -34,6 +34,7 @@ from minitron_nas.pruning.student import build_student
 from minitron_nas.search.costing import Costing, Deployment
 from minitron_nas.search.exploration import explore, make_sampler
 from minitron_nas.search.improvement import expected_improvement
+from minitron_nas.search.pareto import pareto_front
 from minitron_nas.search.pool import Pool
 from minitron_nas.search.proposals import RandomSampler, scaled
 from minitron_nas.search.settings import SearchSettings
@@ -159,6 +160,10 @@ def replay(samplers: list[str], most: int, measured: Path) -> None:
             end="",
         )
         print(f"{far.max():.3f}, Spearman near and far {agreement:.3f}; best {pool.candidates[int(near.argmin())].id}")
+        best = int((near + far).argmin())
+        behind = (f"{100 * (kls[text][best] / kls[text].min() - 1):.1f} % behind {text}" for text in TEXTS)
+        num_on_front = sum(pareto_front(np.stack([near, far], axis=1)))
+        print(f"on the front of near and far {num_on_front}; the best by their mean is {' and '.join(behind)}")
         print("| sampler | " + " | ".join(f"after {each}" for each in columns) + " |\n|" + "---|" * (1 + len(columns)))
         for name in samplers:
             if name == TAUGHT and other is None:

@@ -13,14 +13,16 @@ better than one that is high (E3), and whether the best by KL also writes best (
 
 import argparse
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.stats import kendalltau, spearmanr
+from sklearn.linear_model import Ridge
 from study import Measurements
 from study_search import MEASURED as POOLS
 from study_search import recorded
@@ -55,6 +57,9 @@ RUNGS = [end for end in ENDS if end]
 """KD tokens at the end of each: a trial gets a fiftieth of a student's."""
 WRITTEN = "written"
 WAYS = ("one pass", "in sequence")
+AXES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+PENALTIES = (0.001, 0.01, 0.1, 1.0)
+"""Of the ridge regression of a recovery correction."""
 
 
 def chosen_shapes(pool: Pool, kls: np.ndarray, num: int) -> list[int]:
@@ -198,6 +203,34 @@ def order(size: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
     )
 
 
+def correct(teaching: Mapping[str, Mapping[str, Any]], size: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print what a recovery correction is worth that another size teaches: log(KL at the end / untrained) by log sizes.
+
+    Args:
+        teaching: Shapes of the other size.
+        size: The size whose untrained KL is corrected.
+        rows: Its shapes.
+    """
+    (taught, gained, _), (places, own, ends) = (recoveries(table.values()) for table in (teaching, rows))
+    for start, columns in {"in one pass": 0, "by the better repair": 1}.items():
+        kls = [standing(row, 0)["near"] if columns else row[WAYS[0]]["near"] for row in rows.values()]
+        cells = [f"{spearmanr(kls, ends).statistic:.2f} as it is"]
+        for penalty in PENALTIES:
+            model = Ridge(alpha=penalty).fit(taught, gained[:, columns])
+            rho = spearmanr(np.log(kls) + model.predict(places), ends).statistic
+            cells.append(f"{rho:.2f} corrected, penalty {penalty:g}")
+        print(f"{size}, Spearman of untrained KL {start} with KL at the end: {', '.join(cells)}")
+    print(f"{size}: log(KL at the end / by the better repair) has a standard deviation of {own[:, 1].std():.3f}")
+
+
+def recoveries(rows: Iterable[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return log sizes, what training has gained on one pass and on the better repair, and KL at the end."""
+    table = list(rows)
+    ends = np.array([row[f"{RUNGS[-1]}"]["near"] for row in table])
+    begun = np.array([(row[WAYS[0]]["near"], standing(row, 0)["near"]) for row in table])
+    return np.log([[row[name] for name in AXES] for row in table]), np.log(ends[:, None] / begun), ends
+
+
 def show_written(rows: Sequence[Mapping[str, Any]], ids: Sequence[str]) -> None:
     """Print how KL orders what shapes write after the first rung, and who writes best."""
     for text in TEXTS:
@@ -251,8 +284,12 @@ def main() -> None:
     args = parser.parse_args()
     if args.part == "order":
         rows = Measurements(MEASURED).all()
-        for size in dict.fromkeys(key.partition(" | ")[0] for key in rows):
-            order(size, {key: row for key, row in rows.items() if key.startswith(f"{size} | ")})
+        names = dict.fromkeys(key.partition(" | ")[0] for key in rows)
+        sizes = {name: {key: row for key, row in rows.items() if key.startswith(f"{name} | ")} for name in names}
+        for size, own in sizes.items():
+            order(size, own)
+        for (_, own), (size, others) in permutations(sizes.items(), 2):
+            correct(own, size, others)
         return
     if args.data is None or args.out is None:
         parser.error(f"{args.part} needs --data and --out")
