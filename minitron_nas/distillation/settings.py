@@ -86,9 +86,10 @@ class DistillationSettings(Settings):
 
     Attributes:
         tokens: KD tokens of one student; without it, one pass over the training text, at most 1B.
-        learning_rate: Peak of the cosine schedule: a number, or `auto` to look for one. Then 1e-4 and a few higher
-            rates are tried on a size's first student, in short trainings that together take at most a tenth of its
-            tokens, and the one with the lowest validation KL is that of all students of the size.
+        learning_rate: Peak of the cosine schedule: a number, or `auto` to look for one. Then 1e-4, a few higher rates,
+            and where those do harm 1e-5, are tried on a size's first finalist, in short trainings that together take
+            at most a tenth of a student's tokens, and the one with the lowest validation KL is that of all trainings
+            of the size; 1e-4 where tokens are too few for that.
         min_learning_rate_fraction: End of the schedule, as a fraction of the peak.
         warmup_fraction: Share of the steps with linearly rising learning rate.
         weight_decay: Of AdamW.
@@ -133,7 +134,7 @@ class DistillationSettings(Settings):
     """Of the plan, for messages."""
 
     tokens: Count | None = None
-    learning_rate: Annotated[float | Literal["auto"], BeforeValidator(_rate)] = DEFAULT_LEARNING_RATE
+    learning_rate: Annotated[float | Literal["auto"], BeforeValidator(_rate)] = "auto"
     min_learning_rate_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
     weight_decay: Annotated[float, Field(ge=0)] = 0.0

@@ -34,7 +34,6 @@ from minitron_nas.pipeline.stages.correct import correct_teacher
 from minitron_nas.pipeline.stages.latency import find_latency
 from minitron_nas.pipeline.stages.measure import Answered, compare_tasks, evaluate_member, teacher_member
 from minitron_nas.pipeline.stages.prepare import prepare_source
-from minitron_nas.pipeline.stages.rate import find_learning_rate
 from minitron_nas.pipeline.stages.search import Found, costing_of, find_shapes, write_search
 from minitron_nas.pipeline.stages.teach import let_speak
 from minitron_nas.pipeline.stages.tokenize import prepare_tokens
@@ -274,7 +273,6 @@ def _build(run: Run) -> None:
     first = lessons = let_speak(run, teacher)
     answered = evaluate_member(run, teacher_member(run), teacher, first.signal)
     source, searched, cards = teacher, list[Done](), list[str]()
-    learning_rate = plan.distillation.peak_learning_rate
     for size in plan.descending_sizes:
         if source is not teacher:
             write_report(folder.path)
@@ -283,12 +281,11 @@ def _build(run: Run) -> None:
         costing = costing_of(plan, shape, layout, run.latency, teacher.checkpoint.architecture)
         prepared_by = prepare_source(run, source, layer_counts(plan, costing, size))
         prepared_in = folder.prepared(source.name)
-        hop = Hop(size, source, costing, prepared_in, prepared_by, lessons, first.signal, learning_rate)
+        rate = plan.distillation.peak_learning_rate
+        hop = Hop(size, source, costing, prepared_in, prepared_by, lessons, first.signal, rate)
         found = find_shapes(run, hop)
-        hop, tried = find_learning_rate(run, hop, found.chosen[0].architecture)
-        learning_rate = hop.learning_rate
-        searched += [found.tournament, *tried]
-        students = _train_and_measure(run, hop, found, answered)
+        searched += found.stages
+        students = _train_and_measure(run, found.hop, found, answered)
         shutil.rmtree(folder.starts(size.label), ignore_errors=True)
         for student in students:
             write_model_card(folder.student(student.name), folder.path)

@@ -250,7 +250,7 @@ def _sizes(
 ) -> Iterator[SizeForecast]:
     schedule = Schedule.resolve(plan.distillation, tokens.distillation, plan.text.sequence_length)
     rungs = tuple(plan.search.rung_tokens(tokens.distillation))
-    probe = probe_schedule(plan.distillation, schedule)
+    probe = probe_schedule(plan.distillation, schedule, plan.search.last_rung(tokens.distillation))
     short = ShortTraining(plan.distillation, rungs, plan.search.reduction, plan.seed)
     for size in plan.descending_sizes:
         pool, label = pools[size], size.label

@@ -50,8 +50,7 @@ class Hop:
         prepared_by: The stage that did it.
         lessons: Text and signals.
         first_signal: The stage in which the first teacher spoke, against which all are measured.
-        learning_rate: Peak of its trainings: of trials the plan's, or where that is `auto` the one that was found at
-            the size before; of students the one that was found at this size.
+        learning_rate: Peak of its trainings: the plan's, or where that is `auto` the one that was found.
     """
 
     size: Size

@@ -211,11 +211,11 @@ class FamilyPlan(Settings):
             distillation_tokens: Of one student.
             hidden_size: Of the teacher.
         """
-        settings, rungs = self.distillation, self.search.rung_tokens(distillation_tokens)
+        settings = self.distillation
         kept = settings.caches_training and settings.cached_top_k is None
         alone = settings.asks_teacher and not kept and "hidden_cache" in settings.signals
-        short = [*rungs[-1:], *([distillation_tokens // PROBES_FIT] if settings.learning_rate == "auto" else [])]
-        num_tokens = max(short, default=0) if alone else 0
+        probe = distillation_tokens // PROBES_FIT if settings.learning_rate == "auto" else 0
+        num_tokens = (self.search.last_rung(distillation_tokens) or probe) if alone else 0
         return num_tokens if num_tokens * hidden_size <= _MOST_TRIAL_STATES else 0
 
     def to_dict(self) -> dict[str, Any]:

@@ -153,7 +153,7 @@ class _Costs:
         self._teacher, self._layout = teacher, teacher.layout
         self._schedule = Schedule.resolve(plan.distillation, tokens.distillation, length)
         self._trial_tokens = plan.trial_tokens(tokens.distillation, teacher.architecture.hidden_size)
-        self._probe = probe_schedule(plan.distillation, self._schedule)
+        self._probe = probe_schedule(plan.distillation, self._schedule, plan.search.last_rung(tokens.distillation))
         self._first = float(forward_flops_per_token(teacher.architecture, teacher.layout, length))
         self._students = {
             size: mean_forward_flops(pool.candidates, teacher.layout, length) for size, pool in pools.items()
@@ -175,11 +175,10 @@ class _Costs:
                 yield f"{source} prepare", self._prepare(forward, share)
             yield f"{label} screen", self._screen(size, student)
             lecturer = forward if plan.kd_teacher == "previous" else self._first
-            yield f"{label} tournament", self._tournament(size, student, lecturer, forward)
-            with_starts = plan.members_per_size if plan.search.num_rungs else 0  # made for their trials
             if self._probe is not None:
-                yield f"{label} rate", self._rate(self._probe, student, lecturer, 0.0 if with_starts else forward)
-                with_starts = max(with_starts, 1)
+                yield f"{label} rate", self._rate(self._probe, student, lecturer, forward)
+            yield f"{label} tournament", self._tournament(size, student, lecturer, forward)
+            with_starts = plan.members_per_size if plan.search.num_rungs else int(self._probe is not None)
             members: list[tuple[Role, int]] = [("student", number) for number in range(1, plan.members_per_size + 1)]
             members += [(baseline, 1) for baseline in plan.baselines]
             for index, (role, number) in enumerate(members):
@@ -238,7 +237,8 @@ class _Costs:
         ends = search.rung_tokens(self._tokens.distillation)
         num_finalists = search.finalists_of(len(self._pools[size].candidates))
         field = quotas(num_finalists, ends, search.reduction, self._plan.members_per_size)
-        parts = [self._jobs(field[0], self._start(student, source), 1)] if ends else []
+        begun = int(self._probe is not None)  # with which learning rates were tried
+        parts = [self._jobs(field[0] - begun, self._start(student, source), 1)] if ends else []
         beside = 0.0 if self._trial_tokens else lecturer
         for alive, (previous, end) in zip(field[:-1], pairwise([0, *ends]), strict=False):
             if end:
@@ -249,12 +249,13 @@ class _Costs:
         return StageWork(sum(part.flops for part in parts), sum(part.path_flops for part in parts))
 
     def _rate(self, probe: Schedule, student: float, lecturer: float, repaired_from: float) -> StageWork:
-        """Three rates at a time, and then, at most, one more."""
+        """The untrained student is validated; three rates at a time, and then, at most, one more."""
         beside = 0.0 if self._trial_tokens else lecturer
         validated = student * (self._tokens.validation + _CUT_AS_TOKENS)
         flops = self._training(probe.num_tokens, student, beside) + validated
         devices, start = self._devices.of_a_trial(self._plan.runner), _on_one(self._start(student, repaired_from))
-        parts = [start, *(self._jobs(number, flops, devices) for number in (MOST_PROBES - 1, 1))]
+        untrained = _on_one(student * self._tokens.validation)
+        parts = [start, untrained, *(self._jobs(number, flops, devices) for number in (MOST_PROBES - 1, 1))]
         return StageWork(sum(part.flops for part in parts), sum(part.path_flops for part in parts))
 
     def _start(self, student: float, repaired_from: float) -> float:

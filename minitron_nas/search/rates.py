@@ -1,11 +1,12 @@
-"""Learning rates: a few are tried on a size's first student, in short trainings from its own start.
+"""Learning rates: a few are tried on a size's first finalist, in short trainings from its own start.
 
 A probe has a fortieth of the student's tokens, so that the four that there are at most take a tenth of them, and a
 quarter of the student's batch, so that it makes about a tenth of its steps.
 
 What is best for a probe is too low for its student: few steps at a high rate disturb weights that were repaired, and
-end before they have gained anything by it. So a higher rate than the default is taken at a probe's word, and lower ones
-are not tried, unless training at all others diverges. `distillation/README.md` has the figures.
+end before they have gained anything by it. So a higher rate than the default is taken at a probe's word, and a lower
+one is not tried, unless training at all others diverges or does far more harm than a probe's few steps explain.
+`distillation/README.md` has the figures.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,23 +16,28 @@ from pathlib import Path
 from typing import Any
 
 from minitron_nas.distillation.job import TrainingFiles
+from minitron_nas.distillation.loss.validation import validate
 from minitron_nas.distillation.settings import DEFAULT_LEARNING_RATE, PROBES_FIT, DistillationSettings
 from minitron_nas.distillation.training.curve import Judge
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.errors import NonFiniteLossError, TrialError
 from minitron_nas.execution.runner import Job, Jobs, Outcome, last_line
+from minitron_nas.models.loading import load_for_inference
 from minitron_nas.progress import Progress, silent
 from minitron_nas.search.tournament import train_shortly
 
 RATES = (DEFAULT_LEARNING_RATE, 3e-4, 1e-3)
 """Those that are tried."""
 
-ABOVE, BELOW = 3e-3, 3e-5
-"""One more that is tried: the one if the highest was the best, the other if none gave a finite KL."""
+ABOVE, BELOW = 3e-3, 1e-5
+"""One more that is tried: the one if the highest was the best, the other if all have done harm."""
+
+HARM = 1.1
+"""Beyond so many times the KL of the untrained student, also the best probe has done harm."""
 
 MOST_PROBES = 4
 
-RULE = "three rates from 1e-4 on and one more, a tenth of the tokens, a quarter of the batch"
+RULE = "three rates from 1e-4 on and one more, 1e-5 where all harm, a tenth of the tokens, a quarter of the batch"
 """What decides which rate is found beside the settings; changes with this file."""
 
 _BATCHES_FIT = 4
@@ -102,7 +108,9 @@ class Probe:
         }
 
 
-def probe_schedule(settings: DistillationSettings, student: Schedule) -> Schedule | None:
+def probe_schedule(
+    settings: DistillationSettings, student: Schedule, most_tokens: int | None = None
+) -> Schedule | None:
     """Return the steps and batch of a probe; None where its share of the tokens is less than a few steps.
 
     It is None, too, where the settings give a rate.
@@ -110,13 +118,15 @@ def probe_schedule(settings: DistillationSettings, student: Schedule) -> Schedul
     Args:
         settings: Say whether a rate is looked for, and how many sequences go through a forward pass.
         student: Steps and batch of the student.
+        most_tokens: More a probe may not have, such as those of a trial; None for a fortieth of the student's.
     """
     if settings.learning_rate != "auto":
         return None
     quarter = max(student.batch_sequences // _BATCHES_FIT, 1)
     unit = min(settings.micro_batch_sequences, quarter)
     batch = quarter // unit * unit
-    num_steps = student.num_tokens // PROBES_FIT // (batch * student.sequence_length)
+    num_tokens = min(student.num_tokens // PROBES_FIT, most_tokens or student.num_tokens)
+    num_steps = num_tokens // (batch * student.sequence_length)
     return Schedule(num_steps, batch, student.sequence_length) if num_steps >= _LEAST_STEPS else None
 
 
@@ -128,8 +138,8 @@ def why_no_probes(student: Schedule, learning_rate: float) -> str:
         learning_rate: The one that is taken.
     """
     return (
-        f"no learning rate is looked for: a tenth of {student.num_tokens:,} tokens are fewer than {_LEAST_STEPS} steps "
-        f"for each of {MOST_PROBES} rates; {learning_rate:g} is taken (distillation.learning_rate)"
+        f"no learning rate is looked for: a fortieth of {student.num_tokens:,} tokens, no more than a trial has, are "
+        f"fewer than {_LEAST_STEPS} steps; {learning_rate:g} is taken (distillation.learning_rate)"
     )
 
 
@@ -175,7 +185,8 @@ def find_rate(
 
     with jobs.runner.held():
         probes = tried(RATES)
-        one_more = {None: BELOW, max(RATES): ABOVE}.get(_best(probes, probing.judge))
+        untrained = jobs.run(validate_start, [Job("untrained", _told(start, files))])["untrained"]
+        one_more = _one_more(probes, probing.judge, untrained)
         if one_more is not None:
             known = [rate for rate, probe in probes.items() if probe.outcome.status == "completed"]  # as files, by now
             probes |= tried([*known, one_more])
@@ -219,17 +230,43 @@ def train_probe(
     return {"kl_nats": final.kl_nats, "loss_nats": final.loss_nats}
 
 
+def validate_start(start: str, files: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an untrained student comes to on the held-out text that probes are compared on.
+
+    Args:
+        start: The untrained student.
+        files: `TrainingFiles.to_dict`.
+    """
+    held_out = TrainingFiles.from_dict(files).held_out()
+    losses = validate(load_for_inference(Path(start)), held_out.tokens, held_out.signal)
+    return {"kl_nats": losses.kl_nats, "loss_nats": losses.loss_nats}
+
+
+def _told(start: Path, files: TrainingFiles) -> dict[str, Any]:
+    return {"start": str(start.absolute()), "files": files.to_dict()}
+
+
 def _job(start: Path, files: TrainingFiles, probing: Probing, learning_rate: float, checkpoints: Path) -> Job:
     key = f"rate-{learning_rate:g}"
     arguments = {
-        "start": str(start.absolute()),
-        "files": files.to_dict(),
+        **_told(start, files),
         "settings": probing.settings.at_rate(learning_rate).model_dump(mode="json"),
         "schedule": asdict(probing.schedule),
         "seed": probing.seed,
         "checkpoints": str(checkpoints.absolute() / key),
     }
     return Job(key, arguments)
+
+
+def _one_more(probes: Mapping[float, Probe], judge: Judge, untrained: Outcome) -> float | None:
+    """Return a rate that is worth trying beyond those that were."""
+    best, began = _best(probes, judge), untrained.number(judge)
+    if best is None:
+        return BELOW
+    reached = probes[best].outcome.number(judge)
+    if reached is not None and began is not None and reached > HARM * began:
+        return BELOW
+    return ABOVE if best == max(RATES) else None
 
 
 def _best(probes: Mapping[float, Probe], judge: Judge) -> float | None:

@@ -125,6 +125,10 @@ class SearchSettings(Settings):
         ends = [max(last // self.reduction**step, 1) for step in reversed(range(self.num_rungs))]
         return [0, *ends] if len(ends) > 1 else ends
 
+    def last_rung(self, distillation_tokens: int) -> int | None:
+        """Return the KD tokens of a trial that reaches the last rung; None where none is trained."""
+        return next(reversed(self.rung_tokens(distillation_tokens)), None)
+
 
 def procedure(name: str) -> dict[str, Any]:
     """Return what a named search sets.

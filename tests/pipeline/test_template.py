@@ -30,7 +30,7 @@ def test_each_setting_stands_there_with_its_default_below_its_words(tmp_path: Pa
         for part in name.split("."):
             value = value[part]
         assert value == rows[name]["default"], name
-    place = lines.index("  learning_rate: 0.0001")
+    place = lines.index("  learning_rate: auto")
     assert lines[place - 1] == "  # " + rows["distillation.learning_rate"]["about"].partition(". ")[0] + "."
     assert max(map(len, lines)) <= 120
     assert set(GIVEN) | {name.partition(".")[0] for name in OFFERED} == set(content)

@@ -11,7 +11,15 @@ from minitron_nas.errors import TrialError
 from minitron_nas.execution.local import LocalRunner
 from minitron_nas.execution.runner import Jobs
 from minitron_nas.search import rates as module
-from minitron_nas.search.rates import MOST_PROBES, Probing, find_rate, probe_schedule, told_rates, train_probe
+from minitron_nas.search.rates import (
+    MOST_PROBES,
+    Probing,
+    find_rate,
+    probe_schedule,
+    told_rates,
+    train_probe,
+    validate_start,
+)
 from minitron_nas.search.start import Starts
 from minitron_nas.storage.schemas import RATES
 from minitron_nas.storage.sealed import read_sealed
@@ -28,7 +36,7 @@ def scripted(monkeypatch, arena, tmp_path):
     in the order in which they were trained."""
     trained = []
 
-    def script(table, folder=tmp_path, max_failures=9, probing=PROBING):
+    def script(table, folder=tmp_path, max_failures=9, probing=PROBING, untrained=0.6):
         def train(settings, **_):
             rate = settings["learning_rate"]
             trained.append(rate)
@@ -39,6 +47,7 @@ def scripted(monkeypatch, arena, tmp_path):
             return lost if isnan(value) else {"kl_nats": value, "loss_nats": 3 - value}
 
         monkeypatch.setattr(module, "train_probe", train)
+        monkeypatch.setattr(module, "validate_start", lambda **_: {"kl_nats": untrained, "loss_nats": 3 - untrained})
         jobs = Jobs(LocalRunner(), folder / "results", max_failures)
         return find_rate(folder / "start", arena.files, probing, jobs, folder / "checkpoints")
 
@@ -53,9 +62,24 @@ def scripted(monkeypatch, arena, tmp_path):
         ({1e-4: 0.5, 3e-4: 0.4, 1e-3: 0.3, 3e-3: 0.2}, 3e-3, [1e-4, 3e-4, 1e-3, 3e-3]),
         ({1e-4: 0.5, 3e-4: 0.4, 1e-3: 0.3, 3e-3: 0.7}, 1e-3, [1e-4, 3e-4, 1e-3, 3e-3]),
         ({1e-4: 0.4, 3e-4: 0.4, 1e-3: 0.4}, 1e-4, [1e-4, 3e-4, 1e-3]),
-        ({1e-4: nan, 3e-4: nan, 1e-3: nan, 3e-5: 0.7}, 3e-5, [1e-4, 3e-4, 1e-3, 3e-5]),
+        ({1e-4: nan, 3e-4: nan, 1e-3: nan, 1e-5: 0.7}, 1e-5, [1e-4, 3e-4, 1e-3, 1e-5]),
+        ({1e-4: 0.7, 3e-4: 0.9, 1e-3: nan, 1e-5: 0.5}, 1e-5, [1e-4, 3e-4, 1e-3, 1e-5]),
+        ({1e-4: 0.7, 3e-4: 0.9, 1e-3: nan, 1e-5: 0.8}, 1e-4, [1e-4, 3e-4, 1e-3, 1e-5]),
+        ({1e-4: 0.9, 3e-4: 0.8, 1e-3: 0.7, 1e-5: 0.5}, 1e-5, [1e-4, 3e-4, 1e-3, 1e-5]),
+        ({1e-4: 0.65, 3e-4: 0.7, 1e-3: 0.8}, 1e-4, [1e-4, 3e-4, 1e-3]),
     ],
-    ids=["the lowest", "the middle", "above all", "the highest", "the lowest of equals", "below those that diverge"],
+    ids=[
+        "the lowest",
+        "the middle",
+        "above all",
+        "the highest",
+        "the lowest of equals",
+        "below those that diverge",
+        "below those that harm",
+        "none that harms less",
+        "the highest harms least",
+        "little harm",
+    ],
 )
 def test_three_rates_are_tried_and_one_more_where_they_leave_it_open(scripted, kls, chosen, order):
     script, trained = scripted
@@ -95,8 +119,8 @@ def test_a_rate_that_diverges_or_fails_is_a_row_and_the_best_of_the_others_is_ta
 
 def test_where_every_rate_diverges_there_is_one_error(scripted):
     script, trained = scripted
-    with pytest.raises(TrialError, match=r"no learning rate .* 3e-05 diverged \(its KL is nan\); give one that does"):
-        script(dict.fromkeys((1e-4, 3e-4, 1e-3, 3e-5), nan))
+    with pytest.raises(TrialError, match=r"no learning rate .* 1e-05 diverged \(its KL is nan\); give one that does"):
+        script(dict.fromkeys((1e-4, 3e-4, 1e-3, 1e-5), nan))
     assert len(trained) == 4
 
 
@@ -125,6 +149,12 @@ def test_a_batch_of_probes_divides_into_micro_batches():
     assert probe_schedule(settings, Schedule(200, 16, 64)) == Schedule(20, 4, 64)
 
 
+def test_a_probe_has_no_more_tokens_than_a_trial():
+    assert probe_schedule(SETTINGS, STUDENT, 640) == Schedule(20, 2, 16)
+    assert probe_schedule(SETTINGS, STUDENT, 320) == Schedule(10, 2, 16)
+    assert probe_schedule(SETTINGS, STUDENT, 127) is None
+
+
 def test_a_tenth_that_is_less_than_a_few_steps_is_not_tried():
     assert probe_schedule(SETTINGS, Schedule(160, 1, 64)) == Schedule(4, 1, 64)
     assert probe_schedule(SETTINGS, Schedule(159, 1, 64)) is None
@@ -151,6 +181,12 @@ def test_a_probe_begins_with_the_start_and_the_same_seed_gives_the_same_kl(arena
     nothing = probe_of(arena, start, tmp_path / "c", 1e-12)
     assert nothing["kl_nats"] == pytest.approx(read_sealed(start / "start.json")["measured"]["kl_nats"], rel=1e-4)
     assert first["kl_nats"] != pytest.approx(nothing["kl_nats"], rel=1e-4)
+
+
+def test_an_untrained_student_is_measured_where_its_probes_are(arena, start):
+    value = validate_start(str(start), arena.files.to_dict())
+    measured = read_sealed(start / "start.json")["measured"]
+    assert value == pytest.approx({name: measured[name] for name in ("kl_nats", "loss_nats")}, rel=0.01)
 
 
 def test_training_that_diverges_says_so_and_does_not_fail(arena, start, tmp_path):

@@ -1,4 +1,4 @@
-"""The stage that finds the learning rate of a size's students."""
+"""The stage that finds the learning rate of a size's trials and students."""
 
 import shutil
 from dataclasses import replace
@@ -19,12 +19,12 @@ from minitron_nas.storage.schemas import RATES
 
 
 def find_learning_rate(run: Run, hop: Hop, target: Architecture) -> tuple[Hop, tuple[Done, ...]]:
-    """Try learning rates on a size's first student, if the plan leaves them open, and say which its students take.
+    """Try learning rates on a size's first finalist, if the plan leaves them open, and say which its trainings take.
 
     Args:
         run: The run.
         hop: The size.
-        target: The shape of the student.
+        target: The finalist's shape.
 
     Returns:
         The size with the rate that was found, and the stage that found it, if one did.
@@ -33,7 +33,7 @@ def find_learning_rate(run: Run, hop: Hop, target: Architecture) -> tuple[Hop, t
     if settings.learning_rate != "auto":
         return hop, ()
     student = Schedule.resolve(settings, tokens, plan.text.sequence_length)
-    probe = probe_schedule(settings, student)
+    probe = probe_schedule(settings, student, plan.search.last_rung(tokens))
     if probe is None:
         run.engine.note(f"{hop.label}: {why_no_probes(student, hop.learning_rate)}")
         return hop, ()

@@ -1,4 +1,4 @@
-"""The stages that find one shape for a size: screen, tournament."""
+"""The stages that find one shape for a size: screen, rate, tournament."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -19,6 +19,7 @@ from minitron_nas.pipeline.hop import Hop
 from minitron_nas.pipeline.plan import FamilyPlan
 from minitron_nas.pipeline.run import Run
 from minitron_nas.pipeline.stages.extend import conditions, taken_over
+from minitron_nas.pipeline.stages.rate import find_learning_rate
 from minitron_nas.pipeline.stages.train import starts_of
 from minitron_nas.progress import Progress
 from minitron_nas.search.by_text import kls_by_text, text_correlations
@@ -51,25 +52,28 @@ class Found:
     Attributes:
         chosen: The members-to-be, the first one first.
         held_against: Shapes that the choice is held against, by name (`references`).
-        tournament: The stage that chose them.
+        hop: The size, with the learning rate of its trainings.
+        stages: What tells of it in the tables: the tournament, and what found the rate, if anything did.
     """
 
     chosen: list[Candidate]
     held_against: dict[str, Candidate]
-    tournament: Done
+    hop: Hop
+    stages: tuple[Done, ...]
 
 
 def find_shapes(run: Run, hop: Hop) -> Found:
-    """Screen the size's candidates, hold the tournament, and return what was chosen."""
+    """Screen the size's candidates, find a learning rate for the first of them, and hold the tournament at it."""
     plan = run.plan
     found = shapes_of(plan, hop.size, hop.costing)
     pool = pool_of(plan, found, hop.costing)
     screened = _screen(run, hop, pool)
     finalists = [pool.candidates[index] for index in screened.result]
+    hop, tried = find_learning_rate(run, hop, finalists[0].architecture)
     done = _contest(run, hop, found, pool, screened, finalists)
     by_id = {candidate.id: candidate for candidate in finalists}
     held_against = {name: pool.candidates[index] for name, index in references(pool, plan.seed).items()}
-    return Found([by_id[key] for key in done.result], held_against, done)
+    return Found([by_id[key] for key in done.result], held_against, hop, (done, *tried))
 
 
 def costing_of(

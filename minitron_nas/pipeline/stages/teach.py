@@ -66,5 +66,5 @@ def _num_short_sequences(run: Run, hidden_size: int) -> int:
         return 0
     settings = run.plan.distillation
     student = Schedule.resolve(settings, run.tokens.distillation_tokens, length)
-    shorts = (Schedule.resolve(settings, num_tokens, length), probe_schedule(settings, student))
+    shorts = (Schedule.resolve(settings, num_tokens, length), probe_schedule(settings, student, num_tokens))
     return max(each.num_steps * each.batch_sequences for each in shorts if each is not None)

@@ -84,7 +84,7 @@ def test_a_run_that_is_repeated_tries_nothing_again(found, build):
     before = stages(run)
     build(run, *AUTO)
     assert stages(run) == before
-    assert before.index("90k tournament") < before.index("90k rate") < before.index("90k distil")
+    assert before.index("90k screen") < before.index("90k rate") < before.index("90k tournament")
 
 
 def test_people_and_optuna_are_told_what_was_tried(found):
@@ -105,13 +105,13 @@ def test_students_of_few_tokens_take_the_default_rate_and_say_so(build, tmp_path
     assert "90k rate" not in stages(run)
     (told,) = [each for each in notes.told if "learning rate" in each]
     assert told == (
-        "90k: no learning rate is looked for: a tenth of 768 tokens are fewer than 4 steps for each of 4 rates; 0.0001 "
-        "is taken (distillation.learning_rate)"
+        "90k: no learning rate is looked for: a fortieth of 768 tokens, no more than a trial has, are fewer than 4 "
+        "steps; 0.0001 is taken (distillation.learning_rate)"
     )
 
 
 @pytest.mark.slow
-def test_trials_of_a_later_size_take_the_rate_of_the_size_before(build, tmp_path, monkeypatch):
+def test_trials_and_members_of_each_size_take_its_rate(build, tmp_path, monkeypatch):
     trained_at, hold = [], search.tournament
 
     def watched(finalists, starts, training, *others):
@@ -119,7 +119,7 @@ def test_trials_of_a_later_size_take_the_rate_of_the_size_before(build, tmp_path
         return hold(finalists, starts, training, *others)
 
     def find_rate(*_):
-        rate = 3e-4 if len(trained_at) == 1 else 1e-3
+        rate = 1e-3 if trained_at else 3e-4
         return rate, [Probe(rate, 256, Outcome("rate", "completed", {"kl_nats": 0.5, "loss_nats": 2.0}, None, 1.0))]
 
     monkeypatch.setattr(search, "tournament", watched)
@@ -127,6 +127,6 @@ def test_trials_of_a_later_size_take_the_rate_of_the_size_before(build, tmp_path
     monkeypatch.setattr(stage, "probe_schedule", lambda *_: Schedule(4, 1, 64))
     least = ("search.num_rungs=1", "search.max_screened=1", "baselines=[depth_only]")
     run = build(tmp_path / "run", "distillation.learning_rate=auto", *least, sizes=["90k", "60k"]).path
-    assert trained_at == [DEFAULT_LEARNING_RATE, 3e-4]
+    assert trained_at == [3e-4, 1e-3]
     assert (rate_of(run), rate_of(run, "60k")) == (3e-4, 1e-3)
     assert read_lineage(run / "baselines" / "60k-depth-only").learning_rate == 1e-3

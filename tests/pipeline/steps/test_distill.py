@@ -335,7 +335,7 @@ def test_few_tokens_are_distilled_at_the_default_rate_and_it_is_said(
 ) -> None:
     result = distill(tmp_path / "out", settings=AUTO, display=told)
     assert json.loads((result.path / "lineage.json").read_text())["learning_rate"] == 1e-4
-    assert any("no learning rate is looked for: a tenth of 2,048 tokens" in note for note in told.notes)
+    assert any("no learning rate is looked for: a fortieth of 2,048 tokens" in note for note in told.notes)
 
 
 def test_text_that_is_missing_is_refused_before_any_work(distill: Callable[..., Distilled], tmp_path: Path) -> None:
