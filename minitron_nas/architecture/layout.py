@@ -556,15 +556,16 @@ class Layout:
                 return None if above.on_branch else above
         return None
 
-    def norm_behind(self, table_row: TensorRow) -> TensorRow | None:
+    def norm_behind(self, table_row: TensorRow, architecture: Architecture) -> TensorRow | None:
         """Return the gain of the norm that acts on what an output projection puts out; None where none does.
 
         Args:
             table_row: A matrix that writes hidden channels, of this table.
+            architecture: The model's shape; says whether it has such a norm.
         """
         for row in self.rows[self.rows.index(table_row) + 1 :]:
             if row.on_branch or self.writes_hidden(row):
-                return row if row.on_branch else None
+                return row if row.on_branch and row.exists(architecture) else None
         return None
 
     def norm_of_bias(self, table_row: TensorRow) -> TensorRow | None:

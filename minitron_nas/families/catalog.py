@@ -13,11 +13,13 @@ from minitron_nas.architecture.layout import Layout
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import UnknownFamilyError
 from minitron_nas.families import (
+    afmoe,
     apertus,
     arcee,
     bamba,
     cohere,
     cohere2,
+    cohere2_moe,
     cwm,
     deepseek_v2,
     deepseek_v3,
@@ -44,15 +46,18 @@ from minitron_nas.families import (
     granite_swa,
     granitemoe,
     granitemoehybrid,
+    granitemoeshared,
     helium,
     hunyuan_v1_dense,
     hunyuan_v1_moe,
+    hyperclovax,
     internlm3,
     iquestcoder,
     lfm2,
     lfm2_moe,
     llama,
     llama4_text,
+    mellum,
     minimax_m2,
     ministral,
     ministral3,
@@ -86,13 +91,13 @@ ENTRY_POINT_GROUP = "minitron_nas.families"
 """Entry points of this group name a `Layout` in another package."""
 
 _MODULES = (
-    apertus, arcee, bamba, cohere, cohere2, cwm, deepseek_v2, deepseek_v3, dots1, ernie4_5, ernie4_5_moe, exaone4,
-    exaone_moe, falcon_h1, flex_olmo, gemma, gemma2, gemma3_text, gemma4_text, gemma4_unified_text, glm, glm4, glm4_moe,
-    glm4_moe_lite, gpt2, gpt_neox, gpt_oss, granite, granite_swa, granitemoe, granitemoehybrid, helium,
-    hunyuan_v1_dense, hunyuan_v1_moe, internlm3, iquestcoder, lfm2, lfm2_moe, llama, llama4_text, minimax_m2, ministral,
-    ministral3, mistral, mixtral, nemotron, nemotron_h, olmo2, olmo3, olmoe, opt, phi, phi3, phimoe, qwen2, qwen2_moe,
-    qwen3, qwen3_5_moe_text, qwen3_5_text, qwen3_moe, qwen3_next, seed_oss, smollm3, solar_open, stablelm, starcoder2,
-    vaultgemma,
+    afmoe, apertus, arcee, bamba, cohere, cohere2, cohere2_moe, cwm, deepseek_v2, deepseek_v3, dots1, ernie4_5,
+    ernie4_5_moe, exaone4, exaone_moe, falcon_h1, flex_olmo, gemma, gemma2, gemma3_text, gemma4_text,
+    gemma4_unified_text, glm, glm4, glm4_moe, glm4_moe_lite, gpt2, gpt_neox, gpt_oss, granite, granite_swa, granitemoe,
+    granitemoehybrid, granitemoeshared, helium, hunyuan_v1_dense, hunyuan_v1_moe, hyperclovax, internlm3, iquestcoder,
+    lfm2, lfm2_moe, llama, llama4_text, mellum, minimax_m2, ministral, ministral3, mistral, mixtral, nemotron,
+    nemotron_h, olmo2, olmo3, olmoe, opt, phi, phi3, phimoe, qwen2, qwen2_moe, qwen3, qwen3_5_moe_text, qwen3_5_text,
+    qwen3_moe, qwen3_next, seed_oss, smollm3, solar_open, stablelm, starcoder2, vaultgemma,
 )  # fmt: skip
 
 

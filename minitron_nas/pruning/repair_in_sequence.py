@@ -259,7 +259,7 @@ class _Sequence:
         parallel = False
         taken: dict[str, Tensor] = {}
         writer, norm = self._attention.writer, self._ffn.norm
-        output = self._whole.module(model, self._layout.norm_behind(writer) or writer)
+        output = self._whole.module(model, self._layout.norm_behind(writer, self._source) or writer)
         with ExitStack() as hooks:
             hooks.enter_context(output.register_forward_hook(lambda _, __, result: taken.update(added=result)))
             if norm is not None:
@@ -314,7 +314,7 @@ class _Sequence:
         inputs: HiddenStates,
     ) -> None:
         """Refit an output projection, and the norm behind it, to what the student's stream lacks of the teacher's."""
-        place, behind = self._place(output, number), self._layout.norm_behind(output)
+        place, behind = self._place(output, number), self._layout.norm_behind(output, self._source)
         projection, lacking = self._pruned.module(student, output), partial(self._lacking, wanted, stream, inputs)
         start = self._outputs_first(place, whole(self._parts[place.name]).double())
         bias = self._parts.get(f"{output.module}.bias".format(layer=number))
@@ -393,7 +393,7 @@ class _Sequence:
 
     def _norm_behind(self, output: TensorRow, student: CausalLM) -> Callable[[Tensor], Tensor]:
         """What happens to what an output projection of the student puts out before the stream gets it."""
-        behind = self._layout.norm_behind(output)
+        behind = self._layout.norm_behind(output, self._source)
         return _unchanged if behind is None else self._pruned.module(student, behind)
 
     def _keep(self, place: TensorPlace, matrix: Tensor, student: CausalLM) -> None:

@@ -44,7 +44,7 @@ def why_not_rotatable(layout: Layout, architecture: Architecture) -> str | None:
         layout: The table of its family.
         architecture: Its shape; says whether embeddings are tied.
     """
-    if any(row.on_branch for row in layout.rows):
+    if any(row.on_branch and row.exists(architecture) for row in layout.rows):
         return f"{layout.model_type} has norms on what layers add to the residual stream, which fix its basis"
     if layout.scales_embeddings:
         return f"{layout.model_type} multiplies embeddings by the square root of hidden_size, which rotation leaves out"

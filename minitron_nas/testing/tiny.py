@@ -82,7 +82,15 @@ TINY_E4B: dict[str, Any] = {
 """The same with more layers that share keys, none of which is wider than others."""
 
 _TINY_OF_FAMILY: dict[str, dict[str, Any]] = {
+    "afmoe": {"mup_enabled": True},
     "bamba": {"attn_layer_indices": [1, 3], "mamba_n_heads": 12},
+    "cohere2_moe": {
+        "first_k_dense_replace": 1,
+        "intermediate_size": 40,
+        "logit_scale": 0.25,
+        "num_shared_experts": 1,
+        "prefix_dense_intermediate_size": 96,
+    },
     "deepseek_v2": {"first_k_dense_replace": 1, "num_key_value_heads": 6, "q_lora_rank": None},
     "deepseek_v3": {
         "first_k_dense_replace": 1,
@@ -96,6 +104,7 @@ _TINY_OF_FAMILY: dict[str, dict[str, Any]] = {
     "gemma4_unified_text": _TINY_GEMMA_4,
     "glm4_moe_lite": {"num_key_value_heads": 6},
     "granitemoehybrid": {"mamba_n_heads": 12, "num_local_experts": 0, "shared_intermediate_size": 96},
+    "granitemoeshared": {"intermediate_size": 40, "shared_intermediate_size": 56},
     "hunyuan_v1_moe": {"intermediate_size": 40},
     "lfm2": {"block_multiple_of": 8},
     "nemotron_h": {"moe_shared_expert_intermediate_size": 56},
@@ -110,6 +119,7 @@ _TINY_KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "granitemoehybrid": ("layer_types", ("linear_attention", "full_attention")),
     "lfm2": ("layer_types", ("conv", "full_attention")),
     "lfm2_moe": ("layer_types", ("conv", "full_attention")),
+    "mellum": ("mlp_layer_types", ("dense", "sparse")),
     "nemotron_h": ("layers_block_type", ("linear_attention", "mlp", "full_attention", "mlp")),
 }
 """Kinds of layers, over and over, where those that transformers takes for itself are not what a table describes."""

@@ -350,7 +350,7 @@ def test_where_no_layer_has_experts_nothing_of_experts_is_offered(
     assert of_experts.isdisjoint(layout.shape_fields_of(dense))
 
 
-@pytest.mark.parametrize("model_type", ["deepseek_v3", "ernie4_5_moe", "solar_open"])
+@pytest.mark.parametrize("model_type", ["afmoe", "deepseek_v3", "ernie4_5_moe", "solar_open"])
 def test_a_config_without_shared_experts_is_refused_by_its_key(model_type: str) -> None:
     layout = layout_of(model_type)
     (key,) = layout.config_names("num_shared_experts")

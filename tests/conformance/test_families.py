@@ -34,6 +34,7 @@ ROPES = (
 )
 BIAS, WINDOW = {"attention_bias": True}, {"sliding_window": 5}
 BIASES = {**BIAS, "mlp_bias": True}
+MULTIPLIERS = {"attention_multiplier": 0.3, "embedding_multiplier": 3.0, "residual_multiplier": 0.5}
 FALCON = {
     "attention_out_multiplier": 0.8,
     "embedding_multiplier": 3.0,
@@ -63,6 +64,11 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
     "starcoder2": ({"use_bias": False},),
 }
 WHOLE: dict[str, tuple[dict[str, Any], ...]] = {
+    "afmoe": (
+        {"layer_types": ["sliding_attention", "full_attention"] * 2, "num_shared_experts": 1, **WINDOW, **BIAS},
+        {"tied": True, "num_dense_layers": 2, "route_scale": 2.0},
+        {"num_dense_layers": 0},
+    ),
     "apertus": ({**BIAS}, {"tied": True}),
     "arcee": ({**BIASES}, {"tied": True}),
     "bamba": (
@@ -71,6 +77,11 @@ WHOLE: dict[str, tuple[dict[str, Any], ...]] = {
     ),
     "cohere": ({"tied": True, "logit_scale": 0.25, **BIAS}, {}),
     "cohere2": ({"tied": True, "logit_scale": 0.25, **WINDOW, **BIAS}, {}),
+    "cohere2_moe": (
+        {"tied": True, "num_shared_experts": 2, **WINDOW, **BIAS},
+        {"num_shared_experts": 0, "prefix_dense_intermediate_size": None, "expert_selection_fn": "sigmoid"},
+        {"shared_expert_combination_strategy": "sum", "mlp_layer_types": ["sparse"] * 4},
+    ),
     "cwm": ({"mlp_bias": True, **WINDOW}, {"tied": True}),
     "deepseek_v2": (
         {"routed_scaling_factor": 1.5, **BIAS},
@@ -117,7 +128,7 @@ WHOLE: dict[str, tuple[dict[str, Any], ...]] = {
     "gpt_oss": ({"swiglu_limit": 1.0, **WINDOW}, {"tied": True, "attention_bias": False}),
     "granite_swa": (
         {"tied": True, "layer_rope_theta": [1e4, 0, 5e3, 0], "logits_scaling": 2.0, **WINDOW, **BIASES},
-        {"attention_multiplier": 0.3, "embedding_multiplier": 3.0, "residual_multiplier": 0.5},
+        MULTIPLIERS,
     ),
     "glm4_moe": (
         {"use_qk_norm": True, "routed_scaling_factor": 2.0, **BIAS},
@@ -128,7 +139,7 @@ WHOLE: dict[str, tuple[dict[str, Any], ...]] = {
         {"tied": True, "n_shared_experts": 2, "mlp_layer_types": ["dense", "dense", "sparse", "sparse"]},
     ),
     "granitemoe": (
-        {"attention_multiplier": 0.3, "embedding_multiplier": 3.0, "residual_multiplier": 0.5, **BIAS},
+        {**MULTIPLIERS, **BIAS},
         {"tied": True, "logits_scaling": 2.0},
     ),
     "granitemoehybrid": (
@@ -137,11 +148,19 @@ WHOLE: dict[str, tuple[dict[str, Any], ...]] = {
         {"mamba_proj_bias": True, "mamba_conv_bias": False, "position_embedding_type": "rope", **BIAS},
         {"layer_types": ["full_attention"] * 4},
     ),
+    "granitemoeshared": (
+        {**MULTIPLIERS, **BIAS},
+        {"tied": True, "logits_scaling": 2.0, "shared_intermediate_size": 0},
+    ),
     "helium": ({**BIASES}, {"tied": True}),
     "hunyuan_v1_dense": ({**rope("dynamic", alpha=1000.0, factor=1.0), **BIAS}, {"tied": True}),
     "hunyuan_v1_moe": (
         {"moe_topk": [2] * 4, "moe_intermediate_size": [40] * 4, **rope("dynamic", alpha=1000.0, factor=1.0), **BIAS},
         {"tied": True, "head_dim": 12},
+    ),
+    "hyperclovax": (
+        {**MULTIPLIERS, "logits_scaling": 0.25, **BIASES},
+        {"tied": True, "use_post_norm": False, **MULTIPLIERS, "logits_scaling": 0.25},
     ),
     "lfm2": ({"tied": True, "conv_bias": True}, {"block_auto_adjust_ff_dim": False}),
     "lfm2_moe": (
@@ -154,6 +173,18 @@ WHOLE: dict[str, tuple[dict[str, Any], ...]] = {
         {"attn_scale": 0.3, **BIAS},
         {"tied": True, "use_qk_norm": False, "no_rope_layer_interval": 2, "num_experts_per_tok": 1},
         {"interleave_moe_layer_step": 1},
+    ),
+    "mellum": (
+        {
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "rope_parameters": {
+                "full_attention": YARN,
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+            **WINDOW,
+            **BIAS,
+        },
+        {"tied": True, "mlp_layer_types": ["sparse"] * 4, "num_mtp_layers": 1},
     ),
     "ministral": ({"layer_types": ["sliding_attention", "full_attention"] * 2, **WINDOW}, {"tied": True}),
     "ministral3": (
@@ -194,8 +225,8 @@ WHOLE: dict[str, tuple[dict[str, Any], ...]] = {
 
 NOTHING_NEW = {
     "arcee", "cohere", "cwm", "deepseek_v2", "dots1", "ernie4_5", "exaone4", "exaone_moe", "flex_olmo", "gemma",
-    "gemma4_unified_text", "glm", "glm4_moe", "glm4_moe_lite", "granite_swa", "helium",
-    "hunyuan_v1_dense", "hunyuan_v1_moe", "internlm3", "iquestcoder", "lfm2_moe", "llama4_text", "minimax_m2",
+    "gemma4_unified_text", "glm", "glm4_moe", "glm4_moe_lite", "granite_swa", "granitemoeshared", "helium",
+    "hunyuan_v1_dense", "hunyuan_v1_moe", "internlm3", "iquestcoder", "lfm2_moe", "llama4_text", "mellum", "minimax_m2",
     "ministral", "ministral3", "olmoe", "phimoe", "qwen3_5_moe_text", "seed_oss", "solar_open",
 }  # fmt: skip
 """Families whose tables hold nothing that those of others do not hold, too; they are tried when there is time.
@@ -204,7 +235,7 @@ Llama 4's does, and has a test of its own below.
 """
 
 
-NEW_IN_LATER = {("gemma4_text", 3)}
+NEW_IN_LATER = {("gemma4_text", 3), ("hyperclovax", 1)}
 """Further variants that are tried always, by their number."""
 
 STEPS = (check_steps, check_axes, check_distils)

@@ -59,7 +59,7 @@ def meta_model(config: Any) -> Any:
 
 
 def test_these_are_the_families() -> None:
-    assert len(layouts()) == 67
+    assert len(layouts()) == 72
     assert set(FAMILIES) <= set(layouts())
 
 
@@ -453,6 +453,37 @@ def test_a_mixer_has_heads_channels_and_groups(key: str, value: Any, message: st
             80_393_183_232,
             id="Hunyuan-A13B",
         ),
+        pytest.param(
+            "afmoe",
+            {
+                "num_attention_heads": 32, "num_key_value_heads": 4, "moe_intermediate_size": 1024, "num_experts": 128,
+                "num_dense_layers": 2, "num_experts_per_tok": 8, "num_shared_experts": 1, "mup_enabled": True,
+            },
+            26_123_974_400,
+            id="Trinity-Mini",
+        ),
+        pytest.param(
+            "afmoe",
+            {
+                "num_hidden_layers": 60, "hidden_size": 3072, "intermediate_size": 12288, "num_attention_heads": 48,
+                "num_key_value_heads": 8, "moe_intermediate_size": 3072, "num_experts": 256, "num_dense_layers": 6,
+                "num_experts_per_tok": 4, "num_shared_experts": 1, "mup_enabled": True,
+            },
+            398_635_286_016,
+            id="Trinity-Large",
+        ),
+        pytest.param("mellum", {}, 12_149_923_072, id="Mellum-2-12B"),
+        pytest.param("cohere2_moe", {}, 190_004_928_512, id="cohere2_moe, defaults"),
+        pytest.param(
+            "cohere2_moe",
+            {"num_shared_experts": 2, "first_k_dense_replace": 3, "prefix_dense_intermediate_size": 24576},
+            219_499_077_632,
+            id="cohere2_moe, dense layers and shared experts",
+        ),
+        pytest.param("granitemoeshared", {}, 37_039_116_288, id="granitemoeshared, defaults"),
+        pytest.param(
+            "granitemoeshared", {"shared_intermediate_size": 1024}, 37_441_769_472, id="granitemoeshared, a shared FFN"
+        ),
         pytest.param("qwen3_5_moe_text", {}, 34_660_610_688, id="Qwen3.5-35B-A3B"),
         pytest.param("qwen3_next", {}, 79_674_391_296, id="Qwen3-Next-80B-A3B"),
         pytest.param("llama4_text", {}, 107_769_861_120, id="Llama-4-Scout, text"),
@@ -471,6 +502,8 @@ def test_models_with_experts_have_the_totals_of_the_real_ones(family: str, sizes
 @pytest.mark.parametrize(
     ("family", "changes", "message"),
     [
+        ("afmoe", {"mup_enabled": False}, "needs mup_enabled=True: embeddings are multiplied by the square root of"),
+        ("cohere2_moe", {"rms_norm_eps": 1e-5}, "needs rms_norm_eps=None: without it norms are LayerNorms"),
         ("deepseek_v2", {"mlp_bias": True}, "needs mlp_bias=False"),
         (
             "ernie4_5_moe",
@@ -553,6 +586,20 @@ def test_the_papers_own_models_have_their_totals(hidden: int, heads: int, neuron
             },
             6_658_473_984,
             id="OPT-6.7B",
+        ),
+        pytest.param(
+            {
+                "model_type": "hyperclovax",
+                "num_hidden_layers": 38,
+                "hidden_size": 6144,
+                "intermediate_size": 14336,
+                "num_attention_heads": 48,
+                "num_key_value_heads": 8,
+                "head_dim": 128,
+                "vocab_size": 110592,
+            },
+            14_748_112_896,
+            id="HyperCLOVAX-SEED-Think-14B",
         ),
         pytest.param(
             {
@@ -818,7 +865,7 @@ def test_a_family_package_that_is_broken_is_told_once_and_passed_over(
     (tmp_path / "broken_family.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "broken_family", raising=False)
-    assert (layout_of("llama").model_type, len(layouts())) == ("llama", 67)
+    assert (layout_of("llama").model_type, len(layouts())) == ("llama", 72)
     told = (
         f"package broken-families, entry point 'new' of group 'minitron_nas.families': broken_family:LAYOUT {fault}; "
     )

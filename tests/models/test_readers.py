@@ -132,12 +132,13 @@ IN_MLX: dict[str, dict[str, Any]] = {
     "gemma3_text": {"num_hidden_layers": 6, "hidden_size": 36},
     "lfm2": {"tie_word_embeddings": True},
     "lfm2_moe": {"tie_word_embeddings": True},
+    "mellum": {"mlp_layer_types": ["sparse"] * 4},
     "minimax_m2": {"rotary_dim": 8, "shared_intermediate_size": 0},
     "phimoe": {"attention_bias": True, "lm_head_bias": True},
     "solar_open": {"first_k_dense_replace": 0, "partial_rotary_factor": 1.0},
 }
-"""What MLX takes for granted: tied embeddings, a whole period of layers, a scale that bfloat16 can hold, keys that
-published configs have."""
+"""What MLX takes for granted: tied embeddings, a whole period of layers, experts in every one of Mellum 2, a scale that
+bfloat16 can hold, keys that published configs have."""
 
 
 def stock(model_type: str, changes: dict[str, Any], into: Path) -> tuple[str, torch.Tensor]:

@@ -9,7 +9,7 @@ from minitron_nas.models.relatives import nearest_family
     [
         ("minimax", "minimax_m2"),
         ("jamba", "bamba"),
-        ("granitemoeshared", "granitemoe"),
+        ("ernie4_5_vl_moe_text", "ernie4_5_moe"),
         ("qwen4_exp_text", "qwen3_next"),
     ],
 )

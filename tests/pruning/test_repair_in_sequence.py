@@ -30,10 +30,9 @@ from minitron_nas.text.packing import pack
 from minitron_nas.text.tokens import PackedTokens
 
 OF_SEVERAL_KINDS = {
-    "bamba", "deepseek_v2", "deepseek_v3", "dots1", "ernie4_5_moe", "exaone_moe", "gemma4_text",
-    "gemma4_unified_text", "glm4_moe",
-    "glm4_moe_lite", "granitemoehybrid", "lfm2", "lfm2_moe", "llama4_text", "nemotron_h", "qwen3_5_moe_text",
-    "qwen3_5_text", "qwen3_next",
+    "afmoe", "bamba", "cohere2_moe", "deepseek_v2", "deepseek_v3", "dots1", "ernie4_5_moe", "exaone_moe", "gemma4_text",
+    "gemma4_unified_text", "glm4_moe", "glm4_moe_lite", "granitemoehybrid", "granitemoeshared", "lfm2", "lfm2_moe",
+    "llama4_text", "mellum", "nemotron_h", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next",
 }  # fmt: skip
 NOT_REPAIRABLE = OF_SEVERAL_KINDS | {"cohere", "cohere2", "falcon_h1", "opt", "phi"}
 IDS = torch.randint(0, 320, (400,), generator=torch.Generator().manual_seed(1)).numpy()
@@ -300,6 +299,14 @@ def test_what_is_refitted_lies_in_a_file_for_each_layer(tmp_path, source):
     headers = repair_in_sequence(teacher.prepared, teacher.architecture, TEXT, tmp_path)
     assert {header.file.name for header in headers.values()} == {f"layer-{layer:05}.safetensors" for layer in range(4)}
     assert set(headers) == {name for name in read_headers(teacher.checkpoint.path) if "_proj" in name}
+
+
+@pytest.mark.parametrize("has_norms", [True, False])
+def test_norms_behind_output_projections_are_refitted_where_the_config_has_them(tmp_path, source, has_norms):
+    teacher = source("hyperclovax", use_post_norm=has_norms)
+    found, _ = repaired(teacher.prepared, teacher.architecture.reshaped({"intermediate_size": 56}), tmp_path)
+    norms = {f"model.layers.{layer}.post_norm{number}.weight" for layer in range(4) for number in (1, 2)}
+    assert {name for name in found if "norm" in name} == (norms if has_norms else set())
 
 
 def test_which_families_can_be_repaired_in_sequence():

@@ -174,6 +174,13 @@ def test_families_that_cannot_be_rotated_say_why(source, model_type, tied, reaso
     assert reason is None or found.startswith(reason)
 
 
+def test_norms_on_what_layers_add_are_in_the_way_where_the_config_has_them(source):
+    with_norms, without = (source("hyperclovax", use_post_norm=each).architecture for each in (True, False))
+    layout = open_layout("hyperclovax")
+    assert why_not_rotatable(layout, with_norms).startswith("hyperclovax has norms on what layers add")
+    assert why_not_rotatable(layout, without) is None
+
+
 def test_embeddings_that_are_multiplied_by_the_root_of_their_size_are_not_rotated(source):
     layout, architecture = replace(open_layout("llama"), scales_embeddings=True), source("llama").architecture
     reason = why_not_rotatable(layout, architecture)
