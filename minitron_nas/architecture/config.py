@@ -6,6 +6,7 @@ from typing import Any
 
 from minitron_nas.architecture.kinds import is_of
 from minitron_nas.architecture.layout import Axis, Layout
+from minitron_nas.architecture.rules import require_last_kind
 from minitron_nas.architecture.spec import EXPERT_FIELDS, MIXER_FIELDS, Architecture
 from minitron_nas.errors import InvalidArchitectureError
 
@@ -144,7 +145,8 @@ def require_described(shape: Architecture, layout: Layout) -> None:
         layout: The table.
 
     Raises:
-        InvalidArchitectureError: If a kind of its layers is unknown or missing, a fixed size, or what its mixers have.
+        InvalidArchitectureError: If a kind of its layers is unknown or missing, a fixed size, or what its mixers have,
+            or if transformers takes its last layer for another.
     """
     if (layout.kinds is None) != (not shape.layer_kinds):
         wanted = "none" if layout.kinds is None else f"one of {', '.join(sorted(layout.known_kinds()))} for each layer"
@@ -152,6 +154,7 @@ def require_described(shape: Architecture, layout: Layout) -> None:
             f"layer_kinds={list(shape.layer_kinds)} is not what family {layout.model_type!r} wants, which is {wanted}"
         )
     _require_known(shape.layer_kinds, layout)
+    require_last_kind(shape, layout)
     _require_mixers(shape, layout)
     if missing := sorted((layout.fixed_keys_of(shape.fixed_sizes) | layout.switches()) - {*shape.fixed_sizes}):
         raise InvalidArchitectureError(

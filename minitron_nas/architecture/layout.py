@@ -351,6 +351,8 @@ class Layout:
         drops_later_layers: Whether checkpoints carry layers behind the last, which predict further tokens at a time and
             which transformers drops.
         kinds: How the config tells of what kind each layer is; None where all layers are alike.
+        last_kind: What stock transformers takes the last layer for, whatever the config says: the first word of its
+            kind; empty where it may be of any kind.
         epsilon: The key of the norms' epsilon.
         layers_return_tuples: Whether transformers takes a layer's output for a tuple, hidden states first.
         logits_tolerance: By how much the conformance suite lets logits in float64 be off where they have to be equal,
@@ -388,6 +390,7 @@ class Layout:
     reasons: Mapping[str, str] = field(default_factory=dict)
     drops_later_layers: bool = False
     kinds: KindsInConfig | None = None
+    last_kind: str = ""
     epsilon: str = "rms_norm_eps"
     layers_return_tuples: bool = False
     logits_tolerance: float = 5e-6

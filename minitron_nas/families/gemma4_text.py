@@ -124,6 +124,7 @@ LAYOUT = Layout(
             SharedKeys("num_kv_shared_layers", Listed("layer_types")), AllOrNone("enable_moe_block", having="experts")
         ),
     ),
+    last_kind="full_attention",
     logits_tolerance=2e-5,
     requires={"use_bidirectional_attention": (None, "vision")},
     reasons={"use_bidirectional_attention": "tokens that see those after them make no causal language model"},

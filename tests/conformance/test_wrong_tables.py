@@ -31,7 +31,7 @@ from minitron_nas.errors import CheckpointError, InvalidArchitectureError
 from minitron_nas.families.catalog import layout_of
 from minitron_nas.families.nemotron_h import STATES
 from minitron_nas.testing import Subject, check_family, tiny_config
-from minitron_nas.testing.conformance import check_masked_teacher, check_states
+from minitron_nas.testing.conformance import check_last_layer, check_masked_teacher, check_states
 from minitron_nas.testing.tiny import TINY_E2B
 from minitron_nas.testing.use import check_depth, check_packing
 
@@ -250,6 +250,11 @@ def test_a_wrong_row_of_layers_that_read_more_than_hidden_states_is_named(tmp_pa
     make, tensor = OF_EVERY_LAYER[fault]
     with pytest.raises((AssertionError, CheckpointError), match=re.escape(tensor)):
         check_family(make(), tiny_config("gemma4_text", **TINY_E2B), tmp_path)
+
+
+def test_a_table_that_does_not_know_what_the_last_layer_is_taken_for_is_caught(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="a student of the first 1 layers is refused, .* takes layers of"):
+        check_last_layer(Subject.make(of_gemma(last_kind=""), tiny_config("gemma4_text"), tmp_path))
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma4_text"])
