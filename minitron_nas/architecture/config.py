@@ -5,7 +5,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from minitron_nas.architecture.kinds import is_of
-from minitron_nas.architecture.layout import Axis, Layout
+from minitron_nas.architecture.layout import LAYERS_VOCAB, Axis, Layout
 from minitron_nas.architecture.rules import require_last_kind
 from minitron_nas.architecture.spec import EXPERT_FIELDS, MIXER_FIELDS, Architecture
 from minitron_nas.errors import InvalidArchitectureError
@@ -81,6 +81,7 @@ def architecture_of(config: Mapping[str, Any], layout: Layout) -> Architecture:
     shape = Architecture(**known, layer_kinds=kinds, fixed_sizes=_fixed_sizes(config, layout, kinds))
     _require_mixers(shape, layout)
     _require_shared(shape, layout)
+    _require_tokens_of_layers(shape)
     return shape
 
 
@@ -161,6 +162,7 @@ def require_described(shape: Architecture, layout: Layout) -> None:
             f"fixed_sizes lacks {', '.join(missing)}, by which tensors of family {layout.model_type!r} are there or "
             "not, and how large"
         )
+    _require_tokens_of_layers(shape)
 
 
 def _require_mixers(shape: Architecture, layout: Layout) -> None:
@@ -178,6 +180,15 @@ def _require_shared(shape: Architecture, layout: Layout) -> None:
         raise InvalidArchitectureError(
             f"{key}=0 is not described by the table of family {layout.model_type!r}, whose layers with experts have "
             f"shared ones beside them; {key} must be at least 1"
+        )
+
+
+def _require_tokens_of_layers(shape: Architecture) -> None:
+    tokens = shape.fixed_sizes.get(LAYERS_VOCAB, shape.vocab_size)
+    if tokens < shape.vocab_size:
+        raise InvalidArchitectureError(
+            f"{LAYERS_VOCAB}={tokens} is below vocab_size={shape.vocab_size}: stock transformers looks embeddings "
+            f"of every layer up for all tokens; {LAYERS_VOCAB} must be at least {shape.vocab_size}"
         )
 
 
