@@ -82,6 +82,7 @@ def architecture_of(config: Mapping[str, Any], layout: Layout) -> Architecture:
     _require_mixers(shape, layout)
     _require_shared(shape, layout)
     _require_tokens_of_layers(shape)
+    _require_experts(shape)
     return shape
 
 
@@ -163,6 +164,7 @@ def require_described(shape: Architecture, layout: Layout) -> None:
             "not, and how large"
         )
     _require_tokens_of_layers(shape)
+    _require_experts(shape)
 
 
 def _require_mixers(shape: Architecture, layout: Layout) -> None:
@@ -189,6 +191,14 @@ def _require_tokens_of_layers(shape: Architecture) -> None:
         raise InvalidArchitectureError(
             f"{LAYERS_VOCAB}={tokens} is below vocab_size={shape.vocab_size}: stock transformers looks embeddings "
             f"of every layer up for all tokens; {LAYERS_VOCAB} must be at least {shape.vocab_size}"
+        )
+
+
+def _require_experts(shape: Architecture) -> None:
+    if shape.num_experts < shape.num_experts_per_tok:
+        raise InvalidArchitectureError(
+            f"num_experts={shape.num_experts} is below num_experts_per_tok={shape.num_experts_per_tok}; a model has at "
+            "least as many experts as a token is sent to"
         )
 
 
