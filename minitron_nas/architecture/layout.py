@@ -329,7 +329,8 @@ class Layout:
         ffn_ratio: Hidden sizes of an FFN whose size the config leaves out; 0 where it has to say it.
         ffn_width: How transformers computes the neurons of an FFN from what the config says; None where it says them.
         requires: Keys of `config.json` whose other values this table does not describe.
-        renamed: Parts of tensor names that differ in the loaded model: (in the checkpoint, in the model).
+        renamed: Parts of tensor names that differ in the loaded model: (in the checkpoint, in the model); of a tensor
+            that transformers splits as it loads, any one of the modules that then read the same.
         aliases: Older names: (beginning of a name of this table, what checkpoints may have instead).
         ignored: Name endings of tensors that old checkpoints carry and transformers drops.
         ignored_modules: Name beginnings of those that checkpoints carry beside the model, such as what predicts further

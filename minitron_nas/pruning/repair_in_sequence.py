@@ -422,7 +422,12 @@ class _Sequence:
         stored = self._outputs_first(place, matrix).to("cpu", DTYPES[self._parts[place.name].dtype])
         self._refitted[place.name] = stored.contiguous()
         if place.expert is None:
-            self._pruned.module(student, place.row).get_parameter("weight").copy_(stored)
+            weight = self._pruned.module(student, place.row).get_parameter("weight")
+            if weight.shape == stored.shape:
+                weight.copy_(stored)
+                return
+            with self._pruned.layer(int(place.layer or 0)) as split:  # as transformers splits it
+                student.load_state_dict(split.state_dict())
 
     def _outputs_first(self, place: TensorPlace, matrix: Tensor) -> Tensor:
         """Turn a stored matrix to (outputs, inputs), or such a one back."""

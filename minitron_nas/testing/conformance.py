@@ -388,12 +388,14 @@ def _logits_with(
 ) -> Tensor:
     """Logits of a masked teacher with another tensor in every layer; the model is changed and changed back.
 
-    Where it does not hold the tensor as it is stored (experts, norms that look at some entries), another is built.
+    Where it does not hold the tensor as it is stored (experts, what transformers splits as it loads, norms that look at
+    some entries), another is built.
     """
     places = [place for place in subject.layout.tensors(subject.architecture) if place.row is row]
     names = [place_in_memory(subject, place) for place in places]
     parameters = dict(model.named_parameters())
-    if not all(name in parameters for name in names) or any(_is_narrowed(model, name) for name in names):
+    shapes = [parameters[name].shape if name in parameters else None for name in names]
+    if shapes != [tensors[place.name].shape for place in places] or any(_is_narrowed(model, name) for name in names):
         with masked(subject, target, writers_only=True, tensors=tensors) as other:
             return subject.logits(other)
     before = [parameters[name].clone() for name in names]

@@ -150,6 +150,20 @@ def test_where_all_layers_are_of_one_kind_they_are_repaired(tmp_path, model_type
     assert errors[1] < 0.9 * errors[0]
 
 
+def test_what_transformers_splits_as_it_loads_is_repaired_as_it_is_stored(tmp_path, monkeypatch):
+    """A layer whose parameters have other shapes is loaded again with what was refitted."""
+    subject = Subject.make(layout_of("llama"), tiny_config("llama"), tmp_path / "teacher", dtype=torch.float32)
+    target = subject.architecture.reshaped({"num_hidden_layers": 3, "intermediate_size": 56})
+    wanted, _ = repaired(subject.prepared, target, tmp_path / "one")
+    get = torch.nn.Linear.get_parameter
+    other = torch.nn.Parameter(torch.zeros(1))
+    q_proj = lambda self: self.out_features == self.in_features == 48  # noqa: E731 - queries and attention's output
+    monkeypatch.setattr(torch.nn.Linear, "get_parameter", lambda self, name: other if q_proj(self) else get(self, name))
+    found, _ = repaired(subject.prepared, target, tmp_path / "other")
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
 @pytest.mark.parametrize("layer", [1, 3])
 @pytest.mark.parametrize("part", ["attention", "ffn"])
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
