@@ -5,7 +5,8 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from minitron_nas.architecture.kinds import is_of
-from minitron_nas.architecture.layout import Axis, Layout
+from minitron_nas.architecture.layout import LAYERS_VOCAB, Axis, Layout
+from minitron_nas.architecture.rules import require_last_kind
 from minitron_nas.architecture.spec import EXPERT_FIELDS, MIXER_FIELDS, Architecture
 from minitron_nas.errors import InvalidArchitectureError
 
@@ -80,6 +81,8 @@ def architecture_of(config: Mapping[str, Any], layout: Layout) -> Architecture:
     shape = Architecture(**known, layer_kinds=kinds, fixed_sizes=_fixed_sizes(config, layout, kinds))
     _require_mixers(shape, layout)
     _require_shared(shape, layout)
+    _require_tokens_of_layers(shape)
+    _require_experts(shape)
     return shape
 
 
@@ -144,7 +147,8 @@ def require_described(shape: Architecture, layout: Layout) -> None:
         layout: The table.
 
     Raises:
-        InvalidArchitectureError: If a kind of its layers is unknown or missing, a fixed size, or what its mixers have.
+        InvalidArchitectureError: If a kind of its layers is unknown or missing, a fixed size, or what its mixers have,
+            or if transformers takes its last layer for another.
     """
     if (layout.kinds is None) != (not shape.layer_kinds):
         wanted = "none" if layout.kinds is None else f"one of {', '.join(sorted(layout.known_kinds()))} for each layer"
@@ -152,12 +156,15 @@ def require_described(shape: Architecture, layout: Layout) -> None:
             f"layer_kinds={list(shape.layer_kinds)} is not what family {layout.model_type!r} wants, which is {wanted}"
         )
     _require_known(shape.layer_kinds, layout)
+    require_last_kind(shape, layout)
     _require_mixers(shape, layout)
     if missing := sorted((layout.fixed_keys_of(shape.fixed_sizes) | layout.switches()) - {*shape.fixed_sizes}):
         raise InvalidArchitectureError(
             f"fixed_sizes lacks {', '.join(missing)}, by which tensors of family {layout.model_type!r} are there or "
             "not, and how large"
         )
+    _require_tokens_of_layers(shape)
+    _require_experts(shape)
 
 
 def _require_mixers(shape: Architecture, layout: Layout) -> None:
@@ -175,6 +182,23 @@ def _require_shared(shape: Architecture, layout: Layout) -> None:
         raise InvalidArchitectureError(
             f"{key}=0 is not described by the table of family {layout.model_type!r}, whose layers with experts have "
             f"shared ones beside them; {key} must be at least 1"
+        )
+
+
+def _require_tokens_of_layers(shape: Architecture) -> None:
+    tokens = shape.fixed_sizes.get(LAYERS_VOCAB, shape.vocab_size)
+    if tokens < shape.vocab_size:
+        raise InvalidArchitectureError(
+            f"{LAYERS_VOCAB}={tokens} is below vocab_size={shape.vocab_size}: stock transformers looks embeddings "
+            f"of every layer up for all tokens; {LAYERS_VOCAB} must be at least {shape.vocab_size}"
+        )
+
+
+def _require_experts(shape: Architecture) -> None:
+    if shape.num_experts < shape.num_experts_per_tok:
+        raise InvalidArchitectureError(
+            f"num_experts={shape.num_experts} is below num_experts_per_tok={shape.num_experts_per_tok}; a model has at "
+            "least as many experts as a token is sent to"
         )
 
 

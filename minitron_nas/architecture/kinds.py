@@ -171,10 +171,13 @@ class SharedKeys:
     Attributes:
         key: Of the number in `config.json`.
         attention: Tells which layers attend alike.
+        beside: The key of how many channels embeddings of single layers have, without which stock transformers does not
+            run such layers.
     """
 
     key: str
     attention: KindsInConfig
+    beside: str
 
     def count(self, config: Mapping[str, Any]) -> int | None:
         """Return nothing: the number of all layers does not follow."""
@@ -189,7 +192,7 @@ class SharedKeys:
             num_layers: How many layers there are.
 
         Raises:
-            InvalidArchitectureError: If no layer is left for one of them to read from.
+            InvalidArchitectureError: If no layer is left for one of them to read from, or layers have no embeddings.
         """
         count = config.get(self.key) or 0
         if not isinstance(count, int) or not 0 <= count <= num_layers:
@@ -209,6 +212,12 @@ class SharedKeys:
                     f"{count} layers could read; it must be at most {num_layers - 1 - attend.index(kind)}"
                 )
             words[max(layer for layer in range(first) if attend[layer] == kind)] = GIVING
+        if count and not config.get(self.beside):
+            raise InvalidArchitectureError(
+                f"{self.key}={count} with {self.beside}={config.get(self.beside)!r}: transformers runs layers that "
+                f"read the keys and values of others only where every layer has embeddings of its own; {self.beside} "
+                f"must be at least 1, or {self.key} 0"
+            )
         return tuple(words)
 
     def written(self, kinds: Sequence[str]) -> dict[str, Any]:

@@ -329,7 +329,8 @@ class Layout:
         ffn_ratio: Hidden sizes of an FFN whose size the config leaves out; 0 where it has to say it.
         ffn_width: How transformers computes the neurons of an FFN from what the config says; None where it says them.
         requires: Keys of `config.json` whose other values this table does not describe.
-        renamed: Parts of tensor names that differ in the loaded model: (in the checkpoint, in the model).
+        renamed: Parts of tensor names that differ in the loaded model: (in the checkpoint, in the model); of a tensor
+            that transformers splits as it loads, any one of the modules that then read the same.
         aliases: Older names: (beginning of a name of this table, what checkpoints may have instead).
         ignored: Name endings of tensors that old checkpoints carry and transformers drops.
         ignored_modules: Name beginnings of those that checkpoints carry beside the model, such as what predicts further
@@ -351,6 +352,8 @@ class Layout:
         drops_later_layers: Whether checkpoints carry layers behind the last, which predict further tokens at a time and
             which transformers drops.
         kinds: How the config tells of what kind each layer is; None where all layers are alike.
+        last_kind: What stock transformers takes the last layer for, whatever the config says: the first word of its
+            kind; empty where it may be of any kind.
         epsilon: The key of the norms' epsilon.
         layers_return_tuples: Whether transformers takes a layer's output for a tuple, hidden states first.
         logits_tolerance: By how much the conformance suite lets logits in float64 be off where they have to be equal,
@@ -388,6 +391,7 @@ class Layout:
     reasons: Mapping[str, str] = field(default_factory=dict)
     drops_later_layers: bool = False
     kinds: KindsInConfig | None = None
+    last_kind: str = ""
     epsilon: str = "rms_norm_eps"
     layers_return_tuples: bool = False
     logits_tolerance: float = 5e-6

@@ -1,12 +1,12 @@
 """Rules that a shape must keep, each with its reason, vectorised over arrays of candidates."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from minitron_nas.architecture.kinds import fewest_layers, first_word, without_keys
+from minitron_nas.architecture.kinds import fewest_layers, first_word, is_of, without_keys
 from minitron_nas.architecture.layout import MAMBA_CHANNELS, Axis, Layout, Sizes, axis_sizes
 from minitron_nas.architecture.spec import MAMBA_FIELDS, Architecture
 from minitron_nas.errors import InvalidArchitectureError
@@ -258,6 +258,55 @@ def require_keys(architecture: Architecture) -> None:
             "from is not there; keep that layer (the last before all such layers that attends as they do), or drop "
             "them, too"
         )
+
+
+def require_last_kind(architecture: Architecture, layout: Layout) -> None:
+    """Refuse a shape whose last layer stock transformers would take for one of another kind.
+
+    Args:
+        architecture: The shape.
+        layout: The table of its family.
+
+    Raises:
+        InvalidArchitectureError: Naming both kinds, and what to do.
+    """
+    if layout.last_kind and architecture.layer_kinds and not is_of(architecture.layer_kinds[-1], layout.last_kind):
+        raise InvalidArchitectureError(
+            f"the last of the {architecture.num_hidden_layers} layers is of kind {architecture.layer_kinds[-1]!r}, and "
+            f"stock transformers takes the last layer of a {layout.model_type!r} for a {layout.last_kind!r}, whatever "
+            f"the config says; let the source's last layer stay, or drop all behind another {layout.last_kind!r}"
+        )
+
+
+def require_room_for_last(num_kept: int, source: Architecture, layout: Layout) -> None:
+    """Refuse a number of layers that leaves no room for the last layer, where that has to stay.
+
+    Args:
+        num_kept: Layers of the model.
+        source: The shape that it is pruned from.
+        layout: The table of its family.
+
+    Raises:
+        InvalidArchitectureError: With the fewest layers to keep.
+    """
+    if num_kept < (fewest := fewest_layers(source.kinds, layers_that_stay((), source, layout))):
+        raise InvalidArchitectureError(
+            f"a model of num_hidden_layers={num_kept} keeps no layer of kind {source.layer_kinds[-1]!r}, and stock "
+            f"transformers takes the last layer of a {layout.model_type!r} for a {layout.last_kind!r}, whatever the "
+            f"config says; keep at least {fewest} layers"
+        )
+
+
+def layers_that_stay(protected: Collection[int], source: Architecture, layout: Layout) -> set[int]:
+    """Return the indices of the layers that stay in all models of fewer layers: also the last, where it has to.
+
+    Args:
+        protected: Layers that are to stay, negative ones from the end.
+        source: The shape that models are pruned from.
+        layout: The table of its family.
+    """
+    last = (-1,) if layout.last_kind else ()
+    return {layer % source.num_hidden_layers for layer in (*protected, *last)}
 
 
 def fewest_with_attention(architecture: Architecture, layout: Layout) -> int:

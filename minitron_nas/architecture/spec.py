@@ -90,8 +90,8 @@ class Architecture:
         """Refuse a shape that cannot exist.
 
         Raises:
-            InvalidArchitectureError: If a size is too small, heads do not fill their groups, a token is sent to more
-                experts than there are, or not every layer has a kind.
+            InvalidArchitectureError: If a size is too small, heads do not fill their groups, or not every layer has a
+                kind.
         """
         mixers = () if any(getattr(self, name) for name in MIXER_FIELDS) else MIXER_FIELDS
         for name in (*SHAPE_FIELDS, "mamba_num_groups", "head_dim", "vocab_size"):
@@ -108,11 +108,6 @@ class Architecture:
             raise InvalidArchitectureError(
                 f"mamba_num_heads={self.mamba_num_heads} is not a multiple of the mixers' {self.mamba_num_groups} "
                 "groups; every group needs the same number of heads"
-            )
-        if self.num_experts < self.num_experts_per_tok:
-            raise InvalidArchitectureError(
-                f"num_experts={self.num_experts} is below num_experts_per_tok={self.num_experts_per_tok}; keep at "
-                "least as many experts as a token is sent to"
             )
         if self.layer_kinds and len(self.layer_kinds) != self.num_hidden_layers:
             raise InvalidArchitectureError(

@@ -95,6 +95,7 @@ class _Drafting:
         drafted = self._rows_of(self._probes)
         flipped = dict(self._flipped())
         found = switched(drafted.rows, self._base, flipped, self._rows_alone)
+        self._remarks += found.remarks
         layout = self._layout(found)
         layout = self._settled(layout, drafted.doubts)
         if not any(NEURONS in each.dims for each in layout.rows) and Axis.EXPERT_NEURONS not in layout.axes():

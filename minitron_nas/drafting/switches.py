@@ -9,6 +9,7 @@ from minitron_nas.drafting.probe import Probe, row_name
 from minitron_nas.drafting.rows import attention_rows, ffn_rows
 
 _TIED = "tie_word_embeddings"
+_DENSE = "dense_layers"
 _NO_SWITCHES = frozenset({
     "use_cache", "output_hidden_states", "output_attentions", "return_dict", "is_decoder", "is_encoder_decoder",
     "add_cross_attention", "chunk_size_feed_forward", "cross_attention_hidden_size", "tf_legacy_loss", "use_bfloat16",
@@ -35,11 +36,13 @@ class Switches:
         rows: With `when` and `unless`, and with those rows that another value brings.
         config_keys: Of the fields that rows name, by field; only where the key is called otherwise.
         requires: Keys whose other values bring tensors that no row names.
+        remarks: Which keys tell kinds of layers, in words of the grammar.
     """
 
     rows: tuple[TensorRow, ...]
     config_keys: Mapping[str, tuple[str, ...]]
     requires: Mapping[str, tuple[Any, ...]]
+    remarks: tuple[str, ...]
 
 
 def other_values(content: Mapping[str, Any], sizes: set[str]) -> Iterator[tuple[str, Any]]:
@@ -50,7 +53,7 @@ def other_values(content: Mapping[str, Any], sizes: set[str]) -> Iterator[tuple[
         sizes: Keys that are known as sizes.
     """
     for key, value in content.items():
-        if key in sizes or key in _NO_SWITCHES or any(part in key for part in _NO_SIZES):
+        if key in sizes or key in _NO_SWITCHES or (any(part in key for part in _NO_SIZES) and _DENSE not in key):
             continue
         if isinstance(value, bool):
             yield key, not value
@@ -73,6 +76,7 @@ def switched(
     result = {each.name: each for each in rows}
     keys: dict[str, set[str]] = {}
     requires: dict[str, tuple[Any, ...]] = {}
+    remarks: list[str] = []
     for key, probe in flipped.items():
         names = _names(probe)
         gone, new = own - names, names - own
@@ -82,11 +86,15 @@ def switched(
             continue
         if not gone and not new and _same_shapes(base, probe):
             continue
+        if told := _as_first_layers(key, base, probe):
+            remarks.append(told)
+            continue
         fields = _fields(gone, rows) if gone else _fields(new, draft(probe))
         on = base.content[key] is bool(gone)
         taken = {field for field in fields or () if field in keys and key not in keys[field]}
         if not on or fields is None or (gone and new) or taken:
             requires[key] = (base.content[key],)
+            remarks += _as_all_or_none(key, base, probe, new) if new and not gone else ()
             continue
         if new:
             result = {each.name: each for each in _merged(list(result.values()), draft(probe), new)}
@@ -94,7 +102,56 @@ def switched(
             result[name] = replace(result[name], when=field)
             keys.setdefault(field, set()).add(key)
     named = {field: tuple(sorted(found)) for field, found in keys.items() if found != {field}}
-    return Switches(tuple(result.values()), named, requires)
+    return Switches(tuple(result.values()), named, requires, tuple(remarks))
+
+
+def _as_first_layers(key: str, base: Probe, probe: Probe) -> str | None:
+    """Say what the first layers have, if a key is their number and they are of another kind than all others."""
+    pairs = [(_layers_by_name(each), each.content[key], each.num_layers) for each in (base, probe)]
+    if any(isinstance(count, bool) or not isinstance(count, int) for _, count, _ in pairs):
+        return None
+    names = {name for layers, _, _ in pairs for name in layers}
+    moved = sorted(name for name in names if pairs[0][0].get(name, set()) != pairs[1][0].get(name, set()))
+    of_first = {
+        name
+        for name in moved
+        if all(layers.get(name, set()) == {*range(min(count, number))} for layers, count, number in pairs)
+    }
+    of_others = {
+        name
+        for name in moved
+        if all(layers.get(name, set()) == {*range(min(count, number), number)} for layers, count, number in pairs)
+    }
+    if not moved or of_first | of_others != {*moved}:
+        return None
+    return (
+        f'{key} is the number of the first layers, which are of a kind of their own: kinds=FirstLayers("{key}", '
+        f'first="first", others="others"), with only("first", ...) around {_told(of_first)}, and only("others", ...) '
+        f"around {_told(of_others)}"
+    )
+
+
+def _as_all_or_none(key: str, base: Probe, probe: Probe, new: set[str]) -> Iterator[str]:
+    """Say what all layers have, or none, if a key is a number that is 0 where none has it."""
+    layers = _layers_by_name(probe)
+    value = base.content[key]
+    if isinstance(value, bool) or value != 0 or any(layers[name] != {*range(probe.num_layers)} for name in new):
+        return
+    yield (
+        f'where {key} is not 0, all layers have {_told(new)}: kinds=AllOrNone("{key}", having="more"), with '
+        f'only("more", ...) around these, describes both, and nothing is required'
+    )
+
+
+def _layers_by_name(probe: Probe) -> dict[str, set[int | None]]:
+    found: dict[str, set[int | None]] = {}
+    for name, layer in map(row_name, probe.stored):
+        found.setdefault(name, set()).add(layer)
+    return found
+
+
+def _told(names: set[str]) -> str:
+    return ", ".join(sorted(name.partition("{layer}.")[2] for name in names)) or "nothing"
 
 
 def _names(probe: Probe) -> set[str]:

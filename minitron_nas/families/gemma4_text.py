@@ -13,6 +13,7 @@ from minitron_nas.architecture.layout import (
     HEAD_DIM,
     HIDDEN,
     KEYS,
+    LAYERS_VOCAB,
     NEURONS,
     QUERIES,
     VOCAB,
@@ -84,7 +85,7 @@ LAYOUT = Layout(
     model_type="gemma4_text",
     rows=(
         row("model.embed_tokens.weight", VOCAB, HIDDEN),
-        row("model.embed_tokens_per_layer.weight", dim("vocab_size_per_layer_input"), OF_ALL_LAYERS, when=PER_LAYER),
+        row("model.embed_tokens_per_layer.weight", dim(LAYERS_VOCAB), OF_ALL_LAYERS, when=PER_LAYER),
         row("model.per_layer_model_projection.weight", OF_ALL_LAYERS, HIDDEN, when=PER_LAYER),
         norm("model.per_layer_projection_norm.weight", dim(PER_LAYER), when=PER_LAYER),
         norm("model.layers.{layer}.input_layernorm.weight", HIDDEN),
@@ -121,9 +122,11 @@ LAYOUT = Layout(
     kinds=Paired(
         Listed("layer_types"),
         Paired(
-            SharedKeys("num_kv_shared_layers", Listed("layer_types")), AllOrNone("enable_moe_block", having="experts")
+            SharedKeys("num_kv_shared_layers", Listed("layer_types"), beside=PER_LAYER),
+            AllOrNone("enable_moe_block", having="experts"),
         ),
     ),
+    last_kind="full_attention",
     logits_tolerance=2e-5,
     requires={"use_bidirectional_attention": (None, "vision")},
     reasons={"use_bidirectional_attention": "tokens that see those after them make no causal language model"},

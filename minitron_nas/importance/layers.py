@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from minitron_nas.architecture.rules import require_keys
+from minitron_nas.architecture.layout import Layout
+from minitron_nas.architecture.rules import layers_that_stay, require_keys, require_last_kind
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import InvalidArchitectureError, PlanError
 from minitron_nas.execution.device import release_memory
@@ -60,7 +61,7 @@ def choose_layers(
     """
     settings = depths.settings
     num_layers, kinds = checkpoint.architecture.num_hidden_layers, checkpoint.architecture.layer_kinds
-    protected = {layer % num_layers for layer in depths.protected_layers}
+    protected = layers_that_stay(depths.protected_layers, checkpoint.architecture, checkpoint.layout)
     if not settings.needs_model:
         return ranked_layers(scores.layers.tolist(), protected, kinds)
     wanted = {count for count in depths.counts if count < num_layers}
@@ -81,18 +82,19 @@ def choose_layers(
     return table
 
 
-def drop_from(source: Architecture, shape: Mapping[str, int], drop_layers: Sequence[int]) -> list[int]:
+def drop_from(source: Architecture, layout: Layout, shape: Mapping[str, int], drop_layers: Sequence[int]) -> list[int]:
     """Return the layers of the source that stay when some that are named leave.
 
     Args:
         source: The shape to prune.
+        layout: The table of its family.
         shape: The sizes that are named beside.
         drop_layers: Indices, negative ones from the end.
 
     Raises:
         PlanError: If the shape names another number of layers.
         InvalidArchitectureError: If a layer does not exist, or none would stay, or one would without the layer whose
-            keys and values it reads.
+            keys and values it reads, or behind all whose kind the last has to be of.
     """
     num_layers = source.num_hidden_layers
     unknown = [layer for layer in drop_layers if not -num_layers <= layer < num_layers]
@@ -106,6 +108,7 @@ def drop_from(source: Architecture, shape: Mapping[str, int], drop_layers: Seque
     if not kept:
         raise InvalidArchitectureError(f"drop_layers names all {num_layers} layers of the source; keep at least one")
     require_keys(source.with_layers(kept))
+    require_last_kind(source.with_layers(kept), layout)
     given = shape.get("num_hidden_layers", len(kept))
     if given != len(kept):
         raise PlanError(

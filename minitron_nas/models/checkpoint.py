@@ -110,7 +110,9 @@ class Checkpoint:
         return replace(self, path=path, headers=headers)
 
 
-def open_checkpoint(path: Path, read_values: bool = True, progress: Progress = silent) -> Checkpoint:
+def open_checkpoint(
+    path: Path, read_values: bool = True, progress: Progress = silent, *, reads_text: bool = True
+) -> Checkpoint:
     """Check a folder against its family's table, without building the model.
 
     Every tensor must be explained by the table and have the shape that the config asks for, every
@@ -121,6 +123,7 @@ def open_checkpoint(path: Path, read_values: bool = True, progress: Progress = s
         read_values: Whether to read every tensor, a few megabytes at a time, in search of NaN and
             infinity; surgery looks for them itself.
         progress: Told the number of bytes read.
+        reads_text: Whether the model is to read text, so that its tokenizer has to be there and fit.
 
     Raises:
         CheckpointError: If the folder is incomplete, is no causal language model in floating point,
@@ -132,7 +135,8 @@ def open_checkpoint(path: Path, read_values: bool = True, progress: Progress = s
     architecture, layout = read_architecture(path, config)
     expected = ExpectedTensors.of(architecture, layout)
     headers = check_tensors(path, expected)
-    check_tokenizer(path, architecture)
+    if reads_text:
+        check_tokenizer(path, architecture)
     check_twins(path, headers, expected)
     if read_values:
         check_values(path, headers, progress)

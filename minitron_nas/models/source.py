@@ -38,6 +38,7 @@ def resolve_teacher(
     *,
     read_values: bool = True,
     compare: bool = True,
+    reads_text: bool = True,
 ) -> Checkpoint:
     """Bring a teacher to disk as a stock folder and check it.
 
@@ -51,6 +52,7 @@ def resolve_teacher(
         read_values: Whether to look for NaN and infinity.
         compare: Whether to run a few tokens through what surgery reads and through what transformers loads; needless
             where the model is looked at only, or run as transformers loads it.
+        reads_text: Whether it is to read text, so that its tokenizer has to be there.
 
     Raises:
         TeacherNotFoundError: If the source delivers nothing.
@@ -58,7 +60,8 @@ def resolve_teacher(
             a live model has weights that transformers made up because it did not find them.
         UnknownFamilyError: If no table describes its model type.
     """
-    checkpoint = open_checkpoint(_folder_of(source, work_folder, progress), read_values, progress)
+    folder = _folder_of(source, work_folder, progress)
+    checkpoint = open_checkpoint(folder, read_values, progress, reads_text=reads_text)
     if isinstance(source, tuple):
         checkpoint = _with_origin(source[0], checkpoint)
     if compare:
@@ -66,13 +69,16 @@ def resolve_teacher(
     return checkpoint
 
 
-def outline_teacher(source: ModelSource, work_folder: Path, progress: Progress = silent) -> Outline:
+def outline_teacher(
+    source: ModelSource, work_folder: Path, progress: Progress = silent, *, reads_text: bool = True
+) -> Outline:
     """Return a teacher's shape, and how much its files take; of a folder or a hub name it needs no weights.
 
     Args:
         source: Where the teacher comes from; files of other kinds are converted, as `resolve_teacher` does.
         work_folder: A folder of the caller's.
         progress: Told the number of bytes converted.
+        reads_text: Whether it is to read text, so that its tokenizer has to lie beside its weights.
 
     Raises:
         TeacherNotFoundError: If the source delivers nothing.
@@ -87,7 +93,8 @@ def outline_teacher(source: ModelSource, work_folder: Path, progress: Progress =
         return read_outline(download_config(text), text)
     if (path / "config.json").is_file() and not any(path.glob("*.safetensors*")):
         return read_outline(path, path)
-    return resolve_teacher(source, work_folder, progress, read_values=False, compare=False).outline()
+    checkpoint = resolve_teacher(source, work_folder, progress, read_values=False, compare=False, reads_text=reads_text)
+    return checkpoint.outline()
 
 
 def demo_teacher(work_folder: Path, progress: Progress = silent) -> tuple[Checkpoint, str]:

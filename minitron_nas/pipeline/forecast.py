@@ -283,6 +283,7 @@ def _training_bytes(plan: FamilyPlan, teacher: Outline, pool: Enumeration, devic
         TrainingMemory.estimate(
             candidate.num_parameters,
             candidate.architecture,
+            teacher.layout,
             settings.micro_batch_sequences * plan.text.sequence_length,
             devices.value_bytes,
             settings.gradient_checkpointing,

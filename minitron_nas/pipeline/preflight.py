@@ -6,6 +6,7 @@ from pathlib import Path
 
 import datasets
 
+from minitron_nas.architecture.rules import layers_that_stay
 from minitron_nas.distillation.training.arguments import check_engine, micro_batch, zero_stage
 from minitron_nas.distillation.training.lora import require_peft
 from minitron_nas.distillation.training.memory import state_bytes
@@ -202,7 +203,7 @@ def check_tasks(plan: FamilyPlan) -> None:
 
 def _check_depth(plan: FamilyPlan, teacher: Outline, counts: Collection[int], devices: Devices) -> None:
     num_layers = teacher.architecture.num_hidden_layers
-    protected = {layer % num_layers for layer in plan.space.protected_layers}
+    protected = layers_that_stay(plan.space.protected_layers, teacher.architecture, teacher.layout)
     depth = plan.importance.depth
     here = devices.are_here and not plan.runner.on_cluster
     if here and depth.needs_model and any(count < num_layers for count in counts):

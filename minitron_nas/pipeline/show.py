@@ -121,7 +121,7 @@ def _model(what: str) -> Shown:
 
     with TemporaryDirectory() as work:
         try:
-            outline = outline_teacher(what, Path(work))
+            outline = outline_teacher(what, Path(work), reads_text=False)
         except TeacherNotFoundError as error:
             raise TeacherNotFoundError(f"{what} is no run, scores, space or latency model either: {error}") from None
     beside = outline.tower.num_bytes if outline.tower is not None else 0

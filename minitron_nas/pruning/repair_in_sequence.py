@@ -31,7 +31,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import Module
 
-from minitron_nas.architecture.layout import HIDDEN, Axis, Layout, TensorPlace, TensorRow
+from minitron_nas.architecture.layout import HIDDEN, Axis, Layout, TensorPlace, TensorRow, axis_sizes
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import MachineError
 from minitron_nas.execution.device import available_bytes, pick_device, release_memory, trim_memory
@@ -69,24 +69,35 @@ def why_not_in_sequence(layout: Layout, source: Architecture, target: Architectu
     """
     if {name for name, size in target.sizes().items() if size < source.sizes()[name]} == {"num_attention_heads"}:
         return "only query heads leave, which one pass makes up for better"
-    return why_never_in_sequence(layout)
+    return why_never_in_sequence(layout, source)
 
 
-def why_never_in_sequence(layout: Layout) -> str | None:
-    """Say why no student of a family can be refitted layer after layer, or None where all can.
+def why_never_in_sequence(layout: Layout, source: Architecture) -> str | None:
+    """Say why no student of a teacher can be refitted layer after layer, or None where all can.
 
     Args:
         layout: The table of the family.
+        source: The teacher's shape.
     """
-    if layout.kinds is not None:
-        return f"layers of {layout.model_type} are of several kinds"
-    if layout.other_writers():
+    if len(set(source.kinds)) > 1:
+        return f"layers of this {layout.model_type} are of several kinds"
+    own = _table_of_layers(layout, source)
+    if not {Axis.GROUP_HEADS, own.neuron_axis} <= own.axes():
+        return f"layers of this {layout.model_type} are not attention with heads that can leave and an FFN"
+    if own.other_writers():
         return f"layers of {layout.model_type} add more to the residual stream than attention and FFN"
-    if len([row for row in layout.stream_norms() if row.per_layer]) == 1:
+    if len([row for row in own.stream_norms() if row.per_layer]) == 1:
         return f"attention and FFN of {layout.model_type} read the residual stream through one norm"
-    if layout.module_of(layout.writer(layout.neuron_axis)).rpartition(".")[0] == layout.layer_module:
+    block = own.module_of(own.writer(own.neuron_axis)).rpartition(".")[0]
+    beside = not all(own.module_of(own.writer(axis)).startswith(f"{block}.") for axis in own.neuron_axes)
+    if beside or block == own.layer_module:
         return f"the FFN of {layout.model_type} is no module of its own"
     return None
+
+
+def _table_of_layers(layout: Layout, source: Architecture) -> Layout:
+    """Return the table with those rows alone that layers of a model have, all of which are alike."""
+    return replace(layout, rows=tuple(row for row in layout.rows if row.in_kind(source.kinds[0])))
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,23 +152,29 @@ def repair_in_sequence(
         DiskSpaceError: If neither memory nor disk can hold the hidden states of the text.
         MachineError: If memory cannot hold what the widest matrix is refitted with.
     """
-    _require_memory(target)
+    _require_memory(prepared, target)
     folder.mkdir(parents=True, exist_ok=True)
     text = calibration.with_random_tokens(settings.random_tokens, prepared.architecture.vocab_size)
     with ExitStack() as stack:
         return _Sequence(prepared, target, text, folder, settings, progress, stack).run()
 
 
-def _require_memory(target: Architecture) -> None:
+def _require_memory(prepared: PreparedTeacher, target: Architecture) -> None:
     device = pick_device()
-    inputs = [target.hidden_size, target.num_attention_heads * target.head_dim]
-    widest = max(*inputs, 0 if target.num_experts else target.intermediate_size)
+    layout = _table_of_layers(prepared.layout, prepared.architecture)
+    attention, ffn = (_width(layout, block.writer, target) for block in _Block.both(layout))
+    widest = max(target.hidden_size, attention, 0 if target.num_experts else ffn)
     needed, there = regression_bytes(widest), available_bytes(device)
     if needed > there:
         raise MachineError(
             f"a repair layer after layer takes {about_bytes(needed)} for a matrix of {widest} inputs, and {device} has "
             f"{about_bytes(there)} left; give it more memory, or leave the repair out with repair=none"
         )
+
+
+def _width(layout: Layout, writer: TensorRow, target: Architecture) -> int:
+    """How many numbers an output projection of a student reads."""
+    return int(layout.input_dim(writer).size(axis_sizes(target)))
 
 
 class _Sequence:
@@ -180,7 +197,8 @@ class _Sequence:
     ) -> None:
         self._prepared, self._target, self._text = prepared, target, text
         self._layout, self._source = prepared.layout, prepared.architecture
-        self._attention, self._ffn = _Block.both(self._layout)
+        self._rows = _table_of_layers(self._layout, self._source)
+        self._attention, self._ffn = _Block.both(self._rows)
         self._folder, self._settings, self._progress = folder, settings, progress
         self._parts = {part.name: part for part in cuts(prepared, target)}
         self._whole = LayeredModel.of_files(prepared.headers, prepared.config, self._source, self._layout)
@@ -206,8 +224,8 @@ class _Sequence:
 
         self._teacher, self._middle, self._after = (states(self._source.hidden_size) for _ in range(3))
         self._student, self._between = (states(target.hidden_size) for _ in range(2))
-        self._attended = states(target.num_attention_heads * target.head_dim)
-        self._activated = None if self._source.num_experts else states(target.intermediate_size)
+        self._attended = states(_width(self._rows, self._attention.writer, target))
+        self._activated = None if self._source.num_experts else states(_width(self._rows, self._ffn.writer, target))
 
     def run(self) -> dict[str, TensorHeader]:
         headers: dict[str, TensorHeader] = {}
@@ -259,7 +277,7 @@ class _Sequence:
         parallel = False
         taken: dict[str, Tensor] = {}
         writer, norm = self._attention.writer, self._ffn.norm
-        output = self._whole.module(model, self._layout.norm_behind(writer, self._source) or writer)
+        output = self._whole.module(model, self._rows.norm_behind(writer, self._source) or writer)
         with ExitStack() as hooks:
             hooks.enter_context(output.register_forward_hook(lambda _, __, result: taken.update(added=result)))
             if norm is not None:
@@ -289,8 +307,11 @@ class _Sequence:
             if self._activated is not None:
                 self._activated.write(indices, input_of(self._pruned.module(student, down), run))
                 continue
-            added = behind(states_of(run()))
-            self._between.write(indices, self._read(self._between, indices) + self._scale * added)
+            between = self._read(self._between, indices)
+            added = behind(states_of(run())).view_as(
+                between
+            )  # some put out tokens of all sequences one after the other
+            self._between.write(indices, between + self._scale * added)
         if self._activated is not None:
             self._refit_writer(number, down, student, self._after, self._between, self._activated)
             self._write(down, student, self._between, self._activated, self._between)
@@ -314,7 +335,7 @@ class _Sequence:
         inputs: HiddenStates,
     ) -> None:
         """Refit an output projection, and the norm behind it, to what the student's stream lacks of the teacher's."""
-        place, behind = self._place(output, number), self._layout.norm_behind(output, self._source)
+        place, behind = self._place(output, number), self._rows.norm_behind(output, self._source)
         projection, lacking = self._pruned.module(student, output), partial(self._lacking, wanted, stream, inputs)
         start = self._outputs_first(place, whole(self._parts[place.name]).double())
         bias = self._parts.get(f"{output.module}.bias".format(layer=number))
@@ -393,7 +414,7 @@ class _Sequence:
 
     def _norm_behind(self, output: TensorRow, student: CausalLM) -> Callable[[Tensor], Tensor]:
         """What happens to what an output projection of the student puts out before the stream gets it."""
-        behind = self._layout.norm_behind(output, self._source)
+        behind = self._rows.norm_behind(output, self._source)
         return _unchanged if behind is None else self._pruned.module(student, behind)
 
     def _keep(self, place: TensorPlace, matrix: Tensor, student: CausalLM) -> None:
@@ -401,7 +422,12 @@ class _Sequence:
         stored = self._outputs_first(place, matrix).to("cpu", DTYPES[self._parts[place.name].dtype])
         self._refitted[place.name] = stored.contiguous()
         if place.expert is None:
-            self._pruned.module(student, place.row).get_parameter("weight").copy_(stored)
+            weight = self._pruned.module(student, place.row).get_parameter("weight")
+            if weight.shape == stored.shape:
+                weight.copy_(stored)
+                return
+            with self._pruned.layer(int(place.layer or 0)) as split:  # as transformers splits it
+                student.load_state_dict(split.state_dict())
 
     def _outputs_first(self, place: TensorPlace, matrix: Tensor) -> Tensor:
         """Turn a stored matrix to (outputs, inputs), or such a one back."""

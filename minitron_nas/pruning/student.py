@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from minitron_nas.architecture.config import with_sizes
 from minitron_nas.architecture.layout import HIDDEN, Dim, Layout, TensorPlace
-from minitron_nas.architecture.rules import check_architecture, require_keys
+from minitron_nas.architecture.rules import check_architecture, require_keys, require_last_kind
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import InvalidArchitectureError
 from minitron_nas.models.causal_lm import CausalLM
@@ -47,6 +47,7 @@ def student_config(prepared: PreparedTeacher, target: Architecture) -> dict[str,
     constants = scaled_constants(filled, prepared.layout, prepared.architecture, target)
     settled = prepared.settled(target)
     require_keys(settled)
+    require_last_kind(settled, prepared.layout)
     config = with_sizes({**prepared.config, **per_layer, **constants}, settled, prepared.layout)
     try:
         filled = AutoConfig.for_model(**copy.deepcopy(config)).to_dict()
@@ -57,8 +58,8 @@ def student_config(prepared: PreparedTeacher, target: Architecture) -> dict[str,
         ) from error
     if not _are_read_as(settled, filled, prepared.layout):
         raise InvalidArchitectureError(
-            f"transformers takes the student's last layer, a {settled.layer_kinds[-1]!r}, for one of another kind; let "
-            "the source's last layer stay"
+            f"transformers takes layers of the student {target.id}, of kinds {', '.join(settled.layer_kinds)}, for "
+            "others; let other layers of the source stay"
         )
     return config
 

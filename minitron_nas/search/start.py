@@ -139,7 +139,11 @@ class Starts:
         prepared, calibration = self.prepared, self.calibration
         repairs = calibration is not None and target != prepared.architecture
         yield "one_pass" if repairs else "none", build_student(prepared, target, torch.float32)
-        if calibration is None or not repairs or why_never_in_sequence(prepared.layout) is not None:
+        if (
+            calibration is None
+            or not repairs
+            or why_never_in_sequence(prepared.layout, prepared.architecture) is not None
+        ):
             return
         repaired = refit_in_sequence(prepared, target, PackedTokens.load(calibration), work, progress)
         yield "in_sequence", build_student(prepared, target, torch.float32, repaired)

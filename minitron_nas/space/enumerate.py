@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from minitron_nas.architecture.costs import Columns, Integers, axis_sizes_of, count_parameters_of
 from minitron_nas.architecture.kinds import fewest_layers
 from minitron_nas.architecture.layout import Layout
-from minitron_nas.architecture.rules import RULES, Rule, fewest_with_attention
+from minitron_nas.architecture.rules import RULES, Rule, fewest_with_attention, layers_that_stay
 from minitron_nas.architecture.spec import SHAPE_FIELDS, Architecture
 from minitron_nas.errors import SpaceError
 from minitron_nas.space.axes import SearchSpace
@@ -33,6 +33,7 @@ _SPACE_RULES = {
     "pruning_only_removes": "no size may exceed the source's",
     "pruning_removes_something": "the source itself is no candidate",
     "protected_layers_stay": "depth pruning never drops a protected layer",
+    "last_layer_stays": "stock transformers takes the last layer for one of its kind, whatever the config says",
     "attention_stays": "of a hybrid without a layer with attention stock transformers does not generate",
     WINDOW_RULE: "total parameters, or what else the size is told in, must lie within its tolerance or window",
 }
@@ -283,6 +284,8 @@ def _checks(space: SearchSpace, source: Architecture, layout: Layout) -> Iterato
     )
     fewest = fewest_layers(source.kinds, {layer % source.num_hidden_layers for layer in space.protected_layers})
     yield "protected_layers_stay", lambda shapes: shapes["num_hidden_layers"] >= fewest
+    with_last = fewest_layers(source.kinds, layers_that_stay(space.protected_layers, source, layout))
+    yield "last_layer_stays", lambda shapes: shapes["num_hidden_layers"] >= with_last
     with_attention = fewest_with_attention(source, layout)
     yield "attention_stays", lambda shapes: shapes["num_hidden_layers"] >= with_attention
     for rule in RULES:

@@ -16,13 +16,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from minitron_nas.architecture.costs import count_parameters, kv_cache_bytes_per_token, state_bytes_per_sequence
 from minitron_nas.architecture.layout import HIDDEN, KEYS, Axis, Layout, TensorRow
+from minitron_nas.architecture.rules import require_attention, require_keys, require_last_kind
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.loss.losses import Counted, distillation_loss, forward_kl
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals.head import OutputHead
 from minitron_nas.distillation.signals.targets import HiddenTargets
 from minitron_nas.distillation.signals.teacher import final_hidden
+from minitron_nas.errors import InvalidArchitectureError
 from minitron_nas.evaluation.clock import cache_of
+from minitron_nas.importance.depth_modes import layer_table
 from minitron_nas.importance.moments import second_moments
 from minitron_nas.importance.tensor_folder import TensorFolder
 from minitron_nas.models.causal_lm import CausalLM
@@ -135,6 +138,25 @@ def check_masked_teacher(subject: Subject) -> None:
         )
         changed = (expected - whole).abs().max().item()
         assert changed > 100 * subject.tolerance, f"pruning {name} to {shape} changes nothing; the check is blind"
+
+
+def check_last_layer(subject: Subject) -> None:
+    """Transformers takes the last layer of a student for one of its kind, or the table says that it does not."""
+    layout, source, order = subject.layout, subject.architecture, subject.prepared.order
+    for count in range(1, source.num_hidden_layers):
+        first = range(count)
+        shape = source.with_layers(first)
+        try:
+            require_attention(shape, layout)
+            require_keys(shape)
+            require_last_kind(shape, layout)
+        except InvalidArchitectureError:
+            continue
+        table = layer_table({count: first}, source.num_hidden_layers)
+        try:
+            student_config(replace(subject.prepared, order=replace(order, layers=table)), shape)
+        except InvalidArchitectureError as error:
+            raise AssertionError(f"a student of the first {count} layers is refused, {shape.kinds}: {error}") from error
 
 
 @torch.no_grad()
@@ -280,6 +302,7 @@ CHECKS: tuple[Callable[[Subject], None], ...] = (
     check_units,
     check_nothing_pruned,
     check_masked_teacher,
+    check_last_layer,
     check_states,
     check_layer_by_layer,
     check_rotation,
@@ -365,12 +388,14 @@ def _logits_with(
 ) -> Tensor:
     """Logits of a masked teacher with another tensor in every layer; the model is changed and changed back.
 
-    Where it does not hold the tensor as it is stored (experts, norms that look at some entries), another is built.
+    Where it does not hold the tensor as it is stored (experts, what transformers splits as it loads, norms that look at
+    some entries), another is built.
     """
     places = [place for place in subject.layout.tensors(subject.architecture) if place.row is row]
     names = [place_in_memory(subject, place) for place in places]
     parameters = dict(model.named_parameters())
-    if not all(name in parameters for name in names) or any(_is_narrowed(model, name) for name in names):
+    shapes = [parameters[name].shape if name in parameters else None for name in names]
+    if shapes != [tensors[place.name].shape for place in places] or any(_is_narrowed(model, name) for name in names):
         with masked(subject, target, writers_only=True, tensors=tensors) as other:
             return subject.logits(other)
     before = [parameters[name].clone() for name in names]

@@ -42,6 +42,7 @@ _CONCEPTS = {
     "units": "axes of a dimension and their order",
     "nothing_pruned": "rows, renamed",
     "masked_teacher": "sizes that follow from others; norms; constants",
+    "last_layer": "last_kind",
     "states": "states, cached, kinds",
     "layer_by_layer": "layers",
     "rotation": "order of norms and readers, on_branch",

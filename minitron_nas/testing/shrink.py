@@ -151,7 +151,7 @@ def _kept_layers(content: Mapping[str, Any], num_layers: int) -> list[int]:
     """Return the first layer of every kind, and others until there are enough of them."""
     lists = [value for value in _by_layer(content, num_layers).values() if not isinstance(value[0], list)]
     if content.get(_SHARING):
-        lists.append([*SharedKeys(_SHARING, Listed("layer_types")).read(content, num_layers)])
+        lists.append([*SharedKeys(_SHARING, Listed("layer_types"), _PER_LAYER).read(content, num_layers)])
     kinds = list(zip(*lists, strict=True)) or [()] * num_layers
     firsts = [layer for layer in range(num_layers) if kinds.index(kinds[layer]) == layer]
     kept = firsts[:_MOST_LAYERS]

@@ -129,19 +129,21 @@ def test_all_layers_have_something_or_none_has() -> None:
 
 ATTENTION = ("sliding", "sliding", "full", "sliding", "full", "sliding", "sliding")
 SHARED = Paired(
-    Listed("layer_types"), Paired(SharedKeys("shared", Listed("layer_types")), AllOrNone("moe", having="experts"))
+    Listed("layer_types"),
+    Paired(SharedKeys("shared", Listed("layer_types"), "channels"), AllOrNone("moe", having="experts")),
 )
+BESIDE = {"channels": 8}
 
 
 def test_the_last_layers_read_keys_of_the_last_one_before_them_that_attends_alike() -> None:
     config = {"layer_types": [*ATTENTION], "shared": 3}
-    kinds = SHARED.read(config, 7)
+    kinds = SHARED.read({**config, **BESIDE}, 7)
     assert kinds == (
         "sliding", "sliding", "full giving", "sliding giving", "full sharing", "sliding sharing", "sliding sharing",
     )  # fmt: skip
     assert SHARED.written(kinds) == config
     assert SHARED.written(kinds[:3]) == {"layer_types": [*ATTENTION[:3]], "shared": 0}
-    with_experts = SHARED.read({**config, "moe": 4}, 7)
+    with_experts = SHARED.read({**config, **BESIDE, "moe": 4}, 7)
     assert with_experts == tuple(f"{kind} experts" for kind in kinds)
     assert SHARED.written(with_experts) == config
     assert [gives(kind) for kind in with_experts] == [layer in (2, 3) for layer in range(7)]
@@ -164,11 +166,17 @@ def test_where_no_layer_shares_keys_no_word_is_added(config: dict[str, int | Non
 )
 def test_layers_that_would_find_no_keys_to_read_are_refused(count: object, said: str) -> None:
     with pytest.raises(InvalidArchitectureError, match=said):
-        SHARED.read({"layer_types": [*ATTENTION], "shared": count}, 7)
+        SHARED.read({"layer_types": [*ATTENTION], "shared": count, **BESIDE}, 7)
+
+
+@pytest.mark.parametrize("channels", [0, None])
+def test_layers_that_share_keys_need_embeddings_of_their_own(channels: int | None) -> None:
+    with pytest.raises(InvalidArchitectureError, match=r"shared=3 with channels=.*; channels must be .* or shared 0"):
+        SHARED.read({"layer_types": [*ATTENTION], "shared": 3, "channels": channels}, 7)
 
 
 def test_all_layers_may_read_keys_of_another_model() -> None:
-    kinds = SHARED.read({"layer_types": ["full", "sliding"], "shared": 2}, 2)
+    kinds = SHARED.read({"layer_types": ["full", "sliding"], "shared": 2, **BESIDE}, 2)
     assert kinds == ("full sharing", "sliding sharing")
     assert without_keys(kinds) == ["full", "sliding"]
 
@@ -179,12 +187,13 @@ def test_the_layer_that_keys_are_read_of_stays_as_long_as_one_that_reads_them(
 ) -> None:
     needed = max(attention.index(kind) for kind in set(attention)) + 1
     config = {"layer_types": attention, "shared": data.draw(st.integers(0, len(attention) - needed))}
-    kinds = SHARED.read(config, len(attention))
+    kinds = SHARED.read({**config, **BESIDE}, len(attention))
     ranking = data.draw(st.permutations(range(len(kinds))))
     for count in range(1, len(kinds) + 1):
         kept = [kinds[layer] for layer in best_of_each_kind(kinds, ranking, count)]
         assert without_keys(kept) == []
-        assert [shares(kind) for kind in kept] == [shares(kind) for kind in SHARED.read(SHARED.written(kept), count)]
+        read = SHARED.read({**SHARED.written(kept), **BESIDE}, count)
+        assert [shares(kind) for kind in kept] == [shares(kind) for kind in read]
 
 
 def test_layers_whose_keys_are_gone_are_told_by_how_they_attend() -> None:

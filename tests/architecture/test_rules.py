@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from minitron_nas.architecture.config import architecture_of, with_sizes
+from minitron_nas.architecture.config import architecture_of, require_described, with_sizes
 from minitron_nas.architecture.layout import Axis
 from minitron_nas.architecture.rules import (
     RULES,
@@ -131,6 +131,15 @@ def test_a_token_needs_as_many_experts_as_it_is_sent_to() -> None:
     (rule,) = [rule for rule in RULES if rule.name == "experts_cover_a_token"]
     source = Architecture("mixtral", 2, 48, 64, 6, 2, 8, 100, num_experts=4, num_experts_per_tok=2)
     assert rule.keeps({Axis.EXPERTS: np.array([1, 2, 4])}, source).tolist() == [False, True, True]
+
+
+def test_a_config_has_as_many_experts_as_a_token_is_sent_to() -> None:
+    config = tiny_config("mixtral").to_dict() | {"num_local_experts": 1}
+    source = Architecture("mixtral", 2, 48, 64, 6, 2, 8, 100, num_experts=1, num_experts_per_tok=2)
+    with pytest.raises(InvalidArchitectureError, match="num_experts=1 is below num_experts_per_tok=2"):
+        architecture_of(config, layout_of("mixtral"))
+    with pytest.raises(InvalidArchitectureError, match="num_experts=1 is below num_experts_per_tok=2"):
+        require_described(source, layout_of("mixtral"))
 
 
 def test_rows_of_expert_matrices_fill_sixteen_bytes() -> None:
@@ -261,6 +270,13 @@ EXPERTS_OF_GRANITE = {"num_local_experts": 4, "num_experts_per_tok": 2, "interme
             {"n_group": 4, "topk_group": 1, "num_local_experts": 16, "num_experts_per_tok": 4},
             {"num_experts": 10},
             "experts_fill_their_groups",
+            "num_experts: 16",
+        ),
+        (  # 4 would be as many as a token is sent to, and one a group
+            "nemotron_h",
+            {"n_group": 4, "topk_group": 1, "num_local_experts": 16, "num_experts_per_tok": 4},
+            {"num_experts": 2},
+            "experts_cover_a_token",
             "num_experts: 16",
         ),
     ],

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoConfig
 
 from minitron_nas.architecture.kinds import AllOrNone, Indexed, Listed, Paired
 from minitron_nas.architecture.layout import (
@@ -26,14 +27,15 @@ from minitron_nas.architecture.layout import (
     Dim,
     Layout,
     dim,
+    row,
 )
 from minitron_nas.errors import CheckpointError, InvalidArchitectureError
 from minitron_nas.families.catalog import layout_of
 from minitron_nas.families.nemotron_h import STATES
 from minitron_nas.testing import Subject, check_family, tiny_config
-from minitron_nas.testing.conformance import check_masked_teacher, check_states
+from minitron_nas.testing.conformance import check_last_layer, check_masked_teacher, check_states, check_units
 from minitron_nas.testing.tiny import TINY_E2B
-from minitron_nas.testing.use import check_depth, check_packing
+from minitron_nas.testing.use import check_depth, check_packing, check_scores
 
 LAYER = "model.layers.{layer}."
 
@@ -250,6 +252,62 @@ def test_a_wrong_row_of_layers_that_read_more_than_hidden_states_is_named(tmp_pa
     make, tensor = OF_EVERY_LAYER[fault]
     with pytest.raises((AssertionError, CheckpointError), match=re.escape(tensor)):
         check_family(make(), tiny_config("gemma4_text", **TINY_E2B), tmp_path)
+
+
+def of_sarvam(fused: Dim = QUERIES + KEYS + KEYS, renamed: str = ".self_attn.q_proj") -> Layout:
+    """Describe GLM 4.5's layers as Sarvam's files hold them: queries, keys and values fused, which memory splits."""
+    glm = layout_of("glm4_moe")
+    others = {
+        "embed_tokens": "word_embeddings",
+        "self_attn.q_norm": "attention.query_layernorm",
+        "self_attn.k_norm": "attention.key_layernorm",
+        "self_attn.o_proj": "attention.dense",
+        "e_score_correction_bias": "expert_bias",
+    }
+
+    def renamed_in_files(name: str) -> str:
+        return next((name.replace(own, stored) for own, stored in others.items() if own in name), name)
+
+    first = next(number for number, each in enumerate(glm.rows) if "q_proj" in each.name)
+    rows = [
+        replace(each, name=renamed_in_files(each.name)) for each in glm.rows if not re.search("[qkv]_proj", each.name)
+    ]
+    rows.insert(first, row("model.layers.{layer}.attention.query_key_value.weight", fused, HIDDEN))
+    back = tuple((stored, own) for own, stored in others.items())
+    names = ((".attention.query_key_value", renamed), *back) if renamed else back
+    return replace(glm, model_type="sarvam_moe", rows=tuple(rows), renamed=names, defaults={"use_qk_norm": True})
+
+
+SARVAM = AutoConfig.for_model(
+    "sarvam_moe", vocab_size=320, hidden_size=48, intermediate_size=96, moe_intermediate_size=40, num_hidden_layers=4,
+    num_attention_heads=6, num_key_value_heads=2, head_dim=8, n_routed_experts=4, num_experts_per_tok=2, n_group=1,
+    topk_group=1, n_shared_experts=1, first_k_dense_replace=1, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+)  # fmt: skip
+
+
+def test_a_tensor_that_transformers_splits_as_it_loads_is_described_as_in_files(tmp_path: Path) -> None:
+    subject = Subject.make(of_sarvam(), SARVAM, tmp_path)
+    for check in (check_units, check_masked_teacher, check_scores):
+        check(subject)
+
+
+@pytest.mark.parametrize(
+    ("changes", "check", "said"),
+    [
+        ({"fused": KEYS + QUERIES + KEYS}, check_units, "attention.query_key_value.weight"),
+        ({"renamed": ""}, check_scores, "has no attribute `attention`"),
+    ],
+)
+def test_a_wrong_table_of_what_transformers_splits_is_caught(
+    tmp_path: Path, changes: dict[str, Any], check: Callable[[Subject], None], said: str
+) -> None:
+    with pytest.raises((AssertionError, AttributeError), match=said):
+        check(Subject.make(of_sarvam(**changes), SARVAM, tmp_path))
+
+
+def test_a_table_that_does_not_know_what_the_last_layer_is_taken_for_is_caught(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="a student of the first 1 layers is refused, .* takes layers of"):
+        check_last_layer(Subject.make(of_gemma(last_kind=""), tiny_config("gemma4_text"), tmp_path))
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma4_text"])

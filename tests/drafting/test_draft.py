@@ -66,6 +66,27 @@ def test_what_no_row_explains_is_a_comment_that_says_what_was_seen() -> None:
     assert written(python) == draft.layout
 
 
+@pytest.mark.parametrize(("name", "key"), [("glm4_moe", "first_k_dense_replace"), ("afmoe", "num_dense_layers")])
+def test_the_number_of_the_first_layers_is_told_as_such(name: str, key: str) -> None:
+    draft = draft_family(name)
+    (told,) = [each for each in draft.remarks if "FirstLayers" in each]
+    assert key not in draft.layout.requires
+    assert told.startswith(f"{key} is the number of the first layers, which are of a kind of their own: kinds=First")
+    first, _, others = told.partition('only("others", ...)')
+    assert "experts" not in first
+    assert "mlp.experts.{expert}.down_proj.weight" in others
+    assert f"# {told}" in draft.to_python()
+
+
+def test_what_all_layers_have_or_none_is_told_as_such() -> None:
+    draft = draft_family("granitemoeshared")
+    (told,) = [each for each in draft.remarks if "AllOrNone" in each]
+    assert told.startswith(
+        "where shared_intermediate_size is not 0, all layers have shared_mlp.input_linear.weight, "
+        'shared_mlp.output_linear.weight: kinds=AllOrNone("shared_intermediate_size", having='
+    )
+
+
 def test_layers_that_read_several_streams_at_once_are_drafted_as_far_as_can_be(tmp_path: Path) -> None:
     sizes = {
         "vocab_size": 320, "vocab_size_per_layer_input": 320, "hidden_size": 32, "hidden_size_per_layer_input": 8,

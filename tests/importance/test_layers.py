@@ -1,10 +1,12 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import InvalidArchitectureError, PlanError
+from minitron_nas.families.catalog import layout_of
 from minitron_nas.importance import layers as module
 from minitron_nas.importance.baselines import random_scores
 from minitron_nas.importance.depth import WholeModel, kl_to_whole
@@ -17,6 +19,7 @@ from minitron_nas.testing import tiny_checkpoint, tiny_config, tiny_model
 from minitron_nas.text.packing import pack
 
 SOURCE = Architecture("llama", 28, 64, 128, 4, 2, 16, vocab_size=100)
+LLAMA, GEMMA = layout_of("llama"), layout_of("gemma4_text")
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +77,8 @@ def test_layers_are_measured_on_as_much_text_as_the_settings_say(
 
 
 def test_what_is_not_dropped_stays_also_counted_from_the_end() -> None:
-    assert drop_from(SOURCE, {}, [*range(20, 28), 3, 3]) == [layer for layer in range(20) if layer != 3]
-    assert drop_from(SOURCE, {"num_hidden_layers": 26}, [-1, -28]) == list(range(1, 27))
+    assert drop_from(SOURCE, LLAMA, {}, [*range(20, 28), 3, 3]) == [layer for layer in range(20) if layer != 3]
+    assert drop_from(SOURCE, LLAMA, {"num_hidden_layers": 26}, [-1, -28]) == list(range(1, 27))
 
 
 @pytest.mark.parametrize(
@@ -101,13 +104,34 @@ def test_layers_that_cannot_be_dropped_are_refused(
     layers: list[int], shape: dict[str, int], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        drop_from(SOURCE, shape, layers)
+        drop_from(SOURCE, LLAMA, shape, layers)
 
 
 def test_a_layer_whose_keys_others_read_is_dropped_with_these_alone() -> None:
     kinds = ("full_attention", "full_attention giving", "full_attention sharing", "full_attention sharing")
     source = replace(SOURCE, num_hidden_layers=4, layer_kinds=kinds)
-    assert drop_from(source, {}, [0, 3]) == [1, 2]
-    assert drop_from(source, {}, [1, 2, 3]) == [0]
+    assert drop_from(source, GEMMA, {}, [0, 3]) == [1, 2]
+    assert drop_from(source, GEMMA, {}, [1, 2, 3]) == [0]
     with pytest.raises(InvalidArchitectureError, match="layers of kind 'full_attention' have no keys .* is not there"):
-        drop_from(source, {}, [1, 2])
+        drop_from(source, GEMMA, {}, [1, 2])
+
+
+def test_the_last_layer_is_dropped_with_all_behind_another_of_the_kind_that_it_has_to_be_of() -> None:
+    source = replace(SOURCE, num_hidden_layers=4, layer_kinds=("sliding_attention", "full_attention") * 2)
+    assert drop_from(source, GEMMA, {}, [2, 3]) == [0, 1]
+    assert drop_from(source, LLAMA, {}, [3]) == [0, 1, 2]
+    said = "the last of the 3 layers is of kind 'sliding_attention', and .* takes .* for a 'full_attention'.*; let the"
+    with pytest.raises(InvalidArchitectureError, match=said):
+        drop_from(source, GEMMA, {}, [3])
+
+
+@pytest.mark.parametrize(("criterion", "mode"), [("block_importance", "layers"), ("kl", "layers"), ("loss", "greedy")])
+def test_the_last_layer_stays_where_transformers_takes_it_for_one_kind(
+    tmp_path: Path, criterion: str, mode: str
+) -> None:
+    source = open_checkpoint(tiny_checkpoint(tmp_path, "gemma4_text"))
+    ranked = random_scores(source.architecture, source.layout, 0)
+    ranked.layers[:] = torch.tensor([4.0, 3.0, 2.0, 1.0])
+    depths = Depths(DepthSettings(criterion=criterion, mode=mode), [2, 3], (), 0)
+    table = choose_layers(source, ranked, depths, lambda: TEXT)
+    assert all(table[count - 1, -1] for count in (2, 3))

@@ -3,8 +3,8 @@ import json
 import pytest
 
 from minitron_nas.errors import CheckpointError, InvalidArchitectureError, TeacherNotFoundError, UnknownFamilyError
-from minitron_nas.models.config import read_architecture, read_config
-from minitron_nas.testing import tiny_checkpoint
+from minitron_nas.models.config import read_architecture, read_config, read_outline
+from minitron_nas.testing import tiny_checkpoint, tiny_config
 from minitron_nas.testing.tiny import TINY_E2B
 
 
@@ -220,3 +220,23 @@ def test_a_model_whose_layers_all_read_keys_of_another_is_refused(tmp_path):
     folder = tiny_checkpoint(tmp_path / "model", "gemma4_text", **TINY_E2B)
     with pytest.raises(InvalidArchitectureError, match="'full_attention' have no keys and values of their own"):
         read_architecture(folder, edited(folder, num_kv_shared_layers=7))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"hidden_size_per_layer_input": 0},
+            "num_kv_shared_layers=3 with hidden_size_per_layer_input=0: .* at least 1, or num_kv_shared_layers 0",
+        ),
+        (
+            {"vocab_size_per_layer_input": 100},
+            "vocab_size_per_layer_input=100 is below vocab_size=320: .* must be at least 320",
+        ),
+    ],
+)
+def test_layers_that_transformers_cannot_run_for_want_of_embeddings_are_refused(tmp_path, changes, said):
+    folder = tmp_path / "model"
+    tiny_config("gemma4_text", **{**TINY_E2B, **changes}).save_pretrained(folder)
+    with pytest.raises(InvalidArchitectureError, match=said):
+        read_outline(folder, folder)

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
-from minitron_nas.errors import MinitronNasError, PlanError, TeacherNotFoundError
+from minitron_nas.errors import CheckpointError, MinitronNasError, PlanError, TeacherNotFoundError
 from minitron_nas.models.checkpoint import open_checkpoint
+from minitron_nas.pipeline.display import Quiet
 from minitron_nas.pipeline.family import Family
+from minitron_nas.pipeline.listing import enumerate_size
 from minitron_nas.pipeline.show import show
+from minitron_nas.pipeline.steps.prune import prune
 from minitron_nas.testing import tiny_checkpoint, tiny_config, tiny_model, tiny_tokenizer
 from minitron_nas.testing.tiny import TINY_E2B
 
@@ -51,6 +54,19 @@ def test_a_model_is_its_sizes_and_its_parameters_by_part(
     assert sum(row["parameters"] for row in rows) == checkpoint.num_parameters
     assert sum(row["share"] for row in rows) == pytest.approx(1)
     assert (shown.facts["active_parameters"] < checkpoint.num_parameters) == (model_type == "mixtral")
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma4_text"])
+def test_a_model_without_a_tokenizer_is_shown_and_enumerated_and_not_pruned(tmp_path: Path, model_type: str) -> None:
+    tiny_model(tiny_config(model_type)).save_pretrained(folder := tmp_path / "model")
+    bare = show(str(folder))
+    with pytest.raises(CheckpointError, match=r"model has no tokenizer"):
+        prune(folder, tmp_path / "student", {"hidden_size": 40}, scores="magnitude", display=Quiet())
+    space = tmp_path / "space.yaml"
+    space.write_text("axes: {intermediate_size: {values: [64]}}\ntolerance: 0.9\n")
+    assert len(enumerate_size(space, bare.facts["parameters"] - 1, str(folder)).candidates) == 1
+    tiny_tokenizer().save_pretrained(folder)
+    assert (bare.facts, bare.tables) == (show(str(folder)).facts, show(str(folder)).tables)
 
 
 def test_a_student_also_says_where_it_comes_from(finished: Path) -> None:

@@ -114,6 +114,55 @@ def test_where_nothing_is_cut_nothing_changes(tmp_path, source, model_type):
         assert torch.allclose(tensor, stored[name], atol=2e-4), name
 
 
+OF_ONE_KIND = {
+    "deepseek_v2": {"first_k_dense_replace": 0},
+    "deepseek_v3": {"first_k_dense_replace": 4},
+    "dots1": {"first_k_dense_replace": 0, "layer_types": ["full_attention"] * 4},
+    "ernie4_5_moe": {"moe_layer_start_index": 0},
+    "exaone_moe": {"mlp_layer_types": ["dense"] * 4, "layer_types": ["full_attention"] * 4},
+    "glm4_moe": {"first_k_dense_replace": 0},
+    "granitemoehybrid": {"layer_types": ["full_attention"] * 4},
+    "lfm2": {"layer_types": ["full_attention"] * 4},
+    "lfm2_moe": {"layer_types": ["full_attention"] * 4, "num_dense_layers": 0},
+    "llama4_text": {"moe_layers": [0, 1, 2, 3], "interleave_moe_layer_step": 1},
+    "qwen3_5_text": {"layer_types": ["full_attention"] * 4},
+    "qwen3_next": {"layer_types": ["full_attention"] * 4, "mlp_only_layers": []},
+}
+"""Models of families with several kinds of layers that have one kind alone."""
+
+
+@pytest.mark.parametrize("model_type", OF_ONE_KIND)
+def test_where_all_layers_are_of_one_kind_they_are_repaired(tmp_path, model_type):
+    config = tiny_config(model_type, **OF_ONE_KIND[model_type])
+    teacher = Subject.make(layout_of(model_type), config, tmp_path / "teacher", dtype=torch.float32)
+    source = teacher.architecture
+    assert len(set(source.kinds)) == 1
+    assert why_not_in_sequence(teacher.layout, source, source) is None
+    found, _ = repaired(teacher.prepared, source, tmp_path / "same")
+    for name, tensor in found.items():
+        assert torch.allclose(tensor, teacher.tensors[name].to(tensor.dtype), atol=2e-4), name
+    target = source.reshaped({"num_hidden_layers": 3, "hidden_size": source.hidden_size // 2})
+    plain = build_student(teacher.prepared, target, torch.float32)
+    _, student = repaired(teacher.prepared, target, tmp_path / "fewer")
+    wanted = teacher.model(input_ids=READ.input_ids, use_cache=False).logits
+    errors = [(model(input_ids=READ.input_ids).logits - wanted).square().mean().item() for model in (plain, student)]
+    assert errors[1] < 0.9 * errors[0]
+
+
+def test_what_transformers_splits_as_it_loads_is_repaired_as_it_is_stored(tmp_path, monkeypatch):
+    """A layer whose parameters have other shapes is loaded again with what was refitted."""
+    subject = Subject.make(layout_of("llama"), tiny_config("llama"), tmp_path / "teacher", dtype=torch.float32)
+    target = subject.architecture.reshaped({"num_hidden_layers": 3, "intermediate_size": 56})
+    wanted, _ = repaired(subject.prepared, target, tmp_path / "one")
+    get = torch.nn.Linear.get_parameter
+    other = torch.nn.Parameter(torch.zeros(1))
+    q_proj = lambda self: self.out_features == self.in_features == 48  # noqa: E731 - queries and attention's output
+    monkeypatch.setattr(torch.nn.Linear, "get_parameter", lambda self, name: other if q_proj(self) else get(self, name))
+    found, _ = repaired(subject.prepared, target, tmp_path / "other")
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
 @pytest.mark.parametrize("layer", [1, 3])
 @pytest.mark.parametrize("part", ["attention", "ffn"])
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
@@ -310,14 +359,31 @@ def test_norms_behind_output_projections_are_refitted_where_the_config_has_them(
 
 
 def test_which_families_can_be_repaired_in_sequence():
-    source = architecture_of(tiny_config("llama").to_dict(), layout_of("llama"))
-    target = source.reshaped({"intermediate_size": 56})
-    reasons = {name: why_not_in_sequence(layout_of(name), source, target) for name in layouts()}
+    sources = {name: architecture_of(tiny_config(name).to_dict(), layout) for name, layout in layouts().items()}
+    reasons = {name: why_not_in_sequence(layout_of(name), source, source) for name, source in sources.items()}
     assert {name for name, reason in reasons.items() if reason is not None} == NOT_REPAIRABLE
     assert all("are of several kinds" in reasons[name] for name in OF_SEVERAL_KINDS)
     assert "is no module of its own" in reasons["opt"]
     assert "more to the residual stream than attention and FFN" in reasons["falcon_h1"]
     assert all("read the residual stream through one norm" in reasons[name] for name in ("cohere", "cohere2", "phi"))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "said"),
+    [
+        (
+            "granitemoehybrid",
+            {"num_local_experts": 4, "num_experts_per_tok": 2, "layer_types": ["full_attention"] * 4},
+            "the FFN of granitemoehybrid is no module of its own",
+        ),
+        ("gemma4_text", {"layer_types": ["full_attention"] * 4}, "are not attention with heads that can leave and an"),
+        ("lfm2", {"layer_types": ["conv"] * 4}, "layers of this lfm2 are not attention"),
+    ],
+)
+def test_layers_of_one_kind_may_be_others_than_the_repair_knows(model_type, changes, said):
+    layout = layout_of(model_type)
+    source = architecture_of(tiny_config(model_type, **changes).to_dict(), layout)
+    assert said in why_not_in_sequence(layout, source, source)
 
 
 @pytest.mark.parametrize(

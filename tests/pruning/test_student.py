@@ -360,7 +360,7 @@ def test_a_student_that_would_end_on_a_layer_that_transformers_takes_for_another
 
     assert config([0, 1, 3])["layer_types"] == ["sliding_attention", "full_attention", "full_attention"]
     assert config([0, 1, 3])["per_layer_config"].keys() == {"1", "2"}
-    with pytest.raises(InvalidArchitectureError, match="takes the student's last layer, a 'sliding_attention', for"):
+    with pytest.raises(InvalidArchitectureError, match="last of the 2 layers is of kind 'sliding_attention', and"):
         config([1, 2])
 
 

@@ -94,7 +94,7 @@ def test_without_text_nothing_is_repaired(arena, tmp_path):
 
 
 def test_a_family_that_cannot_be_repaired_in_sequence_is_repaired_in_one_pass(arena, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "why_never_in_sequence", lambda layout: "its norms stand elsewhere")
+    monkeypatch.setattr(module, "why_never_in_sequence", lambda layout, source: "its norms stand elsewhere")
     start = written(arena, tmp_path / "start")
     assert (start.repair, start.other_kl_nats, start.choice) == ("one_pass", None, None)
 

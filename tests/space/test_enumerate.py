@@ -57,6 +57,7 @@ FALCON = Architecture(
     fixed_sizes={"mamba_d_state": 16, "mamba_d_conv": 3, "mamba_proj_bias": 0, "mamba_conv_bias": 1,
                  "mamba_rms_norm": 0, "projectors_bias": 0},
 )  # fmt: skip
+SHARED = {"num_hidden_layers": 5, "num_kv_shared_layers": 1, "hidden_size_per_layer_input": 12}
 SHAPE = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "intermediate_size")
 
 
@@ -72,6 +73,16 @@ def small(axes: dict[str, Any], size: int, source: Architecture = LLAMA, **field
 
 def columns(enumeration: Enumeration, *names: str) -> list[tuple[int, ...]]:
     return [tuple(getattr(c.architecture, name) for name in names) for c in enumeration.candidates]
+
+
+def test_depths_without_room_for_a_last_layer_that_has_to_stay_are_not_offered() -> None:
+    changes = {"layer_types": ["full_attention", *["sliding_attention"] * 3, "full_attention"], **SHARED}
+    layout = layout_of("gemma4_text")
+    source = architecture_of(tiny_config("gemma4_text", **changes).to_dict(), layout)
+    axes = {"num_hidden_layers": {"values": [1, 2, 3, 4, 5]}}
+    space = SearchSpace.model_validate({"axes": axes, "protected_layers": []})
+    assert legal_columns(space, source, layout)["num_hidden_layers"].tolist() == [4, 3, 2]
+    assert legal_columns(space, source, replace(layout, last_kind=""))["num_hidden_layers"].tolist() == [4, 3, 2, 1]
 
 
 def test_the_15_candidates_of_minitron_8b_come_in_the_papers_order() -> None:
@@ -481,6 +492,7 @@ def test_every_rule_has_a_reason() -> None:
         "pruning_only_removes",
         "pruning_removes_something",
         "protected_layers_stay",
+        "last_layer_stays",
         "attention_stays",
         "size_window",
     }

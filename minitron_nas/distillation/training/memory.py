@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 from typing import Self
 
-from transformers import PreTrainedConfig
-
-from minitron_nas.architecture.kinds import shares
+from minitron_nas.architecture.layout import Axis, Layout
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.settings import CorrectionTraining, DistillationSettings, num_recomputed
 from minitron_nas.errors import TrainingMemoryError
@@ -36,7 +34,8 @@ class TrainingMemory:
     def estimate(
         cls,
         num_parameters: int,
-        config: PreTrainedConfig | Architecture,
+        architecture: Architecture,
+        layout: Layout,
         micro_batch_tokens: int,
         value_bytes: int,
         gradient_checkpointing: bool | float = False,
@@ -52,7 +51,8 @@ class TrainingMemory:
 
         Args:
             num_parameters: Of the student.
-            config: Its transformers config, or its shape, which has the same names.
+            architecture: Its shape.
+            layout: The table of its family.
             micro_batch_tokens: Tokens of one forward pass.
             value_bytes: Of an activation.
             gradient_checkpointing: Whether layers compute it again, or how large a share of them.
@@ -61,13 +61,11 @@ class TrainingMemory:
 
         Source: Rajbhandari et al. 2020 (arXiv 1910.02054), section 3.1, for all but activations.
         """
-        head_dim = _own(config, "head_dim") or config.hidden_size // config.num_attention_heads
-        key_value_heads = _own(config, "num_key_value_heads") or config.num_attention_heads
-        heads = 2 * (config.num_attention_heads + key_value_heads) * head_dim
-        layer = (6 * config.hidden_size + heads + 4 * _mean_neurons(config)) * value_bytes
-        again = num_recomputed(gradient_checkpointing, config.num_hidden_layers)
-        inputs = again * config.hidden_size * value_bytes
-        per_token = inputs + layer * max(config.num_hidden_layers - again, 1)
+        hidden, num_layers = architecture.hidden_size, architecture.num_hidden_layers
+        heads = 2 * (architecture.num_attention_heads + architecture.num_key_value_heads) * architecture.head_dim
+        layer = (6 * hidden + heads + 4 * _mean_neurons(architecture, layout)) * value_bytes
+        again = num_recomputed(gradient_checkpointing, num_layers)
+        per_token = again * hidden * value_bytes + layer * max(num_layers - again, 1)
         return cls(*state_bytes(num_parameters, zero_stage, num_processes), micro_batch_tokens * per_token)
 
     def error(self, settings: DistillationSettings, micro_batch_sequences: int, zero_stage: int) -> TrainingMemoryError:
@@ -94,14 +92,11 @@ class TrainingMemory:
         )
 
 
-def _mean_neurons(config: PreTrainedConfig | Architecture) -> int:
-    """Neurons of an FFN, which some layers have twice: of all layers together over their number."""
-    neurons: int = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    if isinstance(config, Architecture):
-        wide = sum(map(shares, config.kinds)) if config.double_wide_ffn else 0
-    else:
-        wide = config.num_kv_shared_layers if getattr(config, "use_double_wide_mlp", False) else 0
-    return neurons + neurons * wide // config.num_hidden_layers
+def _mean_neurons(architecture: Architecture, layout: Layout) -> int:
+    """Neurons of an FFN, of which some layers may have others: of all layers together over their number."""
+    wide = sum(layout.has_axis(Axis.WIDE_NEURONS, kind) for kind in architecture.kinds)
+    more = wide * (architecture.num_wide_neurons - architecture.intermediate_size)
+    return architecture.intermediate_size + more // architecture.num_hidden_layers
 
 
 def state_bytes(num_parameters: int, zero_stage: int, num_processes: int) -> tuple[int, int, int]:
@@ -119,10 +114,3 @@ def state_bytes(num_parameters: int, zero_stage: int, num_processes: int) -> tup
         whole if zero_stage < _LAST_STAGE_WITH_WHOLE_WEIGHTS else shard,
         (_MOMENTS + 1) * shard if zero_stage else _MOMENTS * whole,
     )
-
-
-def _own(config: PreTrainedConfig | Architecture, name: str) -> int | None:
-    """What a config says of a size, of all layers but those of which it says something else."""
-    if getattr(config, "is_heterogeneous", False):
-        return vars(config).get(name)
-    return getattr(config, name, None)

@@ -17,6 +17,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments, default_da
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer import TRAINER_STATE_NAME
 
+from minitron_nas.architecture.config import architecture_of
 from minitron_nas.distillation.loss.inner_states import InnerStates
 from minitron_nas.distillation.loss.intermediate import intermediate_loss
 from minitron_nas.distillation.loss.losses import Counted
@@ -324,10 +325,12 @@ def _memory(student: CausalLM, lesson: Lesson, arguments: TrainingArguments) -> 
     settings = lesson.settings
     micro = arguments.per_device_train_batch_size
     value_bytes = compute_dtype(arguments.device).itemsize
+    layout = layout_of(student.config.model_type)
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in student.parameters())
     memory = TrainingMemory.estimate(
         parameters,
-        student.config,
+        architecture_of(student.config.to_dict(), layout),
+        layout,
         micro * lesson.schedule.sequence_length,
         value_bytes,
         settings.gradient_checkpointing,

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from minitron_nas.architecture.kinds import fewest_layers
+from minitron_nas.architecture.rules import layers_that_stay
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.job import JOB, TrainingFiles, TrainingJob
 from minitron_nas.distillation.launch import run as run_training
@@ -64,7 +65,7 @@ def depth_only_target(costing: Costing, size: Size, protected: Collection[int]) 
         protected: Layers that stay, negative ones from the end.
     """
     source = costing.source
-    fewest = max(fewest_layers(source.kinds, {layer % source.num_hidden_layers for layer in protected}), 1)
+    fewest = _fewest(costing, protected)
     layers = np.arange(min(fewest, source.num_hidden_layers - 1), source.num_hidden_layers)
     whole = {name: np.full_like(layers, getattr(source, name)) for name in costing.layout.column_fields()}
     values = costing.measure(size)({**whole, "num_hidden_layers": layers})
@@ -79,13 +80,18 @@ def layer_counts(plan: FamilyPlan, costing: Costing, size: Size) -> set[int]:
         costing: Says which shape is pruned, and what others have in the unit of the size.
         size: How large students are to be.
     """
-    protected, num_layers = plan.space.protected_layers, costing.source.num_hidden_layers
-    least = max(fewest_layers(costing.source.kinds, {layer % num_layers for layer in protected}), 1)
+    protected, least = plan.space.protected_layers, _fewest(costing, plan.space.protected_layers)
     steps = plan.space.axes.sizes("num_hidden_layers", costing.source)
-    counts = {step for step in steps if least <= step <= num_layers}
+    counts = {step for step in steps if least <= step <= costing.source.num_hidden_layers}
     if "depth_only" not in plan.baselines:
         return counts
     return counts | {depth_only_target(costing, size, protected).num_hidden_layers}
+
+
+def _fewest(costing: Costing, protected: Collection[int]) -> int:
+    """The fewest layers of a model with those that are protected, and the last where it has to stay."""
+    staying = layers_that_stay(protected, costing.source, costing.layout)
+    return max(fewest_layers(costing.source.kinds, staying), 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,7 @@ def measure_latency(
         raise LatencyError(f"{path} exists; remove it or name another file")
     require_writable(path.parent)
     with TemporaryDirectory() as work:
-        outline = outline_teacher(teacher, Path(work))
+        outline = outline_teacher(teacher, Path(work), reads_text=False)
     lengths = Lengths(batch, prompt_tokens, context_tokens)
     with (
         going_on(f"nothing was written to {path}; the same command begins again"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from minitron_nas.architecture.costs import count_parameters
-from minitron_nas.architecture.rules import check_architecture, check_changes
+from minitron_nas.architecture.rules import check_architecture, check_changes, require_room_for_last
 from minitron_nas.architecture.spec import Architecture
 from minitron_nas.errors import PlanError
 from minitron_nas.execution.preemption import going_on
@@ -129,7 +129,7 @@ def prune(
             checkpoint, space = _opened(teacher, work, space, text_only, progress)
         tell(display, checkpoint.about((text or TextSettings()).sequence_length if data is not None else 0, text_only))
         source, layout = checkpoint.architecture, checkpoint.layout
-        named = drop_from(source, shape or {}, drop_layers) if drop_layers is not None else None
+        named = drop_from(source, layout, shape or {}, drop_layers) if drop_layers is not None else None
         protected = space.protected_layers if named is None else ()
         target = _target(checkpoint, shape or {}, wanted, named, space, text_only)
         PruningOrder.check_layers(source, protected, target.num_hidden_layers)
@@ -288,6 +288,8 @@ def _target(
     if not text_only and checkpoint.tower is not None:
         check_beside(checkpoint.tower, checkpoint.architecture, target, named)
     check_architecture(target, checkpoint.layout, checkpoint.architecture)
+    if named is None:
+        require_room_for_last(target.num_hidden_layers, checkpoint.architecture, checkpoint.layout)
     return target
 
 

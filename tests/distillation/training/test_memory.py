@@ -1,10 +1,11 @@
 """What a training takes, computed by hand, and the words in which that is told."""
 
-from types import SimpleNamespace
+from dataclasses import replace
 
 import pytest
 
 from minitron_nas.architecture.config import architecture_of
+from minitron_nas.architecture.spec import Architecture
 from minitron_nas.distillation.settings import CorrectionTraining, DistillationSettings
 from minitron_nas.distillation.training.memory import TrainingMemory
 from minitron_nas.errors import MinitronNasError
@@ -12,15 +13,14 @@ from minitron_nas.families.catalog import layout_of
 from minitron_nas.testing import tiny_config
 from minitron_nas.testing.tiny import TINY_E2B
 
-CONFIG = SimpleNamespace(
-    hidden_size=10, intermediate_size=40, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1, head_dim=5
-)
+SHAPE, LLAMA = Architecture("llama", 3, 10, 40, 2, 1, 5, vocab_size=20), layout_of("llama")
 PER_LAYER = 6 * 10 + 2 * (2 + 1) * 5 + 4 * 40  # values of one token
 
 
 def estimate(**changes):
     return TrainingMemory.estimate(
-        **{"num_parameters": 800, "config": CONFIG, "micro_batch_tokens": 7, "value_bytes": 2} | changes
+        **{"num_parameters": 800, "architecture": SHAPE, "layout": LLAMA, "micro_batch_tokens": 7, "value_bytes": 2}
+        | changes
     )
 
 
@@ -44,16 +44,12 @@ def test_activations_are_kept_in_every_layer_or_only_inputs_of_layers():
     assert estimate(gradient_checkpointing=0.34).activations_bytes == 7 * (10 + 2 * PER_LAYER) * 2
 
 
-def test_sizes_that_a_config_leaves_out_follow_from_the_others():
-    bare = SimpleNamespace(hidden_size=10, num_hidden_layers=3, num_attention_heads=2)
-    assert estimate(config=bare).activations_bytes == 7 * 3 * (6 * 10 + 2 * (2 + 2) * 5 + 4 * 40) * 2
-
-
 def test_ffns_that_are_twice_as_wide_count_as_often_as_they_are():
-    config = tiny_config("gemma4_text", **TINY_E2B)
-    shape = architecture_of(config.to_dict(), layout_of("gemma4_text"))
-    found = estimate(config=config).activations_bytes
-    assert found == estimate(config=shape).activations_bytes
+    layout = layout_of("gemma4_text")
+    renamed = replace(layout, config_keys={**layout.config_keys, "double_wide_ffn": ("twice",)})
+    config = tiny_config("gemma4_text", **TINY_E2B).to_dict()
+    shape = architecture_of({**config, "twice": config.pop("use_double_wide_mlp")}, renamed)
+    found = estimate(architecture=shape, layout=renamed).activations_bytes
     assert found == 7 * 7 * (6 * 48 + 2 * (6 + 2) * 8 + 4 * (96 + 96 * 3 // 7)) * 2
 
 

@@ -13,10 +13,13 @@ from minitron_nas.models.checkpoint import open_checkpoint
 from minitron_nas.pipeline.display import Quiet
 from minitron_nas.pipeline.steps.prune import prune
 from minitron_nas.pipeline.steps.score import score
+from minitron_nas.space.axes import SearchSpace
 from minitron_nas.testing import tiny_checkpoint
 from minitron_nas.text.settings import TextSettings
 
 TEXT = TextSettings(sequence_length=64, calibration_samples=16)
+
+SHARED = {"num_hidden_layers": 5, "num_kv_shared_layers": 1, "hidden_size_per_layer_input": 12}
 
 
 def pruned_to(out: Path, teacher: object, shape: dict[str, int], text_file: Path) -> object:
@@ -190,7 +193,7 @@ def test_a_folder_without_scores_and_a_size_out_of_reach_leave_nothing(trained_t
     assert list(tmp_path.iterdir()) == []
 
 
-def lineage(folder: Path) -> dict[str, object]:
+def lineage(folder: Path) -> dict[str, Any]:
     told: dict[str, object] = json.loads((folder / "lineage.json").read_text())
     return told
 
@@ -282,6 +285,22 @@ def test_the_last_layer_with_attention_of_a_hybrid_cannot_be_dropped(tmp_path: P
     with pytest.raises(InvalidArchitectureError, match=r"none of the 6 layers has attention, .* kind full_attention"):
         prune(teacher, tmp_path / "student", scores="random", drop_layers=[3, 7], display=Quiet())
     assert not (tmp_path / "student").exists()
+
+
+def test_the_last_layer_stays_unprotected_where_transformers_takes_it_for_one_kind(tmp_path: Path) -> None:
+    kinds = ["full_attention", *["sliding_attention"] * 3, "full_attention"]
+    changes = {"layer_types": kinds, **SHARED}
+    teacher, space = tiny_checkpoint(tmp_path / "teacher", "gemma4_text", **changes), SearchSpace(protected_layers=())
+    given: dict[str, Any] = {"scores": "random", "space": space, "display": Quiet()}
+    pruned = prune(teacher, tmp_path / "student", {"num_hidden_layers": 3}, **given)
+    assert lineage(pruned.path)["kept_layers"][::2] == [0, 4]
+    for options, said in (
+        ({"shape": {"num_hidden_layers": 1}}, r"num_hidden_layers=1 keeps no layer of kind .* keep at least 2 layers"),
+        ({"drop_layers": [4]}, r"the last of the 4 layers is of kind 'sliding_attention', and stock transformers"),
+    ):
+        with pytest.raises(InvalidArchitectureError, match=said):
+            prune(teacher, tmp_path / "refused", **options, **given)
+        assert not (tmp_path / "refused").exists()
 
 
 @pytest.mark.parametrize(
