@@ -249,13 +249,12 @@ class _Costs:
         return StageWork(sum(part.flops for part in parts), sum(part.path_flops for part in parts))
 
     def _rate(self, probe: Schedule, student: float, lecturer: float, repaired_from: float) -> StageWork:
-        """The untrained student is validated; three rates at a time, and then, at most, one more."""
+        """Three rates at a time, and then, at most, one more."""
         beside = 0.0 if self._trial_tokens else lecturer
         validated = student * (self._tokens.validation + _CUT_AS_TOKENS)
         flops = self._training(probe.num_tokens, student, beside) + validated
         devices, start = self._devices.of_a_trial(self._plan.runner), _on_one(self._start(student, repaired_from))
-        untrained = _on_one(student * self._tokens.validation)
-        parts = [start, untrained, *(self._jobs(number, flops, devices) for number in (MOST_PROBES - 1, 1))]
+        parts = [start, *(self._jobs(number, flops, devices) for number in (MOST_PROBES - 1, 1))]
         return StageWork(sum(part.flops for part in parts), sum(part.path_flops for part in parts))
 
     def _start(self, student: float, repaired_from: float) -> float:

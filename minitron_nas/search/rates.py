@@ -16,13 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from minitron_nas.distillation.job import TrainingFiles
-from minitron_nas.distillation.loss.validation import validate
 from minitron_nas.distillation.settings import DEFAULT_LEARNING_RATE, PROBES_FIT, DistillationSettings
 from minitron_nas.distillation.training.curve import Judge
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.errors import NonFiniteLossError, TrialError
 from minitron_nas.execution.runner import Job, Jobs, Outcome, last_line
-from minitron_nas.models.loading import load_for_inference
 from minitron_nas.progress import Progress, silent
 from minitron_nas.search.tournament import train_shortly
 
@@ -52,11 +50,13 @@ class Probing:
         settings: Of the student's distillation.
         schedule: Steps and batch of a probe.
         seed: Of the trainings.
+        untrained: What the student comes to before them on the same held-out text: `kl_nats` and `loss_nats`.
     """
 
     settings: DistillationSettings
     schedule: Schedule
     seed: int
+    untrained: Mapping[str, Any]
 
     @property
     def judge(self) -> Judge:
@@ -185,8 +185,7 @@ def find_rate(
 
     with jobs.runner.held():
         probes = tried(RATES)
-        untrained = jobs.run(validate_start, [Job("untrained", _told(start, files))])["untrained"]
-        one_more = _one_more(probes, probing.judge, untrained)
+        one_more = _one_more(probes, probing)
         if one_more is not None:
             known = [rate for rate, probe in probes.items() if probe.outcome.status == "completed"]  # as files, by now
             probes |= tried([*known, one_more])
@@ -230,26 +229,11 @@ def train_probe(
     return {"kl_nats": final.kl_nats, "loss_nats": final.loss_nats}
 
 
-def validate_start(start: str, files: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what an untrained student comes to on the held-out text that probes are compared on.
-
-    Args:
-        start: The untrained student.
-        files: `TrainingFiles.to_dict`.
-    """
-    held_out = TrainingFiles.from_dict(files).held_out()
-    losses = validate(load_for_inference(Path(start)), held_out.tokens, held_out.signal)
-    return {"kl_nats": losses.kl_nats, "loss_nats": losses.loss_nats}
-
-
-def _told(start: Path, files: TrainingFiles) -> dict[str, Any]:
-    return {"start": str(start.absolute()), "files": files.to_dict()}
-
-
 def _job(start: Path, files: TrainingFiles, probing: Probing, learning_rate: float, checkpoints: Path) -> Job:
     key = f"rate-{learning_rate:g}"
     arguments = {
-        **_told(start, files),
+        "start": str(start.absolute()),
+        "files": files.to_dict(),
         "settings": probing.settings.at_rate(learning_rate).model_dump(mode="json"),
         "schedule": asdict(probing.schedule),
         "seed": probing.seed,
@@ -258,13 +242,11 @@ def _job(start: Path, files: TrainingFiles, probing: Probing, learning_rate: flo
     return Job(key, arguments)
 
 
-def _one_more(probes: Mapping[float, Probe], judge: Judge, untrained: Outcome) -> float | None:
+def _one_more(probes: Mapping[float, Probe], probing: Probing) -> float | None:
     """Return a rate that is worth trying beyond those that were."""
-    best, began = _best(probes, judge), untrained.number(judge)
-    if best is None:
-        return BELOW
-    reached = probes[best].outcome.number(judge)
-    if reached is not None and began is not None and reached > HARM * began:
+    best = _best(probes, probing.judge)
+    reached = None if best is None else probes[best].outcome.number(probing.judge)
+    if reached is None or reached > HARM * probing.untrained[probing.judge]:
         return BELOW
     return ABOVE if best == max(RATES) else None
 

@@ -2,7 +2,7 @@
 
 The run's own tables stay the truth. The studies, up to three for each size, are written from them into a journal file,
 so that `optuna-dashboard study.journal` shows the search: what was screened, against every objective, the trials, each
-with its KL untrained and after each rung, and the learning rates that were tried on the winner.
+with its KL untrained and after each rung, and the learning rates that were tried.
 """
 
 from collections.abc import Mapping, Sequence

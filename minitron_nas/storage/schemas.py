@@ -161,13 +161,13 @@ RATES = Table(
     ("size", "candidate", "learning_rate"),
     (
         Column("size", _TEXT, "label of the parameter budget"),
-        Column("candidate", _TEXT, "shape id of the size's first student, on which rates are tried"),
+        Column("candidate", _TEXT, "shape id of the size's first finalist, on which rates are tried"),
         Column("learning_rate", _FLOAT, "peak learning rate of a short training"),
         Column("tokens", _INT, "its KD tokens"),
         Column("start_kl_nats", _FLOAT, "validation KL before training"),
         Column("kl_nats", _FLOAT, "validation KL(teacher || student) per token at its end; null if not completed"),
         Column("loss_nats", _FLOAT, "validation next-token loss at its end; null if not completed"),
-        Column("chosen", _BOOL, "whether the students of the size are trained at this rate"),
+        Column("chosen", _BOOL, "whether trials and students of the size are trained at this rate"),
         Column(
             "status",
             _TEXT,

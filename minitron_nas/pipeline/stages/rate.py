@@ -37,13 +37,13 @@ def find_learning_rate(run: Run, hop: Hop, target: Architecture) -> tuple[Hop, t
     if probe is None:
         run.engine.note(f"{hop.label}: {why_no_probes(student, hop.learning_rate)}")
         return hop, ()
-    probing = Probing(hop.lessons.of_trials(settings), probe, plan.seed)
     folder = run.folder.rates(hop.label)
 
     def action(progress: Progress) -> Left:
         work, files = folder / stage.fingerprint, hop.lessons.trials
         board, runner = Board(progress, run.engine.stand), make_runner(plan.runner, run.folder.work / "ray")
         begun, start = start_member(run, hop, target, board.starting)
+        probing = Probing(hop.lessons.of_trials(settings), probe, plan.seed, start.standing())
         jobs = Jobs(runner, work / "results", plan.runner.max_failures, board.see)
         rate, probes = find_rate(begun, files, probing, jobs, work / "checkpoints", board.tokens)
         run.engine.note(f"{hop.label}: {told_rates(rate, probes)}")

@@ -1,6 +1,7 @@
 """Distillation as a step of its own: a given student learns from a given teacher."""
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 import torch
 
 from minitron_nas.distillation.correction import Correction
-from minitron_nas.distillation.job import JOB, TrainingJob
+from minitron_nas.distillation.job import JOB, TrainingFiles, TrainingJob
 from minitron_nas.distillation.launch import run as run_training
 from minitron_nas.distillation.launch import trained
+from minitron_nas.distillation.loss.validation import validate
 from minitron_nas.distillation.settings import HOW_TO_TRAIN, DistillationSettings
 from minitron_nas.distillation.training.arguments import check_engine, micro_batch
 from minitron_nas.distillation.training.curve import CurvePoint, TrainingResult
@@ -23,6 +25,7 @@ from minitron_nas.execution.runner import Jobs
 from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.execution.workers import Workers
 from minitron_nas.models.checkpoint import Checkpoint
+from minitron_nas.models.loading import load_for_inference
 from minitron_nas.models.placement import about_spread
 from minitron_nas.models.source import ModelSource, resolve_teacher, source_name
 from minitron_nas.pipeline.board import Board
@@ -146,9 +149,13 @@ def distill(
             files = training_files(workers, settings, other, parts, work, kept, progress)
         files = replace(files, correction=followed.out if followed is not None else None)
         checkpoints = work / f"checkpoints-{source.fingerprint}-{other.fingerprint}"
-        job = _at_a_rate(
-            TrainingJob(source.path, files, settings, schedule, checkpoints, seed, work / "training"), runner, display
-        )
+        with workers.held():
+            job = _at_a_rate(
+                TrainingJob(source.path, files, settings, schedule, checkpoints, seed, work / "training"),
+                runner,
+                workers,
+                display,
+            )
         with display.stage("distil", f"{schedule.num_tokens:,} tokens in {schedule.num_steps} steps") as progress:
             result = Board(progress, display.stand).trained(job, partial(run_training, job, runner))
         _tell_harm(display, result)
@@ -223,7 +230,19 @@ def _followed(
     return followed, settings
 
 
-def _at_a_rate(job: TrainingJob, runner: RunnerSettings, display: Display) -> TrainingJob:
+def untrained(student: Path, files: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a student comes to on the held-out text before any training.
+
+    Args:
+        student: A stock folder.
+        files: `TrainingFiles.to_dict`.
+    """
+    held_out = TrainingFiles.from_dict(files).held_out()
+    losses = validate(load_for_inference(student), held_out.tokens, held_out.signal)
+    return {"kl_nats": losses.kl_nats, "loss_nats": losses.loss_nats}
+
+
+def _at_a_rate(job: TrainingJob, runner: RunnerSettings, workers: Workers, display: Display) -> TrainingJob:
     """Return a training whose learning rate is a number; where it is `auto`, a few are tried first."""
     settings, default = job.settings, job.settings.peak_learning_rate
     if settings.learning_rate != "auto":
@@ -238,8 +257,9 @@ def _at_a_rate(job: TrainingJob, runner: RunnerSettings, display: Display) -> Tr
     work = job.checkpoints / f"rates-{fingerprint([texts, decided, asdict(job.schedule), job.seed, RULE])}"
     here = runner if runner.on_cluster else runner.model_copy(update={"kind": "local"})
     jobs = Jobs(make_runner(here, work / "ray"), work / "results", runner.max_failures)
-    probing = Probing(settings, probe, job.seed)
     with display.stage("rate", "a few learning rates are tried") as progress:
+        begun = workers.call(untrained, student=job.student, files=job.files.to_dict())
+        probing = Probing(settings, probe, job.seed, begun)
         board = Board(progress, display.stand)
         jobs = replace(jobs, watch=board.see)
         rate, probes = find_rate(job.student, job.files, probing, jobs, work / "checkpoints", board.tokens)
