@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings
 
 import optuna
 from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.exceptions import ExperimentalWarning
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
@@ -20,6 +22,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from minitron_nas.architecture.spec import SHAPE_FIELDS
 from minitron_nas.storage.atomic import whole_file
 from minitron_nas.storage.tables import Row
+
+_VALIDATION_KL = "validation KL(teacher || student) in nats"
 
 
 def write_study(
@@ -40,20 +44,24 @@ def write_study(
         storage = JournalStorage(JournalFileBackend(str(partial)))
         for size in dict.fromkeys(row["size"] for row in candidates):
             shapes = {row["candidate"]: row for row in candidates if row["size"] == size}
-            directions = [StudyDirection.MINIMIZE] * (1 + len(others))
-            study = optuna.create_study(study_name=f"{size} screened", storage=storage, directions=directions)
-            study.set_user_attr("metrics", ["untrained KL(teacher || candidate) per token, in nats", *others])
+            study = _minimising(storage, f"{size} screened", ["untrained KL(teacher || candidate) in nats", *others])
             study.add_trials([_screened(row, others, _distributions(shapes)) for row in shapes.values()])
             own = [row for row in trials if row["size"] == size]
             if own:
-                study = optuna.create_study(study_name=size, storage=storage, direction="minimize")
-                study.set_user_attr("metric", "validation KL(teacher || student) per token, in nats")
+                study = _minimising(storage, size, [_VALIDATION_KL])
                 study.add_trials(_trials(own, shapes))
             tried = [row for row in rates if row["size"] == size]
             if tried:
-                study = optuna.create_study(study_name=f"{size} rates", storage=storage, direction="minimize")
-                study.set_user_attr("metric", "validation KL(teacher || student) per token, in nats")
+                study = _minimising(storage, f"{size} rates", [_VALIDATION_KL])
                 study.add_trials([_rate(row, [each["learning_rate"] for each in tried]) for row in tried])
+
+
+def _minimising(storage: JournalStorage, name: str, metrics: Sequence[str]) -> optuna.Study:
+    """Create a study whose axes the dashboard names."""
+    study = optuna.create_study(study_name=name, storage=storage, directions=[StudyDirection.MINIMIZE] * len(metrics))
+    with catch_warnings(action="ignore", category=ExperimentalWarning):
+        study.set_metric_names(list(metrics))
+    return study
 
 
 def _distributions(shapes: Mapping[str, Row]) -> dict[str, IntDistribution]:

@@ -114,7 +114,7 @@ def test_the_best_trial_is_the_winner(journal):
     study = load(journal)
     assert (study.best_value, study.best_params["intermediate_size"]) == (0.2, 90)
     assert study.direction == optuna.study.StudyDirection.MINIMIZE
-    assert study.user_attrs["metric"] == "validation KL(teacher || student) per token, in nats"
+    assert study.metric_names == ["validation KL(teacher || student) in nats"]
     assert study.best_trial.user_attrs == {"num_parameters": 1000}
 
 
@@ -135,7 +135,7 @@ def test_what_was_screened_is_a_study_of_all_objectives_with_its_front(journal):
     study = load(journal, "90k screened")
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 3 + [TrialState.FAIL] * 2
     assert [trial.values for trial in study.trials[:3]] == [[0.9, 2000], [0.8, 1998], [1.1, 1996]]
-    assert study.user_attrs["metrics"] == ["untrained KL(teacher || candidate) per token, in nats", "memory_bytes"]
+    assert study.metric_names == ["untrained KL(teacher || candidate) in nats", "memory_bytes"]
     assert [trial.number for trial in study.best_trials] == [1, 2]
     assert study.trials[2].user_attrs == {"candidate": CANDIDATES[2].id, "round": 1, "outcome": "stopped"}
 
