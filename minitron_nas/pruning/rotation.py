@@ -44,6 +44,8 @@ def why_not_rotatable(layout: Layout, architecture: Architecture) -> str | None:
         layout: The table of its family.
         architecture: Its shape; says whether embeddings are tied.
     """
+    if not layout.stream_norms():
+        return f"{layout.model_type} has no norms with gains, into whose readers a basis could be folded"
     if any(row.on_branch and row.exists(architecture) for row in layout.rows):
         return f"{layout.model_type} has norms on what layers add to the residual stream, which fix its basis"
     if layout.scales_embeddings:

@@ -33,7 +33,13 @@ from minitron_nas.errors import CheckpointError, InvalidArchitectureError
 from minitron_nas.families.catalog import layout_of
 from minitron_nas.families.nemotron_h import STATES
 from minitron_nas.testing import Subject, check_family, tiny_config
-from minitron_nas.testing.conformance import check_last_layer, check_masked_teacher, check_states, check_units
+from minitron_nas.testing.conformance import (
+    check_last_layer,
+    check_masked_teacher,
+    check_norms,
+    check_states,
+    check_units,
+)
 from minitron_nas.testing.tiny import TINY_E2B
 from minitron_nas.testing.use import check_depth, check_packing, check_scores
 
@@ -303,6 +309,14 @@ def test_a_wrong_table_of_what_transformers_splits_is_caught(
 ) -> None:
     with pytest.raises((AssertionError, AttributeError), match=said):
         check(Subject.make(of_sarvam(**changes), SARVAM, tmp_path))
+
+
+def test_a_table_without_a_norm_over_hidden_channels_is_caught(tmp_path: Path) -> None:
+    subject = replace(
+        Subject.make(layout_of("llama"), tiny_config("llama"), tmp_path), layout=without("llama", "norm.weight")
+    )
+    with pytest.raises(AssertionError, match="the table names no norm over hidden channels"):
+        check_norms(subject)
 
 
 def test_a_table_that_does_not_know_what_the_last_layer_is_taken_for_is_caught(tmp_path: Path) -> None:

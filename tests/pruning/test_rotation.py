@@ -181,6 +181,13 @@ def test_norms_on_what_layers_add_are_in_the_way_where_the_config_has_them(sourc
     assert why_not_rotatable(layout, without) is None
 
 
+def test_without_norms_that_have_gains_there_is_nothing_to_fold_a_basis_into(source):
+    layout = open_layout("llama")
+    bare = replace(layout, rows=tuple(row for row in layout.rows if not row.is_norm))
+    reason = why_not_rotatable(bare, source("llama").architecture)
+    assert reason == "llama has no norms with gains, into whose readers a basis could be folded"
+
+
 def test_embeddings_that_are_multiplied_by_the_root_of_their_size_are_not_rotated(source):
     layout, architecture = replace(open_layout("llama"), scales_embeddings=True), source("llama").architecture
     reason = why_not_rotatable(layout, architecture)
