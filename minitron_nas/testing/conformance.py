@@ -72,7 +72,7 @@ def check_family(layout: Layout, config: PreTrainedConfig, folder: Path, seed: i
 def check_norms(subject: Subject) -> None:
     """The table says of each norm over hidden channels whether it subtracts the mean."""
     assert subject.layout.stream_norms(), (
-        "the table names no norm over hidden channels that reads the residual stream; norms without gains cannot be told"
+        "the table names no norm over hidden channels that reads the stream; norms without gains cannot be told"
     )
     modules = dict(subject.model.named_modules())
     inputs = torch.randn(3, subject.architecture.hidden_size, generator=torch.Generator().manual_seed(2))
