@@ -87,9 +87,9 @@ class DistillationSettings(Settings):
     Attributes:
         tokens: KD tokens of one student; without it, one pass over the training text, at most 1B.
         learning_rate: Peak of the cosine schedule: a number, or `auto` to look for one. Then 1e-4, a few higher rates,
-            and where those do harm 1e-5, are tried on a size's first finalist, in short trainings that together take
-            at most a tenth of a student's tokens, and the one with the lowest validation KL is that of all trainings
-            of the size; 1e-4 where tokens are too few for that.
+            and where those do harm 1e-5, are tried on a size's first finalist, in short trainings of at most fifty
+            steps that together take at most a tenth of a student's tokens. The one with the lowest validation KL is
+            that of all trainings of the size; 1e-4 where tokens are too few for that.
         min_learning_rate_fraction: End of the schedule, as a fraction of the peak.
         warmup_fraction: Share of the steps with linearly rising learning rate.
         weight_decay: Of AdamW.

@@ -1,7 +1,8 @@
 """Learning rates: a few are tried on a size's first finalist, in short trainings from its own start.
 
 A probe has a fortieth of the student's tokens, so that the four that there are at most take a tenth of them, and a
-quarter of the student's batch, so that it makes about a tenth of its steps.
+quarter of the student's batch, so that it makes about a tenth of its steps; but no more tokens than a trial, and at
+most fifty steps.
 
 What is best for a probe is too low for its student: few steps at a high rate disturb weights that were repaired, and
 end before they have gained anything by it. So a higher rate than the default is taken at a probe's word, and a lower
@@ -40,6 +41,8 @@ RULE = "three rates from 1e-4 on and one more, 1e-5 where all harm, a tenth of t
 
 _BATCHES_FIT = 4
 _LEAST_STEPS = 4
+_MOST_STEPS = 50
+"""Those that were measured made 4 to 26; more would cost large runs hours for a number that these tell already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +129,7 @@ def probe_schedule(
     unit = min(settings.micro_batch_sequences, quarter)
     batch = quarter // unit * unit
     num_tokens = min(student.num_tokens // PROBES_FIT, most_tokens or student.num_tokens)
-    num_steps = num_tokens // (batch * student.sequence_length)
+    num_steps = min(num_tokens // (batch * student.sequence_length), _MOST_STEPS)
     return Schedule(num_steps, batch, student.sequence_length) if num_steps >= _LEAST_STEPS else None
 
 
