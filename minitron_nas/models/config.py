@@ -36,11 +36,8 @@ _LEFT_TO_TRANSFORMERS = "auto"
 _MOST_LAYERS = 10_000
 _LONGEST_DIMENSION = 10_000_000
 """Bounds for a config without weights beside it, so that nothing endless is made of a number in it."""
-_UNPACKING = {
-    "mxfp4": ": AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, quantization_config="
-    "Mxfp4Config(dequantize=True)) turns MXFP4 into bfloat16, which needs no GPU; give it and its tokenizer as a "
-    "pair, or save both with save_pretrained of transformers 5.24 or newer"
-}
+_UNPACKING = {"mxfp4": "Mxfp4Config", "fp8": "FineGrainedFP8Config"}
+"""What transformers dequantises as it reads, by its settings, also without a GPU."""
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -141,11 +138,22 @@ def _readable_layout(path: Path, config: dict[str, Any]) -> Layout:
     layout = known_layout(config)
     if packing := config.get("quantization_config"):
         method = str(packing.get("quant_method")) if isinstance(packing, dict) else ""
+        named = f" (quant_method {method!r})" if method else ""
         raise CheckpointError(
-            f"{path} holds a quantised model; pruning needs plain floating-point weights: give the model that it was "
-            f"quantised from, or dequantise it in transformers and save it again{_UNPACKING.get(method, '')}"
+            f"{path} holds a quantised model{named}; pruning needs plain floating-point weights: give the model that "
+            f"it was quantised from, or dequantise it in transformers and save it again{_unpacking(method)}"
         )
     return layout
+
+
+def _unpacking(method: str) -> str:
+    if method not in _UNPACKING:
+        return ""
+    return (
+        ": AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, quantization_config="
+        f"{_UNPACKING[method]}(dequantize=True)) turns it into bfloat16, which needs no GPU; give it and its tokenizer "
+        "as a pair, or save both with save_pretrained of transformers 5.24 or newer"
+    )
 
 
 def _filled_architecture(path: Path, config: dict[str, Any], layout: Layout) -> Architecture:

@@ -1,9 +1,15 @@
 import json
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, FineGrainedFP8Config
 
 from minitron_nas.errors import CheckpointError, InvalidArchitectureError, TeacherNotFoundError, UnknownFamilyError
 from minitron_nas.models.config import read_architecture, read_config, read_outline
+from minitron_nas.models.source import resolve_teacher
+from minitron_nas.models.stock import read_tensor
+from minitron_nas.storage.weights import read_headers
 from minitron_nas.testing import tiny_checkpoint, tiny_config
 from minitron_nas.testing.tiny import TINY_E2B
 
@@ -64,19 +70,51 @@ def test_an_unknown_causal_family_is_refused_with_the_known_ones(llama):
         read_architecture(llama, config)
 
 
-def test_a_quantised_model_is_refused(llama):
-    config = edited(llama, quantization_config={"quant_method": "gptq", "bits": 4})
-    with pytest.raises(CheckpointError, match=r"holds a quantised model; .* dequantise it in transformers"):
+@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "compressed-tensors"])
+def test_a_quantised_model_is_refused_by_name(llama, method):
+    config = edited(llama, quantization_config={"quant_method": method, "bits": 4})
+    with pytest.raises(
+        CheckpointError, match=rf"\(quant_method '{method}'\); .* dequantise it in transformers"
+    ) as told:
+        read_architecture(llama, config)
+    assert "dequantize=True" not in str(told.value)
+
+
+@pytest.mark.parametrize(("method", "settings"), [("mxfp4", "Mxfp4Config"), ("fp8", "FineGrainedFP8Config")])
+def test_what_transformers_dequantises_is_refused_with_how(llama, method, settings):
+    config = edited(llama, quantization_config={"quant_method": method})
+    with pytest.raises(CheckpointError, match=rf"quant_method '{method}'.*{settings}\(dequantize=True\)\) turns it"):
         read_architecture(llama, config)
 
 
-def test_mxfp4_is_refused_with_how_transformers_unpacks_it(tmp_path):
-    folder = tiny_checkpoint(tmp_path / "model", "gpt_oss", num_hidden_layers=1)
-    config = edited(folder, quantization_config={"quant_method": "mxfp4"})
-    with pytest.raises(
-        CheckpointError, match=r"holds a quantised model; .*Mxfp4Config\(dequantize=True\)\) turns MXFP4"
-    ):
-        read_architecture(folder, config)
+def test_a_model_in_fp8_is_taken_as_transformers_dequantises_it(tmp_path):
+    folder = tiny_checkpoint(
+        tmp_path / "model",
+        "llama",
+        num_hidden_layers=1,
+        hidden_size=128,
+        intermediate_size=256,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+    )
+    stored, plain = load_file(folder / "model.safetensors"), {}
+    for name in [name for name in stored if name.endswith("_proj.weight")]:
+        matrix = stored[name].float()
+        scales = matrix.unfold(0, min(128, len(matrix)), 128).unfold(1, 128, 128).abs().amax(dim=(2, 3)) / 448
+        spread = scales.repeat_interleave(128, 0)[: len(matrix)].repeat_interleave(128, 1)
+        stored[name], stored[f"{name}_scale_inv"] = (matrix / spread).to(torch.float8_e4m3fn), scales
+        plain[name] = stored[name].float() * spread
+    save_file(stored, folder / "model.safetensors", {"format": "pt"})
+    packing = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128], "fmt": "e4m3"}
+    edited(folder, quantization_config=packing)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.bfloat16, quantization_config=FineGrainedFP8Config(dequantize=True)
+    )
+    taken = resolve_teacher((model, AutoTokenizer.from_pretrained(folder)), tmp_path / "work")
+    written = {name: read_tensor(header) for name, header in read_headers(taken.path).items()}
+    assert plain.keys() <= written.keys()
+    assert all(torch.equal(written[name], matrix.bfloat16()) for name, matrix in plain.items())
 
 
 def test_a_shape_that_transformers_refuses_is_refused_with_its_reason(llama):
