@@ -149,13 +149,8 @@ def distill(
             files = training_files(workers, settings, other, parts, work, kept, progress)
         files = replace(files, correction=followed.out if followed is not None else None)
         checkpoints = work / f"checkpoints-{source.fingerprint}-{other.fingerprint}"
-        with workers.held():
-            job = _at_a_rate(
-                TrainingJob(source.path, files, settings, schedule, checkpoints, seed, work / "training"),
-                runner,
-                workers,
-                display,
-            )
+        training = TrainingJob(source.path, files, settings, schedule, checkpoints, seed, work / "training")
+        job = _at_a_rate(training, runner, workers, display)
         with display.stage("distil", f"{schedule.num_tokens:,} tokens in {schedule.num_steps} steps") as progress:
             result = Board(progress, display.stand).trained(job, partial(run_training, job, runner))
         _tell_harm(display, result)
