@@ -563,14 +563,21 @@ class Layout:
     def norm_behind(self, table_row: TensorRow, architecture: Architecture) -> TensorRow | None:
         """Return the gain of the norm that acts on what an output projection puts out; None where none does.
 
+        Projections of one block, such as those of experts and of a shared one, have the norm behind the last of them.
+
         Args:
             table_row: A matrix that writes hidden channels, of this table.
             architecture: The model's shape; says whether it has such a norm.
         """
         for row in self.rows[self.rows.index(table_row) + 1 :]:
-            if row.on_branch or self.writes_hidden(row):
+            elsewhere = self.writes_hidden(row) and self._block_of(row) != self._block_of(table_row)
+            if row.on_branch or elsewhere:
                 return row if row.on_branch and row.exists(architecture) else None
         return None
+
+    def _block_of(self, table_row: TensorRow) -> str:
+        """Return the name of the module within a layer that a tensor lies in, such as `mlp`."""
+        return self.module_of(table_row).removeprefix(f"{self.layer_module}.").partition(".")[0]
 
     def norm_of_bias(self, table_row: TensorRow) -> TensorRow | None:
         """Return the gain of the norm that a bias belongs to; None for any other tensor."""

@@ -213,7 +213,8 @@ class Forecast:
             )
             yield " ".join(cells)
         rungs = ", ".join(format_count(tokens) for tokens in self.sizes[0].rung_tokens if tokens)
-        yield f"rungs end at {rungs} tokens; of a later size only the shapes remain that the student before it holds"
+        trained = f"rungs end at {rungs} tokens" if rungs else "no trial is trained"
+        yield f"{trained}; of a later size only the shapes remain that the student before it holds"
         yield ""
         parts = ", ".join(f"{name.replace('_', ' ')} {about_bytes(size)}" for name, size in asdict(self.disk).items())
         yield f"disk     {about_bytes(self.disk_bytes)} at most: {parts}"

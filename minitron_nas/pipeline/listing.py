@@ -46,10 +46,10 @@ def enumerate_size(
         source = space.source_architecture()
         require_described(source, layout_of(source.model_type))
     else:
-        from minitron_nas.models.source import resolve_teacher  # deferred: imports torch
+        from minitron_nas.models.source import outline_teacher  # deferred: imports torch
 
         with TemporaryDirectory() as work:
-            source = resolve_teacher(teacher, Path(work), compare=False, reads_text=False).architecture
+            source = outline_teacher(teacher, Path(work), reads_text=False).architecture
     size, layout = Size.parse(size), layout_of(source.model_type)
     model = None if latency is None else LatencyModel.load_for(Path(latency), source)
     costing = Costing(source, layout, context_tokens, Deployment(batch_size, context_tokens), model)

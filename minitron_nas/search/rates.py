@@ -141,24 +141,26 @@ def why_no_probes(student: Schedule, learning_rate: float) -> str:
         learning_rate: The one that is taken.
     """
     return (
-        f"no learning rate is looked for: a fortieth of {student.num_tokens:,} tokens, no more than a trial has, are "
-        f"fewer than {_LEAST_STEPS} steps; {learning_rate:g} is taken (distillation.learning_rate)"
+        f"no learning rate is looked for: a fortieth of {student.num_tokens:,} tokens, or those of a trial, are fewer "
+        f"than {_LEAST_STEPS} steps; {learning_rate:g} is taken (distillation.learning_rate)"
     )
 
 
-def told_rates(chosen: float, probes: Sequence[Probe]) -> str:
+def told_rates(chosen: float, probes: Sequence[Probe], judge: Judge) -> str:
     """Say in a line which rate was chosen of which.
 
     Args:
         chosen: The rate.
         probes: All that were tried.
+        judge: What they were compared by.
     """
     ends = (
-        f"{probe.learning_rate:g} {probe.status if kl is None else f'{kl:.3f}'}"
+        f"{probe.learning_rate:g} {probe.status if reached is None else f'{reached:.3f}'}"
         for probe in probes
-        for kl in (probe.outcome.number("kl_nats"),)
+        for reached in (probe.outcome.number(judge),)
     )
-    return f"learning rate {chosen:g}; KL in nats after {probes[0].tokens:,} tokens at each: {', '.join(ends)}"
+    what = "KL" if judge == "kl_nats" else "next-token loss"
+    return f"learning rate {chosen:g}; {what} in nats after {probes[0].tokens:,} tokens at each: {', '.join(ends)}"
 
 
 def find_rate(
@@ -175,7 +177,7 @@ def find_rate(
         progress: Told about their tokens.
 
     Raises:
-        TrialError: If none of them ended with a finite KL, or too many failed.
+        TrialError: If none of them ended with a finite KL or loss, or too many failed.
     """
 
     def tried(rates: Sequence[float]) -> dict[float, Probe]:
@@ -196,8 +198,8 @@ def find_rate(
     if best is None:
         told = "; ".join(f"{rate:g} {probe.status} ({probe.error})" for rate, probe in probes.items())
         raise TrialError(
-            f"no learning rate of those that were tried left a student with a finite KL: {told}; give one that does "
-            "with distillation.learning_rate"
+            f"no learning rate of those that were tried left a student with a finite KL or loss: {told}; give one that "
+            "does with distillation.learning_rate"
         )
     return best, [probes[rate] for rate in sorted(probes)]
 
@@ -255,7 +257,7 @@ def _one_more(probes: Mapping[float, Probe], probing: Probing) -> float | None:
 
 
 def _best(probes: Mapping[float, Probe], judge: Judge) -> float | None:
-    """Return the rate of the lowest KL, of equals the lower rate; None where no KL is finite."""
+    """Return the rate of the lowest KL or loss, of equals the lower rate; None where none is finite."""
     reached = {
         rate: value
         for rate, probe in sorted(probes.items())

@@ -60,7 +60,7 @@ def test_every_setting_of_a_plan_is_described_with_its_default() -> None:
     for key in (*leaves, *space, "correct"):
         assert key in rows
     assert all(len(row["about"]) > 12 for row in rows.values())
-    assert rows["distillation.learning_rate"]["default"] == 1e-4
+    assert rows["distillation.learning_rate"]["default"] == "auto"
     assert rows["search.num_rungs"]["about"].startswith("Rungs of the tournament; each has")
     assert rows["search.num_rungs"]["about"].endswith(" Default: 3.")
     assert "Default" not in rows["teacher"]["about"] + rows["correct"]["about"] + rows["space.window"]["about"]

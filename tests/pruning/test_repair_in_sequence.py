@@ -115,6 +115,7 @@ def test_where_nothing_is_cut_nothing_changes(tmp_path, source, model_type):
 
 
 OF_ONE_KIND = {
+    "afmoe": {"num_dense_layers": 0},
     "deepseek_v2": {"first_k_dense_replace": 0},
     "deepseek_v3": {"first_k_dense_replace": 4},
     "dots1": {"first_k_dense_replace": 0, "layer_types": ["full_attention"] * 4},

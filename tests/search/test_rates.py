@@ -106,9 +106,10 @@ def test_a_rate_that_diverges_or_fails_is_a_row_and_the_best_of_the_others_is_ta
         (3e-4, True, None),
         (1e-3, False, "its KL is nan"),
     ]
-    assert told_rates(rate, probes) == (
+    assert told_rates(rate, probes, "kl_nats") == (
         "learning rate 0.0003; KL in nats after 640 tokens at each: 0.0001 0.500, 0.0003 0.400, 0.001 diverged"
     )
+    assert "; next-token loss in nats after 640 tokens at each: 0.0001 2.500, " in told_rates(rate, probes, "loss_nats")
     rate, probes = script(
         {1e-4: MemoryError("out of memory"), 3e-4: 0.5, 1e-3: 0.4, 3e-3: 0.6}, folder=tmp_path / "other"
     )

@@ -46,7 +46,7 @@ def find_learning_rate(run: Run, hop: Hop, target: Architecture) -> tuple[Hop, t
         probing = Probing(hop.lessons.of_trials(settings), probe, plan.seed, start.standing())
         jobs = Jobs(runner, work / "results", plan.runner.max_failures, board.see)
         rate, probes = find_rate(begun, files, probing, jobs, work / "checkpoints", board.tokens)
-        run.engine.note(f"{hop.label}: {told_rates(rate, probes)}")
+        run.engine.note(f"{hop.label}: {told_rates(rate, probes, probing.judge)}")
         told = {"size": hop.label, "candidate": target.id, "start_kl_nats": start.kl_nats}
         return Left(rate, rows=((RATES, [{**told, **probe.to_row(rate)} for probe in probes]),))
 

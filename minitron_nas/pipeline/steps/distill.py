@@ -258,7 +258,7 @@ def _at_a_rate(job: TrainingJob, runner: RunnerSettings, workers: Workers, displ
         board = Board(progress, display.stand)
         jobs = replace(jobs, watch=board.see)
         rate, probes = find_rate(job.student, job.files, probing, jobs, work / "checkpoints", board.tokens)
-    display.note(told_rates(rate, probes))
+    display.note(told_rates(rate, probes, probing.judge))
     return replace(job, settings=settings.at_rate(rate))
 
 

@@ -105,7 +105,7 @@ def test_students_of_few_tokens_take_the_default_rate_and_say_so(build, tmp_path
     assert "90k rate" not in stages(run)
     (told,) = [each for each in notes.told if "learning rate" in each]
     assert told == (
-        "90k: no learning rate is looked for: a fortieth of 768 tokens, no more than a trial has, are fewer than 4 "
+        "90k: no learning rate is looked for: a fortieth of 768 tokens, or those of a trial, are fewer than 4 "
         "steps; 0.0001 is taken (distillation.learning_rate)"
     )
 
