@@ -66,5 +66,6 @@ def _num_short_sequences(run: Run, hidden_size: int) -> int:
         return 0
     settings = run.plan.distillation
     student = Schedule.resolve(settings, run.tokens.distillation_tokens, length)
-    shorts = (Schedule.resolve(settings, num_tokens, length), probe_schedule(settings, student, num_tokens))
-    return max(each.num_steps * each.batch_sequences for each in shorts if each is not None)
+    trial = Schedule.resolve(settings, num_tokens, length) if run.plan.search.num_rungs else None
+    shorts = (trial, probe_schedule(settings, student, num_tokens))
+    return max((each.num_steps * each.batch_sequences for each in shorts if each is not None), default=0)

@@ -109,8 +109,9 @@ def test_trials_learn_the_same_text_from_a_cache_whatever_students_learn_from(
 def test_where_nothing_is_tried_or_inner_states_are_matched_trials_get_no_cache(
     lessons: Callable[..., Lessons],
 ) -> None:
-    untried = lessons("distillation.teacher_signal=online", "search.num_rungs=0")
-    assert untried.trials == untried.files
+    for rate in ("distillation.learning_rate=1e-4", "distillation.tokens=512"):  # of so few none is looked for
+        untried = lessons("distillation.teacher_signal=online", "search.num_rungs=0", rate)
+        assert untried.trials == untried.files
     matched = lessons("distillation.teacher_signal=online", "distillation.intermediate=always")
     assert matched.trials == matched.files
 
