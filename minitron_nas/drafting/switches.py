@@ -94,7 +94,8 @@ def switched(
         taken = {field for field in fields or () if field in keys and key not in keys[field]}
         if not on or fields is None or (gone and new) or taken:
             requires[key] = (base.content[key],)
-            remarks += _as_all_or_none(key, base, probe, new) if new and not gone else ()
+            if new and not gone and (told := _as_all_or_none(key, base, probe, new)):
+                remarks.append(told)
             continue
         if new:
             result = {each.name: each for each in _merged(list(result.values()), draft(probe), new)}
@@ -131,13 +132,13 @@ def _as_first_layers(key: str, base: Probe, probe: Probe) -> str | None:
     )
 
 
-def _as_all_or_none(key: str, base: Probe, probe: Probe, new: set[str]) -> Iterator[str]:
+def _as_all_or_none(key: str, base: Probe, probe: Probe, new: set[str]) -> str | None:
     """Say what all layers have, or none, if a key is a number that is 0 where none has it."""
     layers = _layers_by_name(probe)
     value = base.content[key]
     if isinstance(value, bool) or value != 0 or any(layers[name] != {*range(probe.num_layers)} for name in new):
-        return
-    yield (
+        return None
+    return (
         f'where {key} is not 0, all layers have {_told(new)}: kinds=AllOrNone("{key}", having="more"), with '
         f'only("more", ...) around these, describes both, and nothing is required'
     )

@@ -308,9 +308,8 @@ class _Sequence:
                 self._activated.write(indices, input_of(self._pruned.module(student, down), run))
                 continue
             between = self._read(self._between, indices)
-            added = behind(states_of(run())).view_as(
-                between
-            )  # some put out tokens of all sequences one after the other
+            # some put out tokens of all sequences one after the other
+            added = behind(states_of(run())).view_as(between)
             self._between.write(indices, between + self._scale * added)
         if self._activated is not None:
             self._refit_writer(number, down, student, self._after, self._between, self._activated)

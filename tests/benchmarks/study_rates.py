@@ -14,13 +14,13 @@ from pathlib import Path
 from study import Measurements
 
 from minitron_nas.distillation.job import StreamFiles, TrainingFiles
-from minitron_nas.distillation.loss.validation import validate
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.distillation.signals.caches import cached_parts, keep_signals
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.errors import NonFiniteLossError
 from minitron_nas.models.checkpoint import Checkpoint, open_checkpoint
 from minitron_nas.models.loading import load_for_inference
+from minitron_nas.pipeline.steps.distill import untrained
 from minitron_nas.pipeline.steps.text import read_splits
 from minitron_nas.progress import silent
 from minitron_nas.search.rates import ABOVE, BELOW, RATES, probe_schedule
@@ -46,12 +46,6 @@ def lessons(
         partial(load_for_inference, teacher.path), teacher.fingerprint, cached_parts(settings), parts, caches, silent
     )
     return TrainingFiles(teacher.path, teacher.fingerprint, files["train"], files["validation"])
-
-
-def untrained(student: Path, files: TrainingFiles) -> dict[str, float]:
-    """Return the validation KL before training."""
-    held_out = files.held_out()
-    return {"kl_nats": validate(load_for_inference(student), held_out.tokens, held_out.signal).kl_nats}
 
 
 def trained(student: Path, files: TrainingFiles, rate: float, schedule: Schedule, work: Path) -> dict[str, float]:
@@ -86,7 +80,7 @@ def main() -> None:
         parser.error(f"--tokens={args.tokens:,} are too few for probes of four steps")
     measurements, work = Measurements(args.out / "rates.json"), args.out / "work"
     for student in args.students:
-        measurements.once(f"{student.name} | untrained", partial(untrained, student, files))
+        measurements.once(f"{student.name} | untrained", partial(untrained, student, files.to_dict()))
         for name, schedule in (("probe", probe), ("full", full)):
             for rate in args.rates:
                 key = f"{student.name} | {name}, {schedule.num_steps} x {schedule.batch_sequences} | {rate:g}"
