@@ -31,7 +31,7 @@ PROBES_FIT = 40
 """Short trainings at one learning rate that would take all tokens of a student: four may take a tenth."""
 
 _HARMFUL_TOP_K = 100
-_CACHED_TOP_K = 1024
+_CACHED_TOP_K = 256
 
 
 def _rate(value: object) -> float | Literal["auto"]:
@@ -103,8 +103,8 @@ class DistillationSettings(Settings):
         temperature: Divides the logits of both before they are compared; the papers found 1 best. The loss
             is not multiplied by its square.
         jsd_beta: Weight of the teacher in the mixture of `jsd`.
-        top_k: Only the teacher's so many most probable tokens count, both sides renormalised among them; all
-            of them without it.
+        top_k: Only the teacher's so many most probable tokens are told apart, and all others are one; without it,
+            all are told apart.
         lm_loss_weight: Weight of the next-token loss beside the other; the papers found 0 best.
         intermediate: Whether hidden states inside the models are matched too, and the embeddings: `none`,
             `always`, or `auto`, for a student with at most half of the teacher's layers. Needs the `online`
@@ -116,7 +116,7 @@ class DistillationSettings(Settings):
         teacher_signal: `auto` settles on one of the others before work starts, so that what is kept of the teacher
             takes at most half of the free disk. `hidden_cache` runs the teacher once and stores its final hidden
             states, which say all that it says; `top_k` stores the log-probabilities of its `top_k` most probable
-            tokens, 1024 unless given, which is less to store than hidden states of more than 3 x `top_k` values;
+            tokens, 256 unless given, which is less to store than hidden states of more than 3 x `top_k` values;
             `online` runs it beside the student. Validation always has the whole distribution.
         num_evaluations: Points on the validation curve after the untrained one.
         checkpoint_minutes: Time between checkpoints, from which a killed run goes on.
@@ -225,7 +225,7 @@ class DistillationSettings(Settings):
             )
         if self.top_k is not None and self.loss in ("mse", "cosine", "lm"):
             raise ValueError(
-                f"top_k={self.top_k} renormalises a divergence, and loss={self.loss} is none; leave top_k out, or "
+                f"top_k={self.top_k} is of a divergence, and loss={self.loss} is none; leave top_k out, or "
                 "choose forward_kl, reverse_kl or jsd"
             )
         if self.intermediate != "none" and self.loss == "lm":

@@ -11,6 +11,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from itertools import chain, islice
 from math import exp
@@ -24,10 +25,9 @@ from transformers import AutoTokenizer
 
 from minitron_nas.distillation.loss.validation import validate
 from minitron_nas.distillation.settings import DistillationSettings
-from minitron_nas.distillation.signals.caches import keep_signal
+from minitron_nas.distillation.signals.caches import keep_signal, open_signal
 from minitron_nas.distillation.signals.folder import SignalPlace
-from minitron_nas.distillation.signals.hidden_cache import HiddenCache
-from minitron_nas.distillation.signals.teacher import OnlineTeacher
+from minitron_nas.distillation.signals.teacher import OnlineTeacher, TeacherSignal
 from minitron_nas.distillation.training.lesson import Lesson, Stream
 from minitron_nas.distillation.training.schedule import Schedule
 from minitron_nas.distillation.training.trainer import distill
@@ -96,6 +96,7 @@ class Study:
         measurements: The figures.
         also: Further texts to measure on, by name: folders of .txt or .md files, one for each document.
         source: Another teacher than the demo's, whatever `resolve_teacher` takes.
+        hear: What training hears of the teacher's signal.
     """
 
     def __init__(self, data: Path, out: Path, measurements: Path) -> None:
@@ -103,6 +104,7 @@ class Study:
         self.measurements = Measurements(measurements)
         self.also: dict[str, Path] = {}
         self.source: str | None = None
+        self.hear: Callable[[TeacherSignal], TeacherSignal] = lambda signal: signal
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -179,13 +181,14 @@ class Study:
         assert len(found) == num_sequences, f"{len(found)} sequences found, {num_sequences} needed"
         return pack(chain.from_iterable(found), length)
 
-    def stream(self, tokens: PackedTokens) -> Stream:
-        """Return tokens with what the teacher says over them, which it says once."""
-        place = SignalPlace(self.out / "signals" / tokens.fingerprint, self.checkpoint.fingerprint, tokens)
-        load = partial(load_for_inference, self.checkpoint.path)
-        keep_signal(None, load, place, progress("signal"))
+    def stream(self, tokens: PackedTokens, top_k: int | None = None) -> Stream:
+        """Return tokens with what the teacher says over them, which it says once; its most probable ones if so many."""
+        name = tokens.fingerprint if top_k is None else f"{tokens.fingerprint}-top-{top_k}"
+        teacher, fingerprint = self.checkpoint.path, self.checkpoint.fingerprint
+        place = SignalPlace(self.out / "signals" / name, fingerprint, tokens)
+        keep_signal(top_k, partial(load_for_inference, teacher), place, progress("signal"))
         release_memory()
-        return Stream(tokens, HiddenCache(place))
+        return Stream(tokens, open_signal(teacher, fingerprint, tokens, place.path))
 
     def losses(self, model: Any, names: Iterable[str] = EVALUATED, count: int = EVALUATION_SEQUENCES) -> dict[str, Any]:
         """Return KL to the teacher and perplexity on so many sequences of texts."""
@@ -219,7 +222,8 @@ class Study:
         if settings.teacher_signal == "online":
             train = Stream(text, OnlineTeacher(load_for_inference(self.checkpoint.path)))
         else:
-            train = self.stream(text)
+            train = self.stream(text, settings.cached_top_k)
+        train = replace(train, signal=self.hear(train.signal))
         lesson = Lesson(train, few, settings, schedule, SEED)
         distill(model, lesson, work, steps, progress(f"{work.name}, {rate:g}"))
         release_memory()
@@ -233,6 +237,7 @@ class Study:
         rates: Sequence[float],
         points: Sequence[int],
         /,
+        tokens: int | None = None,
         **changes: Any,
     ) -> None:
         """Distil a student at the best of some learning rates, and measure it at points of the way.
@@ -241,13 +246,15 @@ class Study:
             begin: Loads the student.
             kind: Of the study, first in the keys of what is measured.
             name: Of the student and how it learns.
-            rates: Learning rates, of which few tokens choose the best.
-            points: Tokens after which it is measured; the last is the length of the schedule.
+            rates: Learning rates, of which few tokens choose the best, where there are several.
+            points: Tokens after which it is measured.
+            tokens: Of the schedule; the last point by default.
             changes: Settings of the distillation.
         """
-        self.training(points[-1])
-        reached = {}
-        for rate in rates:
+        tokens = tokens or points[-1]
+        self.training(tokens)
+        reached = dict.fromkeys(rates, 0.0)
+        for rate in rates if len(rates) > 1 else ():
             key = f"tuning | {name} | {rate:g} | {TUNING_TOKENS:,}"
             found = self.measurements.once(key, partial(self._tuned, begin, rate, changes))
             reached[rate] = found["tuning"]["kl_nats"]
@@ -259,7 +266,7 @@ class Study:
         work, model = self.out / "training" / folder, begin()
 
         def measured(point: int) -> dict[str, Any]:
-            seen = self.train(model, rate, points[-1], work, point, **changes) if point else 0
+            seen = self.train(model, rate, tokens, work, point, **changes) if point else 0
             return {"tokens": seen, **self.losses(model)}
 
         for point, key in keys.items():

@@ -7,6 +7,7 @@ goes to `measured/distillation.json` beside this file. KL is in nats per token, 
 
 import argparse
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,13 @@ from study_starts import CALIBRATION, SHAPES, STARTS, Starts
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from minitron_nas.distillation.settings import CorrectionSettings
+from minitron_nas.distillation.signals.targets import HiddenTargets, TopKTargets
+from minitron_nas.distillation.signals.teacher import TeacherSignal
 from minitron_nas.models.loading import load_for_training
 from minitron_nas.pipeline.display import default_display
 from minitron_nas.pipeline.steps.correct import correction_schedule
 from minitron_nas.storage.atomic import whole_folder
+from minitron_nas.text.tokens import PackedTokens
 
 MEASURED = Path(__file__).parent / "measured" / "distillation.json"
 POINTS = (0, 24_576, 49_152, 102_400)
@@ -35,6 +39,44 @@ LOSSES: dict[str, dict[str, Any]] = {
     "forward KL, temperature 2": {"temperature": 2.0},
 }
 """Besides forward KL, which the part `recovery` of `study_starts.py` measures with this start."""
+
+
+@dataclass
+class Drawn:
+    """A teacher of whose distribution so many random draws are heard, which on average are all of it.
+
+    Source: Anshumann et al. 2025 (arXiv 2503.16870), random sampling KD at temperature 1.
+    """
+
+    signal: TeacherSignal
+    number: int
+
+    def __post_init__(self) -> None:
+        self._generator = torch.Generator().manual_seed(SEED)
+
+    def targets(self, indices: torch.Tensor, tokens: PackedTokens) -> TopKTargets:
+        said = self.signal.targets(indices, tokens)
+        assert isinstance(said, HiddenTargets)
+        chunks = (slice(first, first + 256) for first in range(0, tokens.num_tokens, 256))
+        found, counts = zip(*(self._drawn(said.of(rows).logits()) for rows in chunks), strict=True)
+        log_probs = (torch.cat(counts) / self.number).log().clamp(min=-1e30)
+        return TopKTargets(log_probs, torch.full((tokens.num_tokens,), -1e30), torch.cat(found), said.vocab_size)
+
+    def _drawn(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the tokens that were drawn, (num_tokens, number), and how often; the same again becomes no token."""
+        probs = logits.softmax(dim=-1)
+        drawn = torch.multinomial(probs, self.number, replacement=True, generator=self._generator).sort().values
+        same = drawn[:, :, None] == drawn[:, None]
+        again = same.tril(-1).any(dim=2)
+        return drawn.masked_fill(again, logits.shape[1]), same.sum(dim=2).masked_fill(again, 0)
+
+
+SIGNALS: dict[str, tuple[dict[str, Any], Callable[[TeacherSignal], TeacherSignal]]] = {
+    "top 256": ({"top_k": 256}, lambda signal: signal),
+    "64 draws": ({}, partial(Drawn, number=64)),
+    "top 64": ({"top_k": 64}, lambda signal: signal),
+    "top 1024": ({"top_k": 1024}, lambda signal: signal),
+}
 DEPTH = 22
 START = "rotation, repair in sequence, L2 of means"
 
@@ -50,6 +92,14 @@ def losses(study: Starts) -> None:
     begin = partial(load_for_training, student(study))
     for name, changes in LOSSES.items():
         study.recover(begin, "losses", name, RATES, POINTS, **changes)
+
+
+def signals(study: Starts) -> None:
+    """The same student, where less than the whole distribution is kept of the teacher."""
+    begin = partial(load_for_training, student(study))
+    for name, (changes, hear) in SIGNALS.items():
+        study.hear = hear
+        study.recover(begin, "signals", name, RATES[:1], POINTS[:3], tokens=POINTS[-1], **changes)
 
 
 def random_start(study: Starts) -> None:
@@ -96,6 +146,7 @@ def correction(study: Starts) -> None:
 
 PARTS: dict[str, Callable[[Starts], None]] = {
     "losses": losses,
+    "signals": signals,
     "random": random_start,
     "intermediate": intermediate,
     "correction": correction,

@@ -112,8 +112,8 @@ def test_the_papers_found_the_pure_forward_kl_of_all_logits_best_so_it_is_the_de
     ("values", "message"),
     [
         ({"loss": "lm", "lm_loss_weight": 0.5}, "loss=lm is the next-token loss alone, and lm_loss_weight=0.5 weighs"),
-        ({"loss": "lm", "top_k": 500}, "top_k=500 renormalises a divergence, and loss=lm is none; leave top_k out"),
-        ({"loss": "mse", "top_k": 500}, "top_k=500 renormalises a divergence, and loss=mse is none; leave top_k out"),
+        ({"loss": "lm", "top_k": 500}, "top_k=500 is of a divergence, and loss=lm is none; leave top_k out"),
+        ({"loss": "mse", "top_k": 500}, "top_k=500 is of a divergence, and loss=mse is none; leave top_k out"),
         (
             {"loss": "lm", "intermediate": "always", "teacher_signal": "online"},
             "intermediate=always is weighed against a loss on the teacher's logits, and loss=lm has none; set",
@@ -164,10 +164,10 @@ def test_by_default_a_cache_of_hidden_states_is_meant_until_the_signal_is_settle
     assert DistillationSettings().teacher_signal == "auto"
 
 
-def test_a_cache_of_the_most_probable_tokens_keeps_a_thousand_unless_told_otherwise():
+def test_a_cache_of_the_most_probable_tokens_keeps_256_unless_told_otherwise():
     assert DistillationSettings().cached_top_k is None
     assert DistillationSettings(top_k=500).cached_top_k is None
-    assert DistillationSettings(teacher_signal="top_k").cached_top_k == 1024
+    assert DistillationSettings(teacher_signal="top_k").cached_top_k == 256
     assert DistillationSettings(teacher_signal="top_k", top_k=500).cached_top_k == 500
 
 

@@ -88,9 +88,12 @@ def give_disk(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
         (("distillation.loss=lm",), 90_000 * 4 + 90_000 * TRAINING_BYTES),
         (
             ("distillation.teacher_signal=top_k", "distillation.top_k=100"),
-            90_000 * 4 + 90_000 * TRAINING_BYTES + 1000 * 100 * 6 + 1000 * 48 * 2,
+            90_000 * 4 + 90_000 * TRAINING_BYTES + 1000 * (100 * 6 + 2) + 1000 * 48 * 2,
         ),
-        (("distillation.teacher_signal=top_k",), 90_000 * 4 + 90_000 * TRAINING_BYTES + 1000 * (320 * 6 + 48 * 2)),
+        (
+            ("distillation.teacher_signal=top_k", "distillation.top_k=1024"),
+            90_000 * 4 + 90_000 * TRAINING_BYTES + 1000 * (320 * 6 + 2 + 48 * 2),
+        ),
         (("search.num_finalists=3",), 90_000 * 4 + 3 * 90_000 * (ADAM_BYTES + 4) + 1000 * 48 * 2),
         (("baselines=true",), 3 * 90_000 * 4 + 90_000 * TRAINING_BYTES + 1000 * 48 * 2),
         (("correct.tokens=1k",), 90_000 * 4 + 138_768 * 4 + 138_768 * TRAINING_BYTES + 1000 * 48 * 2),

@@ -68,5 +68,7 @@ def test_the_most_probable_tokens_are_kept_where_trainings_share_them(
     with pytest.warns(UserWarning, match="top_k=8"):
         plan = make_plan(with_overrides(values, few))
     num_teachers = 2 if "kd_teacher=previous" in overrides else 1
-    free = num_teachers * 2 * 1000 * 8 * 6  # half of it takes eight tokens of each distribution, not hidden states
+    free = (
+        num_teachers * 2 * 1000 * (8 * 6 + 2)
+    )  # half of it takes eight tokens of each distribution, not hidden states
     assert settled(plan, teacher, 1000, free, 2)[0].distillation.teacher_signal == kind

@@ -11,7 +11,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor, zeros_like
 from torch.linalg import vecdot
-from torch.nn.functional import log_softmax
+from torch.nn.functional import log_softmax, pad, softmax
 
 from minitron_nas.distillation.loss.gradients import distance_of, next_token
 from minitron_nas.distillation.settings import DistillationSettings
@@ -177,19 +177,45 @@ def _loss_of_logits(
     if terms.targets is None:
         loss, gradient = next_token(log_softmax(logits, dim=-1), terms.labels, terms.label_weights)
         return loss, zeros_like(loss), gradient
-    student, teacher, indices = _log_probs(logits, teacher_product, terms.targets, settings)
+    student, teacher, kept = _log_probs(logits, teacher_product, terms.targets, settings)
     lm_loss, lm_gradient = None, None
     if settings.lm_loss_weight:
-        plain = student if settings.temperature == 1 and indices is None else log_softmax(logits, dim=-1)
+        plain = student if settings.temperature == 1 and kept is None else log_softmax(logits, dim=-1)
         lm_loss, lm_gradient = next_token(plain, terms.labels, settings.lm_loss_weight * terms.label_weights)
     values, gradient = distance_of(settings)(student, teacher)
     gradient.mul_(terms.token_weights[:, None] / settings.temperature)
-    if indices is not None:
-        gradient = zeros_like(logits).scatter_add_(1, indices, gradient)
+    if kept is not None:
+        gradient = kept.spread(gradient)
     distance = vecdot(values, terms.token_weights)
     if lm_loss is None or lm_gradient is None:
         return distance, distance, gradient
     return distance + lm_loss, distance, gradient.add_(lm_gradient)
+
+
+class _Kept(NamedTuple):
+    """Which tokens a divergence tells apart, where all others are one.
+
+    Attributes:
+        indices: (num_rows, k), the tokens.
+        others: (num_rows, vocab_size), logits in which these are impossible.
+    """
+
+    indices: Tensor
+    others: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor, indices: Tensor) -> Self:
+        """Keep tokens of logits, (num_rows, vocab_size)."""
+        return cls(indices, logits.scatter(1, indices, _IMPOSSIBLE))
+
+    def gather(self, logits: Tensor) -> Tensor:
+        """Return (num_rows, k + 1) logits, the last of which all others have together."""
+        return torch.cat([logits.gather(1, self.indices), self.others.logsumexp(dim=1, keepdim=True)], dim=1)
+
+    def spread(self, gradient: Tensor) -> Tensor:
+        """Return the gradient with respect to all logits from that with respect to the gathered ones."""
+        whole = softmax(self.others, dim=-1).mul_(gradient[:, -1:])
+        return whole.scatter_add_(1, self.indices, gradient[:, :-1])
 
 
 def _log_probs(
@@ -197,24 +223,24 @@ def _log_probs(
     teacher_product: Tensor | None,
     targets: HiddenTargets | TopKTargets,
     settings: DistillationSettings,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor, _Kept | None]:
     """Return log-probabilities of student and teacher at a temperature, and of which tokens: None for all."""
-    indices, outside = None, None
+    kept, outside = None, None
     if isinstance(targets, TopKTargets):
-        teacher = targets.log_probs.to(logits.dtype)
-        # Padding that the student lacks; softmax over fewer tokens renormalises.
-        outside = targets.indices >= logits.shape[1]
-        indices = targets.indices.masked_fill(outside, 0)
+        teacher = torch.cat([targets.log_probs, targets.rest[:, None].clamp(min=_IMPOSSIBLE)], dim=1).to(logits.dtype)
+        outside = targets.indices >= logits.shape[1]  # padding that the student lacks
+        inside = targets.indices.gather(1, outside.long().argmin(dim=1, keepdim=True))
+        kept = _Kept.of(logits, torch.where(outside, inside.clamp(max=logits.shape[1] - 1), targets.indices))
     else:
         assert teacher_product is not None
         teacher = targets.head.finish(teacher_product)[:, : logits.shape[1]].to(logits.dtype)
-    if settings.top_k is not None and settings.top_k < teacher.shape[1]:
-        teacher, best = teacher.topk(settings.top_k)
-        indices = best if indices is None else indices.gather(1, best)
-        outside = None if outside is None else outside.gather(1, best)
-    student = logits if indices is None else logits.gather(1, indices)
+        if settings.top_k is not None and settings.top_k < teacher.shape[1]:
+            best = _Kept.of(teacher, teacher.topk(settings.top_k).indices)
+            teacher, kept = best.gather(teacher), _Kept.of(logits, best.indices)
+    student = logits if kept is None else kept.gather(logits)
     if settings.temperature != 1:
         student, teacher = student / settings.temperature, teacher / settings.temperature
     if outside is not None:
-        student, teacher = (side.masked_fill(outside, _IMPOSSIBLE) for side in (student, teacher))
-    return log_softmax(student, dim=-1), log_softmax(teacher, dim=-1), indices
+        nowhere = pad(outside, (0, 1))
+        student, teacher = (side.masked_fill(nowhere, _IMPOSSIBLE) for side in (student, teacher))
+    return log_softmax(student, dim=-1), log_softmax(teacher, dim=-1), kept

@@ -189,7 +189,7 @@ def distillation_loss(
     wide = torch.promote_types(head.weight.dtype, torch.float32)
     seen = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask
     labelled = seen & (labels != IGNORE_LABEL)
-    if isinstance(targets, HiddenTargets):
+    if targets is not None:
         head = head.first(_common_vocab_size(head, targets))
     terms = Terms(
         targets if settings.asks_teacher else None,
@@ -249,8 +249,8 @@ class _DistillationLoss(torch.autograd.Function):
         )
 
 
-def _common_vocab_size(head: OutputHead, targets: HiddenTargets) -> int:
-    return min(head.vocab_size, targets.head.vocab_size)
+def _common_vocab_size(head: OutputHead, targets: HiddenTargets | TopKTargets) -> int:
+    return min(head.vocab_size, targets.vocab_size)
 
 
 def _widen(logits: Tensor) -> Tensor:

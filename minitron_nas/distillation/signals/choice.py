@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minitron_nas.distillation.settings import DistillationSettings, SignalKind
-from minitron_nas.distillation.signals.top_k_cache import TOP_K_BYTES
+from minitron_nas.distillation.signals.top_k_cache import top_k_bytes
 from minitron_nas.settings import about_bytes, format_count
 
 CACHE_SHARE = 0.5
@@ -48,7 +48,7 @@ def kept_bytes(settings: DistillationSettings, vocab_size: int, state_bytes: int
     if not settings.caches_training:
         return 0
     top_k = settings.cached_top_k
-    return state_bytes if top_k is None else min(top_k, vocab_size) * TOP_K_BYTES
+    return state_bytes if top_k is None else top_k_bytes(min(top_k, vocab_size))
 
 
 def settle(settings: DistillationSettings, speech: Speech, free_bytes: int) -> tuple[DistillationSettings, str]:

@@ -20,6 +20,11 @@ class HiddenTargets:
     hidden: Tensor
     head: OutputHead
 
+    @property
+    def vocab_size(self) -> int:
+        """Of the teacher."""
+        return self.head.vocab_size
+
     def of(self, rows: slice) -> Self:
         """Return the targets of some tokens.
 
@@ -35,15 +40,19 @@ class HiddenTargets:
 
 @dataclass(frozen=True, slots=True)
 class TopKTargets:
-    """The teacher's most probable tokens.
+    """The teacher's most probable tokens, and all others as one.
 
     Attributes:
         log_probs: (num_tokens, k), float32, under the teacher's full softmax, descending.
+        rest: (num_tokens,), float32, the logarithm of the probability that is left for all other tokens together.
         indices: (num_tokens, k), int64, the tokens.
+        vocab_size: Of the teacher.
     """
 
     log_probs: Tensor
+    rest: Tensor
     indices: Tensor
+    vocab_size: int
 
     def of(self, rows: slice) -> Self:
         """Return the targets of some tokens.
@@ -51,4 +60,4 @@ class TopKTargets:
         Args:
             rows: Which of num_tokens.
         """
-        return type(self)(self.log_probs[rows], self.indices[rows])
+        return type(self)(self.log_probs[rows], self.rest[rows], self.indices[rows], self.vocab_size)

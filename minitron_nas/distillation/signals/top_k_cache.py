@@ -1,4 +1,4 @@
-"""The cache of the K most probable next tokens: smaller than hidden states where those are wide, but lossy."""
+"""The cache of the K most probable next tokens, and of what is left for all others: small, but lossy."""
 
 import torch
 from torch import Tensor
@@ -19,14 +19,20 @@ LOG_PROB_DTYPE = torch.float16
 """KL of the exact distribution within the K to the rounded one is at most 2.5e-6 nats a token in
 float16 and up to 1.6e-4 in bfloat16 (K of 128 and 1024 among 49,152 normal, Zipf and peaked logits)."""
 
-TOP_K_BYTES = INDEX_DTYPE.itemsize + LOG_PROB_DTYPE.itemsize
-"""Bytes of one of a token's K entries."""
+
+def top_k_bytes(k: int) -> int:
+    """Return the bytes of what is kept for one token: K entries, and the probability of all others.
+
+    Args:
+        k: Entries of one token.
+    """
+    return k * (INDEX_DTYPE.itemsize + LOG_PROB_DTYPE.itemsize) + LOG_PROB_DTYPE.itemsize
 
 
 class TopKCache:
     """The K most probable next tokens over one token stream, read a sequence at a time."""
 
-    kind = "top_k"
+    kind = "top_k_and_rest"
 
     def __init__(self, place: SignalPlace, device: torch.device | None = None) -> None:
         """Open a cache that `write_top_k_cache` wrote.
@@ -39,7 +45,8 @@ class TopKCache:
             CacheError: If the cache is not whole, or of something else.
         """
         folder = SignalFolder.open(place, self.kind)
-        self._k, self._device = folder.about["k"], device or pick_device()
+        self._k, self._vocab_size = folder.about["k"], folder.about["vocab_size"]
+        self._device = device or pick_device()
         self._read = folder.reader(self._device)
 
     def targets(self, indices: Tensor, tokens: PackedTokens) -> TopKTargets:
@@ -53,12 +60,10 @@ class TopKCache:
             CacheError: If they are not what was written.
         """
         values = self._read(indices.tolist()).to(self._device, non_blocking=True)
-        border = values.shape[1] // TOP_K_BYTES * INDEX_DTYPE.itemsize
+        border = values.shape[1] // top_k_bytes(self._k) * self._k * INDEX_DTYPE.itemsize
         entries, log_probs = values[:, :border].view(INDEX_DTYPE), values[:, border:].view(LOG_PROB_DTYPE)
-        return TopKTargets(
-            log_probs.reshape(-1, self._k).float(),
-            entries.reshape(-1, self._k).long(),
-        )
+        log_probs = log_probs.reshape(-1, self._k + 1).float()
+        return TopKTargets(log_probs[:, :-1], log_probs[:, -1], entries.reshape(-1, self._k).long(), self._vocab_size)
 
 
 @torch.no_grad()
@@ -92,7 +97,7 @@ def write_top_k_cache(
     folder = SignalFolder.lay_out(
         place,
         TopKCache.kind,
-        place.tokens.input_ids.shape[1] * k * TOP_K_BYTES,
+        place.tokens.input_ids.shape[1] * top_k_bytes(k),
         batch_sequences,
         shared=(),
         k=k,
@@ -102,7 +107,8 @@ def write_top_k_cache(
     @torch.no_grad()
     def encode(indices: Tensor, batch: PackedTokens) -> Bytes:
         targets = most_probable(online.targets(indices, batch), batch.num_tokens, k)
-        parts = (targets.indices.to(INDEX_DTYPE).cpu(), targets.log_probs.to(LOG_PROB_DTYPE).cpu())
+        log_probs = torch.cat([targets.log_probs, targets.rest[:, None]], dim=1)
+        parts = (targets.indices.to(INDEX_DTYPE).cpu(), log_probs.to(LOG_PROB_DTYPE).cpu())
         records: Bytes = torch.cat([part.view(len(indices), -1).view(torch.uint8) for part in parts], dim=1).numpy()
         return records
 
@@ -110,17 +116,18 @@ def write_top_k_cache(
 
 
 def most_probable(targets: HiddenTargets, num_tokens: int, k: int) -> TopKTargets:
-    """Return the K most probable tokens of each position.
+    """Return the K most probable tokens of each position, and what is left for all others.
 
     Args:
         targets: The full distribution.
         num_tokens: Positions.
         k: At most the size of the vocabulary.
     """
-    log_probs, indices = [], []
+    log_probs, rest, indices = [], [], []
     for start in range(0, num_tokens, _CHUNK_TOKENS):
         logits = targets.of(slice(start, start + _CHUNK_TOKENS)).logits()
-        values, places = logits.topk(k)
-        log_probs.append((values - logits.logsumexp(dim=-1, keepdim=True)).float())
+        (values, places), whole = logits.topk(k), logits.logsumexp(dim=-1)
+        log_probs.append((values - whole[:, None]).float())
+        rest.append((logits.scatter_(1, places, -torch.inf).logsumexp(dim=-1) - whole).float())
         indices.append(places)
-    return TopKTargets(torch.cat(log_probs), torch.cat(indices))
+    return TopKTargets(torch.cat(log_probs), torch.cat(rest), torch.cat(indices), targets.vocab_size)

@@ -53,11 +53,12 @@ class Lesson:
     @property
     def identity(self) -> str:
         """A hash of what decides the weights of every step; the first batch stands for the tokens."""
+        top_k = self.settings.cached_top_k or self.settings.top_k
         return fingerprint(
             {
                 "tokens": self.train.tokens.first(self.schedule.batch_sequences).fingerprint,
                 "settings": self.settings.model_dump(exclude=_NOT_DECIDING),
-                "top_k": self.settings.cached_top_k or self.settings.top_k,
+                "top_k": top_k and f"{top_k} and the rest",
                 "schedule": asdict(self.schedule),
                 "seed": self.seed,
                 "best": self.judge,

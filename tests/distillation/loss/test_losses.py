@@ -56,15 +56,28 @@ def plain_loss(hidden, head, labels, targets, settings, mask=None):
     lm_loss = lm_loss / max((labels != IGNORE_LABEL).sum(), 1)
     if targets is None:
         return lm_loss
-    if isinstance(targets, TopKTargets):
-        teacher = torch.full_like(logits, -math.inf).scatter(1, targets.indices, targets.log_probs)
     student = logits
-    if settings.top_k is not None or isinstance(targets, TopKTargets):
+    if isinstance(targets, TopKTargets):
+        student, teacher = coarse(logits, targets.indices), torch.cat([targets.log_probs, targets.rest[:, None]], dim=1)
+        teacher = teacher[:, : student.shape[1]]
+    elif settings.top_k is not None:
         best = teacher.argsort(dim=1, descending=True)[:, : settings.top_k]
-        best = best[:, : targets.indices.shape[1]] if isinstance(targets, TopKTargets) else best
-        student, teacher = student.gather(1, best), teacher.gather(1, best)
+        student, teacher = coarse(logits, best), coarse(teacher, best)
     values = plain_distance(settings, student / settings.temperature, teacher / settings.temperature)
     return values[mask].sum() / max(mask.sum(), 1) + settings.lm_loss_weight * lm_loss
+
+
+def coarse(logits, kept):
+    """Logits of some tokens, and behind them the one that all others have together, if there are any."""
+    others = torch.ones_like(logits).scatter(1, kept, 0)
+    together = (logits.exp() * others).sum(dim=1, keepdim=True).log()
+    return torch.cat([logits.gather(1, kept), *([together] if kept.shape[1] < logits.shape[1] else [])], dim=1)
+
+
+def top_tokens(logits, k):
+    probs, indices = softmax(logits, dim=-1).topk(k)
+    rest = 1 - probs.sum(dim=1) if k < logits.shape[1] else torch.zeros(len(logits)).double()
+    return TopKTargets(probs.log(), rest.log(), indices, logits.shape[1])
 
 
 def plain_distance(settings, student, teacher):
@@ -177,15 +190,13 @@ def test_value_and_gradients_are_those_of_the_plain_formula_for_every_option(
     loss=st.sampled_from(("forward_kl", "reverse_kl", "jsd")),
     temperature=st.sampled_from((1.0, 0.5, 3.0)),
     stored=st.integers(1, 12),
-    top_k=st.sampled_from((None, 1, 3, 100)),
     lm_loss_weight=st.sampled_from((0.0, 0.25)),
 )
-def test_stored_top_tokens_give_the_plain_formula_over_them(num_tokens, chunk, stored, top_k, **options):
-    wanted = DistillationSettings(**options).model_copy(update={"top_k": top_k})
-    log_probs, indices = log_softmax(numbers(num_tokens, 12, seed=3), dim=-1).topk(stored)
+def test_stored_top_tokens_give_the_plain_formula_over_them(num_tokens, chunk, stored, **options):
     labels = some_labels(num_tokens, 12)
     hidden, head = numbers(num_tokens, 4, seed=1), OutputHead(numbers(12, 4, seed=2))
-    assert_plain(hidden, head, labels, TopKTargets(log_probs, indices), wanted, chunk=chunk)
+    targets = top_tokens(numbers(num_tokens, 12, seed=3), stored)
+    assert_plain(hidden, head, labels, targets, DistillationSettings(**options), chunk=chunk)
 
 
 @pytest.mark.parametrize("num_tokens", [1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 1])
@@ -200,22 +211,36 @@ def test_all_tokens_as_the_top_ones_are_the_full_divergence(loss):
     hidden, head, labels = numbers(9, 4), OutputHead(numbers(13, 4, seed=1)), some_labels(9, 13)
     targets, wanted = some_targets(9, 13), DistillationSettings(loss=loss)
     full = value_and_gradients(distillation_loss, hidden, head, Counted(labels), targets, wanted)
-    log_probs, indices = log_softmax(targets.logits(), dim=-1).topk(13)
-    got = value_and_gradients(distillation_loss, hidden, head, Counted(labels), TopKTargets(log_probs, indices), wanted)
+    stored = top_tokens(targets.logits(), 13)
+    got = value_and_gradients(distillation_loss, hidden, head, Counted(labels), stored, wanted)
     torch.testing.assert_close(got, full)
 
 
-def test_the_top_token_alone_is_certain_on_both_sides_so_there_is_nothing_to_learn():
+def test_the_top_token_alone_is_told_from_all_others():
     wanted = DistillationSettings().model_copy(update={"top_k": 1})
     hidden, head, labels = numbers(9, 4), OutputHead(numbers(13, 4, seed=1)), some_labels(9, 13)
-    for part in value_and_gradients(distillation_loss, hidden, head, Counted(labels), some_targets(9, 13), wanted):
-        assert part.abs().max() == 0
+    targets = some_targets(9, 13)
+    teacher, student = (softmax(logits, dim=-1) for logits in (targets.logits(), hidden @ head.weight.T))
+    best = teacher.argmax(dim=1, keepdim=True)
+    one, other = (torch.cat([side.gather(1, best), 1 - side.gather(1, best)], dim=1) for side in (teacher, student))
+    got = distillation_loss(hidden, head, Counted(labels), targets, wanted).total
+    torch.testing.assert_close(got, sum_kl(one, other).mean())
 
 
-@pytest.mark.parametrize("larger", ["student", "teacher"])
-def test_padding_of_the_larger_vocabulary_changes_nothing_and_learns_nothing(larger):
+def test_what_a_student_gives_to_other_tokens_counts():
+    logits = torch.tensor([[3.0, 2.0, 0.0, 0.0, 0.0]]).double()
+    stored, head = top_tokens(logits, 2), OutputHead(torch.eye(5).double())
+    for others, least, most in ((0.0, 0.0, 0.0), (2.5, 0.4, 0.6), (-9.0, 0.7, 0.9)):
+        student = torch.tensor([[3.0, 2.0, others, others, others]]).double()  # as sure of one of two as the teacher
+        loss = distillation_loss(student, head, Counted(torch.tensor([0])), stored, DistillationSettings()).total.item()
+        assert least <= round(loss, 12) <= most
+
+
+@pytest.mark.parametrize(("larger", "stored"), [("student", None), ("teacher", None), ("student", 5)])
+def test_padding_of_the_larger_vocabulary_changes_nothing_and_learns_nothing(larger, stored):
     hidden, weight, labels = numbers(9, 4), numbers(13, 4, seed=1), some_labels(9, 13)
     targets, wanted = some_targets(9, 13), DistillationSettings(lm_loss_weight=0.5)
+    targets = targets if stored is None else top_tokens(targets.logits(), stored)
     expected = value_and_gradients(distillation_loss, hidden, OutputHead(weight), Counted(labels), targets, wanted)
     padding = numbers(3, 4, seed=8)
     if larger == "student":
@@ -230,10 +255,11 @@ def test_padding_of_the_larger_vocabulary_changes_nothing_and_learns_nothing(lar
 def test_a_top_token_that_is_the_teachers_padding_counts_as_impossible():
     hidden, head, labels = numbers(4, 3), OutputHead(numbers(5, 3, seed=1)), some_labels(4, 5)
     log_probs = log_softmax(numbers(4, 3, seed=2), dim=-1)
-    with_padding = TopKTargets(log_probs, torch.tensor([[6, 0, 1], [2, 9, 4], [0, 3, 5], [5, 4, 0]]))
+    rest = torch.tensor([-1.0, -2.0, -3.0, -4.0]).double()
+    with_padding = TopKTargets(log_probs, rest, torch.tensor([[6, 0, 1], [2, 9, 4], [0, 3, 5], [5, 4, 0]]), 10)
     got = value_and_gradients(distillation_loss, hidden, head, Counted(labels), with_padding, DistillationSettings())
     inside = with_padding.indices < 5
-    kept = TopKTargets(log_probs[inside].view(4, 2), with_padding.indices[inside].view(4, 2))
+    kept = TopKTargets(log_probs[inside].view(4, 2), rest, with_padding.indices[inside].view(4, 2), 5)
     expected = value_and_gradients(distillation_loss, hidden, head, Counted(labels), kept, DistillationSettings())
     torch.testing.assert_close(got, expected)
 

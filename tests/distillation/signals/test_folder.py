@@ -13,14 +13,14 @@ import torch
 from minitron_nas.distillation.signals import folder as signal_folder
 from minitron_nas.distillation.signals.folder import Share, SignalFolder, SignalPlace, read_about
 from minitron_nas.distillation.signals.hidden_cache import HiddenCache, write_hidden_cache
-from minitron_nas.distillation.signals.top_k_cache import TopKCache, write_top_k_cache
+from minitron_nas.distillation.signals.top_k_cache import TopKCache, top_k_bytes, write_top_k_cache
 from minitron_nas.errors import CacheError, DiskSpaceError
 from minitron_nas.storage.sealed import read_sealed, write_sealed
 from minitron_nas.testing import tiny_config, tiny_model
 from minitron_nas.text.packing import pack
 
 CPU = torch.device("cpu")
-RECORD_BYTES = {"hidden_cache": 16 * 48 * 4, "top_k": 16 * 9 * 6}
+RECORD_BYTES = {"hidden_cache": 16 * 48 * 4, "top_k": 16 * top_k_bytes(9)}
 NUM_SEQUENCES = 7
 
 
@@ -170,8 +170,9 @@ def test_a_cache_of_another_teacher_other_tokens_or_another_kind_is_refused(tmp_
     with pytest.raises(CacheError, match=rf"is a cache of tokens {mine.fingerprint}, not {others.fingerprint}; delete"):
         read(kind, tmp_path, others)
     another = {"hidden_cache": "top_k", "top_k": "hidden_cache"}[kind]
+    kinds = {"hidden_cache": HiddenCache.kind, "top_k": TopKCache.kind}
     with pytest.raises(
-        CacheError, match=rf"is a cache of kind {kind}, not {another}; delete it or name another folder"
+        CacheError, match=rf"is a cache of kind {kinds[kind]}, not {kinds[another]}; delete it or name another folder"
     ):
         read(another, tmp_path)
 

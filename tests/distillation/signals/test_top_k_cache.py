@@ -9,7 +9,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from minitron_nas.distillation.signals import folder as signal_folder
 from minitron_nas.distillation.signals.folder import SignalPlace
 from minitron_nas.distillation.signals.teacher import OnlineTeacher
-from minitron_nas.distillation.signals.top_k_cache import LOG_PROB_DTYPE, TopKCache, most_probable, write_top_k_cache
+from minitron_nas.distillation.signals.top_k_cache import (
+    LOG_PROB_DTYPE,
+    TopKCache,
+    most_probable,
+    top_k_bytes,
+    write_top_k_cache,
+)
 from minitron_nas.testing import tiny_config, tiny_model
 from minitron_nas.text.packing import pack
 
@@ -62,7 +68,7 @@ def test_a_vocabulary_that_has_no_more_is_kept_whole(tmp_path, model, full):
 
 
 def test_a_cache_is_read_in_any_order_and_across_shards(tmp_path, model, monkeypatch):
-    monkeypatch.setattr(signal_folder, "_SHARD_BYTES", 2 * 16 * 7 * 6)
+    monkeypatch.setattr(signal_folder, "_SHARD_BYTES", 2 * 16 * top_k_bytes(7))
     cache = written(tmp_path, model, 7, batch_sequences=1)
     assert len(list(tmp_path.glob("*.shard"))) == 3
     whole = cache.targets(torch.arange(5), some_tokens(5))
@@ -71,9 +77,18 @@ def test_a_cache_is_read_in_any_order_and_across_shards(tmp_path, model, monkeyp
         assert torch.equal(one.view(3, 16, 7), all_of_them.view(5, 16, 7)[[4, 0, 4]])
 
 
-def test_an_entry_takes_six_bytes(tmp_path, model):
+def test_an_entry_takes_six_bytes_and_all_others_together_two(tmp_path, model):
     written(tmp_path, model, 10)
-    assert sum(file.stat().st_size for file in tmp_path.glob("*.shard")) == NUM_TOKENS * 10 * 6 + 5 * 16
+    assert sum(file.stat().st_size for file in tmp_path.glob("*.shard")) == NUM_TOKENS * (10 * 6 + 2) + 5 * 16
+    assert top_k_bytes(10) == 62
+
+
+@pytest.mark.parametrize("k", [1, 7, 319])
+def test_what_is_left_for_all_other_tokens_is_kept_too(tmp_path, model, full, k):
+    targets = written(tmp_path, model, k).targets(torch.arange(5), some_tokens(5))
+    left = full.exp().sort(dim=-1).values[:, : 320 - k].sum(dim=-1)
+    torch.testing.assert_close(targets.rest, left.log(), rtol=2**-11, atol=2e-5)
+    assert targets.vocab_size == 320
 
 
 @pytest.mark.parametrize("model_type", ["gemma2", "granite"])
