@@ -75,7 +75,6 @@ SIGNALS: dict[str, tuple[dict[str, Any], Callable[[TeacherSignal], TeacherSignal
     "top 256": ({"top_k": 256}, lambda signal: signal),
     "64 draws": ({}, partial(Drawn, number=64)),
     "top 64": ({"top_k": 64}, lambda signal: signal),
-    "top 1024": ({"top_k": 1024}, lambda signal: signal),
 }
 DEPTH = 22
 START = "rotation, repair in sequence, L2 of means"

@@ -1,10 +1,11 @@
 """What Ray adds to each job where many workers run many: sleeping trials on a head with more CPUs than it has.
 
 `python tests/benchmarks/study_scale.py --workers 1 4 16 64` starts a head of its own for each number of logical workers
-and lets real trials sleep there: a screening of 500 candidates, and a tournament of 32 finalists in three rungs whose
-trials sleep twice as long in each. Prints wall time beside the least that so many workers need, their ratio, and the
-driver's peak memory. The workers share this machine's cores, so that what they compute themselves (their start, what
-they import) is a machine's and not a cluster's: they start before the clock does, which is told by itself.
+and lets real trials sleep there: a screening of 500 candidates, and a tournament of 32 finalists in three rungs. The
+longer they sleep (`--screen 30 --rungs 30 60 120`), the more workers two cores can carry. Prints wall time beside the
+least that so many workers need, their ratio, and the driver's peak memory. The workers share this machine's cores, so
+that what they compute themselves (their start, what they import) is a machine's and not a cluster's: they start before
+the clock does, which is told by itself.
 """
 
 import argparse
@@ -13,8 +14,9 @@ import os
 import resource
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,7 @@ from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.pipeline.display import default_display
 from minitron_nas.search.rungs import quotas
 
-CANDIDATES, SCREEN_SECONDS = 500, 0.5
-FINALISTS, RUNG_SECONDS, REDUCTION = 32, (2.0, 4.0, 8.0), 2
+CANDIDATES, FINALISTS, REDUCTION = 500, 32, 2
 
 
 def sleep(seconds: float) -> Mapping[str, Any]:
@@ -69,19 +70,19 @@ def start_workers(jobs: Jobs, num_workers: int, folder: Path) -> float:
     return time.perf_counter() - started
 
 
-def screening(jobs: Jobs, num_workers: int) -> tuple[float, float]:
-    """Return seconds taken, and the least possible."""
-    return timed(jobs, "screened", CANDIDATES, SCREEN_SECONDS, num_workers)
+def screening(jobs: Jobs, num_workers: int, seconds: float) -> tuple[float, float, int]:
+    """Return seconds taken, the least possible, and how many trials there were."""
+    return *timed(jobs, "screened", CANDIDATES, seconds, num_workers), CANDIDATES
 
 
-def tournament(jobs: Jobs, num_workers: int) -> tuple[float, float]:
-    """Return seconds taken, and the least possible."""
-    fields = quotas(FINALISTS, RUNG_SECONDS, REDUCTION)
+def tournament(jobs: Jobs, num_workers: int, each: Sequence[float]) -> tuple[float, float, int]:
+    """Return seconds taken, the least possible, and how many trials there were."""
+    fields = quotas(FINALISTS, each, REDUCTION)[: len(each)]
     rungs = [
         timed(jobs, f"rung {rung}", num, seconds, num_workers)
-        for rung, (num, seconds) in enumerate(zip(fields, RUNG_SECONDS, strict=False))
+        for rung, (num, seconds) in enumerate(zip(fields, each, strict=True))
     ]
-    return sum(taken for taken, _ in rungs), sum(least for _, least in rungs)
+    return sum(taken for taken, _ in rungs), sum(least for _, least in rungs), sum(fields)
 
 
 def timed(jobs: Jobs, kind: str, num: int, seconds: float, num_workers: int) -> tuple[float, float]:
@@ -94,7 +95,11 @@ def timed(jobs: Jobs, kind: str, num: int, seconds: float, num_workers: int) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--screen", type=float, default=0.5, help="seconds of a candidate")
+    parser.add_argument("--rungs", type=float, nargs="+", default=[2.0, 4.0, 8.0], help="seconds of each rung's trials")
+    parser.add_argument("--runs", type=int, default=2)
     args = parser.parse_args()
+    works = {"screening": partial(screening, seconds=args.screen), "tournament": partial(tournament, each=args.rungs)}
     default_display()  # silences Ray
     print("| workers | what | run | seconds | least | efficiency | added to a job | driver's peak |")
     print("|---|---|---|---|---|---|---|---|")
@@ -105,13 +110,10 @@ def main() -> None:
                 jobs = Jobs(runner, Path(folder) / "start", max_failures=0)
                 seconds = start_workers(jobs, num_workers, Path(folder) / "met")
                 print(f"| {num_workers} | start | | {seconds:.1f} | | | | |", flush=True)
-                for run in ("first", "second"):
-                    jobs = Jobs(runner, Path(folder) / run, max_failures=0)
-                    for name, work in (("screening", screening), ("tournament", tournament)):
-                        taken, least = work(jobs, num_workers)
-                        num = (
-                            CANDIDATES if name == "screening" else sum(quotas(FINALISTS, RUNG_SECONDS, REDUCTION)[:-1])
-                        )
+                for run in range(args.runs):
+                    jobs = Jobs(runner, Path(folder) / f"{run}", max_failures=0)
+                    for name, work in works.items():
+                        taken, least, num = work(jobs, num_workers)
                         added = (taken - least) * min(num_workers, num) / num
                         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
                         cells = (f"{taken:.1f}", f"{least:.1f}", f"{100 * least / taken:.0f} %", f"{added:.2f} s")
