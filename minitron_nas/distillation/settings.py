@@ -254,8 +254,8 @@ class DistillationSettings(Settings):
     def _warn_of_few_tokens(self) -> Self:
         if self.top_k is not None and self.top_k < _FEW_TOP_K:
             warnings.warn(
-                f"top_k={self.top_k}: {_FEW_TOP_K} tokens cost a student half a percent of its KL, and fewer cost more; "
-                f"{_CACHED_TOP_K} cost nothing (reports/benchmarks.md)",
+                f"top_k={self.top_k}: {_FEW_TOP_K} tokens cost a student half a percent of its KL, fewer cost more, "
+                f"and {_CACHED_TOP_K} nothing (reports/benchmarks.md)",
                 stacklevel=2,
             )
         return self

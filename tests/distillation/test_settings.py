@@ -139,7 +139,7 @@ def test_settings_that_do_not_go_together_are_refused(values, message):
 
 @pytest.mark.parametrize("top_k", [1, 63])
 def test_few_of_the_teachers_tokens_are_warned_of_with_what_they_cost(top_k):
-    with pytest.warns(UserWarning, match=rf"top_k={top_k}: 64 tokens cost a student half a percent of its KL, and fewer cost more; 256"):
+    with pytest.warns(UserWarning, match=rf"top_k={top_k}: 64 tokens cost a student half a percent of its KL, fewer"):
         DistillationSettings(top_k=top_k)
 
 
