@@ -22,6 +22,7 @@ os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 
 import psutil
 import ray
+import torch
 from ray._private import services, utils, worker
 from ray.actor import ActorHandle
 
@@ -45,6 +46,10 @@ _KIND = "accelerator_type:"
 
 _OWNER = "minitron_nas.json"
 """In the folder of a Ray that is started here: the process that has started it."""
+_STARTING = "minitron_nas_{pid}.json"
+"""Beside the folders of Rays, while one is started: by whom."""
+_JOIN_SECONDS = 120.0
+"""How long a cluster may have no node that computes, because all of them are still starting."""
 
 _SOCKET_BYTES = 107
 _LONGEST_SOCKET = "ray/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"
@@ -84,14 +89,16 @@ def connected(address: str | None, folder: Path) -> Iterator[None]:
         folder: Where the block's work keeps Ray's state; removed at the end.
 
     Raises:
-        PlanError: If no cluster answers at the address, or the path of Ray's sockets would be too long.
+        PlanError: If no cluster answers at the address, or none of its nodes computes, or the path of Ray's sockets would
+            be too long.
         MachineError: If Ray's folder cannot be written to.
     """
     started_here, over = not ray.is_initialized(), threading.Event()
     session: Path | None = None
     try:
         if started_here:
-            session = _start(address)
+            with put_off():
+                session = _start(address)
         watched = (_local_raylet(), ray.get_runtime_context().gcs_address, over)
         threading.Thread(target=_watch, args=watched, daemon=True, name="ray").start()
         yield
@@ -134,7 +141,7 @@ def _start(address: str | None) -> Path | None:
     """Connect to a cluster, or start Ray here; return the folder of a Ray that was started.
 
     Raises:
-        PlanError: If no cluster answers.
+        PlanError: If no cluster answers, or none of its nodes computes.
         TrainingProcessError: If Ray does not start.
     """
     where = check(address)
@@ -142,32 +149,55 @@ def _start(address: str | None) -> Path | None:
     # Ray reads the token of this machine's cluster only where it is to find that cluster by itself.
     by_itself = address == os.environ.get("RAY_ADDRESS")
     asked = "local" if address is None else "auto" if by_itself else address
+    starting = Path(_temporary(), "ray", _STARTING.format(pid=os.getpid()))
     if where is None:
-        _sweep(Path(_temporary(), "ray"))
+        _sweep(starting.parent)
+        starting.parent.mkdir(parents=True, exist_ok=True)
+        starting.write_text(json.dumps(asdict(Process.current())))
     try:
-        with put_off(), _signals_left_to_us():
+        with _signals_left_to_us():
             node: Any = ray.init(address=asked, log_to_driver=False, logging_level=logging.ERROR, **here)
     except Exception as error:  # which is all that Ray says of a part of it that does not start
         reason = " ".join(str(error).split())
         if where is None or address is None:
+            starting.unlink(missing_ok=True)
             raise TrainingProcessError(
                 f"Ray cannot be started here ({reason}); where memory or CPUs are short, free some, or set runner=local"
             ) from error
         raise refused(error, where) or _unreachable(address, where, reason) from error
     if where is not None:
+        _wait_for_nodes(where)
         return None
     session = Path(node.address_info["session_dir"])
     session.chmod(0o700)  # sockets, and logs with names of people's files
-    (session / _OWNER).write_text(json.dumps(asdict(Process.current())))
+    starting.rename(session / _OWNER)
     return session
+
+
+def _wait_for_nodes(where: str) -> None:
+    """Wait until a node has joined a cluster that computes: the first to be there is a head that may do none of it."""
+    begun = time.monotonic()
+    while not (most_cpus() or num_gpus()):
+        if time.monotonic() - begun > _JOIN_SECONDS:
+            raise PlanError(
+                f"the cluster at {where} has {num_nodes()} nodes, none of which has CPUs or GPUs, and no other has joined "
+                f"for {_JOIN_SECONDS:g} seconds; start some with `ray start --address={where}`"
+            )
+        time.sleep(_POLL_SECONDS)
 
 
 def _sweep(folder: Path) -> None:
     """Remove what Rays have left whose commands were killed."""
-    for owner in folder.glob(f"session_*/{_OWNER}"):
+    for owner in (*folder.glob(f"session_*/{_OWNER}"), *folder.glob(_STARTING.format(pid="*"))):
         with suppress(OSError, ValueError, TypeError):
-            if Process(**json.loads(owner.read_text())).is_gone:
-                shutil.rmtree(owner.parent, ignore_errors=True)
+            process, began = Process(**json.loads(owner.read_text())), owner.stat().st_mtime
+            if not process.is_gone:
+                continue
+            of_it = [owner.parent] if owner.name == _OWNER else folder.glob(f"session_*_{process.pid}")
+            for session in of_it:
+                if owner.name == _OWNER or session.stat().st_ctime >= began:  # an older one is of a process before it
+                    shutil.rmtree(session, ignore_errors=True)
+            owner.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -321,6 +351,11 @@ def most_cpus() -> float:
     return max(node.get("CPU", 0.0) for node in _nodes())
 
 
+def most_gpus() -> float:
+    """Return the GPUs of the node that has most."""
+    return max(node.get("GPU", 0.0) for node in _nodes())
+
+
 def cpus_beside(gpus: float) -> float:
     """Return the CPUs that go with so many GPUs of one node, on the node that has fewest for each of its GPUs.
 
@@ -371,4 +406,7 @@ def end_actor(actor: ActorHandle[Any]) -> None:
 
 
 def _nodes() -> list[dict[str, float]]:
+    """Return what each node has; of a Ray that is still to be started here, this machine."""
+    if not ray.is_initialized():
+        return [{"CPU": float(utils.get_num_cpus()), "GPU": float(torch.cuda.device_count())}]
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]

@@ -46,10 +46,12 @@ class RayTuneRunner:
         """Connect to a cluster, and refuse what no node can ever hold; a Ray of one's own is not started for that.
 
         Raises:
-            PlanError: If no cluster answers, or none of its nodes has what a trial asks for, or Ray cannot be started.
+            PlanError: If no cluster answers, or none of its nodes, or this machine, has what a trial asks for, or Ray
+                cannot be started.
             MachineError: If Ray's folder cannot be written to.
         """
         if ray_session.check(self._settings.cluster) is None:
+            self._resources()
             return
         with ray_session.connected(self._settings.cluster, self._folder):
             self._resources()
@@ -120,8 +122,9 @@ class RayTuneRunner:
         cpus = self._settings.cpus_per_trial or (ray_session.cpus_beside(gpus) if gpus else ray_session.most_cpus())
         if ray_session.room_for(cpus, gpus) == 0:
             raise PlanError(
-                f"a trial asks for {cpus:g} CPUs and {gpus:g} GPUs, which no node of the cluster has (at most "
-                f"{ray_session.most_cpus():g} CPUs); lower runner.cpus_per_trial or runner.gpus_per_trial"
+                f"a trial asks for {cpus:g} CPUs and {gpus:g} GPUs, which no node has (at most "
+                f"{ray_session.most_cpus():g} CPUs and {ray_session.most_gpus():g} GPUs); lower runner.cpus_per_trial or "
+                "runner.gpus_per_trial"
             )
         return {"cpu": cpus, "gpu": gpus}
 

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -243,6 +244,55 @@ def test_what_a_killed_command_left_of_its_ray_goes_with_the_next_one(
     killed.communicate()
     ray_session._sweep(tmp_path / "ray")
     assert [name for name, session in rays.items() if session.exists()] == ["working", "foreign", "broken"]
+
+
+def test_what_a_command_left_that_was_killed_while_ray_started_goes_too(tmp_path: Path) -> None:
+    killed = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    mine, older = (tmp_path / f"session_{name}_{killed.pid}" for name in ("mine", "older"))
+    other = tmp_path / f"session_other_{killed.pid + 1}"
+    older.mkdir()
+    time.sleep(0.05)
+    starting = tmp_path / ray_session._STARTING.format(pid=killed.pid)
+    starting.write_text(json.dumps(asdict(Process.of(killed.pid))))
+    time.sleep(0.05)
+    mine.mkdir()
+    other.mkdir()
+    ray_session._sweep(tmp_path)
+    assert mine.exists(), "the command still runs"
+    killed.communicate()
+    ray_session._sweep(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([other, older])
+
+
+def test_a_signal_while_ray_starts_leaves_nothing_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    session = tmp_path / "ray" / "session"
+
+    def init(**_: Any) -> SimpleNamespace:
+        session.mkdir(parents=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return SimpleNamespace(address_info={"session_dir": str(session)})
+
+    monkeypatch.setattr(ray_session, "ray", fake_ray(init))
+    with pytest.raises(PreemptedError), ray_session.connected(None, tmp_path / "state"):
+        pass
+    assert list((tmp_path / "ray").iterdir()) == []
+
+
+def test_a_cluster_whose_nodes_are_still_starting_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = iter([[{}], [{}], [{}, {"CPU": 2.0}]])
+    now = [{}]
+
+    def nodes() -> list[dict[str, float]]:
+        now[:] = next(seen, now)
+        return now
+
+    monkeypatch.setattr(ray_session, "_POLL_SECONDS", 0)
+    monkeypatch.setattr(ray_session, "_nodes", nodes)
+    ray_session._wait_for_nodes("head:6379")
+    monkeypatch.setattr(ray_session, "_nodes", lambda: [{}])
+    monkeypatch.setattr(ray_session, "_JOIN_SECONDS", 0.01)
+    with pytest.raises(PlanError, match=r"^the cluster at head:6379 has 1 nodes, none of which has CPUs or GPUs, "):
+        ray_session._wait_for_nodes("head:6379")
 
 
 @pytest.mark.parametrize("by_variable", [True, False])

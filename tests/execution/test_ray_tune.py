@@ -303,7 +303,7 @@ def test_a_full_disk_ends_all_trials_with_the_same_error_as_here(one_ray, tmp_pa
 @pytest.mark.parametrize(
     ("resources", "message"),
     [
-        ({"cpus_per_trial": 3}, r"asks for 3 CPUs and 0 GPUs, which no node of the cluster has \(at most 2 CPUs\)"),
+        ({"cpus_per_trial": 3}, r"asks for 3 CPUs and 0 GPUs, which no node has \(at most 2 CPUs and 0 GPUs\)"),
         ({"gpus_per_trial": 1}, r"asks for 1 CPUs and 1 GPUs, which no node .*; lower runner\.cpus_per_trial or"),
     ],
 )
@@ -312,6 +312,20 @@ def test_resources_that_no_node_has_are_refused_before_anything_runs(one_ray, tm
     with pytest.raises(PlanError, match=message):
         run_jobs(runner(tmp_path, settings), behaviour(), jobs(tmp_path, "lost"), tmp_path / "results", 0)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("resources", [{"cpus_per_trial": 4096}, {"gpus_per_trial": 99}])
+def test_what_this_machine_does_not_have_is_refused_before_a_ray_is_started_on_it(tmp_path, monkeypatch, resources):
+    from minitron_nas.execution import ray_session
+
+    monkeypatch.setattr(ray_session.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray_session.ray, "init", None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    runner(tmp_path, RunnerSettings()).check()
+    with pytest.raises(
+        PlanError, match=rf"asks for .*, which no node has \(at most {os.cpu_count()} CPUs and 0 GPUs\)"
+    ):
+        runner(tmp_path, RunnerSettings(**resources)).check()
 
 
 @pytest.mark.parametrize(
@@ -364,7 +378,7 @@ def test_a_node_that_is_down_does_not_count(tmp_path, monkeypatch):
 def pretend(monkeypatch, module, nodes, down=()):
     listed = [{"Resources": node, "Alive": True} for node in nodes]
     listed += [{"Resources": node, "Alive": False} for node in down]
-    monkeypatch.setattr(module, "ray", SimpleNamespace(nodes=lambda: listed))
+    monkeypatch.setattr(module, "ray", SimpleNamespace(is_initialized=lambda: True, nodes=lambda: listed))
 
 
 def test_a_cluster_that_answers_and_then_refuses_is_told_of_in_one_line(tmp_path, monkeypatch):
