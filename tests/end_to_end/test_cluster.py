@@ -1,5 +1,9 @@
 """Whole builds on a Ray cluster of two nodes, whose head computes nothing, and on which nodes are lost."""
 
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +14,7 @@ from minitron_nas import distill, prune
 from minitron_nas.distillation.settings import DistillationSettings
 from minitron_nas.execution.settings import RunnerSettings
 from minitron_nas.pipeline.display import Quiet
+from minitron_nas.resources import resource
 from minitron_nas.text.settings import TextSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -147,3 +152,20 @@ def test_a_distillation_by_itself_on_two_nodes_gives_what_one_process_gives(
         distill(student, trained_teacher, text_file, out, settings=settings, text=text, runner=runner, display=Quiet())
         weights.append((out / "model.safetensors").read_bytes())
     assert weights[0] == weights[1]
+
+
+def test_the_script_of_two_nodes_makes_a_cluster_and_a_build_on_it(
+    build: Any, uninterrupted: Any, finished: Callable[[Path], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, out = tmp_path / "plan.yaml", tmp_path / "run"
+    plan.write_text((uninterrupted.path / "plan.yaml").read_text())
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("HOME", str(tmp_path))  # where no token is kept
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        monkeypatch.setenv("MINITRON_NAS_PORT", str(free.getsockname()[1]))
+    command = ["bash", str(resource("runners", "two-nodes.sh")), str(plan), str(out)]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert told.returncode == 0, told.stderr
+    finished(out).assert_same_results(uninterrupted)
