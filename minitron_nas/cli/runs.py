@@ -91,8 +91,8 @@ def submit(
         if out is None:
             raise PlanError("submit needs --out FOLDER")
         job = jobs.submit(plan, address, out, overrides or (), python)
+        typer.echo(job)
     assert job is not None
-    typer.echo(job)
     again = f"minitron-nas submit --address {address}"
     if detach:
         typer.echo(f"{again} --attach {job}   follows it; --stop {job} ends it", err=True)

@@ -1,6 +1,7 @@
 """Commands that a running Ray cluster carries out; the only module that imports ray.job_submission."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -15,11 +16,15 @@ from ray.job_submission import JobSubmissionClient
 
 from minitron_nas.errors import PlanError
 
+logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # it tells of each connection
+
 Write: TypeAlias = Callable[[str], object]
 
 _AGAIN_SECONDS = 2.0
 _PATIENCE_SECONDS = 60.0
 """A head that has not answered for so long is taken for gone."""
+_AND_LOGS = ", last available logs"
+"""What Ray repeats behind this of what a job has printed."""
 _NO_AGENT = "No available agent"
 """What Ray says of a job as long as the process that starts jobs has not begun."""
 
@@ -51,6 +56,8 @@ class JobServer:
         Raises:
             PlanError: If nothing answers there, it is no Ray, or it wants another token.
         """
+        if not address.startswith(("http://", "https://")):
+            raise PlanError(f"--address {address} must begin with http:// or https://, such as http://head:8265")
         self.address = address
         with _in_our_words(address):
             self._client = JobSubmissionClient(address)
@@ -102,7 +109,8 @@ class JobServer:
             else:
                 heard = time.monotonic()
                 if details.status.is_terminal():
-                    return JobEnd(details.status.value, details.driver_exit_code, details.message or "")
+                    said = (details.message or "").partition(_AND_LOGS)[0]  # they were passed on
+                    return JobEnd(details.status.value, details.driver_exit_code, said)
             time.sleep(_AGAIN_SECONDS)
 
     def stop(self, job: str) -> bool:

@@ -89,8 +89,8 @@ def connected(address: str | None, folder: Path) -> Iterator[None]:
         folder: Where the block's work keeps Ray's state; removed at the end.
 
     Raises:
-        PlanError: If no cluster answers at the address, or none of its nodes computes, or the path of Ray's sockets would
-            be too long.
+        PlanError: If no cluster answers at the address, or none of its nodes computes, or the path of Ray's sockets
+            would be too long.
         MachineError: If Ray's folder cannot be written to.
     """
     started_here, over = not ray.is_initialized(), threading.Event()
@@ -180,7 +180,7 @@ def _wait_for_nodes(where: str) -> None:
     while not (most_cpus() or num_gpus()):
         if time.monotonic() - begun > _JOIN_SECONDS:
             raise PlanError(
-                f"the cluster at {where} has {num_nodes()} nodes, none of which has CPUs or GPUs, and no other has joined "
+                f"none of the {num_nodes()} nodes of the cluster at {where} has CPUs or GPUs, and no other has joined "
                 f"for {_JOIN_SECONDS:g} seconds; start some with `ray start --address={where}`"
             )
         time.sleep(_POLL_SECONDS)

@@ -123,8 +123,8 @@ class RayTuneRunner:
         if ray_session.room_for(cpus, gpus) == 0:
             raise PlanError(
                 f"a trial asks for {cpus:g} CPUs and {gpus:g} GPUs, which no node has (at most "
-                f"{ray_session.most_cpus():g} CPUs and {ray_session.most_gpus():g} GPUs); lower runner.cpus_per_trial or "
-                "runner.gpus_per_trial"
+                f"{ray_session.most_cpus():g} CPUs and {ray_session.most_gpus():g} GPUs); lower runner.cpus_per_trial "
+                "or runner.gpus_per_trial"
             )
         return {"cpu": cpus, "gpu": gpus}
 

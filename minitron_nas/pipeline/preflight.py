@@ -66,7 +66,7 @@ def preflight(
             positions than a sequence has, layers are to be measured on a teacher that does not fit into memory,
             the teacher cannot be corrected as asked, lm-eval does not know a task or cannot build it, or the Ray
             cluster does not answer or has no room for a trial, or no Ray can be started, or a device's memory is too
-            small for a trial; or if there are several faults.
+            small for a trial, or devices elsewhere are fewer than a trial takes; or if there are several faults.
         MachineError: If Ray's folder cannot be written to.
         LatencyError: If the plan's latency model cannot be used for this teacher.
         SpaceError: If a size is not below the teacher's, or no shape is within tolerance or keeps to the constraints.
@@ -82,6 +82,7 @@ def preflight(
         lambda: check_engine(plan.distillation),
         lambda: teacher.require_length(plan.text.sequence_length),
         lambda: _check_batch(plan),
+        lambda: _check_trial(plan, devices),
         lambda: _check_correction(plan),
         lambda: check_tasks(plan),
         lambda: check_extended(plan),
@@ -176,6 +177,16 @@ def _check_batch(plan: FamilyPlan) -> None:
     if plan.distillation.tokens is not None:
         schedule = Schedule.resolve(plan.distillation, plan.distillation.tokens, plan.text.sequence_length)
         micro_batch(plan.distillation, schedule, plan.runner.num_processes or 1)
+
+
+def _check_trial(plan: FamilyPlan, devices: Devices) -> None:
+    """Refuse trials that take more devices than there are elsewhere; those here are asked by their runner."""
+    wanted = plan.runner.gpus_per_trial or 0
+    if plan.runner.kind == "ray" and not devices.are_here and wanted > devices.number:
+        raise PlanError(
+            f"a trial asks for {wanted:g} GPUs, and the plan is held against {devices.number}; lower "
+            "runner.gpus_per_trial, or name more --devices"
+        )
 
 
 def _check_correction(plan: FamilyPlan) -> None:

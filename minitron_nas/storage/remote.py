@@ -17,6 +17,7 @@ from minitron_nas.storage.machine import expanded
 _URI = re.compile(r"(?P<protocol>[a-z][a-z0-9+-]+):/+(?P<rest>.+)")
 _PATHS = ("file", "local")
 _NEVER = (*_PATHS, "http", "https")
+_LIKE_A_URI = re.compile(r"(?P<protocol>[A-Za-z][A-Za-z0-9+.-]+):(?P<rest>.*)")
 _OF_FSSPEC = ("s3fs", "gcsfs")
 """Drivers of which each version goes with the same version of fsspec."""
 
@@ -41,9 +42,29 @@ def as_path(place: str | Path) -> Path:
 
     Args:
         place: As it was given.
+
+    Raises:
+        PlanError: If it was meant as a URI: of a protocol that is read only, misspelt, or with nothing behind it.
     """
     found = _URI.fullmatch(str(place))
-    return Path(f"/{found['rest']}") if found is not None and found["protocol"] in _PATHS else expanded(place)
+    if found is not None and found["protocol"] in _PATHS:
+        return Path(f"/{found['rest'].removeprefix('localhost/')}")
+    if _is_misspelt(str(place)):
+        raise PlanError(
+            f"{place} is no URI that can be written to; give such as s3://bucket/run, a path, or ./{place} for a "
+            "folder of that name"
+        )
+    return expanded(place)
+
+
+def _is_misspelt(place: str) -> bool:
+    """Whether a place that is no URI begins like one."""
+    found = _LIKE_A_URI.fullmatch(place)
+    if found is None:
+        return False
+    from fsspec.registry import known_implementations  # deferred: most runs need none
+
+    return found["rest"].startswith("/") or found["protocol"].lower() in known_implementations
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from minitron_nas.storage.atomic import remove, write_text
 from minitron_nas.storage.locks import held, one_at_a_time, refuse_held, release
 from minitron_nas.storage.machine import landing, require_writable
 from minitron_nas.storage.plain_yaml import load_yaml
-from minitron_nas.storage.remote import as_uri
+from minitron_nas.storage.remote import as_path, as_uri
 
 LAYOUT = 2
 """Of a run folder; a run of another layout is not gone on with."""
@@ -370,6 +370,7 @@ def require_new_folder(path: Path) -> Path:
     """
     if (uri := as_uri(path)) is not None:
         raise RunFolderError(f"--out {uri} is a URI, which only a whole run is written to; choose a folder")
+    path = as_path(path)
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise RunFolderError(f"{path} exists and is not empty; choose an empty or new --out")
     path = landing(path)

@@ -259,9 +259,14 @@ def _source_name(data: SingleData) -> str:
         raise DataError(f"{name} is empty; give text to calibrate and train on")
     if not files and (is_path(name) or expanded(name).is_dir()):
         raise DataError(
-            f"no file matches {name}; give an existing file, glob, folder or a hub dataset's name{_left(listing)}"
+            f"no file matches {name}{_from_here(name)}; give an existing file, glob, folder or a hub dataset's name"
+            f"{_left(listing)}"
         )
     return str(Path(name).absolute()) if files else name
+
+
+def _from_here(name: str) -> str:
+    return "" if expanded(name).is_absolute() else f" in {Path.cwd()}"
 
 
 def _left(listing: Listing) -> str:

@@ -291,7 +291,7 @@ def test_a_cluster_whose_nodes_are_still_starting_is_waited_for(monkeypatch: pyt
     ray_session._wait_for_nodes("head:6379")
     monkeypatch.setattr(ray_session, "_nodes", lambda: [{}])
     monkeypatch.setattr(ray_session, "_JOIN_SECONDS", 0.01)
-    with pytest.raises(PlanError, match=r"^the cluster at head:6379 has 1 nodes, none of which has CPUs or GPUs, "):
+    with pytest.raises(PlanError, match=r"^none of the 1 nodes of the cluster at head:6379 has CPUs or GPUs, and no"):
         ray_session._wait_for_nodes("head:6379")
 
 

@@ -348,6 +348,18 @@ def test_of_devices_elsewhere_only_their_memory_counts(
         preflight(plan, teacher.outline(), None, folder, replace(there, memory_bytes=0), tmp_path)
 
 
+def test_a_trial_takes_no_more_devices_than_there_are_elsewhere(
+    teacher: Checkpoint, tiny_settings: dict[str, Any], tmp_path: Path
+) -> None:
+    plan = plan_of(tiny_settings, "runner={kind: ray, gpus_per_trial: 5}")
+    there, folder = Devices("a device", 5, 10**9, are_here=False), RunFolder(tmp_path / "run")
+    preflight(plan, teacher.outline(), None, folder, there, tmp_path)
+    with pytest.raises(
+        PlanError, match=r"^a trial asks for 5 GPUs, and the plan is held against 4; lower runner\.gpus_"
+    ):
+        preflight(plan, teacher.outline(), None, folder, replace(there, number=4), tmp_path)
+
+
 @pytest.mark.slow
 def test_what_a_run_is_said_to_need_lies_a_little_above_what_it_takes(
     trained_teacher: Path,

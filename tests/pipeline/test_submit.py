@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.job_submission import JobStatus
 
 from minitron_nas.errors import PlanError
 from minitron_nas.execution import ray_jobs
@@ -114,6 +116,24 @@ def test_a_plan_that_is_too_long_for_a_variable_is_refused(
 def test_an_address_where_nothing_answers_is_told_with_what_to_do(plan: Path) -> None:
     with pytest.raises(PlanError, match=r"no Ray cluster takes jobs at http://127\.0\.0\.1:9 .*dashboard-host"):
         submit(plan, "http://127.0.0.1:9", "/shared/run")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:8265", "ray://head:10001", "auto"])
+def test_an_address_that_is_none_of_a_dashboard_is_refused_at_once(plan: Path, address: str) -> None:
+    with pytest.raises(
+        PlanError, match=rf"--address {address} must begin with http:// or https://, such as http://head"
+    ):
+        submit(plan, address, "/shared/run")
+
+
+def test_of_a_failure_only_what_was_not_passed_on_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "Job entrypoint command failed with exit code 2, last available logs (truncated to 20,000 chars):\nno file"
+    details = SimpleNamespace(status=JobStatus.FAILED, driver_exit_code=2, message=said)
+    server: Any = object.__new__(ray_jobs.JobServer)
+    server._client = Client(["no file\n"])
+    monkeypatch.setattr(ray_jobs.JobServer, "_details", lambda self, job: details)
+    end = server.follow("job-1", lambda text: None)
+    assert (end.status, end.exit_code, end.message) == ("FAILED", 2, "Job entrypoint command failed with exit code 2")
 
 
 class Client:

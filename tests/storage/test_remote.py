@@ -41,9 +41,25 @@ def test_a_place_is_a_uri_or_none(place: object, uri: str | None) -> None:
     assert as_uri(place) == uri
 
 
-@pytest.mark.parametrize("place", ["file:///tmp/run", Path("file:///tmp/run"), "/tmp/run"])
+@pytest.mark.parametrize("place", ["file:///tmp/run", Path("file:///tmp/run"), "file://localhost/tmp/run", "/tmp/run"])
 def test_a_file_uri_is_a_path(place: str | Path) -> None:
     assert as_path(place) == Path("/tmp/run")
+
+
+@pytest.mark.parametrize(
+    "place", ["https://a.org/run", "S3://bucket/run", "s3:bucket/run", "memory://", Path("GS://a/b")]
+)
+@pytest.mark.parametrize("take", [as_path, lambda place: require_new_folder(Path(place))])
+def test_what_was_meant_as_a_uri_is_no_path(place: str | Path, take: Any) -> None:
+    with pytest.raises(
+        PlanError, match=r"is no URI that can be written to; give such as s3://bucket/run, a path, or \./"
+    ):
+        take(place)
+
+
+@pytest.mark.parametrize("place", ["runs/a:b", "./s3:bucket", "run:1", "a:/b"])
+def test_a_colon_in_a_path_is_none_of_a_uri(place: str) -> None:
+    assert as_path(place) == Path(place)
 
 
 def test_objects_are_put_listed_got_and_removed(memory: Any, tmp_path: Path) -> None:

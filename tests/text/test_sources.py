@@ -144,8 +144,12 @@ def test_a_missing_column_is_an_error_that_lists_the_columns(tmp_path, form):
 @pytest.mark.parametrize("name", ["nothing.txt", "./nothing", "nothing-*", "nothing.parquet", "~/nothing"])
 def test_a_plan_refuses_a_missing_file(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=r"no file matches .*nothing.*; give an existing file, glob, folder or a hub"):
+    where = "" if name.startswith("~") else f" in {tmp_path}"
+    with pytest.raises(
+        DataError, match=r"no file matches .*nothing.*; give an existing file, glob, folder or a hub"
+    ) as told:
         data_name(name)
+    assert f"{name}{where}; " in str(told.value)
 
 
 @pytest.mark.parametrize("name", ["~/mine.txt", "~/*.txt", "~", "{home}/a[1].txt"])
