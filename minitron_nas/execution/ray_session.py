@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,10 @@ def connected(address: str | None, folder: Path) -> Iterator[None]:
         if started_here:
             with put_off():
                 session = _start(address)
-        watched = (_local_raylet(), ray.get_runtime_context().gcs_address, over)
+        head = ray.get_runtime_context().gcs_address
+        if started_here and session is None:
+            _wait_for_nodes(head)
+        watched = (_local_raylet(), head, over)
         threading.Thread(target=_watch, args=watched, daemon=True, name="ray").start()
         yield
     finally:
@@ -141,7 +145,7 @@ def _start(address: str | None) -> Path | None:
     """Connect to a cluster, or start Ray here; return the folder of a Ray that was started.
 
     Raises:
-        PlanError: If no cluster answers, or none of its nodes computes.
+        PlanError: If no cluster answers.
         TrainingProcessError: If Ray does not start.
     """
     where = check(address)
@@ -150,23 +154,23 @@ def _start(address: str | None) -> Path | None:
     by_itself = address == os.environ.get("RAY_ADDRESS")
     asked = "local" if address is None else "auto" if by_itself else address
     starting = Path(_temporary(), "ray", _STARTING.format(pid=os.getpid()))
-    if where is None:
-        _sweep(starting.parent)
-        starting.parent.mkdir(parents=True, exist_ok=True)
-        starting.write_text(json.dumps(asdict(Process.current())))
     try:
+        if where is None:
+            _sweep(starting.parent)
+            starting.parent.mkdir(parents=True, exist_ok=True)
+            starting.write_text(json.dumps(asdict(Process.current())))
         with _signals_left_to_us():
             node: Any = ray.init(address=asked, log_to_driver=False, logging_level=logging.ERROR, **here)
     except Exception as error:  # which is all that Ray says of a part of it that does not start
         reason = " ".join(str(error).split())
         if where is None or address is None:
-            starting.unlink(missing_ok=True)
+            with suppress(OSError):
+                starting.unlink()
             raise TrainingProcessError(
                 f"Ray cannot be started here ({reason}); where memory or CPUs are short, free some, or set runner=local"
             ) from error
         raise refused(error, where) or _unreachable(address, where, reason) from error
     if where is not None:
-        _wait_for_nodes(where)
         return None
     session = Path(node.address_info["session_dir"])
     session.chmod(0o700)  # sockets, and logs with names of people's files
@@ -175,7 +179,11 @@ def _start(address: str | None) -> Path | None:
 
 
 def _wait_for_nodes(where: str) -> None:
-    """Wait until a node has joined a cluster that computes: the first to be there is a head that may do none of it."""
+    """Wait until a node has joined a cluster that computes: the first to be there is a head that may do none of it.
+
+    Raises:
+        PlanError: If none has joined after two minutes.
+    """
     begun = time.monotonic()
     while not (most_cpus() or num_gpus()):
         if time.monotonic() - begun > _JOIN_SECONDS:
@@ -193,11 +201,16 @@ def _sweep(folder: Path) -> None:
             process, began = Process(**json.loads(owner.read_text())), owner.stat().st_mtime
             if not process.is_gone:
                 continue
-            of_it = [owner.parent] if owner.name == _OWNER else folder.glob(f"session_*_{process.pid}")
-            for session in of_it:
-                if owner.name == _OWNER or session.stat().st_ctime >= began:  # an older one is of a process before it
+            for session in [owner.parent] if owner.name == _OWNER else folder.glob(f"session_*_{process.pid}"):
+                if owner.name == _OWNER or _begun(session) >= began:  # an older one is of a process before it
                     shutil.rmtree(session, ignore_errors=True)
             owner.unlink(missing_ok=True)
+
+
+def _begun(session: Path) -> float:
+    """Return when a Ray was started, by the name of its folder, in seconds since 1970."""
+    _, day, clock, micros, _ = session.name.split("_")
+    return datetime.strptime(f"{day}_{clock}_{micros}", "%Y-%m-%d_%H-%M-%S_%f").timestamp()  # noqa: DTZ007  # local
 
 
 @contextmanager

@@ -7,9 +7,9 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -248,15 +248,16 @@ def test_what_a_killed_command_left_of_its_ray_goes_with_the_next_one(
 
 def test_what_a_command_left_that_was_killed_while_ray_started_goes_too(tmp_path: Path) -> None:
     killed = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    mine, older = (tmp_path / f"session_{name}_{killed.pid}" for name in ("mine", "older"))
-    other = tmp_path / f"session_other_{killed.pid + 1}"
-    older.mkdir()
-    time.sleep(0.05)
     starting = tmp_path / ray_session._STARTING.format(pid=killed.pid)
     starting.write_text(json.dumps(asdict(Process.of(killed.pid))))
-    time.sleep(0.05)
-    mine.mkdir()
-    other.mkdir()
+
+    def session(seconds_later: float, pid: int) -> Path:
+        begun = datetime.fromtimestamp(starting.stat().st_mtime + seconds_later)  # noqa: DTZ006  # as Ray names it
+        folder = tmp_path / f"session_{begun:%Y-%m-%d_%H-%M-%S_%f}_{pid}"
+        folder.mkdir()
+        return folder
+
+    mine, older, other = session(1, killed.pid), session(-1, killed.pid), session(1, killed.pid + 1)
     ray_session._sweep(tmp_path)
     assert mine.exists(), "the command still runs"
     killed.communicate()
