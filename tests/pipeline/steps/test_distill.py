@@ -235,7 +235,7 @@ def test_students_that_learn_the_same_text_share_what_the_teacher_says(
     monkeypatch.setattr(OnlineTeacher, "targets", speak)
     distill(tmp_path / "two", student=first.path, settings=settings, signals=said)
     kept = sorted(path.name.rsplit("-", 2)[0] for path in said.iterdir())
-    assert kept == {"hidden_cache": ["hidden", "hidden"], "top_k": ["hidden", "top-1024"]}[signal]
+    assert kept == {"hidden_cache": ["hidden", "hidden"], "top_k": ["hidden", "top-256"]}[signal]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "said", "two"]
 
 
