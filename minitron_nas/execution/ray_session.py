@@ -153,9 +153,9 @@ def _start(address: str | None) -> Path | None:
     # Ray reads the token of this machine's cluster only where it is to find that cluster by itself.
     by_itself = address == os.environ.get("RAY_ADDRESS")
     asked = "local" if address is None else "auto" if by_itself else address
-    starting = Path(_temporary(), "ray", _STARTING.format(pid=os.getpid()))
+    starting = Path(_temporary(), "ray", _STARTING.format(pid=os.getpid())) if where is None else None
     try:
-        if where is None:
+        if starting is not None:
             _sweep(starting.parent)
             starting.parent.mkdir(parents=True, exist_ok=True)
             starting.write_text(json.dumps(asdict(Process.current())))
@@ -164,13 +164,14 @@ def _start(address: str | None) -> Path | None:
     except Exception as error:  # which is all that Ray says of a part of it that does not start
         reason = " ".join(str(error).split())
         if where is None or address is None:
-            with suppress(OSError):
-                starting.unlink()
+            if starting is not None:
+                with suppress(OSError):
+                    starting.unlink()
             raise TrainingProcessError(
                 f"Ray cannot be started here ({reason}); where memory or CPUs are short, free some, or set runner=local"
             ) from error
         raise refused(error, where) or _unreachable(address, where, reason) from error
-    if where is not None:
+    if starting is None:
         return None
     session = Path(node.address_info["session_dir"])
     session.chmod(0o700)  # sockets, and logs with names of people's files
@@ -196,15 +197,22 @@ def _wait_for_nodes(where: str) -> None:
 
 def _sweep(folder: Path) -> None:
     """Remove what Rays have left whose commands were killed."""
-    for owner in (*folder.glob(f"session_*/{_OWNER}"), *folder.glob(_STARTING.format(pid="*"))):
+    for owner in folder.glob(f"session_*/{_OWNER}"):
         with suppress(OSError, ValueError, TypeError):
-            process, began = Process(**json.loads(owner.read_text())), owner.stat().st_mtime
-            if not process.is_gone:
-                continue
-            for session in [owner.parent] if owner.name == _OWNER else folder.glob(f"session_*_{process.pid}"):
-                if owner.name == _OWNER or _begun(session) >= began:  # an older one is of a process before it
-                    shutil.rmtree(session, ignore_errors=True)
-            owner.unlink(missing_ok=True)
+            if _noted_in(owner).is_gone:
+                shutil.rmtree(owner.parent, ignore_errors=True)
+    for starting in folder.glob(_STARTING.format(pid="*")):
+        with suppress(OSError, ValueError, TypeError):
+            process, noted = _noted_in(starting), starting.stat().st_mtime
+            if process.is_gone:
+                for session in folder.glob(f"session_*_{process.pid}"):
+                    if _begun(session) >= noted:  # an older one is of another process of this number
+                        shutil.rmtree(session, ignore_errors=True)
+                starting.unlink()
+
+
+def _noted_in(file: Path) -> Process:
+    return Process(**json.loads(file.read_text()))
 
 
 def _begun(session: Path) -> float:

@@ -195,6 +195,16 @@ def test_a_long_folder_that_was_named_for_ray_is_refused(monkeypatch: pytest.Mon
         ray_session.check(None)
 
 
+def test_where_files_of_a_ray_would_lie_here_is_nothing_to_a_cluster(
+    server: Callable[[bytes | None], str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", f"/{'x' * 90}")
+    monkeypatch.setattr(ray_session.services, "resolve_ip_for_localhost", lambda host: host)
+    monkeypatch.setattr(ray_session, "ray", fake_ray(lambda **_: None))
+    with ray_session.connected(server(SETTINGS_FRAME), tmp_path / "state"):
+        pass
+
+
 def test_the_longest_path_is_as_long_as_those_that_ray_makes() -> None:
     made = "ray/session_2026-11-28_16-23-42_998491_15284/sockets/plasma_store"
     assert len(ray_session._LONGEST_SOCKET) == len(made) + 2, "ids of processes have up to seven digits"
